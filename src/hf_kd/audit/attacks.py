@@ -1,0 +1,423 @@
+"""Attacks: ways to read a forgotten class back out of features, from a ridge of random features to a nearest mean.
+
+An attacker trains on the train split, all labels included, and is scored on the test split. Each attack is a function of
+`AuditData` and a seed that returns one `AttackResult`; `ATTACKS` names them. To add one, write the function and its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+
+from .nonlinear import (
+    MLPProbe,
+    fit_mlp_probe,
+    fit_rbf_probe,
+    knn_predictions,
+    prototype_predictions,
+    tie_shares,
+)
+from .preparation import (
+    ArrayLike,
+    FeatureScale,
+    as_features,
+    as_forget_labels,
+    generator,
+    is_in,
+    principal_scales,
+    stratified_subset,
+)
+from .probes import LinearProbe, checked_splits, fit_linear_probe
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attacker gets on the test split, in percent."""
+
+    name: str
+    recall_forget: float
+    """Forgotten samples given their true label (binary attacks: flagged as forgotten), over all forgotten classes."""
+    accuracy_retain: float
+    """Retained samples given their true label (binary attacks: not flagged)."""
+    false_alarms: float
+    """Retained samples given a forgotten label, or flagged."""
+    auc: float | None = None
+    """Area under the ROC curve of forgotten against retained in percent, where the attack yields a score; chance 50."""
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    @property
+    def advantage(self) -> float:
+        """Recall minus false alarms: 0 for an attacker who flags at random or flags everybody, 100 for a perfect one."""
+        return self.recall_forget - self.false_alarms
+
+
+@dataclass(frozen=True, eq=False)
+class AuditData:
+    """Checked features and labels of both splits, with the fits that several attacks share made once."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    forget: tuple[int, ...]
+    train_views: tuple[Tensor, ...] = ()
+    """Features of further views of the same training images, rows aligned with `train`."""
+    test_views: tuple[Tensor, ...] = ()
+    _mlps: dict[tuple[str, int], MLPProbe] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        train_features: ArrayLike,
+        train_labels: ArrayLike,
+        test_features: ArrayLike,
+        test_labels: ArrayLike,
+        forget_labels: int | ArrayLike,
+        train_views: Sequence[ArrayLike] = (),
+        test_views: Sequence[ArrayLike] = (),
+    ) -> AuditData:
+        """Check everything first; raises ValueError as `knowledge_retention` does, and on views that do not align."""
+        train, train_y, test, test_y = checked_splits(
+            train_features, train_labels, test_features, test_labels, forget_labels
+        )
+        if len(train_views) != len(test_views):
+            raise ValueError(f"Got {len(train_views)} further views of train and {len(test_views)} of test; give both.")
+        views = []
+        for name, given, base in (("training", train_views, train), ("test", test_views, test)):
+            checked = tuple(as_features(view, f"{name} view").to(train.device) for view in given)
+            for view in checked:
+                if view.shape != base.shape:
+                    raise ValueError(
+                        f"A {name} view has shape {tuple(view.shape)}; expected {tuple(base.shape)}, one row for each image."
+                    )
+            views.append(checked)
+        return cls(train, train_y, test, test_y, as_forget_labels(forget_labels), *views)
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """[K], ascending: the columns of every score and probability."""
+        return self.train_labels.unique()
+
+    @cached_property
+    def train_forget(self) -> Tensor:
+        return is_in(self.train_labels, self.forget)
+
+    @cached_property
+    def test_forget(self) -> Tensor:
+        return is_in(self.test_labels, self.forget)
+
+    @cached_property
+    def forget_columns(self) -> Tensor:
+        return is_in(self.classes, self.forget)
+
+    @cached_property
+    def scales(self) -> dict[str, FeatureScale]:
+        return principal_scales(self.train)
+
+    @cached_property
+    def linear_probe(self) -> LinearProbe:
+        return fit_linear_probe(self.train, self.train_labels, scales=self.scales)
+
+    def mlp(self, size: str, seed: int) -> MLPProbe:
+        """The small (256, whitened) or large (256-256, standardised) perceptron, fitted once for a seed."""
+        if (size, seed) not in self._mlps:
+            hidden, geometry = {"small": ((256,), "whitened"), "large": ((256, 256), "standardised")}[size]
+            self._mlps[size, seed] = fit_mlp_probe(self.train, self.train_labels, hidden, geometry=geometry, seed=seed)
+        return self._mlps[size, seed]
+
+    def forget_score(self, logits: Tensor) -> Tensor:
+        """log-odds [n] of forgotten against retained from class scores [n, K]."""
+        logits = logits.double()
+        return logits[:, self.forget_columns].logsumexp(dim=1) - logits[:, ~self.forget_columns].logsumexp(dim=1)
+
+
+def result_from_shares(
+    data: AuditData, name: str, shares: Tensor, score: Tensor | None = None, **settings: str | int | float | bool
+) -> AttackResult:
+    """Score predicted class probabilities [n_test, K] (one-hot for a deterministic attacker) on the test split."""
+    column = torch.searchsorted(data.classes, data.test_labels)
+    hit = shares.gather(1, column.unsqueeze(1)).squeeze(1)
+    flagged = shares[:, data.forget_columns].sum(dim=1)
+    forget = data.test_forget
+    return AttackResult(
+        name,
+        recall_forget=100 * float(hit[forget].mean()),
+        accuracy_retain=100 * float(hit[~forget].mean()),
+        false_alarms=100 * float(flagged[~forget].mean()),
+        auc=None if score is None else area_under_roc(score, forget),
+        settings=settings,
+    )
+
+
+def result_from_flags(
+    data: AuditData, name: str, flagged: Tensor, score: Tensor, **settings: str | int | float | bool
+) -> AttackResult:
+    """Score a binary attacker: `flagged` [n_test] as forgotten, `score` [n_test] higher for forgotten."""
+    flagged, forget = flagged.double(), data.test_forget
+    alarms = 100 * float(flagged[~forget].mean())
+    recall = 100 * float(flagged[forget].mean())
+    return AttackResult(
+        name, recall, 100 - alarms, alarms, area_under_roc(score, forget), {"task": "binary", **settings}
+    )
+
+
+def area_under_roc(score: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve in percent, ties counted half."""
+    return 100 * float(roc_auc_score(positive.cpu().numpy(), score.double().cpu().numpy()))
+
+
+def linear(data: AuditData, seed: int = 0) -> AttackResult:
+    """The converged multi-class probe: Knowledge Retention's own attacker."""
+    logits = data.linear_probe.logits(data.test)
+    fit = data.linear_probe.convergence
+    return result_from_shares(
+        data, "linear", tie_shares(logits), data.forget_score(logits), geometry=fit.geometry, converged=fit.converged
+    )
+
+
+def linear_binary(data: AuditData, seed: int = 0) -> AttackResult:
+    """A converged probe for forgotten against retained, both sides weighted alike so that its threshold is the middle."""
+    positive = data.train_forget
+    weights = torch.where(positive, 0.5 / positive.double().mean(), 0.5 / (~positive).double().mean())
+    probe = fit_linear_probe(
+        data.train, positive.long(), sample_weights=weights, scales=data.scales, tolerance=1e-5, seed=seed
+    )
+    logits = probe.logits(data.test)
+    score = logits[:, 1] - logits[:, 0]
+    return result_from_flags(data, "linear-binary", score > 0, score, geometry=probe.convergence.geometry)
+
+
+def mlp(data: AuditData, seed: int = 0, *, size: str) -> AttackResult:
+    """A multi-layer perceptron; see `AuditData.mlp` for the two sizes."""
+    probe = data.mlp(size, seed)
+    logits = probe.logits(data.test)
+    hidden = "-".join(str(weight.shape[0]) for weight, _ in probe.layers[:-1])
+    return result_from_shares(
+        data, f"mlp-{size}", tie_shares(logits), data.forget_score(logits), hidden=hidden, epochs=probe.epochs
+    )
+
+
+def rbf(data: AuditData, seed: int = 0, *, geometry: str) -> AttackResult:
+    """A Gaussian kernel classifier on random Fourier features."""
+    probe = fit_rbf_probe(data.train, data.train_labels, geometry=geometry, seed=seed)
+    scores = probe.logits(data.test)
+    settings = {"components": probe.phases.numel(), "bandwidth": probe.bandwidth, "ridge": probe.ridge}
+    score = scores[:, data.forget_columns].amax(dim=1) - scores[:, ~data.forget_columns].amax(dim=1)
+    return result_from_shares(data, f"rbf-{geometry}", tie_shares(scores), score, **settings)
+
+
+def knn(data: AuditData, seed: int = 0, *, metric: str, k: int = 20, draws: int = 8) -> AttackResult:
+    """Vote of the nearest training samples, ties broken at random and averaged."""
+    shares = knn_predictions(data.train, data.train_labels, data.test, k, metric, draws, seed)
+    return result_from_shares(data, f"knn-{metric}", shares, k=k, tie_draws=draws)
+
+
+def few_shot(data: AuditData, seed: int = 0, *, shots: int, metric: str, draws: int = 20) -> AttackResult:
+    """Nearest class mean with only `shots` labelled samples of each forgotten class, averaged over draws."""
+    shares = prototype_predictions(data.train, data.train_labels, data.test, data.forget, shots, metric, draws, seed)
+    return result_from_shares(data, f"few-shot-{shots}-{metric}", shares, shots=shots, draws=draws)
+
+
+def relearn(data: AuditData, seed: int = 0, *, percent: int, draws: int = 3) -> AttackResult:
+    """A head relearned to convergence on `percent` of the labels of every class, averaged over draws.
+
+    The scale comes from all training features: whoever holds them needs no labels for that.
+    """
+    rng = generator(seed)
+    shares, samples = torch.zeros(1, dtype=torch.float64), 0
+    for draw in range(draws):
+        rows = stratified_subset(data.train_labels, max(percent / 100, 2 / data.train_labels.numel()), rng)
+        if rows.numel() <= data.classes.numel():  # one sample a class: take a second one where there is one
+            rows = torch.cat([rows, stratified_subset(data.train_labels, 0.0, rng)]).unique()
+        samples = rows.numel()
+        probe = fit_linear_probe(
+            data.train[rows], data.train_labels[rows], scales=data.scales, tolerance=1e-5, seed=seed + draw
+        )
+        shares = shares.to(data.test.device) + tie_shares(probe.logits(data.test)) / draws
+    return result_from_shares(data, f"relearn-{percent}%", shares, samples=samples, draws=draws)
+
+
+def norm(data: AuditData, seed: int = 0) -> AttackResult:
+    """A threshold on the feature norm, either way round: erased directions shorten what they came from.
+
+    Threshold and side are the best on train; the AUC is two-sided, max(AUC, 100 - AUC).
+    """
+    length, test_length = data.train.double().norm(dim=1), data.test.double().norm(dim=1)
+    positive = data.train_forget.cpu().numpy()
+    options = []
+    for sign in (1.0, -1.0):
+        alarms, recall, thresholds = roc_curve(positive, (sign * length).cpu().numpy())
+        best = int(np.argmax(recall - alarms))
+        options.append((float(recall[best] - alarms[best]), sign, float(thresholds[best])))
+    _, sign, threshold = max(options)
+    score = sign * test_length
+    result = result_from_flags(data, "norm", score >= threshold, score, forgotten_are="long" if sign > 0 else "short")
+    return AttackResult(
+        **{**vars(result), "auc": max(result.auc, 100 - result.auc)},
+    )
+
+
+def weighted(data: AuditData, seed: int = 0, *, weight: float = 3.0) -> AttackResult:
+    """An attacker who accepts false alarms: the converged probe with forgotten samples counted `weight` times."""
+    weights = torch.where(data.train_forget, weight, 1.0)
+    probe = fit_linear_probe(
+        data.train, data.train_labels, sample_weights=weights, scales=data.scales, tolerance=1e-5, seed=seed
+    )
+    logits = probe.logits(data.test)
+    name = f"weighted-{weight:g}"
+    return result_from_shares(data, name, tie_shares(logits), data.forget_score(logits), forget_weight=weight)
+
+
+def at_false_alarms(data: AuditData, seed: int = 0, *, percent: float) -> AttackResult:
+    """Recall at a stated rate of false alarms, from the better of the linear probe's and the large perceptron's log-odds.
+
+    Read off the test ROC curve; between two attainable points the attacker tosses a coin, so the curve is interpolated.
+    """
+    positive = data.test_forget.cpu().numpy()
+    best = None
+    for reader in (data.linear_probe, data.mlp("large", seed)):
+        score = data.forget_score(reader.logits(data.test))
+        alarms, recall, _ = roc_curve(positive, score.cpu().numpy())
+        value = 100 * float(np.interp(percent / 100, alarms, recall))
+        if best is None or value > best[0]:
+            best = (value, area_under_roc(score, data.test_forget), type(reader).__name__)
+    recall, auc, reader = best
+    settings = {"task": "binary", "reader": reader, "stated_false_alarms": percent}
+    return AttackResult(f"at-{percent:g}%-false-alarms", recall, 100.0 - percent, float(percent), auc, settings)
+
+
+def groups(data: AuditData, seed: int = 0, *, reader: str, size: int = 5, partitions: int = 5) -> AttackResult:
+    """`size` samples known to share a label, read together: the sum of their log-probabilities decides.
+
+    Each class of the test split is cut into random groups, several times over; a class with fewer samples is one group.
+    """
+    probe = data.linear_probe if reader == "linear" else data.mlp("large", seed)
+    log_probabilities = probe.logits(data.test).double().log_softmax(dim=1)
+    rng = generator(seed)
+    sums, labels = [], []
+    for label in data.test_labels.unique():
+        rows = torch.nonzero(data.test_labels == label).flatten()
+        width = min(size, rows.numel())
+        for _ in range(partitions):
+            order = rows[torch.randperm(rows.numel(), generator=rng).to(rows.device)]
+            order = order[: rows.numel() // width * width].view(-1, width)
+            sums.append(log_probabilities[order].sum(dim=1))
+            labels.append(label.expand(order.shape[0]))
+    scores, grouped = torch.cat(sums), torch.cat(labels)
+    view = AuditData(data.train, data.train_labels, scores, grouped, data.forget)
+    name = f"groups-of-{size}-{reader}"
+    return result_from_shares(
+        view, name, tie_shares(scores), data.forget_score(scores), size=size, groups=scores.shape[0]
+    )
+
+
+def views(data: AuditData, seed: int = 0, *, reader: str) -> AttackResult:
+    """Several views of every image, their features joined: an eraser that decides view by view gives itself away.
+
+    Raises ValueError where `data` has no further views.
+    """
+    if not data.train_views:
+        raise ValueError(
+            "The views attack needs features of at least one further view of every image (e.g. the mirrored image); "
+            "pass train_views and test_views."
+        )
+    train, test = torch.cat([data.train, *data.train_views], dim=1), torch.cat([data.test, *data.test_views], dim=1)
+    if reader == "linear":
+        probe = fit_linear_probe(train, data.train_labels, tolerance=1e-5, seed=seed)
+    else:
+        probe = fit_mlp_probe(train, data.train_labels, (256, 256), geometry="standardised", seed=seed)
+    logits = probe.logits(test)
+    count = 1 + len(data.train_views)
+    return result_from_shares(data, f"views-{reader}", tie_shares(logits), data.forget_score(logits), views=count)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A row of the registry."""
+
+    function: Callable[[AuditData, int], AttackResult]
+    suite: str
+    """`standard` attacks also run in `full`."""
+
+
+ATTACKS: dict[str, Attack] = {
+    "linear": Attack(linear, "standard"),
+    "linear-binary": Attack(linear_binary, "standard"),
+    **{f"mlp-{size}": Attack(partial(mlp, size=size), "standard") for size in ("small", "large")},
+    **{f"rbf-{g}": Attack(partial(rbf, geometry=g), "standard") for g in ("standardised", "whitened")},
+    **{f"knn-{metric}": Attack(partial(knn, metric=metric), "standard") for metric in ("l2", "cosine")},
+    **{
+        f"few-shot-{shots}-{metric}": Attack(partial(few_shot, shots=shots, metric=metric), "standard")
+        for shots in (1, 5, 10)
+        for metric in ("l2", "cosine")
+    },
+    **{f"relearn-{percent}%": Attack(partial(relearn, percent=percent), "standard") for percent in (1, 2, 5)},
+    "norm": Attack(norm, "standard"),
+    "weighted-3": Attack(weighted, "full"),
+    **{f"at-{p}%-false-alarms": Attack(partial(at_false_alarms, percent=p), "full") for p in (1, 5, 25)},
+    **{f"groups-of-5-{reader}": Attack(partial(groups, reader=reader), "full") for reader in ("linear", "mlp")},
+    **{f"views-{reader}": Attack(partial(views, reader=reader), "full") for reader in ("linear", "mlp")},
+}
+"""Every attack by name."""
+
+
+def attack_names(names: str | Sequence[str], with_views: bool = False) -> tuple[str, ...]:
+    """Names of a suite (`standard` or `full`) or the given ones, checked. `full` has the views attacks only with views."""
+    if names == "standard":
+        return tuple(name for name, attack in ATTACKS.items() if attack.suite == "standard")
+    if names == "full":
+        return tuple(name for name in ATTACKS if with_views or not name.startswith("views-"))
+    chosen = (names,) if isinstance(names, str) else tuple(names)
+    unknown = [name for name in chosen if name not in ATTACKS]
+    if unknown or not chosen:
+        raise ValueError(f"Unknown attacks {unknown}; expected 'standard', 'full' or names among {', '.join(ATTACKS)}.")
+    return chosen
+
+
+def run_attacks(
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
+    forget_labels: int | ArrayLike,
+    names: str | Sequence[str] = "standard",
+    *,
+    seed: int = 0,
+    train_views: Sequence[ArrayLike] = (),
+    test_views: Sequence[ArrayLike] = (),
+) -> tuple[AttackResult, ...]:
+    """Run a suite of attacks on features [n, d]; results in the order of the names.
+
+    `train_views` and `test_views` are features of further views of the same images, for the views attacks of `full`.
+    Raises ValueError on malformed input (as `knowledge_retention`) and on unknown names.
+    """
+    data = AuditData.of(
+        train_features, train_labels, test_features, test_labels, forget_labels, train_views, test_views
+    )
+    return tuple(ATTACKS[name].function(data, seed) for name in attack_names(names, bool(data.train_views)))
+
+
+@dataclass(frozen=True)
+class StrongestAttacks:
+    """The worst case among several attacks, by two rules, because recall alone rewards flagging everybody."""
+
+    by_advantage: AttackResult
+    """Highest recall minus false alarms: the headline worst case."""
+    by_recall: AttackResult
+    """Highest recall of the forgotten classes, whatever the false alarms."""
+    rule: str = "headline: highest recall minus false alarms; also: highest recall whatever the false alarms"
+
+
+def strongest(results: Sequence[AttackResult]) -> StrongestAttacks:
+    """The strongest attackers among `results`; raises ValueError on none."""
+    if not results:
+        raise ValueError("There are no attack results to compare; run at least one attack.")
+    return StrongestAttacks(
+        max(results, key=lambda result: result.advantage), max(results, key=lambda result: result.recall_forget)
+    )

@@ -1,0 +1,213 @@
+"""The numbers an audit reports, and nothing else: accuracies of forget and retain samples and what is made of them.
+
+Everything is in percent. D_f and D_r are the accuracies on forget and retain training samples, D_ft and D_rt on their test
+counterparts, as in the paper's Table 1; forgetting wants the first and third low and the others high.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .preparation import ArrayLike, as_forget_labels, as_labels, is_in
+
+
+def harmonic_mean(forget_accuracy: float, retain_accuracy: float) -> float:
+    """HM = 2 (100 - D_f) D_r / ((100 - D_f) + D_r) of two accuracies in percent (paper, Table 1); 0 where both terms are 0.
+
+    Raises ValueError outside [0, 100].
+    """
+    for name, value in (("forget_accuracy", forget_accuracy), ("retain_accuracy", retain_accuracy)):
+        if not 0 <= value <= 100:
+            raise ValueError(f"{name} is {value}; expected percent in [0, 100].")
+    forgotten = 100.0 - forget_accuracy
+    total = forgotten + retain_accuracy
+    return 2 * forgotten * retain_accuracy / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class ForgetRetainScores:
+    """The four accuracies of the paper's tables, in percent."""
+
+    D_f: float
+    D_r: float
+    D_ft: float
+    D_rt: float
+
+    @property
+    def HM(self) -> float:
+        """Harmonic mean on the training samples."""
+        return harmonic_mean(self.D_f, self.D_r)
+
+    @property
+    def HM_t(self) -> float:
+        """Harmonic mean on the test samples."""
+        return harmonic_mean(self.D_ft, self.D_rt)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        train_predictions: ArrayLike,
+        train_labels: ArrayLike,
+        test_predictions: ArrayLike,
+        test_labels: ArrayLike,
+        forget_labels: int | ArrayLike,
+    ) -> ForgetRetainScores:
+        """Top-1 accuracies over all samples of all forget classes together (micro), and over all others.
+
+        Raises ValueError where a split has no forget or no retain sample.
+        """
+        train = forget_retain_accuracy(train_predictions, train_labels, forget_labels, "train")
+        test = forget_retain_accuracy(test_predictions, test_labels, forget_labels, "test")
+        return cls(*train, *test)
+
+
+def forget_retain_accuracy(
+    predictions: ArrayLike, labels: ArrayLike, forget_labels: int | ArrayLike, split: str = "given"
+) -> tuple[float, float]:
+    """Accuracy on the forget samples and on all others of one split, in percent."""
+    predictions, labels = _pair(predictions, labels)
+    forget = forget_mask(labels, forget_labels, split)
+    hits = (predictions == labels).double()
+    return 100 * float(hits[forget].mean()), 100 * float(hits[~forget].mean())
+
+
+def forget_mask(labels: Tensor, forget_labels: int | ArrayLike, split: str) -> Tensor:
+    """Boolean [n]: which samples are to be forgotten. Raises ValueError where that is none of them, or all."""
+    forget = as_forget_labels(forget_labels)
+    mask = is_in(labels, forget)
+    if not mask.any():
+        raise ValueError(
+            f"No {split} sample has a label in forget_labels {list(forget)} (labels run from {int(labels.min())} to "
+            f"{int(labels.max())}); pass samples of the forgotten classes, or correct forget_labels."
+        )
+    if mask.all():
+        raise ValueError(
+            f"Every {split} sample has a label in forget_labels {list(forget)}; "
+            "what was retained can only be measured with samples of other classes."
+        )
+    return mask
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """One row of the per-class table."""
+
+    label: int
+    samples: int
+    accuracy: float
+    """Percent."""
+    forgotten: bool
+
+
+def per_class_accuracy(
+    predictions: ArrayLike, labels: ArrayLike, forget_labels: int | ArrayLike
+) -> tuple[ClassAccuracy, ...]:
+    """Accuracy of every class present in `labels`, in ascending order of label."""
+    predictions, labels = _pair(predictions, labels)
+    forget = set(as_forget_labels(forget_labels))
+    rows = []
+    for label in labels.unique().tolist():
+        hits = (predictions[labels == label] == label).double()
+        rows.append(ClassAccuracy(label, hits.numel(), 100 * float(hits.mean()), label in forget))
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
+class NearestClass:
+    """One retained class that forgotten samples are now taken for."""
+
+    label: int
+    share: float
+    """Percent of the forgotten samples."""
+
+
+def nearest_retained_classes(
+    predictions: ArrayLike, labels: ArrayLike, forget_labels: int | ArrayLike, most: int | None = None
+) -> tuple[NearestClass, ...]:
+    """Where forgotten samples are sent: retained classes predicted for them, most frequent first.
+
+    Shares are of all forgotten samples, so they add up to 100 minus the share still predicted as a forgotten class.
+    """
+    predictions, labels = _pair(predictions, labels)
+    mask = forget_mask(labels, forget_labels, "given")
+    forget = set(as_forget_labels(forget_labels))
+    values, counts = predictions[mask].unique(return_counts=True)
+    total = int(mask.sum())
+    rows = [
+        NearestClass(label, 100 * count / total)
+        for label, count in zip(values.tolist(), counts.tolist(), strict=True)
+        if label not in forget
+    ]
+    return tuple(sorted(rows, key=lambda row: (-row.share, row.label))[:most])
+
+
+def recovery_ratio(probe_accuracy: float, original_accuracy: float) -> float:
+    """Fig. 1's recovery rate acc_lp / acc_original in percent: probe on erased features over the original head.
+
+    Raises ValueError where the original accuracy is 0: nothing was known that could come back.
+    """
+    if original_accuracy <= 0:
+        raise ValueError(f"The original accuracy is {original_accuracy}; a recovery ratio needs one above 0.")
+    return 100 * probe_accuracy / original_accuracy
+
+
+def normalised_retention(erased: float, original: float, reference: float | None = None) -> float | None:
+    """KRn = (f - f_ref) / (f_orig - f_ref): 0 = as little as the reference that never knew, 1 = nothing forgotten.
+
+    Arguments are probe accuracies on the forgotten classes in percent; without a reference f_ref is 0. Below 0 the erased
+    features reveal less than the reference. None where original and reference do not differ: then nothing can be said.
+    """
+    base = 0.0 if reference is None else reference
+    return (erased - base) / (original - base) if original != base else None
+
+
+def average_gap(scores: Sequence[float], reference: Sequence[float]) -> float:
+    """Avg Gap of Table 5: mean absolute difference to the retrained model over (D_f, D_r, D_t, MIA), in points.
+
+    Raises ValueError on empty or unequal lengths.
+    """
+    if not scores or len(scores) != len(reference):
+        raise ValueError(f"Got {len(scores)} scores and {len(reference)} reference values; expected as many of each.")
+    return sum(abs(a - b) for a, b in zip(scores, reference, strict=True)) / len(scores)
+
+
+@dataclass(frozen=True)
+class MeanAndSD:
+    """A score over repetitions: mean and sample standard deviation (None for a single repetition)."""
+
+    mean: float
+    sd: float | None
+    count: int
+
+
+def mean_and_sd(values: Sequence[float]) -> MeanAndSD:
+    """Mean and standard deviation with n - 1.
+
+    HM has to be computed per seed and then averaged: HM is concave, so the HM of averages is higher.
+    """
+    values = [float(value) for value in values]
+    if not values:
+        raise ValueError("There are no values to average; pass at least one.")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return MeanAndSD(mean, None, 1)
+    return MeanAndSD(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)), len(values))
+
+
+def scores_over_seeds(runs: Sequence[ForgetRetainScores]) -> dict[str, MeanAndSD]:
+    """Mean and sd of D_f, D_r, D_ft, D_rt, HM and HM_t over runs, the harmonic means taken per run as the paper does."""
+    names = ("D_f", "D_r", "D_ft", "D_rt", "HM", "HM_t")
+    return {name: mean_and_sd([getattr(run, name) for run in runs]) for name in names}
+
+
+def _pair(predictions: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
+    labels = torch.as_tensor(labels)
+    labels = as_labels(labels, labels.shape[0] if labels.ndim else 1)
+    if not labels.numel():
+        raise ValueError("There are no samples to score.")
+    return as_labels(predictions, labels.shape[0], name="predictions"), labels

@@ -1,0 +1,192 @@
+"""How far two models, or one model before and after erasing, are apart: in outputs, in features, in weights.
+
+None of these says whether knowledge is gone: ZRF and the distances look at outputs, CKA is blind to rotations and to
+the mean, and ESC changes no weight at all. They describe side effects, and are reported beside the probes.
+
+Distances between outputs compare softmax probabilities; logits may be -inf for removed classes. Everything is
+computed in float64, in chunks of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .arrays import LOG_FLOOR, aligned_chunks, as_logits, same_shape, unit_rows
+from .preparation import ArrayLike, as_features
+
+NEGLIGIBLE = 1e-12
+"""Centred energy below this share of the total is rounding: float32 rows that are equal differ by about 1e-7."""
+
+
+@dataclass(frozen=True)
+class ActivationDistances:
+    """Distances between the softmax outputs of two models on the same images; 0 when equal."""
+
+    l1: float
+    """mean_i ||p_i - q_i||_1, in [0, 2] (Golatkar et al.)."""
+    l2: float
+    """mean_i ||p_i - q_i||_2, in [0, sqrt 2] (BadT, SSD)."""
+    rms: float
+    """sqrt(mean_i ||p_i - q_i||_2^2), in [0, sqrt 2] (SUPREME)."""
+
+
+@dataclass(frozen=True)
+class CosineAgreement:
+    """Cosine between the two vectors of each sample, not centred."""
+
+    mean: float
+    sd: float
+    """Over samples."""
+    zero_rows: int
+    """Samples whose vector is zero in one of the two; their cosine counts as 0."""
+
+
+def js_divergence(logits: ArrayLike, other_logits: ArrayLike, log_base: float = math.e) -> Tensor:
+    """Jensen-Shannon divergence of each sample's softmax outputs, float64 [n] in [0, log 2 / log `log_base`].
+
+    JS(p, q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2. Raises ValueError on logits of different shapes.
+    """
+    _check_base(log_base)
+    divergences = []
+    for p, q in _probabilities(logits, other_logits):
+        middle = (p + q) / 2
+        nats = sum((torch.xlogy(r, r) - torch.xlogy(r, middle)).sum(1) for r in (p, q)) / 2
+        divergences.append(nats.clamp(0, math.log(2)) / math.log(log_base))
+    return torch.cat(divergences).cpu()
+
+
+def zrf(logits: ArrayLike, random_logits: ArrayLike, log_base: float = 2) -> float:
+    """Zero-retrain forgetting, 1 - mean JS to a randomly initialised model on D_f (Chundawat et al.).
+
+    1 means that the model answers like a random one. In base 2 the score spans [0, 1]; in nats it cannot fall below
+    1 - ln 2. A randomly initialised model answers nearly uniformly, so uniform outputs score close to 1.
+    """
+    return 1 - float(js_divergence(logits, random_logits, log_base).mean())
+
+
+def zrf_legacy(logits: ArrayLike, random_logits: ArrayLike) -> float:
+    """ZRF as the public BadT / SSD code computes it; only for comparison with numbers printed from that code.
+
+    Its divergence has the arguments reversed, (KL(m || p) + KL(m || q)) / 2, and is divided by the number of classes,
+    so that with 100 classes or more everything scores near 1. log p is clipped at -100, where that code gives inf.
+    """
+    total, entries = 0.0, 0
+    for p, q in _probabilities(logits, random_logits):
+        middle = (p + q) / 2
+        for r in (p, q):
+            total += float((torch.xlogy(middle, middle) - middle * r.log().clamp(min=LOG_FLOOR)).sum())
+        entries += p.numel()
+    return 1 - total / (2 * entries)
+
+
+def activation_distances(logits: ArrayLike, other_logits: ArrayLike) -> ActivationDistances:
+    """Mean L1, mean L2 and root-mean-square L2 distance of softmax outputs; papers use each under the same name."""
+    l1, l2 = [], []
+    for p, q in _probabilities(logits, other_logits):
+        l1.append((p - q).abs().sum(1))
+        l2.append(torch.linalg.vector_norm(p - q, dim=1))
+    distance = torch.cat(l2)
+    return ActivationDistances(
+        l1=float(torch.cat(l1).mean()), l2=float(distance.mean()), rms=float((distance**2).mean().sqrt())
+    )
+
+
+def completeness(logits: ArrayLike, reference_logits: ArrayLike) -> float:
+    """Share of samples on which both models predict the same class, in percent; the reference is usually retrained."""
+    a, b = as_logits(logits, "logits"), as_logits(reference_logits, "reference_logits")
+    same_shape(a, b, "logits and reference_logits")
+    return 100 * float((a.argmax(1) == b.argmax(1).to(a.device)).double().mean())
+
+
+def linear_cka(features: ArrayLike, other_features: ArrayLike) -> float:
+    """Linear centred kernel alignment of [n, d] and [n, d'], in [0, 1]: 1 when equal up to rotation, scale and shift.
+
+    ||Yc^T Xc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F) with columns centred (Kornblith et al. 2019). Biased upwards when n
+    is not much larger than d: see `minibatch_cka`. Centring hides the removal of a common mean, which is most of
+    what ESC at k = 1 does: read it with `uncentred_cosine`. Features that are all equal align with nothing: 0.
+
+    Raises ValueError on different numbers of samples.
+    """
+    x, y = as_features(features, "features"), as_features(other_features, "other features")
+    same_shape(x, y, "features and other_features", rows_only=True)
+    mean_x, mean_y = (sum(columns) / len(x) for columns in zip(*_column_sums(x, y), strict=True))
+    size = x.shape[1] + y.shape[1]
+    gram = torch.zeros(size, size, dtype=torch.float64, device=x.device)
+    total_x = total_y = 0.0
+    for part_x, part_y in aligned_chunks(x, y):
+        total_x, total_y = total_x + float((part_x**2).sum()), total_y + float((part_y**2).sum())
+        both = torch.cat([part_x - mean_x, part_y - mean_y], dim=1)
+        gram += both.T @ both
+    xx, yy = gram[: x.shape[1], : x.shape[1]], gram[x.shape[1] :, x.shape[1] :]
+    if float(xx.trace()) <= NEGLIGIBLE * total_x or float(yy.trace()) <= NEGLIGIBLE * total_y:
+        return 0.0
+    return float((gram[: x.shape[1], x.shape[1] :] ** 2).sum() / (torch.linalg.norm(xx) * torch.linalg.norm(yy)))
+
+
+def minibatch_cka(features: ArrayLike, other_features: ArrayLike, batch_size: int = 256, seed: int = 0) -> float:
+    """Linear CKA from the unbiased HSIC_1 of random minibatches (Nguyen et al. 2021): near 0 on unrelated features.
+
+    The estimate can fall slightly below 0. Memory is `batch_size`^2; a last batch that is not full is left out.
+    Raises ValueError on fewer than 4 samples a batch or different numbers of samples.
+    """
+    x, y = as_features(features, "features"), as_features(other_features, "other features")
+    same_shape(x, y, "features and other_features", rows_only=True)
+    batch_size = min(batch_size, len(x))
+    if batch_size < 4:
+        raise ValueError(f"{batch_size} samples a batch; the unbiased HSIC needs at least 4. Use `linear_cka`.")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    xy = xx = yy = energy_x = energy_y = 0.0
+    for start in range(0, len(x) - batch_size + 1, batch_size):
+        rows = order[start : start + batch_size]
+        a, b = (matrix[rows.to(matrix.device)].to(x.device, torch.float64) for matrix in (x, y))
+        energy_x, energy_y = energy_x + float((a**2).sum() ** 2), energy_y + float((b**2).sum() ** 2)
+        kernel_x, kernel_y = ((m - m.mean(0)) @ (m - m.mean(0)).T for m in (a, b))
+        xy += _hsic(kernel_x, kernel_y)
+        xx += _hsic(kernel_x, kernel_x)
+        yy += _hsic(kernel_y, kernel_y)
+    if xx <= NEGLIGIBLE**2 * energy_x or yy <= NEGLIGIBLE**2 * energy_y:
+        return 0.0
+    return xy / math.sqrt(xx * yy)
+
+
+def uncentred_cosine(features: ArrayLike, other_features: ArrayLike) -> CosineAgreement:
+    """Cosine between each sample's original and erased feature, both [n, d]; 1 when only lengths changed."""
+    x, y = as_features(features, "features"), as_features(other_features, "other features")
+    same_shape(x, y, "features and other_features")
+    cosines, zero_rows = [], 0
+    for parts in aligned_chunks(x, y):
+        (a, length_a), (b, length_b) = map(unit_rows, parts)
+        cosines.append((a * b).sum(1))
+        zero_rows += int(((length_a == 0) | (length_b == 0)).sum())
+    cosine = torch.cat(cosines)
+    return CosineAgreement(float(cosine.mean()), float(cosine.std(unbiased=False)), zero_rows)
+
+
+def _column_sums(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for part_x, part_y in aligned_chunks(x, y):
+        yield part_x.sum(0), part_y.sum(0)
+
+
+def _hsic(kernel: Tensor, other: Tensor) -> float:
+    """Unbiased HSIC_1 of two kernel matrices (Song et al. 2012, eq. 5); shifts of the data cancel in it."""
+    n = len(kernel)
+    kernel, other = (matrix - torch.diag(matrix.diagonal()) for matrix in (kernel, other))
+    total = (kernel * other).sum() + kernel.sum() * other.sum() / ((n - 1) * (n - 2))
+    return float(total - 2 / (n - 2) * (kernel.sum(0) @ other.sum(1))) / (n * (n - 3))
+
+
+def _probabilities(logits: ArrayLike, other_logits: ArrayLike) -> Iterator[tuple[Tensor, Tensor]]:
+    a, b = as_logits(logits, "logits"), as_logits(other_logits, "other_logits")
+    same_shape(a, b, "logits and other_logits")
+    for part_a, part_b in aligned_chunks(a, b):
+        yield torch.softmax(part_a, 1), torch.softmax(part_b, 1)
+
+
+def _check_base(log_base: float) -> None:
+    if not log_base > 1:
+        raise ValueError(f"log_base={log_base}; use 2 for a score in [0, 1], or math.e for nats.")

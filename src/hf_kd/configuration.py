@@ -1,0 +1,123 @@
+"""What a saved erased model says about itself: the inner model, its taps, its erasers, and what was asked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from .taps import Tap
+
+MODEL_TYPE = "hf_kd_erased"
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """The record of one carried-out request. Holds no file names and no image data; classes are the model's own ids."""
+
+    method: str
+    settings: dict[str, Any]
+    """Hyper-parameters of the method."""
+    taps: tuple[str, ...]
+    n_forget: int
+    classes: tuple[int, ...] | None
+    """Ids of the forgotten classes in the model's `id2label`; None when the labels are unknown to the model."""
+    measured: tuple[dict[str, Any], ...]
+    """What was measured while fitting, for each tap: k, share of forget energy removed, hits before and after, ..."""
+    rank_removed: tuple[int, ...]
+    condition_number: tuple[float | None, ...]
+    """Of each fitted eraser; None when it has a null space, so that no inverse exists."""
+    sha256: tuple[str, ...]
+    """Of the buffers of each fitted eraser, little-endian, in order of their names."""
+    dtype: str
+    """In which the features were computed."""
+    feature_seconds: float
+    fit_seconds: float
+    processes: int = 1
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def k(self) -> int:
+        """Directions removed, over all taps."""
+        return sum(self.rank_removed)
+
+    @property
+    def energy_removed(self) -> float | None:
+        """Share of sum ||h||^2 of D_f that was removed (first tap); None for methods that do not remove a subspace."""
+        return self.measured[0].get("energy_removed")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Erasure:
+        """Inverse of `to_dict`, also after JSON. Keys of a later version are ignored."""
+        known = {f.name for f in fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
+        for name in ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides about the numbers."""
+    return {name: version(name) for name in ("hf-kd", "torch", "transformers", "datasets", "accelerate")}
+
+
+class ErasedConfig(PreTrainedConfig):
+    """Configuration of an `ErasedModel`.
+
+    inner: configuration of the model inside. inner_class: its class name. taps, erasers: where pooled features pass and
+    which erasers stand there (their shapes; values are in the weights). leaking: fields of the inner model's output
+    that carry knowledge past the taps and are withheld. erasures: one record per request.
+    """
+
+    model_type = MODEL_TYPE
+    sub_configs = {"inner": AutoConfig}  # noqa: RUF012  (as transformers declares it)
+
+    def __init__(
+        self,
+        inner: PreTrainedConfig | dict[str, Any] | None = None,
+        inner_class: str | None = None,
+        taps: list[dict[str, Any]] | None = None,
+        erasers: list[dict[str, Any] | None] | None = None,
+        leaking: list[str] | None = None,
+        erasures: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(inner, dict):
+            settings = dict(inner)
+            inner = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        self.inner = inner
+        self.inner_class = inner_class
+        self.taps = taps or []
+        self.erasers = erasers or []
+        self.leaking = leaking or []
+        self.erasures = erasures or []
+        attention = getattr(inner, "_attn_implementation", None)
+        super().__init__(**kwargs)
+        if inner is not None and getattr(inner, "_attn_implementation", None) is None:
+            # building the outer configuration resets the attention of every inner one; give it back
+            inner._attn_implementation = attention
+
+    @classmethod
+    def around(cls, model: Any) -> ErasedConfig:
+        """The configuration that wraps a model without touching its configuration."""
+        inner = model.config
+        labels = {
+            name: getattr(inner, name)
+            for name in ("id2label", "label2id", "problem_type")
+            if getattr(inner, name, None) is not None
+        }
+        return cls(inner=inner, inner_class=type(model).__name__, **labels)
+
+    @property
+    def tap_list(self) -> tuple[Tap, ...]:
+        return tuple(Tap.from_dict(tap) for tap in self.taps)
+
+    @property
+    def records(self) -> tuple[Erasure, ...]:
+        return tuple(Erasure.from_dict(record) for record in self.erasures)

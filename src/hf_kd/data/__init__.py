@@ -1,0 +1,40 @@
+"""From what a user holds - a data set, a list, a loader, a folder - to the pooled features of its images.
+
+`sources` opens what a command line can name, `forget_set` finds images and labels in it, `images` and `preprocess` make
+model inputs of them (`resize` holds the exact fast path), `loader` makes batches, `labels` tells the data set's
+classes in the model's terms, and `features` runs the model. Knows `hf_kd.taps` and no other room.
+"""
+
+from .features import (
+    FeatureStore,
+    feature_pass,
+    gather_rows,
+    probe_from_batch,
+    sum_over_processes,
+)
+from .forget_set import ForgetSet, describe_forget_set
+from .images import UnreadableImageError, to_rgb
+from .labels import LabelMapping, LabelMismatchError, match_labels, resolve_forget_labels
+from .loader import make_loader
+from .preprocess import ImagePreprocessor
+from .sources import filter_by_labels, load_source
+
+__all__ = [
+    "FeatureStore",
+    "ForgetSet",
+    "ImagePreprocessor",
+    "LabelMapping",
+    "LabelMismatchError",
+    "UnreadableImageError",
+    "describe_forget_set",
+    "feature_pass",
+    "filter_by_labels",
+    "gather_rows",
+    "load_source",
+    "make_loader",
+    "match_labels",
+    "probe_from_batch",
+    "resolve_forget_labels",
+    "sum_over_processes",
+    "to_rgb",
+]

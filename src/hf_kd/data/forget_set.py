@@ -1,0 +1,316 @@
+"""What a forget set may be, and which of its columns are the images and the labels.
+
+`describe_forget_set` looks at whatever the user holds, once, and says in a `ForgetSet` how to read it; `loader.py`
+then reads. Images are never decoded by `datasets` where that can be avoided: undecoded, a damaged image is met by our
+own reader, which knows its row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset as TorchIterableDataset
+
+logger = logging.getLogger(__name__)
+
+LABEL_KEYS = ("labels", "label")
+"""Names under which integer labels are looked for where nothing says more."""
+
+_EMPTY = "The forget set is empty: there is nothing to forget. Check the filter or the split that selected it."
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """How to read a forget set; made by `describe_forget_set`."""
+
+    source: Any = field(repr=False)
+    """The data, with the columns reduced to images and labels and the images left encoded where possible."""
+    kind: str
+    """"dataset" (datasets.Dataset), "stream" (datasets.IterableDataset), "rows" (anything with a length and rows by
+    number) or "loader" (a DataLoader of the model's inputs)."""
+    image_column: str | int | None = None
+    """Key of the image in a row; None where a row is the image itself, or holds the model's inputs."""
+    label_column: str | int | None = None
+    label_names: tuple[str, ...] | None = None
+    """Name of each label id, where the data set knows them."""
+    length: int | None = None
+    """Number of samples (of a loader: batches), where it is known beforehand."""
+    is_prepared: bool = False
+    """Whether rows hold tensors for the model, which need no image processor."""
+    label_candidates: tuple[str, ...] = ()
+    """Columns that could be the labels where several could, so that none was taken."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether it is known which label each sample has."""
+        return self.label_column is not None
+
+
+def describe_forget_set(source: Any, image_column: str | None = None, label_column: str | None = None) -> ForgetSet:
+    """Find out how to read `source`.
+
+    `source` may be a `datasets.Dataset` or streaming `IterableDataset`; a list (or map-style torch Dataset) of images,
+    of (image, label) pairs or of dicts; or a DataLoader whose batches are dicts of the model's own inputs, `labels`
+    optional. In pairs and dicts a floating-point tensor counts as ready for the model, a uint8 tensor as an image.
+
+    The image column is the one of type `datasets.Image`, the label column the one of type `ClassLabel`, or else an
+    integer column named label or labels; `image_column` and `label_column` overrule. A string column can be named as
+    labels of a `Dataset`; its sorted values then are the label names. Without a single label column there are no
+    labels, which only some methods need.
+
+    A format or transform set on a `datasets` object is not applied: images go through the model's own processor.
+
+    Raises ValueError for an empty set, one without images or with several image columns (listing the columns), a named
+    column that does not exist or cannot hold labels; TypeError for what is no forget set at all.
+    """
+    if isinstance(source, Dataset):
+        return _describe_dataset(source, image_column, label_column)
+    if isinstance(source, IterableDataset):
+        return _describe_stream(source, image_column, label_column)
+    if isinstance(source, DataLoader):
+        return _describe_loader(source, image_column, label_column)
+    if isinstance(source, Mapping):
+        raise TypeError(
+            f"A forget set is one set of samples, not a {type(source).__name__} of several. Take one, for example "
+            f"[{next(iter(source), 'train')!r}] (there are: {', '.join(map(repr, source))})."
+        )
+    is_map_style = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    if isinstance(source, (str, bytes, Image.Image, TorchIterableDataset)) or not is_map_style:
+        raise TypeError(
+            f"A {type(source).__name__} is no forget set. Pass a datasets.Dataset (also streaming), a list of images, "
+            f"of "
+            "(image, label) pairs or of dicts, or a DataLoader of dict batches; a single image goes into a list."
+        )
+    return _describe_rows(source, image_column, label_column)
+
+
+def _describe_dataset(source: Dataset, image_column: str | None, label_column: str | None) -> ForgetSet:
+    if len(source) == 0:
+        raise ValueError(_EMPTY)
+    if source.format["type"] == "custom":
+        logger.warning(
+            "The transform set on the forget set is not applied; its images go through the model's processor."
+        )
+    features = source.features
+    image_column = _image_column(features, image_column)
+    label_column, candidates = _label_column(features, label_column)
+    source = source.with_format(None).select_columns(_unique(image_column, label_column))
+    names = _names(features, label_column)
+    if label_column is not None and _is_string(features[label_column]):
+        names = tuple(sorted(name for name in source.unique(label_column) if name is not None))
+    if isinstance(features[image_column], ImageFeature):
+        source = source.cast_column(image_column, ImageFeature(decode=False))
+    return ForgetSet(source, "dataset", image_column, label_column, names, len(source), label_candidates=candidates)
+
+
+def _describe_stream(source: IterableDataset, image_column: str | None, label_column: str | None) -> ForgetSet:
+    features = source.features
+    if features is None:  # as after .map(): only the rows themselves say what they hold
+        first = next(iter(islice(source, 1)), None)
+        if first is None:
+            raise ValueError(_EMPTY)
+        features = _features_of(first)
+    image_column = _image_column(features, image_column)
+    label_column, candidates = _label_column(features, label_column)
+    if label_column is not None and _is_string(features[label_column]):
+        raise ValueError(
+            f"Label column {label_column!r} of a streaming forget set holds strings, and which ones is not known "
+            f"before its "
+            f"end. Give it a type: ds.cast_column({label_column!r}, ClassLabel(names=[...])), or load it without "
+            f"streaming."
+        )
+    source = source.select_columns(_unique(image_column, label_column))
+    if source.features is not None:
+        source = source.with_format(None)
+        if isinstance(features[image_column], ImageFeature):
+            source = source.cast_column(image_column, ImageFeature(decode=False))
+        if next(iter(islice(source, 1)), None) is None:
+            raise ValueError(_EMPTY)
+    return ForgetSet(
+        source, "stream", image_column, label_column, _names(features, label_column), label_candidates=candidates
+    )
+
+
+def _describe_rows(source: Sequence[Any], image_column: str | None, label_column: str | None) -> ForgetSet:
+    if len(source) == 0:
+        raise ValueError(_EMPTY)
+    first = source[0]
+    if isinstance(first, Mapping):
+        features = _features_of(first)
+        label_column, candidates = _label_column(features, label_column)
+        if label_column is not None and _is_string(features[label_column]):
+            raise ValueError(
+                f"Label column {label_column!r} holds strings. Give integer ids, or use a datasets.Dataset, which can "
+                f"name "
+                f"its labels: Dataset.from_list(rows).class_encode_column({label_column!r})."
+            )
+        tensors = [key for key, value in first.items() if isinstance(value, Tensor) and value.is_floating_point()]
+        if image_column is None and tensors and not _image_columns(features):
+            return ForgetSet(source, "rows", None, label_column, None, len(source), True, candidates)
+        return ForgetSet(
+            source, "rows", _image_column(features, image_column), label_column, None, len(source), False, candidates
+        )
+    if image_column is not None or label_column is not None:
+        raise ValueError(
+            "image_column and label_column name columns, but the rows of this forget set have none: the first one is a "
+            f"{type(first).__name__}. Leave them out, or give rows as dicts."
+        )
+    if isinstance(first, (tuple, list)):
+        if len(first) != 2 or not _looks_like_image(first[0]) or not _looks_like_label(first[1]):
+            kinds = ", ".join(type(value).__name__ for value in first)
+            raise ValueError(f"Rows have to be (image, label) pairs, got ({kinds}). Give rows as dicts otherwise.")
+        return ForgetSet(source, "rows", 0, 1, None, len(source), _is_prepared(first[0]))
+    if not _looks_like_image(first):
+        raise ValueError(
+            f"The forget set has no images: its first row is a {type(first).__name__}. Pass PIL images, (image, label) "
+            "pairs, or dicts with an image."
+        )
+    return ForgetSet(source, "rows", None, None, None, len(source), _is_prepared(first))
+
+
+def _describe_loader(source: DataLoader, image_column: str | None, label_column: str | None) -> ForgetSet:
+    if image_column is not None:
+        raise ValueError("image_column is for data sets; a DataLoader brings the model's inputs under their own names.")
+    first = next(iter(source), None)
+    if first is None:
+        raise ValueError(_EMPTY)
+    if not isinstance(first, Mapping):
+        raise ValueError(
+            f"Batches of a forget DataLoader have to be dicts of the model's inputs (for example pixel_values, and "
+            f"labels "
+            f"if there are any), got a {type(first).__name__}. Use a collate_fn that returns a dict, or pass the data "
+            f"set "
+            "itself."
+        )
+    if not any(isinstance(value, Tensor) and value.is_floating_point() for value in first.values()):
+        raise ValueError(
+            f"The forget set has no images: the batches hold {', '.join(map(repr, first)) or 'nothing'}, and no "
+            "floating-point tensor such as pixel_values is among them."
+        )
+    if label_column is not None and label_column not in first:
+        raise ValueError(f"The batches have no {label_column!r}; they hold {', '.join(map(repr, first))}.")
+    column = label_column or next((key for key in LABEL_KEYS if first.get(key) is not None), None)
+    return ForgetSet(source, "loader", None, column, None, _length(source), True)
+
+
+def _image_column(features: Mapping[str, Any], wanted: str | None) -> str:
+    if wanted is not None:
+        _require_column(features, wanted, "image_column")
+        return wanted
+    found = _image_columns(features)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"The forget set has several image columns ({', '.join(map(repr, found))}). Choose one with "
+            f"image_column=..., "
+            f"for example image_column={found[0]!r}."
+        )
+    raise ValueError(
+        f"The forget set has no images: none of its columns is of type datasets.Image. Its columns are "
+        f"{_listing(features)}. "
+        "If one of them holds paths or bytes of images, name it with image_column=..."
+    )
+
+
+def _image_columns(features: Mapping[str, Any]) -> list[str]:
+    return [name for name, feature in features.items() if isinstance(feature, ImageFeature) or _is_encoded(feature)]
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Whether these are image files as parquet written by other programs than `datasets` holds them."""
+    return isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
+
+
+def _label_column(features: Mapping[str, Any], wanted: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """The label column, or None and the columns among which the user has to choose."""
+    if wanted is not None:
+        _require_column(features, wanted, "label_column")
+        feature = features[wanted]
+        if not (isinstance(feature, ClassLabel) or _is_integer(feature) or _is_string(feature)):
+            raise ValueError(
+                f"Column {wanted!r} is {_type_name(feature)} and cannot be the labels: those are one class, integer or "
+                f"string a sample. The columns are {_listing(features)}."
+            )
+        return wanted, ()
+    found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    found = found or [name for name in LABEL_KEYS if name in features and _is_integer(features[name])]
+    return (found[0], ()) if len(found) == 1 else (None, tuple(found))
+
+
+def _require_column(features: Mapping[str, Any], name: str, argument: str) -> None:
+    if name not in features:
+        raise ValueError(f"{argument}={name!r} is no column of the forget set. Its columns are {_listing(features)}.")
+
+
+def _names(features: Mapping[str, Any], label_column: str | None) -> tuple[str, ...] | None:
+    feature = features.get(label_column)
+    return tuple(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _features_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The types of a row's values, as far as they matter here, in the words of `datasets`."""
+    features: dict[str, Any] = {}
+    for name, value in row.items():
+        if _is_encoded(value) or (_looks_like_image(value) and not _is_prepared(value)):
+            features[name] = ImageFeature()
+        elif _looks_like_label(value):
+            features[name] = Value("int64")
+        elif isinstance(value, str):
+            features[name] = Value("string")
+        else:
+            features[name] = value
+    return features
+
+
+def _looks_like_image(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, Tensor)):
+        return value.ndim in (2, 3)
+    return isinstance(value, Image.Image)
+
+
+def _is_prepared(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _looks_like_label(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, Tensor)):
+        return value.ndim == 0 and not (isinstance(value, Tensor) and value.is_floating_point())
+    return isinstance(value, (int, np.integer))
+
+
+def _is_integer(feature: Any) -> bool:
+    return isinstance(feature, Value) and (feature.dtype.startswith(("int", "uint")) or feature.dtype == "bool")
+
+
+def _is_string(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _listing(features: Mapping[str, Any] | Features) -> str:
+    return ", ".join(f"{name!r} ({_type_name(feature)})" for name, feature in features.items()) or "none at all"
+
+
+def _type_name(feature: Any) -> str:
+    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
+
+
+def _unique(*columns: str | None) -> list[str]:
+    return [column for column in dict.fromkeys(columns) if column is not None]
+
+
+def _length(source: Any) -> int | None:
+    try:
+        return len(source)
+    except TypeError:  # a loader over an iterable data set has none
+        return None

@@ -1,0 +1,169 @@
+"""One image of a dataset, whatever it is stored as, as an RGB PIL image.
+
+Vision datasets hold far more than 8-bit RGB: greyscale, 16-bit, palettes with a transparent colour, CMYK scans,
+photographs turned by an EXIF tag, arrays and tensors. Everything after this file sees upright 8-bit RGB and nothing
+else, and an image that cannot be read is reported with the number of its row instead of a decoder's message from
+somewhere inside a pass.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Image as ImageFeature
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+logger = logging.getLogger(__name__)
+
+_DECODER_ERRORS = (
+    OSError,  # includes PIL.UnidentifiedImageError and truncated files
+    SyntaxError,  # broken PNG chunks
+    ValueError,
+    IndexError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_EXIF_ERRORS = (*_DECODER_ERRORS, KeyError, TypeError, ZeroDivisionError)
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+class UnreadableImageError(ValueError):
+    """An image of the data set cannot be read. `row` is its number, counted from 0 (None once out of a worker
+    process)."""
+
+    # DataLoader re-raises an error of a worker from its message alone, hence the optional second argument.
+    def __init__(self, message: str, row: int | None = None):
+        super().__init__(message)
+        self.row = row
+
+
+def to_rgb(value: Any, row: int) -> Image.Image:
+    """The image `value` of row number `row` as an upright 8-bit RGB image.
+
+    `value` may be a PIL image, encoded bytes, a path, the {"bytes", "path"} of `datasets.Image(decode=False)`, a NumPy
+    array (HxW, HxWx1, HxWx3, HxWx4, or channels first where that is the only reading) or a torch tensor (channels
+    first, or last where that is the only reading).
+
+    - Transparency (alpha channel, or a transparent palette colour) is composited onto white, as `transformers` does.
+    - 16 bits are scaled by the full range, 65535 -> 255. 32-bit integer images (Pillow mode I) count as 16-bit unless
+      no pixel exceeds 255. Floating-point images have to lie in [0, 1]; booleans become 0 and 255.
+    - An EXIF orientation is applied. Of an animation the first frame is taken.
+
+    Raises UnreadableImageError, naming the row, for anything else: damaged or empty files, None, values out of range.
+    """
+    try:
+        if isinstance(value, Image.Image):
+            return _pil_to_rgb(value, row)
+        if isinstance(value, torch.Tensor):
+            return _pil_to_rgb(_from_array(value.detach().cpu().numpy(), channels_first=True), row)
+        if isinstance(value, np.ndarray):
+            return _pil_to_rgb(_from_array(value, channels_first=False), row)
+        with _open(value) as image:
+            return _pil_to_rgb(image, row)
+    except _DECODER_ERRORS as error:
+        raise UnreadableImageError(
+            f"The image in row {row} cannot be read: {_reason(error)}. Repair it or leave this row out.", row
+        ) from error
+
+
+def _open(value: Any) -> Image.Image:
+    if value is None:
+        raise ValueError("it is empty (None)")
+    if isinstance(value, dict):
+        if value.get("bytes") is not None:
+            value = value["bytes"]
+        elif value.get("path") is not None:
+            return _open(value["path"])
+        else:
+            raise ValueError("neither 'bytes' nor 'path' is filled")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        if not len(value):
+            raise ValueError("it has 0 bytes")
+        return Image.open(io.BytesIO(value))
+    if isinstance(value, (str, os.PathLike)):
+        path = os.fspath(value)
+        if "://" in path:  # a file inside an archive or on the Hub, as streaming data sets name them
+            return ImageFeature().decode_example({"path": path, "bytes": None})
+        return Image.open(Path(path))
+    raise ValueError(
+        f"a {type(value).__name__} is no image; expected a PIL image, bytes, a path, a dict with 'bytes' or 'path', "
+        "an array or a tensor"
+    )
+
+
+def _pil_to_rgb(image: Image.Image, row: int) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"its size is {image.width} x {image.height}")
+    image.load()
+    image = _upright(image, row)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in _SIXTEEN_BIT_MODES or image.mode in ("I", "F"):
+        return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image, row: int) -> Image.Image:
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image
+        return ImageOps.exif_transpose(image)
+    except _EXIF_ERRORS as error:
+        # The pixels are sound, only their description is not: use them as they are stored, and say so.
+        logger.warning(
+            "Row %d: its EXIF block is damaged (%s), so its orientation is not applied.", row, type(error).__name__
+        )
+        return image
+
+
+def _from_array(array: np.ndarray, channels_first: bool) -> Image.Image:
+    if array.ndim == 3:
+        first, last = array.shape[0] in (1, 3, 4), array.shape[2] in (1, 3, 4)
+        if first and (channels_first or not last):
+            array = np.moveaxis(array, 0, -1)
+        elif not last:
+            raise ValueError(f"no axis of an array of shape {array.shape} can be 1, 3 or 4 channels")
+        if array.shape[2] == 1:
+            array = array[:, :, 0]
+    elif array.ndim != 2:
+        raise ValueError(f"an array of shape {array.shape} is no single image")
+    if 0 in array.shape:
+        raise ValueError(f"its shape is {array.shape}")
+    return Image.fromarray(np.ascontiguousarray(_to_uint8(array)))
+
+
+def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8) * 255
+    low, high = pixels.min(), pixels.max()
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (low >= 0 and high <= 1):  # also catches NaN
+            raise ValueError(f"floating-point pixels have to lie in [0, 1], got [{low:g}, {high:g}]")
+        return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise ValueError(f"integer pixels have to lie in [0, 65535], got [{low}, {high}]")
+    if pixels.dtype.itemsize != 2 and high <= 255:
+        return pixels.astype(np.uint8)
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(v * 255 / 65535)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its message is the address of a buffer
+        return "it is in no image format that Pillow knows"
+    return str(error) or type(error).__name__

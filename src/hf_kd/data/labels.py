@@ -1,0 +1,227 @@
+"""The labels of a data set in the terms of a model: which class is which.
+
+A data set numbers its classes from 0 as it likes, a model likewise, and the names differ in case, in underscores, in
+synonyms. Erasing the wrong class because two numberings were confused would look like success, so what does not match
+for certain is an error that shows how to say it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 8
+
+
+class LabelMismatchError(ValueError):
+    """Labels of a data set could not be told in the terms of the model, or a requested label is not known."""
+
+
+@dataclass(frozen=True)
+class LabelMapping:
+    """Data set label id -> model label id. Calling it maps a tensor of labels; -1 (no label) stays -1."""
+
+    to_model: Mapping[int, int]
+    names: Mapping[int, str]
+    """The data set's name of each label id, for messages."""
+    how: str
+    """"names", "mapping" (the user's), "same ids" (no names to compare)."""
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        """Model ids [n] for data set labels [n]; raises LabelMismatchError naming a label without a counterpart."""
+        values, inverse = torch.unique(labels, return_inverse=True)
+        mapped = []
+        for value in values.tolist():
+            if value != -1 and value not in self.to_model:
+                known = f" ({self.names[value]!r})" if value in self.names else ""
+                raise LabelMismatchError(
+                    f"Label {value}{known} of the forget set is no label of the model, whose counterparts are known "
+                    f"for "
+                    f"{_range(self.to_model)}. {_way_out(self.names.get(value, value))}"
+                )
+            mapped.append(-1 if value == -1 else self.to_model[value])
+        return torch.tensor(mapped, dtype=torch.int64, device=labels.device)[inverse]
+
+
+def match_labels(
+    dataset_names: Sequence[str] | None,
+    id2label: Mapping[Any, str],
+    mapping: Mapping[Any, Any] | None = None,
+) -> LabelMapping:
+    """Find the model's id for each label of a data set.
+
+    Names are compared as they are, then without regard to case, then by the first synonym before a comma ("tench" is
+    "tench, Tinca tinca"), then with underscores, hyphens and spaces alike; the first comparison with any hit decides.
+    A data set without names (`dataset_names` None) is taken to use the model's ids. So is one whose number of classes
+    is the model's where the model itself has no names but LABEL_0, LABEL_1, ... (a warning says so).
+
+    `mapping` overrules: data set label (name or id) -> model label (id or name). What it leaves out is matched by
+    name, and is an error only if it occurs.
+
+    Raises LabelMismatchError listing names with no or several counterparts, and two names with the same one.
+    """
+    labels = {int(number): str(label) for number, label in id2label.items()}
+    names = dict(enumerate(dataset_names or ()))
+    given = _given(mapping or {}, names, labels)
+    if not names:
+        return LabelMapping({number: number for number in labels} | given, {}, "mapping" if given else "same ids")
+    if not given and _has_no_names(labels) and len(labels) == len(names):
+        logger.warning(
+            "The model names its labels LABEL_0, LABEL_1, ...: taking it that they are the data set's, in the same "
+            "order "
+            "(LABEL_0 is %r). If they are not, pass a mapping.",
+            names[0],
+        )
+        return LabelMapping({number: number for number in names}, names, "same ids")
+
+    by_key = _index(labels)
+    found: dict[int, int] = {}
+    missing: list[str] = []
+    ambiguous: list[str] = []
+    for number, name in names.items():
+        if number in given:
+            continue
+        hits = _hits(name, by_key)
+        if len(hits) == 1:
+            found[number] = hits[0]
+        elif hits:
+            ambiguous.append(f"{name!r} (could be {', '.join(f'{hit}: {labels[hit]!r}' for hit in hits[:3])})")
+        else:
+            missing.append(repr(name))
+    twice = [
+        f"{names[one]!r} and {names[other]!r} (both {labels[found[one]]!r})"
+        for one in found
+        for other in found
+        if one < other and found[one] == found[other]
+    ]
+    if (missing or ambiguous or twice) and not given:
+        raise LabelMismatchError(
+            "The labels of the data set do not match the model's. "
+            + "".join(
+                f"{what}: {_some(which)}. "
+                for what, which in (("Not in the model", missing), ("Ambiguous", ambiguous), ("Same label", twice))
+                if which
+            )
+            + f"The model has {len(labels)} labels, such as {_some(map(repr, labels.values()), 3)}. "
+            + _way_out((missing or ambiguous or twice)[0].split(" (")[0].strip("'\""))
+        )
+    return LabelMapping(found | given, names, "mapping" if given else "names")
+
+
+def resolve_forget_labels(wanted: Iterable[str | int], names: Sequence[str] | Mapping[Any, str] | None) -> list[int]:
+    """The ids of requested labels, given as names or ids ("tench", "3", 7), in that order and without repetitions.
+
+    `names` are a data set's label names or a model's id2label; None where there are only ids. Names are compared like
+    in `match_labels`; a string that is no name but a number is an id, so a class called "3" wins over the id 3.
+
+    Raises LabelMismatchError for a name that is unknown (with the closest ones) or ambiguous and for an id out of
+    range.
+    """
+    if isinstance(wanted, (str, int)):
+        wanted = [wanted]
+    labels = None
+    if names is not None:
+        items = names.items() if isinstance(names, Mapping) else enumerate(names)
+        labels = {int(number): str(label) for number, label in items}
+    ids = list(dict.fromkeys(_resolve(label, labels) for label in wanted))
+    if not ids:
+        raise LabelMismatchError("No label to forget was named; give at least one name or id.")
+    return ids
+
+
+def _resolve(label: str | int, labels: dict[int, str] | None) -> int:
+    if isinstance(label, str) and labels:
+        hits = _hits(label, _index(labels))
+        if len(hits) == 1:
+            return hits[0]
+        if hits:
+            choices = ", ".join(f"{hit} ({labels[hit]!r})" for hit in hits[:_SHOWN])
+            raise LabelMismatchError(f"Label {label!r} is ambiguous; give the id instead: {choices}.")
+    try:
+        number = int(label)
+    except ValueError:
+        if not labels:
+            raise LabelMismatchError(
+                f"Label {label!r}: this data set has no label names; give the integer id."
+            ) from None
+        close = _close(label, labels)
+        hint = f"Did you mean {close}?" if close else f"There are, for example, {_some(map(repr, labels.values()), 5)}."
+        raise LabelMismatchError(f"No label is called {label!r}. {hint}") from None
+    if number < 0 or (labels and number not in labels):
+        allowed = f"ids are {_range(labels)}" if labels else "ids count from 0"
+        raise LabelMismatchError(f"Label id {number} does not exist: {allowed}.")
+    return number
+
+
+def _close(label: str, labels: dict[int, str]) -> str:
+    """The names most like `label`, any synonym counting."""
+    synonyms = {_normal(part): name for name in labels.values() for part in name.split(",")}
+    matches = difflib.get_close_matches(_normal(label), synonyms, n=3, cutoff=0.6)
+    return " or ".join(dict.fromkeys(repr(synonyms[match]) for match in matches))
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+
+
+def _first(name: str) -> str:
+    return name.split(",")[0].strip().casefold()
+
+
+_COMPARISONS = (str, str.casefold, _first, _normal, lambda name: _normal(_first(name)))
+
+
+def _index(labels: Mapping[int, str]) -> list[dict[str, list[int]]]:
+    """For each comparison, the ids that a key stands for."""
+    indexes: list[dict[str, list[int]]] = []
+    for key in _COMPARISONS:
+        index: dict[str, list[int]] = {}
+        for number, label in labels.items():
+            index.setdefault(key(label), []).append(number)
+        indexes.append(index)
+    return indexes
+
+
+def _hits(name: str, indexes: Sequence[Mapping[str, list[int]]]) -> list[int]:
+    """Ids for `name` by the first comparison that finds any."""
+    return next((index[key(name)] for key, index in zip(_COMPARISONS, indexes, strict=True) if key(name) in index), [])
+
+
+def _given(mapping: Mapping[Any, Any], names: Mapping[int, str], labels: Mapping[int, str]) -> dict[int, int]:
+    """The user's mapping in ids, checked against both sides."""
+    if not mapping:
+        return {}
+    checked = {}
+    for theirs, ours in mapping.items():
+        source = theirs if isinstance(theirs, int) and not names else _resolve(theirs, dict(names) or None)
+        checked[source] = _resolve(ours, dict(labels))
+    return checked
+
+
+def _has_no_names(labels: Mapping[int, str]) -> bool:
+    return all(label == f"LABEL_{number}" for number, label in labels.items())
+
+
+def _range(ids: Mapping[int, Any]) -> str:
+    if not ids:
+        return "none"
+    low, high = min(ids), max(ids)
+    return f"{low} to {high}" if len(ids) == high - low + 1 else _some(map(str, sorted(ids)))
+
+
+def _some(items: Iterable[str], shown: int = _SHOWN) -> str:
+    items = list(items)
+    return ", ".join(items[:shown]) + (f" and {len(items) - shown} more" if len(items) > shown else "")
+
+
+def _way_out(example: Any) -> str:
+    return f"Say which is which with a mapping from the data set's labels (name or id) to the model's ids: {{{example!r}: 0, ...}}."

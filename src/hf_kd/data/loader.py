@@ -1,0 +1,240 @@
+"""Forget sets as batches for a model: {"inputs": {...}, "labels": int64 [b], "rows": int64 [b]}.
+
+Every process gets its share, and the shares together hold each sample exactly once: nothing is padded or repeated, so
+processes may see different numbers of batches, also none. Decoding and preprocessing happen in DataLoader workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+
+from .forget_set import LABEL_KEYS, ForgetSet
+from .images import to_rgb
+from .preprocess import ImagePreprocessor
+
+DEFAULT_BATCH_SIZE = 64
+
+NO_LABEL = -1
+"""The label of a sample whose class is not known."""
+
+Row = tuple[int, Any, int]
+"""Row number, RGB PIL image (or the model's inputs by name), label or NO_LABEL."""
+
+
+class RowDataset(Dataset):
+    """The rows of a "dataset" or "rows" forget set that process `rank` of `world_size` reads: a contiguous part."""
+
+    def __init__(self, forget_set: ForgetSet, rank: int = 0, world_size: int = 1):
+        _check_rank(rank, world_size)
+        self.reader = _RowReader(forget_set)
+        self.source = forget_set.source
+        self.is_columnar = forget_set.kind == "dataset"
+        total = len(self.source)
+        self.start, self.stop = total * rank // world_size, total * (rank + 1) // world_size
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Row {index} of {len(self)}.")
+        row = self.start + index
+        return self.reader(row, self.source[row])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        """A whole batch in one look-up: DataLoader calls this where it exists."""
+        if not self.is_columnar:
+            return [self[index] for index in indices]
+        rows = [self.start + index for index in indices]
+        columns = self.source[rows]
+        values = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        return [self.reader(row, value) for row, value in zip(rows, values, strict=True)]
+
+
+class StreamDataset(IterableDataset):
+    """The rows of a "stream" forget set that process `rank` of `world_size` reads.
+
+    Shards are shared out among processes where their number allows, single rows otherwise (`split_dataset_by_node`),
+    and shards among DataLoader workers. Row numbers are positions in the stream where one process and one worker read
+    it all; with several they are unique, and tell position p in part i of n as p * n + i.
+    """
+
+    def __init__(self, forget_set: ForgetSet, rank: int = 0, world_size: int = 1):
+        super().__init__()
+        _check_rank(rank, world_size)
+        self.reader = _RowReader(forget_set)
+        self.rank, self.world_size = rank, world_size
+        whole = forget_set.source
+        self.source = whole if world_size == 1 else split_dataset_by_node(whole, rank=rank, world_size=world_size)
+        by_shards = whole.num_shards % world_size == 0
+        self.most_workers = whole.num_shards // world_size if by_shards else 1
+        """More would have nothing to do; and where rows are shared out, processes have to agree on it."""
+
+    def __iter__(self) -> Iterator[Row]:
+        worker = get_worker_info()
+        workers, part = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        parts, part = self.world_size * workers, self.rank * workers + part
+        for position, row in enumerate(self.source):
+            yield self.reader(position * parts + part, row)
+
+
+class LoaderShare:
+    """The batches of a user's DataLoader that process `rank` of `world_size` takes: every `world_size`-th.
+
+    All processes walk over all batches, so the loader has to give them in the same order everywhere: no shuffling, or
+    with the same seed.
+    """
+
+    def __init__(self, forget_set: ForgetSet, rank: int = 0, world_size: int = 1):
+        _check_rank(rank, world_size)
+        self.loader: DataLoader = forget_set.source
+        self.label_column = forget_set.label_column
+        self.length = forget_set.length
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("The number of batches of this DataLoader is not known beforehand.")
+        return len(range(self.rank, self.length, self.world_size))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        row = 0
+        for number, batch in enumerate(self.loader):
+            inputs = {key: value for key, value in batch.items() if key != self.label_column and key not in LABEL_KEYS}
+            size = _batch_size(inputs)
+            if number % self.world_size == self.rank:
+                labels = _batch_labels(None if self.label_column is None else batch.get(self.label_column), size)
+                yield {"inputs": inputs, "labels": labels, "rows": torch.arange(row, row + size)}
+            row += size
+
+
+def make_loader(
+    forget_set: ForgetSet,
+    preprocessor: ImagePreprocessor | None = None,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader | LoaderShare:
+    """Batches {"inputs": tensors by the model's names, "labels": int64 [b], "rows": int64 [b]} for process `rank`.
+
+    Labels are those of the data set, -1 where there are none. `preprocessor` is needed unless the forget set brings the
+    model's inputs. `batch_size` is 64 and `num_workers` 0 by default, or min(8, number of CPUs) where there is a GPU
+    to be kept busy; both are without effect on a forget set that is a DataLoader.
+
+    Raises ValueError for a batch size, number of workers or rank out of range and for a missing preprocessor; while
+    iterating, UnreadableImageError naming the row.
+    """
+    if forget_set.kind == "loader":
+        return LoaderShare(forget_set, rank, world_size)
+    batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    num_workers = default_num_workers() if num_workers is None else num_workers
+    if batch_size < 1:
+        raise ValueError(f"batch_size has to be at least 1, got {batch_size}.")
+    if num_workers < 0:
+        raise ValueError(f"num_workers has to be at least 0, got {num_workers}.")
+    if preprocessor is None and not forget_set.is_prepared:
+        raise ValueError(
+            "This forget set holds images, so an ImagePreprocessor is needed to make model inputs of them."
+        )
+    if forget_set.kind == "stream":
+        rows = StreamDataset(forget_set, rank, world_size)
+        num_workers = min(num_workers, rows.most_workers)
+    else:
+        rows = RowDataset(forget_set, rank, world_size)
+    return DataLoader(
+        rows,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=Collate(None if forget_set.is_prepared else preprocessor),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def default_num_workers() -> int:
+    """0 without a GPU, where workers would only take cores from the model; else up to 8, one a CPU."""
+    return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+
+
+class Collate:
+    """Rows (row number, image or inputs, label) -> one batch; `preprocessor` None: the rows hold inputs."""
+
+    def __init__(self, preprocessor: ImagePreprocessor | None):
+        self.preprocessor = preprocessor
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        numbers, values, labels = zip(*rows, strict=True)
+        inputs = default_collate(list(values)) if self.preprocessor is None else self.preprocessor(list(values))
+        return {
+            "inputs": inputs,
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "rows": torch.tensor(numbers, dtype=torch.int64),
+        }
+
+
+class _RowReader:
+    """One row of the source -> (row number, RGB image or inputs, label)."""
+
+    def __init__(self, forget_set: ForgetSet):
+        self.image_column = forget_set.image_column
+        self.label_column = forget_set.label_column
+        self.is_prepared = forget_set.is_prepared
+        names = forget_set.label_names or ()
+        self.ids = {name: number for number, name in enumerate(names)}
+
+    def __call__(self, number: int, row: Any) -> Row:
+        label = NO_LABEL if self.label_column is None else self._label(number, row[self.label_column])
+        if not self.is_prepared:
+            return number, to_rgb(row if self.image_column is None else row[self.image_column], number), label
+        if isinstance(row, Mapping):
+            tensors = {key: value for key, value in row.items() if isinstance(value, Tensor)}
+            return number, {k: v for k, v in tensors.items() if k != self.label_column and k not in LABEL_KEYS}, label
+        return number, {"pixel_values": row if self.image_column is None else row[self.image_column]}, label
+
+    def _label(self, number: int, value: Any) -> int:
+        if value is None:
+            return NO_LABEL
+        if isinstance(value, str):
+            return self.ids[value]
+        if isinstance(value, (np.ndarray, Tensor)):
+            value = value.item() if value.ndim == 0 else value
+        if not isinstance(value, (int, np.integer)):
+            raise ValueError(f"The label of row {number} has to be one integer, got {value!r}.")
+        return int(value)
+
+
+def _batch_size(inputs: Mapping[str, Any]) -> int:
+    pixels = inputs.get("pixel_values")
+    tensors = (
+        [pixels] if isinstance(pixels, Tensor) else [v for v in inputs.values() if isinstance(v, Tensor) and v.ndim]
+    )
+    if not tensors:
+        raise ValueError(
+            f"A batch of the forget DataLoader holds no tensor, only {', '.join(map(repr, inputs)) or 'nothing'}."
+        )
+    return tensors[0].shape[0]
+
+
+def _batch_labels(labels: Any, size: int) -> Tensor:
+    if labels is None:
+        return torch.full((size,), NO_LABEL, dtype=torch.int64)
+    labels = torch.as_tensor(labels)
+    if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"The labels of a batch have to be {size} integers, one a sample, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}."
+        )
+    return labels.to(torch.int64)
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank has to lie in [0, world_size), got rank {rank} of {world_size}.")

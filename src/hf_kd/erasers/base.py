@@ -1,0 +1,293 @@
+"""What an eraser is, how one is fitted, and where both are found by name.
+
+An *eraser* is a fitted map R^d -> R^d: an `nn.Module` whose state is buffers. A *method* is the recipe that fits one: a
+frozen dataclass of hyper-parameters. Both are open: a package of its own adds a method through the entry-point group
+`hf_kd.methods`, and the eraser classes it registers are found again when a saved model is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .moments import SecondMoment
+
+ENTRY_POINT_GROUP = "hf_kd.methods"
+
+ForgetData = SecondMoment | Mapping[int, SecondMoment] | Tensor
+"""What a method is fitted on: the moments of D_f, the moments of each forget class, or the features [n, d] themselves."""
+
+Head = Callable[[Tensor], Tensor]
+"""The classification head: features [n, d] -> logits [n, C], differentiable."""
+
+
+class Eraser(nn.Module, ABC):
+    """A fitted map R^d -> R^d applied to pooled features.
+
+    Buffers stay in the precision they were fitted in (float32 on disk) when the model around them is cast: a direction
+    rounded to bfloat16 leaves 2^-9 of what it should remove. The arithmetic runs in at least that precision and the
+    result returns in the dtype of its input.
+    """
+
+    kind: ClassVar[str]
+    """Name under which the class is registered and written into a model's configuration."""
+    is_linear: ClassVar[bool] = True
+    is_projection: ClassVar[bool] = False
+    """Whether applying the eraser twice equals applying it once."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.measured: dict[str, Any] = {}
+        """What was measured while fitting; empty on an eraser that was loaded."""
+
+    @abstractmethod
+    def erase(self, features: Tensor) -> Tensor:
+        """The map itself, on features [..., d] already in the eraser's own precision."""
+
+    @property
+    @abstractmethod
+    def rank_removed(self) -> int:
+        """d minus the rank of the map: how many dimensions no longer reach the head."""
+
+    @property
+    @abstractmethod
+    def condition_number(self) -> float:
+        """Largest over smallest singular value of the map; `inf` when it has a null space."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """Plain values from which `from_spec` builds an eraser with buffers of the right shape."""
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Eraser:
+        """An eraser whose buffers have their shapes and wait for the values of a checkpoint."""
+        return cls(**spec)
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError when the buffers cannot be those of a fitted eraser (loaded from a damaged checkpoint)."""
+
+    def matrix(self) -> Tensor:
+        """M [d, d] with erase(h) = h M, in float64 (linear erasers only)."""
+        device = next(self.buffers()).device
+        return self.erase(torch.eye(self.dim, dtype=torch.float64, device=device))
+
+    def then(self, later: Eraser) -> Eraser:
+        """One eraser that does this one first and `later` second."""
+        return Composition([self, later])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Erase features [..., d]; dtype and device of the result are those of the input."""
+        if features.shape[-1] != self.dim:
+            raise ValueError(
+                f"This eraser was fitted on features of d = {self.dim}, got a tensor of shape {tuple(features.shape)}; "
+                "its last dimension has to be d. Fit the eraser on features of the model it is used in."
+            )
+        with torch.autocast(features.device.type, enabled=False):
+            wide = features.to(torch.promote_types(features.dtype, torch.float32))
+            return self.erase(wide).to(features.dtype)
+
+    def _apply(self, fn, recurse=True):
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move_only, recurse=recurse)
+
+
+class Composition(Eraser):
+    """Erasers applied one after another, where no single closed form exists."""
+
+    kind = "composition"
+
+    def __init__(self, stages: Sequence[Eraser]):
+        super().__init__(stages[0].dim)
+        flat = [s for stage in stages for s in (stage.stages if isinstance(stage, Composition) else [stage])]
+        self.stages = nn.ModuleList(flat)
+
+    @property
+    def is_linear(self) -> bool:  # type: ignore[override]
+        return all(stage.is_linear for stage in self.stages)
+
+    def erase(self, features: Tensor) -> Tensor:
+        for stage in self.stages:
+            features = stage.erase(features)
+        return features
+
+    @property
+    def rank_removed(self) -> int:
+        if self.is_linear:
+            return self.dim - int(torch.linalg.matrix_rank(self.matrix(), rtol=1e-6))
+        return max(stage.rank_removed for stage in self.stages)
+
+    @property
+    def condition_number(self) -> float:
+        if not self.is_linear:
+            return max(stage.condition_number for stage in self.stages)
+        return condition_number(self.matrix())
+
+    def spec(self) -> dict[str, Any]:
+        return {"stages": [describe(stage) for stage in self.stages]}
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Eraser:
+        return cls([build(stage) for stage in spec["stages"]])
+
+    def check(self) -> None:
+        for stage in self.stages:
+            stage.check()
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(ABC):
+    """How an eraser is fitted: a frozen dataclass of hyper-parameters.
+
+    The three class attributes say what a fit needs, so that nothing else is computed or kept: `ESC` lives on moments
+    that can be streamed, `ESCT` on the features of D_f and the head. No method is ever handed the backbone.
+    """
+
+    name: ClassVar[str]
+    needs_features: ClassVar[bool] = False
+    """Fitted on the features [n, d] themselves instead of their second moment."""
+    needs_head: ClassVar[bool] = False
+    """Needs the head and the labels of D_f."""
+
+    @property
+    def by_class(self) -> bool:
+        """Whether moments are wanted for each forget class on its own."""
+        return False
+
+    @abstractmethod
+    def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> Eraser:
+        """Fit on D_f: `forget` as declared by the class attributes, `labels` [n] and `head` where they are needed."""
+
+    def fit_taps(
+        self,
+        forget: Sequence[ForgetData],
+        labels: Tensor | None = None,
+        head: Callable[[Sequence[Tensor]], Tensor] | None = None,
+    ) -> list[Eraser]:
+        """One eraser per tap of a model with several; `head` maps the features at all taps to the model's logits.
+
+        The default fits each tap on its own, which is exact for methods that never look at the head.
+        """
+        if self.needs_head and len(forget) > 1:
+            raise ValueError(
+                f"Method {self.name!r} needs the head and this model has {len(forget)} taps; it has to implement "
+                "fit_taps to fit them together. Use method='esc', or name one tap with tap='path.to.module'."
+            )
+        single = None if head is None else (lambda features: head([features]))
+        return [self.fit(data, labels, single) for data in forget]
+
+    def settings(self) -> dict[str, Any]:
+        """The hyper-parameters as plain values."""
+        return dataclasses.asdict(self)
+
+
+def condition_number(matrix: Tensor) -> float:
+    """Ratio of the extreme singular values of a [d, d] matrix; `inf` beyond 1e6, the precision of float32 buffers."""
+    values = torch.linalg.svdvals(matrix.double())
+    smallest, largest = float(values[-1]), float(values[0])
+    return float("inf") if smallest <= 1e-6 * largest else largest / smallest
+
+
+_METHODS: dict[str, type[Method]] = {}
+_ERASERS: dict[str, type[Eraser]] = {}
+_Class = TypeVar("_Class", bound=type)
+
+
+def register_method(cls: type[Method]) -> type[Method]:
+    """Class decorator: make a method available under its `name`."""
+    return _register(_METHODS, cls.name, cls)
+
+
+def register_eraser(cls: type[Eraser]) -> type[Eraser]:
+    """Class decorator: let saved models rebuild this eraser from its `kind`."""
+    return _register(_ERASERS, cls.kind, cls)
+
+
+def _register(table: dict[str, _Class], name: str, cls: _Class) -> _Class:
+    known = table.get(name)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"{name!r} is already registered by {known.__module__}.{known.__qualname__}; choose another name."
+        )
+    table[name] = cls
+    return cls
+
+
+register_eraser(Composition)
+
+
+def _third_party() -> dict[str, Any]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def available_methods() -> list[str]:
+    """Names of all methods, those of installed packages included (their code is not imported)."""
+    return sorted(set(_METHODS) | set(_third_party()))
+
+
+def get_method(name: str) -> type[Method]:
+    """The method class registered under `name`: first the registry, then the entry points of installed packages.
+
+    Raises ValueError for an unknown name and TypeError when an entry point does not give a `Method`.
+    """
+    if name not in _METHODS:
+        point = _third_party().get(name)
+        if point is None:
+            raise ValueError(f"Unknown method {name!r}; available: {', '.join(available_methods())}.")
+        loaded = point.load()
+        if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+            raise TypeError(
+                f"The entry point {point.value!r} of group {ENTRY_POINT_GROUP!r} gives {loaded!r}; it has to name a "
+                "subclass of hf_kd.Method."
+            )
+        _METHODS[name] = loaded
+    return _METHODS[name]
+
+
+def make_method(method: str | Method, **options: Any) -> Method:
+    """A method from its name and hyper-parameters; a `Method` instance passes through and takes no further options."""
+    if isinstance(method, Method):
+        if options:
+            raise TypeError(
+                f"{method!r} already has its settings; got options {sorted(options)} too. "
+                "Pass either a Method or a name with options."
+            )
+        return method
+    if not isinstance(method, str):
+        raise TypeError(f"method has to be a name or a Method, got {type(method).__name__}.")
+    cls = get_method(method)
+    fields = [field.name for field in dataclasses.fields(cls)]
+    unknown = sorted(set(options) - set(fields))
+    if unknown:
+        raise TypeError(f"Method {method!r} has no option {', '.join(unknown)}; it takes {', '.join(fields)}.")
+    return cls(**options)
+
+
+def describe(eraser: Eraser) -> dict[str, Any]:
+    """`{"kind": ..., **spec}`: what a configuration stores about an eraser."""
+    return {"kind": eraser.kind, **eraser.spec()}
+
+
+def build(description: Mapping[str, Any]) -> Eraser:
+    """The eraser of `describe`, with empty buffers. Raises ValueError for a kind nobody registered."""
+    spec = dict(description)
+    kind = spec.pop("kind", None)
+    if kind not in _ERASERS:
+        for name in _third_party():
+            get_method(name)  # an eraser class registers itself when the package of its method is imported
+    if kind not in _ERASERS:
+        raise ValueError(
+            f"Unknown eraser kind {kind!r}; known: {', '.join(sorted(_ERASERS))}. Install the package whose method "
+            f"wrote this model (it registers itself in the entry-point group {ENTRY_POINT_GROUP!r})."
+        )
+    return _ERASERS[kind].from_spec(spec)

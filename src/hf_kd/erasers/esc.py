@@ -1,0 +1,191 @@
+"""ESC, Erasing Space Concept: remove the top-k principal directions of the forget features (paper, section 3.3).
+
+The eraser stores U_k [d, k] and applies h - (h U_k) U_k^T in O(dk): an exact orthogonal projection for every number of
+forget samples, also N_f < d, where the published form U_P U_P^T on a reduced SVD would keep the forget span instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
+from .moments import SecondMoment
+
+
+@register_eraser
+class Projection(Eraser):
+    """P = I - Q Q^T with orthonormal Q [d, k]: removes k directions and touches nothing else."""
+
+    kind = "projection"
+    is_projection = True
+
+    def __init__(self, dim: int, rank: int):
+        super().__init__(dim)
+        self.register_buffer("directions", torch.zeros(dim, rank))
+        self.directions: Tensor
+        """Q, orthonormal columns [d, k], float32."""
+
+    @classmethod
+    def onto_complement_of(cls, directions: Tensor, **measured: Any) -> Projection:
+        """The projection that removes the span of orthonormal columns [d, k]."""
+        eraser = cls(directions.shape[0], directions.shape[1]).to(directions.device)
+        eraser.directions.copy_(directions)
+        eraser.measured.update(measured)
+        return eraser
+
+    def erase(self, features: Tensor) -> Tensor:
+        directions = self.directions.to(features.device, features.dtype)
+        return features - (features @ directions) @ directions.T
+
+    @property
+    def rank_removed(self) -> int:
+        return self.directions.shape[1]
+
+    @property
+    def condition_number(self) -> float:
+        return float("inf") if self.rank_removed else 1.0
+
+    def spec(self) -> dict[str, Any]:
+        return {"dim": self.dim, "rank": self.rank_removed}
+
+    def check(self) -> None:
+        gram = self.directions.double().T @ self.directions.double()
+        error = float((gram - torch.eye(self.rank_removed, dtype=gram.dtype, device=gram.device)).abs().max())
+        if not error < 1e-2:  # catches NaN too; a checkpoint stored in bfloat16 is off by 4e-3
+            raise ValueError(
+                f"The directions of a projection have to be orthonormal, but Q^T Q differs from I by {error:.3g}: the "
+                "eraser was not loaded or is damaged, and the model would answer as if nothing had been erased."
+            )
+
+    def then(self, later: Eraser) -> Eraser:
+        """Two projections become one, on the orthonormal union of both sets of directions."""
+        if not isinstance(later, Projection):
+            return super().then(later)
+        union = orthonormal_union([self.directions.double(), later.directions.to(self.directions.device).double()])
+        return Projection.onto_complement_of(union, **later.measured)
+
+
+def orthonormal_union(bases: Sequence[Tensor], tolerance: float = 1e-6) -> Tensor:
+    """Orthonormal columns [d, m] spanning all columns of `bases` ([d, k_i] each), in order, dependent ones dropped.
+
+    Each block is orthogonalised twice against what came before: once is not enough when it is nearly contained.
+    """
+    union = bases[0].new_zeros(bases[0].shape[0], 0)
+    for basis in bases:
+        for column in basis.split(1, dim=1):
+            residual = column - union @ (union.T @ column)
+            norm = float(residual.norm())
+            if norm > tolerance * float(column.norm()):
+                residual = residual / norm
+                residual = residual - union @ (union.T @ residual)
+                union = torch.cat([union, residual / residual.norm()], dim=1)
+    return union
+
+
+@register_method
+@dataclass(frozen=True)
+class ESC(Method):
+    """ESC (paper, section 3.3): h_P = h - U_k U_k^T h, U the left singular vectors of Z_f, no training.
+
+    p: percentage of the d directions to remove, k = max(1, round(d p / 100)); 1.5 when neither is given, as in the
+        published code (which rounds down, and so removes nothing at d = 64).
+    k: number of directions, instead of p.
+    center: subtract the forget mean before the SVD. The paper does not, and then u_1 is nearly the mean direction;
+        centred it is another method.
+    per_class: k directions for each forget class and their orthonormal union, instead of one SVD of all forget samples
+        (the paper's), in which a larger class outweighs a smaller one.
+    """
+
+    name: ClassVar[str] = "esc"
+
+    p: float | None = None
+    k: int | None = None
+    center: bool = False
+    per_class: bool = False
+
+    def __post_init__(self):
+        if self.p is not None and self.k is not None:
+            raise ValueError(f"Give p or k, not both (got p={self.p}, k={self.k}).")
+        if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
+            raise ValueError(f"k={self.k!r} is out of range: it has to be a whole number of directions, 1 or more.")
+        if self.p is not None and not 0 < self.p < 100:
+            raise ValueError(f"p={self.p!r} is out of range: it is a percentage of the d directions, 0 < p < 100.")
+        if self.p is None and self.k is None:
+            object.__setattr__(self, "p", 1.5)
+
+    @property
+    def by_class(self) -> bool:
+        return self.per_class
+
+    def directions_removed(self, dim: int) -> int:
+        """k for features of this d."""
+        return self.k if self.k is not None else max(1, round(dim * self.p / 100))
+
+    def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> Projection:
+        """The projection for the moments of D_f, moments by class, or features [n, d] (with `labels` if per_class).
+
+        `measured` of the result: k, n_forget, rank of the forget features, energy_removed (share of sum ||h||^2 of D_f
+        in the removed directions) and the published k where it differs. Raises ValueError when k is not below both d
+        and the rank of the forget features.
+        """
+        groups = self._groups(forget, labels)
+        total = SecondMoment.union(groups)
+        k = self.directions_removed(total.dim)
+        bases, ranks = [], []
+        for group in groups if self.per_class else [total]:
+            directions, singular_values = group.principal_directions(center=self.center)
+            ranks.append(int((singular_values > 0).sum()))
+            self._check_k(k, total.dim, ranks[-1], group.count)
+            bases.append(directions[:, :k])
+        union = orthonormal_union(bases)
+        if self.per_class:
+            rank = int((total.principal_directions(center=self.center)[1] > 0).sum())
+            self._check_k(union.shape[1], total.dim, rank, total.count)
+        measured = {
+            "k": union.shape[1],
+            "n_forget": total.count,
+            "rank_of_forget_features": ranks[0] if not self.per_class else rank,
+            "energy_removed": energy_share(total, union, self.center),
+        }
+        if self.p is not None and int(total.dim * self.p / 100) != k:
+            measured["k_of_published_code"] = int(total.dim * self.p / 100)
+        return Projection.onto_complement_of(union, **measured)
+
+    def _groups(self, forget: ForgetData, labels: Tensor | None) -> list[SecondMoment]:
+        if isinstance(forget, Mapping):
+            return [forget[label] for label in sorted(forget)]
+        if isinstance(forget, SecondMoment):
+            if self.per_class:
+                raise ValueError("per_class=True needs the moments of each class: pass {label: SecondMoment}.")
+            return [forget]
+        if not self.per_class:
+            return [SecondMoment.of(forget)]
+        if labels is None:
+            raise ValueError("per_class=True needs the labels of the forget set; none were given.")
+        return [SecondMoment.of(forget[labels == label]) for label in labels.unique()]
+
+    def _check_k(self, k: int, dim: int, rank: int, count: int) -> None:
+        limit = min(dim, rank)
+        if k >= limit:
+            wanted = f"k={self.k}" if self.k is not None else f"p={self.p} (k={k} of d={dim})"
+            way_out = (
+                f"Choose k of at most {limit - 1}" if limit > 1 else "Add forget samples: k has to be at least 1"
+            )
+            raise ValueError(
+                f"{wanted} removes {k} directions, but the {count} forget samples span only {rank} of d={dim}: "
+                f"k has to be below {limit}. {way_out}{', or add forget samples.' if limit > 1 else '.'}"
+            )
+
+
+def energy_share(moment: SecondMoment, directions: Tensor, center: bool = False) -> float:
+    """Share of sum_i ||h_i||^2 (centred: of the total variance) that lies in orthonormal columns [d, k]."""
+    gram = moment.outer_sum.cpu()
+    if center:
+        total = moment.feature_sum.cpu()
+        gram = gram - torch.outer(total, total) / moment.count
+    return float(torch.einsum("ik,ij,jk->", directions, gram, directions) / gram.diagonal().sum())

@@ -1,0 +1,265 @@
+"""Carry out one request: forget set -> features -> eraser -> record. Changes nothing in the model it is given.
+
+Part of the modelling room: `ErasedModel.erase` puts the result in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+from transformers.utils import logging
+
+from .configuration import Erasure, versions
+from .data import (
+    FeatureStore,
+    ForgetSet,
+    ImagePreprocessor,
+    LabelMapping,
+    LabelMismatchError,
+    describe_forget_set,
+    feature_pass,
+    gather_rows,
+    make_loader,
+    match_labels,
+    probe_from_batch,
+    sum_over_processes,
+)
+from .erasers import Eraser, ForgetData, Method, SecondMoment, make_method
+from .taps import head_function, probe_inputs
+
+if TYPE_CHECKING:
+    from .modeling import ErasedModel
+
+logger = logging.get_logger(__name__)
+
+ABSENT = -2  # stands for 'no row here' where processes exchange labels; -1 means 'a row without a label'
+
+
+@dataclass(frozen=True)
+class PassSettings:
+    """How a forget set is read and run; see `ErasedModel.erase`."""
+
+    image_column: str | None = None
+    label_column: str | None = None
+    label_mapping: Mapping[Any, Any] | None = None
+    batch_size: int | None = None
+    mixed_precision: str | None = None
+    num_workers: int | None = None
+    progress: bool = True
+
+
+def carry_out(
+    model: ErasedModel, forget: Any, method: str | Method, settings: PassSettings, options: Mapping[str, Any]
+) -> tuple[list[Eraser], Erasure]:
+    """One fitted eraser for each tap, and the record of the request."""
+    method = make_method(method, **options)
+    forget_set = describe_forget_set(forget, image_column=settings.image_column, label_column=settings.label_column)
+    mapping = _label_mapping(model, forget_set, settings.label_mapping, required=method.needs_head)
+    state = PartialState()
+    loader = make_loader(
+        forget_set,
+        preprocessor_of(model, forget_set),
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        rank=state.process_index,
+        world_size=state.num_processes,
+    )
+    if not model.sites:
+        # every process probes with the same batch, also one that gets none of its own
+        first = next(iter(make_loader(forget_set)), None) if forget_set.kind == "loader" else None
+        model.find_taps(None if first is None else probe_from_batch(first))
+    head = head_function(model.inner, model.taps) if method.needs_head else None
+    if method.needs_head and head is None:
+        raise ValueError(
+            f"Method {method.name!r} needs a classification head, and {type(model.inner).__name__} has none: its pooled "
+            "features are its answer. Use method='esc', which needs the images alone."
+        )
+
+    started = time.perf_counter()
+    consumer = _MappedLabels(FeatureStore() if method.needs_features else _Moments(method.by_class), mapping)
+    count = feature_pass(
+        model.inner,
+        list(model.sites),
+        loader,
+        consumer,
+        mixed_precision=settings.mixed_precision,
+        progress=settings.progress,
+        description="forget set",
+    )
+    if count == 0:
+        raise ValueError("The forget set is empty: there is nothing to forget. Check the filter that selected it.")
+    data, labels = consumer.collect(len(model.sites))
+    classes = consumer.classes()
+    _refuse_every_class(model, classes)
+    between = time.perf_counter()
+    fitted = method.fit_taps(data, labels, head)
+    finished = time.perf_counter()
+
+    for tap, eraser in zip(model.taps, fitted, strict=True):
+        _warn(method, tap, eraser)
+    conditions = [eraser.condition_number for eraser in fitted]
+    return fitted, Erasure(
+        method=method.name,
+        settings=method.settings(),
+        taps=tuple(map(str, model.taps)),
+        n_forget=count,
+        classes=classes,
+        measured=tuple(dict(eraser.measured) for eraser in fitted),
+        rank_removed=tuple(eraser.rank_removed for eraser in fitted),
+        condition_number=tuple(c if c != float("inf") else None for c in conditions),
+        sha256=tuple(map(fingerprint, fitted)),
+        dtype=str(next(model.inner.parameters()).dtype).removeprefix("torch."),
+        feature_seconds=round(between - started, 3),
+        fit_seconds=round(finished - between, 3),
+        processes=state.num_processes,
+        versions=versions(),
+    )
+
+
+class _Moments:
+    """A consumer that keeps second moments at each tap, of all samples or of each class."""
+
+    def __init__(self, by_class: bool):
+        self.by_class = by_class
+        self.moments: dict[int, list[SecondMoment]] = {}
+        self.dims: list[int] = []
+
+    def __call__(self, features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
+        labels = labels.to(features[0].device)
+        for label in labels.unique().tolist() if self.by_class else [None]:
+            parts = features if label is None else [f[labels == label] for f in features]
+            moments = self.moments.setdefault(
+                -1 if label is None else label, [SecondMoment(f.shape[1], f.device) for f in features]
+            )
+            for moment, part in zip(moments, parts, strict=True):
+                moment.update(part)
+
+    def collect(self, taps: int) -> tuple[list[ForgetData], None]:
+        state = PartialState()
+        if state.num_processes > 1:
+            self._share(taps)
+        if self.by_class:
+            return [{label: moments[i] for label, moments in self.moments.items()} for i in range(taps)], None
+        return [self.moments[-1][i] for i in range(taps)], None
+
+    def _share(self, taps: int) -> None:
+        """Give every process the same classes and dimensions, then add up over processes."""
+        labels = gather_rows(torch.tensor(sorted(self.moments), dtype=torch.long), fill=ABSENT)
+        own = [[moment.dim for moment in next(iter(self.moments.values()))]] if self.moments else [[0] * taps]
+        dims = gather_rows(torch.tensor(own, dtype=torch.long)).max(dim=0).values.tolist()
+        for label in sorted(set(labels.tolist()) - {ABSENT}):
+            moments = self.moments.setdefault(label, [SecondMoment(dim) for dim in dims])
+            for moment in moments:
+                moment.all_reduce(sum_over_processes)
+        self.moments = {label: self.moments[label] for label in sorted(self.moments)}
+
+
+class _MappedLabels:
+    """Puts the data set's labels into the model's ids on their way, and remembers which classes came by."""
+
+    def __init__(self, consumer: Any, mapping: LabelMapping | None):
+        self.consumer = consumer
+        self.mapping = mapping
+        self.seen: set[int] = set()
+
+    def __call__(self, features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
+        if self.mapping is not None:
+            labels = self.mapping(labels)
+        self.seen |= set(labels.unique().tolist())
+        self.consumer(features, labels, rows)
+
+    def collect(self, taps: int) -> tuple[list[ForgetData], Tensor | None]:
+        return self.consumer.collect(taps)
+
+    def classes(self) -> tuple[int, ...] | None:
+        """Model ids of the classes that came by in any process; None when some or all are unknown."""
+        seen = set(gather_rows(torch.tensor(sorted(self.seen), dtype=torch.long), fill=ABSENT).tolist()) - {ABSENT}
+        if self.mapping is None or not seen or min(seen) < 0:
+            return None
+        return tuple(sorted(seen))
+
+
+def _label_mapping(
+    model: ErasedModel, forget_set: ForgetSet, given: Mapping[Any, Any] | None, required: bool
+) -> LabelMapping | None:
+    id2label = model.config.id2label if model.config.inner.id2label else None
+    if id2label is None or not forget_set.has_labels:
+        if required and not forget_set.has_labels:
+            raise ValueError(
+                "This method needs the labels of the forget set and it has none. Name the column with label_column=..., "
+                "or use method='esc', which needs the images alone."
+            )
+        return None
+    try:
+        return match_labels(forget_set.label_names, id2label, given)
+    except LabelMismatchError as error:
+        if required:
+            raise
+        logger.info(f"The classes of the forget set stay unknown in the record: {error}")
+        return None
+
+
+def _refuse_every_class(model: ErasedModel, classes: tuple[int, ...] | None) -> None:
+    if classes is not None and model.taps[0].heads and len(classes) >= model.config.num_labels:
+        raise ValueError(
+            f"The forget set holds all {model.config.num_labels} classes of the model; nothing would be left to answer. "
+            "Forget fewer classes."
+        )
+
+
+def _warn(method: Method, tap: Any, eraser: Eraser) -> None:
+    left = eraser.measured.get("forget_hits_hard")
+    if left:
+        logger.warning(
+            f"{method.name} at the {tap}: {left:.1f} % of the forget set is still classified correctly (before: "
+            f"{eraser.measured['forget_hits_before']:.1f} %, soft mask: {eraser.measured['forget_hits_soft']:.1f} %). "
+            "Try a larger lr, more epochs or a higher threshold."
+        )
+
+
+def fingerprint(eraser: Eraser) -> str:
+    """sha256 of the eraser's buffers: name, shape and little-endian float32 values, in order of the names."""
+    digest = hashlib.sha256()
+    for name, buffer in sorted(eraser.named_buffers()):
+        values = buffer.detach().float().cpu().contiguous().numpy().astype("<f4")
+        digest.update(f"{name}{values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def preprocessor_of(model: ErasedModel, forget_set: ForgetSet) -> ImagePreprocessor | None:
+    """What turns images into the model's inputs; not needed for a loader, which brings inputs."""
+    if forget_set.kind == "loader":
+        return None
+    if model.processor is None:
+        raise ValueError(
+            f"This {type(model.inner).__name__} has no image processor, so images cannot be turned into its inputs. Pass "
+            "one: ErasedModel.from_model(model, processor=...), or give a DataLoader of the model's own inputs."
+        )
+    return ImagePreprocessor(model.processor)
+
+
+def probe_batch(model: ErasedModel, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Inputs for the tap search: those given, two random images through the model's processor, or what its config says.
+
+    A two-tower model also gets text, or fields that only its whole forward returns would go unseen.
+    """
+    inner = model.inner
+    if inputs is None and model.processor is not None:
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+        inputs = ImagePreprocessor(model.processor)([Image.fromarray(image) for image in pixels])
+    if inputs is None:
+        return probe_inputs(inner)
+    inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    if hasattr(inner, "get_image_features") and "input_ids" not in inputs:
+        inputs |= {name: value for name, value in probe_inputs(inner).items() if name in ("input_ids", "attention_mask")}
+    return inputs

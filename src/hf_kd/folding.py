@@ -1,0 +1,82 @@
+"""Fold erasers into weights: a stock checkpoint whose logits are erased and whose features are not.
+
+Part of the modelling room. For a head W h + b and a linear eraser h M (row vectors) the folded weight is W M^T; layers of
+the head before its Linear, such as LeViT's BatchNorm, are folded through by their own affine map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .erasers import Eraser
+from .taps import Tap, TapSite
+from .taps.site import plain_copy
+
+
+@torch.no_grad()
+def fold_site(model: nn.Module, site: TapSite) -> None:
+    """Write the eraser of a site into the weights of `model`, in place. The site is not looked at again.
+
+    Raises ValueError when the eraser is not linear or nothing linear reads or writes the features.
+    """
+    tap, eraser = site.tap, site.eraser
+    if eraser is None:
+        return
+    if not isinstance(eraser, Eraser) or not eraser.is_linear:
+        raise ValueError(
+            f"An eraser of kind {getattr(eraser, 'kind', type(eraser).__name__)!r} is not linear and cannot be folded "
+            "into a weight. Publish the model unfolded: save_pretrained keeps the eraser."
+        )
+    matrix = eraser.matrix().cpu()
+    if tap.heads:
+        for name in tap.heads:
+            _fold_into_head(model, tap, name, matrix)
+        return
+    place = tap.places[0]
+    producer = model.get_submodule(place.module)
+    if place.side == "output" and place.field is None and isinstance(producer, nn.Linear):
+        weight = matrix.T @ producer.weight.double().cpu()  # (x W^T + b) M, so the features themselves are erased
+        producer.weight.copy_(weight)
+        if producer.bias is not None:
+            producer.bias.copy_(producer.bias.double().cpu() @ matrix)
+        return
+    raise ValueError(
+        f"The features at the {tap} are read by no classification head and made by no Linear, so there is no weight to "
+        "fold the eraser into. Publish the model unfolded: save_pretrained keeps the eraser."
+    )
+
+
+def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor) -> None:
+    head = plain_copy(model, name, torch.float64).cpu()
+    linears = [(path, module) for path, module in head.named_modules() if isinstance(module, nn.Linear)]
+    if len(linears) != 1:
+        raise ValueError(
+            f"The head {name} holds {len(linears)} Linear layers; folding needs exactly one. Publish the model unfolded: "
+            "save_pretrained keeps the eraser."
+        )
+    path, linear = linears[0]
+    seen: list[Tensor] = []
+    handle = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0].reshape(-1, linear.in_features)))
+    # rows of the identity and zero give the affine map h -> h J + c from the features to the Linear
+    probe = torch.cat([torch.eye(tap.dim, dtype=torch.float64), torch.zeros(1, tap.dim, dtype=torch.float64)])
+    head(probe.reshape(-1, *tap.head_input_shape))
+    handle.remove()
+    offset = seen[0][-1]
+    inner = seen[0][:-1] - offset
+    # the Linear sees u = h J + c; with W' the logits of h are those W gives for h M:  J W'^T = M J W^T
+    wanted = matrix @ inner @ linear.weight.T
+    weight = (torch.linalg.pinv(inner) @ wanted).T
+    error = float((inner @ weight.T - wanted).abs().max())
+    if error > 1e-6 * max(1.0, float(wanted.abs().max())):
+        raise ValueError(
+            f"The head {name} drops part of the features before its Linear (error {error:.2g}), so the eraser cannot be "
+            "folded exactly. Publish the model unfolded: save_pretrained keeps the eraser."
+        )
+    bias = (linear.bias if linear.bias is not None else 0) + offset @ linear.weight.T - offset @ weight.T
+    target = model.get_submodule(f"{name}.{path}" if path else name)
+    target.weight.copy_(weight)
+    if target.bias is not None:
+        target.bias.copy_(bias)
+    elif float(bias.abs().max()) > 1e-12 * max(1.0, float(weight.abs().max())):
+        raise ValueError(f"The Linear of the head {name} has no bias to take up the offset of the layers before it.")

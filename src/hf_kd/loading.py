@@ -1,0 +1,185 @@
+"""From an id or a folder to the model inside: which class a checkpoint needs, adapters, image processors.
+
+Part of the modelling room. No remote code is ever run: a checkpoint that needs it is refused with the way out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import cached_file, logging
+
+logger = logging.get_logger(__name__)
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The part of `from_pretrained`'s keyword arguments that says where files come from."""
+    return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+
+
+def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    """config.json as a dict, or None where there is none (an adapter repository)."""
+    path = Path(name_or_path)
+    if path.is_dir() and not (path / hub.get("subfolder", "") / "config.json").exists():
+        return None
+    try:
+        return PreTrainedConfig.get_config_dict(name_or_path, **hub)[0]
+    except OSError:
+        if _find(name_or_path, ADAPTER_CONFIG, hub) is None:
+            raise
+        return None
+
+
+def load_inner(name_or_path: str, config: PreTrainedConfig | None, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """A stock checkpoint or a PEFT adapter repository (adapters merged) as a plain transformers model."""
+    hub = hub_arguments(kwargs)
+    stored = stored_config(name_or_path, hub)
+    if stored is None:
+        return _load_adapter(name_or_path, kwargs)
+    if config is None:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
+    cls = class_for(config, name_or_path)
+    return cls.from_pretrained(name_or_path, config=config, **kwargs) if _is_given(config, kwargs) else (
+        cls.from_pretrained(name_or_path, **kwargs)
+    )
+
+
+def _is_given(config: PreTrainedConfig, kwargs: dict[str, Any]) -> bool:
+    # with label arguments the class has to build the configuration itself, or it would ignore them
+    return not {"num_labels", "id2label", "label2id"} & set(kwargs)
+
+
+def class_for(config: PreTrainedConfig, name: str = "this model") -> type[PreTrainedModel]:
+    """The model class a configuration asks for: its `architectures`, else what the Auto classes know."""
+    wanted = (getattr(config, "architectures", None) or [None])[0]
+    registered = [
+        auto._model_mapping[type(config)]
+        for auto in (AutoModelForImageClassification, AutoModel)
+        if type(config) in auto._model_mapping
+    ]
+    flat = [cls for entry in registered for cls in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    for cls in [getattr(transformers, wanted, None) if wanted else None, *flat]:
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and (wanted is None or cls.__name__ == wanted):
+            return cls
+    if flat and wanted is None:
+        return flat[0]
+    raise ValueError(
+        f"{name} names the architecture {wanted!r}, which neither transformers nor the Auto classes know. Remote code is "
+        "never run: import the package that defines the class (it registers itself with AutoConfig and "
+        "AutoModelForImageClassification), or build the model yourself and pass it to ErasedModel.from_model."
+    )
+
+
+def class_named(name: str | None, config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of the inner model of a saved erased model."""
+    cls = getattr(transformers, name or "", None)
+    if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+        return cls
+    probe = type(config).from_dict(config.to_dict() | {"architectures": [name]})
+    return class_for(probe, "The erased model")
+
+
+def can_be_found_again(model: PreTrainedModel) -> bool:
+    """Whether a saved model of this class can be rebuilt by name: in transformers, or registered with Auto classes."""
+    try:
+        return class_named(type(model).__name__, model.config) is type(model)
+    except (ValueError, KeyError):
+        return False
+
+
+def load_processor(name_or_path: str, kwargs: dict[str, Any]) -> Any | None:
+    """The image processor stored with a checkpoint, or None; said in the log when there is none."""
+    hub = hub_arguments(kwargs)
+    for auto in (AutoImageProcessor, AutoProcessor):
+        try:
+            processor = auto.from_pretrained(name_or_path, trust_remote_code=False, **hub)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = error
+            continue
+        return getattr(processor, "image_processor", processor)
+    logger.info(f"No image processor was found with {name_or_path}: {reason}")
+    return None
+
+
+def merge_adapters(model: Any) -> PreTrainedModel:
+    """The plain model with its PEFT adapters merged into the weights, for a `PeftModel` or loaded adapters."""
+    if hasattr(model, "merge_and_unload"):
+        logger.warning("The adapters are merged into the weights before erasing: erasers act on the merged model.")
+        return model.merge_and_unload()
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "This model carries adapters loaded by load_adapter, which cannot be merged in place. Load it as a "
+            "PeftModel (peft.PeftModel.from_pretrained(base, adapter)) and pass that."
+        )
+    return model
+
+
+def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    hub = hub_arguments(kwargs)
+    found = _find(name_or_path, ADAPTER_CONFIG, hub)
+    if found is None:
+        raise OSError(f"{name_or_path} has neither config.json nor {ADAPTER_CONFIG}: it is not a model to load.")
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(
+            f"{name_or_path} is a PEFT adapter repository; install peft to load it: pip install 'hf-kd[peft]'."
+        ) from error
+    adapter = json.loads(Path(found).read_text(encoding="utf-8"))
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{ADAPTER_CONFIG} of {name_or_path} names no base model; load base and adapter yourself with peft and pass "
+            "the PeftModel to ErasedModel.from_model."
+        )
+    options = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+    if not {"num_labels", "id2label", "label2id"} & set(options):
+        labels = _labels_of_adapter(name_or_path, hub)
+        options |= {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
+    wanted = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False, **hub_arguments(options))
+    if wanted:
+        config.architectures = [wanted]
+    model = class_for(config, base).from_pretrained(base, **options)
+    return merge_adapters(PeftModel.from_pretrained(model, name_or_path, **hub))
+
+
+def _labels_of_adapter(name_or_path: str, hub: dict[str, Any]) -> int | None:
+    """Width of the one classification head saved beside the adapters; None when there is none or several."""
+    weights = _find(name_or_path, ADAPTER_WEIGHTS, hub)
+    if weights is None:
+        return None
+    with safe_open(weights, framework="pt") as file:
+        widths = {
+            file.get_slice(key).get_shape()[0]
+            for key in file.keys()  # noqa: SIM118  (safe_open is no mapping)
+            if "lora_" not in key and len(file.get_slice(key).get_shape()) == 2
+        }
+    return widths.pop() if len(widths) == 1 else None
+
+
+def _find(name_or_path: str, filename: str, hub: dict[str, Any]) -> str | None:
+    return cached_file(
+        name_or_path,
+        filename,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )

@@ -1,0 +1,400 @@
+"""ErasedModel: what a user holds. Any vision model of transformers, with erasers where its pooled features pass.
+
+The only room that sees all the others. It is a `PreTrainedModel` around the inner model; erasers are submodules of the
+sites at the taps, so they move, save and load with it, and a checkpoint without them does not load.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput, logging
+
+from . import erasing
+from .configuration import MODEL_TYPE, ErasedConfig, Erasure
+from .erasers import Eraser, Method, build, describe
+from .folding import fold_site
+from .loading import can_be_found_again, class_named, load_inner, load_processor, merge_adapters, stored_config
+from .loading import hub_arguments as _hub
+from .saving import staged
+from .taps import Tap, TapSearch, TapSite, evaluating, find_taps, record, run
+
+logger = logging.get_logger(__name__)
+
+
+class ErasedModel(PreTrainedModel):
+    """A vision model that can be made to forget.
+
+    Build one with `from_pretrained` or `from_model`, call `erase`, and use it like the model it wraps. What it returns is
+    erased: logits, pooled outputs and embeddings come from features behind the erasers; fields of the inner model's
+    output that bypass them (such as `last_hidden_state`) are withheld unless `output_hidden_states=True` asks for hidden
+    states by name, and those are not erased.
+    """
+
+    config_class = ErasedConfig
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: ErasedConfig, inner: PreTrainedModel | None = None):
+        if inner is None and config.inner is None:
+            raise ValueError("An ErasedModel wraps a model: use ErasedModel.from_pretrained or ErasedModel.from_model.")
+        attention = getattr(config.inner, "_attn_implementation", None)
+        super().__init__(config)
+        if inner is None:
+            inner = class_named(config.inner_class, config.inner)._from_config(config.inner)
+        elif attention is not None:
+            config.inner._attn_implementation = attention
+        self.inner = inner
+        self.main_input_name = getattr(inner, "main_input_name", "pixel_values")
+        self.processor: Any | None = None
+        """Image processor, or any callable from PIL images to tensors."""
+        self.sites = nn.ModuleList()
+        self.search: TapSearch | None = None
+        if config.taps:
+            erasers = [build(description) if description else None for description in config.erasers]
+            self._stand_at(TapSearch(config.tap_list, tuple(config.leaking)))
+            for site, eraser in zip(self.sites, erasers, strict=True):
+                site.eraser = eraser
+            self._describe_erasers()
+        for module in self.modules():  # values come from the inner model or a checkpoint, never from an initialiser
+            module._is_hf_initialized = True
+        self.post_init()
+
+    # Building one
+
+    @classmethod
+    def from_model(
+        cls, model: Any, processor: Callable[..., Any] | None = None, tap: str | None = None
+    ) -> ErasedModel:
+        """Wrap a model that is already in memory. The model itself is used, not a copy.
+
+        model: any `PreTrainedModel` that takes images, or a `PeftModel` of one (its adapters are merged).
+        processor: its image processor, or any callable on a list of PIL images.
+        tap: where the pooled features pass, if the search should not decide; see `hf_kd.taps.find_taps`.
+
+        Raises TypeError for anything else (an ErasedModel, a text model, a bare nn.Module).
+        """
+        if isinstance(model, ErasedModel):
+            raise TypeError(
+                "This is an ErasedModel already. Call erase on it again: requests compose, and the union of what they "
+                "remove is kept as one."
+            )
+        model = merge_adapters(model)
+        if isinstance(model, ErasedModel):
+            return model
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(
+                f"ErasedModel wraps a transformers PreTrainedModel, got {type(model).__name__}. Derive your network from "
+                "PreTrainedModel with a PreTrainedConfig (20 lines), or use the erasers of hf_kd.erasers on its features."
+            )
+        _refuse_text(model)
+        training = model.training
+        erased = cls(ErasedConfig.around(model), inner=model)
+        erased.train(training)
+        erased.name_or_path = erased.config.name_or_path = model.config.name_or_path
+        erased.processor = getattr(processor, "image_processor", processor)
+        if tap is not None:
+            erased.find_taps(tap=tap)
+        return erased
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any):
+        """Load a stock checkpoint, a PEFT adapter repository (merged) or an erased model, from the Hub or a folder.
+
+        Keyword arguments (dtype, device_map, token, revision, subfolder, cache_dir, num_labels, ...) go on to
+        transformers; `processor` and `tap` are as in `from_model`. Remote code is never run.
+
+        Raises ValueError when an erased checkpoint lacks an eraser or any other tensor, or has one of another shape, and
+        OSError when a weight file is damaged: it never loads as an un-erased model.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        processor, tap = kwargs.pop("processor", None), kwargs.pop("tap", None)
+        kwargs.pop("trust_remote_code", None)
+        config = kwargs.pop("config", None)
+        if not isinstance(config, ErasedConfig):
+            stored = stored_config(name, _hub(kwargs))
+            if stored is None or stored.get("model_type") != MODEL_TYPE:
+                try:
+                    inner = load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
+                except SafetensorError as error:
+                    raise OSError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
+                model = cls.from_model(inner, processor or load_processor(name, kwargs), tap)
+                model.name_or_path = model.config.name_or_path = name
+                return model
+        if tap is not None:
+            raise ValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
+        return cls._load_erased(name, config, processor, args, kwargs)
+
+    @classmethod
+    def _load_erased(cls, name: str, config: Any, processor: Any, args: tuple, kwargs: dict[str, Any]):
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.pop("ignore_mismatched_sizes", None)
+        try:
+            model, info = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
+        except RuntimeError as error:
+            raise ValueError(f"The weights of {name} do not fit its configuration: {error}") from error
+        missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+        strangers = sorted(key for key in info["unexpected_keys"] if key.startswith("sites."))
+        if missing or mismatched or strangers or (model.erasures and not model.is_erased):
+            wrong = [key for key in missing if key.startswith("sites.")]
+            what = f"lacks the eraser ({', '.join(wrong)})" if wrong else f"lacks {', '.join((missing + mismatched)[:5])}"
+            if not missing and not mismatched:
+                what = "records erasures, but its configuration does not describe the erasers they made"
+            raise ValueError(
+                f"The checkpoint {name} {what}. Loading it would give a model that has not forgotten, or is random in "
+                "part; it is refused. Save the erased model again with save_pretrained."
+            )
+        for site in model.sites:
+            if site.eraser is not None and not any(buffer.is_meta for buffer in site.eraser.buffers()):
+                site.eraser.check()
+        model.processor = processor or load_processor(name, kwargs)
+        return (model, info) if wants_info else model
+
+    # Taps
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """Where pooled features pass; empty until `find_taps` or `erase` has looked."""
+        return tuple(site.tap for site in self.sites)
+
+    @property
+    def erasures(self) -> tuple[Erasure, ...]:
+        """One record for each request carried out, oldest first."""
+        return self.config.records
+
+    @property
+    def is_erased(self) -> bool:
+        return any(site.eraser is not None for site in self.sites)
+
+    def find_taps(self, inputs: Mapping[str, Any] | None = None, tap: str | None = None) -> tuple[Tap, ...]:
+        """Find the taps by one probe forward, once; later calls return what was found.
+
+        inputs: a batch of two or more samples to probe with, if the configuration does not say what the model takes.
+        """
+        if not self.sites or tap is not None:
+            if self.is_erased:
+                raise ValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
+            self._stand_at(find_taps(self.inner, erasing.probe_batch(self, inputs), tap))
+        return self.taps
+
+    def _stand_at(self, search: TapSearch) -> None:
+        for site in self.sites:
+            site.detach()
+        self.search = search
+        self.sites = nn.ModuleList(TapSite(tap).attach(self.inner) for tap in search.taps)
+        self.config.taps = [tap.to_dict() for tap in search.taps]
+        self.config.leaking = list(search.leaking)
+        self.config.erasers = [None] * len(search.taps)
+        if search.note:
+            logger.warning(f"Tap: {search.note}.")
+
+    # Forgetting
+
+    def erase(
+        self,
+        forget: Any,
+        method: str | Method = "esc",
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        label_mapping: Mapping[Any, Any] | None = None,
+        batch_size: int | None = None,
+        mixed_precision: str | None = None,
+        num_workers: int | None = None,
+        progress: bool = True,
+        **method_options: Any,
+    ) -> ErasedModel:
+        """Forget a set of images: one pass over them, then a fit on their pooled features. Returns self.
+
+        forget: `datasets.Dataset` or `IterableDataset`, list of PIL images, or a `DataLoader` of dict batches with the
+            model's own input names and optional `labels`.
+        method: "esc", "esc-t", the name of a registered method, or a Method with its settings.
+        label_mapping: from the data set's labels (names or ids) to the model's, where names do not match.
+        mixed_precision: "no", "fp16" or "bf16" for the forward pass; statistics are float64 in any case.
+        method_options: hyper-parameters of the method, such as p, k, threshold, lr.
+
+        A second call sees features through the first eraser, and the union of what both remove is kept. On an error the
+        model stays as it was. Raises ValueError for an empty or unreadable forget set, for features that are not finite,
+        for labels the model does not know (methods that need them), and for a request to forget every class.
+        """
+        fitted, erasure = erasing.carry_out(
+            self,
+            forget,
+            method,
+            erasing.PassSettings(
+                image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress
+            ),
+            method_options,
+        )
+        for site, eraser in zip(self.sites, fitted, strict=True):
+            eraser = eraser.to(next(self.inner.parameters()).device)
+            site.eraser = eraser if site.eraser is None else site.eraser.then(eraser)
+        self._describe_erasers()
+        self.config.erasures = [*self.config.erasures, erasure.to_dict()]
+        _forget_compiled_graphs()
+        return self
+
+    def reset(self) -> ErasedModel:
+        """Take all erasers away: the model answers as before the first erasure, as far as its weights are unchanged.
+
+        Raises ValueError when there is no eraser to take away: nothing was erased yet, or the erasure was folded into the
+        weights, from where it cannot be undone.
+        """
+        if not self.is_erased:
+            folded = getattr(self.config.inner, "hf_kd_folded", None)
+            reason = (
+                "its erasure is folded into the weights, and a projection has no inverse"
+                if folded
+                else "nothing has been erased"
+            )
+            raise ValueError(f"There is no eraser to take away: {reason}. Load the original checkpoint instead.")
+        for site in self.sites:
+            site.eraser = None
+        self.config.erasures = []
+        self._describe_erasers()
+        _forget_compiled_graphs()
+        return self
+
+    def _describe_erasers(self) -> None:
+        self.config.erasers = [describe(site.eraser) if site.eraser is not None else None for site in self.sites]
+
+    # Answering
+
+    def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        """The inner model's forward, behind the erasers. Same inputs and outputs; see the class for what is withheld."""
+        inputs = kwargs | {k: v for k, v in (("pixel_values", pixel_values), ("labels", labels)) if v is not None}
+        return self._answer(self.inner, inputs)
+
+    def get_image_features(self, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
+        """Erased image embeddings of a two-tower model (CLIP, SigLIP, MetaCLIP 2)."""
+        inputs = kwargs | ({"pixel_values": pixel_values} if pixel_values is not None else {})
+        return self._answer(self.inner.get_image_features, inputs)
+
+    def get_text_features(self, *args: Any, **kwargs: Any) -> Any:
+        """Text embeddings of a two-tower model: not touched, only images are forgotten."""
+        return self.inner.get_text_features(*args, **kwargs)
+
+    def _answer(self, call: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        return_dict = inputs.pop("return_dict", None)
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        output = call(**inputs, return_dict=True)
+        asked = inputs.get("output_hidden_states") or getattr(self.config.inner, "output_hidden_states", False)
+        if self.is_erased and not asked:
+            output = _without(output, self.config.leaking)
+        return output if return_dict or not isinstance(output, ModelOutput) else output.to_tuple()
+
+    @torch.no_grad()
+    def pooled_features(self, pixel_values: Tensor | None = None, stage: str = "after", **inputs: Any) -> Any:
+        """Pooled features [n, d] of images, in eval mode: what passes the tap behind (or "before") its eraser.
+
+        A tuple of them for a model with several taps.
+        """
+        inputs |= {} if pixel_values is None else {"pixel_values": pixel_values}
+        self.find_taps()
+        with evaluating(self.inner), record(list(self.sites), stage) as take:
+            run(self.inner, inputs)
+            features = take()
+        return features[0] if len(features) == 1 else tuple(features)
+
+    def train(self, mode: bool = True) -> ErasedModel:
+        if mode and getattr(self, "sites", None) and self.is_erased:
+            logger.warning_once(
+                "This model is erased and is being put into training mode: further training, on the forgotten images or "
+                "on related ones, can restore what was erased. Audit it again afterwards."
+            )
+        return super().train(mode)
+
+    # Leaving
+
+    def fold(self) -> PreTrainedModel:
+        """A stock model of the original class with the erasers written into its head weights.
+
+        Its logits equal the erased model's; its features are NOT erased (hf_kd's threat model calls this a head edit).
+        The result is a copy. Raises ValueError when an eraser is not linear or there is no weight to take it.
+        """
+        if not self.is_erased:
+            raise ValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
+        clone = copy.deepcopy(self)
+        for site in clone.sites:
+            site.detach()
+            fold_site(clone.inner, site)
+        stock = clone.inner
+        stock.config.hf_kd_folded = [erasure.to_dict() for erasure in self.erasures]
+        return stock
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Save weights, erasers, records and image processor; an interruption leaves what was there before.
+
+        Raises ValueError for an inner class that could not be found again, and PermissionError or NotADirectoryError for
+        a place that cannot be written to.
+        """
+        if push_to_hub:
+            raise ValueError("push_to_hub=True is not supported here: save, then upload the folder.")
+        if not can_be_found_again(self.inner):
+            name, config = type(self.inner).__name__, type(self.inner.config).__name__
+            raise ValueError(
+                f"{name} is neither a class of transformers nor registered, so the saved model could not be loaded "
+                f"again. Register it first: AutoConfig.register({config}.model_type, {config}) and "
+                f"AutoModelForImageClassification.register({config}, {name})."
+            )
+        if not is_main_process:
+            return
+        with staged(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
+            if hasattr(self.processor, "save_pretrained"):
+                self.processor.save_pretrained(folder)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Not through transformers: its push replaces the model card by one that does not mention the erasure."""
+        raise ValueError("Save the model with save_pretrained and upload the folder with `hf upload REPO_ID FOLDER`.")
+
+
+def _without(output: Any, leaking: list[str]) -> Any:
+    """The output without the fields that bypass the erasers, at any depth."""
+    if not leaking or not isinstance(output, ModelOutput):
+        return output
+    kept = {}
+    for name, value in output.items():
+        if name in leaking:
+            continue
+        inside = [field.removeprefix(f"{name}.") for field in leaking if field.startswith(f"{name}.")]
+        kept[name] = _without(value, inside)
+    return type(output)(**kept)
+
+
+def _refuse_text(model: PreTrainedModel) -> None:
+    modalities = getattr(model, "input_modalities", None) or ()
+    modalities = (modalities,) if isinstance(modalities, str) else modalities
+    if "image" not in modalities and getattr(model, "main_input_name", "") != "pixel_values":
+        raise TypeError(
+            f"{type(model).__name__} takes {', '.join(modalities) or 'no images'}: hf_kd erases features of images. Load a "
+            "vision model."
+        )
+
+
+def _forget_compiled_graphs() -> None:
+    """Graphs that torch.compile made of the un-erased model must not answer any more."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+AutoConfig.register(MODEL_TYPE, ErasedConfig, exist_ok=True)
+AutoModelForImageClassification.register(ErasedConfig, ErasedModel, exist_ok=True)
+AutoModel.register(ErasedConfig, ErasedModel, exist_ok=True)

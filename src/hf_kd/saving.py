@@ -1,0 +1,57 @@
+"""Write a folder so that an interruption leaves what was there before.
+
+Part of the modelling room. Files are written beside the target and moved in one by one with atomic renames once all of
+them are complete and on disk; other files in the folder stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index.json")
+
+
+@contextlib.contextmanager
+def staged(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `directory`; on leaving without an error its files move into `directory`.
+
+    Weight files of the previous save that the new one does not have (other shards) are removed at the very end. Raises
+    NotADirectoryError or PermissionError, with the path and the way out, before anything is written.
+    """
+    target = Path(directory).expanduser().resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; a model is saved into a folder. Choose another path.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-saving-", dir=target.parent))
+    except OSError as error:
+        raise PermissionError(
+            f"Cannot write to {target.parent} ({error.strerror}): choose a folder you may write to."
+        ) from error
+    try:
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(f"Cannot write to {target}: choose a folder you may write to.")
+        yield temporary
+        _move_in(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_in(temporary: Path, target: Path) -> None:
+    files = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
+    for file in files:
+        with open(temporary / file, "rb") as handle:
+            os.fsync(handle.fileno())
+    target.mkdir(exist_ok=True)
+    stale = {path.name for pattern in WEIGHT_PATTERNS for path in target.glob(pattern)} - {str(file) for file in files}
+    # config.json last: until it is there, the folder still reads as what it was
+    for file in sorted(files, key=lambda file: file.name == "config.json"):
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary / file, target / file)
+    for name in stale:
+        (target / name).unlink(missing_ok=True)

@@ -1,0 +1,25 @@
+"""Find where pooled features pass in any vision model, and stand there. Knows models, but no erasers.
+
+`find` searches by data flow, with one probe forward; `probe` makes its input; `site` sits at a found tap and lets an
+eraser act and a reader look.
+"""
+
+from .find import TapNotFoundError, TapSearch, find_taps
+from .places import Place, Tap
+from .probe import image_inputs, probe_inputs, run
+from .site import TapSite, evaluating, head_function, record
+
+__all__ = [
+    "Place",
+    "Tap",
+    "TapNotFoundError",
+    "TapSearch",
+    "TapSite",
+    "evaluating",
+    "find_taps",
+    "head_function",
+    "image_inputs",
+    "probe_inputs",
+    "record",
+    "run",
+]

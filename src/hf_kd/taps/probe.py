@@ -1,0 +1,97 @@
+"""Inputs for the probe forward that finds taps, and one way to call every vision model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PROBE_BATCH = 2
+"""Two samples: enough to tell what depends on the image from what does not."""
+
+
+def probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs of the shapes the model's configuration declares, two samples.
+
+    Raises ValueError when the configuration does not say what the model takes; the way out is to pass a batch.
+    """
+    config = model.config
+    vision = getattr(config, "vision_config", None) or config
+    name = getattr(model, "main_input_name", "pixel_values")
+    generator = torch.Generator().manual_seed(seed)
+    parameters = set(inspect.signature(model.forward).parameters)
+    if "pixel_values" in parameters:
+        name = "pixel_values"
+    inputs: dict[str, Tensor] = {}
+    if name == "input_ids" and hasattr(vision, "n_positions"):  # models that read images as sequences of colours
+        length, colours = vision.n_positions, vision.vocab_size - 1
+        return {"input_ids": torch.randint(colours, (PROBE_BATCH, length), generator=generator)}
+    if name not in ("pixel_values", "inputs"):
+        raise ValueError(
+            f"{type(model).__name__} takes {name!r} as its main input: this does not look like a vision model. hf_kd "
+            "erases features of images; load a vision model, or pass a batch of its inputs if it is one."
+        )
+    if {"pixel_attention_mask", "spatial_shapes"} <= parameters:  # images as sequences of flattened patches
+        side = int(vision.num_patches**0.5)
+        values = torch.randn(PROBE_BATCH, side * side, vision.num_channels * vision.patch_size**2, generator=generator)
+        inputs["pixel_attention_mask"] = torch.ones(PROBE_BATCH, side * side, dtype=torch.long)
+        inputs["spatial_shapes"] = torch.full((PROBE_BATCH, 2), side)
+    else:
+        size = _image_size(vision)
+        channels = int(getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3)
+        values = torch.randn(PROBE_BATCH, channels, *size, generator=generator)
+    inputs[name] = values
+    if "input_ids" in parameters and hasattr(config, "text_config"):
+        text = config.text_config
+        length = min(8, int(getattr(text, "max_position_embeddings", 8)))
+        tokens = torch.randint(3, max(4, text.vocab_size - 1), (PROBE_BATCH, length), generator=generator)
+        end = getattr(text, "eos_token_id", None)
+        if isinstance(end, int) and 0 <= end < text.vocab_size:
+            tokens[:, -1] = end
+        inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return inputs
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    size = getattr(config, "image_size", None)
+    if size is None:
+        size = getattr(config, "input_size", None)
+    if isinstance(size, Mapping):
+        size = (size.get("height"), size.get("width"))
+    if isinstance(size, Iterable):
+        sides = [int(side) for side in size]
+        size = tuple(sides[-2:])
+    if size is None:
+        return 224, 224
+    return (size, size) if isinstance(size, int) else size
+
+
+def image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs without text: what `get_image_features` takes."""
+    text = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+    return {name: value for name, value in inputs.items() if name not in text}
+
+
+def run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """One forward of the image side: the whole model, or `get_image_features` when a two-tower model has no text."""
+    inputs = _in_dtype_of(model, inputs)
+    if "input_ids" not in inputs and hasattr(model, "get_image_features"):
+        return model.get_image_features(**inputs)
+    return model(**inputs)
+
+
+def _in_dtype_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Move inputs to the model's device, floating ones to its dtype."""
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        return dict(inputs)
+    dtype = parameter.dtype if parameter.is_floating_point() else None
+    return {
+        name: (value.to(parameter.device, dtype) if value.is_floating_point() else value.to(parameter.device))
+        if isinstance(value, Tensor)
+        else value
+        for name, value in inputs.items()
+    }

@@ -1,0 +1,175 @@
+"""A module that sits at a tap: an eraser acts on the features that pass, and a reader may look at them.
+
+Sites use module-level hooks whose functions are bound methods, so that copies of a model own copies of the site (a
+closure would go on using the original's eraser). Their state, the eraser, is a submodule of whoever owns the site.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from accelerate.hooks import remove_hook_from_module
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from .places import Place, Tap
+
+
+class TapSite(nn.Module):
+    """Stands at every place of one tap. Without an eraser it changes nothing."""
+
+    def __init__(self, tap: Tap):
+        super().__init__()
+        self.tap = tap
+        self.eraser: nn.Module | None = None
+        self._handles: list[Any] = []
+        self._recorded: list[Tensor] | None = None
+        self._stage: Literal["before", "after"] = "after"
+
+    def attach(self, model: nn.Module) -> TapSite:
+        """Hook into `model`; returns self."""
+        for number, place in enumerate(self.tap.places):
+            module = model.get_submodule(place.module)
+            if place.side == "input":
+                hook = functools.partial(self._on_input, number)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                hook = functools.partial(self._on_output, number, place.field)
+                # first in line, so that no other hook sees the features before the eraser
+                self._handles.append(module.register_forward_hook(hook, prepend=True))
+        return self
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def pass_through(self, features: Tensor, number: int = 0) -> Tensor:
+        """The features as they go on: read if somebody reads, erased if there is an eraser; shape as it came in."""
+        if self.eraser is None and self._recorded is None:
+            return features
+        rows = self._as_rows(features)
+        if self._recorded is not None and number == 0 and self._stage == "before":
+            self._recorded.append(rows.detach())
+        if self.eraser is not None:
+            rows = self.eraser(rows)
+        if self._recorded is not None and number == 0 and self._stage == "after":
+            self._recorded.append(rows.detach())
+        return rows.reshape(features.shape)
+
+    def _as_rows(self, features: Tensor) -> Tensor:
+        per_sample = features[:1].numel() if features.ndim else 0
+        if per_sample != self.tap.dim and features.shape[0] > 0:
+            raise ValueError(
+                f"Pooled features at the {self.tap} have shape {tuple(features.shape)} here, but d = {self.tap.dim} "
+                "values per sample were found there when the model was tapped. The model was called differently; call "
+                "it through ErasedModel, or give the tap explicitly."
+            )
+        return features.reshape(features.shape[0], self.tap.dim)
+
+    def _on_input(self, number: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        if args:
+            return (self.pass_through(args[0], number), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+        return args, kwargs | {name: self.pass_through(kwargs[name], number)}
+
+    def _on_output(self, number: int, field: str | None, module: nn.Module, args: tuple, output: Any):
+        if field is None:
+            return self.pass_through(output, number)
+        if not isinstance(output, ModelOutput):
+            raise TypeError(
+                f"The pooled features pass in field {field!r} of a structured output, but {type(module).__name__} "
+                f"returned a {type(output).__name__}: they cannot be erased there. Call the model through ErasedModel, "
+                "whose forward asks the inner model for structured outputs and still returns a tuple on request."
+            )
+        output[field] = self.pass_through(output[field], number)
+        return output
+
+    def extra_repr(self) -> str:
+        return str(self.tap)
+
+
+@contextlib.contextmanager
+def record(
+    sites: Sequence[TapSite], stage: Literal["before", "after"] = "after"
+) -> Iterator[Callable[[], list[Tensor]]]:
+    """Read what passes. Yields a function that returns (and forgets) the features [n, d] of the last forward per site.
+
+    `stage` says whether to read before or after the eraser of each site.
+    """
+
+    def take() -> list[Tensor]:
+        taken = []
+        for site in sites:
+            if len(site._recorded or ()) != 1:
+                raise RuntimeError(
+                    f"Features passed the {site.tap} {len(site._recorded or ())} times in one forward; expected once."
+                )
+            taken.append(site._recorded.pop())
+        return taken
+
+    for site in sites:
+        site._recorded, site._stage = [], stage
+    try:
+        yield take
+    finally:
+        for site in sites:
+            site._recorded, site._stage = None, "after"
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is in the mode it was in, whatever its neighbours' modes."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            if training and not module.training:
+                module.train()  # not the flag alone: modules may drop what they cached in eval mode (LeViT does)
+        for module, training in modes:
+            module.training = training
+
+
+def head_function(model: nn.Module, taps: Sequence[Tap]) -> Callable[[Sequence[Tensor]], Tensor] | None:
+    """The model's logits as a function of the features at all taps: [n, d] each -> [n, C], in float32, eval mode.
+
+    The mean over all heads, as every several-headed model in transformers has it. Works on copies, so the model and
+    its training mode stay as they are. None when some tap has no head.
+    """
+    if not all(tap.heads for tap in taps):
+        return None
+    heads = [(i, tap.head_input_shape, plain_copy(model, name)) for i, tap in enumerate(taps) for name in tap.heads]
+
+    def logits(features: Sequence[Tensor]) -> Tensor:
+        outputs = []
+        for i, shape, head in heads:
+            rows = features[i]
+            outputs.append(head(rows.reshape(rows.shape[0], *shape)).reshape(rows.shape[0], -1))
+        return torch.stack(outputs).mean(dim=0) if len(outputs) > 1 else outputs[0]
+
+    return logits
+
+
+def plain_copy(model: nn.Module, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A frozen copy of a submodule in eval mode, without any hooks: its mathematics alone."""
+    head = copy.deepcopy(model.get_submodule(name))
+    remove_hook_from_module(head, recurse=True)
+    for module in head.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    return head.to(dtype).eval().requires_grad_(False)
+
+
+def place_value(place: Place, inputs: Any, output: Any) -> Any:
+    """What is at a place, given the recorded input and output of its module."""
+    if place.side == "input":
+        return inputs
+    return output if place.field is None else output[place.field]

@@ -1,0 +1,159 @@
+"""ESC: an orthogonal projection that removes exactly the top-k directions of the forget features."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+
+from hf_kd import ESC, SecondMoment
+from hf_kd.erasers import Projection, build, describe, orthonormal_union
+
+from .test_moments import features
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(200, 32, 1), (200, 32, 5), (10, 32, 3)])
+def test_the_operator_is_an_orthogonal_projection_of_rank_d_minus_k(n, d, k):
+    h = features(n, d)
+    eraser = ESC(k=k).fit(h)
+    p = eraser.matrix()
+    assert torch.allclose(p, p.T, atol=1e-6)
+    assert torch.allclose(p @ p, p, atol=1e-6)
+    assert abs(float(p.trace()) - (d - k)) < 1e-5, "also for fewer samples than dimensions"
+    assert eraser.rank_removed == k
+    assert eraser.condition_number == float("inf")
+    u = torch.linalg.svd(h.double().T)[0][:, :k]
+    assert float((eraser(h.double()) @ u).abs().max()) < 1e-5
+    orthogonal = torch.randn(7, d, dtype=torch.float64)
+    orthogonal = orthogonal - orthogonal @ u @ u.T
+    assert torch.allclose(eraser(orthogonal), orthogonal, atol=1e-5), "and touches nothing else"
+
+
+def test_energy_removed_is_the_share_of_the_squared_singular_values():
+    h = features(100, 16)
+    eraser = ESC(k=2).fit(h)
+    s = torch.linalg.svdvals(h.double())
+    assert eraser.measured["energy_removed"] == pytest.approx(float((s[:2] ** 2).sum() / (s**2).sum()))
+    lost = 1 - float(eraser(h.double()).square().sum() / h.double().square().sum())
+    assert eraser.measured["energy_removed"] == pytest.approx(lost, abs=1e-6)
+
+
+@pytest.mark.parametrize(("d", "p", "k", "published"), [(64, 1.5, 1, 0), (96, 1.5, 1, 1), (768, 1.5, 12, 11)])
+def test_k_is_rounded_and_never_zero(d, p, k, published):
+    eraser = ESC(p=p).fit(features(50, d))
+    assert eraser.measured["k"] == k == eraser.rank_removed
+    assert eraser.measured.get("k_of_published_code", k) == published
+
+
+def test_moments_and_features_give_the_same_eraser():
+    h = features(60, 16)
+    assert torch.equal(ESC(k=2).fit(h).directions, ESC(k=2).fit(SecondMoment.of(h)).directions)
+
+
+def test_per_class_takes_k_directions_of_each_class():
+    h = torch.cat([features(30, 16, 1), features(90, 16, 2) * 3])
+    labels = torch.tensor([0] * 30 + [1] * 90)
+    eraser = ESC(k=2, per_class=True).fit(h, labels)
+    assert eraser.rank_removed == 4
+    for part in (h[:30], h[30:]):
+        u = torch.linalg.svd(part.double().T)[0][:, :2]
+        assert float((eraser(part.double()) @ u).abs().max()) < 1e-4
+    by_class = {0: SecondMoment.of(h[:30]), 1: SecondMoment.of(h[30:])}
+    assert torch.allclose(ESC(k=2, per_class=True).fit(by_class).directions, eraser.directions, atol=1e-6)
+    with pytest.raises(ValueError, match="labels"):
+        ESC(k=2, per_class=True).fit(h)
+    with pytest.raises(ValueError, match="each class"):
+        ESC(k=2, per_class=True).fit(SecondMoment.of(h))
+
+
+def test_a_second_request_composes_to_the_union():
+    h1, h2 = features(100, 24, 1), features(100, 24, 2).roll(5, dims=1)
+    first = ESC(k=2).fit(h1)
+    second = ESC(k=3).fit(first(h2))
+    both = first.then(second)
+    assert isinstance(both, Projection)
+    assert both.rank_removed == 5
+    x = torch.randn(50, 24, dtype=torch.float64)
+    assert torch.allclose(both(x), second(first(x)), atol=1e-5)
+    gram = both.directions.T.double() @ both.directions.double()
+    assert torch.allclose(gram, torch.eye(5, dtype=torch.float64), atol=1e-6)
+
+
+def test_the_union_drops_dependent_directions_and_keeps_the_span():
+    a = torch.linalg.qr(torch.randn(20, 3, dtype=torch.float64)).Q
+    mixed = torch.linalg.qr(torch.cat([a[:, :1] + 1e-9, torch.randn(20, 1, dtype=torch.float64)], dim=1)).Q
+    union = orthonormal_union([a, mixed])
+    assert union.shape == (20, 4)
+    assert torch.allclose(union.T @ union, torch.eye(4, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(union @ (union.T @ mixed), mixed, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_and_shape_of_the_input_come_back(dtype):
+    eraser = ESC(k=1).fit(features(50, 8))
+    for shape in [(8,), (3, 8), (2, 3, 8), (0, 8)]:
+        out = eraser(torch.ones(shape, dtype=dtype))
+        assert out.shape == shape
+        assert out.dtype == dtype
+
+
+def test_casting_the_model_does_not_round_the_directions():
+    eraser = ESC(k=2).fit(features(50, 8))
+    before = eraser.directions.clone()
+    eraser.to(torch.bfloat16).half().to("cpu")
+    assert torch.equal(eraser.directions, before)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = eraser(features(50, 8))
+    assert out.dtype == torch.float32
+    assert float((out.double() @ before.double()).abs().max()) < 1e-5
+
+
+def test_the_state_is_small_and_comes_back_from_its_description():
+    eraser = ESC(k=2).fit(features(500, 32))
+    assert {name: tuple(value.shape) for name, value in eraser.state_dict().items()} == {"directions": (32, 2)}
+    rebuilt = build(describe(eraser))
+    rebuilt.load_state_dict(eraser.state_dict())
+    x = torch.randn(5, 32)
+    assert torch.equal(rebuilt(x), eraser(x))
+    assert torch.equal(copy.deepcopy(eraser)(x), eraser(x))
+
+
+def test_an_eraser_that_was_not_loaded_is_noticed():
+    with pytest.raises(ValueError, match="not loaded or is damaged"):
+        Projection(8, 2).check()
+    eraser = ESC(k=2).fit(features(50, 8))
+    eraser.check()
+    eraser.directions[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="damaged"):
+        eraser.check()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"p": 0}, "p=0"),
+        ({"p": 100}, "p=100"),
+        ({"p": -1.0}, "0 < p < 100"),
+        ({"k": 0}, "k=0"),
+        ({"k": 1.5}, "k=1.5"),
+        ({"k": True}, "k=True"),
+        ({"p": 1.0, "k": 1}, "not both"),
+    ],
+)
+def test_settings_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        ESC(**options)
+
+
+@pytest.mark.parametrize(("n", "k"), [(100, 16), (100, 20), (5, 5), (5, 9), (1, 1)])
+def test_k_has_to_stay_below_dimension_and_rank(n, k):
+    with pytest.raises(ValueError, match=rf"{n} forget samples span only {min(n, 16)} of d=16"):
+        ESC(k=k).fit(features(n, 16))
+
+
+def test_wrong_width_is_refused(caplog):
+    eraser = ESC(k=1).fit(features(50, 8))
+    with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match="d = 8"):
+        eraser(torch.zeros(3, 9))

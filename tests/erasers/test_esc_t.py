@@ -1,0 +1,154 @@
+"""ESC-T: the mask trained on cached features is the mask of the loop that runs the backbone, and is re-checked hard."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hf_kd import ESC, ESCT, SecondMoment
+from hf_kd.erasers import Composition, MaskedProjection, build, describe
+
+
+@pytest.fixture()
+def problem():
+    """Ten classes with clear means in R^24, a head that tells them apart, and the samples of class 3."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(10, 24, generator=generator) * 2
+    head = nn.Linear(24, 10)
+    with torch.no_grad():
+        head.weight.copy_(means / 20)  # not too sure of itself: the published loss has no gradient where p = 1
+        head.bias.copy_(-means.square().sum(dim=1) / 40)
+    labels = torch.arange(10).repeat_interleave(60)
+    features = means[labels] + 0.7 * torch.randn(600, 24, generator=generator)
+    return features, labels, head
+
+
+def test_no_forget_sample_is_classified_correctly_any_more(problem):
+    features, labels, head = problem
+    forget = labels == 3
+    eraser = ESCT(lr=1.0).fit(features[forget], labels[forget], head)
+    measured = eraser.measured
+    assert measured["forget_hits_before"] > 90
+    assert measured["forget_hits_soft"] == 0
+    hits = (head(eraser(features[forget])).argmax(dim=1) == 3).float().mean() * 100
+    assert measured["forget_hits_hard"] == pytest.approx(float(hits), abs=1e-4), "re-checked after thresholding"
+    retained = head(eraser(features[~forget])).argmax(dim=1) == labels[~forget]
+    assert float(retained.float().mean()) > 0.8
+
+
+def test_the_operator_is_symmetric_psd_and_says_when_it_can_be_inverted(problem):
+    features, labels, head = problem
+    eraser = ESCT().fit(features[labels == 3], labels[labels == 3], head)
+    eigenvalues = torch.linalg.eigvalsh(eraser.operator.double())
+    assert torch.equal(eraser.operator, eraser.operator.T)
+    assert float(eigenvalues.min()) > -1e-6
+    assert eraser.rank_removed == int((eigenvalues <= 1e-6 * eigenvalues.max()).sum())
+    if eraser.rank_removed == 0:
+        assert eraser.condition_number == pytest.approx(float(eigenvalues.max() / eigenvalues.min()), rel=1e-3)
+        recovered = eraser(features.double()) @ torch.linalg.inv(eraser.operator.double())
+        assert torch.allclose(recovered, features.double(), atol=1e-4), "an invertible map hides nothing"
+
+
+def test_cached_features_give_the_mask_of_the_loop_through_the_backbone(problem):
+    """The published loop, restated: run the backbone on every batch of every epoch, one masked forward, one step."""
+    features, labels, head = problem
+    backbone = nn.Sequential(nn.Linear(24, 24, bias=False), nn.ReLU()).requires_grad_(False)
+    images, y = features[labels == 3], labels[labels == 3]
+    method = ESCT(lr=0.5, epochs=3, batch_size=16, threshold=0.9)
+    eraser = method.fit(backbone(images), y, head)
+
+    u = SecondMoment.of(backbone(images)).principal_directions()[0].float()
+    mask = torch.ones(24, 24, requires_grad=True)
+    generator = torch.Generator().manual_seed(method.seed)
+    for _ in range(method.epochs):
+        for rows in torch.randperm(len(y), generator=generator).split(16):
+            logits = head(backbone(images[rows]) @ (u * mask) @ (u * mask).T)
+            right = logits.argmax(dim=1) == y[rows]
+            if right.any():
+                loss = nn.functional.cross_entropy(logits[right], y[rows][right])
+                (gradient,) = torch.autograd.grad(loss, mask)
+                mask = (mask + method.lr * gradient).clamp(0, 1).detach().requires_grad_()
+        with torch.no_grad():
+            if not (head(backbone(images) @ (u * mask) @ (u * mask).T).argmax(dim=1) == y).any():
+                break
+    masked = u * (mask > method.threshold)
+    assert torch.allclose(eraser.operator, masked @ masked.T, atol=1e-5)
+
+
+def test_deterministic_for_a_seed_and_independent_of_the_global_one(problem):
+    features, labels, head = problem
+    fit = lambda seed: ESCT(seed=seed, lr=0.5).fit(features[labels == 3], labels[labels == 3], head).operator  # noqa: E731
+    torch.manual_seed(1)
+    first = fit(0)
+    torch.manual_seed(2)
+    assert torch.equal(first, fit(0))
+
+
+def test_several_taps_are_trained_together(problem):
+    """Two heads whose mean answers: each alone may be right about the mean being wrong."""
+    features, labels, head = problem
+    other = nn.Linear(24, 10)
+    y = labels[labels == 3]
+    taps = [features[labels == 3], features[labels == 3] * 0.5 + 0.1]
+    mean = lambda fs: (head(fs[0]) + other(fs[1])) / 2  # noqa: E731
+    erasers = ESCT(lr=1.0).fit_taps(taps, y, mean)
+    assert len(erasers) == 2
+    hits = (mean([e(f) for e, f in zip(erasers, taps, strict=True)]).argmax(dim=1) == 3).float().mean() * 100
+    assert float(hits) == pytest.approx(erasers[0].measured["forget_hits_hard"], abs=1e-4)
+
+
+def test_a_head_with_batch_norm_works(problem):
+    features, labels, head = problem
+    norm = nn.BatchNorm1d(24).eval()
+    norm.running_mean.copy_(features.mean(dim=0))
+    wrapped = nn.Sequential(norm, head).eval()
+    eraser = ESCT(lr=1.0).fit(features[labels == 3], labels[labels == 3], wrapped)
+    assert eraser.measured["forget_hits_soft"] < eraser.measured["forget_hits_before"]
+
+
+def test_composition_with_esc_applies_both_in_order(problem):
+    features, labels, head = problem
+    forget, y = features[labels == 3], labels[labels == 3]
+    first = ESCT().fit(forget, y, head)
+    second = ESC(k=2).fit(first(forget))
+    both = first.then(second)
+    assert isinstance(both, Composition)
+    assert torch.allclose(both(features), second(first(features)), atol=1e-6)
+    assert both.rank_removed == 2
+    assert both.condition_number == float("inf")
+    rebuilt = build(describe(both))
+    rebuilt.load_state_dict(both.state_dict())
+    assert torch.equal(rebuilt(features), both(features))
+    assert torch.allclose(both.matrix(), first.matrix() @ second.matrix(), atol=1e-6)
+
+
+def test_an_operator_that_was_not_loaded_is_noticed():
+    with pytest.raises(ValueError, match="not loaded or is damaged"):
+        MaskedProjection(8).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 1.0}, "threshold=1.0"),
+        ({"lr": 0}, "lr=0"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch"),
+    ],
+)
+def test_settings_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        ESCT(**options)
+
+
+def test_what_is_missing_is_named(problem):
+    features, labels, head = problem
+    with pytest.raises(ValueError, match="classification head is missing"):
+        ESCT().fit(features, labels, None)
+    with pytest.raises(ValueError, match="labels is missing"):
+        ESCT().fit(features, None, head)
+    with pytest.raises(ValueError, match="features of D_f is missing"):
+        ESCT().fit(SecondMoment.of(features), labels, head)
+    with pytest.raises(ValueError, match="600 features and 3 labels"):
+        ESCT().fit(features, labels[:3], head)

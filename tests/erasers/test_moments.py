@@ -1,0 +1,130 @@
+"""The second moment: the same subspace whatever the order, the batch size, the number of processes or the precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_kd import SecondMoment
+
+
+def features(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.logspace(0.5, -2, d)
+    return torch.randn(n, d, generator=generator) * scales + torch.rand(d, generator=generator)
+
+
+def largest_angle(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Sine of the largest principal angle between two orthonormal bases [d, k]."""
+    return float(torch.linalg.svdvals(a - b @ (b.T @ a))[0])
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 40), (40, 40), (12, 40)])
+def test_directions_equal_those_of_a_float64_svd(n, d):
+    h = features(n, d)
+    u, s = SecondMoment.of(h).principal_directions()
+    u_svd, s_svd, _ = torch.linalg.svd(h.double().T, full_matrices=True)
+    rank = min(n, d)
+    assert u.shape == (d, d)
+    assert torch.allclose(u.T @ u, torch.eye(d, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(s[:rank], s_svd[:rank], rtol=1e-6)
+    assert (s[rank:] == 0).all()
+    for k in (1, 3, rank):
+        assert largest_angle(u[:, :k], u_svd[:, :k]) < 1e-6
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_batch_size_and_order_do_not_matter(batch_size):
+    h = features(200, 32)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    streamed = SecondMoment(32)
+    for batch in h[order].split(batch_size):
+        streamed.update(batch)
+    assert streamed.count == 200
+    u, _ = streamed.principal_directions()
+    reference, _ = SecondMoment.of(h).principal_directions()
+    assert (u - reference).abs().max() < 1e-6, "columns agree, signs included"
+
+
+def test_merging_parts_equals_the_whole():
+    h = features(100, 16)
+    merged = SecondMoment.of(h[:37]).merge(SecondMoment.of(h[37:]))
+    union = SecondMoment.union([SecondMoment.of(h[:50]), SecondMoment.of(h[50:])])
+    whole = SecondMoment.of(h)
+    assert merged.count == union.count == 100
+    for moment in (merged, union):
+        assert torch.allclose(moment.outer_sum, whole.outer_sum, rtol=1e-12)
+        assert torch.allclose(moment.feature_sum, whole.feature_sum, rtol=1e-12)
+
+
+def test_all_reduce_gives_every_process_the_whole():
+    h = features(90, 16)
+    parts = [SecondMoment.of(h[:20]), SecondMoment.of(h[20:])]
+    sent = [torch.cat([p.outer_sum.flatten(), p.feature_sum, torch.tensor([float(p.count)]).double()]) for p in parts]
+    for part in parts:
+        part.all_reduce(lambda tensor: sum(sent))
+        assert part.count == 90
+        assert torch.allclose(part.outer_sum, SecondMoment.of(h).outer_sum, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_input_precision_is_kept_and_sums_are_float64(dtype):
+    h = features(50, 8).to(dtype)
+    moment = SecondMoment.of(h)
+    assert moment.outer_sum.dtype == torch.float64
+    assert torch.allclose(moment.outer_sum, h.double().T @ h.double(), rtol=1e-12)
+
+
+def test_the_state_does_not_grow_with_the_number_of_samples():
+    moment = SecondMoment(8)
+    for _ in range(50):
+        moment.update(torch.randn(100, 8))
+    assert sum(v.numel() for v in vars(moment).values() if isinstance(v, torch.Tensor)) == 8 * 8 + 8
+
+
+def test_the_null_space_basis_does_not_depend_on_rounding():
+    """Eigenvectors of a null space are arbitrary; ESC-T multiplies them by a mask, so they have to be reproducible."""
+    h = features(10, 64)
+    u, _ = SecondMoment.of(h).principal_directions()
+    perturbed = SecondMoment(64)
+    for row in h.flip(0).split(3):
+        perturbed.update(row * (1 + 1e-12))
+    assert (perturbed.principal_directions()[0] - u).abs().max() < 1e-7
+
+
+def test_centring_removes_the_mean_direction():
+    h = features(500, 16) + 10
+    direction = SecondMoment.of(h).principal_directions()[0][:, 0]
+    mean = torch.nn.functional.normalize(h.double().mean(dim=0), dim=0)
+    assert float(direction @ mean) > 0.999
+    centred = SecondMoment.of(h).principal_directions(center=True)[0]
+    reference = torch.linalg.svd((h.double() - h.double().mean(dim=0)).T)[0]
+    assert largest_angle(centred[:, :2], reference[:, :2]) < 1e-6
+
+
+def test_not_finite_features_name_the_row_and_change_nothing():
+    moment = SecondMoment.of(features(5, 4))
+    before = moment.outer_sum.clone()
+    bad = features(5, 4)
+    bad[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="row 3"):
+        moment.update(bad)
+    assert moment.count == 5
+    assert torch.equal(moment.outer_sum, before)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda: SecondMoment(4).update(torch.zeros(3, 5)), r"\[n, 4\]"),
+        (lambda: SecondMoment.of(torch.zeros(3)), r"\[n, d\]"),
+        (lambda: SecondMoment(4).merge(SecondMoment(5)), "d = 5"),
+        (lambda: SecondMoment(4).principal_directions(), "empty"),
+        (lambda: SecondMoment.of(torch.zeros(3, 4)).principal_directions(), "all forget features are zero|All forget"),
+        (lambda: SecondMoment.of(torch.ones(3, 4)).principal_directions(center=True), "centring"),
+        (lambda: SecondMoment.union([]), "at least one"),
+    ],
+)
+def test_bad_input_says_what_is_wrong(action, message):
+    with pytest.raises(ValueError, match=message):
+        action()
