@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
+from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.utils import logging
 
 from .configuration import Erasure, versions
@@ -65,17 +66,20 @@ def carry_out(
     forget_set = describe_forget_set(forget, image_column=settings.image_column, label_column=settings.label_column)
     mapping = _label_mapping(model, forget_set, settings.label_mapping, required=method.needs_head)
     state = PartialState()
+    preprocessor = preprocessor_of(model, forget_set)
     loader = make_loader(
         forget_set,
-        preprocessor_of(model, forget_set),
+        preprocessor,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         rank=state.process_index,
         world_size=state.num_processes,
     )
     if not model.sites:
-        # every process probes with the same batch, also one that gets none of its own
-        first = next(iter(make_loader(forget_set)), None) if forget_set.kind == "loader" else None
+        # Only the data itself shows what a loader or a callable makes; every process probes with the same batch, also
+        # one that gets none of its own.
+        known = isinstance(model.processor, ImageProcessingMixin) and forget_set.kind != "loader"
+        first = None if known else next(iter(make_loader(forget_set, preprocessor, batch_size=2, num_workers=0)))
         model.find_taps(None if first is None else probe_from_batch(first))
     head = head_function(model.inner, model.taps) if method.needs_head else None
     if method.needs_head and head is None:
@@ -237,8 +241,8 @@ def fingerprint(eraser: Eraser) -> str:
 
 
 def preprocessor_of(model: ErasedModel, forget_set: ForgetSet) -> ImagePreprocessor | None:
-    """What turns images into the model's inputs; not needed for a loader, which brings inputs."""
-    if forget_set.kind == "loader":
+    """What turns images into the model's inputs; not needed for a forget set that brings inputs."""
+    if forget_set.is_prepared:
         return None
     if model.processor is None:
         raise ValueError(

@@ -25,7 +25,7 @@ from .folding import fold_site
 from .loading import can_be_found_again, class_named, load_inner, load_processor, merge_adapters, stored_config
 from .loading import hub_arguments as _hub
 from .saving import staged
-from .taps import Tap, TapSearch, TapSite, evaluating, find_taps, record, run
+from .taps import Tap, TapSearch, TapSite, evaluating, find_taps, record, run, sites_on
 
 logger = logging.get_logger(__name__)
 
@@ -52,14 +52,15 @@ class ErasedModel(PreTrainedModel):
             raise ValueError("An ErasedModel wraps a model: use ErasedModel.from_pretrained or ErasedModel.from_model.")
         attention = getattr(config.inner, "_attn_implementation", None)
         super().__init__(config)
-        if inner is None:
+        given = inner is not None
+        if not given:
             inner = class_named(config.inner_class, config.inner)._from_config(config.inner)
         elif attention is not None:
             config.inner._attn_implementation = attention
         self.inner = inner
         self.main_input_name = getattr(inner, "main_input_name", "pixel_values")
         self.processor: Any | None = None
-        """Image processor, or any callable from PIL images to tensors."""
+        """Image processor, or any callable from an RGB PIL image to a tensor or a dict of tensors."""
         self.sites = nn.ModuleList()
         self.search: TapSearch | None = None
         if config.taps:
@@ -68,8 +69,9 @@ class ErasedModel(PreTrainedModel):
             for site, eraser in zip(self.sites, erasers, strict=True):
                 site.eraser = eraser
             self._describe_erasers()
-        for module in self.modules():  # values come from the inner model or a checkpoint, never from an initialiser
-            module._is_hf_initialized = True
+        if given:  # its values stay; one built here is initialised by its own class, buffers outside checkpoints too
+            for module in self.modules():
+                module._is_hf_initialized = True
         self.post_init()
 
     # Building one
@@ -81,7 +83,7 @@ class ErasedModel(PreTrainedModel):
         """Wrap a model that is already in memory. The model itself is used, not a copy.
 
         model: any `PreTrainedModel` that takes images, or a `PeftModel` of one (its adapters are merged).
-        processor: its image processor, or any callable on a list of PIL images.
+        processor: its image processor, or any callable on one RGB PIL image that returns a tensor [C, H, W] or a dict.
         tap: where the pooled features pass, if the search should not decide; see `hf_kd.taps.find_taps`.
 
         Raises TypeError for anything else (an ErasedModel, a text model, a bare nn.Module).
@@ -100,9 +102,15 @@ class ErasedModel(PreTrainedModel):
                 "PreTrainedModel with a PreTrainedConfig (20 lines), or use the erasers of hf_kd.erasers on its features."
             )
         _refuse_text(model)
-        training = model.training
+        for site in sites_on(model):
+            if site.eraser is not None:
+                raise ValueError(
+                    "This model stands inside an ErasedModel that has erased something, whose erasers would act here too. "
+                    "Use that ErasedModel, reset() it, or wrap a copy of the original: copy.deepcopy(model) before erasing."
+                )
+            site.detach()
         erased = cls(ErasedConfig.around(model), inner=model)
-        erased.train(training)
+        erased.training = model.training  # not train(), which would overrule the modes of the modules inside
         erased.name_or_path = erased.config.name_or_path = model.config.name_or_path
         erased.processor = getattr(processor, "image_processor", processor)
         if tap is not None:

@@ -75,11 +75,11 @@ def test_every_dtype_and_numpy(make):
 
 def test_deterministic_for_a_seed_and_leaves_global_generators_alone():
     sides = (*outputs(200, 0), *outputs(200, 1))
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     assert loss_attack(*sides, seed=3) == loss_attack(*sides, seed=3)
     assert loss_attack(*sides, seed=3) != loss_attack(*sides, seed=4)
     assert torch.equal(state, torch.get_rng_state())
-    assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
 
 
 @pytest.mark.parametrize("attacker", ["logistic", "svc"])
@@ -95,7 +95,7 @@ def test_member_rate_compares_forgotten_with_retained_and_unseen(attacker):
 def test_member_rate_has_no_leak_when_nothing_differs():
     for attacker in ("logistic", "svc"):
         nothing = member_rate(*(outputs(2000, seed)[0] for seed in (0, 1, 2)), attacker=attacker)
-        assert nothing.leak < 5  # about two standard errors of a share of 2,000
+        assert nothing.leak < 3
 
 
 def test_every_efficacy_attack_finds_planted_membership_and_nothing_else():
@@ -147,11 +147,11 @@ def reference_setting(leak: float, seed: int = 0, models: int = 4):
 
 
 def test_rmia_finds_what_the_loss_alone_does_not():
-    forget, unseen, population = reference_setting(leak=1.0)
+    forget, unseen, population = reference_setting(leak=2.0)
     found = rmia_attack(forget, unseen, population)
     population_attack = loss_attack(forget[0], forget[2], unseen[0], unseen[2], draws=3)
-    assert found.auc > 75
-    assert found.leak > population_attack.leak + 10
+    assert found.auc > population_attack.auc
+    assert found.tpr > 40 > 4 * population_attack.tpr
     assert rmia_attack(*reference_setting(leak=0.0)).leak < 3
 
 

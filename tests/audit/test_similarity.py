@@ -32,7 +32,6 @@ def test_js_is_symmetric_bounded_and_zero_for_equal_outputs():
     assert torch.allclose(js, js_divergence(b, a))
     assert 0 <= js.min()
     assert js.max() <= math.log(2)
-    assert torch.equal(js_divergence(a, a + 3), torch.zeros(5000, dtype=torch.float64).clamp(min=js_divergence(a, a + 3)))
     assert js_divergence(a, a + 3).max() < 1e-12
     assert torch.allclose(js_divergence(a, b, log_base=2), js / math.log(2))
 
@@ -55,8 +54,8 @@ def test_legacy_zrf_is_the_reversed_divergence_divided_by_the_classes():
     a, b = gaussian(100, 10), gaussian(100, 10, seed=1)
     p, q = (torch.softmax(x.double(), 1) for x in (a, b))
     middle = (p + q) / 2
-    mean = sum(torch.nn.functional.kl_div(r.log(), middle) for r in (p, q)) / 2
-    assert zrf_legacy(a, b) == pytest.approx(1 - mean.item())
+    total = sum(torch.nn.functional.kl_div(r.log(), middle, reduction="sum") for r in (p, q)) / 2
+    assert zrf_legacy(a, b) == pytest.approx(1 - total.item() / p.numel())
     many = gaussian(100, 200, seed=2)
     assert zrf_legacy(3 * many, 0.1 * many.flip(0)) > 0.98  # everything scores near 1 with many classes
     removed = a.clone()

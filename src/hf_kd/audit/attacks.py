@@ -1,175 +1,24 @@
 """Attacks: ways to read a forgotten class back out of features, from a ridge of random features to a nearest mean.
 
-An attacker trains on the train split, all labels included, and is scored on the test split. Each attack is a function of
-`AuditData` and a seed that returns one `AttackResult`; `ATTACKS` names them. To add one, write the function and its row.
+An attacker trains on the train split, all labels included, and is scored on the test split. Each attack is a function
+of `AuditData` and a seed that returns one `AttackResult`; `ATTACKS` names them. To add one, write the function and its
+row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
-from torch import Tensor
+from sklearn.metrics import roc_curve
 
-from .nonlinear import (
-    MLPProbe,
-    fit_mlp_probe,
-    fit_rbf_probe,
-    knn_predictions,
-    prototype_predictions,
-    tie_shares,
-)
-from .preparation import (
-    ArrayLike,
-    FeatureScale,
-    as_features,
-    as_forget_labels,
-    generator,
-    is_in,
-    principal_scales,
-    stratified_subset,
-)
-from .probes import LinearProbe, checked_splits, fit_linear_probe
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """What one attacker gets on the test split, in percent."""
-
-    name: str
-    recall_forget: float
-    """Forgotten samples given their true label (binary attacks: flagged as forgotten), over all forgotten classes."""
-    accuracy_retain: float
-    """Retained samples given their true label (binary attacks: not flagged)."""
-    false_alarms: float
-    """Retained samples given a forgotten label, or flagged."""
-    auc: float | None = None
-    """Area under the ROC curve of forgotten against retained in percent, where the attack yields a score; chance 50."""
-    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-
-    @property
-    def advantage(self) -> float:
-        """Recall minus false alarms: 0 for an attacker who flags at random or flags everybody, 100 for a perfect one."""
-        return self.recall_forget - self.false_alarms
-
-
-@dataclass(frozen=True, eq=False)
-class AuditData:
-    """Checked features and labels of both splits, with the fits that several attacks share made once."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    forget: tuple[int, ...]
-    train_views: tuple[Tensor, ...] = ()
-    """Features of further views of the same training images, rows aligned with `train`."""
-    test_views: tuple[Tensor, ...] = ()
-    _mlps: dict[tuple[str, int], MLPProbe] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        train_features: ArrayLike,
-        train_labels: ArrayLike,
-        test_features: ArrayLike,
-        test_labels: ArrayLike,
-        forget_labels: int | ArrayLike,
-        train_views: Sequence[ArrayLike] = (),
-        test_views: Sequence[ArrayLike] = (),
-    ) -> AuditData:
-        """Check everything first; raises ValueError as `knowledge_retention` does, and on views that do not align."""
-        train, train_y, test, test_y = checked_splits(
-            train_features, train_labels, test_features, test_labels, forget_labels
-        )
-        if len(train_views) != len(test_views):
-            raise ValueError(f"Got {len(train_views)} further views of train and {len(test_views)} of test; give both.")
-        views = []
-        for name, given, base in (("training", train_views, train), ("test", test_views, test)):
-            checked = tuple(as_features(view, f"{name} view").to(train.device) for view in given)
-            for view in checked:
-                if view.shape != base.shape:
-                    raise ValueError(
-                        f"A {name} view has shape {tuple(view.shape)}; expected {tuple(base.shape)}, one row for each image."
-                    )
-            views.append(checked)
-        return cls(train, train_y, test, test_y, as_forget_labels(forget_labels), *views)
-
-    @cached_property
-    def classes(self) -> Tensor:
-        """[K], ascending: the columns of every score and probability."""
-        return self.train_labels.unique()
-
-    @cached_property
-    def train_forget(self) -> Tensor:
-        return is_in(self.train_labels, self.forget)
-
-    @cached_property
-    def test_forget(self) -> Tensor:
-        return is_in(self.test_labels, self.forget)
-
-    @cached_property
-    def forget_columns(self) -> Tensor:
-        return is_in(self.classes, self.forget)
-
-    @cached_property
-    def scales(self) -> dict[str, FeatureScale]:
-        return principal_scales(self.train)
-
-    @cached_property
-    def linear_probe(self) -> LinearProbe:
-        return fit_linear_probe(self.train, self.train_labels, scales=self.scales)
-
-    def mlp(self, size: str, seed: int) -> MLPProbe:
-        """The small (256, whitened) or large (256-256, standardised) perceptron, fitted once for a seed."""
-        if (size, seed) not in self._mlps:
-            hidden, geometry = {"small": ((256,), "whitened"), "large": ((256, 256), "standardised")}[size]
-            self._mlps[size, seed] = fit_mlp_probe(self.train, self.train_labels, hidden, geometry=geometry, seed=seed)
-        return self._mlps[size, seed]
-
-    def forget_score(self, logits: Tensor) -> Tensor:
-        """log-odds [n] of forgotten against retained from class scores [n, K]."""
-        logits = logits.double()
-        return logits[:, self.forget_columns].logsumexp(dim=1) - logits[:, ~self.forget_columns].logsumexp(dim=1)
-
-
-def result_from_shares(
-    data: AuditData, name: str, shares: Tensor, score: Tensor | None = None, **settings: str | int | float | bool
-) -> AttackResult:
-    """Score predicted class probabilities [n_test, K] (one-hot for a deterministic attacker) on the test split."""
-    column = torch.searchsorted(data.classes, data.test_labels)
-    hit = shares.gather(1, column.unsqueeze(1)).squeeze(1)
-    flagged = shares[:, data.forget_columns].sum(dim=1)
-    forget = data.test_forget
-    return AttackResult(
-        name,
-        recall_forget=100 * float(hit[forget].mean()),
-        accuracy_retain=100 * float(hit[~forget].mean()),
-        false_alarms=100 * float(flagged[~forget].mean()),
-        auc=None if score is None else area_under_roc(score, forget),
-        settings=settings,
-    )
-
-
-def result_from_flags(
-    data: AuditData, name: str, flagged: Tensor, score: Tensor, **settings: str | int | float | bool
-) -> AttackResult:
-    """Score a binary attacker: `flagged` [n_test] as forgotten, `score` [n_test] higher for forgotten."""
-    flagged, forget = flagged.double(), data.test_forget
-    alarms = 100 * float(flagged[~forget].mean())
-    recall = 100 * float(flagged[forget].mean())
-    return AttackResult(
-        name, recall, 100 - alarms, alarms, area_under_roc(score, forget), {"task": "binary", **settings}
-    )
-
-
-def area_under_roc(score: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve in percent, ties counted half."""
-    return 100 * float(roc_auc_score(positive.cpu().numpy(), score.double().cpu().numpy()))
+from .attack_data import AttackResult, AuditData, area_under_roc, result_from_flags, result_from_shares
+from .nonlinear import fit_mlp_probe, fit_rbf_probe, knn_predictions, prototype_predictions, tie_shares
+from .preparation import ArrayLike, generator, stratified_subset
+from .probes import fit_linear_probe
 
 
 def linear(data: AuditData, seed: int = 0) -> AttackResult:
@@ -182,7 +31,7 @@ def linear(data: AuditData, seed: int = 0) -> AttackResult:
 
 
 def linear_binary(data: AuditData, seed: int = 0) -> AttackResult:
-    """A converged probe for forgotten against retained, both sides weighted alike so that its threshold is the middle."""
+    """A converged probe for forgotten against retained, both sides weighted alike so that it decides in the middle."""
     positive = data.train_forget
     weights = torch.where(positive, 0.5 / positive.double().mean(), 0.5 / (~positive).double().mean())
     probe = fit_linear_probe(
@@ -258,9 +107,7 @@ def norm(data: AuditData, seed: int = 0) -> AttackResult:
     _, sign, threshold = max(options)
     score = sign * test_length
     result = result_from_flags(data, "norm", score >= threshold, score, forgotten_are="long" if sign > 0 else "short")
-    return AttackResult(
-        **{**vars(result), "auc": max(result.auc, 100 - result.auc)},
-    )
+    return replace(result, auc=max(result.auc, 100 - result.auc))
 
 
 def weighted(data: AuditData, seed: int = 0, *, weight: float = 3.0) -> AttackResult:
@@ -275,7 +122,8 @@ def weighted(data: AuditData, seed: int = 0, *, weight: float = 3.0) -> AttackRe
 
 
 def at_false_alarms(data: AuditData, seed: int = 0, *, percent: float) -> AttackResult:
-    """Recall at a stated rate of false alarms, from the better of the linear probe's and the large perceptron's log-odds.
+    """Recall at a stated rate of false alarms, from the better of the linear probe's and the large perceptron's
+    log-odds.
 
     Read off the test ROC curve; between two attainable points the attacker tosses a coin, so the curve is interpolated.
     """
@@ -368,7 +216,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def attack_names(names: str | Sequence[str], with_views: bool = False) -> tuple[str, ...]:
-    """Names of a suite (`standard` or `full`) or the given ones, checked. `full` has the views attacks only with views."""
+    """Names of a suite (`standard`, `full`) or those given, checked. `full` has the views attacks only with views."""
     if names == "standard":
         return tuple(name for name, attack in ATTACKS.items() if attack.suite == "standard")
     if names == "full":

@@ -1,14 +1,16 @@
 """Probes that are not linear, and few-shot prototypes: an eraser that only fools a linear reader has erased little.
 
 Each returns either class scores or, where ties matter, the probability with which each class is predicted. Erasers that
-map many inputs onto one vector produce exact ties; breaking them by row order would let the order of the data set decide,
-so ties are broken at random and the expectation is returned.
+map many inputs onto one vector produce exact ties; breaking them by row order would let the order of the data set
+decide, so ties are broken at random and the expectation is returned.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .preparation import (
+    ROWS_PER_CHUNK,
     FeatureScale,
     fit_standardisation,
     generator,
@@ -63,8 +66,8 @@ def fit_mlp_probe(
 ) -> MLPProbe:
     """A ReLU network with AdamW and a one-cycle rate; the epoch with the lowest held-out loss (a tenth) is kept.
 
-    About 1,200 steps whatever n is, between 12 and 60 epochs. With fewer than 10 samples a direction `whitened` uses the
-    principal axes at their own spread instead, where a network generalises far better.
+    About 1,200 steps whatever n is, between 12 and 60 epochs. With fewer than 10 samples a direction `whitened` uses
+    the principal axes at their own spread instead, where a network generalises far better.
     """
     classes, targets = require_classes(labels)
     scale = nonlinear_scale(features, geometry)
@@ -76,7 +79,7 @@ def fit_mlp_probe(
     fit_x, fit_y, val_x, val_y = x[~held_out], targets[~held_out], x[held_out], targets[held_out]
     widths = (x.shape[1], *hidden, classes.numel())
     parameters = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         weight = torch.randn(fan_out, fan_in, generator=rng) * math.sqrt(2 / max(1, fan_in))
         parameters += [weight.to(x.device).requires_grad_(), x.new_zeros(fan_out).requires_grad_()]
     layers = list(zip(parameters[::2], parameters[1::2], strict=True))
@@ -148,8 +151,8 @@ def fit_rbf_probe(
 ) -> RBFProbe:
     """Random Fourier features of a Gaussian kernel, then ridge regression on one-hot labels in closed form.
 
-    `geometry` as in `fit_mlp_probe`. Bandwidth (1/2, 1 or 2 times the median distance) and ridge are chosen by accuracy on a held-out fifth of at most 4,000
-    samples.
+    `geometry` as in `fit_mlp_probe`. Bandwidth (1/2, 1 or 2 times the median distance) and ridge are chosen by accuracy
+    on a held-out fifth of at most 4,000 samples.
     """
     classes, targets = require_classes(labels)
     scale = nonlinear_scale(features, geometry)
@@ -168,7 +171,7 @@ def fit_rbf_probe(
     candidates = []
     for factor in (0.5, 1.0, 2.0):
         mapped = _fourier(x[sample], normal / (factor * median), phases)
-        for ridge in (1e-5, 1e-3, 1e-1):
+        for ridge in (1e-3, 1e-2, 1e-1):
             weight = _ridge(mapped[cut:], targets[fit], classes.numel(), ridge)
             guess = torch.addmm(weight[-1], mapped[:cut], weight[:-1]).argmax(dim=1)
             candidates.append(
@@ -185,15 +188,21 @@ def _fourier(x: Tensor, frequencies: Tensor, phases: Tensor) -> Tensor:
 
 
 def _ridge(mapped: Tensor, targets: Tensor, num_classes: int, ridge: float) -> Tensor:
-    """Weights [m + 1, K] of centred ridge regression on one-hot targets; `ridge` is relative to the mean eigenvalue."""
+    """Weights [m + 1, K] of centred ridge regression on one-hot targets; `ridge` is relative to the mean eigenvalue.
+
+    The ridge is at least 1e-6 of the trace: float32 products know the smaller eigenvalues no better.
+    """
     n, m = mapped.shape
     one_hot = F.one_hot(targets, num_classes).to(mapped)
     mean, share = mapped.mean(dim=0), one_hot.mean(dim=0)
-    gram = (mapped.T @ mapped).double() / n - mean.double().outer(mean.double())
-    cross = (mapped.T @ one_hot).double() / n - mean.double().outer(share.double())
-    # 1e-7 keeps the matrix definite against float32 rounding where all inputs fell onto a few vectors
-    gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-7 / m)
-    weight = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).to(mapped)
+    gram, cross = mapped.new_zeros(m, m, dtype=torch.float64), mapped.new_zeros(m, num_classes, dtype=torch.float64)
+    for part, wanted in zip(mapped.split(ROWS_PER_CHUNK), one_hot.split(ROWS_PER_CHUNK), strict=True):
+        part = part - mean
+        gram += part.T @ part
+        cross += part.T @ (wanted - share)
+    gram /= n
+    gram.diagonal().add_(max(ridge, 1e-6 * m) * gram.diagonal().mean() + 1e-12)
+    weight = torch.cholesky_solve(cross / n, torch.linalg.cholesky(gram)).to(mapped)
     return torch.cat([weight, (share - mean @ weight).unsqueeze(0)])
 
 
@@ -208,8 +217,9 @@ def knn_predictions(
 ) -> Tensor:
     """Probability [n_test, K] that a k-nearest-neighbour vote predicts each class (columns: classes ascending).
 
-    Training rows that are one and the same vector (for cosine: the same direction) lie at one distance. Where only some of
-    them fit among the k nearest, that many are drawn from them without replacement, `draws` times; tied votes are shared.
+    Training rows that are one and the same vector (for cosine: the same direction) lie at one distance. Where only some
+    of them fit among the k nearest, that many are drawn from them without replacement, `draws` times; tied votes are
+    shared.
     """
     classes, targets = train_labels.unique(return_inverse=True)
     if k < 1:
@@ -283,38 +293,56 @@ def prototype_predictions(
     draws: int = 20,
     seed: int = 0,
 ) -> Tensor:
-    """Probability [n_test, K] of each class by the nearest class mean, with `shots` labelled samples of each forgotten class.
+    """Probability [n_test, K] of each class by the nearest class mean, with few labelled samples of forgotten classes.
 
-    Retained means come from all their training samples. Averaged over `draws` random choices of the shots (one where all
-    are used); means at the same distance, up to rounding, share the prediction.
+    The mean over `prototype_draws`.
+    """
+    drawn = list(prototype_draws(train, train_labels, test, forget, shots, metric, draws, seed))
+    return sum(drawn) / len(drawn)
+
+
+def prototype_draws(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    forget: tuple[int, ...],
+    shots: int,
+    metric: Literal["l2", "cosine"] = "l2",
+    draws: int = 20,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Nearest class mean, once for every random choice of `shots` labelled samples of each forgotten class.
+
+    Retained means come from all their training samples. Means at the same distance up to rounding share the prediction.
+    A single draw is made where all forgotten samples are used.
     """
     classes, targets = train_labels.unique(return_inverse=True)
     if shots < 1:
         raise ValueError(f"shots is {shots}; a prototype needs at least one labelled sample.")
     if metric == "cosine":
-        train, test = (F.normalize(x.double(), dim=1) for x in (train, test))
-    elif metric != "l2":
+        reference, queries = (F.normalize(x.double(), dim=1) for x in (train, test))
+    elif metric == "l2":
+        centre = train.double().mean(dim=0)
+        reference, queries = train.double() - centre, test.double() - centre
+    else:
         raise ValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
-    centre = train.double().mean(dim=0)
-    reference, queries = train.double() - centre, test.double() - centre
-    if metric == "cosine":
-        reference, queries = train, test
-    sums = torch.zeros(classes.numel(), train.shape[1], dtype=torch.float64, device=train.device)
-    means = sums.index_add(0, targets, reference) / targets.bincount(minlength=classes.numel()).unsqueeze(1)
-    columns = [int(torch.nonzero(classes == label)) for label in forget]
-    members = {column: torch.nonzero(targets == column).flatten() for column in columns}
+    sums = reference.new_zeros(classes.numel(), train.shape[1]).index_add_(0, targets, reference)
+    means = sums / targets.bincount(minlength=classes.numel()).unsqueeze(1)
+    members = {
+        column: torch.nonzero(targets == column).flatten()
+        for column in torch.searchsorted(classes, torch.tensor(forget, device=classes.device)).tolist()
+    }
     if shots >= max(rows.numel() for rows in members.values()):
         draws = 1
     rng = generator(seed)
-    unit = queries.square().sum(dim=1).mean()
-    total = torch.zeros(test.shape[0], classes.numel(), dtype=torch.float64, device=test.device)
+    # 1e-9: class means of one repeated vector differ by float64 rounding only
+    tolerance = 1e-9 * float(queries.square().sum(dim=1).mean())
     scores = _closeness(queries, means, metric)
     for _ in range(draws):
         for column, rows in members.items():
             chosen = rows[torch.randperm(rows.numel(), generator=rng)[:shots].to(rows.device)]
             scores[:, column] = _closeness(queries, reference[chosen].mean(dim=0, keepdim=True), metric)[:, 0]
-        total += tie_shares(scores, tolerance=1e-9 * float(unit))
-    return total / draws
+        yield tie_shares(scores, tolerance)
 
 
 def _closeness(queries: Tensor, means: Tensor, metric: str) -> Tensor:

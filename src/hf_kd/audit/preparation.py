@@ -1,8 +1,8 @@
 """What every probe and attack does first: check features and labels, and put features on a comparable scale.
 
 Statistics are float64 whatever the features are stored in. Directions in which the features do not vary beyond the
-rounding of that storage are dropped and never rescaled: an erased direction keeps a residue of about 1e-7 of the feature
-norm in float32, and dividing by its standard deviation would hand the attacker noise as if it were signal.
+rounding of that storage are dropped and never rescaled: an erased direction keeps a residue of about 1e-7 of the
+feature norm in float32, and dividing by its standard deviation would hand the attacker noise as if it were signal.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ROWS_PER_CHUNK = 8192
 def as_features(features: ArrayLike, name: str = "features") -> Tensor:
     """Features as a floating [n, d] tensor on their own device, without a graph.
 
-    Raises ValueError on ragged or other than two-dimensional input, on no rows or columns, on a non-numeric dtype and on
-    NaN or infinite entries (naming the first such row).
+    Raises ValueError on ragged or other than two-dimensional input, on no rows or columns, on a non-numeric dtype and
+    on NaN or infinite entries (naming the first such row).
     """
     if not isinstance(features, Tensor):
         try:
@@ -107,8 +107,8 @@ def rounding_floor(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
     """The standard deviation below which variation along a direction is rounding of the storage, not signal.
 
     float32 and wider: 8 eps of float32 times the root mean square norm (a projection done in float32 leaves a residue
-    proportional to the whole norm, and float64 input has usually been float32 before). Half precisions: half an eps of the
-    dtype times the same norm over sqrt(d), the spread of independent rounding of each coordinate.
+    proportional to the whole norm, and float64 input has usually been float32 before). Half precisions: half an eps of
+    the dtype times the same norm over sqrt(d), the spread of independent rounding of each coordinate.
     """
     norm = math.sqrt(float(mean.square().sum() + covariance.diagonal().sum()))
     if features.dtype in (torch.float16, torch.bfloat16):
@@ -152,8 +152,8 @@ def fit_whitening(features: Tensor, rank_tolerance: float | None = None) -> Feat
 def principal_scales(features: Tensor, rank_tolerance: float | None = None) -> dict[str, FeatureScale]:
     """Two scales from one eigendecomposition of the covariance, with the same directions kept.
 
-    `whitened`: every direction at unit variance. `principal`: relative spread as it is, one common factor that brings the
-    mean variance of the kept directions to 1; a ridge penalty then trusts wide directions more, which matters where
+    `whitened`: every direction at unit variance. `principal`: relative spread as it is, one common factor that brings
+    the mean variance of the kept directions to 1; a ridge penalty then trusts wide directions more, which matters where
     samples are few.
     """
     mean, covariance = moments(features)

@@ -1,8 +1,8 @@
 """Knowledge Retention: how well a fresh linear classifier reads the forgotten labels from features.
 
-Two protocols. `converged` is the headline: multinomial logistic regression at its optimum, which no scaling, rotation or
-other invertible map of the features can fool. `paper` is the published recipe, ten epochs of plain SGD from scratch: it
-stops long before the optimum and mostly measures how large the features are, so it is kept for comparability only.
+Two protocols. `converged` is the headline: multinomial logistic regression at its optimum, which no scaling, rotation
+or other invertible map of the features can fool. `paper` is the published recipe, ten epochs of plain SGD from scratch:
+it stops long before the optimum and mostly measures how large the features are, so it is kept for comparability only.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """The converged multinomial logistic probe on features [n, d] and labels [n], on the features' device, in float64.
 
-    Features are whitened on the training samples, directions without variation beyond rounding dropped, and the weighted
-    mean cross-entropy + l2/2 ||W||^2 minimised by L-BFGS to a gradient norm below `tolerance`. `l2` is 1/n by default, a
-    unit Gaussian prior on the whitened weights (scikit-learn's C = 1). The optimum depends on the features only up to
-    invertible affine maps.
+    Features are whitened on the training samples, directions without variation beyond rounding dropped, and the
+    weighted mean cross-entropy + l2/2 ||W||^2 minimised by L-BFGS to a gradient norm below `tolerance`. `l2` is 1/n by
+    default, a unit Gaussian prior on the whitened weights (scikit-learn's C = 1). The optimum depends on the features
+    only up to invertible affine maps.
 
     Whitening needs samples: with n near d any probe that is blind to scale is a poor attacker (MobileNetV2 on 1,500
     images: 89 % where 98 % can be read). So below 10 samples a direction, `geometry="auto"` also fits on the principal
@@ -174,9 +174,9 @@ def fit_paper_probe(
 ) -> LinearProbe:
     """The published KR probe: a fresh linear head (Xavier normal, zero bias), plain SGD, on raw features [n, d].
 
-    Momentum, weight decay, schedule and scaling are all absent, as in the paper's code. The published recipe augments the
-    images in every epoch; on cached features it sees the same ones. `convergence.gradient_norm` shows how far from the
-    optimum it stops, and `converged` is always False.
+    Momentum, weight decay, schedule and scaling are all absent, as in the paper's code. The published recipe augments
+    the images in every epoch; on cached features it sees the same ones. `convergence.gradient_norm` shows how far from
+    the optimum it stops, and `converged` is always False.
     """
     features = as_features(train_features, "training features")
     labels = as_labels(train_labels, features.shape[0], features.device, "training labels")
@@ -230,11 +230,12 @@ def knowledge_retention(
 ) -> KnowledgeRetention:
     """Knowledge Retention of `forget_labels` in features [n, d]: fit a linear probe on train, score train and test.
 
-    `probe_settings` go to `fit_linear_probe` or `fit_paper_probe`. Warns, with the count, where test rows are exact copies
-    of training rows: of few, the split overlaps; of many, the features collapse inputs onto shared vectors.
+    `probe_settings` go to `fit_linear_probe` or `fit_paper_probe`. Warns, with the count, where test rows are exact
+    copies of training rows: of few, the split overlaps; of many, the features collapse inputs onto shared vectors.
 
-    Raises ValueError on features that are not finite [n, d] (naming the row), on labels that do not fit them, where a split
-    has no forget or no retain sample, on fewer samples than classes, and on test labels that training never shows.
+    Raises ValueError on features that are not finite [n, d] (naming the row), on labels that do not fit them, where a
+    split has no forget or no retain sample, on fewer samples than classes, and on test labels that training never
+    shows.
     """
     train, train_y, test, test_y = checked_splits(
         train_features, train_labels, test_features, test_labels, forget_labels
@@ -265,15 +266,15 @@ def checked_splits(
     test_labels: ArrayLike,
     forget_labels: int | ArrayLike,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train and test features and labels as tensors on the training features' device, or a ValueError that says why not."""
+    """Train and test features and labels as tensors on the training features' device, or a ValueError that says why."""
     train = as_features(train_features, "training features")
     test = as_features(test_features, "test features").to(train.device)
     train_y = as_labels(train_labels, train.shape[0], train.device, "training labels")
     test_y = as_labels(test_labels, test.shape[0], train.device, "test labels")
     if train.shape[1] != test.shape[1]:
         raise ValueError(
-            f"Training features have {train.shape[1]} columns and test features {test.shape[1]}; both have to come from "
-            "the same tap of the same model."
+            f"Training features have {train.shape[1]} columns and test features {test.shape[1]}; both have to come "
+            "from the same tap of the same model."
         )
     require_classes(train_y)
     forget_mask(train_y, forget_labels, "training")
@@ -306,8 +307,9 @@ def require_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def count_shared_rows(train: Tensor, test: Tensor) -> int:
     """Number of test rows that equal some training row bit for bit."""
-    known = {row.tobytes() for row in train.cpu().to(torch.float64).numpy()}
-    return sum(row.tobytes() in known for row in test.to(train.dtype).cpu().to(torch.float64).numpy())
+    wide = train.dtype if train.dtype == torch.float64 else torch.float32
+    known = {row.tobytes() for row in train.to("cpu", wide).numpy()}
+    return sum(row.tobytes() in known for row in test.to("cpu", wide).numpy())
 
 
 def _sample_weights(sample_weights: ArrayLike | None, features: Tensor) -> Tensor | None:

@@ -1,7 +1,7 @@
 """The numbers an audit reports, and nothing else: accuracies of forget and retain samples and what is made of them.
 
-Everything is in percent. D_f and D_r are the accuracies on forget and retain training samples, D_ft and D_rt on their test
-counterparts, as in the paper's Table 1; forgetting wants the first and third low and the others high.
+Everything is in percent. D_f and D_r are the accuracies on forget and retain training samples, D_ft and D_rt on their
+test counterparts, as in the paper's Table 1; forgetting wants the first and third low and the others high.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from .preparation import ArrayLike, as_forget_labels, as_labels, is_in
 
 
 def harmonic_mean(forget_accuracy: float, retain_accuracy: float) -> float:
-    """HM = 2 (100 - D_f) D_r / ((100 - D_f) + D_r) of two accuracies in percent (paper, Table 1); 0 where both terms are 0.
+    """HM = 2 (100 - D_f) D_r / ((100 - D_f) + D_r) of two accuracies in percent (paper, Table 1); 0 where both terms
+    are 0.
 
     Raises ValueError outside [0, 100].
     """
@@ -159,8 +160,9 @@ def recovery_ratio(probe_accuracy: float, original_accuracy: float) -> float:
 def normalised_retention(erased: float, original: float, reference: float | None = None) -> float | None:
     """KRn = (f - f_ref) / (f_orig - f_ref): 0 = as little as the reference that never knew, 1 = nothing forgotten.
 
-    Arguments are probe accuracies on the forgotten classes in percent; without a reference f_ref is 0. Below 0 the erased
-    features reveal less than the reference. None where original and reference do not differ: then nothing can be said.
+    Arguments are probe accuracies on the forgotten classes in percent; without a reference f_ref is 0. Below 0 the
+    erased features reveal less than the reference. None where original and reference do not differ: then nothing can be
+    said.
     """
     base = 0.0 if reference is None else reference
     return (erased - base) / (original - base) if original != base else None
@@ -200,7 +202,7 @@ def mean_and_sd(values: Sequence[float]) -> MeanAndSD:
 
 
 def scores_over_seeds(runs: Sequence[ForgetRetainScores]) -> dict[str, MeanAndSD]:
-    """Mean and sd of D_f, D_r, D_ft, D_rt, HM and HM_t over runs, the harmonic means taken per run as the paper does."""
+    """Mean and sd of D_f, D_r, D_ft, D_rt, HM and HM_t over runs; harmonic means are taken per run, as in the paper."""
     names = ("D_f", "D_r", "D_ft", "D_rt", "HM", "HM_t")
     return {name: mean_and_sd([getattr(run, name) for run in runs]) for name in names}
 

@@ -41,9 +41,9 @@ def solve_multinomial(
 ) -> Solution:
     """Minimise sum_i w_i CE(x_i W + b, y_i) / sum_i w_i + l2/2 ||W||^2 to a gradient norm below `tolerance`.
 
-    `features` [n, r], `targets` [n] in 0..K-1, `sample_weights` [n] or None for equal ones, `start` [r + 1, K] (the bias
-    is the last row). The bias is not penalised. Stops early only where the line search can no longer lower the loss in
-    floating point; the caller compares the returned norm with its tolerance.
+    `features` [n, r], `targets` [n] in 0..K-1, `sample_weights` [n] or None for equal ones, `start` [r + 1, K] (the
+    bias is the last row). The bias is not penalised. Stops early only where the line search can no longer lower the
+    loss in floating point; the caller compares the returned norm with its tolerance.
     """
     n, r = features.shape
     weights = features.new_ones(n) if sample_weights is None else sample_weights.to(features)
@@ -132,7 +132,7 @@ def _two_loop(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, float]]) -> Te
 
 
 def _line_search(along, loss: float, slope: float, step: float) -> tuple[float, float, Tensor] | None:
-    """A step that satisfies the weak Wolfe conditions on a convex function, or None where rounding hides any descent."""
+    """A step with the weak Wolfe conditions on a convex function, or None where rounding hides any descent."""
     low, high = 0.0, None
     slack = 1e-14 * max(1.0, abs(loss))
     for _ in range(40):

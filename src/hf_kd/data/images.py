@@ -38,13 +38,14 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class UnreadableImageError(ValueError):
-    """An image of the data set cannot be read. `row` is its number, counted from 0 (None once out of a worker
-    process)."""
+    """An image of the data set cannot be read; `row` is its number, counted from 0."""
 
-    # DataLoader re-raises an error of a worker from its message alone, hence the optional second argument.
-    def __init__(self, message: str, row: int | None = None):
-        super().__init__(message)
+    def __init__(self, message: str, row: int):
+        super().__init__(message, row)  # both among args, so that it can be pickled on its way out of a worker
         self.row = row
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def to_rgb(value: Any, row: int) -> Image.Image:
@@ -111,6 +112,8 @@ def _pil_to_rgb(image: Image.Image, row: int) -> Image.Image:
     if image.mode in _SIXTEEN_BIT_MODES or image.mode in ("I", "F"):
         return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        if image.mode == "La":
+            image = image.convert("LA")  # Pillow has no direct way
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")

@@ -224,4 +224,7 @@ def _some(items: Iterable[str], shown: int = _SHOWN) -> str:
 
 
 def _way_out(example: Any) -> str:
-    return f"Say which is which with a mapping from the data set's labels (name or id) to the model's ids: {{{example!r}: 0, ...}}."
+    return (
+        "Say which is which with a mapping from the data set's labels (name or id) to the model's ids: "
+        f"{{{example!r}: 0, ...}}."
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from .forget_set import LABEL_KEYS, ForgetSet
-from .images import to_rgb
+from .images import UnreadableImageError, to_rgb
 from .preprocess import ImagePreprocessor
 
 DEFAULT_BATCH_SIZE = 64
@@ -49,14 +49,14 @@ class RowDataset(Dataset):
         row = self.start + index
         return self.reader(row, self.source[row])
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
-        """A whole batch in one look-up: DataLoader calls this where it exists."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Row | UnreadableImageError]:
+        """A whole batch in one look-up: DataLoader calls this where it exists. For an unreadable row, its error."""
         if not self.is_columnar:
-            return [self[index] for index in indices]
+            return [self.reader.or_error(self.start + index, self.source[self.start + index]) for index in indices]
         rows = [self.start + index for index in indices]
         columns = self.source[rows]
         values = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-        return [self.reader(row, value) for row, value in zip(rows, values, strict=True)]
+        return [self.reader.or_error(row, value) for row, value in zip(rows, values, strict=True)]
 
 
 class StreamDataset(IterableDataset):
@@ -78,12 +78,12 @@ class StreamDataset(IterableDataset):
         self.most_workers = whole.num_shards // world_size if by_shards else 1
         """More would have nothing to do; and where rows are shared out, processes have to agree on it."""
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Row | UnreadableImageError]:
         worker = get_worker_info()
         workers, part = (1, 0) if worker is None else (worker.num_workers, worker.id)
         parts, part = self.world_size * workers, self.rank * workers + part
         for position, row in enumerate(self.source):
-            yield self.reader(position * parts + part, row)
+            yield self.reader.or_error(position * parts + part, row)
 
 
 class LoaderShare:
@@ -150,7 +150,7 @@ def make_loader(
         num_workers = min(num_workers, rows.most_workers)
     else:
         rows = RowDataset(forget_set, rank, world_size)
-    return DataLoader(
+    return BatchLoader(
         rows,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -164,13 +164,29 @@ def default_num_workers() -> int:
     return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
 
 
+class BatchLoader(DataLoader):
+    """A DataLoader that raises the error of an unreadable image here; a worker would send a traceback's text instead."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in super().__iter__():
+            if isinstance(batch, UnreadableImageError):
+                raise batch
+            yield batch
+
+
 class Collate:
-    """Rows (row number, image or inputs, label) -> one batch; `preprocessor` None: the rows hold inputs."""
+    """Rows (row number, image or inputs, label) -> one batch; `preprocessor` None: the rows hold inputs.
+
+    The error of a row, where there is one, instead of the batch.
+    """
 
     def __init__(self, preprocessor: ImagePreprocessor | None):
         self.preprocessor = preprocessor
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Row | UnreadableImageError]) -> dict[str, Any] | UnreadableImageError:
+        error = next((row for row in rows if isinstance(row, UnreadableImageError)), None)
+        if error is not None:
+            return error
         numbers, values, labels = zip(*rows, strict=True)
         inputs = default_collate(list(values)) if self.preprocessor is None else self.preprocessor(list(values))
         return {
@@ -198,6 +214,12 @@ class _RowReader:
             tensors = {key: value for key, value in row.items() if isinstance(value, Tensor)}
             return number, {k: v for k, v in tensors.items() if k != self.label_column and k not in LABEL_KEYS}, label
         return number, {"pixel_values": row if self.image_column is None else row[self.image_column]}, label
+
+    def or_error(self, number: int, row: Any) -> Row | UnreadableImageError:
+        try:
+            return self(number, row)
+        except UnreadableImageError as error:
+            return error
 
     def _label(self, number: int, value: Any) -> int:
         if value is None:

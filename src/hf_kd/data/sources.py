@@ -158,7 +158,8 @@ def _one_of(
 def _from_image_folder(path: Path, split: str | None, streaming: bool) -> Dataset | IterableDataset:
     """An image folder, its splits told by depth: `datasets` guesses them from words like "test" in any name on the
     way."""
-    if any(path.rglob("metadata.*")):  # labels and file names are in there
+    if any(any(path.glob(f"{depth}metadata.{kind}")) for depth in ("", "*/") for kind in ("csv", "jsonl", "parquet")):
+        # Labels and file names are in there, and `datasets` knows how
         folders = load_dataset("imagefolder", data_dir=os.fspath(path), streaming=streaming)
         return folders[_choose(list(folders), split, path)]
     root, with_labels = path, True

@@ -7,7 +7,7 @@ eraser act and a reader look.
 from .find import TapNotFoundError, TapSearch, find_taps
 from .places import Place, Tap
 from .probe import image_inputs, probe_inputs, run
-from .site import TapSite, evaluating, head_function, record
+from .site import TapSite, evaluating, head_function, record, sites_on
 
 __all__ = [
     "Place",
@@ -22,4 +22,5 @@ __all__ = [
     "probe_inputs",
     "record",
     "run",
+    "sites_on",
 ]

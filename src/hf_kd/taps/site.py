@@ -95,6 +95,17 @@ class TapSite(nn.Module):
         return str(self.tap)
 
 
+def sites_on(model: nn.Module) -> list[TapSite]:
+    """The sites whose hooks stand on modules of `model`, each once."""
+    found: dict[int, TapSite] = {}
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            owner = getattr(getattr(hook, "func", None), "__self__", None)
+            if isinstance(owner, TapSite):
+                found[id(owner)] = owner
+    return list(found.values())
+
+
 @contextlib.contextmanager
 def record(
     sites: Sequence[TapSite], stage: Literal["before", "after"] = "after"

@@ -1,0 +1,152 @@
+"""What attacks share: the checked data they work on, the result they return, and how predictions become that result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from .nonlinear import MLPProbe, fit_mlp_probe
+from .preparation import ArrayLike, FeatureScale, as_features, as_forget_labels, is_in, principal_scales
+from .probes import LinearProbe, checked_splits, fit_linear_probe
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attacker gets on the test split, in percent."""
+
+    name: str
+    recall_forget: float
+    """Forgotten samples given their true label (binary attacks: flagged as forgotten), over all forgotten classes."""
+    accuracy_retain: float
+    """Retained samples given their true label (binary attacks: not flagged)."""
+    false_alarms: float
+    """Retained samples given a forgotten label, or flagged."""
+    auc: float | None = None
+    """Area under the ROC curve of forgotten against retained in percent, where the attack yields a score; chance 50."""
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    @property
+    def advantage(self) -> float:
+        """Recall minus false alarms: 0 for flagging at random or flagging everybody, 100 for a perfect attacker."""
+        return self.recall_forget - self.false_alarms
+
+
+@dataclass(frozen=True, eq=False)
+class AuditData:
+    """Checked features and labels of both splits, with the fits that several attacks share made once."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    forget: tuple[int, ...]
+    train_views: tuple[Tensor, ...] = ()
+    """Features of further views of the same training images, rows aligned with `train`."""
+    test_views: tuple[Tensor, ...] = ()
+    _mlps: dict[tuple[str, int], MLPProbe] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        train_features: ArrayLike,
+        train_labels: ArrayLike,
+        test_features: ArrayLike,
+        test_labels: ArrayLike,
+        forget_labels: int | ArrayLike,
+        train_views: Sequence[ArrayLike] = (),
+        test_views: Sequence[ArrayLike] = (),
+    ) -> AuditData:
+        """Check everything first; raises ValueError as `knowledge_retention` does, and on views that do not align."""
+        train, train_y, test, test_y = checked_splits(
+            train_features, train_labels, test_features, test_labels, forget_labels
+        )
+        if len(train_views) != len(test_views):
+            raise ValueError(f"Got {len(train_views)} further views of train and {len(test_views)} of test; give both.")
+        views = []
+        for name, given, base in (("training", train_views, train), ("test", test_views, test)):
+            checked = tuple(as_features(view, f"{name} view").to(train.device) for view in given)
+            for view in checked:
+                if view.shape != base.shape:
+                    raise ValueError(
+                        f"A {name} view has shape {tuple(view.shape)}; expected {tuple(base.shape)}, a row for each "
+                        "image."
+                    )
+            views.append(checked)
+        return cls(train, train_y, test, test_y, as_forget_labels(forget_labels), *views)
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """[K], ascending: the columns of every score and probability."""
+        return self.train_labels.unique()
+
+    @cached_property
+    def train_forget(self) -> Tensor:
+        return is_in(self.train_labels, self.forget)
+
+    @cached_property
+    def test_forget(self) -> Tensor:
+        return is_in(self.test_labels, self.forget)
+
+    @cached_property
+    def forget_columns(self) -> Tensor:
+        return is_in(self.classes, self.forget)
+
+    @cached_property
+    def scales(self) -> dict[str, FeatureScale]:
+        return principal_scales(self.train)
+
+    @cached_property
+    def linear_probe(self) -> LinearProbe:
+        return fit_linear_probe(self.train, self.train_labels, scales=self.scales)
+
+    def mlp(self, size: str, seed: int) -> MLPProbe:
+        """The small (256, whitened) or large (256-256, standardised) perceptron, fitted once for a seed."""
+        if (size, seed) not in self._mlps:
+            hidden, geometry = {"small": ((256,), "whitened"), "large": ((256, 256), "standardised")}[size]
+            self._mlps[size, seed] = fit_mlp_probe(self.train, self.train_labels, hidden, geometry=geometry, seed=seed)
+        return self._mlps[size, seed]
+
+    def forget_score(self, logits: Tensor) -> Tensor:
+        """log-odds [n] of forgotten against retained from class scores [n, K]."""
+        logits = logits.double()
+        return logits[:, self.forget_columns].logsumexp(dim=1) - logits[:, ~self.forget_columns].logsumexp(dim=1)
+
+
+def result_from_shares(
+    data: AuditData, name: str, shares: Tensor, score: Tensor | None = None, **settings: str | int | float | bool
+) -> AttackResult:
+    """Score predicted class probabilities [n_test, K] (one-hot for a deterministic attacker) on the test split."""
+    column = torch.searchsorted(data.classes, data.test_labels)
+    hit = shares.gather(1, column.unsqueeze(1)).squeeze(1)
+    flagged = shares[:, data.forget_columns].sum(dim=1)
+    forget = data.test_forget
+    return AttackResult(
+        name,
+        recall_forget=100 * float(hit[forget].mean()),
+        accuracy_retain=100 * float(hit[~forget].mean()),
+        false_alarms=100 * float(flagged[~forget].mean()),
+        auc=None if score is None else area_under_roc(score, forget),
+        settings=settings,
+    )
+
+
+def result_from_flags(
+    data: AuditData, name: str, flagged: Tensor, score: Tensor, **settings: str | int | float | bool
+) -> AttackResult:
+    """Score a binary attacker: `flagged` [n_test] as forgotten, `score` [n_test] higher for forgotten."""
+    flagged, forget = flagged.double(), data.test_forget
+    alarms = 100 * float(flagged[~forget].mean())
+    recall = 100 * float(flagged[forget].mean())
+    return AttackResult(
+        name, recall, 100 - alarms, alarms, area_under_roc(score, forget), {"task": "binary", **settings}
+    )
+
+
+def area_under_roc(score: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve in percent, ties counted half."""
+    return 100 * float(roc_auc_score(positive.cpu().numpy(), score.double().cpu().numpy()))

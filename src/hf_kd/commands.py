@@ -1,0 +1,119 @@
+"""What the commands do, without a terminal: strings in, plain values out. `cli` parses and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from .audit.scores import forget_retain_accuracy
+from .data import describe_forget_set, filter_by_labels, load_source, match_labels, resolve_forget_labels
+from .erasing import PassSettings
+from .measuring import model_has_head, predictions, read_features
+from .modeling import ErasedModel
+from .saving import staged
+
+
+@dataclass(frozen=True)
+class Request:
+    """An erasure as the command line asks for it; see `hf-kd erase --help`."""
+
+    output: Path
+    forget: tuple[str, ...] = ()
+    split: str = "train"
+    test_split: str | None = None
+    method: str = "esc"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tap: str | None = None
+    fold: bool = False
+    device: str | None = None
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    label_mapping: Mapping[Any, Any] | None = None
+    batch_size: int = 64
+    num_workers: int | None = None
+    mixed_precision: str | None = None
+    progress: bool = True
+
+
+def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | None:
+    """Load, erase, measure, save. Returns the record and the accuracies; None on all processes but the main one."""
+    with staged(request.output):  # an output that cannot be written is refused before the work, not after it
+        pass
+    state = PartialState()
+    data = load_source(source, split=request.split)
+    forget, ids = _forget_rows(data, request)
+    model = ErasedModel.from_pretrained(
+        model_name, tap=request.tap, **({"revision": request.revision} if request.revision else {})
+    )
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(state.device if state.num_processes > 1 else device)
+    settings = PassSettings(
+        request.image_column,
+        request.label_column,
+        request.label_mapping,
+        request.batch_size,
+        request.mixed_precision,
+        request.num_workers,
+        request.progress,
+    )
+    before = model.erasures
+    model.erase(forget, request.method, **vars(settings), **request.options)
+    accuracy = _accuracy(model, source, ids, settings, request.test_split) if request.test_split else None
+    if state.is_main_process:
+        if request.fold:
+            with staged(request.output) as folder:
+                model.cpu().fold().save_pretrained(folder)
+                if hasattr(model.processor, "save_pretrained"):
+                    model.processor.save_pretrained(folder)
+        else:
+            model.save_pretrained(request.output)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    return {
+        "model": model_name,
+        "output": str(request.output),
+        "folded": request.fold,
+        "earlier_erasures": len(before),
+        "erasure": model.erasures[-1].to_dict(),
+        "accuracy": accuracy,
+    }
+
+
+def _forget_rows(data: Any, request: Request) -> tuple[Any, list[int]]:
+    """The rows to forget and their label ids in the data set (none where no label was named)."""
+    if not request.forget:
+        return data, []
+    described = describe_forget_set(data, image_column=request.image_column, label_column=request.label_column)
+    if described.label_column is None:
+        among = f" (candidates: {', '.join(described.label_candidates)})" if described.label_candidates else ""
+        raise ValueError(
+            f"--forget names labels, but the data set has no single label column{among}. Name it with --label-column."
+        )
+    ids = resolve_forget_labels(request.forget, described.label_names)
+    return filter_by_labels(data, described.label_column, ids), ids
+
+
+def _accuracy(
+    model: ErasedModel, source: str, ids: list[int], settings: PassSettings, split: str
+) -> dict[str, Any] | None:
+    if not model_has_head(model):
+        raise ValueError("--test-split measures the head's accuracy, and this model has no classification head.")
+    if not ids:
+        raise ValueError("--test-split measures forgotten against other labels; name the forgotten ones with --forget.")
+    data = load_source(source, split=split)
+    described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
+    mapping = match_labels(described.label_names, model.config.id2label, settings.label_mapping)
+    classes = mapping(torch.tensor(ids)).tolist()
+    read = read_features(model, data, settings)
+    scores: dict[str, Any] = {"split": split, "classes": classes}
+    for when, features in (("original", read.before), ("erased", read.erased(model))):
+        forget, retain = forget_retain_accuracy(predictions(model, features), read.labels, classes)
+        scores[when] = {"forget": forget, "retain": retain}
+    return scores

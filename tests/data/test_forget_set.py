@@ -1,0 +1,263 @@
+"""Columns are found or asked for, and the shares of all processes hold every sample exactly once."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Sequence, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import Dataset as TorchDataset
+
+from hf_kd.data.forget_set import describe_forget_set
+from hf_kd.data.images import UnreadableImageError
+from hf_kd.data.loader import LoaderShare, RowDataset, make_loader
+from hf_kd.data.preprocess import ImagePreprocessor
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def mean_value(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
+
+
+PREPROCESSOR = ImagePreprocessor(mean_value)
+LABEL = ClassLabel(names=["cat", "dog", "fish"])
+
+
+def dataset(count: int = 11, **columns) -> Dataset:
+    """Image number i has grey value i and label i % 3."""
+    data = {"image": [{"bytes": png(i), "path": None} for i in range(count)], "label": [i % 3 for i in range(count)]}
+    features = {"image": ImageFeature(), "label": LABEL}
+    for name, (values, feature) in columns.items():
+        data[name], features[name] = values, feature
+    return Dataset.from_dict(data, features=Features(features))
+
+
+def encoded_rows(shards: list[list[int]]):
+    for shard in shards:
+        for i in shard:
+            yield {"image": {"bytes": png(i), "path": None}, "label": i % 3}
+
+
+def stream(count: int = 11, shards: int = 1) -> IterableDataset:
+    parts = [list(range(count))[i::shards] for i in range(shards)]
+    features = Features({"image": ImageFeature(), "label": LABEL})
+    return IterableDataset.from_generator(encoded_rows, gen_kwargs={"shards": parts}, features=features)
+
+
+def rows_of(count: int = 11) -> list[tuple[Image.Image, int]]:
+    return [(Image.new("RGB", (4, 4), (i, i, i)), i % 3) for i in range(count)]
+
+
+class MapStyle(TorchDataset):
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        if not 0 <= index < 11:
+            raise IndexError(index)
+        return rows_of()[index]
+
+
+def numbered_loader() -> DataLoader:
+    pixels = torch.arange(11.0)[:, None, None, None].expand(11, 3, 4, 4)
+    rows = [{"pixel_values": pixels[i], "labels": i % 3} for i in range(11)]
+    return DataLoader(rows, batch_size=2)
+
+
+SOURCES = {
+    "dataset": dataset,
+    "dataset of a transform": lambda: dataset().with_transform(lambda batch: {"nothing": [0] * len(batch["label"])}),
+    "torch format": lambda: dataset().with_format("torch"),
+    "stream": stream,
+    "stream, 3 shards": lambda: stream(shards=3),
+    "stream, 4 shards": lambda: stream(shards=4),
+    "mapped stream without features": lambda: stream().map(lambda row: row),
+    "pairs": rows_of,
+    "dicts": lambda: [{"image": image, "label": label} for image, label in rows_of()],
+    "map-style": MapStyle,
+    "ready pairs": lambda: [(mean_value(image), label) for image, label in rows_of()],
+    "ready dicts": lambda: [{"pixel_values": mean_value(image), "label": label} for image, label in rows_of()],
+    "loader": numbered_loader,
+}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 16])
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_shares_of_all_processes_hold_each_sample_once(source, world):
+    seen, rows = [], []
+    for rank in range(world):
+        forget_set = describe_forget_set(source())
+        assert forget_set.has_labels
+        for batch in make_loader(forget_set, PREPROCESSOR, batch_size=3, rank=rank, world_size=world):
+            values = batch["inputs"]["pixel_values"].float().mean(dim=(1, 2, 3)).round().long()
+            assert set(batch) == {"inputs", "labels", "rows"}
+            assert set(batch["inputs"]) == {"pixel_values"}
+            assert batch["labels"].dtype == batch["rows"].dtype == torch.int64
+            assert torch.equal(batch["labels"], values % 3)
+            if forget_set.kind != "stream":
+                assert torch.equal(batch["rows"], values)
+            seen += values.tolist()
+            rows += batch["rows"].tolist()
+    assert sorted(seen) == list(range(11))
+    assert len(set(rows)) == 11
+
+
+@pytest.mark.parametrize("name", ["dataset", "stream", "stream, 3 shards", "stream, 4 shards", "pairs"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_workers_drop_and_repeat_nothing(name, world):
+    seen, rows = [], []
+    for rank in range(world):
+        loader = make_loader(describe_forget_set(SOURCES[name]()), PREPROCESSOR, 2, 2, rank, world)
+        for batch in loader:
+            seen += batch["inputs"]["pixel_values"].mean(dim=(1, 2, 3)).long().tolist()
+            rows += batch["rows"].tolist()
+    assert sorted(seen) == list(range(11))
+    assert len(set(rows)) == 11
+
+
+def test_what_is_known_about_a_data_set():
+    forget_set = describe_forget_set(dataset())
+    assert (forget_set.kind, forget_set.image_column, forget_set.label_column) == ("dataset", "image", "label")
+    assert (forget_set.label_names, forget_set.length) == (("cat", "dog", "fish"), 11)
+    streamed = describe_forget_set(stream())
+    assert (streamed.kind, streamed.label_names, streamed.length) == ("stream", ("cat", "dog", "fish"), None)
+    assert describe_forget_set(numbered_loader()).length == 6
+
+
+def test_a_row_is_its_number_image_and_label():
+    number, image, label = RowDataset(describe_forget_set(dataset()), rank=1, world_size=2)[0]
+    assert (number, image.getpixel((0, 0)), label) == (5, (5, 5, 5), 2)
+
+
+def test_images_alone_have_no_labels():
+    for source in ([image for image, _ in rows_of()], dataset().remove_columns("label")):
+        forget_set = describe_forget_set(source)
+        assert not forget_set.has_labels
+        (batch,) = make_loader(forget_set, PREPROCESSOR)
+        assert batch["labels"].tolist() == [-1] * 11
+
+
+def test_columns_are_chosen_by_name():
+    data = dataset(mask=([{"bytes": png(99), "path": None}] * 11, ImageFeature()), kind=([1] * 11, LABEL))
+    with pytest.raises(ValueError, match=r"several image columns \('image', 'mask'\).*image_column="):
+        describe_forget_set(data)
+    forget_set = describe_forget_set(data, image_column="mask", label_column="kind")
+    (batch,) = make_loader(forget_set, PREPROCESSOR)
+    assert (batch["labels"] == 1).all()
+    assert (batch["inputs"]["pixel_values"] == 99).all()
+    undecided = describe_forget_set(data, image_column="image")
+    assert not undecided.has_labels
+    assert undecided.label_candidates == ("label", "kind")
+    for argument in ("image_column", "label_column"):
+        with pytest.raises(ValueError, match=rf"{argument}='nope'.*'label' \(ClassLabel\)"):
+            describe_forget_set(dataset(), **{argument: "nope"})
+
+
+def test_labels_of_other_types():
+    plain = describe_forget_set(dataset().cast_column("label", Value("int32")))
+    assert (plain.label_column, plain.label_names) == ("label", None)
+    strings = dataset(breed=([f"b{i % 2}" for i in range(11)], Value("string")))
+    forget_set = describe_forget_set(strings, label_column="breed")
+    assert forget_set.label_names == ("b0", "b1")
+    assert next(iter(make_loader(forget_set, PREPROCESSOR)))["labels"].tolist() == [i % 2 for i in range(11)]
+    with pytest.raises(ValueError, match="cannot be the labels"):
+        describe_forget_set(dataset(box=([[0.0]] * 11, Sequence(Value("float32")))), label_column="box")
+    unlabelled = Dataset.from_dict({"image": [{"bytes": png(0), "path": None}], "label": [None]}, dataset().features)
+    assert next(iter(make_loader(describe_forget_set(unlabelled), PREPROCESSOR)))["labels"].tolist() == [-1]
+
+
+def test_parquet_of_other_programs_is_understood():
+    data = Dataset.from_dict({"image": [{"bytes": png(3), "path": None}]})  # a struct, as pandas and polars write it
+    (batch,) = make_loader(describe_forget_set(data), PREPROCESSOR)
+    assert (batch["inputs"]["pixel_values"] == 3).all()
+
+
+def test_further_inputs_of_a_loader_are_passed_on_and_labels_are_not():
+    batch = {"pixel_values": torch.zeros(2, 3, 4, 4), "pixel_attention_mask": torch.ones(2, 4), "label": [0, 1]}
+    (out,) = make_loader(describe_forget_set(DataLoader([batch], batch_size=None)))
+    assert set(out["inputs"]) == {"pixel_values", "pixel_attention_mask"}
+    assert out["labels"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: dataset(0),
+        lambda: stream(0),
+        lambda: dataset().filter(lambda row: False),
+        lambda: stream().filter(lambda row: False),
+        lambda: stream(0).map(lambda row: row),
+        lambda: [],
+        lambda: DataLoader([]),
+    ],
+)
+def test_an_empty_forget_set_is_an_error(source):
+    with pytest.raises(ValueError, match="empty"):
+        describe_forget_set(source())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: dataset().remove_columns("image"),
+        lambda: stream().remove_columns("image"),
+        lambda: [{"text": "a"}],
+        lambda: ["a"],
+        lambda: [1, 2],
+        lambda: DataLoader([{"input_ids": torch.arange(3)}]),
+    ],
+)
+def test_a_forget_set_without_images_is_an_error(source):
+    with pytest.raises(ValueError, match="has no images"):
+        describe_forget_set(source())
+
+
+def test_what_is_no_forget_set_says_what_would_be():
+    with pytest.raises(TypeError, match=r"\['train'\]"):
+        describe_forget_set(DatasetDict(train=dataset()))
+    for source in (Image.new("RGB", (2, 2)), "user/pets", None, iter([])):
+        with pytest.raises(TypeError, match="is no forget set"):
+            describe_forget_set(source)
+    with pytest.raises(ValueError, match="have to be dicts"):
+        describe_forget_set(DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4))))
+    with pytest.raises(ValueError, match=r"\(image, label\) pairs"):
+        describe_forget_set([(Image.new("RGB", (2, 2)), "cat")])
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("dataset", 0), ("stream", 0), ("rows", 0), ("dataset", 1)])
+def test_an_unreadable_image_names_its_row(kind, workers):
+    images = [{"bytes": png(i) if i != 7 else b"broken", "path": "secret-name.png"} for i in range(11)]
+    data = Dataset.from_dict({"image": images}).cast_column("image", ImageFeature())
+    source = {"dataset": data, "stream": data.to_iterable_dataset(), "rows": images}[kind]
+    if kind == "rows":
+        source = [{"image": image} for image in images]
+    with pytest.raises(UnreadableImageError, match="row 7 ") as caught:
+        list(make_loader(describe_forget_set(source), PREPROCESSOR, batch_size=4, num_workers=workers))
+    assert caught.value.row == 7
+    assert "secret-name" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_bad_settings_say_what_is_allowed():
+    forget_set = describe_forget_set(dataset())
+    with pytest.raises(ValueError, match="batch_size"):
+        make_loader(forget_set, PREPROCESSOR, batch_size=0)
+    with pytest.raises(ValueError, match="num_workers"):
+        make_loader(forget_set, PREPROCESSOR, num_workers=-1)
+    with pytest.raises(ValueError, match="ImagePreprocessor"):
+        make_loader(forget_set)
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        make_loader(forget_set, PREPROCESSOR, rank=2, world_size=2)
+    labels = {"pixel_values": torch.zeros(2, 3, 4, 4), "labels": torch.zeros(2, 5)}
+    with pytest.raises(ValueError, match="2 integers"):
+        list(LoaderShare(describe_forget_set(DataLoader([labels], batch_size=None))))

@@ -1,0 +1,116 @@
+"""Labels match for certain or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_kd.data.labels import LabelMismatchError, match_labels, resolve_forget_labels
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+MODEL = {0: "background", 1: "tench, Tinca tinca", 2: "Golf-Ball", 3: "crane", 4: "crane, machine", 5: "dog"}
+
+
+def test_each_comparison_in_turn():
+    mapping = match_labels(["dog", "BACKGROUND", "Tench", "golf_ball", "crane"], MODEL)
+    assert mapping.to_model == {0: 5, 1: 0, 2: 1, 3: 2, 4: 3}  # "crane" is the label that is exactly so called
+    assert mapping.how == "names"
+    assert mapping(torch.tensor([4, -1, 0, 0])).tolist() == [3, -1, 5, 5]
+
+
+def test_any_order_of_the_model_s_own_names_is_recovered():
+    order = torch.randperm(len(MODEL)).tolist()
+    assert match_labels([MODEL[i] for i in order], MODEL).to_model == dict(enumerate(order))
+
+
+def test_keys_of_a_config_read_from_json_are_strings():
+    assert match_labels(["dog"], {"0": "cat", "1": "dog"}).to_model == {0: 1}
+
+
+def test_missing_ambiguous_and_doubled_names_are_listed_with_the_way_out():
+    with pytest.raises(LabelMismatchError, match=r"Not in the model: 'wolf'.*mapping.*\{'wolf': 0, \.\.\.\}"):
+        match_labels(["dog", "wolf"], MODEL)
+    with pytest.raises(
+        LabelMismatchError, match=r"Ambiguous: 'Crane' \(could be 3: 'crane, bird', 4: 'crane, machine'\)"
+    ):
+        match_labels(["Crane"], {3: "crane, bird", 4: "crane, machine"})
+    with pytest.raises(LabelMismatchError, match=r"Same label: 'dog' and 'Dog' \(both 'dog'\)"):
+        match_labels(["dog", "Dog"], MODEL)
+
+
+@pytest.mark.parametrize("mapping", [{"wolf": 5}, {1: 5}, {"wolf": "dog"}, {1: "dog"}])
+def test_a_mapping_overrules(mapping):
+    result = match_labels(["tench", "wolf"], MODEL, mapping)
+    assert result.to_model == {0: 1, 1: 5}
+    assert result.how == "mapping"
+
+
+def test_what_a_mapping_leaves_out_fails_only_if_it_occurs():
+    result = match_labels(["wolf", "fox"], MODEL, {"wolf": 5})
+    assert result(torch.tensor([0, 0])).tolist() == [5, 5]
+    with pytest.raises(LabelMismatchError, match=r"Label 1 \('fox'\)"):
+        result(torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("mapping", [{"bear": 0}, {"wolf": 99}, {"wolf": "bear"}, {7: 0}])
+def test_a_mapping_is_checked_on_both_sides(mapping):
+    with pytest.raises(LabelMismatchError):
+        match_labels(["wolf"], MODEL, mapping)
+
+
+def test_plain_integers_are_the_model_s_ids_within_range():
+    mapping = match_labels(None, MODEL)
+    assert mapping(torch.tensor([5, 0, -1])).tolist() == [5, 0, -1]
+    with pytest.raises(LabelMismatchError, match=r"Label 6 of the forget set .* 0 to 5"):
+        mapping(torch.tensor([0, 6]))
+    assert match_labels(None, MODEL, {9: 5})(torch.tensor([9, 1])).tolist() == [5, 1]
+
+
+def test_a_model_without_names_is_taken_to_use_the_same_order(caplog):
+    unnamed = {i: f"LABEL_{i}" for i in range(3)}
+    assert match_labels(["a", "b", "c"], unnamed).to_model == {0: 0, 1: 1, 2: 2}
+    assert "in the same order" in caplog.text
+    with pytest.raises(LabelMismatchError):
+        match_labels(["a", "b"], unnamed)
+
+
+def test_requested_labels():
+    assert resolve_forget_labels(["tench", "3", 5, "DOG", "golf ball"], MODEL) == [1, 3, 5, 2]
+    assert resolve_forget_labels(["zero", "1", "3"], ["zero", "3", "1"]) == [0, 2, 1]  # a name before a number
+    assert resolve_forget_labels("dog", MODEL) == [5]
+    assert resolve_forget_labels([2, "7"], None) == [2, 7]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "message"),
+    [
+        (["tensh"], MODEL, "Did you mean 'tench, Tinca tinca'"),
+        (["golf bal"], MODEL, "Did you mean 'Golf-Ball'"),
+        (["zebra"], MODEL, "There are, for example, "),
+        ([6], MODEL, "ids are 0 to 5"),
+        (["-1"], None, "count from 0"),
+        (["cat"], None, "no label names"),
+        (["x"], ["x, 1", "X, 2"], r"is ambiguous.*0 .*1 "),
+        ([], MODEL, "No label to forget"),
+    ],
+)
+def test_requested_labels_that_do_not_exist(wanted, names, message):
+    with pytest.raises(LabelMismatchError, match=message):
+        resolve_forget_labels(wanted, names)
+
+
+@pytest.mark.parametrize("model", ["mobilenet_v2_1.0_224", "mobilenet_v1_0.25_128"])
+def test_imagenette_names_match_a_real_model(model):
+    config, data = SHARED / "weights" / model / "config.json", SHARED / "data" / "imagenette" / "test.parquet"
+    if not (config.exists() and data.exists()):
+        pytest.skip("needs imagenette and the MobileNets in the shared folder beside the repository")
+    from datasets import Dataset
+
+    names = Dataset.from_parquet(str(data)).features["label"].names
+    id2label = json.loads(config.read_text())["id2label"]
+    found = match_labels(names, id2label).to_model
+    assert list(found.values()) == [1, 218, 483, 492, 498, 567, 570, 572, 575, 702]  # ImageNet's ids, after background
+    assert resolve_forget_labels(["tench", "gas_pump"], id2label) == [1, 572]
