@@ -44,7 +44,7 @@ def labelled(config_class, **kwargs):
     return config_class(id2label=dict(enumerate(NAMES)), label2id={n: i for i, n in enumerate(NAMES)}, **kwargs)
 
 
-@pytest.fixture()
+@pytest.fixture
 def vit() -> ViTForImageClassification:
     config = labelled(
         ViTConfig,
@@ -58,7 +58,7 @@ def vit() -> ViTForImageClassification:
     return randomise(ViTForImageClassification(config))
 
 
-@pytest.fixture()
+@pytest.fixture
 def resnet() -> ResNetForImageClassification:
     config = labelled(ResNetConfig, embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1], layer_type="basic")
     return randomise(ResNetForImageClassification(config))
@@ -70,7 +70,7 @@ def model(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture()
+@pytest.fixture
 def processor() -> ViTImageProcessorPil:
     return ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
@@ -89,19 +89,19 @@ def make_dataset(labels, seed: int = 0, names=NAMES, **kwargs) -> Dataset:
     return Dataset.from_dict({"image": images, "label": list(labels)}, features=features)
 
 
-@pytest.fixture()
+@pytest.fixture
 def forget() -> Dataset:
     """20 images of "cat"."""
     return make_dataset([2] * 20)
 
 
-@pytest.fixture()
+@pytest.fixture
 def pixels(processor) -> torch.Tensor:
     images = [picture(i % 5, 777 + i) for i in range(10)]
     return processor(images, return_tensors="pt")["pixel_values"]
 
 
-@pytest.fixture()
+@pytest.fixture
 def shared() -> Path:
     """The folder of real data and trained weights; the test is skipped where it is not there."""
     if not SHARED.is_dir():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoModelForImageClassification, logging
 
-from hf_kd.modeling import ErasedModel
+from hf_kd import ErasedModel
 from hf_kd.taps import find_taps, probe_inputs
 
 from . import zoo
@@ -106,9 +106,9 @@ def directions_at_heads(model: ErasedModel) -> list[Tensor]:
     return [of_head[head] for head in zoo.CASES[type(model.inner).__name__].heads]
 
 
-def share_along(features: Tensor, directions: Tensor) -> float:
-    """Largest component along the directions, relative to the largest feature."""
-    return float((features @ directions).abs().max() / features.abs().max())
+def share_along(features: Tensor, directions: Tensor, of: Tensor | None = None) -> float:
+    """Largest component along the directions, relative to the largest entry of the features (or of others)."""
+    return float((features @ directions).abs().max() / (features if of is None else of).abs().max())
 
 
 def tensors(output) -> dict[str, Tensor]:
@@ -181,14 +181,16 @@ def test_the_erased_directions_are_those_of_the_forget_features_and_no_head_sees
         assert float(cosines.min()) > 1 - 1e-6, "U_k spans the principal directions of what the head took"
         assert share_along(features, directions) > 1e-2, "there was something to remove"
     for inputs in (forget, others):
-        for directions, features in zip(directions_at_heads(model), head_inputs(model, name, inputs), strict=True):
-            assert share_along(features, directions) < 1e-5
+        taken = zip(head_inputs(model, name, inputs), head_inputs(plain, name, inputs), strict=True)
+        for directions, (after, features) in zip(directions_at_heads(model), taken, strict=True):
+            assert share_along(after, directions, of=features) < 1e-5
     key = answer_name(name)
     assert not torch.allclose(answers(model, forget)[key], answers(plain, forget)[key], rtol=1e-3)
     if zoo.CASES[name].tower:
         directions = directions_at_heads(model)[0]
-        assert share_along(tower_output(plain, name, others), directions) > 1e-3
-        assert share_along(tower_output(model, name, others), directions) < 1e-5
+        features = tower_output(plain, name, others)
+        assert share_along(features, directions) > 1e-3
+        assert share_along(tower_output(model, name, others), directions, of=features) < 1e-5
 
 
 @every_classifier
@@ -222,6 +224,19 @@ def pooled(model: ErasedModel, name: str) -> tuple[Tensor, ...]:
     return (features,) if isinstance(features, Tensor) else features
 
 
+@pytest.mark.parametrize("name", ["MobileNetV2ForImageClassification", "PoolFormerForImageClassification"])
+def test_erased_after_loading_the_plain_checkpoint_it_reloads_bit_for_bit_too(name, tmp_path):
+    plain, inputs = zoo.build(name), images(name, 4)
+    plain.save_pretrained(tmp_path / "plain")
+    for source in (
+        ErasedModel.from_pretrained(tmp_path / "plain"),
+        ErasedModel.from_model(type(plain).from_pretrained(tmp_path / "plain")),
+    ):
+        model = source.erase(loader(inputs), k=K, progress=False)
+        model.save_pretrained(tmp_path / "erased")
+        assert_bit_equal(answers(ErasedModel.from_pretrained(tmp_path / "erased"), inputs), answers(model, inputs))
+
+
 @every_model
 def test_a_copy_answers_the_same_and_lives_its_own_life(name):
     model, inputs = erased(name), zoo.inputs(name, 3)
@@ -233,8 +248,7 @@ def test_a_copy_answers_the_same_and_lives_its_own_life(name):
     plain = zoo.build(name)
     key = answer_name(name) if zoo.CASES[name].heads else next(iter(expected))
     double = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-    if "cast" not in zoo.CASES[name].faults:
-        assert torch.allclose(answers(clone, double)[key].float(), answers(plain, inputs)[key], rtol=1e-3, atol=1e-3)
+    assert torch.allclose(answers(clone, double)[key].float(), answers(plain, inputs)[key], rtol=1e-3, atol=1e-3)
     assert_bit_equal(answers(model, inputs), expected)
     assert model.is_erased
     assert not clone.is_erased
@@ -267,14 +281,13 @@ def test_folded_it_is_a_stock_model_with_the_erased_logits(name):
 
 
 @every_model
-@pytest.mark.parametrize("training", [True, False])
-def test_erasing_leaves_modes_and_buffers_as_they_were(name, training):
-    inner = zoo.build(name).train(training)
+def test_erasing_leaves_modes_and_buffers_as_they_were(name):
+    inner = zoo.build(name).train()
     frozen = [module for module in inner.modules() if not list(module.children())][::3]
     for module in frozen:  # as a user who trains with some layers frozen has it
         module.eval()
-    model = ErasedModel.from_model(inner)
     modes, state = training_modes(inner), {key: value.clone() for key, value in inner.state_dict().items()}
+    model = ErasedModel.from_model(inner)
     model.erase(loader(images(name)), k=K, progress=False)
     assert training_modes(inner) == modes
     assert_bit_equal(inner.state_dict(), state)
@@ -306,10 +319,10 @@ def test_two_heads_are_both_erased(name):
     ],
 )
 def test_esc_t_makes_the_model_as_wrong_as_it_measured(name):
-    plain = zoo.build(name)
-    pool = images(name, 40)
+    plain, pool = zoo.build(name), images(name, 40)
+    balance(plain, answers(plain, pool)["logits"])
     predicted = answers(plain, pool)["logits"].argmax(dim=1)
-    target = int(predicted.mode().values)
+    target = easiest_to_forget(plain, predicted)
     forget = {key: value[predicted == target] for key, value in pool.items()}
     labels = torch.full((int((predicted == target).sum()),), target)
     model = ErasedModel.from_model(plain)
@@ -322,11 +335,42 @@ def test_esc_t_makes_the_model_as_wrong_as_it_measured(name):
     assert len(model.erasures[0].measured) == len(model.sites)
 
 
+def easiest_to_forget(model: nn.Module, predicted: Tensor) -> int:
+    """Of the classes predicted three times or more, the one with the lowest logit when no feature is left."""
+    case = zoo.CASES[type(model).__name__]
+    shape = (1, 1, case.dim) if "Perceiver" in case.name else (1, case.dim)
+    with torch.no_grad():
+        logits = sum(model.get_submodule(head)(torch.zeros(shape)).flatten() for head in case.heads)
+    often = predicted.bincount(minlength=zoo.NUM_LABELS) >= 3
+    return int(logits.where(often, torch.inf).argmin())
+
+
+def balance(model: nn.Module, logits: Tensor) -> None:
+    """Shift and scale the heads so that predictions come from the features and none is certain.
+
+    The random biases would drown the features of a random model, and ascent on the cross entropy starts nowhere from
+    predictions that are certain in float32: their gradient is zero.
+    """
+    for head in zoo.CASES[type(model).__name__].heads:
+        linear = next(m for m in model.get_submodule(head).modules() if isinstance(m, nn.Linear))
+        with torch.no_grad():
+            linear.bias.sub_(logits.mean(dim=0)).div_(logits.std())
+            linear.weight.div_(logits.std())
+
+
 # Compiled and exported.
 
 
 @some_families
-def test_compiled_before_or_after_erasing_it_gives_the_erased_answers(name):
+def test_compiled_it_gives_the_erased_answers(name):
+    model, inputs = erased(name), images(name, 2)
+    with torch.no_grad():
+        logits = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).logits
+    assert torch.allclose(logits, answers(model, inputs)["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "ResNetForImageClassification"])
+def test_compiled_before_erasing_it_gives_the_erased_answers_afterwards(name):
     model, inputs = ErasedModel.from_model(zoo.build(name)), images(name, 2)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -353,7 +397,7 @@ def test_exported_it_gives_the_erased_answers(name):
 
 @pytest.mark.parametrize("name", [name for name, case in zoo.CASES.items() if "deepcopy" in case.faults])
 def test_copies_after_a_forward_with_gradients(name):
-    plain, model, inputs = zoo.build(name), erased(name), images(name, 2)
+    plain, model, inputs = zoo.build(name), erased(name).train().eval(), images(name, 2)
     plain(**inputs)
     model(**inputs)
     try:
@@ -369,6 +413,20 @@ def test_copies_after_a_forward_with_gradients(name):
 def assert_fold_still_works(model: ErasedModel, inputs: dict[str, Tensor]) -> None:
     logits = answers(model, inputs)["logits"]
     assert torch.allclose(answers(model.fold(), inputs)["logits"], logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, case in zoo.CASES.items() if "cast" in case.faults])
+def test_cast_after_a_forward(name):
+    plain, model, inputs = zoo.build(name), erased(name), images(name, 2)
+    half = {key: value.bfloat16() for key, value in inputs.items()}
+    answers(plain, inputs)
+    try:
+        answers(plain.bfloat16(), half)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            answers(model.bfloat16(), half)
+        pytest.xfail(zoo.CASES[name].faults["cast"])
+    answers(model.bfloat16(), half)
 
 
 @every_model
@@ -440,7 +498,7 @@ def test_every_pooled_embedding_is_erased(name):
     found = embeddings(model, name)
     assert found.keys() == embeddings(plain, name).keys()
     for key, value in found.items():
-        assert share_along(value, directions) < 1e-5, key
+        assert share_along(value, directions) < 2e-5, key
         assert share_along(embeddings(plain, name)[key], directions) > 1e-2, key
 
 

@@ -63,10 +63,11 @@ def _dino(**extra: Any) -> dict[str, Any]:
 
 
 _SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
-_CONVNEXT = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "image_size": 32, "layer_scale_init_value": 0.5}
+_CONVNEXT_V2 = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "image_size": 32}
+_CONVNEXT = _CONVNEXT_V2 | {"layer_scale_init_value": 0.5}
 _RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16, 24], "depths": [1, 1, 1]}
 _LEVIT = {
-    "image_size": 64,
+    "image_size": 32,
     "hidden_sizes": [16, 24, 32],
     "num_attention_heads": [1, 2, 2],
     "depths": [1, 1, 1],
@@ -146,7 +147,7 @@ _CLASSIFIERS = [
          ("classifier.1",), "bit"),
     Case("CLIPFor", _TOWERS, 32),
     Case("ConvNextFor", _CONVNEXT, 20, tower="convnext"),
-    Case("ConvNextV2For", {k: v for k, v in _CONVNEXT.items() if k != "layer_scale_init_value"}, 20, tower="convnextv2"),
+    Case("ConvNextV2For", _CONVNEXT_V2, 20, tower="convnextv2"),
     Case("CvtFor", {"embed_dim": [8, 16, 32], "num_heads": [1, 1, 2], "depth": [1, 2, 3]}, 32),
     Case("Data2VecVisionFor", _vit(), 32, tower="data2vec_vision"),
     Case("DeiTFor", _vit(), 32),
@@ -165,9 +166,9 @@ _CLASSIFIERS = [
     Case("IJepaFor", _vit(), 32),
     Case("ImageGPTFor", {"vocab_size": 17, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}, 32,
          ("score",), image=(16,)),
-    Case("LevitFor", _LEVIT, 32, tower="levit", image=(3, 64, 64), faults={"deepcopy": LEVIT_CACHE}),
-    Case("LevitForWithTeacher", _LEVIT, 32, ("classifier", "classifier_distill"), "levit", (3, 64, 64), labels=False,
-         faults={"deepcopy": LEVIT_CACHE}),
+    Case("LevitFor", _LEVIT, 32, tower="levit", faults={"deepcopy": LEVIT_CACHE, "cast": LEVIT_CACHE}),
+    Case("LevitForWithTeacher", _LEVIT, 32, ("classifier", "classifier_distill"), "levit", labels=False,
+         faults={"deepcopy": LEVIT_CACHE, "cast": LEVIT_CACHE}),
     Case("MetaClip2For", _TOWERS, 32),
     Case("MobileNetV1For", {"image_size": 32, "depth_multiplier": 0.125}, 128, tower="mobilenet_v1"),
     Case("MobileNetV2For", {"image_size": 32, "depth_multiplier": 0.125, "finegrained_output": False}, 160,

@@ -30,7 +30,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ModelArgument = Annotated[str, typer.Argument(help="Hub id or folder of a checkpoint, a PEFT adapter or an erased model.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="Hub id or folder of a checkpoint, a PEFT adapter or an erased model.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -50,7 +52,9 @@ def erase(
     model: ModelArgument,
     dataset: Annotated[
         str,
-        typer.Option(help="Hub id, folder of parquet files, single .parquet, image folder, or a data set saved to disk."),
+        typer.Option(
+            help="Hub id, folder of parquet files, single .parquet, image folder, or a data set saved to disk."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the erased model.")],
     forget: Annotated[
@@ -61,19 +65,31 @@ def erase(
     test_split: Annotated[
         str | None, typer.Option(help="Labelled split to measure the head's accuracy on, before and after.")
     ] = None,
-    method: Annotated[str, typer.Option(help="esc (no training), esc-t (trained mask), or a registered method.")] = "esc",
-    p: Annotated[float | None, typer.Option(help="ESC: percentage of the d directions to remove (default 1.5).")] = None,
+    method: Annotated[
+        str, typer.Option(help="esc (no training), esc-t (trained mask), or a registered method.")
+    ] = "esc",
+    p: Annotated[
+        float | None, typer.Option(help="ESC: percentage of the d directions to remove (default 1.5).")
+    ] = None,
     k: Annotated[int | None, typer.Option(help="ESC: number of directions to remove, instead of --p.")] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="ESC: k directions for each label on its own.")] = False,
-    center: Annotated[bool, typer.Option("--center", help="ESC: subtract the forget mean first (not in the paper).")] = False,
-    threshold: Annotated[float | None, typer.Option(help="ESC-T: tau, mask entries above it stay (default 0.7).")] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="ESC: k directions for each label on its own.")
+    ] = False,
+    center: Annotated[
+        bool, typer.Option("--center", help="ESC: subtract the forget mean first (not in the paper).")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="ESC-T: tau, mask entries above it stay (default 0.7).")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="ESC-T: step size of the mask (default 1).")] = None,
     epochs: Annotated[int | None, typer.Option(help="ESC-T: at most so many epochs (default 50).")] = None,
     seed: Annotated[int | None, typer.Option(help="ESC-T: order of the samples (default 42).")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Another hyper-parameter of the method as name=value; may be repeated.")
     ] = None,
-    tap: Annotated[str | None, typer.Option(help="Where pooled features pass, path.to.module; found by itself.")] = None,
+    tap: Annotated[
+        str | None, typer.Option(help="Where pooled features pass, path.to.module; found by itself.")
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of images, if there are several.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels, if there are several.")] = None,
     label_map: Annotated[
@@ -82,7 +98,9 @@ def erase(
     ] = None,
     fold: Annotated[
         bool,
-        typer.Option("--fold", help="Save a stock checkpoint with the eraser in its head: logits erased, features not."),
+        typer.Option(
+            "--fold", help="Save a stock checkpoint with the eraser in its head: logits erased, features not."
+        ),
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None,
@@ -187,7 +205,9 @@ def demo(
         ]
         print(json.dumps({"rows": rows, "folder": str(result.folder), "reloaded_equal": result.reloaded_equal}))
         return
-    table = Table(title=f"Digit {digit} forgotten: accuracy in %, D_f and D_ft are the forgotten digit", title_justify="left")
+    table = Table(
+        title=f"Digit {digit} forgotten: accuracy in %, D_f and D_ft are the forgotten digit", title_justify="left"
+    )
     table.add_column("")
     for name in _scores(result.rows[0].head):
         table.add_column(name, justify="right")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from .audit.scores import forget_retain_accuracy
-from .data import describe_forget_set, filter_by_labels, load_source, match_labels, resolve_forget_labels
+from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
 from .erasing import PassSettings
 from .measuring import model_has_head, predictions, read_features
 from .modeling import ErasedModel
@@ -45,7 +44,7 @@ def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | No
     """Load, erase, measure, save. Returns the record and the accuracies; None on all processes but the main one."""
     with staged(request.output):  # an output that cannot be written is refused before the work, not after it
         pass
-    state = PartialState()
+    state = process_state()
     data = load_source(source, split=request.split)
     forget, ids = _forget_rows(data, request)
     model = ErasedModel.from_pretrained(

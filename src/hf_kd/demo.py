@@ -63,7 +63,9 @@ def digits() -> tuple[Dataset, Dataset]:
     )
 
 
-def train_classifier(train: Dataset, epochs: int = 12, seed: int = 0) -> tuple[ResNetForImageClassification, ViTImageProcessorPil]:
+def train_classifier(
+    train: Dataset, epochs: int = 12, seed: int = 0
+) -> tuple[ResNetForImageClassification, ViTImageProcessorPil]:
     """A small ResNet (d = 64) trained on the digits; its image processor goes with it."""
     processor = ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     with torch.random.fork_rng():
@@ -115,7 +117,9 @@ def run_demo(output: Path, digit: int = 3, say: Callable[[str], None] = print) -
         say(f"Forgetting digit {digit} ({len(forget)} images) by {method.upper()} ...")
         erased = ErasedModel.from_model(copy.deepcopy(model), processor).erase(forget, method, progress=False)
         record = erased.erasures[0]
-        rows.append(row(method.upper(), [part.erased(erased) for part in seen], record.feature_seconds + record.fit_seconds))
+        rows.append(
+            row(method.upper(), [part.erased(erased) for part in seen], record.feature_seconds + record.fit_seconds)
+        )
         saved = saved or erased
     saved.save_pretrained(output)
     again = ErasedModel.from_pretrained(output).eval()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import ImageProcessingMixin
@@ -32,10 +31,11 @@ from .data import (
     make_loader,
     match_labels,
     probe_from_batch,
+    process_state,
     sum_over_processes,
 )
 from .erasers import Eraser, ForgetData, Method, SecondMoment, make_method
-from .taps import head_function, probe_inputs
+from .taps import head_function, main_input, probe_inputs
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
@@ -63,9 +63,11 @@ def carry_out(
 ) -> tuple[list[Eraser], Erasure]:
     """One fitted eraser for each tap, and the record of the request."""
     method = make_method(method, **options)
-    forget_set = describe_forget_set(forget, image_column=settings.image_column, label_column=settings.label_column)
+    forget_set = describe_forget_set(
+        forget, settings.image_column, settings.label_column, main_input=main_input(model.inner)
+    )
     mapping = _label_mapping(model, forget_set, settings.label_mapping, required=method.needs_head)
-    state = PartialState()
+    state = process_state()
     preprocessor = preprocessor_of(model, forget_set)
     loader = make_loader(
         forget_set,
@@ -148,7 +150,7 @@ class _Moments:
                 moment.update(part)
 
     def collect(self, taps: int) -> tuple[list[ForgetData], None]:
-        state = PartialState()
+        state = process_state()
         if state.num_processes > 1:
             self._share(taps)
         if self.by_class:
@@ -265,5 +267,7 @@ def probe_batch(model: ErasedModel, inputs: Mapping[str, Any] | None) -> dict[st
         return probe_inputs(inner)
     inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     if hasattr(inner, "get_image_features") and "input_ids" not in inputs:
-        inputs |= {name: value for name, value in probe_inputs(inner).items() if name in ("input_ids", "attention_mask")}
+        inputs |= {
+            name: value for name, value in probe_inputs(inner).items() if name in ("input_ids", "attention_mask")
+        }
     return inputs

@@ -11,6 +11,7 @@ from typing import Any
 
 import transformers
 from safetensors import safe_open
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -55,8 +56,10 @@ def load_inner(name_or_path: str, config: PreTrainedConfig | None, kwargs: dict[
     if config is None:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
     cls = class_for(config, name_or_path)
-    return cls.from_pretrained(name_or_path, config=config, **kwargs) if _is_given(config, kwargs) else (
-        cls.from_pretrained(name_or_path, **kwargs)
+    return (
+        cls.from_pretrained(name_or_path, config=config, **kwargs)
+        if _is_given(config, kwargs)
+        else (cls.from_pretrained(name_or_path, **kwargs))
     )
 
 
@@ -115,6 +118,51 @@ def load_processor(name_or_path: str, kwargs: dict[str, Any]) -> Any | None:
         return getattr(processor, "image_processor", processor)
     logger.info(f"No image processor was found with {name_or_path}: {reason}")
     return None
+
+
+def refuse_text(model: PreTrainedModel) -> None:
+    """Raise TypeError for a model that takes no images."""
+    modalities = getattr(model, "input_modalities", None) or ()
+    modalities = (modalities,) if isinstance(modalities, str) else modalities
+    if "image" not in modalities and getattr(model, "main_input_name", "") != "pixel_values":
+        raise TypeError(
+            f"{type(model).__name__} takes {', '.join(modalities) or 'no images'}: hf_kd erases features of images. Load a "
+            "vision model."
+        )
+
+
+def refuse_incomplete(name: str, info: dict[str, Any], records_without_eraser: bool) -> None:
+    """Raise ValueError when a checkpoint did not bring every tensor of an erased model, its erasers above all."""
+    missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+    strangers = [key for key in info["unexpected_keys"] if key.startswith("sites.")]
+    erasers = [key for key in missing if key.startswith("sites.")]
+    if erasers:
+        what = f"lacks the eraser ({', '.join(erasers)})"
+    elif missing or mismatched:
+        what = f"lacks {', '.join((missing + mismatched)[:5])}"
+    elif strangers or records_without_eraser:
+        what = "records erasures, but its configuration does not describe the erasers they made"
+    else:
+        return
+    raise ValueError(
+        f"The checkpoint {name} {what}. Loading it would give a model that has not forgotten, or is random in part; it is "
+        "refused. Save the erased model again with save_pretrained."
+    )
+
+
+def align_memory(model: nn.Module) -> None:
+    """Move tensors on the CPU to 64-byte boundaries, where fresh tensors lie.
+
+    Weights read from a safetensors file lie wherever the file has them, and matrix kernels choose their code by alignment:
+    the same values then give logits that differ in the last bit from those of the model that was saved.
+    """
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+                parameter.data = parameter.data.clone()
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.device.type == "cpu" and buffer.data_ptr() % 64:
+                module._buffers[name] = buffer.clone()
 
 
 def merge_adapters(model: Any) -> PreTrainedModel:

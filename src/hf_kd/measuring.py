@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
-from .data import FeatureStore, describe_forget_set, feature_pass, make_loader, match_labels
+from .data import FeatureStore, describe_forget_set, feature_pass, make_loader, match_labels, process_state
 from .erasing import PassSettings, preprocessor_of
 from .taps import head_function
 
@@ -48,7 +47,7 @@ def read_features(model: ErasedModel, data: Any, settings: PassSettings | None =
     mapping: Callable[[Tensor], Tensor] | None = None
     if described.has_labels and model.config.inner.id2label and model_has_head(model):
         mapping = match_labels(described.label_names, model.config.id2label, settings.label_mapping)
-    state = PartialState()
+    state = process_state()
     loader = make_loader(
         described,
         preprocessor_of(model, described),

@@ -15,17 +15,27 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
 from . import erasing
 from .configuration import MODEL_TYPE, ErasedConfig, Erasure
-from .erasers import Eraser, Method, build, describe
+from .erasers import Method, build, describe
 from .folding import fold_site
-from .loading import can_be_found_again, class_named, load_inner, load_processor, merge_adapters, stored_config
-from .loading import hub_arguments as _hub
+from .loading import (
+    align_memory,
+    can_be_found_again,
+    class_named,
+    hub_arguments,
+    load_inner,
+    load_processor,
+    merge_adapters,
+    refuse_incomplete,
+    refuse_text,
+    stored_config,
+)
 from .saving import staged
-from .taps import Tap, TapSearch, TapSite, evaluating, find_taps, record, run, sites_on
+from .taps import Tap, TapSearch, TapSite, drop_caches, evaluating, find_taps, record, run, sites_on
 
 logger = logging.get_logger(__name__)
 
@@ -46,6 +56,7 @@ class ErasedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ("sites",)
 
     def __init__(self, config: ErasedConfig, inner: PreTrainedModel | None = None):
         if inner is None and config.inner is None:
@@ -77,9 +88,7 @@ class ErasedModel(PreTrainedModel):
     # Building one
 
     @classmethod
-    def from_model(
-        cls, model: Any, processor: Callable[..., Any] | None = None, tap: str | None = None
-    ) -> ErasedModel:
+    def from_model(cls, model: Any, processor: Callable[..., Any] | None = None, tap: str | None = None) -> ErasedModel:
         """Wrap a model that is already in memory. The model itself is used, not a copy.
 
         model: any `PreTrainedModel` that takes images, or a `PeftModel` of one (its adapters are merged).
@@ -101,7 +110,7 @@ class ErasedModel(PreTrainedModel):
                 f"ErasedModel wraps a transformers PreTrainedModel, got {type(model).__name__}. Derive your network from "
                 "PreTrainedModel with a PreTrainedConfig (20 lines), or use the erasers of hf_kd.erasers on its features."
             )
-        _refuse_text(model)
+        refuse_text(model)
         for site in sites_on(model):
             if site.eraser is not None:
                 raise ValueError(
@@ -109,6 +118,7 @@ class ErasedModel(PreTrainedModel):
                     "Use that ErasedModel, reset() it, or wrap a copy of the original: copy.deepcopy(model) before erasing."
                 )
             site.detach()
+        align_memory(model)
         erased = cls(ErasedConfig.around(model), inner=model)
         erased.training = model.training  # not train(), which would overrule the modes of the modules inside
         erased.name_or_path = erased.config.name_or_path = model.config.name_or_path
@@ -132,12 +142,14 @@ class ErasedModel(PreTrainedModel):
         kwargs.pop("trust_remote_code", None)
         config = kwargs.pop("config", None)
         if not isinstance(config, ErasedConfig):
-            stored = stored_config(name, _hub(kwargs))
+            stored = stored_config(name, hub_arguments(kwargs))
             if stored is None or stored.get("model_type") != MODEL_TYPE:
                 try:
                     inner = load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
                 except SafetensorError as error:
-                    raise OSError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
+                    raise OSError(
+                        f"The weights of {name} are damaged ({error}); download or save them again."
+                    ) from error
                 model = cls.from_model(inner, processor or load_processor(name, kwargs), tap)
                 model.name_or_path = model.config.name_or_path = name
                 return model
@@ -155,17 +167,8 @@ class ErasedModel(PreTrainedModel):
             raise OSError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
         except RuntimeError as error:
             raise ValueError(f"The weights of {name} do not fit its configuration: {error}") from error
-        missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
-        strangers = sorted(key for key in info["unexpected_keys"] if key.startswith("sites."))
-        if missing or mismatched or strangers or (model.erasures and not model.is_erased):
-            wrong = [key for key in missing if key.startswith("sites.")]
-            what = f"lacks the eraser ({', '.join(wrong)})" if wrong else f"lacks {', '.join((missing + mismatched)[:5])}"
-            if not missing and not mismatched:
-                what = "records erasures, but its configuration does not describe the erasers they made"
-            raise ValueError(
-                f"The checkpoint {name} {what}. Loading it would give a model that has not forgotten, or is random in "
-                "part; it is refused. Save the erased model again with save_pretrained."
-            )
+        refuse_incomplete(name, info, records_without_eraser=bool(model.erasures) and not model.is_erased)
+        align_memory(model)
         for site in model.sites:
             if site.eraser is not None and not any(buffer.is_meta for buffer in site.eraser.buffers()):
                 site.eraser.check()
@@ -337,6 +340,7 @@ class ErasedModel(PreTrainedModel):
         """
         if not self.is_erased:
             raise ValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
+        drop_caches(self.inner)
         clone = copy.deepcopy(self)
         for site in clone.sites:
             site.detach()
@@ -346,7 +350,11 @@ class ErasedModel(PreTrainedModel):
         return stock
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Save weights, erasers, records and image processor; an interruption leaves what was there before.
 
@@ -385,16 +393,6 @@ def _without(output: Any, leaking: list[str]) -> Any:
         inside = [field.removeprefix(f"{name}.") for field in leaking if field.startswith(f"{name}.")]
         kept[name] = _without(value, inside)
     return type(output)(**kept)
-
-
-def _refuse_text(model: PreTrainedModel) -> None:
-    modalities = getattr(model, "input_modalities", None) or ()
-    modalities = (modalities,) if isinstance(modalities, str) else modalities
-    if "image" not in modalities and getattr(model, "main_input_name", "") != "pixel_values":
-        raise TypeError(
-            f"{type(model).__name__} takes {', '.join(modalities) or 'no images'}: hf_kd erases features of images. Load a "
-            "vision model."
-        )
 
 
 def _forget_compiled_graphs() -> None:

@@ -71,16 +71,30 @@ def test_several_forgotten_classes():
         assert result.advantage > 90
 
 
-def test_white_collapse_hides_forgotten_samples_from_every_single_sample_reader():
-    """Forgotten samples and twice as many retained ones on one vector: only the false-alarm reader gets them."""
+def test_ties_on_a_shared_vector_are_not_broken_by_row_order():
+    """Three classes of equal size on one vector: a third each, for every reader that compares distances."""
     train, y, test, test_y = planted(n=900, classes=4)
     for x, labels in ((train, y), (test, torch.as_tensor(test_y))):
-        x[(labels == 0) | (labels == 1) | (labels == 2)] = 1.0
-        x[(labels == 3)] += 5.0
+        x[labels < 3] = 1.0
+        x[labels == 3] += 5.0
     data = AuditData.of(train, y, test, test_y, 0)
     for name in ("knn-l2", "knn-cosine", "few-shot-5-l2", "few-shot-5-cosine"):
-        # one vector for three classes of equal size: a third each, whatever the order of rows
         assert ATTACKS[name].function(data, 0).recall_forget == pytest.approx(100 / 3, abs=12)
+
+
+def test_cover_hides_from_single_readers_and_not_from_those_who_accept_false_alarms():
+    """Forgotten samples share one vector with twice as many retained ones: the posterior there is 1 to 2."""
+    train, y, test, _ = planted(n=1200, classes=4)
+    y = torch.where(y == 2, 1, y)
+    for x in (train, test):
+        x[y < 2] = 1.0
+    results = {r.name: r for r in run_attacks(train, y, test, y, 0, "full")}
+    for name in ("linear", "mlp-small", "mlp-large", "rbf-standardised", "relearn-5%"):
+        assert results[name].recall_forget < 5
+    assert results["knn-l2"].recall_forget < 20
+    assert results["weighted-3"].recall_forget > 95
+    assert results["weighted-3"].false_alarms > 60
+    assert strongest(list(results.values())).by_advantage.advantage > 25
 
 
 def test_unknown_names_and_missing_views_are_refused():

@@ -10,7 +10,7 @@ from hf_kd import ESC, ESCT, SecondMoment
 from hf_kd.erasers import Composition, MaskedProjection, build, describe
 
 
-@pytest.fixture()
+@pytest.fixture
 def problem():
     """Ten classes with clear means in R^24, a head that tells them apart, and the samples of class 3."""
     generator = torch.Generator().manual_seed(0)

@@ -82,7 +82,9 @@ def test_every_form_of_forget_set_gives_the_same_eraser(vit, processor, forget, 
         "images": images,
         "pairs": list(zip(images, labels, strict=True)),
         "dicts": [{"image": i, "label": y} for i, y in zip(images, labels, strict=True)],
-        "loader": DataLoader([{"pixel_values": x, "labels": y} for x, y in zip(batch, labels, strict=True)], batch_size=6),
+        "loader": DataLoader(
+            [{"pixel_values": x, "labels": y} for x, y in zip(batch, labels, strict=True)], batch_size=6
+        ),
     }
     reference = ErasedModel.from_model(copy.deepcopy(vit), processor).erase(forget, k=2, progress=False)
     erased = ErasedModel.from_model(vit, None if form == "loader" else processor)
@@ -94,9 +96,19 @@ def test_every_form_of_forget_set_gives_the_same_eraser(vit, processor, forget, 
 
 
 def test_odd_images_go_through(vit, processor):
-    images = [picture(1, i, size=size, mode=mode) for i, (size, mode) in enumerate(
-        [((16, 16), "RGB"), ((40, 23), "L"), ((9, 31), "RGBA"), ((64, 64), "P"), ((20, 20), "CMYK"), ((30, 10), "1")]
-    )]
+    images = [
+        picture(1, i, size=size, mode=mode)
+        for i, (size, mode) in enumerate(
+            [
+                ((16, 16), "RGB"),
+                ((40, 23), "L"),
+                ((9, 31), "RGBA"),
+                ((64, 64), "P"),
+                ((20, 20), "CMYK"),
+                ((30, 10), "1"),
+            ]
+        )
+    ]
     erased = ErasedModel.from_model(vit, processor).erase(images, k=1, progress=False)
     assert erased.erasures[0].n_forget == 6
 

@@ -5,9 +5,13 @@ Here the questions are whether two images of the erased person are still matched
 found in a gallery (closed set), and whether that works when most queries are strangers (open set). Always beside the
 retained identities, and to be compared with identities that the model never saw.
 
-Similarity is the cosine. Ties are broken at random and averaged: an eraser that maps a person to one vector makes
-them perfectly recognisable, one that maps everybody there makes them indistinguishable, and both have to show.
-Shares are in percent.
+Similarity is the cosine, as usual for faces, or the cosine after the mean of the retained identities was subtracted.
+Report both: ESC moves the erased identity next to the origin, where raw cosines are noise and it seems gone, and one
+subtraction brings it back. On a CIFAR-10 ResNet-20, a class taken for a person, ESC at k = 1 takes open-set
+identification at an FPIR of 10 % from 88 to 2.5 % by the raw cosine, and from 82 to 82 % centred.
+
+Ties are broken at random and averaged: an eraser that maps a person to one vector makes them perfectly recognisable,
+one that maps everybody there makes them indistinguishable, and both have to show. Shares are in percent.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from torch import Tensor
 
 from .arrays import acceptance, check_rate, percent_accepted, threshold_at, unit_rows
 from .preparation import ArrayLike, as_features, as_labels
+
+SIMILARITIES = ("cosine", "centred")
 
 QUERIES = 256
 """Queries compared with the whole gallery at a time."""
@@ -49,6 +55,7 @@ class Verification:
     impostor_erased: int
     genuine_retained: int
     impostor_retained: int
+    similarity: str
     sampled: bool
     """Whether some kind of pair was more numerous than `max_pairs` and drawn at random."""
 
@@ -67,6 +74,7 @@ class Retrieval:
     queries_erased: int
     queries_retained: int
     gallery: int
+    similarity: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class OpenSetPoint:
     """Detection-and-identification rates at one false-positive identification rate; lower on `erased` is forgetting."""
 
     fpir: float
+    similarity: str
     threshold: float
     """Cosine of the best gallery match above which a query counts as known."""
     erased: float
@@ -87,13 +96,15 @@ def verification(
     erased: Sequence[int],
     *,
     far: Sequence[float] = (1e-2, 1e-3),
+    similarity: str = "cosine",
     max_pairs: int = 500_000,
     seed: int = 0,
 ) -> Verification:
-    """True-accept rate (TAR) of erased identities at stated false-accept rates (FAR), by cosine.
+    """True-accept rate (TAR) of erased identities at stated false-accept rates (FAR).
 
     Genuine pairs show one identity twice, impostor pairs two identities; a pair is "erased" when one of its images
-    shows an erased identity. All pairs of a kind are compared, or `max_pairs` drawn with `seed`.
+    shows an erased identity. All pairs of a kind are compared, or `max_pairs` drawn with `seed`. `similarity` is
+    "cosine" or "centred" (cosine after subtracting the mean of the retained images).
 
     Shapes: embeddings [n, d], identities [n]. Raises ValueError when no erased identity has two images, no other
     identity is there to compare with, or a FAR is outside (0, 1).
@@ -105,7 +116,7 @@ def verification(
     x = as_features(embeddings, "embeddings")
     labels = as_labels(identities, len(x), name="identities").numpy()
     is_erased = _erased_mask(labels, erased, "identities")
-    unit, _ = unit_rows(x)
+    unit, _ = unit_rows(x - _centre(x, ~is_erased, similarity))
     generator = np.random.default_rng(seed)
     inside, outside, nobody = np.flatnonzero(is_erased), np.flatnonzero(~is_erased), np.empty(0, np.int64)
     pairs = {
@@ -130,7 +141,7 @@ def verification(
         points.append(
             VerificationPoint(rate, percent_accepted(genuine, impostor, rate), deployed, deployed_far, retained)
         )
-    return Verification(points=tuple(points), sampled=max(counts.values()) > max_pairs, **counts)
+    return Verification(points=tuple(points), similarity=similarity, sampled=max(counts.values()) > max_pairs, **counts)
 
 
 def retrieval(
@@ -140,15 +151,19 @@ def retrieval(
     gallery_identities: ArrayLike,
     erased: Sequence[int],
     *,
+    similarity: str = "cosine",
     tie_draws: int = 5,
     seed: int = 0,
 ) -> Retrieval:
     """Rank-1 and mean average precision of queries against a gallery that holds every queried identity (closed set).
 
-    No image may be query and gallery image at once. Shapes: queries [q, d], gallery [g, d], identities [q] and [g].
+    No image may be query and gallery image at once. `similarity` is "cosine" or "centred" (cosine after subtracting the
+    mean of the gallery's retained images). Shapes: queries [q, d], gallery [g, d], identities [q] and [g].
     Raises ValueError when a queried identity is not in the gallery or none of the queries is of an erased identity.
     """
-    q, q_labels, g, g_labels = _query_and_gallery(queries, query_identities, gallery, gallery_identities)
+    q, q_labels, g, g_labels = _query_and_gallery(
+        queries, query_identities, gallery, gallery_identities, erased, similarity
+    )
     strangers = ~np.isin(q_labels, g_labels)
     if strangers.any():
         raise ValueError(
@@ -181,6 +196,7 @@ def retrieval(
         queries_erased=int(is_erased.sum()),
         queries_retained=int((~is_erased).sum()),
         gallery=len(g_labels),
+        similarity=similarity,
     )
 
 
@@ -192,6 +208,7 @@ def open_set_identification(
     erased: Sequence[int],
     *,
     fpir: Sequence[float] = (1e-1, 1e-2),
+    similarity: str = "cosine",
 ) -> tuple[OpenSetPoint, ...]:
     """Detection-and-identification rate when strangers ask too (open set), one point for each `fpir`.
 
@@ -199,12 +216,14 @@ def open_set_identification(
     enrolled exceeds it. A query of an enrolled identity counts when it exceeds the threshold and its best match shows
     the right identity; of equally good matches the share that does.
 
-    Shapes as in `retrieval`. Raises ValueError when no query is a stranger, or no query is of an erased identity that
-    is enrolled.
+    Shapes and `similarity` as in `retrieval`. Raises ValueError when no query is a stranger, or no query is of an
+    erased identity that is enrolled.
     """
     for rate in fpir:
         check_rate(rate, "fpir")
-    q, q_labels, g, g_labels = _query_and_gallery(queries, query_identities, gallery, gallery_identities)
+    q, q_labels, g, g_labels = _query_and_gallery(
+        queries, query_identities, gallery, gallery_identities, erased, similarity
+    )
     known = np.isin(q_labels, g_labels)
     if known.all():
         raise ValueError(
@@ -231,6 +250,7 @@ def open_set_identification(
         points.append(
             OpenSetPoint(
                 fpir=rate,
+                similarity=similarity,
                 threshold=threshold_at(best[~known], rate),
                 erased=_percent(identified[is_erased]),
                 retained=_percent(identified[retained]) if retained.any() else None,
@@ -306,7 +326,12 @@ def _rounded(cosines: Tensor) -> np.ndarray:
 
 
 def _query_and_gallery(
-    queries: ArrayLike, query_identities: ArrayLike, gallery: ArrayLike, gallery_identities: ArrayLike
+    queries: ArrayLike,
+    query_identities: ArrayLike,
+    gallery: ArrayLike,
+    gallery_identities: ArrayLike,
+    erased: Sequence[int],
+    similarity: str,
 ) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
     q, g = as_features(queries, "queries"), as_features(gallery, "gallery images")
     g = g.to(q.device)
@@ -316,7 +341,19 @@ def _query_and_gallery(
         )
     q_labels = as_labels(query_identities, len(q), name="query identities").numpy()
     g_labels = as_labels(gallery_identities, len(g), name="gallery identities").numpy()
-    return unit_rows(q)[0], q_labels, unit_rows(g)[0], g_labels
+    centre = _centre(g, ~np.isin(g_labels, np.asarray(list(erased), dtype=np.int64)), similarity)
+    return unit_rows(q - centre)[0], q_labels, unit_rows(g - centre)[0], g_labels
+
+
+def _centre(embeddings: Tensor, retained: np.ndarray, similarity: str) -> Tensor:
+    """What to subtract from every embedding, float64 [d]."""
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity={similarity!r}; expected 'cosine' or 'centred'.")
+    if similarity == "cosine":
+        return embeddings.new_zeros(embeddings.shape[1], dtype=torch.float64)
+    if not retained.any():
+        raise ValueError("Every identity is erased; similarity='centred' needs retained ones for the mean.")
+    return embeddings[torch.from_numpy(retained).to(embeddings.device)].to(torch.float64).mean(dim=0)
 
 
 def _erased_mask(labels: np.ndarray, erased: Sequence[int], name: str) -> np.ndarray:

@@ -87,9 +87,9 @@ class LossAttack(Separation):
 class MemberShare:
     """What share of D_f an attacker fitted on D_r (members) against D_t (non-members) takes for members.
 
-    Two attackers, each fitted on one half of D_r and D_t, judge D_f and the other half of D_t; both rates are means over
-    the two. The published protocols fit one attacker on everything and have no second rate. Without it the first means
-    little: where D_r and D_t hardly differ, the attacker calls everything member or nothing, as chance has it.
+    Two attackers, each fitted on one half of D_r and D_t, judge D_f and the other half of D_t; both rates are means
+    over the two. The published protocols fit one attacker on everything and have no second rate. Without it the first
+    means little: where D_r and D_t hardly differ, the attacker calls everything member or nothing, as chance has it.
     """
 
     statistic: str

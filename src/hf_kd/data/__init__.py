@@ -10,6 +10,7 @@ from .features import (
     feature_pass,
     gather_rows,
     probe_from_batch,
+    process_state,
     sum_over_processes,
 )
 from .forget_set import ForgetSet, describe_forget_set
@@ -34,6 +35,7 @@ __all__ = [
     "make_loader",
     "match_labels",
     "probe_from_batch",
+    "process_state",
     "resolve_forget_labels",
     "sum_over_processes",
     "to_rgb",

@@ -1,7 +1,7 @@
 """The feature pass: images -> pooled features, once, on one process or many.
 
-The model runs in eval mode without gradients, so BatchNorm statistics stay as they are. Nothing is kept here: each batch
-of features goes to a consumer, which adds it to a second moment or stores it.
+The model runs in eval mode without gradients, so BatchNorm statistics stay as they are. Nothing is kept here: each
+batch of features goes to a consumer, which adds it to a second moment or stores it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def feature_pass(
     With several processes the model moves to the process's device and the count is of all processes together; otherwise
     it runs where it is. Raises ValueError naming the row of a NaN or infinite feature.
     """
-    state = PartialState()
+    state = process_state()
     if state.num_processes > 1:
         model.to(state.device)
     device = next(model.parameters()).device
@@ -66,9 +66,15 @@ def feature_pass(
     return int(sum_over_processes(torch.tensor([count], dtype=torch.float64))[0])
 
 
+def process_state() -> PartialState:
+    """Which process of how many this is. On a machine without accelerator it has to be told that the CPU is meant, or
+    every process would take itself for the only one."""
+    return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a float64 tensor over all processes, on the device it came from."""
-    state = PartialState()
+    state = process_state()
     if state.num_processes == 1:
         return tensor
     return reduce(tensor.to(state.device), reduction="sum").to(tensor.device)
@@ -89,7 +95,7 @@ class FeatureStore:
         features = [torch.cat([part[0][i] for part in self._parts]) if self._parts else empty[i] for i in range(taps)]
         labels = torch.cat([part[1] for part in self._parts]) if self._parts else torch.zeros(0, dtype=torch.long)
         rows = torch.cat([part[2] for part in self._parts]) if self._parts else torch.zeros(0, dtype=torch.long)
-        if PartialState().num_processes > 1:
+        if process_state().num_processes > 1:
             rows = gather_rows(rows, fill=-1)
             present = rows >= 0
             features = [gather_rows(f)[present] for f in features]
@@ -100,7 +106,7 @@ class FeatureStore:
 
 def gather_rows(tensor: Tensor, fill: int = 0) -> Tensor:
     """Concatenate [n, ...] over processes whose numbers of rows differ; short ones are padded with `fill`."""
-    state = PartialState()
+    state = process_state()
     if state.num_processes == 1:
         return tensor
     width = tensor.shape[1] if tensor.ndim == 2 else 0

@@ -56,12 +56,19 @@ class ForgetSet:
         return self.label_column is not None
 
 
-def describe_forget_set(source: Any, image_column: str | None = None, label_column: str | None = None) -> ForgetSet:
+def describe_forget_set(
+    source: Any,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    main_input: str = "pixel_values",
+) -> ForgetSet:
     """Find out how to read `source`.
 
     `source` may be a `datasets.Dataset` or streaming `IterableDataset`; a list (or map-style torch Dataset) of images,
     of (image, label) pairs or of dicts; or a DataLoader whose batches are dicts of the model's own inputs, `labels`
-    optional. In pairs and dicts a floating-point tensor counts as ready for the model, a uint8 tensor as an image.
+    optional; `main_input` is then the name under which the model takes images, if not as floating-point tensors
+    (ImageGPT reads sequences of colour ids). In pairs and dicts a floating-point tensor counts as ready for the model,
+    a uint8 tensor as an image.
 
     The image column is the one of type `datasets.Image`, the label column the one of type `ClassLabel`, or else an
     integer column named label or labels; `image_column` and `label_column` overrule. A string column can be named as
@@ -78,7 +85,7 @@ def describe_forget_set(source: Any, image_column: str | None = None, label_colu
     if isinstance(source, IterableDataset):
         return _describe_stream(source, image_column, label_column)
     if isinstance(source, DataLoader):
-        return _describe_loader(source, image_column, label_column)
+        return _describe_loader(source, image_column, label_column, main_input)
     if isinstance(source, Mapping):
         raise TypeError(
             f"A forget set is one set of samples, not a {type(source).__name__} of several. Take one, for example "
@@ -178,7 +185,9 @@ def _describe_rows(source: Sequence[Any], image_column: str | None, label_column
     return ForgetSet(source, "rows", None, None, None, len(source), _is_prepared(first))
 
 
-def _describe_loader(source: DataLoader, image_column: str | None, label_column: str | None) -> ForgetSet:
+def _describe_loader(
+    source: DataLoader, image_column: str | None, label_column: str | None, main_input: str
+) -> ForgetSet:
     if image_column is not None:
         raise ValueError("image_column is for data sets; a DataLoader brings the model's inputs under their own names.")
     first = next(iter(source), None)
@@ -192,7 +201,8 @@ def _describe_loader(source: DataLoader, image_column: str | None, label_column:
             f"set "
             "itself."
         )
-    if not any(isinstance(value, Tensor) and value.is_floating_point() for value in first.values()):
+    inputs = [key for key, value in first.items() if isinstance(value, Tensor) and value.is_floating_point()]
+    if not inputs and main_input not in first:
         raise ValueError(
             f"The forget set has no images: the batches hold {', '.join(map(repr, first)) or 'nothing'}, and no "
             "floating-point tensor such as pixel_values is among them."

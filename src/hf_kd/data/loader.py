@@ -165,7 +165,7 @@ def default_num_workers() -> int:
 
 
 class BatchLoader(DataLoader):
-    """A DataLoader that raises the error of an unreadable image here; a worker would send a traceback's text instead."""
+    """A DataLoader that raises the error of an unreadable image here; a worker would send its traceback as text."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in super().__iter__():

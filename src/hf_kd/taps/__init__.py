@@ -6,8 +6,8 @@ eraser act and a reader look.
 
 from .find import TapNotFoundError, TapSearch, find_taps
 from .places import Place, Tap
-from .probe import image_inputs, probe_inputs, run
-from .site import TapSite, evaluating, head_function, record, sites_on
+from .probe import image_inputs, main_input, probe_inputs, run
+from .site import TapSite, drop_caches, evaluating, head_function, record, sites_on
 
 __all__ = [
     "Place",
@@ -15,10 +15,12 @@ __all__ = [
     "TapNotFoundError",
     "TapSearch",
     "TapSite",
+    "drop_caches",
     "evaluating",
     "find_taps",
     "head_function",
     "image_inputs",
+    "main_input",
     "probe_inputs",
     "record",
     "run",

@@ -81,13 +81,14 @@ def _answer_field(model: nn.Module, calls: list[Call], output: dict[str, Any]) -
     name = next(iter(named), None) or next((k for k, v in output.items() if is_pooled(v) and v.ndim == 2), None)
     if name is None or not is_pooled(output[name]):
         raise TapNotFoundError(
-            f"{type(model).__name__} returns neither logits [B, C] nor a pooled embedding ({', '.join(EMBEDDING_FIELDS)});"
-            f" it returned {_describe_fields(output)}. " + _candidates(calls)
+            f"{type(model).__name__} returns neither logits [B, C] nor a pooled embedding "
+            f"({', '.join(EMBEDDING_FIELDS)}); it returned {_describe_fields(output)}. " + _candidates(calls)
         )
     if is_constant(output[name]):
         raise TapNotFoundError(
-            f"{name} of {type(model).__name__} is the same for every probe image, so nothing can be traced back from it: "
-            "either the images given are all the same (pass two different ones), or the model does not depend on them."
+            f"{name} of {type(model).__name__} is the same for every probe image, so nothing can be traced back from "
+            "it: either the images given are all the same (pass two different ones), or the model does not depend on "
+            "them."
         )
     return name
 
@@ -212,10 +213,9 @@ def _explicit_tap(model: nn.Module, calls: list[Call], answer: Any, spec: str) -
             f"tap={spec!r}: {type(model).__name__} ran no module of that name. Modules that take pooled features: "
             f"{', '.join(known) or 'none'}."
         )
-    try:
+    value = None
+    if place.field is None or (call.structured and place.field in call.output):
         value = place_value(place, call.value, call.output)
-    except (KeyError, TypeError, IndexError):
-        value = None
     if not is_pooled(value):
         seen = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "no single tensor"
         raise ValueError(f"tap={spec!r}: the {place} carries {seen}; pooled features are one vector [B, d] per image.")
@@ -227,7 +227,7 @@ def _explicit_tap(model: nn.Module, calls: list[Call], answer: Any, spec: str) -
 
 
 class _Constant(nn.Module):
-    """Replaces features [n, d] by the same vector for every sample: not zero, which a normalisation would turn into NaN."""
+    """Puts the same vector in the place of every sample's features [n, d]: not zero, of which a norm would make NaN."""
 
     def forward(self, features: Tensor) -> Tensor:
         vector = torch.linspace(0.5, -1.0, features.shape[-1], dtype=features.dtype, device=features.device)

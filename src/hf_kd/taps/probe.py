@@ -20,11 +20,9 @@ def probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """
     config = model.config
     vision = getattr(config, "vision_config", None) or config
-    name = getattr(model, "main_input_name", "pixel_values")
+    name = main_input(model)
     generator = torch.Generator().manual_seed(seed)
     parameters = set(inspect.signature(model.forward).parameters)
-    if "pixel_values" in parameters:
-        name = "pixel_values"
     inputs: dict[str, Tensor] = {}
     if name == "input_ids" and hasattr(vision, "n_positions"):  # models that read images as sequences of colours
         length, colours = vision.n_positions, vision.vocab_size - 1
@@ -53,6 +51,13 @@ def probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
             tokens[:, -1] = end
         inputs |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     return inputs
+
+
+def main_input(model: nn.Module) -> str:
+    """The name under which a model takes images; also where a class declares another of its inputs as its main one."""
+    if "pixel_values" in inspect.signature(model.forward).parameters:
+        return "pixel_values"
+    return getattr(model, "main_input_name", "pixel_values")
 
 
 def _image_size(config: Any) -> tuple[int, int]:

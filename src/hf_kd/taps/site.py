@@ -149,6 +149,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def drop_caches(model: nn.Module) -> None:
+    """Let modules drop what they cached in eval mode. What was cached with its graph (LeViT) could not be copied."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in modes:
+        module.training = training
+
+
 def head_function(model: nn.Module, taps: Sequence[Tap]) -> Callable[[Sequence[Tensor]], Tensor] | None:
     """The model's logits as a function of the features at all taps: [n, d] each -> [n, C], in float32, eval mode.
 

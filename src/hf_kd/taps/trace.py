@@ -32,7 +32,7 @@ class Call:
 
 
 def record_calls(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Call], Any]:
-    """Run `model` once; what every module took and gave (its last call if there were several), and the model's output."""
+    """Run `model` once: what every module took and gave (in its last call if there were several), and the output."""
     calls: dict[str, Call] = {}
     taken: dict[str, Tensor | None] = {}
     names = {module: name for name, module in model.named_modules()}
@@ -108,20 +108,24 @@ def is_equal(value: Any, target: Any, up_to_scale: bool = False) -> bool:
     a, b = value.reshape(value.shape[0], -1), target.reshape(target.shape[0], -1).to(value.device)
     if up_to_scale:
         a, b = nn.functional.normalize(a.float(), dim=1), nn.functional.normalize(b.float(), dim=1)
-    return is_close(a, b)
+    return is_close(a, b, _precision(value, target))
 
 
-def is_close(a: Tensor, b: Tensor) -> bool:
+def is_close(a: Tensor, b: Tensor, precision: float | None = None) -> bool:
     """Equal up to the rounding of their dtype, relative to the largest entry."""
     if not a.numel():
         return True
-    half = {a.dtype, b.dtype} & {torch.float16, torch.bfloat16}
+    precision = _precision(a, b) if precision is None else precision
     a, b = a.float(), b.float()
-    return bool((a - b).abs().max() <= (1e-2 if half else 1e-5) * b.abs().max())
+    return bool((a - b).abs().max() <= precision * b.abs().max())
+
+
+def _precision(a: Tensor, b: Tensor) -> float:
+    return 1e-2 if {a.dtype, b.dtype} & {torch.float16, torch.bfloat16} else 1e-5
 
 
 def is_affine(call: Call) -> bool:
-    """f(a) + f(b) - f(0) = f(a + b) on the recorded input and a permutation of it; False where f cannot be run alone."""
+    """Whether f(a) + f(b) - f(0) = f(a + b), for a the recorded input and b from its entries; no if f needs more."""
     if not any(True for _ in call.module.parameters()):
         return False
     a = call.value.double()

@@ -1,0 +1,160 @@
+"""An erased model in Trainer, with PEFT, compiled and exported: like any other model of transformers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from hf_kd import ErasedModel
+
+from ..conftest import make_dataset
+from .test_erase import logits_of
+
+
+@pytest.fixture
+def erased(model, processor, forget):
+    return ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+
+
+def test_trainer_trains_saves_and_reloads_behind_the_eraser(erased, processor, pixels, tmp_path, caplog):
+    rows = [{"pixel_values": x, "labels": i % 5} for i, x in enumerate(pixels)]
+    directions = erased.sites[0].eraser.directions.clone()
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        save_steps=3,
+        report_to=[],
+        use_cpu=True,
+        logging_steps=1,
+    )
+    trainer = Trainer(erased, arguments, train_dataset=rows, eval_dataset=rows)
+    before = [p.clone() for p in erased.inner.parameters()]
+    with caplog.at_level(logging.WARNING, logger="transformers"), caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert any(not torch.equal(a, b) for a, b in zip(before, erased.inner.parameters(), strict=True))
+    assert torch.equal(erased.sites[0].eraser.directions, directions)
+    assert trainer.evaluate()["eval_loss"] > 0
+    again = ErasedModel.from_pretrained(tmp_path / "checkpoint-3")
+    assert torch.equal(logits_of(again, pixels), logits_of(erased.eval(), pixels))
+
+
+def test_training_mode_warns_that_training_can_restore(erased, capfd, monkeypatch):
+    from hf_kd import modeling
+
+    said = []
+    monkeypatch.setattr(modeling.logger, "warning_once", said.append)
+    erased.train()
+    assert "can restore what was erased" in said[0]
+    said.clear()
+    erased.eval()
+    assert not said
+
+
+def test_labels_give_the_loss_of_the_erased_logits(erased, pixels):
+    labels = torch.arange(10) % 5
+    output = erased(pixel_values=pixels, labels=labels)
+    assert torch.allclose(output.loss, torch.nn.functional.cross_entropy(output.logits, labels))
+    loss, logits = erased(pixel_values=pixels, labels=labels, return_dict=False)
+    assert torch.equal(loss, output.loss)
+    assert torch.equal(logits, output.logits)
+
+
+def test_hidden_states_come_only_when_asked_for(erased, pixels):
+    with torch.no_grad():
+        assert erased(pixel_values=pixels).get("hidden_states") is None
+        assert erased(pixel_values=pixels, output_hidden_states=True).hidden_states is not None
+
+
+@pytest.mark.parametrize("order", ["compile first", "erase first"])
+def test_compiled_graphs_answer_erased(model, processor, forget, pixels, order):
+    erased = ErasedModel.from_model(model, processor)
+    if order == "erase first":
+        erased.erase(forget, k=2, progress=False)
+    compiled = torch.compile(erased, fullgraph=True, backend="aot_eager")
+    logits_of(compiled, pixels)
+    if order == "compile first":
+        erased.erase(forget, k=2, progress=False)
+    assert torch.allclose(logits_of(compiled, pixels), logits_of(erased, pixels), atol=1e-5)
+    erased.reset()
+    assert torch.allclose(logits_of(compiled, pixels), logits_of(erased, pixels), atol=1e-5)
+
+
+def test_exported_programs_answer_erased(erased, pixels):
+    program = torch.export.export(erased, (), {"pixel_values": pixels})
+    assert torch.allclose(program.module()(pixel_values=pixels).logits, logits_of(erased, pixels), atol=1e-5)
+
+
+# PEFT
+
+
+@pytest.fixture
+def peft():
+    return pytest.importorskip("peft")
+
+
+def lora(peft, **kwargs):
+    return peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **kwargs)
+
+
+def test_a_lora_tuned_classifier_is_merged_and_erased(peft, vit, processor, forget, pixels):
+    tuned = peft.get_peft_model(vit, lora(peft, modules_to_save=["classifier"])).eval()
+    answers = logits_of(tuned, pixels)
+    erased = ErasedModel.from_model(tuned, processor)
+    assert torch.allclose(logits_of(erased, pixels), answers, atol=1e-5)
+    erased.erase(forget, k=2, progress=False)
+    assert type(erased.inner).__name__ == "ViTForImageClassification"
+    assert not any("lora" in name for name, _ in erased.named_parameters())
+
+
+def test_an_adapter_repository_is_loaded_merged_and_erased(peft, vit, processor, forget, pixels, tmp_path):
+    base = copy.deepcopy(vit)
+    base.classifier = torch.nn.Linear(32, 3)  # the base has another number of labels, as in every tutorial
+    base.config.id2label = {i: f"LABEL_{i}" for i in range(3)}
+    base.save_pretrained(tmp_path / "base")
+    vit.name_or_path = vit.config._name_or_path = str(tmp_path / "base")
+    tuned = peft.get_peft_model(vit, lora(peft, modules_to_save=["classifier"])).eval()
+    answers = logits_of(tuned, pixels)
+    tuned.save_pretrained(tmp_path / "adapter")
+    processor.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    erased = ErasedModel.from_pretrained(tmp_path / "adapter")
+    assert torch.allclose(logits_of(erased, pixels), answers, atol=1e-5)
+    erased.erase(forget, k=2, progress=False)
+    erased.save_pretrained(tmp_path / "erased")
+    assert torch.equal(logits_of(ErasedModel.from_pretrained(tmp_path / "erased"), pixels), logits_of(erased, pixels))
+
+
+def test_lora_on_an_erased_model_trains_behind_the_eraser(peft, vit, processor, forget, pixels):
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+    directions = erased.sites[0].eraser.directions
+    tuned = peft.get_peft_model(erased, lora(peft))
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
+    answers = logits_of(tuned.eval(), pixels)
+    tuned(pixel_values=pixels, labels=torch.arange(10) % 5).loss.backward()
+    optimizer.step()
+    assert not torch.allclose(logits_of(tuned, pixels), answers)
+    features = erased.pooled_features(pixels)
+    assert float((features @ directions).abs().max()) < 1e-4
+    merged = tuned.merge_and_unload()
+    assert isinstance(merged, ErasedModel)
+    assert merged.is_erased
+
+
+def test_a_loader_of_model_inputs_needs_no_processor(model, pixels):
+    loader = DataLoader([{"pixel_values": x, "labels": 2} for x in pixels], batch_size=4)
+    erased = ErasedModel.from_model(model).erase(loader, k=1, progress=False)
+    assert erased.erasures[0].n_forget == 10
+
+
+def test_data_sets_may_be_many_classes_wide(vit, processor):
+    data = make_dataset([0] * 10 + [1] * 10)
+    erased = ErasedModel.from_model(vit, processor).erase(data, k=2, progress=False)
+    assert erased.erasures[0].classes == (0, 1)

@@ -1,0 +1,332 @@
+"""Saved and loaded, an erased model is the same model; a damaged one does not load, and never as an un-erased model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, pipeline
+
+from hf_kd import ErasedModel
+from hf_kd.configuration import ErasedConfig
+
+from ..conftest import picture
+from .test_erase import logits_of
+
+
+@pytest.fixture
+def erased(model, processor, forget):
+    return ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+
+
+@pytest.fixture
+def saved(erased, tmp_path):
+    erased.save_pretrained(tmp_path / "erased")
+    return tmp_path / "erased"
+
+
+@pytest.mark.parametrize("loader", [ErasedModel, AutoModelForImageClassification, AutoModel])
+def test_logits_and_features_are_equal_bit_for_bit(erased, saved, pixels, loader):
+    again = loader.from_pretrained(saved)
+    assert isinstance(again, ErasedModel)
+    assert not again.training
+    assert torch.equal(logits_of(again, pixels), logits_of(erased, pixels))
+    assert torch.equal(again.pooled_features(pixels), erased.pooled_features(pixels))
+    assert again.erasures == erased.erasures
+    assert again.taps == erased.taps
+    assert again.processor.to_dict() == erased.processor.to_dict()
+
+
+def test_esc_t_and_compositions_come_back_too(model, processor, forget, pixels, tmp_path):
+    erased = ErasedModel.from_model(model, processor).erase(forget, k=1, progress=False)
+    erased.erase(forget, "esc-t", epochs=2, lr=0.5, progress=False)
+    erased.save_pretrained(tmp_path)
+    again = ErasedModel.from_pretrained(tmp_path)
+    assert torch.equal(logits_of(again, pixels), logits_of(erased, pixels))
+    again.erase(forget, k=1, progress=False)
+    again.save_pretrained(tmp_path)
+    assert torch.equal(logits_of(ErasedModel.from_pretrained(tmp_path), pixels), logits_of(again, pixels))
+
+
+def test_loading_in_another_precision_keeps_the_directions(erased, saved):
+    again = ErasedModel.from_pretrained(saved, dtype=torch.bfloat16)
+    assert next(again.inner.parameters()).dtype == torch.bfloat16
+    assert torch.equal(again.sites[0].eraser.directions, erased.sites[0].eraser.directions)
+
+
+def test_a_stock_checkpoint_and_a_wrapped_model_before_erasing(model, processor, pixels, tmp_path):
+    model.save_pretrained(tmp_path / "stock")
+    processor.save_pretrained(tmp_path / "stock")
+    loaded = ErasedModel.from_pretrained(tmp_path / "stock")
+    assert type(loaded.inner) is type(model)
+    assert torch.equal(logits_of(loaded, pixels), logits_of(model, pixels))
+    assert loaded.processor.size == processor.size
+    loaded.save_pretrained(tmp_path / "wrapped")
+    assert torch.equal(logits_of(ErasedModel.from_pretrained(tmp_path / "wrapped"), pixels), logits_of(model, pixels))
+
+
+def test_pipelines_answer_like_the_model(erased, saved):
+    image = picture(2, 99)
+    from_folder = pipeline("image-classification", model=str(saved))(image)
+    from_object = pipeline("image-classification", model=erased, image_processor=erased.processor)(image)
+    assert from_folder == from_object
+    logits = logits_of(erased, erased.processor(image, return_tensors="pt")["pixel_values"])
+    assert from_folder[0]["label"] == erased.config.id2label[int(logits.argmax())]
+
+
+def test_the_attention_of_the_inner_model_is_kept(vit, processor, forget, tmp_path):
+    before = vit.config._attn_implementation
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=1, progress=False)
+    assert vit.config._attn_implementation == before
+    erased.save_pretrained(tmp_path)
+    assert ErasedModel.from_pretrained(tmp_path).inner.config._attn_implementation == before
+    eager = ErasedModel.from_pretrained(tmp_path, attn_implementation="eager")
+    assert eager.inner.config._attn_implementation == "eager"
+
+
+# Damaged checkpoints.
+
+
+def edit_weights(folder: Path, change) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edit_config(folder: Path, change) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+KEY = "sites.0.eraser.directions"
+
+
+def test_a_missing_eraser_raises(saved):
+    edit_weights(saved, lambda tensors: tensors.pop(KEY))
+    for loader in (ErasedModel, AutoModelForImageClassification):
+        with pytest.raises(ValueError, match="lacks the eraser"):
+            loader.from_pretrained(saved)
+
+
+def test_an_eraser_the_configuration_does_not_know_raises(saved):
+    edit_config(saved, lambda config: config.update(erasers=[None]))
+    with pytest.raises(ValueError, match="does not describe the erasers"):
+        ErasedModel.from_pretrained(saved)
+
+
+def test_records_without_any_eraser_raise(saved):
+    edit_weights(saved, lambda tensors: tensors.pop(KEY))
+    edit_config(saved, lambda config: config.update(erasers=[None]))
+    with pytest.raises(ValueError, match="records erasures"):
+        ErasedModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.zeros_like, lambda t: torch.full_like(t, float("nan")), lambda t: t * 2],
+    ids=["zero", "nan", "scaled"],
+)
+def test_an_eraser_of_wrong_values_raises(saved, values):
+    edit_weights(saved, lambda tensors: tensors.update({KEY: values(tensors[KEY])}))
+    with pytest.raises(ValueError, match="not loaded or is damaged"):
+        ErasedModel.from_pretrained(saved)
+
+
+def test_an_eraser_of_another_width_raises(saved):
+    edit_weights(saved, lambda tensors: tensors.update({KEY: torch.zeros(7, 2)}))
+    with pytest.raises(ValueError, match="fit its configuration|refused"):
+        ErasedModel.from_pretrained(saved)
+    with pytest.raises(ValueError, match="fit its configuration|refused"):
+        ErasedModel.from_pretrained(saved, ignore_mismatched_sizes=True)
+
+
+def test_missing_weights_of_the_inner_model_raise(saved):
+    edit_weights(saved, lambda tensors: [tensors.pop(k) for k in list(tensors) if "classifier" in k])
+    with pytest.raises(ValueError, match="lacks"):
+        ErasedModel.from_pretrained(saved)
+
+
+def test_an_unknown_kind_of_eraser_names_the_way_out(saved):
+    edit_config(saved, lambda config: config["erasers"][0].update(kind="from-elsewhere"))
+    with pytest.raises(ValueError, match="Install the package"):
+        ErasedModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.999, 4], ids=["half", "all but a few bytes", "four bytes"])
+def test_truncated_weights_raise(saved, keep):
+    path = saved / "model.safetensors"
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.truncate(keep if isinstance(keep, int) else int(size * keep))
+    with pytest.raises(OSError, match="damaged"):
+        ErasedModel.from_pretrained(saved)
+
+
+def test_corrupted_header_raises(saved):
+    path = saved / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[8:40] = b"x" * 32
+    path.write_bytes(data)
+    with pytest.raises(OSError, match="damaged"):
+        ErasedModel.from_pretrained(saved)
+
+
+# Writing.
+
+
+@pytest.mark.parametrize("where", ["file", "below a file"])
+def test_unwritable_output_is_refused_and_the_model_stays(erased, pixels, tmp_path, where):
+    (tmp_path / "taken").write_text("mine")
+    answers = logits_of(erased, pixels)
+    with pytest.raises((NotADirectoryError, PermissionError), match="Choose another path|may write"):
+        erased.save_pretrained(tmp_path / "taken" / ("" if where == "file" else "deep/er"))
+    assert (tmp_path / "taken").read_text() == "mine"
+    assert torch.equal(logits_of(erased, pixels), answers)
+
+
+def test_other_files_in_the_folder_stay(erased, saved):
+    (saved / "README.md").write_text("written by a person")
+    erased.save_pretrained(saved)
+    assert (saved / "README.md").read_text() == "written by a person"
+
+
+def test_fewer_shards_leave_no_old_ones_behind(erased, pixels, tmp_path):
+    erased.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert torch.equal(logits_of(ErasedModel.from_pretrained(tmp_path), pixels), logits_of(erased, pixels))
+    erased.save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("model*")) == ["model.safetensors"]
+    assert torch.equal(logits_of(ErasedModel.from_pretrained(tmp_path), pixels), logits_of(erased, pixels))
+
+
+def test_a_failed_save_leaves_the_old_folder_whole(erased, saved, forget, monkeypatch):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    erased.erase(forget, k=1, progress=False)
+
+    def fail(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(erased.processor), "save_pretrained", fail)
+    with pytest.raises(OSError, match="No space left"):
+        erased.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name], "nothing half written stays beside it"
+
+
+KILLED = """
+import sys, time
+from hf_kd import ErasedModel
+model = ErasedModel.from_pretrained(sys.argv[1])
+model.processor.save_pretrained = lambda folder: (print("writing", flush=True), time.sleep(60))
+model.inner.classifier.requires_grad_(False)
+for parameter in model.inner.parameters():
+    parameter.data.zero_()
+model.save_pretrained(sys.argv[1])
+"""
+
+
+def test_a_killed_save_leaves_the_old_folder_whole(erased, saved, pixels):
+    answers = logits_of(erased, pixels)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(saved)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout.readline().strip() == "writing"
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert torch.equal(logits_of(ErasedModel.from_pretrained(saved), pixels), answers)
+
+
+# Classes of one's own.
+
+
+class OwnConfig(PreTrainedConfig):
+    model_type = "own_network"
+    image_size: int = 16
+
+
+class OwnNetwork(PreTrainedModel):
+    config_class = OwnConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3), torch.nn.BatchNorm2d(12), torch.nn.ReLU())
+        self.answer = torch.nn.Linear(12, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values, labels=None, return_dict=True):
+        from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+        logits = self.answer(self.body(pixel_values).mean(dim=(2, 3)))
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+
+
+def test_an_unregistered_class_is_refused_at_save_and_welcome_once_registered(processor, forget, pixels, tmp_path):
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    erased = ErasedModel.from_model(OwnNetwork(OwnConfig(num_labels=5)).eval(), processor)
+    erased.erase(forget, k=1, progress=False)
+    with pytest.raises(ValueError, match=r"AutoModelForImageClassification.register\(OwnConfig, OwnNetwork\)"):
+        erased.save_pretrained(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+    AutoConfig.register("own_network", OwnConfig)
+    AutoModelForImageClassification.register(OwnConfig, OwnNetwork)
+    try:
+        erased.save_pretrained(tmp_path / "own")
+        again = ErasedModel.from_pretrained(tmp_path / "own")
+        assert type(again.inner) is OwnNetwork
+        assert torch.equal(logits_of(again, pixels), logits_of(erased, pixels))
+    finally:
+        CONFIG_MAPPING._extra_content.pop("own_network")
+        AutoModelForImageClassification._model_mapping._extra_content.pop(OwnConfig)
+
+
+def test_remote_code_is_never_run(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "evil",
+                "architectures": ["Evil"],
+                "auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModelForImageClassification": "evil.Evil"},
+            }
+        )
+    )
+    (tmp_path / "evil.py").write_text("raise SystemExit('code from a repository was run')")
+    with pytest.raises((ValueError, OSError)):
+        ErasedModel.from_pretrained(tmp_path)
+    with pytest.raises((ValueError, OSError)):
+        ErasedModel.from_pretrained(tmp_path, trust_remote_code=True)
+
+
+def test_no_model_at_all(tmp_path):
+    with pytest.raises(OSError, match="neither config.json nor adapter_config.json|not a valid|does not"):
+        ErasedModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="from_pretrained or"):
+        ErasedModel(ErasedConfig())
+
+
+def test_a_fresh_process_needs_only_the_import(erased, saved, pixels):
+    code = (
+        "import sys, torch, hf_kd; from transformers import AutoModelForImageClassification as A;"
+        "m = A.from_pretrained(sys.argv[1]);"
+        "print(type(m).__name__, m.is_erased, float(m(pixel_values=torch.ones(1, 3, 16, 16)).logits.sum()))"
+    )
+    out = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True).stdout
+    name, is_erased, total = out.split()
+    assert (name, is_erased) == ("ErasedModel", "True")
+    expected = float(logits_of(erased, torch.ones(1, 3, 16, 16)).sum())
+    assert float(total) == pytest.approx(expected, rel=1e-4)

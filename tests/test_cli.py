@@ -1,0 +1,154 @@
+"""The command line, run as a user runs it: what it prints, what it leaves behind, how it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import DatasetDict
+from transformers import AutoModelForImageClassification
+from typer.testing import CliRunner
+
+from hf_kd import ErasedModel
+from hf_kd.cli import app
+
+from .conftest import make_dataset
+
+
+def hf_kd(*arguments, code: int = 0):
+    """The command in this process; what it prints comes back as .stdout and .stderr."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    unexpected = done.exception if not isinstance(done.exception, SystemExit) else None
+    assert unexpected is None, repr(unexpected)
+    assert done.exit_code == code, done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a checkpoint and the same images as parquet files, saved data set and image folder."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    from .conftest import labelled, randomise
+
+    folder = tmp_path_factory.mktemp("cli")
+    config = labelled(
+        ViTConfig,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=8,
+    )
+    randomise(ViTForImageClassification(config)).save_pretrained(folder / "model")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "model")
+    train, test = make_dataset([0, 1, 2, 3, 4] * 12), make_dataset([0, 1, 2, 3, 4] * 4, seed=9)
+    (folder / "parquet").mkdir()
+    train.to_parquet(folder / "parquet" / "train.parquet")
+    test.to_parquet(folder / "parquet" / "test.parquet")
+    DatasetDict(train=train, test=test).save_to_disk(folder / "saved")
+    for i, row in enumerate(train):
+        name = train.features["label"].int2str(row["label"])
+        (folder / "images" / "train" / name).mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / "images" / "train" / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("source", ["parquet", "saved", "images"])
+def test_every_local_source_gives_the_same_model(place, tmp_path, source):
+    out = tmp_path / "out"
+    arguments = ["--dataset", place / source, "--forget", "cat", "--k", "2", "--output", out, "--json"]
+    result = json.loads(hf_kd("erase", place / "model", *arguments).stdout)
+    assert result["erasure"]["n_forget"] == 12
+    assert result["erasure"]["classes"] == [2]
+    erased = ErasedModel.from_pretrained(out)
+    reference = ErasedModel.from_pretrained(place / "model")
+    reference.erase(make_dataset([0, 1, 2, 3, 4] * 12).filter(lambda row: row["label"] == 2), k=2, progress=False)
+    a, b = (m.sites[0].eraser.directions for m in (erased, reference))
+    assert torch.allclose(a @ a.T, b @ b.T, atol=1e-5)
+
+
+def test_accuracy_before_and_after_and_several_labels(place, tmp_path):
+    arguments = [
+        "--dataset",
+        place / "parquet",
+        "--forget",
+        "cat",
+        "--forget",
+        "0",
+        "--method",
+        "esc-t",
+        "--epochs",
+        "2",
+    ]
+    done = hf_kd("erase", place / "model", *arguments, "--test-split", "test", "--output", tmp_path / "out")
+    assert "forget samples" in done.stdout
+    assert "original" in done.stdout
+    assert "erased" in done.stdout
+    shown = hf_kd("inspect", tmp_path / "out")
+    assert "classifier" in shown.stdout
+    facts = json.loads(hf_kd("inspect", tmp_path / "out", "--json").stdout)
+    assert facts["taps"][0]["d"] == 32
+    assert facts["erasures"][0]["classes"] == [0, 2]
+    assert facts["erasures"][0]["settings"]["epochs"] == 2
+
+
+def test_folded_output_is_a_stock_checkpoint(place, tmp_path):
+    arguments = ["--dataset", place / "parquet", "--forget", "cat", "--output", tmp_path / "out", "--fold"]
+    hf_kd("erase", place / "model", *arguments)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert type(model).__name__ == "ViTForImageClassification"
+    assert (tmp_path / "out" / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "{place}/parquet", "--forget", "cta"], "Did you mean 'cat'"),
+        (["--dataset", "{place}/parquet", "--forget", "9"], "Label id 9 does not exist"),
+        (["--dataset", "{place}/nowhere"], "no file or folder"),
+        (["--dataset", "{place}/parquet", "--split", "validation"], "validation"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--k", "99"], "k has to be below"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--p", "120"], "p=120"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--method", "foo"], "Unknown method 'foo'"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--option", "k"], "NAME=VALUE"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--tap", "head"], "tap='head'"),
+    ],
+)
+def test_refusals_are_one_message_and_exit_code_1(place, tmp_path, arguments, message):
+    arguments = [argument.format(place=place) for argument in arguments]
+    done = hf_kd("erase", place / "model", *arguments, "--output", tmp_path / "out", code=1)
+    assert message in " ".join(done.stderr.split())
+    assert not (tmp_path / "out" / "config.json").exists(), "nothing is left half done"
+
+
+def test_wrong_usage_is_exit_code_2_and_help_shows_the_limits(place):
+    assert "Missing option" in hf_kd("erase", place / "model", code=2).stderr
+    text = " ".join(hf_kd("--help").stdout.split())
+    assert "can take the eraser away" in text
+
+
+def test_the_demo_tells_both_numbers_and_reloads(tmp_path):
+    result = json.loads(hf_kd("demo", "--json", "--output", tmp_path / "demo").stdout)
+    assert result["reloaded_equal"]
+    rows = {row["method"]: row for row in result["rows"]}
+    assert rows["original"]["head"]["D_ft"] > 90
+    assert rows["original"]["head"]["D_rt"] > 95
+    for method in ("ESC", "ESC-T"):
+        assert rows[method]["head"]["D_ft"] < 15
+        assert rows[method]["head"]["D_rt"] > 90
+        assert rows[method]["probe_converged"]
+        assert rows[method]["converged_probe"]["D_ft"] > 80, "and nobody is misled"
+    assert ErasedModel.from_pretrained(tmp_path / "demo").is_erased
+
+
+def test_the_installed_command_prints_json_and_nothing_else(place, tmp_path):
+    command = [sys.executable, "-m", "hf_kd", "inspect", str(place / "model"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["class"] == "ViTForImageClassification"
+    assert done.stderr == ""

@@ -1,0 +1,130 @@
+"""Two processes give the subspace and the saved model of one, and no sample counts twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import load_from_disk
+
+from hf_kd import ErasedModel
+
+from .conftest import make_dataset
+
+
+def loader_of(labels) -> torch.utils.data.DataLoader:
+    images = torch.randn(len(labels), 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    rows = [{"pixel_values": x, "labels": y} for x, y in zip(images, labels, strict=True)]
+    return torch.utils.data.DataLoader(rows, batch_size=4)
+
+
+SCRIPT = """
+import json, sys
+import torch
+from hf_kd.data import process_state
+from datasets import load_from_disk
+from hf_kd import ErasedModel
+
+model_dir, data_dir, out, method, form = sys.argv[1:6]
+state = process_state()
+torch.set_num_threads(1)
+data = load_from_disk(data_dir)
+if form == "stream":
+    data = data.to_iterable_dataset(num_shards=3)
+elif form == "loader":
+    images = torch.randn(len(data), 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.DataLoader(
+        [{"pixel_values": x, "labels": y} for x, y in zip(images, data["label"])], batch_size=4
+    )
+model = ErasedModel.from_pretrained(model_dir)
+options = {"esc": {"k": 2}, "esc-per-class": {"k": 1, "per_class": True}, "esc-t": {"lr": 1.0, "epochs": 3}}[method]
+model.erase(data, method.removesuffix("-per-class"), batch_size=4, progress=False, **options)
+model.save_pretrained(out, is_main_process=state.is_main_process)
+state.wait_for_everyone()
+if state.is_main_process:
+    record = model.erasures[0]
+    print(json.dumps({"n": record.n_forget, "processes": record.processes, "classes": record.classes}))
+state.destroy_process_group()
+"""
+
+
+def launch(*arguments) -> dict:
+    """Run in two processes on the CPU. (accelerate's own --cpu starts a single process unless there is MPI.)"""
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+    ]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def folders(vit, processor, tmp_path):
+    vit.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    make_dataset([2] * 12 + [3] * 7).save_to_disk(tmp_path / "data")  # 19: not divisible by two processes
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return tmp_path
+
+
+OPTIONS = {"esc": {"k": 2}, "esc-per-class": {"k": 1, "per_class": True}, "esc-t": {"lr": 1.0, "epochs": 3}}
+
+
+@pytest.mark.parametrize(
+    ("method", "form"), [("esc", "dataset"), ("esc", "stream"), ("esc-per-class", "loader"), ("esc-t", "dataset")]
+)
+def test_two_processes_save_the_model_of_one(folders, vit, processor, method, form):
+    out = folders / "out"
+    said = launch(folders / "script.py", folders / "model", folders / "data", out, method, form)
+    assert said == {"n": 19, "processes": 2, "classes": [2, 3]}
+    data = load_from_disk(folders / "data")
+    if form == "loader":
+        data = loader_of(data["label"])
+    alone = ErasedModel.from_model(vit, processor)
+    alone.erase(data, method.removesuffix("-per-class"), batch_size=4, progress=False, **OPTIONS[method])
+    together = ErasedModel.from_pretrained(out)
+    one, two = alone.state_dict(), together.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one if name.startswith("inner."))
+    if method == "esc-t":
+        assert torch.allclose(one["sites.0.eraser.operator"], two["sites.0.eraser.operator"], atol=1e-5)
+    else:
+        a, b = (state["sites.0.eraser.directions"].double() for state in (one, two))
+        assert float(torch.linalg.svdvals(a - b @ (b.T @ a))[0]) < 1e-6
+    pixels = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(alone(pixels).logits, together(pixels).logits, atol=1e-5)
+
+
+def test_a_process_without_any_sample_does_not_hang(folders):
+    make_dataset([2] * 4).save_to_disk(folders / "few")  # one batch, so the second process gets none
+    said = launch(folders / "script.py", folders / "model", folders / "few", folders / "out", "esc-per-class", "loader")
+    assert (said["n"], said["classes"]) == (4, [2])
+
+
+def test_the_command_line_runs_in_several_processes(folders):
+    out = folders / "cli"
+    arguments = ["--dataset", folders / "data", "--forget", "cat", "--k", "1", "--output", out, "--json"]
+    result = launch("-m", "hf_kd", "erase", folders / "model", *arguments)
+    assert (result["erasure"]["n_forget"], result["erasure"]["processes"]) == (12, 2)
+    assert ErasedModel.from_pretrained(out).is_erased
