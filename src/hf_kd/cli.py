@@ -222,9 +222,9 @@ def demo(
     console.print(table)
     worst = max(row.probe.scores.D_ft for row in result.rows[1:])
     console.print(
-        f"The head hardly answers {digit} any more. But a linear probe trained to convergence on the erased features, with labels "
-        f"of every image, still reads up to {worst:.0f} % of the unseen {digit}s: the features keep the knowledge, and the "
-        "head alone does not show it."
+        f"The head hardly answers {digit} any more. But a linear probe trained to convergence on the erased features, "
+        f"with labels of every image, still reads up to {worst:.0f} % of the unseen {digit}s: the features keep the "
+        "knowledge, and the head alone does not show it."
     )
     console.print(
         f"Saved to [bold]{result.folder}[/]; loaded again, its logits are "

@@ -223,13 +223,19 @@ def _refuse_every_class(model: ErasedModel, classes: tuple[int, ...] | None) -> 
 
 
 def _warn(method: Method, tap: Any, eraser: Eraser) -> None:
-    left = eraser.measured.get("forget_hits_hard")
-    if left:
-        logger.warning(
-            f"{method.name} at the {tap}: {left:.1f} % of the forget set is still classified correctly (before: "
-            f"{eraser.measured['forget_hits_before']:.1f} %, soft mask: {eraser.measured['forget_hits_soft']:.1f} %). "
-            "Try a larger lr, more epochs or a higher threshold."
-        )
+    left, soft = eraser.measured.get("forget_hits_hard"), eraser.measured.get("forget_hits_soft")
+    if not left:
+        return
+    before = eraser.measured["forget_hits_before"]
+    advice = (
+        "The loss has no gradient where the head is sure of itself (probability 1 in float32): use method='esc' here."
+        if soft == before
+        else "Try a larger lr, more epochs or a higher threshold."
+    )
+    logger.warning(
+        f"{method.name} at the {tap}: {left:.1f} % of the forget set is still classified correctly (before: {before:.1f} %, "
+        f"soft mask: {soft:.1f} %). {advice}"
+    )
 
 
 def fingerprint(eraser: Eraser) -> str:

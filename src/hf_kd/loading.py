@@ -23,6 +23,8 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
+from .taps import sites_on
+
 logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -120,15 +122,30 @@ def load_processor(name_or_path: str, kwargs: dict[str, Any]) -> Any | None:
     return None
 
 
-def refuse_text(model: PreTrainedModel) -> None:
-    """Raise TypeError for a model that takes no images."""
+def refuse_to_wrap(model: Any) -> None:
+    """Raise TypeError for what is no transformers model of images, ValueError for one with working erasers in it.
+
+    Sites of an earlier wrapper that never erased anything are taken off.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"ErasedModel wraps a transformers PreTrainedModel, got {type(model).__name__}. Derive your network from "
+            "PreTrainedModel with a PreTrainedConfig (20 lines), or use the erasers of hf_kd.erasers on its features."
+        )
     modalities = getattr(model, "input_modalities", None) or ()
     modalities = (modalities,) if isinstance(modalities, str) else modalities
     if "image" not in modalities and getattr(model, "main_input_name", "") != "pixel_values":
         raise TypeError(
-            f"{type(model).__name__} takes {', '.join(modalities) or 'no images'}: hf_kd erases features of images. Load a "
-            "vision model."
+            f"{type(model).__name__} takes {', '.join(modalities) or 'no images'}: hf_kd erases features of images. "
+            "Load a vision model."
         )
+    for site in sites_on(model):
+        if site.eraser is not None:
+            raise ValueError(
+                "This model stands inside an ErasedModel that has erased something, whose erasers would act here too. "
+                "Use that ErasedModel, reset() it, or wrap a copy of the original: copy.deepcopy(model) before erasing."
+            )
+        site.detach()
 
 
 def refuse_incomplete(name: str, info: dict[str, Any], records_without_eraser: bool) -> None:

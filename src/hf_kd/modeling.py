@@ -31,11 +31,11 @@ from .loading import (
     load_processor,
     merge_adapters,
     refuse_incomplete,
-    refuse_text,
+    refuse_to_wrap,
     stored_config,
 )
 from .saving import staged
-from .taps import Tap, TapSearch, TapSite, drop_caches, evaluating, find_taps, record, run, sites_on
+from .taps import Tap, TapSearch, TapSite, drop_caches, evaluating, find_taps, record, run
 
 logger = logging.get_logger(__name__)
 
@@ -95,7 +95,8 @@ class ErasedModel(PreTrainedModel):
         processor: its image processor, or any callable on one RGB PIL image that returns a tensor [C, H, W] or a dict.
         tap: where the pooled features pass, if the search should not decide; see `hf_kd.taps.find_taps`.
 
-        Raises TypeError for anything else (an ErasedModel, a text model, a bare nn.Module).
+        Raises TypeError for anything else (an ErasedModel, a text model, a bare nn.Module), and ValueError for a model that
+        stands inside another ErasedModel already.
         """
         if isinstance(model, ErasedModel):
             raise TypeError(
@@ -105,19 +106,7 @@ class ErasedModel(PreTrainedModel):
         model = merge_adapters(model)
         if isinstance(model, ErasedModel):
             return model
-        if not isinstance(model, PreTrainedModel):
-            raise TypeError(
-                f"ErasedModel wraps a transformers PreTrainedModel, got {type(model).__name__}. Derive your network from "
-                "PreTrainedModel with a PreTrainedConfig (20 lines), or use the erasers of hf_kd.erasers on its features."
-            )
-        refuse_text(model)
-        for site in sites_on(model):
-            if site.eraser is not None:
-                raise ValueError(
-                    "This model stands inside an ErasedModel that has erased something, whose erasers would act here too. "
-                    "Use that ErasedModel, reset() it, or wrap a copy of the original: copy.deepcopy(model) before erasing."
-                )
-            site.detach()
+        refuse_to_wrap(model)
         align_memory(model)
         erased = cls(ErasedConfig.around(model), inner=model)
         erased.training = model.training  # not train(), which would overrule the modes of the modules inside

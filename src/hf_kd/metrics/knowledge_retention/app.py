@@ -40,10 +40,8 @@ def read(path: str | None, labels_path: str | None, split: str) -> tuple[np.ndar
 def tensors_of(path: str) -> dict[str, np.ndarray]:
     """The arrays in a .npy or .safetensors file; a single one counts as features."""
     try:
-        if Path(path).suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = {"features": np.load(path, allow_pickle=False)}
+        named = Path(path).suffix == ".safetensors"
+        tensors = load_file(path) if named else {"features": np.load(path, allow_pickle=False)}
     except (ValueError, OSError, EOFError, SafetensorError, TypeError) as error:
         raise gr.Error(f"{Path(path).name} is not a .npy or .safetensors file of plain numbers: {error}") from error
     if len(tensors) == 1:
