@@ -1,0 +1,78 @@
+"""On real images and trained networks: the numbers of the README. Skipped where the shared data is not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from transformers import AutoConfig
+
+from hf_kd import ErasedModel
+from hf_kd.audit.scores import forget_retain_accuracy
+from hf_kd.data import filter_by_labels, match_labels
+from hf_kd.measuring import predictions, read_features
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "cifar_resnet20.py"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("cifar_resnet20", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cifar_resnet20"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_resnet20_forgets_cats_as_expected_and_comes_back_from_disk(example, shared, tmp_path):
+    files = {split: str(shared / "data" / "cifar10" / f"{split}.parquet") for split in ("train", "test")}
+    data = load_dataset("parquet", data_files=files)
+    model = ErasedModel.from_model(*example.load(shared / "weights" / "cifar10_resnet20"))
+    model.erase(filter_by_labels(data["train"], "label", [3]), k=1, progress=False)
+    labels = np.asarray(data["test"]["label"])
+    others = [rows[:150] for rows in (np.flatnonzero(labels == label) for label in range(10) if label != 3)]
+    read = read_features(model, data["test"].select(np.concatenate([np.flatnonzero(labels == 3), *others])))
+    original = forget_retain_accuracy(predictions(model, read.before), read.labels, 3)
+    erased = forget_retain_accuracy(predictions(model, read.erased(model)), read.labels, 3)
+    assert original[0] == pytest.approx(83.2, abs=0.1), "all 1,000 cats"
+    assert erased[0] == pytest.approx(7.0, abs=1.0)
+    assert original[1] == pytest.approx(92.7, abs=2.0), "150 of each other class"
+    assert erased[1] == pytest.approx(original[1], abs=1.0)
+
+    model.save_pretrained(tmp_path)
+    again = ErasedModel.from_pretrained(tmp_path)
+    pixels = torch.randn(16, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(pixels).logits, model(pixels).logits)
+
+
+def test_imagenette_names_match_the_1001_labels(shared):
+    names = (
+        load_dataset("parquet", data_files=str(shared / "data" / "imagenette" / "test.parquet"), split="train")
+        .features["label"]
+        .names
+    )
+    for weights in ("mobilenet_v2_1.0_224", "mobilenet_v1_0.25_128"):
+        id2label = AutoConfig.from_pretrained(shared / "weights" / weights).id2label
+        mapping = match_labels(names, id2label)
+        assert mapping(torch.tensor([names.index("tench")])).tolist() == [1]
+
+
+def test_a_trained_mobilenet_forgets_a_class(shared, tmp_path):
+    data = load_dataset(
+        "parquet",
+        data_files={split: str(shared / "data" / "imagenette" / f"{split}.parquet") for split in ("train", "test")},
+    )
+    model = ErasedModel.from_pretrained(shared / "weights" / "mobilenet_v1_0.25_128")
+    model.erase(filter_by_labels(data["train"], "label", [0]), "esc", progress=False)
+    read = read_features(model, data["test"])
+    original = forget_retain_accuracy(predictions(model, read.before), read.labels, 1)
+    erased = forget_retain_accuracy(predictions(model, read.erased(model)), read.labels, 1)
+    assert original[0] > 50
+    assert erased[0] < 5
+    assert erased[1] > original[1] - 10, "a small network pays for it"
