@@ -2,8 +2,8 @@
 
     python benchmarks/erase.py --weights MOBILENET_DIR --data IMAGENETTE_DIR [--images 1500] [--rounds 3] [--rows 1000000]
 
-Every comparison runs in this one process, variants in turn, several rounds; the ratios are medians over rounds. "published" is
-a plain restatement of the published procedure: a buffer of all features, a full SVD, the product E E^T in every batch, and for
+Every comparison runs in this one process, variants in turn, several rounds; ratios are medians over rounds. "published" is
+a plain restatement of the published procedure: a buffer of all features, a full SVD, the product E E^T in each batch, for
 ESC-T the backbone in every epoch. Prints Markdown.
 """
 

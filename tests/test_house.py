@@ -23,8 +23,8 @@ ROOMS = {
 }
 """Room -> rooms it may import. The modelling room and the command line are several files each."""
 
-OF_MODELING = {"modeling", "erasing", "folding", "loading", "measuring", "saving"}
-OF_CLI = {"cli", "commands", "demo", "__main__", "__init__"}
+OF_MODELING = {"modeling", "auditing", "erasing", "folding", "loading", "measuring", "saving"}
+OF_CLI = {"cli", "commands", "demo", "showing", "__main__", "__init__"}
 
 
 def room(relative: Path) -> str:

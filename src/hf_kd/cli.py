@@ -1,4 +1,4 @@
-"""`hf-kd`: erase, inspect and demo from a terminal. Exit codes: 0 done, 1 refused with a reason, 2 wrong usage."""
+"""`hf-kd`: erase, audit, inspect and demo from a terminal. Exit codes: 0 done, 1 refused with a reason, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from .showing import show_erasure, show_record
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
@@ -42,8 +44,13 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
+        hint = (
+            "On the command line: --label-map THEIR_NAME=MODEL_NAME."
+            if type(error).__name__ == "LabelMismatchError"
+            else ""
+        )
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        errors.print(str(error), markup=False, highlight=False)
+        errors.print(str(error), hint, markup=False, highlight=False)
         raise typer.Exit(1) from error
 
 
@@ -59,7 +66,9 @@ def erase(
     output: Annotated[Path, typer.Option(help="Folder for the erased model.")],
     forget: Annotated[
         list[str] | None,
-        typer.Option(help="Label to forget, by name or id; repeat it for several. Without it: every row of the split."),
+        typer.Option(
+            help="Label of the data set to forget, name or id; repeat for several. Without it: the whole split."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split that holds the images to forget.")] = "train",
     test_split: Annotated[
@@ -148,7 +157,79 @@ def erase(
     if as_json:
         print(json.dumps(result))
     else:
-        _show_erasure(result)
+        show_erasure(console, result)
+
+
+@app.command()
+def audit(
+    model: ModelArgument,
+    dataset: Annotated[str, typer.Option(help="Labelled images, as for erase: Hub id, folder or file.")],
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(help="Forgotten label, by name or id; repeat it. Without it: those of the erasure records."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split that attackers train on.")] = "train",
+    test_split: Annotated[str, typer.Option(help="Split that they are scored on.")] = "test",
+    attacks: Annotated[str, typer.Option(help="standard, full, or names of attacks with commas.")] = "standard",
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat what depends on chance, for mean and sd.")] = 1,
+    reference_model: Annotated[
+        str | None, typer.Option(help="A model retrained without the forgotten classes, to compare with.")
+    ] = None,
+    unseen: Annotated[
+        str | None, typer.Option(help="Data set of classes the model was never trained on, to compare with.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and figures.")] = None,
+    tap: Annotated[str | None, typer.Option(help="Where pooled features pass; found by itself.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images, if there are several.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels, if there are several.")] = None,
+    label_map: Annotated[list[str] | None, typer.Option(help="DATASET_LABEL=MODEL_LABEL; may be repeated.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what the features of MODEL still reveal of forgotten labels, by attackers that try.
+
+    **Example:** `hf-kd audit erased --dataset user/pets --output report`
+    """
+    with _refusals():
+        mapping = dict(_name_and_value(text, "--label-map") for text in label_map or []) or None
+        from . import commands
+
+        request = commands.Request(
+            forget=tuple(forget or ()),
+            split=split,
+            test_split=test_split,
+            tap=tap,
+            device=device,
+            revision=revision,
+            image_column=image_column,
+            label_column=label_column,
+            label_mapping=mapping,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=not as_json,
+        )
+        names = attacks if attacks in ("standard", "full") else attacks.split(",")
+        report = commands.audit(
+            model,
+            dataset,
+            request,
+            reference=reference_model,
+            unseen=unseen,
+            attacks=names,
+            seeds=seeds,
+            output=output,
+        )
+    if report is None:
+        return
+    if as_json:
+        print(report.to_json(indent=None))
+        return
+    console.print(report)
+    if output is not None:
+        console.print(f"Written to [bold]{output}[/].", highlight=False)
 
 
 @app.command()
@@ -178,8 +259,12 @@ def inspect(
     table.add_row("withheld once erased", ", ".join(facts["withheld"]) or "nothing")
     table.add_row("erasures", str(len(facts["erasures"])))
     console.print(table)
-    for erasure in facts["erasures"]:
-        _show_record(erasure)
+    if facts["folded"]:
+        console.print(
+            f"{len(facts['folded'])} erasure(s) are folded into the head: logits are erased, features are not."
+        )
+    for number, erasure in enumerate(facts["erasures"] or facts["folded"], 1):
+        show_record(console, erasure, loaded.config.id2label, number)
 
 
 @app.command()
@@ -261,48 +346,8 @@ def _facts(name: str, model: ErasedModel) -> dict[str, Any]:
         "withheld": list(model.config.leaking),
         "erased": model.is_erased,
         "erasures": [erasure.to_dict() for erasure in model.erasures],
+        "folded": getattr(model.config.inner, "hf_kd_folded", None) or [],
     }
-
-
-def _show_erasure(result: dict[str, Any]) -> None:
-    _show_record(result["erasure"])
-    accuracy = result["accuracy"]
-    if accuracy:
-        table = Table(title=f"Top-1 of the model's own head on {accuracy['split']} (%)", title_justify="left")
-        for column in ("", "forgotten", "others"):
-            table.add_column(column, justify="right" if column else "left")
-        for when in ("original", "erased"):
-            table.add_row(when, *(f"{accuracy[when][part]:.2f}" for part in ("forget", "retain")))
-        console.print(table)
-    console.print(f"Saved to [bold]{result['output']}[/].", highlight=False)
-    console.print(
-        "The weights below the eraser still hold the knowledge; the head's accuracy does not show it. "
-        "See the limits in the README before you publish.",
-        style="dim",
-    )
-
-
-def _show_record(record: dict[str, Any]) -> None:
-    table = Table(title=f"Erased by {record['method']}", show_header=False, title_justify="left")
-    table.add_row("forget samples", f"{record['n_forget']:,}")
-    if record["classes"] is not None:
-        table.add_row("class ids", ", ".join(map(str, record["classes"])))
-    for tap, measured, rank, condition in zip(
-        record["taps"], record["measured"], record["rank_removed"], record["condition_number"], strict=True
-    ):
-        table.add_row("tap", tap)
-        table.add_row("rank removed", str(rank))
-        if "energy_removed" in measured:
-            table.add_row("forget energy removed", f"{measured['energy_removed']:.2%}")
-        if "forget_hits_before" in measured:
-            hits = " -> ".join(f"{measured[f'forget_hits_{name}']:.1f}" for name in ("before", "soft", "hard"))
-            table.add_row("forget hits % (before -> soft -> hard mask)", hits)
-            table.add_row("epochs", str(measured["epochs_run"]))
-        table.add_row("condition number", "inf (has a null space)" if condition is None else f"{condition:.1f}")
-        if condition is not None:
-            table.add_row("", "invertible: a linear probe can undo it")
-    table.add_row("seconds (features + fit)", f"{record['feature_seconds']:.1f} + {record['fit_seconds']:.1f}")
-    console.print(table)
 
 
 def main() -> None:

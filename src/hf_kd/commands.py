@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .audit import RetentionReport
 from .audit.scores import forget_retain_accuracy
 from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
 from .erasing import PassSettings
@@ -19,9 +21,9 @@ from .saving import staged
 
 @dataclass(frozen=True)
 class Request:
-    """An erasure as the command line asks for it; see `hf-kd erase --help`."""
+    """An erasure or an audit as the command line asks for it; see `hf-kd erase --help`."""
 
-    output: Path
+    output: Path | None = None
     forget: tuple[str, ...] = ()
     split: str = "train"
     test_split: str | None = None
@@ -47,20 +49,8 @@ def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | No
     state = process_state()
     data = load_source(source, split=request.split)
     forget, ids = _forget_rows(data, request)
-    model = ErasedModel.from_pretrained(
-        model_name, tap=request.tap, **({"revision": request.revision} if request.revision else {})
-    )
-    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(state.device if state.num_processes > 1 else device)
-    settings = PassSettings(
-        request.image_column,
-        request.label_column,
-        request.label_mapping,
-        request.batch_size,
-        request.mixed_precision,
-        request.num_workers,
-        request.progress,
-    )
+    model = _load(model_name, request, state)
+    settings = _settings(request)
     before = model.erasures
     model.erase(forget, request.method, **vars(settings), **request.options)
     accuracy = _accuracy(model, source, ids, settings, request.test_split) if request.test_split else None
@@ -81,8 +71,83 @@ def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | No
         "folded": request.fold,
         "earlier_erasures": len(before),
         "erasure": model.erasures[-1].to_dict(),
+        "class_names": {c: model.config.id2label[c] for c in model.erasures[-1].classes or ()},
         "accuracy": accuracy,
     }
+
+
+def audit(
+    model_name: str,
+    source: str,
+    request: Request,
+    *,
+    reference: str | None = None,
+    unseen: str | None = None,
+    attacks: str | Sequence[str] = "standard",
+    seeds: int = 1,
+    output: Path | None = None,
+) -> RetentionReport | None:
+    """Load and audit; write report.json, report.md and the figures into `output`. None on all processes but the main one.
+
+    `request` says how the data is read; its `forget`, where empty, leaves the classes to the erasure records.
+    """
+    if output is not None:
+        with staged(output):  # refused before the work, not after it
+            pass
+    state = process_state()
+    model = _load(model_name, request, state)
+    report = model.audit(
+        load_source(source, split=request.split),
+        load_source(source, split=request.test_split),
+        _forget_ids(model, source, request) or None,
+        reference_model=reference,
+        unseen=None if unseen is None else load_source(unseen, split=request.split),
+        attacks=attacks,
+        seeds=seeds,
+        **vars(_settings(request)),
+    )
+    if not state.is_main_process:
+        return None
+    if output is not None:
+        with staged(output) as folder:
+            report.to_json(folder / "report.json")
+            (folder / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
+            if find_spec("matplotlib"):
+                report.figures(folder)
+    return report
+
+
+def _load(name: str, request: Request, state: Any) -> ErasedModel:
+    options = {"tap": request.tap} | ({"revision": request.revision} if request.revision else {})
+    model = ErasedModel.from_pretrained(name, **options)
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(state.device if state.num_processes > 1 else device)
+
+
+def _settings(request: Request) -> PassSettings:
+    return PassSettings(
+        request.image_column,
+        request.label_column,
+        request.label_mapping,
+        request.batch_size,
+        request.mixed_precision,
+        request.num_workers,
+        request.progress,
+    )
+
+
+def _forget_ids(model: ErasedModel, source: str, request: Request) -> list[int]:
+    """Model ids of the data set's labels that --forget names; none where it names none."""
+    if not request.forget:
+        return []
+    described = describe_forget_set(
+        load_source(source, split=request.split), image_column=request.image_column, label_column=request.label_column
+    )
+    ids = resolve_forget_labels(request.forget, described.label_names)
+    if not model_has_head(model):
+        return ids
+    mapping = match_labels(described.label_names, model.config.id2label, request.label_mapping)
+    return mapping(torch.tensor(ids)).tolist()
 
 
 def _forget_rows(data: Any, request: Request) -> tuple[Any, list[int]]:
@@ -109,7 +174,8 @@ def _accuracy(
     data = load_source(source, split=split)
     described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
     mapping = match_labels(described.label_names, model.config.id2label, settings.label_mapping)
-    classes = mapping(torch.tensor(ids)).tolist()
+    earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
+    classes = sorted(earlier | set(mapping(torch.tensor(ids)).tolist()))
     read = read_features(model, data, settings)
     scores: dict[str, Any] = {"split": split, "classes": classes}
     for when, features in (("original", read.before), ("erased", read.erased(model))):

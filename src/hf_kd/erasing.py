@@ -6,6 +6,7 @@ Part of the modelling room: `ErasedModel.erase` puts the result in place.
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -202,6 +203,7 @@ def _label_mapping(
         if required and not forget_set.has_labels:
             raise ValueError(
                 "This method needs the labels of the forget set and it has none. Name the column with label_column=..., "
+                "give (image, id) pairs instead of images, "
                 "or use method='esc', which needs the images alone."
             )
         return None
@@ -230,7 +232,9 @@ def _warn(method: Method, tap: Any, eraser: Eraser) -> None:
     advice = (
         "The loss has no gradient where the head is sure of itself (probability 1 in float32): use method='esc' here."
         if soft == before
-        else "Try a larger lr, more epochs or a higher threshold."
+        else "Try a higher threshold: it is the step from the soft to the hard mask that brings them back."
+        if soft == 0
+        else "Try a larger lr or more epochs."
     )
     logger.warning(
         f"{method.name} at the {tap}: {left:.1f} % of the forget set is still classified correctly (before: {before:.1f} %, "
@@ -277,3 +281,9 @@ def probe_batch(model: ErasedModel, inputs: Mapping[str, Any] | None) -> dict[st
             name: value for name, value in probe_inputs(inner).items() if name in ("input_ids", "attention_mask")
         }
     return inputs
+
+
+def forget_compiled_graphs() -> None:
+    """Graphs that torch.compile made of the un-erased model must not answer any more."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

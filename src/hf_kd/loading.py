@@ -5,12 +5,15 @@ Part of the modelling room. No remote code is ever run: a checkpoint that needs 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -146,6 +149,24 @@ def refuse_to_wrap(model: Any) -> None:
                 "Use that ErasedModel, reset() it, or wrap a copy of the original: copy.deepcopy(model) before erasing."
             )
         site.detach()
+
+
+def refuse_missing_path(name: str) -> None:
+    """Raise FileNotFoundError for what can only be meant as a folder and is none; a Hub would be asked in vain."""
+    looks_like_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
+    if looks_like_path and not Path(name).exists():
+        raise FileNotFoundError(f"There is no folder {name!r}. (A model on the Hub is named USER/NAME.)")
+
+
+@contextlib.contextmanager
+def damage_reported(name: str) -> Iterator[None]:
+    """Damaged weight files raise OSError, weights of other shapes than the configuration's ValueError."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
+    except RuntimeError as error:
+        raise ValueError(f"The weights of {name} do not fit its configuration: {error}") from error
 
 
 def refuse_incomplete(name: str, info: dict[str, Any], records_without_eraser: bool) -> None:

@@ -6,7 +6,7 @@ erasers and heads are functions of features alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .data import FeatureStore, describe_forget_set, feature_pass, make_loader, match_labels, process_state
 from .erasing import PassSettings, preprocessor_of
-from .taps import head_function
+from .taps import head_function, main_input
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
@@ -37,15 +37,25 @@ class ReadFeatures:
             return tuple(features if site.eraser is None else site.eraser(features) for site, features in pairs)
 
 
-def read_features(model: ErasedModel, data: Any, settings: PassSettings | None = None) -> ReadFeatures:
+def read_features(
+    model: ErasedModel,
+    data: Any,
+    settings: PassSettings | None = None,
+    *,
+    own_labels: bool = False,
+    mirrored: bool = False,
+) -> ReadFeatures:
     """One pass over `data` (anything `erase` takes), reading features before the erasers.
+
+    own_labels: keep the data set's class ids, for classes that the model does not know.
+    mirrored: read every image mirrored left to right.
 
     Raises ValueError for an empty set and LabelMismatchError for labels the model does not know.
     """
     settings = settings or PassSettings()
     described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
     mapping: Callable[[Tensor], Tensor] | None = None
-    if described.has_labels and model.config.inner.id2label and model_has_head(model):
+    if not own_labels and described.has_labels and model.config.inner.id2label and model_has_head(model):
         mapping = match_labels(described.label_names, model.config.id2label, settings.label_mapping)
     state = process_state()
     loader = make_loader(
@@ -61,7 +71,7 @@ def read_features(model: ErasedModel, data: Any, settings: PassSettings | None =
     feature_pass(
         model.inner,
         list(model.sites),
-        loader,
+        _mirrored(loader, main_input(model.inner)) if mirrored else loader,
         store,
         stage="before",
         mixed_precision=settings.mixed_precision,
@@ -77,12 +87,25 @@ def model_has_head(model: ErasedModel) -> bool:
     return all(tap.heads for tap in model.find_taps())
 
 
+def _mirrored(loader: Iterable[Mapping[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    for batch in loader:
+        yield {**batch, "inputs": {**batch["inputs"], name: batch["inputs"][name].flip(-1)}}
+
+
 def predictions(model: ErasedModel, features: Sequence[Tensor]) -> Tensor:
     """Class ids [n] that the model's heads answer for features [n, d] at each tap."""
+    return logits(model, features).argmax(dim=1)
+
+
+def logits(model: ErasedModel, features: Sequence[Tensor]) -> Tensor:
+    """What the model's heads answer for features [n, d] at each tap: float32 [n, C] on the CPU.
+
+    Raises ValueError for a model without a classification head.
+    """
     head = head_function(model.inner, model.taps)
     if head is None:
         raise ValueError(f"{type(model.inner).__name__} has no classification head: it gives no class to compare with.")
     device = next(model.inner.parameters()).device
     batches = zip(*(torch.split(f, 4096) for f in features), strict=True)
     with torch.no_grad():
-        return torch.cat([head([f.to(device).float() for f in batch]).argmax(dim=1).cpu() for batch in batches])
+        return torch.cat([head([f.to(device).float() for f in batch]).cpu() for batch in batches])

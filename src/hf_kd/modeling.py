@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import ModelOutput, logging
@@ -26,16 +24,21 @@ from .loading import (
     align_memory,
     can_be_found_again,
     class_named,
+    damage_reported,
     hub_arguments,
     load_inner,
     load_processor,
     merge_adapters,
     refuse_incomplete,
+    refuse_missing_path,
     refuse_to_wrap,
     stored_config,
 )
 from .saving import staged
-from .taps import Tap, TapSearch, TapSite, drop_caches, evaluating, find_taps, record, run
+from .taps import Tap, TapSearch, TapSite, drop_caches, evaluating, find_taps, record, run, without_fields
+
+if TYPE_CHECKING:
+    from .audit import RetentionReport
 
 logger = logging.get_logger(__name__)
 
@@ -131,14 +134,11 @@ class ErasedModel(PreTrainedModel):
         kwargs.pop("trust_remote_code", None)
         config = kwargs.pop("config", None)
         if not isinstance(config, ErasedConfig):
+            refuse_missing_path(name)
             stored = stored_config(name, hub_arguments(kwargs))
             if stored is None or stored.get("model_type") != MODEL_TYPE:
-                try:
+                with damage_reported(name):
                     inner = load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
-                except SafetensorError as error:
-                    raise OSError(
-                        f"The weights of {name} are damaged ({error}); download or save them again."
-                    ) from error
                 model = cls.from_model(inner, processor or load_processor(name, kwargs), tap)
                 model.name_or_path = model.config.name_or_path = name
                 return model
@@ -150,12 +150,8 @@ class ErasedModel(PreTrainedModel):
     def _load_erased(cls, name: str, config: Any, processor: Any, args: tuple, kwargs: dict[str, Any]):
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.pop("ignore_mismatched_sizes", None)
-        try:
+        with damage_reported(name):
             model, info = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise OSError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
-        except RuntimeError as error:
-            raise ValueError(f"The weights of {name} do not fit its configuration: {error}") from error
         refuse_incomplete(name, info, records_without_eraser=bool(model.erasures) and not model.is_erased)
         align_memory(model)
         for site in model.sites:
@@ -245,7 +241,7 @@ class ErasedModel(PreTrainedModel):
             site.eraser = eraser if site.eraser is None else site.eraser.then(eraser)
         self._describe_erasers()
         self.config.erasures = [*self.config.erasures, erasure.to_dict()]
-        _forget_compiled_graphs()
+        erasing.forget_compiled_graphs()
         return self
 
     def reset(self) -> ErasedModel:
@@ -257,20 +253,41 @@ class ErasedModel(PreTrainedModel):
         if not self.is_erased:
             folded = getattr(self.config.inner, "hf_kd_folded", None)
             reason = (
-                "its erasure is folded into the weights, and a projection has no inverse"
+                "its erasure is folded into the weights, and a projection has no inverse. Load the original checkpoint."
                 if folded
-                else "nothing has been erased"
+                else "nothing has been erased, so the model already answers as the original."
             )
-            raise ValueError(f"There is no eraser to take away: {reason}. Load the original checkpoint instead.")
+            raise ValueError(f"There is no eraser to take away: {reason}")
         for site in self.sites:
             site.eraser = None
         self.config.erasures = []
         self._describe_erasers()
-        _forget_compiled_graphs()
+        erasing.forget_compiled_graphs()
         return self
 
     def _describe_erasers(self) -> None:
         self.config.erasers = [describe(site.eraser) if site.eraser is not None else None for site in self.sites]
+
+    def audit(
+        self,
+        train: Any,
+        test: Any,
+        forget_labels: Any = None,
+        *,
+        reference_model: Any = None,
+        unseen: Any = None,
+        attacks: str | Sequence[str] = "standard",
+        seeds: int = 1,
+        **reading: Any,
+    ) -> RetentionReport:
+        """Measure what the features behind the erasers still reveal of the forgotten classes: one pass over each split.
+
+        Arguments and errors: see `hf_kd.auditing.audit`. By default the forgotten classes are those of the records.
+        """
+        from .auditing import audit  # scikit-learn takes a second to import, and only audits need it
+
+        given = {"reference_model": reference_model, "unseen": unseen, "attacks": attacks, "seeds": seeds}
+        return audit(self, train, test, forget_labels, **given, **reading)
 
     # Answering
 
@@ -295,7 +312,7 @@ class ErasedModel(PreTrainedModel):
         output = call(**inputs, return_dict=True)
         asked = inputs.get("output_hidden_states") or getattr(self.config.inner, "output_hidden_states", False)
         if self.is_erased and not asked:
-            output = _without(output, self.config.leaking)
+            output = without_fields(output, self.config.leaking)
         return output if return_dict or not isinstance(output, ModelOutput) else output.to_tuple()
 
     @torch.no_grad()
@@ -369,25 +386,6 @@ class ErasedModel(PreTrainedModel):
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
         """Not through transformers: its push replaces the model card by one that does not mention the erasure."""
         raise ValueError("Save the model with save_pretrained and upload the folder with `hf upload REPO_ID FOLDER`.")
-
-
-def _without(output: Any, leaking: list[str]) -> Any:
-    """The output without the fields that bypass the erasers, at any depth."""
-    if not leaking or not isinstance(output, ModelOutput):
-        return output
-    kept = {}
-    for name, value in output.items():
-        if name in leaking:
-            continue
-        inside = [field.removeprefix(f"{name}.") for field in leaking if field.startswith(f"{name}.")]
-        kept[name] = _without(value, inside)
-    return type(output)(**kept)
-
-
-def _forget_compiled_graphs() -> None:
-    """Graphs that torch.compile made of the un-erased model must not answer any more."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
 
 
 AutoConfig.register(MODEL_TYPE, ErasedConfig, exist_ok=True)

@@ -44,6 +44,8 @@ def staged(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _move_in(temporary: Path, target: Path) -> None:
     files = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
+    if not files:  # entered only to see whether the place can be written to
+        return
     for file in files:
         with open(temporary / file, "rb") as handle:
             os.fsync(handle.fileno())

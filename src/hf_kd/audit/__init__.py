@@ -1,11 +1,13 @@
 """The audit: what features still reveal about forgotten classes. Works on feature matrices and labels, knows no model.
 
-`scores` are the numbers, `probes` measure Knowledge Retention, `attacks` try to get the forgotten classes back, and
-`label_efficiency` tells knowing from learning anew by how few labels an attacker needs.
+`audit_features` measures everything and returns a `RetentionReport`. Below it, `scores` are the numbers, `probes` measure
+Knowledge Retention, `attacks` try to get the forgotten classes back, and `label_efficiency` tells knowing from learning
+anew by how few labels an attacker needs.
 """
 
 from .attack_data import AttackResult, AuditData
 from .attacks import ATTACKS, Attack, StrongestAttacks, run_attacks, strongest
+from .evaluate import audit_features
 from .label_efficiency import LabelEfficiency, RelativeArea, label_efficiency, relative_area
 from .probes import (
     Convergence,
@@ -16,6 +18,7 @@ from .probes import (
     knowledge_retention,
 )
 from .repetition import RepeatedVectors, repeated_vectors, share_changed
+from .report import RetentionReport, Score, Section
 from .scores import (
     ForgetRetainScores,
     average_gap,
@@ -40,7 +43,11 @@ __all__ = [
     "LinearProbe",
     "RelativeArea",
     "RepeatedVectors",
+    "RetentionReport",
+    "Score",
+    "Section",
     "StrongestAttacks",
+    "audit_features",
     "average_gap",
     "fit_linear_probe",
     "fit_paper_probe",

@@ -74,6 +74,7 @@ class Score:
             number = getattr(self, name)
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"{name} of score {self.name!r} is {number}; use None where there is no number.")
+        object.__setattr__(self, "settings", plain(self.settings))
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class Section:
     scores: tuple[Score, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", plain(self.settings))
 
     def rows(self) -> dict[str, tuple[Score, ...]]:
         """Scores by group, in order."""
@@ -133,6 +137,10 @@ class RetentionReport:
     seconds: float = 0.0
     """Wall time of the probes and attacks, without the feature pass."""
     plot_samples: PlotSamples | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "context", "plots", "versions"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
     # Reading
 
@@ -207,7 +215,9 @@ class RetentionReport:
         """Inverse of `to_dict`; raises ValueError on another kind of object or a later schema."""
         found = data.get("schema_version")
         if data.get("kind") != "hf_kd.RetentionReport" or not isinstance(found, int):
-            raise ValueError("This is no retention report: it lacks its kind and schema_version. Pass what to_json wrote.")
+            raise ValueError(
+                "This is no retention report: it lacks its kind and schema_version. Pass what to_json wrote."
+            )
         if found > SCHEMA_VERSION:
             raise ValueError(
                 f"The report has schema version {found}, and this hf_kd reads up to {SCHEMA_VERSION}; install a later one."

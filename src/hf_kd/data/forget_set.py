@@ -174,6 +174,11 @@ def _describe_rows(source: Sequence[Any], image_column: str | None, label_column
         )
     if isinstance(first, (tuple, list)):
         if len(first) != 2 or not _looks_like_image(first[0]) or not _looks_like_label(first[1]):
+            if len(first) == 2 and isinstance(first[1], str):
+                raise ValueError(
+                    f"Labels in (image, label) pairs have to be integer ids of the model, got {first[1]!r}. For names use a "
+                    "datasets.Dataset, whose ClassLabel column knows them."
+                )
             kinds = ", ".join(type(value).__name__ for value in first)
             raise ValueError(f"Rows have to be (image, label) pairs, got ({kinds}). Give rows as dicts otherwise.")
         return ForgetSet(source, "rows", 0, 1, None, len(source), _is_prepared(first[0]))

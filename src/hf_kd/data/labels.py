@@ -140,6 +140,13 @@ def resolve_forget_labels(wanted: Iterable[str | int], names: Sequence[str] | Ma
 
 def _resolve(label: str | int, labels: dict[int, str] | None) -> int:
     if isinstance(label, str) and labels:
+        # a list such as "tench,church" is not the label "tench" with a synonym, unless the label is written that way
+        whole = {key(name) for name in labels.values() for key in (str.casefold, _normal)}
+        if "," in label and not {label.casefold(), _normal(label)} & whole:
+            raise LabelMismatchError(
+                f"No label is called {label!r}. If these are several labels, name each on its own; a label that has "
+                "synonyms is found by its first one."
+            )
         hits = _hits(label, _index(labels))
         if len(hits) == 1:
             return hits[0]

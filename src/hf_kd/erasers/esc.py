@@ -173,10 +173,10 @@ class ESC(Method):
         limit = min(dim, rank)
         if k >= limit:
             wanted = f"k={self.k}" if self.k is not None else f"p={self.p} (k={k} of d={dim})"
-            way_out = f"Choose k of at most {limit - 1}" if limit > 1 else "Add forget samples: k has to be at least 1"
+            way_out = f"Choose k of at most {limit - 1}, or add" if limit > 1 else "Add"
             raise ValueError(
                 f"{wanted} removes {k} directions, but the {count} forget samples span only {rank} of d={dim}: "
-                f"k has to be below {limit}. {way_out}{', or add forget samples.' if limit > 1 else '.'}"
+                f"k has to be below {limit}. {way_out} forget samples: more than k are needed."
             )
 
 

@@ -5,7 +5,7 @@ eraser act and a reader look.
 """
 
 from .find import TapNotFoundError, TapSearch, find_taps
-from .places import Place, Tap
+from .places import Place, Tap, without_fields
 from .probe import image_inputs, main_input, probe_inputs, run
 from .site import TapSite, drop_caches, evaluating, head_function, record, sites_on
 
@@ -25,4 +25,5 @@ __all__ = [
     "record",
     "run",
     "sites_on",
+    "without_fields",
 ]

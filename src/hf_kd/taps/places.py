@@ -1,9 +1,12 @@
-"""What a tap is, as plain data that goes into a model's configuration."""
+"""What a tap is, as plain data that goes into a model's configuration, and an output without what bypasses it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from transformers.utils import ModelOutput
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,16 @@ class Tap:
             heads=tuple(data.get("heads", ())),
             head_input_shape=tuple(data.get("head_input_shape", ())),
         )
+
+
+def without_fields(output: Any, leaking: Sequence[str]) -> Any:
+    """The output without the fields that bypass the erasers, at any depth; `leaking` are their dotted names."""
+    if not leaking or not isinstance(output, ModelOutput):
+        return output
+    kept = {}
+    for name, value in output.items():
+        if name in leaking:
+            continue
+        inside = [field.removeprefix(f"{name}.") for field in leaking if field.startswith(f"{name}.")]
+        kept[name] = without_fields(value, inside)
+    return type(output)(**kept)

@@ -1,0 +1,270 @@
+"""Figures of a report: what the numbers look like, for a card or a paper. Needs the optional extra `figures`.
+
+Colours are Okabe and Ito's, which readers with any colour vision tell apart, and every series also has its own marker,
+hatch or line, so that the figures survive a black-and-white printer. Originals are blue, erased orange, references green.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .report import RetentionReport
+
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#000000"
+VERSIONS = {
+    "original": (BLUE, "o", "-", ""),
+    "erased": (ORANGE, "s", "--", "//"),
+    "reference": (GREEN, "^", ":", ".."),
+}
+"""Colour, marker, line style and hatch of each version."""
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "legend.frameon": False,
+}
+MOST_MARKED = 6
+"""Classes beside the forgotten ones that t-SNE names."""
+
+
+def draw(report: RetentionReport, directory: str | Path) -> tuple[Path, ...]:
+    """Draw every figure whose numbers the report has into `directory`, as PNG, and return the files.
+
+    `recovery.png` (Fig. 1), `label_efficiency.png`, `class_means.png` (Fig. 3), `norms.png`, and `tsne.png`, which
+    needs the features themselves: a report that was loaded from JSON does not have them.
+
+    Raises ImportError, with the command to install it, without matplotlib.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Figures need matplotlib, which is not installed. Install it: pip install 'hf-kd[figures]'."
+        ) from error
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with rc_context(STYLE):
+        for name, drawer in FIGURES.items():
+            figure = drawer(report, Figure)
+            if figure is not None:
+                figure.savefig(folder / f"{name}.png")
+                written.append(folder / f"{name}.png")
+    return tuple(written)
+
+
+def recovery(report: RetentionReport, figure_class: Any) -> Any:
+    """Fig. 1: how much of the original head's accuracy on D_ft each probe reads, beside the head itself."""
+    section = report.section("recovery")
+    if not section.scores:
+        return None
+    head = report.score("head", "D_ft")
+    bars = {
+        "own head": (100.0, 100 * head.value / head.original, _share(head.reference, head.original)),
+        "paper probe\n(stopped early)": _values(report.score("recovery", "recovery", "paper")),
+        "converged probe": _values(report.score("recovery", "recovery", "converged")),
+    }
+    worst = report.worst_case
+    if worst.group != "linear":
+        values = tuple(_share(value, head.original) for value in _values(worst))
+        bars[f"strongest attack\n({worst.group})"] = values
+    versions = [v for i, v in enumerate(VERSIONS) if any(values[i] is not None for values in bars.values())]
+    figure = figure_class(figsize=(6.2, 2.9))
+    axes = figure.add_subplot()
+    width = 0.8 / len(versions)
+    for column, version in enumerate(versions):
+        colour, _, _, hatch = VERSIONS[version]
+        index = list(VERSIONS).index(version)
+        heights = [values[index] for values in bars.values()]
+        at = np.arange(len(bars)) + (column - (len(versions) - 1) / 2) * width
+        drawn = [0.0 if height is None else height for height in heights]
+        axes.bar(at, drawn, width * 0.92, color=colour, hatch=hatch, edgecolor="white", label=_name(report, version))
+        for x, height in zip(at, heights, strict=True):
+            axes.annotate(
+                "-" if height is None else f"{height:.0f}", (x, height or 0), ha="center", va="bottom", fontsize=8
+            )
+    axes.set_xticks(np.arange(len(bars)), list(bars))
+    axes.set_ylabel("accuracy on D_ft, % of\nthe original head's")
+    axes.axhline(100, color=GREY, linewidth=0.8, zorder=0)
+    axes.set_ylim(0, 1.12 * max(100.0, *(value or 0 for values in bars.values() for value in values)))
+    figure.legend(loc="outside upper center", ncols=len(versions))
+    return figure
+
+
+def label_efficiency(report: RetentionReport, figure_class: Any) -> Any:
+    """Recall minus false alarms of the best attacker against the labelled images of the forgotten class it has."""
+    points = [score for score in report.section("label_efficiency").scores if score.name == "advantage"]
+    if len(points) < 2:
+        return None
+    figure = figure_class(figsize=(5.0, 3.0))
+    axes = figure.add_subplot()
+    for version, attribute in (("original", "original"), ("erased", "value"), ("reference", "reference")):
+        colour, marker, line, _ = VERSIONS[version]
+        known = [(score.settings["n"], score) for score in points if getattr(score, attribute) is not None]
+        if not known:
+            continue
+        heights = [getattr(score, attribute) for _, score in known]
+        bars = [score.sd or 0.0 for _, score in known] if version == "erased" and report.seeds > 1 else None
+        axes.errorbar(
+            [n for n, _ in known],
+            heights,
+            bars,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            capsize=2,
+            label=_name(report, version),
+        )
+    axes.set_xscale("log")
+    last = points[-1].settings["n"]
+    shown = [n for n in (score.settings["n"] for score in points) if n == last or n < last / 1.5]
+    axes.set_xticks(shown, [f"{n:,}" for n in shown], rotation=45 if len(shown) > 8 else 0)
+    axes.minorticks_off()
+    axes.set_xlabel("labelled images of each forgotten class")
+    axes.set_ylabel("recall - false alarms (points)")
+    axes.set_ylim(min(0, axes.get_ylim()[0]), 100)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def class_means(report: RetentionReport, figure_class: Any) -> Any:
+    """Fig. 3: cosines between class means, original against original and against erased, with the means' lengths."""
+    numbers = report.plots.get("cosines")
+    if not numbers:
+        return None
+    before, after = np.asarray(numbers["before"]), np.asarray(numbers["after"])
+    classes = numbers["classes"]
+    names = [_short(report.class_names.get(label, str(label))) for label in classes]
+    size = max(2.6, 0.3 * len(classes))
+    figure = figure_class(figsize=(2 * size + 1.6, size + 1.5))
+    panels = figure.subplots(1, 2, sharey=True)
+    low = min(0.0, float(before.min()), float(after.min()))
+    for axes, matrix, lengths, title, columns in (
+        (panels[0], before, numbers["norms_before"], "original against original", "original"),
+        (panels[1], after, numbers["norms_after"], "original against erased", "erased"),
+    ):
+        image = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1)
+        axes.set_title(title)
+        axes.set_xticks(
+            range(len(classes)),
+            [f"{name}  {length:.1f}" for name, length in zip(names, lengths, strict=True)],
+            rotation=90,
+        )
+        axes.set_xlabel(f"{columns} mean and its length")
+        axes.set_yticks(range(len(classes)), names)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        if len(classes) <= 12:
+            for row, column in np.ndindex(*matrix.shape):
+                value = matrix[row, column]
+                bright = (value - low) / (1 - low) > 0.55
+                text = f"{value:.2f}".replace("0.", ".", 1).replace("-.00", ".00")
+                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=BLACK if bright else "white")
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):  # the right panel has none of its own on y
+            for label, tick in zip(classes, ticks, strict=False):
+                if label in report.forget_labels:
+                    tick.set(fontweight="bold", color=ORANGE)
+    panels[0].set_ylabel("original mean")
+    figure.colorbar(image, ax=panels, label="cosine (not centred)", shrink=0.8)
+    return figure
+
+
+def norms(report: RetentionReport, figure_class: Any) -> Any:
+    """Histograms of the feature norms of forgotten and other test samples, original and erased."""
+    numbers = report.plots.get("norms")
+    if not numbers:
+        return None
+    figure = figure_class(figsize=(6.2, 2.6))
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, version in zip(panels, ("original", "erased"), strict=True):
+        counts = numbers[version]
+        edges = np.asarray(numbers["edges"])
+        axes.stairs(100 * np.asarray(counts["retain"]), edges, fill=True, color="#C9C9C9", label="others (D_rt)")
+        axes.stairs(100 * np.asarray(counts["forget"]), edges, color=ORANGE, linewidth=1.6, label="forgotten (D_ft)")
+        axes.set_title(version)
+        axes.set_xlabel("feature norm")
+    panels[0].set_ylabel("% of the samples")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return figure
+
+
+def tsne(report: RetentionReport, figure_class: Any) -> Any:
+    """t-SNE of a few hundred test samples, original and erased fitted together so that places can be compared."""
+    samples = report.plot_samples
+    if samples is None or len(samples.labels) < 30:
+        return None
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    both = np.concatenate([samples.original, samples.erased]).astype(np.float64)
+    if both.shape[1] > 50:
+        both = PCA(50, random_state=0).fit_transform(both)
+    perplexity = min(30, len(both) // 4)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(both)
+    halves = {"original": places[: len(samples.labels)], "erased": places[len(samples.labels) :]}
+    forgotten = np.isin(samples.labels, report.forget_labels)
+    figure = figure_class(figsize=(7.0, 3.6))
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, (version, points) in zip(panels, halves.items(), strict=True):
+        axes.scatter(*points[~forgotten].T, s=7, color="#B5B5B5", linewidths=0, label="others (D_rt)")
+        axes.scatter(
+            *points[forgotten].T, s=18, color=ORANGE, marker="^", edgecolors="white", linewidths=0.3,
+            label="forgotten (D_ft)",
+        )  # fmt: skip
+        centres = [(label, np.median(points[samples.labels == label], axis=0)) for label in np.unique(samples.labels)]
+        for label, centre in centres if len(centres) <= 2 * MOST_MARKED else ():
+            name = _short(report.class_names.get(int(label), str(label)))
+            bold = int(label) in report.forget_labels
+            axes.annotate(
+                name, centre, ha="center", va="center", fontsize=7, fontweight="bold" if bold else "normal",
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+            )  # fmt: skip
+        axes.set_title(version)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(True)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    figure.supxlabel(
+        "t-SNE, both panels fitted together; distances between clusters mean little", fontsize=7, color="#555555"
+    )
+    return figure
+
+
+FIGURES: dict[str, Callable[[RetentionReport, Any], Any]] = {
+    "recovery": recovery,
+    "label_efficiency": label_efficiency,
+    "class_means": class_means,
+    "norms": norms,
+    "tsne": tsne,
+}
+"""File name -> what draws it; None where the report lacks the numbers."""
+
+
+def _values(score: Any) -> tuple[float | None, float | None, float | None]:
+    return score.original, score.value, score.reference
+
+
+def _share(value: float | None, whole: float) -> float | None:
+    return None if value is None else 100 * value / whole
+
+
+def _name(report: RetentionReport, version: str) -> str:
+    return f"reference ({report.reference})" if version == "reference" else version
+
+
+def _short(name: str, most: int = 14) -> str:
+    name = name.partition(",")[0]
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,0 +1,175 @@
+"""Everything the audit measures on one feature matrix: one `Reading` for each of original, erased and reference.
+
+The probes that several scores share are fitted once. What depends on a seed is measured for every seed; the converged
+probe is an optimum and has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .attack_data import AttackResult, AuditData
+from .attacks import ATTACKS
+from .label_efficiency import (
+    CodeLength,
+    EfficiencyPoint,
+    FewLabelAttack,
+    LabelEfficiency,
+    label_efficiency_of,
+)
+from .preparation import generator
+from .probes import Convergence, fit_paper_probe
+from .scores import ForgetRetainScores
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one set of features reveals."""
+
+    converged: ForgetRetainScores
+    convergence: Convergence
+    paper: tuple[ForgetRetainScores, ...]
+    """One for each seed, as everything below."""
+    paper_convergence: Convergence | None
+    attacks: tuple[dict[str, AttackResult], ...]
+    efficiency: tuple[LabelEfficiency, ...]
+
+
+def read(
+    data: AuditData, names: Sequence[str], seeds: int, shots: Sequence[int] | None, draws: int, paper: bool = True
+) -> Reading:
+    """Measure one set of features; attacks and draws once for each seed in 0..seeds-1."""
+    probe = data.linear_probe
+    papers = [fit_paper_probe(data.train, data.train_labels, seed=seed) for seed in range(seeds if paper else 0)]
+    return Reading(
+        converged=_scores(data, probe),
+        convergence=probe.convergence,
+        paper=tuple(_scores(data, fitted) for fitted in papers),
+        paper_convergence=papers[0].convergence if papers else None,
+        attacks=tuple({name: ATTACKS[name].function(data, seed) for name in names} for seed in range(seeds)),
+        efficiency=tuple(label_efficiency_of(data, shots, draws=draws, seed=seed) for seed in range(seeds)),
+    )
+
+
+def _scores(data: AuditData, probe) -> ForgetRetainScores:
+    return ForgetRetainScores.from_predictions(
+        probe.predict(data.train), data.train_labels, probe.predict(data.test), data.test_labels, data.forget
+    )
+
+
+def linear_result(data: AuditData) -> AttackResult:
+    """The converged probe as an attack, whatever attacks were asked for."""
+    return ATTACKS["linear"].function(data, 0)
+
+
+def unseen_data(
+    original: AuditData, features: Tensor, labels: Tensor, test_share: float = 0.25
+) -> tuple[AuditData, ...]:
+    """Each never-trained class in turn in the place of the forgotten ones, beside all retained classes.
+
+    `features` [m, d] are the original model's, a quarter of every class held out as its test. No class gets more
+    training samples than the forgotten class with the most has, so that curves end at comparable numbers.
+
+    Raises ValueError on classes with fewer than 8 samples.
+    """
+    place = original.forget[0]
+    keep, keep_test = ~original.train_forget, ~original.test_forget
+    most = max(int((original.train_labels == label).sum()) for label in original.forget)
+    in_turn = []
+    rng = generator(0)
+    for label in labels.unique().tolist():
+        rows = torch.nonzero(labels == label).flatten()
+        if rows.numel() < 8:
+            raise ValueError(
+                f"Unseen class {label} has {rows.numel()} samples; at least 8 are needed, a quarter of them for testing."
+            )
+        rows = rows[torch.randperm(rows.numel(), generator=rng)]
+        held_out = max(2, math.floor(test_share * rows.numel()))
+        test_rows, train_rows = rows[:held_out], rows[held_out : held_out + most]
+        in_turn.append(
+            AuditData(
+                torch.cat([original.train[keep], features[train_rows].to(original.train)]),
+                torch.cat([original.train_labels[keep], original.train_labels.new_full((len(train_rows),), place)]),
+                torch.cat([original.test[keep_test], features[test_rows].to(original.test)]),
+                torch.cat([original.test_labels[keep_test], original.test_labels.new_full((held_out,), place)]),
+                (place,),
+            )
+        )
+    return tuple(in_turn)
+
+
+def mean_reading(readings: Sequence[Reading]) -> Reading:
+    """The mean of several readings, of the same attacks and seeds: the never-seen reference over its classes."""
+
+    def scores(of: Sequence[ForgetRetainScores]) -> ForgetRetainScores:
+        return ForgetRetainScores(*(mean(getattr(s, name) for s in of) for name in ("D_f", "D_r", "D_ft", "D_rt")))
+
+    worst = max(readings, key=lambda reading: reading.convergence.gradient_norm)
+    seeds = range(len(readings[0].efficiency))
+    return Reading(
+        converged=scores([reading.converged for reading in readings]),
+        convergence=worst.convergence,
+        paper=tuple(scores(of) for of in zip(*(reading.paper for reading in readings), strict=True)),
+        paper_convergence=readings[0].paper_convergence,
+        attacks=tuple(
+            {name: mean_attack([r.attacks[seed][name] for r in readings]) for name in readings[0].attacks[seed]}
+            for seed in range(len(readings[0].attacks))
+        ),
+        efficiency=tuple(mean_curve([reading.efficiency[seed] for reading in readings]) for seed in seeds),
+    )
+
+
+def mean_attack(results: Sequence[AttackResult]) -> AttackResult:
+    """One attacker's mean over several runs."""
+    aucs = [result.auc for result in results]
+    return AttackResult(
+        results[0].name,
+        mean(result.recall_forget for result in results),
+        mean(result.accuracy_retain for result in results),
+        mean(result.false_alarms for result in results),
+        None if None in aucs else mean(aucs),
+        results[0].settings,
+    )
+
+
+def mean_curve(curves: Sequence[LabelEfficiency]) -> LabelEfficiency:
+    """The mean of the best attackers' curves; values at n that a curve lacks are interpolated in log n.
+
+    Covers the range that all curves have. The attacker of the mean is called `best`.
+    """
+    if len(curves) == 1:
+        return curves[0]
+    low, high = max(c.points[0].n for c in curves), min(c.points[-1].n for c in curves)
+    points = []
+    for n in sorted({point.n for curve in curves for point in curve.points if low <= point.n <= high}):
+        at = [_at(curve, n) for curve in curves]
+        draws = min(point.attackers[point.best].draws for curve in curves for point in curve.points)
+        recall, alarms = mean(recall for recall, _ in at), mean(alarms for _, alarms in at)
+        points.append(EfficiencyPoint(n, {"best": FewLabelAttack(recall, None, alarms, draws)}, "best"))
+    codes = [curve.code_length for curve in curves]
+    code = CodeLength(
+        mean(code.forget for code in codes), mean(code.retain for code in codes), codes[0].uniform, codes[0].blocks
+    )
+    return LabelEfficiency(tuple(points), code, curves[0].seed)
+
+
+def _at(curve: LabelEfficiency, n: int) -> tuple[float, float]:
+    """Recall and false alarms of a curve at n."""
+    known = [(point.n, point.recall, point.attackers[point.best].false_alarms) for point in curve.points]
+    for (a, *left), (b, *right) in pairwise(known):
+        if a <= n <= b:
+            share = math.log(n / a) / math.log(b / a)
+            return tuple(x + share * (y - x) for x, y in zip(left, right, strict=True))
+    return known[-1][1:]
+
+
+def mean(values) -> float:
+    """Of any numbers; there is at least one."""
+    values = list(values)
+    return math.fsum(values) / len(values)

@@ -1,0 +1,240 @@
+"""How a report looks: one 80-column screen for the terminal, and the whole of it as Markdown for a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from .report import RetentionReport, Score, Section
+
+WIDTH = 80
+"""Columns of the screen."""
+
+SCREEN_CURVE = 6
+"""Points of the label-efficiency curve on the screen; Markdown has all."""
+
+NAMES = {
+    "D_f": "D_f   forgotten, train",
+    "D_r": "D_r   others, train",
+    "D_ft": "D_ft  forgotten, test",
+    "D_rt": "D_rt  others, test",
+    "HM_t": "HM_t  harmonic mean, test",
+    "HM": "HM    harmonic mean, train",
+    "normalised_retention": "normalised retention (1 = all kept)",
+    "gradient_norm": "gradient norm",
+    "recall": "recall",
+    "false_alarms": "false alarms",
+    "advantage": "recall - false alarms",
+    "recall_without_eraser": "recall without the eraser",
+    "forget_bits": "code length of D_f labels, bits",
+    "retain_bits": "code length of D_r labels, bits",
+    "area": "area (1 = nothing forgotten)",
+    "recovery": "probe / original head on D_ft",
+    "accuracy": "accuracy",
+    "accuracy_retain": "accuracy, others",
+    "auc": "AUC",
+    "auc_two_sided": "AUC, two-sided",
+    "tpr_at_1%_fpr": "TPR at 1 % FPR",
+    "linear_cka": "linear CKA",
+    "cosine": "cosine, uncentred",
+    "changed": "inputs changed",
+    "repeated_vectors": "repeated vectors",
+    "rows_sharing": "inputs sharing a vector",
+    "largest_group": "largest group of equals",
+    "mean_norm": "mean norm",
+}
+
+
+def number(value: float | None, unit: str = "%", sd: float | None = None) -> str:
+    """A number in as many digits as its unit deserves; a dash where there is none."""
+    if value is None:
+        return "-"
+    if unit in ("%", "points"):
+        return f"{value:.1f}" + (f" ± {sd:.1f}" if sd is not None else "")
+    if unit == "nats":
+        return f"{value:.0e}"
+    if unit in ("vectors", "rows"):
+        return f"{value:,.0f}"
+    return f"{value:.2f}" + (f" ± {sd:.2f}" if sd is not None else "")
+
+
+def screen(report: RetentionReport) -> Group:
+    """The console form: converged KR and the strongest attack first, the rest in brief; at most 80 columns wide."""
+    columns = [("", "left"), ("erased", "right"), ("original", "right")]
+    if report.reference != "none":
+        columns.append((report.reference, "right"))
+    table = Table(
+        title=f"Retention audit: what is left of {_forgotten(report)}",
+        title_justify="left",
+        width=WIDTH - 2,
+        box=None,
+        pad_edge=False,
+    )
+    for name, side in columns:
+        table.add_column(name, justify=side, no_wrap=bool(name), ratio=None if name else 1, overflow="fold")
+
+    def add(title: str, rows: Iterable[tuple[str, Score]]) -> None:
+        rows = list(rows)
+        if rows:
+            table.add_row(Text(title, style="bold"))
+        for text, score in rows:
+            cells = [number(score.value, score.unit, score.sd), number(score.original, score.unit)]
+            cells += [number(score.reference, score.unit)] * (report.reference != "none")
+            table.add_row(f"  {text}", *cells)
+
+    def named(key: str, *names: str, group: str | None = None) -> list[tuple[str, Score]]:
+        return [
+            (NAMES.get(score.name, score.name), score)
+            for name in names
+            for score in report.section(key).scores
+            if score.name == name and group in (None, score.group)
+        ]
+
+    state = "converged" if _converged(report) else "NOT CONVERGED: a lower bound"
+    add(
+        f"Linear probe, {state}",
+        named("converged", "D_ft", "D_rt", "D_f", "D_r", "HM_t", "normalised_retention"),
+    )
+    strongest = report.worst_case.group
+    others = [(f"recall of {s.group}", s) for _, s in named("worst_case", "recall") if s.group != strongest]
+    white = [("recall of linear, eraser taken away", s) for _, s in named("worst_case", "recall_without_eraser")]
+    add(
+        f"Strongest attack: {strongest}",
+        named("worst_case", "recall", "false_alarms", group=strongest) + others + white,
+    )
+    add("Label efficiency: recall from n labelled images", [
+        (score.group, score) for score in _some_points(report.section("label_efficiency"))
+    ] + named("label_efficiency", "area"))  # fmt: skip
+    add("Linear probe, paper protocol (stopped early)", named("paper", "D_ft", "D_rt"))
+    add("The model's own head", named("head", "D_ft", "D_rt", "HM_t"))
+    add("Membership of D_f, by loss", named("membership", "auc_two_sided"))
+    similarity = named("similarity", "linear_cka", "cosine")
+    shared = [(f"{text}, {score.group}", score) for text, score in named("inputs", "changed", "repeated_vectors")]
+    add("Features of the test images", similarity + [row for row in shared if row[1].group == "D_ft" or row[1].value])
+    return Group(table, *(Text(note, style="dim") for note in _footnotes(report)))
+
+
+def _footnotes(report: RetentionReport) -> list[str]:
+    counts = ", ".join(f"{name} {count:,}" for name, count in report.samples.items())
+    seeds = f"; mean ± sd of {report.seeds} seeds" if report.seeds > 1 else ""
+    notes = [f"Accuracies in %. {counts}; d = {report.dimension}{seeds}."]
+    if report.reference == "none":
+        notes.append("No reference that never knew: pass reference_model= or unseen= to have one.")
+    return notes
+
+
+def _some_points(section: Section) -> list[Score]:
+    """At most `SCREEN_CURVE` points of the curve, its last among them."""
+    points = [score for score in section.scores if score.name == "recall"]
+    wanted = {1, 5, 20, 100, 500}
+    few = (
+        [score for score in points[:-1] if score.settings["n"] in wanted] if len(points) > SCREEN_CURVE else points[:-1]
+    )
+    return [*few, *points[-1:]]
+
+
+def _converged(report: RetentionReport) -> bool:
+    settings = report.section("converged").settings
+    return all(fit["converged"] for fit in settings.values())
+
+
+def _forgotten(report: RetentionReport) -> str:
+    labels = [report.label(label) for label in report.forget_labels]
+    if len(labels) > 3:
+        return f"{len(labels)} classes"
+    return f"class {', '.join(labels)}" if len(labels) == 1 else f"classes {', '.join(labels)}"
+
+
+# Markdown
+
+
+def markdown(report: RetentionReport, heading: int = 2) -> str:
+    """Every section in reading order, a table each, with its notes."""
+    lines = [f"{'#' * heading} Retention audit: what is left of {_forgotten(report)}", ""]
+    lines += [f"- {note}" for note in (*_footnotes(report), *report.notes)]
+    lines += [f"- Audited in {report.seconds:.0f} s with {', '.join(f'{n} {v}' for n, v in report.versions.items())}."]
+    for section in report.sections:
+        lines += ["", f"{'#' * (heading + 1)} {section.title}", ""]
+        if section.key == "label_efficiency":
+            curve = [score for score in section.scores if "n" in score.settings]
+            rest = [score for score in section.scores if score not in curve]
+            lines += _wide(report, replace(section, scores=tuple(curve))) + _long(
+                report, replace(section, scores=tuple(rest))
+            )
+        elif section.key in ("attacks", "inputs", "norms", "recovery"):
+            lines += _wide(report, section)
+        elif section.scores:
+            lines += _long(report, section)
+        lines += [f"- {note}" for note in section.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _long(report: RetentionReport, section: Section) -> list[str]:
+    """A row for each score."""
+    versions = _versions(report, section.scores)
+    head = ["", *(title for title, _ in versions), "chance", "forgetting"]
+    lines = [_row(head), _row(["---"] + ["---:"] * (len(versions) + 1) + ["---"])]
+    for score in _shown(section):
+        name = NAMES.get(score.name, score.name)
+        label = score.settings.get("label")
+        if label is not None:
+            name = f"{'answered as' if score.name == 'answered' else 'class'} {report.label(label)}"
+            name += ", forgotten" if score.settings.get("forgotten") else ""
+        elif score.group and score.group not in ("code length", "area"):
+            name = f"{name} ({score.group})"
+        cells = [_value(score, attribute) for _, attribute in versions]
+        way = score.direction if score.direction != "none" else ""
+        lines.append(_row([name, *cells, number(score.chance, score.unit) if score.chance is not None else "", way]))
+    return [*lines, ""]
+
+
+def _shown(section: Section, most: int = 30) -> list[Score]:
+    """All scores but, of many classes, only the forgotten ones and those whose accuracy moved most."""
+    classes = [score for score in section.scores if score.name == "accuracy" and "forgotten" in score.settings]
+    if len(classes) <= most:
+        return list(section.scores)
+    moved = sorted(classes, key=lambda s: (not s.settings["forgotten"], -abs(s.value - (s.original or 0.0))))
+    kept = {score.group for score in moved[:most]}
+    return [score for score in section.scores if score not in classes or score.group in kept]
+
+
+def _wide(report: RetentionReport, section: Section) -> list[str]:
+    """A row for each group and a column for each score of it, erased / original / reference in one cell."""
+    names = list(dict.fromkeys(score.name for score in section.scores))
+    lines: list[str] = []
+    if not names:
+        return lines
+    versions = _versions(report, section.scores)
+    lines += [f"Cells: {' / '.join(title for title, _ in versions)}.", ""]
+    lines += [_row(["", *(NAMES.get(name, name) for name in names)]), _row(["---"] + ["---:"] * len(names))]
+    for group, scores in section.rows().items():
+        own = {score.name: score for score in scores}
+        cells = [
+            " / ".join(_value(own[name], attribute) for _, attribute in versions) if name in own else ""
+            for name in names
+        ]
+        lines.append(_row([group, *cells]))
+    return [*lines, ""]
+
+
+def _versions(report: RetentionReport, scores: Iterable[Score]) -> list[tuple[str, str]]:
+    scores = list(scores)
+    versions = [("erased", "value"), ("original", "original")]
+    if any(score.before_projection is not None for score in scores):
+        versions.append(("before projection", "before_projection"))
+    if any(score.reference is not None for score in scores):
+        versions.append((f"reference ({report.reference})", "reference"))
+    return versions
+
+
+def _value(score: Score, attribute: str) -> str:
+    sd = score.sd if attribute == "value" else None
+    return number(getattr(score, attribute), score.unit, sd)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,122 @@
+"""`ErasedModel.audit` and `hf-kd audit`: one pass, the classes of the records, references, controls, refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hf_kd import ErasedModel
+from hf_kd.audit import RetentionReport
+from hf_kd.cli import app
+from hf_kd.measuring import read_features
+
+from ..conftest import make_dataset
+
+QUICK = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1, 5], "progress": False}
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return make_dataset([0, 1, 2, 3, 4] * 16), make_dataset([0, 1, 2, 3, 4] * 10, seed=9)
+
+
+@pytest.fixture
+def erased(model, processor, forget):
+    return ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+
+
+def test_one_pass_over_each_split_and_the_classes_of_the_records(erased, splits, monkeypatch):
+    from hf_kd import auditing
+
+    passes = []
+    monkeypatch.setattr(auditing, "read_features", lambda *a, **k: passes.append(a[1]) or read_features(*a, **k))
+    report = erased.audit(*splits, **QUICK)
+    assert passes == list(splits)
+    assert report.forget_labels == (2,)
+    assert report.label(2) == "2 (cat)"
+    assert report.samples == {"D_f": 16, "D_r": 64, "D_ft": 10, "D_rt": 40}
+    assert report.context["erasures"][0]["method"] == "esc"
+    assert RetentionReport.from_json(report.to_json()) == report
+
+
+def test_the_head_in_the_report_is_the_models_own(erased, splits):
+    report = erased.audit(*splits, **QUICK)
+    inputs = erased.processor([image.convert("RGB") for image in splits[1]["image"]], return_tensors="pt")
+    with torch.no_grad():
+        right = erased(**inputs).logits.argmax(dim=1) == torch.tensor(splits[1]["label"])
+    cats = torch.tensor(splits[1]["label"]) == 2
+    assert report.score("head", "D_ft").value == pytest.approx(100 * float(right[cats].float().mean()))
+    assert report.score("head", "D_rt").value == pytest.approx(100 * float(right[~cats].float().mean()))
+
+
+def test_an_untouched_model_and_head_surgery_keep_what_the_original_has(model, processor, splits):
+    wrapped = ErasedModel.from_model(model, processor)
+    report = wrapped.audit(*splits, "cat", **QUICK)
+    for score in report.section("converged").scores:
+        assert score.value == score.original
+    head = model.classifier[-1] if isinstance(model.classifier, torch.nn.Sequential) else model.classifier
+    with torch.no_grad():
+        head.weight[2], head.bias[2] = 0.0, float("-inf")
+    surgery = wrapped.audit(*splits, [2], **QUICK)
+    assert surgery.score("head", "D_ft").value == 0
+    for name in ("D_f", "D_r", "D_ft", "D_rt"):
+        assert surgery.score("converged", name).value == report.score("converged", name).value
+
+
+def test_a_retrained_model_and_unseen_classes_as_reference(erased, splits):
+    retrained = copy.deepcopy(erased).reset()
+    report = erased.audit(*splits, reference_model=retrained, **QUICK)
+    assert report.reference == "retrained"
+    for key in ("converged", "head"):
+        for score in report.section(key).scores:
+            if score.name in ("D_f", "D_r", "D_ft", "D_rt"):
+                assert score.reference == score.original, "the reference given is the original itself"
+    other = make_dataset([0] * 12 + [1] * 12, seed=5, names=["fox", "gnu"])
+    report = erased.audit(*splits, unseen=other, **QUICK)
+    assert report.reference == "unseen"
+    assert any("2 classes that were never trained on" in note for note in report.notes)
+
+
+def test_full_reads_mirrored_images_too(erased, splits):
+    report = erased.audit(*splits, **QUICK | {"attacks": ["views-linear"]})
+    assert report.score("attacks", "recall", "views-linear").settings["views"] == 2
+
+
+def test_refusals_say_the_way_out(erased, model, processor, splits):
+    train, test = splits
+    untouched = ErasedModel.from_model(type(model)(model.config).eval(), processor)
+    with pytest.raises(ValueError, match="forget_labels has to say"):
+        untouched.audit(train, test, progress=False)
+    with pytest.raises(ValueError, match="No test sample"):
+        erased.audit(train, make_dataset([0, 1, 3] * 4), **QUICK)
+    with pytest.raises(ValueError, match="at least two classes"):
+        erased.audit(make_dataset([2] * 12), test, **QUICK | {"forget_labels": [2]})
+    with pytest.raises(ValueError, match="one reference"):
+        erased.audit(train, test, reference_model="any", unseen=test, **QUICK)
+    with pytest.raises(ValueError, match="Did you mean 'cat'"):
+        erased.audit(train, test, "cta", **QUICK)
+    with pytest.raises(TypeError, match="colour"):
+        erased.audit(train, test, colour=1)
+    with pytest.warns(UserWarning, match="overlap"):
+        erased.audit(train, train, **QUICK)
+
+
+def test_the_command_prints_one_screen_and_leaves_report_and_figures(vit, processor, forget, splits, tmp_path):
+    ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    for name, split in zip(("train", "test"), splits, strict=True):
+        split.to_parquet(tmp_path / "data" / f"{name}.parquet")
+    arguments = ["audit", str(tmp_path / "model"), "--dataset", str(tmp_path / "data"), "--attacks", "linear,norm"]
+    done = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "class 2 (cat)" in done.stdout
+    report = RetentionReport.from_json(tmp_path / "out" / "report.json")
+    assert report.forget_labels == (2,)
+    assert (tmp_path / "out" / "report.md").read_text().startswith("# Retention audit")
+    assert (tmp_path / "out" / "class_means.png").exists()
+    done = CliRunner().invoke(app, [*arguments, "--forget", "dog", "--json"])
+    assert json.loads(done.stdout)["forget_labels"] == [3]
