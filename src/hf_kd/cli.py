@@ -44,13 +44,9 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
-        hint = (
-            "On the command line: --label-map THEIR_NAME=MODEL_NAME."
-            if type(error).__name__ == "LabelMismatchError"
-            else ""
-        )
+        hint = "On the command line: --label-map THEIR_NAME=MODEL_NAME." if "with a mapping" in str(error) else ""
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        errors.print(str(error), hint, markup=False, highlight=False)
+        errors.print(f"{error} {hint}".strip(), markup=False, highlight=False)
         raise typer.Exit(1) from error
 
 

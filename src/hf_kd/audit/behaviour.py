@@ -132,7 +132,7 @@ def membership(answers: Mapping[str, Answers]) -> Section:
         )
     found = {version: a.membership() for version, a in answers.items()}
     erased = found["erased"]
-    settings = {"members": erased.members, "nonmembers": erased.nonmembers, "draws": erased.draws}
+    settings = {"members": erased.members, "nonmembers": erased.nonmembers, "sd_over": f"{erased.draws} draws"}
     about = {"protocol": "loss of each image, D_f (members) against D_ft", "settings": settings}
     scores = (
         _score("accuracy", "chance", found, lambda a: a.accuracy, chance=50.0, sd=erased.accuracy_sd, **about),
@@ -142,7 +142,7 @@ def membership(answers: Mapping[str, Answers]) -> Section:
     )
     notes = (
         "Far below 50 % is a leak too: the attacker turns the test around. A model retrained without the class answers "
-        "neither its train nor its test images, so compare with a reference, not with 50 %; sd over 20 draws.",
+        "neither its train nor its test images, so compare with a reference, not with 50 %. Deviations are over draws of the images, not over seeds.",
     )
     return Section("membership", title, scores, notes)
 

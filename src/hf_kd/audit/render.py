@@ -50,16 +50,16 @@ NAMES = {
 
 
 def number(value: float | None, unit: str = "%", sd: float | None = None) -> str:
-    """A number in as many digits as its unit deserves; a dash where there is none."""
+    """A number in as many digits as its unit deserves, with its deviation unless that is 0; a dash where there is none."""
     if value is None:
         return "-"
     if unit in ("%", "points"):
-        return f"{value:.1f}" + (f" ± {sd:.1f}" if sd is not None else "")
+        return f"{value:.1f}" + (f" ± {sd:.1f}" if sd else "")
     if unit == "nats":
         return f"{value:.0e}"
     if unit in ("vectors", "rows"):
         return f"{value:,.0f}"
-    return f"{value:.2f}" + (f" ± {sd:.2f}" if sd is not None else "")
+    return f"{value:.2f}" + (f" ± {sd:.2f}" if sd else "")
 
 
 def screen(report: RetentionReport) -> Group:
@@ -82,7 +82,8 @@ def screen(report: RetentionReport) -> Group:
         if rows:
             table.add_row(Text(title, style="bold"))
         for text, score in rows:
-            cells = [number(score.value, score.unit, score.sd), number(score.original, score.unit)]
+            sd = None if "sd_over" in score.settings else score.sd
+            cells = [number(score.value, score.unit, sd), number(score.original, score.unit)]
             cells += [number(score.reference, score.unit)] * (report.reference != "none")
             table.add_row(f"  {text}", *cells)
 
@@ -106,7 +107,7 @@ def screen(report: RetentionReport) -> Group:
         f"Strongest attack: {strongest}",
         named("worst_case", "recall", "false_alarms", group=strongest) + others + white,
     )
-    add("Label efficiency: recall from n labelled images", [
+    add("Label efficiency: recall from n labels", [
         (score.group, score) for score in _some_points(report.section("label_efficiency"))
     ] + named("label_efficiency", "area"))  # fmt: skip
     add("Linear probe, paper protocol (stopped early)", named("paper", "D_ft", "D_rt"))

@@ -63,7 +63,8 @@ class Score:
     before_projection: float | None = None
     """The same score on the features before the eraser; None where these are the original's."""
     sd: float | None = None
-    """Sample standard deviation of `value` over seeds; None for a single one or where nothing depends on the seed."""
+    """Standard deviation of `value` over seeds, or over what `settings["sd_over"]` names; None for a single seed or where
+    nothing depends on it."""
     protocol: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
