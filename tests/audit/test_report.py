@@ -169,7 +169,14 @@ def test_unseen_classes_stand_in_the_place_of_the_forgotten_one():
     report = audit(data, unseen=(strangers, torch.arange(80) % 2 + 7))
     assert report.reference == "unseen"
     assert any("2 classes that were never trained on" in note for note in report.notes)
-    assert report.score("converged", "D_ft").reference is not None
+    assert any("only 30 labelled" in note for note in report.section("converged").notes), "60 are forgotten"
+    assert report.score("converged", "D_ft").reference is None, "with other numbers of labels there is no comparing"
+    assert report.score("converged", "normalised_retention").reference is None
+    assert report.score("label_efficiency", "recall", "n = 5").reference is not None
+    more = torch.from_numpy(rng.normal(size=(80, 8))).float()
+    enough = audit(data, unseen=(more, torch.full((80,), 7)))
+    assert enough.score("converged", "normalised_retention").reference == 0
+    assert enough.score("converged", "D_ft").reference is not None
     assert RetentionReport.from_json(report.to_json()) == report
     with pytest.raises(ValueError, match="at least 8"):
         audit(data, unseen=(strangers[:6], torch.zeros(6, dtype=torch.long)))

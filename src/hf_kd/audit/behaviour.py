@@ -142,7 +142,8 @@ def membership(answers: Mapping[str, Answers]) -> Section:
     )
     notes = (
         "Far below 50 % is a leak too: the attacker turns the test around. A model retrained without the class answers "
-        "neither its train nor its test images, so compare with a reference, not with 50 %. Deviations are over draws of the images, not over seeds.",
+        "neither its train nor its test images, so compare with a reference, not with 50 %. Deviations are "
+        "over draws of the images, not over seeds.",
     )
     return Section("membership", title, scores, notes)
 

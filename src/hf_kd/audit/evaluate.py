@@ -75,7 +75,7 @@ def audit_features(
     first = read(original, names, seeds, shots, draws)
     second = first if erased is original else read(erased, names, seeds, shots, draws)
     third = None if before is original else second if before is erased else read(before, names, seeds, shots, draws)
-    kind, never = "none", None
+    kind, never, few = "none", None, None
     if reference is not None:
         kind = "retrained"
         other = AuditData.of(reference[0], train_labels, reference[1], test_labels, forget_labels)
@@ -83,12 +83,14 @@ def audit_features(
         never = read(other, without_views, seeds, shots, draws)
     elif unseen is not None:
         kind = "unseen"
-        never, note = _never_seen(original, unseen, second, seeds, shots, draws)
+        never, note, few = _never_seen(original, unseen, second, seeds, shots, draws)
         notes.append(note)
     if seeds > 1:
         notes.append(VARIES.format(seeds=seeds))
 
-    readings = sections.Readings(first, second, third, never, original.classes.numel(), equal=erased is original)
+    readings = sections.Readings(
+        first, second, third, never, original.classes.numel(), equal=erased is original, reference_labels=few
+    )
     answers = {name: behaviour.Answers(name, *pair, original) for name, pair in (logits or {}).items()}
     heads = {name: answer.scores for name, answer in answers.items()}
     return RetentionReport(
@@ -179,7 +181,8 @@ def _never_seen(
     seeds: int,
     shots: Sequence[int] | None,
     draws: int,
-) -> tuple[Reading, str]:
+) -> tuple[Reading, str, int | None]:
+    """The mean reading, what it is, and its number of labelled samples where that is clearly too small to compare."""
     features = as_features(unseen[0], "unseen features")
     labels = as_labels(unseen[1], len(features), name="unseen labels")
     if features.shape[1] != original.train.shape[1]:
@@ -198,4 +201,5 @@ def _never_seen(
         f"Reference: {len(in_turn)} classes that were never trained on, each in turn in place of the forgotten one, with "
         f"{' to '.join(map(str, sorted({sizes[0], sizes[-1]})))} labelled training samples; values are means over them."
     )
-    return never, note
+    enough = 0.9 * min(int((original.train_labels == label).sum()) for label in original.forget)
+    return never, note, sizes[0] if sizes[0] < enough else None

@@ -35,6 +35,8 @@ class Readings:
     classes: int
     equal: bool
     """Whether erased and original features are the same bit for bit."""
+    reference_labels: int | None = None
+    """Labelled samples of the reference's class, where they are fewer than the forgotten classes'."""
 
     def score(
         self,
@@ -42,12 +44,18 @@ class Readings:
         direction: str,
         pick: Callable[[Reading], float | Sequence[float] | None],
         group: str = "",
+        same_labels: bool = False,
         **about: Any,
     ) -> Score:
-        """The same number of every version; `pick` gives one number, or one for each seed."""
+        """The same number of every version; `pick` gives one number, or one for each seed.
+
+        A reference with fewer labels is left out unless the attacker has the `same_labels` of every version.
+        """
         numbers = {}
         for version in ("erased", "original", "reference", "before"):
             reading = getattr(self, version)
+            if version == "reference" and self.reference_labels is not None and not same_labels:
+                reading = None
             picked = None if reading is None else pick(reading)
             picked = [picked] if picked is None or isinstance(picked, int | float) else list(picked)
             numbers[version] = None if None in picked or not picked else mean_and_sd(picked)
@@ -87,7 +95,8 @@ def converged(readings: Readings) -> Section:
         )
         for name, direction in RATES.items()
     ]
-    base = None if readings.reference is None else readings.reference.converged.D_ft
+    comparable = readings.reference is not None and readings.reference_labels is None
+    base = readings.reference.converged.D_ft if comparable else None
     retention = normalised_retention(readings.erased.converged.D_ft, readings.original.converged.D_ft, base)
     scores.append(
         Score(
@@ -113,6 +122,12 @@ def converged(readings: Readings) -> Section:
             )
     if not notes:
         notes.append(f"All probes converged: gradient norm at most {fit.tolerance:.0e}.")
+    if readings.reference_labels is not None:
+        notes.append(
+            f"The reference had only {readings.reference_labels:,} labelled samples, fewer than the forgotten class. Read "
+            f"with so few (converged D_ft {readings.reference.converged.D_ft:.1f} %) it is no measure here, and only "
+            "attackers with equal numbers of labels are compared with it: see the label efficiency."
+        )
     if readings.equal:
         notes.append("The features are the original's, bit for bit: nothing was erased from them.")
     notes.append(
@@ -176,6 +191,7 @@ def _attack_scores(readings: Readings, name: str, parts: Sequence[str], protocol
             direction,
             lambda reading, pick=pick: [pick(run[name]) for run in reading.attacks if name in run],
             name,
+            same_labels=name.startswith("few-shot-"),
             unit="points" if part == "advantage" else "%",
             chance=chance,
             protocol=protocol,
@@ -201,6 +217,7 @@ def label_efficiency(readings: Readings) -> Section:
                     "lower",
                     lambda reading, n=point.n, part=part: _at(reading, n, part),
                     f"n = {point.n}",
+                    same_labels=True,
                     unit="points" if part == "advantage" else "%",
                     chance=0.0 if part == "advantage" else None,
                     protocol="best of four attackers with n labels of each forgotten class",
