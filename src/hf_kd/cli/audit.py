@@ -1,0 +1,97 @@
+"""`hf-kd audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import (
+    BatchSizeOption,
+    DeviceOption,
+    ImageColumnOption,
+    JsonOption,
+    LabelColumnOption,
+    LabelMapOption,
+    ModelArgument,
+    RevisionOption,
+    TapOption,
+    WorkersOption,
+    app,
+    console,
+    name_and_value,
+    refusals,
+)
+
+
+@app.command()
+def audit(
+    model: ModelArgument,
+    dataset: Annotated[str, typer.Option(help="Labelled images, as for erase: Hub id, folder or file.")],
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(help="Forgotten label, by name or id; repeat it. Without it: those of the erasure records."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split that attackers train on.")] = "train",
+    test_split: Annotated[str, typer.Option(help="Split that they are scored on.")] = "test",
+    attacks: Annotated[str, typer.Option(help="standard, full, or names of attacks with commas.")] = "standard",
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat what depends on chance, for mean and sd.")] = 1,
+    reference_model: Annotated[
+        str | None, typer.Option(help="A model retrained without the forgotten classes, to compare with.")
+    ] = None,
+    unseen: Annotated[
+        str | None, typer.Option(help="Data set of classes the model was never trained on, to compare with.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and figures.")] = None,
+    tap: TapOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    label_map: LabelMapOption = None,
+    batch_size: BatchSizeOption = 64,
+    num_workers: WorkersOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what the features of MODEL still reveal of forgotten labels, by attackers that try.
+
+    **Example:** `hf-kd audit erased --dataset user/pets --output report`
+    """
+    with refusals():
+        mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
+        from .. import commands
+
+        request = commands.Request(
+            forget=tuple(forget or ()),
+            split=split,
+            test_split=test_split,
+            tap=tap,
+            device=device,
+            revision=revision,
+            image_column=image_column,
+            label_column=label_column,
+            label_mapping=mapping,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=not as_json,
+        )
+        names = attacks if attacks in ("standard", "full") else attacks.split(",")
+        report = commands.audit(
+            model,
+            dataset,
+            request,
+            reference=reference_model,
+            unseen=unseen,
+            attacks=names,
+            seeds=seeds,
+            output=output,
+        )
+    if report is None:
+        return
+    if as_json:
+        print(report.to_json(indent=None))
+        return
+    console.print(report)
+    if output is not None:
+        console.print(f"Written to [bold]{output}[/].", highlight=False)

@@ -1,0 +1,63 @@
+"""`hf-kd inspect`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .app import JsonOption, ModelArgument, RevisionOption, app, console, given, refusals
+from .showing import show_record
+
+if TYPE_CHECKING:
+    from ..modeling import ErasedModel
+
+
+@app.command()
+def inspect(
+    model: ModelArgument,
+    tap: Annotated[str | None, typer.Option(help="Try this place instead of searching.")] = None,
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased."""
+    with refusals():
+        from ..modeling import ErasedModel
+
+        loaded = ErasedModel.from_pretrained(model, **given(tap=tap, revision=revision))
+        loaded.find_taps()
+    facts = _facts(model, loaded)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table = Table(title=f"{facts['class']} in {model}", show_header=False, title_justify="left")
+    for number, place in enumerate(facts["taps"]):
+        suffix = f" {number + 1}" if len(facts["taps"]) > 1 else ""
+        table.add_row(f"tap{suffix}", place["place"])
+        table.add_row(f"d{suffix}", str(place["d"]))
+        table.add_row(f"head{suffix}", ", ".join(place["heads"]) or "none (embedding model)")
+    table.add_row("labels", str(facts["num_labels"]) if facts["num_labels"] else "none")
+    table.add_row("withheld once erased", ", ".join(facts["withheld"]) or "nothing")
+    table.add_row("erasures", str(len(facts["erasures"])))
+    console.print(table)
+    if facts["folded"]:
+        console.print(
+            f"{len(facts['folded'])} erasure(s) are folded into the head: logits are erased, features are not."
+        )
+    for number, erasure in enumerate(facts["erasures"] or facts["folded"], 1):
+        show_record(console, erasure, loaded.config.id2label, number)
+
+
+def _facts(name: str, model: ErasedModel) -> dict[str, Any]:
+    return {
+        "model": name,
+        "class": type(model.inner).__name__,
+        "taps": [{"place": str(tap), "d": tap.dim, "heads": list(tap.heads)} for tap in model.taps],
+        "num_labels": model.config.num_labels if all(tap.heads for tap in model.taps) else None,
+        "withheld": list(model.config.leaking),
+        "erased": model.is_erased,
+        "erasures": [erasure.to_dict() for erasure in model.erasures],
+        "folded": getattr(model.config.inner, "hf_kd_folded", None) or [],
+    }
