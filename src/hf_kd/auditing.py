@@ -6,7 +6,8 @@ from them, since both are functions of features alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,14 @@ import torch
 from torch import Tensor
 
 from .audit import RetentionReport, audit_features
-from .audit.attacks import attack_names
+from .audit.attacks import attack_names, views_needed
+from .audit.behaviour import FitClass
+from .audit.change import weight_distance, weights
+from .audit.report import Section
 from .data import resolve_forget_labels
+from .erasers import Eraser, SecondMoment, available_methods, make_method
 from .erasing import PassSettings
-from .measuring import ReadFeatures, logits, model_has_head, read_features
+from .measuring import VIEWS, ReadFeatures, erased, logits, model_has_head, read_features, untrained_logits
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
@@ -29,8 +34,12 @@ def audit(
     test: Any,
     forget_labels: int | str | Iterable[int | str] | None = None,
     *,
+    retain: int | str | Iterable[int | str] | None = None,
+    original_model: Any = None,
     reference_model: Any = None,
     unseen: Any = None,
+    membership_references: Sequence[Any] = (),
+    identities: bool | None = None,
     attacks: str | Sequence[str] = "standard",
     seeds: int = 1,
     draws: int = 10,
@@ -40,19 +49,25 @@ def audit(
     """Measure what the features behind the erasers of `model` still reveal of the forgotten classes.
 
     train, test: labelled images, anything `erase` takes; attackers train on `train` and are scored on `test`. Each is
-        read in one pass (`attacks="full"` reads the mirrored images too, which is a second one).
+        read in one pass (`attacks="full"` reads two further views of every image too).
     forget_labels: names or ids of the model's labels; by default all classes in the erasure records.
-    reference_model: a model retrained without the forgotten classes (ErasedModel, PreTrainedModel or the name of one).
+    retain: names or ids of the labels that count as retained; by default all others in the data.
+    original_model: the model before unlearning, where that changed weights. By default `model` without its erasers.
+    reference_model: a model retrained without the forgotten classes.
     unseen: labelled images of classes `model` was never trained on, with the data set's own class ids.
-    attacks: "standard", "full" or names of `hf_kd.audit.ATTACKS`.
+    membership_references: models that never saw D_f, for the RMIA membership attack.
+    identities: also ask the features for the forgotten labels as identities (faces): verification, gallery, open set.
+        By default where the model has no classification head.
+    attacks: "standard", "full" or names of `hf_kd.audit.ATTACKS`. "full" also measures ZRF.
     seeds, draws, shots: see `hf_kd.audit.audit_features`.
     reading: image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress as in `erase`.
 
-    Of a model with several taps the features are joined. An embedding model is audited without the scores of a head.
+    Other models may be an ErasedModel, any PreTrainedModel or the name of one. Of a model with several taps the features
+    are joined. An embedding model is audited without the scores of a head.
 
     Raises ValueError where no forgotten classes are known, for samples without a label, for a split without forgotten or
-    without retained samples, for both references at once, for features that are not finite; TypeError for an unknown
-    argument.
+    without retained samples, for both references at once, for features that are not finite, for an original model of
+    another feature dimension; TypeError for an unknown argument.
     """
     unknown = set(reading) - {f.name for f in fields(PassSettings)}
     if unknown:
@@ -60,48 +75,59 @@ def audit(
     if reference_model is not None and unseen is not None:
         raise ValueError("Both reference_model and unseen were given; a report has one reference. Pass one of them.")
     settings = PassSettings(**reading)
-    chosen = attack_names(attacks, with_views=True)
+    chosen = attack_names(attacks, len(VIEWS))
     names = model.config.id2label if model.config.inner.id2label else None
     forget = _forgotten(model, forget_labels, names)
-    splits = {"train": train, "test": test}
-    read = {split: read_features(model, data, settings) for split, data in splits.items()}
-    labels = {split: _complete(part.labels, split) for split, part in read.items()}
-    versions = {split: _versions(model, part) for split, part in read.items()}
-    views = None
-    if any(name.startswith("views-") for name in chosen):
-        mirrored = {split: _versions(model, read_features(model, data, settings, mirrored=True)) for split, data in
-                    splits.items()}  # fmt: skip
-        views = {
-            version: ([mirrored["train"][version]], [mirrored["test"][version]]) for version in ("original", "erased")
-        }
-    answers = None
-    if model_has_head(model):
-        answers = {
-            "original": (logits(model, read["train"].before), logits(model, read["test"].before)),
-            "erased": (logits(model, read["train"].erased(model)), logits(model, read["test"].erased(model))),
-        }
+    wanted = None if retain is None else [*forget, *_resolved(retain, names)]
+    data = _Data(model, train, test, settings, wanted)
+    has_head = model_has_head(model)
+
+    before, after = data.before, data.behind(model)
+    features = {"original": _joined(before), "erased": _joined(after)}
+    answers = {"original": _logits(model, before), "erased": _logits(model, after)}
+    more: list[Section] = []
+    if original_model is not None:
+        original = _wrapped(model, original_model)
+        behind = data.behind(original, data.read_again(original))
+        features |= {"before_projection": features["original"], "original": _joined(behind)}
+        answers |= {"before_projection": answers["original"], "original": _logits(original, behind)}
+        _check_dimension(features)
+        more += _weights(original, model)
     reference = None
     if reference_model is not None:
-        reference = _reference(model, reference_model, splits, labels, settings, answers)
+        other = _wrapped(model, reference_model)
+        behind = data.behind(other, data.read_again(other))
+        reference = _joined(behind)
+        if dict(other.config.id2label or {}) == dict(model.config.id2label or {}):
+            answers["reference"] = _logits(other, behind)
+    others = []
+    for one in membership_references if has_head else ():
+        other = _wrapped(model, one)
+        others.append(_logits(other, data.behind(other, data.read_again(other))))
     never = None
     if unseen is not None:
-        other = read_features(model, unseen, settings, own_labels=True)
-        never = (_joined(other.before), _complete(other.labels, "unseen"))
+        strangers = read_features(model, unseen, settings, own_labels=True)
+        never = (_side_by_side(strangers.before), _complete(strangers.labels, "unseen"))
     return audit_features(
-        versions["train"],
-        labels["train"],
-        versions["test"],
-        labels["test"],
+        {version: pair[0] for version, pair in features.items()},
+        data.labels[0],
+        {version: pair[1] for version, pair in features.items()},
+        data.labels[1],
         forget,
-        logits=answers,
+        logits={version: pair for version, pair in answers.items() if pair is not None} or None,
         attacks=chosen,
         seeds=seeds,
         draws=draws,
         shots=shots,
         reference=reference,
         unseen=never,
-        views=views,
-        class_names=_names(names, labels.values()),
+        views=_views(model, data, chosen) if original_model is None else None,
+        random_logits=untrained_logits(model, train, settings, forget) if has_head and attacks == "full" else None,
+        membership_references=[pair for pair in others if pair is not None],
+        identities=not has_head if identities is None else identities,
+        fit_class=_fit_class(model),
+        more=more,
+        class_names=_names(names, data.labels),
         context={
             "architecture": type(model.inner).__name__,
             "taps": [str(tap) for tap in model.taps],
@@ -110,11 +136,132 @@ def audit(
     )
 
 
+Split = tuple[Tensor, ...]
+"""Features [n, d] of one split at each tap."""
+
+
+class _Data:
+    """Train and test images, and the features that models read from them: always a pair, train first."""
+
+    def __init__(self, model: ErasedModel, train: Any, test: Any, settings: PassSettings, wanted: Sequence[int] | None):
+        """The first pass: features before the erasers of `model`; of all labels, or of the `wanted` ones."""
+        self._images, self._settings = {"train": train, "test": test}, settings
+        read = {split: read_features(model, images, settings) for split, images in self._images.items()}
+        self._all = {split: _complete(part.labels, split) for split, part in read.items()}
+        keep = None if wanted is None else torch.tensor(list(wanted))
+        self._rows = {
+            split: torch.ones_like(labels, dtype=torch.bool) if keep is None else torch.isin(labels, keep)
+            for split, labels in self._all.items()
+        }
+        self.before = self._kept(read)
+        self.labels = tuple(self._all[split][rows] for split, rows in self._rows.items())
+
+    def _kept(self, read: Mapping[str, ReadFeatures]) -> tuple[Split, Split]:
+        train, test = (tuple(part[self._rows[split]] for part in read[split].before) for split in self._images)
+        return train, test
+
+    def read_again(self, other: ErasedModel, view: str | None = None) -> tuple[Split, Split]:
+        """Another model, or another view, on the same samples; before the erasers."""
+        settings = self._settings
+        read = {
+            split: read_features(other, images, settings, own_labels=True, view=view)
+            for split, images in self._images.items()
+        }
+        for split, part in read.items():
+            if len(part.labels) != len(self._all[split]):
+                raise ValueError(
+                    f"A second pass read {len(part.labels)} {split} samples and the first {len(self._all[split])}: the data "
+                    "gives other samples each time. Pass data that can be read again in the same order."
+                )
+        return self._kept(read)
+
+    def behind(self, model: ErasedModel, before: tuple[Split, Split] | None = None) -> tuple[Split, Split]:
+        """Behind the erasers of `model`."""
+        train, test = (erased(model, split) for split in (before or self.before))
+        return train, test
+
+
+def _joined(pair: tuple[Split, Split]) -> tuple[Tensor, Tensor]:
+    train, test = (_side_by_side(split) for split in pair)
+    return train, test
+
+
+def _logits(model: ErasedModel, pair: tuple[Split, Split]) -> tuple[Tensor, Tensor] | None:
+    """What the heads of `model` make of features; None without a head."""
+    if not model_has_head(model):
+        return None
+    train, test = (logits(model, split) for split in pair)
+    return train, test
+
+
+def _views(
+    model: ErasedModel, data: _Data, attacks: Sequence[str]
+) -> dict[str, tuple[list[Tensor], list[Tensor]]] | None:
+    """Features of as many further views as the attacks need, for each version."""
+    count = max(views_needed(name) for name in attacks)
+    if not count:
+        return None
+    views: dict[str, tuple[list[Tensor], list[Tensor]]] = {"original": ([], []), "erased": ([], [])}
+    for view in list(VIEWS)[:count]:
+        read = data.read_again(model, view)
+        for version, pair in (("original", read), ("erased", data.behind(model, read))):
+            for place, features in zip(views[version], _joined(pair), strict=True):
+                place.append(features)
+    return views
+
+
+def _wrapped(model: ErasedModel, other: Any) -> ErasedModel:
+    if isinstance(other, str | os.PathLike):
+        return type(model).from_pretrained(other)
+    return other if isinstance(other, type(model)) else type(model).from_model(other, processor=model.processor)
+
+
+def _check_dimension(features: dict[str, tuple[Tensor, Tensor]]) -> None:
+    found = {version: pair[0].shape[1] for version, pair in features.items()}
+    if found["original"] != found["erased"]:
+        raise ValueError(
+            f"The original model has features of dimension {found['original']} and this one of {found['erased']}: "
+            "original_model has to be the same network before unlearning."
+        )
+
+
+def _weights(original: ErasedModel, model: ErasedModel) -> list[Section]:
+    """Fig. 2, where both are the same architecture with a head."""
+    states = original.inner.state_dict(), model.inner.state_dict()
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
+    heads = {
+        next(part for part in reversed(head.split(".")) if not part.isdigit())
+        for tap in model.taps
+        for head in tap.heads
+    }
+    return [weights(weight_distance(*states, head=sorted(heads)))] if heads and shapes[0] == shapes[1] else []
+
+
+def _fit_class(model: ErasedModel) -> FitClass | None:
+    """The method of the last request, fitted on one class; None where it needs more than moments, or several taps."""
+    if not model.erasures or len(model.taps) > 1:
+        return None
+    record = model.erasures[-1]
+    if record.method not in available_methods():
+        return None
+    method = make_method(record.method, **record.settings)
+    if method.needs_features or method.needs_head or method.by_class:
+        return None
+
+    def fit(features: Tensor) -> Eraser | None:
+        moment = SecondMoment(features.shape[1])
+        moment.update(features)
+        try:
+            return method.fit(moment)
+        except ValueError:  # too few images of this class for so many directions
+            return None
+
+    return fit
+
+
 def _forgotten(model: ErasedModel, given: Any, names: Any) -> list[int]:
     if given is not None:
-        if isinstance(given, Tensor):
-            given = given.tolist()
-        return resolve_forget_labels([given] if isinstance(given, int | str) else given, names)
+        return _resolved(given, names)
     classes = {label for erasure in model.erasures for label in erasure.classes or ()}
     if not model.erasures:
         raise ValueError("Nothing was erased from this model, so forget_labels has to say which classes to look for.")
@@ -124,6 +271,13 @@ def _forgotten(model: ErasedModel, given: Any, names: Any) -> list[int]:
             "Say which they are: forget_labels=[...]."
         )
     return sorted(classes)
+
+
+def _resolved(given: Any, names: Any) -> list[int]:
+    """Ids of labels given as names or ids, one or several."""
+    if isinstance(given, Tensor):
+        given = given.tolist()
+    return resolve_forget_labels([given] if isinstance(given, int | str) else given, names)
 
 
 def _complete(labels: Tensor, split: str) -> Tensor:
@@ -136,34 +290,10 @@ def _complete(labels: Tensor, split: str) -> Tensor:
     return labels
 
 
-def _versions(model: ErasedModel, read: ReadFeatures) -> dict[str, Tensor]:
-    return {"original": _joined(read.before), "erased": _joined(read.erased(model))}
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Features at all taps side by side: [n, sum of d]."""
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Features at all taps as one matrix: [n, sum of d]."""
     parts = [part.cpu().float() for part in parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _reference(model: ErasedModel, other: Any, splits, labels, settings, answers) -> tuple[Tensor, Tensor]:
-    """Features of the retrained model on the same samples; its answers too where its classes are the model's."""
-    if isinstance(other, str):
-        other = type(model).from_pretrained(other)
-    elif not isinstance(other, type(model)):
-        other = type(model).from_model(other, processor=model.processor)
-    read = {split: read_features(other, data, settings, own_labels=True) for split, data in splits.items()}
-    for split, part in read.items():
-        if len(part.labels) != len(labels[split]):
-            raise ValueError(
-                f"The reference model read {len(part.labels)} {split} samples and the model {len(labels[split])}: the data "
-                "gives other samples at each pass. Pass data that can be read again in the same order."
-            )
-    features = {split: _joined(part.erased(other)) for split, part in read.items()}
-    same = dict(other.config.id2label or {}) == dict(model.config.id2label or {})
-    if answers is not None and model_has_head(other) and same:
-        answers["reference"] = tuple(logits(other, read[split].erased(other)) for split in ("train", "test"))
-    return features["train"], features["test"]
 
 
 def _names(names: Any, labels: Iterable[Tensor]) -> dict[int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,15 +81,14 @@ def audit(
     source: str,
     request: Request,
     *,
-    reference: str | None = None,
-    unseen: str | None = None,
-    attacks: str | Sequence[str] = "standard",
-    seeds: int = 1,
     output: Path | None = None,
+    unseen: str | None = None,
+    **options: Any,
 ) -> RetentionReport | None:
     """Load and audit; write report.json, report.md and the figures into `output`. None on all processes but the main one.
 
-    `request` says how the data is read; its `forget`, where empty, leaves the classes to the erasure records.
+    `request` says how the data is read; its `forget`, where empty, leaves the classes to the erasure records. `options`
+    are those of `ErasedModel.audit`.
     """
     if output is not None:
         with staged(output):  # refused before the work, not after it
@@ -100,10 +99,8 @@ def audit(
         load_source(source, split=request.split),
         load_source(source, split=request.test_split),
         _forget_ids(model, source, request) or None,
-        reference_model=reference,
         unseen=None if unseen is None else load_source(unseen, split=request.split),
-        attacks=attacks,
-        seeds=seeds,
+        **options,
         **vars(_settings(request)),
     )
     if not state.is_main_process:

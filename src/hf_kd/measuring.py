@@ -6,16 +6,25 @@ erasers and heads are functions of features alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .data import FeatureStore, describe_forget_set, feature_pass, make_loader, match_labels, process_state
+from .data import (
+    FeatureStore,
+    describe_forget_set,
+    feature_pass,
+    gather_rows,
+    make_loader,
+    match_labels,
+    process_state,
+)
 from .erasing import PassSettings, preprocessor_of
-from .taps import head_function, main_input
+from .taps import head_function, main_input, run
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
@@ -32,9 +41,14 @@ class ReadFeatures:
 
     def erased(self, model: ErasedModel) -> tuple[Tensor, ...]:
         """The features behind the erasers of `model`, [n, d] at each tap."""
-        with torch.no_grad():
-            pairs = zip(model.sites, self.before, strict=True)
-            return tuple(features if site.eraser is None else site.eraser(features) for site, features in pairs)
+        return erased(model, self.before)
+
+
+def erased(model: ErasedModel, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Features [n, d] at each tap behind the erasers that stand there."""
+    with torch.no_grad():
+        pairs = zip(model.sites, features, strict=True)
+        return tuple(part if site.eraser is None else site.eraser(part) for site, part in pairs)
 
 
 def read_features(
@@ -43,16 +57,35 @@ def read_features(
     settings: PassSettings | None = None,
     *,
     own_labels: bool = False,
-    mirrored: bool = False,
+    view: str | None = None,
 ) -> ReadFeatures:
     """One pass over `data` (anything `erase` takes), reading features before the erasers.
 
     own_labels: keep the data set's class ids, for classes that the model does not know.
-    mirrored: read every image mirrored left to right.
+    view: a key of `VIEWS`: read another view of every image.
 
     Raises ValueError for an empty set and LabelMismatchError for labels the model does not know.
     """
     settings = settings or PassSettings()
+    loader, mapping = _loader(model, data, settings, own_labels)
+    model.find_taps()
+    store = FeatureStore()
+    feature_pass(
+        model.inner,
+        list(model.sites),
+        loader if view is None else _seen_as(loader, main_input(model.inner), VIEWS[view]),
+        store,
+        stage="before",
+        mixed_precision=settings.mixed_precision,
+        progress=settings.progress,
+        description="features",
+    )
+    features, labels = store.collect(len(model.sites))
+    return ReadFeatures(tuple(features), labels if mapping is None else mapping(labels))
+
+
+def _loader(model: ErasedModel, data: Any, settings: PassSettings, own_labels: bool = False):
+    """Batches of this process, and the map from the data set's labels to the model's where there is one."""
     described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
     mapping: Callable[[Tensor], Tensor] | None = None
     if not own_labels and described.has_labels and model.config.inner.id2label and model_has_head(model):
@@ -66,20 +99,36 @@ def read_features(
         rank=state.process_index,
         world_size=state.num_processes,
     )
-    model.find_taps()
-    store = FeatureStore()
-    feature_pass(
-        model.inner,
-        list(model.sites),
-        _mirrored(loader, main_input(model.inner)) if mirrored else loader,
-        store,
-        stage="before",
-        mixed_precision=settings.mixed_precision,
-        progress=settings.progress,
-        description="features",
-    )
-    features, labels = store.collect(len(model.sites))
-    return ReadFeatures(tuple(features), labels if mapping is None else mapping(labels))
+    return loader, mapping
+
+
+def untrained_logits(model: ErasedModel, data: Any, settings: PassSettings, labels: Sequence[int]) -> Tensor | None:
+    """What the model's architecture answers before any training: logits [n, C] of the samples with `labels`, in order.
+
+    The weights are those the class initialises itself with, by a fixed seed. None where its output has no `logits`.
+    """
+    loader, mapping = _loader(model, data, settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = type(model.inner)(copy.deepcopy(model.inner.config)).eval()
+    device = next(model.inner.parameters()).device
+    untrained.to(device)
+    wanted = torch.tensor(list(labels))
+    rows, answers = [torch.zeros(0, dtype=torch.long)], []
+    with torch.no_grad():
+        for batch in loader:
+            own = batch["labels"] if mapping is None else mapping(batch["labels"])
+            chosen = torch.isin(own, wanted)
+            if chosen.any():
+                output = run(untrained, {name: value[chosen] for name, value in batch["inputs"].items()})
+                if getattr(output, "logits", None) is None:
+                    return None
+                rows.append(batch["rows"][chosen])
+                answers.append(output.logits.float().cpu())
+    numbers = gather_rows(torch.cat(rows), fill=-1)
+    gathered = gather_rows(torch.cat(answers) if answers else torch.zeros(0, 1))
+    present = numbers >= 0
+    return gathered[present][torch.argsort(numbers[present], stable=True)].cpu()
 
 
 def model_has_head(model: ErasedModel) -> bool:
@@ -87,9 +136,21 @@ def model_has_head(model: ErasedModel) -> bool:
     return all(tap.heads for tap in model.find_taps())
 
 
-def _mirrored(loader: Iterable[Mapping[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+def _cropped(pixels: Tensor) -> Tensor:
+    """The middle seven eighths of [n, channels, height, width], scaled back."""
+    height, width = pixels.shape[-2:]
+    top, left = height // 16, width // 16
+    middle = pixels[..., top : height - top, left : width - left]
+    return torch.nn.functional.interpolate(middle, size=(height, width), mode="bilinear", antialias=True)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"mirrored": lambda pixels: pixels.flip(-1), "cropped": _cropped}
+"""Further views of a batch of images [n, channels, height, width], in the order in which attacks use them."""
+
+
+def _seen_as(loader: Iterable[Mapping[str, Any]], name: str, view: Callable[[Tensor], Tensor]):
     for batch in loader:
-        yield {**batch, "inputs": {**batch["inputs"], name: batch["inputs"][name].flip(-1)}}
+        yield {**batch, "inputs": {**batch["inputs"], name: view(batch["inputs"][name])}}
 
 
 def predictions(model: ErasedModel, features: Sequence[Tensor]) -> Tensor:

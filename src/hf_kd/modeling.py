@@ -274,20 +274,21 @@ class ErasedModel(PreTrainedModel):
         test: Any,
         forget_labels: Any = None,
         *,
+        retain: Any = None,
         reference_model: Any = None,
         unseen: Any = None,
         attacks: str | Sequence[str] = "standard",
         seeds: int = 1,
-        **reading: Any,
+        **more: Any,
     ) -> RetentionReport:
         """Measure what the features behind the erasers still reveal of the forgotten classes: one pass over each split.
 
-        Arguments and errors: see `hf_kd.auditing.audit`. By default the forgotten classes are those of the records.
+        All arguments and errors: see `hf_kd.auditing.audit`. By default the forgotten classes are those of the records.
         """
         from .auditing import audit  # scikit-learn takes a second to import, and only audits need it
 
-        given = {"reference_model": reference_model, "unseen": unseen, "attacks": attacks, "seeds": seeds}
-        return audit(self, train, test, forget_labels, **given, **reading)
+        given = {"retain": retain, "reference_model": reference_model, "unseen": unseen}
+        return audit(self, train, test, forget_labels, **given, attacks=attacks, seeds=seeds, **more)
 
     # Answering
 

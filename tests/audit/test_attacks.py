@@ -14,8 +14,8 @@ from tests.audit.planted import noise, planted
 def audit_data(sample, forget=0):
     train, y, test, test_y = sample
     rng = torch.Generator().manual_seed(0)
-    views = [x + 0.5 * torch.randn(x.shape, generator=rng) for x in (train, test)]
-    return AuditData.of(train, y, test, test_y, forget, views[:1], views[1:])
+    views = [[x + 0.5 * torch.randn(x.shape, generator=rng) for _ in range(2)] for x in (train, test)]
+    return AuditData.of(train, y, test, test_y, forget, *views)
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +97,18 @@ def test_cover_hides_from_single_readers_and_not_from_those_who_accept_false_ala
     assert strongest(list(results.values())).by_advantage.advantage > 25
 
 
+def test_full_runs_the_views_attacks_that_there_are_views_for():
+    for views, expected in ((0, set()), (1, {2}), (2, {2, 3})):
+        names = [name for name in attack_names("full", views) if name.startswith("views-")]
+        assert {int(name.split("-")[1]) for name in names} == expected
+
+
 def test_unknown_names_and_missing_views_are_refused():
     train, y, test, test_y = planted(n=60)
     with pytest.raises(ValueError, match="telepathy"):
         run_attacks(train, y, test, test_y, 0, ["telepathy"])
     with pytest.raises(ValueError, match="further view"):
-        run_attacks(train, y, test, test_y, 0, ["views-linear"])
+        run_attacks(train, y, test, test_y, 0, ["views-2-linear"])
     with pytest.raises(ValueError, match="give both"):
         run_attacks(train, y, test, test_y, 0, "full", train_views=[train], test_views=[])
     with pytest.raises(ValueError, match="a row for each image"):

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from transformers import ViTModel
 from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
@@ -14,7 +15,7 @@ from hf_kd.audit import RetentionReport
 from hf_kd.cli import app
 from hf_kd.measuring import read_features
 
-from ..conftest import make_dataset
+from ..conftest import make_dataset, randomise
 
 QUICK = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1, 5], "progress": False}
 
@@ -36,6 +37,7 @@ def test_one_pass_over_each_split_and_the_classes_of_the_records(erased, splits,
     monkeypatch.setattr(auditing, "read_features", lambda *a, **k: passes.append(a[1]) or read_features(*a, **k))
     report = erased.audit(*splits, **QUICK)
     assert passes == list(splits)
+    assert "after_each" in report.plots["cosines"], "Fig. 3 with an eraser for each class"
     assert report.forget_labels == (2,)
     assert report.label(2) == "2 (cat)"
     assert report.samples == {"D_f": 16, "D_r": 64, "D_ft": 10, "D_rt": 40}
@@ -82,8 +84,46 @@ def test_a_retrained_model_and_unseen_classes_as_reference(erased, splits):
 
 
 def test_full_reads_mirrored_images_too(erased, splits):
-    report = erased.audit(*splits, **QUICK | {"attacks": ["views-linear"]})
-    assert report.score("attacks", "recall", "views-linear").settings["views"] == 2
+    report = erased.audit(*splits, **QUICK | {"attacks": ["views-2-linear"]})
+    assert report.score("attacks", "recall", "views-2-linear").settings["views"] == 2
+
+
+def test_full_reads_three_views_and_asks_an_untrained_model(erased, splits):
+    report = erased.audit(*splits, **QUICK | {"attacks": "full"})
+    assert report.score("attacks", "recall", "views-3-mlp").settings["views"] == 3
+    assert 0 < report.score("agreement", "zrf").value <= 1
+
+
+def test_only_the_labels_that_count_as_retained(erased, splits):
+    report = erased.audit(*splits, **QUICK, retain=["dog", 4])
+    assert report.samples == {"D_f": 16, "D_r": 32, "D_ft": 10, "D_rt": 20}
+    assert set(report.class_names) == {2, 3, 4}
+    with pytest.raises(ValueError, match="Did you mean 'dog'"):
+        erased.audit(*splits, **QUICK, retain="dgo")
+
+
+def test_an_original_model_makes_changed_weights_visible(model, processor, forget, splits):
+    before = copy.deepcopy(model)
+    head = model.classifier[-1] if isinstance(model.classifier, torch.nn.Sequential) else model.classifier
+    with torch.no_grad():
+        head.bias[2] = 100.0
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    wrapped = ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+    report = wrapped.audit(*splits, original_model=before, membership_references=[before], **QUICK)
+    assert 0.005 < report.score("weights", "relative", "other").value < 0.011, "running statistics did not move"
+    assert report.score("converged", "D_ft").before_projection is not None
+    assert report.score("head", "D_ft").original != report.score("head", "D_ft").before_projection
+    assert report.score("membership", "auc_two_sided", "RMIA").settings["references"] == 1
+
+
+def test_embedding_models_are_asked_for_identities(vit, processor, forget, splits):
+    model = randomise(ViTModel(vit.config))
+    wrapped = ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+    report = wrapped.audit(*splits, [2], **QUICK)
+    groups = {score.group for score in report.section("identities").scores}
+    assert {"closed set, cosine", "closed set, centred"} <= groups
+    assert "Not measured" in report.section("head").notes[0]
 
 
 def test_refusals_say_the_way_out(erased, model, processor, splits):

@@ -165,24 +165,25 @@ def groups(data: AuditData, seed: int = 0, *, reader: str, size: int = 5, partit
     )
 
 
-def views(data: AuditData, seed: int = 0, *, reader: str) -> AttackResult:
-    """Several views of every image, their features joined: an eraser that decides view by view gives itself away.
+def views(data: AuditData, seed: int = 0, *, reader: str, count: int) -> AttackResult:
+    """`count` views of every image, their features joined: an eraser that decides view by view gives itself away.
 
-    Raises ValueError where `data` has no further views.
+    Raises ValueError where `data` has fewer.
     """
-    if not data.train_views:
+    if len(data.train_views) < count - 1:
         raise ValueError(
-            "The views attack needs features of at least one further view of every image (e.g. the mirrored image); "
-            "pass train_views and test_views."
+            f"The attack on {count} views needs features of {count - 1} further views of every image (the mirrored one, "
+            f"say), and there are {len(data.train_views)}; pass train_views and test_views."
         )
-    train, test = torch.cat([data.train, *data.train_views], dim=1), torch.cat([data.test, *data.test_views], dim=1)
+    train = torch.cat([data.train, *data.train_views[: count - 1]], dim=1)
+    test = torch.cat([data.test, *data.test_views[: count - 1]], dim=1)
     if reader == "linear":
         probe = fit_linear_probe(train, data.train_labels, tolerance=1e-5, seed=seed)
     else:
         probe = fit_mlp_probe(train, data.train_labels, (256, 256), geometry="standardised", seed=seed)
     logits = probe.logits(test)
-    count = 1 + len(data.train_views)
-    return result_from_shares(data, f"views-{reader}", tie_shares(logits), data.forget_score(logits), views=count)
+    name = f"views-{count}-{reader}"
+    return result_from_shares(data, name, tie_shares(logits), data.forget_score(logits), views=count)
 
 
 @dataclass(frozen=True)
@@ -210,17 +211,26 @@ ATTACKS: dict[str, Attack] = {
     "weighted-3": Attack(weighted, "full"),
     **{f"at-{p}%-false-alarms": Attack(partial(at_false_alarms, percent=p), "full") for p in (1, 5, 25)},
     **{f"groups-of-5-{reader}": Attack(partial(groups, reader=reader), "full") for reader in ("linear", "mlp")},
-    **{f"views-{reader}": Attack(partial(views, reader=reader), "full") for reader in ("linear", "mlp")},
+    **{
+        f"views-{count}-{reader}": Attack(partial(views, reader=reader, count=count), "full")
+        for count in (2, 3)
+        for reader in ("linear", "mlp")
+    },
 }
 """Every attack by name."""
 
 
-def attack_names(names: str | Sequence[str], with_views: bool = False) -> tuple[str, ...]:
-    """Names of a suite (`standard`, `full`) or those given, checked. `full` has the views attacks only with views."""
+def views_needed(name: str) -> int:
+    """Further views of every image that an attack needs."""
+    return int(name.split("-")[1]) - 1 if name.startswith("views-") else 0
+
+
+def attack_names(names: str | Sequence[str], views: int = 0) -> tuple[str, ...]:
+    """Names of a suite (`standard`, `full`) or those given, checked. `full` leaves out what needs more further `views`."""
     if names == "standard":
         return tuple(name for name, attack in ATTACKS.items() if attack.suite == "standard")
     if names == "full":
-        return tuple(name for name in ATTACKS if with_views or not name.startswith("views-"))
+        return tuple(name for name in ATTACKS if views_needed(name) <= views)
     chosen = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in chosen if name not in ATTACKS]
     if unknown or not chosen:
@@ -248,7 +258,7 @@ def run_attacks(
     data = AuditData.of(
         train_features, train_labels, test_features, test_labels, forget_labels, train_views, test_views
     )
-    return tuple(ATTACKS[name].function(data, seed) for name in attack_names(names, bool(data.train_views)))
+    return tuple(ATTACKS[name].function(data, seed) for name in attack_names(names, len(data.train_views)))
 
 
 @dataclass(frozen=True)

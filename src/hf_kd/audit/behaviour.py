@@ -1,151 +1,25 @@
-"""The sections of a report that look at answers and at the features as such: head, membership, similarity, inputs, norms."""
+"""The sections of a report that look at the features as such (similarity, inputs, norms), and the numbers of the figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import as_classes, as_logits
 from .attack_data import AuditData
 from .change import class_mean_cosines
-from .membership import LossAttack, loss_attack
 from .repetition import repeated_vectors, share_changed
 from .report import PlotSamples, Score, Section
-from .scores import ForgetRetainScores, nearest_retained_classes, per_class_accuracy
-from .sections import RATES
 from .similarity import linear_cka, uncentred_cosine
 
-NEAREST = 5
+FitClass = Callable[[Tensor], Callable[[Tensor], Tensor] | None]
+"""From features [n, d] of one class to the map that erases it; None where that cannot be fitted."""
+
 MOST_CLASSES_DRAWN = 20
 HISTOGRAM_BINS = 40
-
-
-class Answers:
-    """Checked logits of one version's own head, and what is read from them."""
-
-    def __init__(self, name: str, train: Any, test: Any, data: AuditData):
-        self.data = data
-        self.train, self.test = as_logits(train, f"{name} train logits"), as_logits(test, f"{name} test logits")
-        for logits, labels, split in ((self.train, data.train_labels, "train"), (self.test, data.test_labels, "test")):
-            if len(logits) != len(labels):
-                raise ValueError(
-                    f"{name} {split} logits have {len(logits)} rows and the features {len(labels)}; pass one row for each "
-                    "sample, in the same order."
-                )
-            as_classes(labels.cpu(), logits, f"{split} labels")
-        self.predictions = self.test.argmax(dim=1).cpu()
-        labels = (data.train_labels.cpu(), data.test_labels.cpu())
-        self.scores = ForgetRetainScores.from_predictions(
-            self.train.argmax(dim=1).cpu(), labels[0], self.predictions, labels[1], data.forget
-        )
-
-    def membership(self, seed: int = 0) -> LossAttack:
-        """D_f against D_ft by the loss of the head."""
-        forget, forget_test = self.data.train_forget.cpu(), self.data.test_forget.cpu()
-        return loss_attack(
-            self.train[forget],
-            self.data.train_labels.cpu()[forget],
-            self.test[forget_test],
-            self.data.test_labels.cpu()[forget_test],
-            seed=seed,
-        )
-
-
-def _score(
-    name: str, direction: str, answers: Mapping[str, Any], pick: Callable[[Any], float | None], group: str = "", **about
-) -> Score:
-    values = {version: pick(answers[version]) if version in answers else None for version in _VERSIONS}
-    erased, original, reference, before = values.values()
-    return Score(
-        name, erased, direction, group, original=original, reference=reference, before_projection=before, **about
-    )
-
-
-_VERSIONS = ("erased", "original", "reference", "before_projection")
-
-
-def head(answers: Mapping[str, Answers]) -> Section:
-    """The model's own head: the four accuracies, every class, and where forgotten samples go."""
-    title = "The model's own head"
-    if "erased" not in answers:
-        return Section("head", title, notes=("Not measured: no logits were given (an embedding model has none).",))
-    data = answers["erased"].data
-    scores = [
-        _score(name, direction, answers, lambda a, name=name: getattr(a.scores, name), protocol="top-1 over all logits")
-        for name, direction in RATES.items()
-    ]
-    tables = {
-        version: {row.label: row for row in per_class_accuracy(a.predictions, data.test_labels.cpu(), data.forget)}
-        for version, a in answers.items()
-    }
-    for label, row in tables["erased"].items():
-        scores.append(
-            _score(
-                "accuracy",
-                "lower" if row.forgotten else "higher",
-                tables,
-                lambda table, label=label: table[label].accuracy,
-                f"class {label}",
-                protocol="top-1, test",
-                settings={"label": label, "samples": row.samples, "forgotten": row.forgotten},
-            )
-        )
-    nearest = {
-        version: {
-            row.label: row.share for row in nearest_retained_classes(a.predictions, data.test_labels.cpu(), data.forget)
-        }
-        for version, a in answers.items()
-    }
-    for label in list(nearest["erased"])[:NEAREST]:
-        scores.append(
-            _score(
-                "answered",
-                "none",
-                nearest,
-                lambda shares, label=label: shares.get(label, 0.0),
-                f"as class {label}",
-                protocol="share of D_ft that the head gives this retained class",
-                settings={"label": label},
-            )
-        )
-    notes = (
-        "A head can be silenced without erasing anything (W_c = 0, b_c = -inf gives D_ft = 0): low accuracy here says "
-        "nothing about what the features reveal.",
-    )
-    return Section("head", title, tuple(scores), notes)
-
-
-def membership(answers: Mapping[str, Answers]) -> Section:
-    """The loss attack, D_f against D_ft, two-sided."""
-    title = "Membership of D_f (loss attack, two-sided)"
-    if "erased" not in answers:
-        return Section("membership", title, notes=("Not measured: no logits were given.",))
-    data = answers["erased"].data
-    sides = int(data.train_forget.sum()), int(data.test_forget.sum())
-    if min(sides) < 10:
-        return Section(
-            "membership", title, notes=(f"Not measured: {sides[0]} and {sides[1]} images; it needs 10 a side.",)
-        )
-    found = {version: a.membership() for version, a in answers.items()}
-    erased = found["erased"]
-    settings = {"members": erased.members, "nonmembers": erased.nonmembers, "sd_over": f"{erased.draws} draws"}
-    about = {"protocol": "loss of each image, D_f (members) against D_ft", "settings": settings}
-    scores = (
-        _score("accuracy", "chance", found, lambda a: a.accuracy, chance=50.0, sd=erased.accuracy_sd, **about),
-        _score("auc_two_sided", "chance", found, lambda a: a.auc_two_sided, chance=50.0, sd=erased.auc_sd, **about),
-        _score("tpr_at_1%_fpr", "chance", found, lambda a: max(a.tpr, a.tpr_reversed), chance=1.0, **about),
-        _score("leak", "lower", found, lambda a: a.leak, unit="points", chance=0.0, **about),
-    )
-    notes = (
-        "Far below 50 % is a leak too: the attacker turns the test around. A model retrained without the class answers "
-        "neither its train nor its test images, so compare with a reference, not with 50 %. Deviations are "
-        "over draws of the images, not over seeds.",
-    )
-    return Section("membership", title, scores, notes)
 
 
 def similarity(original: AuditData, erased: AuditData) -> Section:
@@ -217,13 +91,20 @@ def norms(original: AuditData, erased: AuditData) -> Section:
 # For the figures
 
 
-def plot_numbers(original: AuditData, erased: AuditData) -> dict[str, Any]:
-    """Cosines and lengths of class means (Fig. 3) of at most 20 classes, and histograms of the norms."""
+def plot_numbers(original: AuditData, erased: AuditData, fit_class: FitClass | None = None) -> dict[str, Any]:
+    """Cosines and lengths of class means (Fig. 3) of at most 20 classes, and histograms of the norms.
+
+    fit_class: gives the eraser fitted on one class's training features; with it each class is also shown behind its own
+        eraser, as in the paper's right panel.
+    """
     if original.test.shape != erased.test.shape:
         return {}
     drawn = drawn_classes(original)
     rows = torch.isin(original.test_labels, drawn)
-    cosines = class_mean_cosines(original.test[rows], erased.test[rows], original.test_labels[rows])
+    labels = original.test_labels[rows]
+    cosines = class_mean_cosines(original.test[rows], erased.test[rows], labels)
+    each = None if fit_class is None else _each_erased(original, rows, drawn, fit_class)
+    own = None if each is None else class_mean_cosines(original.test[rows], each, labels)
     lengths = {
         version: data.test.double().norm(dim=1).cpu().numpy()
         for version, data in (("original", original), ("erased", erased))
@@ -232,7 +113,8 @@ def plot_numbers(original: AuditData, erased: AuditData) -> dict[str, Any]:
     edges = np.linspace(0.0, top, HISTOGRAM_BINS + 1)
     forget = original.test_forget.cpu().numpy()
     return {
-        "cosines": vars(cosines),
+        "cosines": vars(cosines)
+        | ({} if own is None else {"after_each": own.after, "norms_after_each": own.norms_after}),
         "norms": {
             "edges": edges,
             **{
@@ -244,6 +126,18 @@ def plot_numbers(original: AuditData, erased: AuditData) -> dict[str, Any]:
             },
         },
     }
+
+
+def _each_erased(data: AuditData, rows: Tensor, drawn: Tensor, fit_class: FitClass) -> Tensor | None:
+    """Test features of the drawn classes, each behind an eraser of its own; None where one cannot be fitted."""
+    features, labels = data.test[rows].clone(), data.test_labels[rows]
+    for label in drawn:
+        own = data.train[data.train_labels == label]
+        eraser = fit_class(own) if len(own) else None
+        if eraser is None:
+            return None
+        features[labels == label] = eraser(features[labels == label])
+    return features
 
 
 def drawn_classes(data: AuditData) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .arrays import CHUNK, aligned_chunks, same_shape
 from .preparation import ArrayLike, as_features, as_labels
+from .report import Score, Section
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,25 @@ def weight_distance(
         other=_distance("other", [row for row, inside in zip(rows, in_head, strict=True) if not inside]),
         total=_distance("total", rows),
     )
+
+
+def weights(distance: WeightDistance, most: int = 12) -> Section:
+    """The section of a report about changed weights (Fig. 2): head, everything else, and the `most` tensors moved most."""
+    moved = sorted(distance.tensors, key=lambda tensor: -(tensor.relative or 0.0))[:most]
+    scores = []
+    for row in (distance.head, distance.other, distance.total, *(tensor for tensor in moved if tensor.frobenius)):
+        about = {"entries": row.entries, "not_finite": row.not_finite, "frobenius": row.frobenius}
+        for name, value in (("relative", row.relative), ("mean_abs", row.mean_abs)):
+            scores.append(
+                Score(name, value, "none", row.name, unit="relative", protocol="current - original", settings=about)
+            )
+    notes = [
+        "relative: ||change||_F / ||original||_F; mean abs: mean |change| per entry. Erasers are not weights and are not "
+        "counted: ESC leaves every weight as it was, and changes the head once folded."
+    ]
+    if not distance.total.frobenius and not distance.total.not_finite:
+        notes.append("No weight differs from the original's: everything it knew is still in them.")
+    return Section("weights", "Weights moved (Fig. 2)", tuple(scores), tuple(notes))
 
 
 def class_mean_cosines(features: ArrayLike, erased_features: ArrayLike, labels: ArrayLike) -> ClassMeanCosines:

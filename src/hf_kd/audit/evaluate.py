@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
+from . import answers as heads
 from . import behaviour, sections
 from .attack_data import AuditData
 from .attacks import attack_names
+from .identity_scores import identities as identity_section
+from .membership_scores import membership
 from .preparation import ArrayLike, as_features, as_labels
 from .probes import count_shared_rows
 from .reading import Reading, mean_reading, read, unseen_data
-from .report import RetentionReport
+from .report import SECTIONS, RetentionReport, Section
 
 VERSIONS = ("original", "erased", "before_projection")
 
@@ -40,6 +43,11 @@ def audit_features(
     reference: tuple[ArrayLike, ArrayLike] | None = None,
     unseen: tuple[ArrayLike, ArrayLike] | None = None,
     views: Mapping[str, tuple[Sequence[ArrayLike], Sequence[ArrayLike]]] | None = None,
+    random_logits: ArrayLike | None = None,
+    membership_references: Sequence[tuple[ArrayLike, ArrayLike]] = (),
+    identities: bool = False,
+    fit_class: behaviour.FitClass | None = None,
+    more: Sequence[Section] = (),
     shots: Sequence[int] | None = None,
     draws: int = 10,
     class_names: Mapping[int, str] | None = None,
@@ -56,6 +64,11 @@ def audit_features(
     unseen: features of the ORIGINAL model [m, d] and labels [m] of classes it was never trained on; each stands in turn
         in the place of the forgotten class, a quarter of it held out for testing.
     views: for each version, further views of the train and of the test images, for the views attacks of `full`.
+    random_logits: answers [n_f, C] of a randomly initialised model to D_f, for ZRF.
+    membership_references: train and test logits of models that never saw D_f, for RMIA.
+    identities: also ask the features for the forgotten labels as identities: verification, gallery, open set (faces).
+    fit_class: see `behaviour.plot_numbers`; for the figure of class means only.
+    more: sections measured elsewhere, put in their place: see `layers` and `change.weights`.
     shots, draws: see `label_efficiency`.
 
     Versions that are equal bit for bit are measured once. Warns, with the count, where train and test overlap. Raises
@@ -69,7 +82,7 @@ def audit_features(
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; at least one is needed.")
     original, erased, before = (data[name] for name in VERSIONS)
-    names = sections.ran_attacks(attack_names(attacks, bool(original.train_views)))
+    names = sections.ran_attacks(attack_names(attacks, len(original.train_views)))
     notes = _overlap(original)
 
     first = read(original, names, seeds, shots, draws)
@@ -91,8 +104,26 @@ def audit_features(
     readings = sections.Readings(
         first, second, third, never, original.classes.numel(), equal=erased is original, reference_labels=few
     )
-    answers = {name: behaviour.Answers(name, *pair, original) for name, pair in (logits or {}).items()}
-    heads = {name: answer.scores for name, answer in answers.items()}
+    answers = {name: heads.Answers(name, *pair, original) for name, pair in (logits or {}).items()}
+    found = [
+        sections.converged(readings),
+        sections.worst_case(readings),
+        sections.label_efficiency(readings),
+        sections.paper(readings),
+        heads.head(answers),
+        sections.recovery(readings, {name: answer.scores for name, answer in answers.items()}),
+        sections.attacks(readings),
+        membership(answers, membership_references),
+        heads.agreement(answers, random_logits),
+        heads.gap(answers),
+        behaviour.similarity(original, erased),
+        behaviour.inputs(original, erased),
+        behaviour.norms(original, erased),
+        *more,
+    ]
+    if identities:
+        versions = {"erased": erased, "original": original} | ({"reference": other} if reference is not None else {})
+        found.append(identity_section(versions))
     return RetentionReport(
         forget_labels=original.forget,
         reference=kind,
@@ -104,23 +135,13 @@ def audit_features(
         },
         dimension=original.train.shape[1],
         seeds=seeds,
-        sections=(
-            sections.converged(readings),
-            sections.worst_case(readings),
-            sections.label_efficiency(readings),
-            sections.paper(readings),
-            behaviour.head(answers),
-            sections.recovery(readings, heads),
-            sections.attacks(readings),
-            behaviour.membership(answers),
-            behaviour.similarity(original, erased),
-            behaviour.inputs(original, erased),
-            behaviour.norms(original, erased),
+        sections=tuple(
+            sorted((section for section in found if section is not None), key=lambda s: SECTIONS.index(s.key))
         ),
         class_names={int(label): str(name) for label, name in (class_names or {}).items()},
         notes=tuple(notes),
         context=dict(context or {}),
-        plots=behaviour.plot_numbers(original, erased),
+        plots=behaviour.plot_numbers(original, erased, fit_class),
         versions={name: version(name) for name in ("hf-kd", "torch", "scikit-learn", "numpy")},
         seconds=round(time.perf_counter() - started, 2),
         plot_samples=behaviour.plot_samples(original, erased),

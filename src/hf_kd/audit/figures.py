@@ -139,7 +139,10 @@ def label_efficiency(report: RetentionReport, figure_class: Any) -> Any:
 
 
 def class_means(report: RetentionReport, figure_class: Any) -> Any:
-    """Fig. 3: cosines between class means, original against original and against erased, with the means' lengths."""
+    """Fig. 3: cosines between class means, original against original and against erased, with the means' lengths.
+
+    The paper's right panel erases every class with an eraser of its own: the third, where the method allows it.
+    """
     numbers = report.plots.get("cosines")
     if not numbers:
         return None
@@ -147,13 +150,17 @@ def class_means(report: RetentionReport, figure_class: Any) -> Any:
     classes = numbers["classes"]
     names = [_short(report.class_names.get(label, str(label))) for label in classes]
     size = max(2.6, 0.3 * len(classes))
-    figure = figure_class(figsize=(2 * size + 1.6, size + 1.5))
-    panels = figure.subplots(1, 2, sharey=True)
-    low = min(0.0, float(before.min()), float(after.min()))
-    for axes, matrix, lengths, title, columns in (
-        (panels[0], before, numbers["norms_before"], "original against original", "original"),
-        (panels[1], after, numbers["norms_after"], "original against erased", "erased"),
-    ):
+    shown = [
+        (before, numbers["norms_before"], "original against original", "original"),
+        (after, numbers["norms_after"], "original against erased", "erased"),
+    ]
+    if "after_each" in numbers:
+        own = np.asarray(numbers["after_each"])
+        shown.append((own, numbers["norms_after_each"], "each class behind an eraser of its own", "erased"))
+    figure = figure_class(figsize=(len(shown) * size + 1.6, size + 1.5))
+    panels = figure.subplots(1, len(shown), sharey=True)
+    low = min(0.0, *(float(matrix.min()) for matrix, *_ in shown))
+    for axes, (matrix, lengths, title, columns) in zip(panels, shown, strict=True):
         image = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1)
         axes.set_title(title)
         axes.set_xticks(

@@ -46,6 +46,25 @@ NAMES = {
     "rows_sharing": "inputs sharing a vector",
     "largest_group": "largest group of equals",
     "mean_norm": "mean norm",
+    "member_rate": "member rate",
+    "average_gap": "average gap",
+    "js": "JS, bits",
+    "l1": "L1",
+    "l2": "L2",
+    "rms": "RMS",
+    "same_answer": "same answer",
+    "zrf": "ZRF",
+    "zrf_legacy": "ZRF, legacy",
+    "relative": "relative",
+    "mean_abs": "mean abs",
+    "tar": "TAR",
+    "tar_as_deployed": "TAR, threshold of the retained",
+    "tar_retained": "TAR, retained",
+    "rank1": "rank-1",
+    "rank1_retained": "rank-1, retained",
+    "map": "mAP",
+    "identified": "identified",
+    "identified_retained": "identified, retained",
 }
 
 
@@ -57,6 +76,8 @@ def number(value: float | None, unit: str = "%", sd: float | None = None) -> str
         return f"{value:.1f}" + (f" ± {sd:.1f}" if sd else "")
     if unit == "nats":
         return f"{value:.0e}"
+    if unit == "relative":
+        return f"{value:.2g}"
     if unit in ("vectors", "rows"):
         return f"{value:,.0f}"
     return f"{value:.2f}" + (f" ± {sd:.2f}" if sd else "")
@@ -112,7 +133,7 @@ def screen(report: RetentionReport) -> Group:
     ] + named("label_efficiency", "area"))  # fmt: skip
     add("Linear probe, paper protocol (stopped early)", named("paper", "D_ft", "D_rt"))
     add("The model's own head", named("head", "D_ft", "D_rt", "HM_t"))
-    add("Membership of D_f, by loss", named("membership", "auc_two_sided"))
+    add("Membership of D_f, by loss", named("membership", "auc_two_sided", group="loss"))
     similarity = named("similarity", "linear_cka", "cosine")
     shared = [(f"{text}, {score.group}", score) for text, score in named("inputs", "changed", "repeated_vectors")]
     add("Features of the test images", similarity + [row for row in shared if row[1].group == "D_ft" or row[1].value])
@@ -166,7 +187,7 @@ def markdown(report: RetentionReport, heading: int = 2) -> str:
             lines += _wide(report, replace(section, scores=tuple(curve))) + _long(
                 report, replace(section, scores=tuple(rest))
             )
-        elif section.key in ("attacks", "inputs", "norms", "recovery"):
+        elif section.key in ("attacks", "inputs", "norms", "recovery", "identities", "agreement", "weights"):
             lines += _wide(report, section)
         elif section.scores:
             lines += _long(report, section)

@@ -27,12 +27,18 @@ SECTIONS = (
     "head",
     "recovery",
     "attacks",
+    "layers",
+    "identities",
     "membership",
+    "agreement",
+    "gap",
     "similarity",
+    "weights",
     "inputs",
     "norms",
 )
-"""Keys of all sections in reading order: what misleads least comes first. A section can be empty but for a note."""
+"""Keys of all sections in reading order: what misleads least comes first. A section can be empty but for a note; layers,
+identities, gap and weights are there only where they were asked for or can exist."""
 
 DIRECTIONS = {
     "lower": "forgetting lowers it",

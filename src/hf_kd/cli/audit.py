@@ -37,11 +37,23 @@ def audit(
     test_split: Annotated[str, typer.Option(help="Split that they are scored on.")] = "test",
     attacks: Annotated[str, typer.Option(help="standard, full, or names of attacks with commas.")] = "standard",
     seeds: Annotated[int, typer.Option(min=1, help="Repeat what depends on chance, for mean and sd.")] = 1,
+    retain: Annotated[
+        list[str] | None, typer.Option(help="Label that counts as retained; repeat it. Without it: all others.")
+    ] = None,
+    original_model: Annotated[
+        str | None, typer.Option(help="The model before unlearning, where that changed weights.")
+    ] = None,
     reference_model: Annotated[
         str | None, typer.Option(help="A model retrained without the forgotten classes, to compare with.")
     ] = None,
     unseen: Annotated[
         str | None, typer.Option(help="Data set of classes the model was never trained on, to compare with.")
+    ] = None,
+    membership_reference: Annotated[
+        list[str] | None, typer.Option(help="A model that never saw the forgotten images, for RMIA; repeat it.")
+    ] = None,
+    identities: Annotated[
+        bool | None, typer.Option("--identities/--no-identities", help="Ask for labels as identities, as for faces.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and figures.")] = None,
     tap: TapOption = None,
@@ -81,11 +93,15 @@ def audit(
             model,
             dataset,
             request,
-            reference=reference_model,
+            output=output,
             unseen=unseen,
+            retain=retain or None,
+            original_model=original_model,
+            reference_model=reference_model,
+            membership_references=membership_reference or (),
+            identities=identities,
             attacks=names,
             seeds=seeds,
-            output=output,
         )
     if report is None:
         return

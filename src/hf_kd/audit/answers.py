@@ -1,0 +1,207 @@
+"""The sections of a report that look at what heads answer: the model's own head, agreement with other models, and the
+gap to a retrained one. Works on logits [n, C], whose columns are the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .arrays import as_classes, as_logits
+from .attack_data import AuditData
+from .membership import member_rate
+from .preparation import ArrayLike
+from .report import Score, Section
+from .scores import ForgetRetainScores, average_gap, nearest_retained_classes, per_class_accuracy
+from .sections import RATES
+from .similarity import activation_distances, completeness, js_divergence, zrf, zrf_legacy
+
+NEAREST = 5
+
+VERSIONS_OF_ANSWERS = ("erased", "original", "reference", "before_projection")
+
+
+class Answers:
+    """Checked logits of one version's own head, and what is read from them."""
+
+    def __init__(self, name: str, train: Any, test: Any, data: AuditData):
+        self.data = data
+        self.train, self.test = as_logits(train, f"{name} train logits"), as_logits(test, f"{name} test logits")
+        for logits, labels, split in ((self.train, data.train_labels, "train"), (self.test, data.test_labels, "test")):
+            if len(logits) != len(labels):
+                raise ValueError(
+                    f"{name} {split} logits have {len(logits)} rows and the features {len(labels)}; pass one row for each "
+                    "sample, in the same order."
+                )
+            as_classes(labels.cpu(), logits, f"{split} labels")
+        self.predictions = self.test.argmax(dim=1).cpu()
+        labels = (data.train_labels.cpu(), data.test_labels.cpu())
+        self.scores = ForgetRetainScores.from_predictions(
+            self.train.argmax(dim=1).cpu(), labels[0], self.predictions, labels[1], data.forget
+        )
+
+    def part(self, name: str) -> tuple[Tensor, Tensor]:
+        """Logits and labels of D_f, D_r, D_ft or D_rt."""
+        return part_of(self.data, name, self.train, self.test)
+
+
+def answer_score(
+    name: str, direction: str, answers: Mapping[str, Any], pick: Callable[[Any], float | None], group: str = "", **about
+) -> Score:
+    values = {version: pick(answers[version]) if version in answers else None for version in VERSIONS_OF_ANSWERS}
+    erased, original, reference, before = values.values()
+    return Score(
+        name, erased, direction, group, original=original, reference=reference, before_projection=before, **about
+    )
+
+
+def head(answers: Mapping[str, Answers]) -> Section:
+    """The model's own head: the four accuracies, every class, and where forgotten samples go."""
+    title = "The model's own head"
+    if "erased" not in answers:
+        return Section("head", title, notes=("Not measured: no logits were given (an embedding model has none).",))
+    data = answers["erased"].data
+    scores = [
+        answer_score(
+            name, direction, answers, lambda a, name=name: getattr(a.scores, name), protocol="top-1 over all logits"
+        )
+        for name, direction in RATES.items()
+    ]
+    tables = {
+        version: {row.label: row for row in per_class_accuracy(a.predictions, data.test_labels.cpu(), data.forget)}
+        for version, a in answers.items()
+    }
+    for label, row in tables["erased"].items():
+        scores.append(
+            answer_score(
+                "accuracy",
+                "lower" if row.forgotten else "higher",
+                tables,
+                lambda table, label=label: table[label].accuracy,
+                f"class {label}",
+                protocol="top-1, test",
+                settings={"label": label, "samples": row.samples, "forgotten": row.forgotten},
+            )
+        )
+    nearest = {
+        version: {
+            row.label: row.share for row in nearest_retained_classes(a.predictions, data.test_labels.cpu(), data.forget)
+        }
+        for version, a in answers.items()
+    }
+    for label in list(nearest["erased"])[:NEAREST]:
+        scores.append(
+            answer_score(
+                "answered",
+                "none",
+                nearest,
+                lambda shares, label=label: shares.get(label, 0.0),
+                f"as class {label}",
+                protocol="share of D_ft that the head gives this retained class",
+                settings={"label": label},
+            )
+        )
+    notes = (
+        "A head can be silenced without erasing anything (W_c = 0, b_c = -inf gives D_ft = 0): low accuracy here says "
+        "nothing about what the features reveal.",
+    )
+    return Section("head", title, tuple(scores), notes)
+
+
+def part_of(data: AuditData, name: str, train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of train or test, and their labels, that D_f, D_r, D_ft or D_rt names."""
+    rows, labels, forget = (
+        (test, data.test_labels, data.test_forget)
+        if name.endswith("t")
+        else (train, data.train_labels, data.train_forget)
+    )
+    mask = (forget if name.startswith("D_f") else ~forget).cpu()
+    return rows[mask.to(rows.device)], labels.cpu()[mask]
+
+
+def agreement(answers: Mapping[str, Answers], random_logits: ArrayLike | None = None) -> Section:
+    """How close the answers are to the original's, to a retrained model's, and to those of a model that never learned.
+
+    random_logits: what a randomly initialised model answers on D_f [n, C], for ZRF; without it ZRF is left out.
+    """
+    title = "Agreement of the answers with other models"
+    if "erased" not in answers:
+        return Section("agreement", title, notes=("Not measured: no logits were given.",))
+    scores: list[Score] = []
+    for other, direction in (("original", "none"), ("reference", "lower")):
+        if other not in answers:
+            continue
+        for part in ("D_ft", "D_rt"):
+            with_other = {
+                version: _distances(answers[version].part(part)[0], answers[other].part(part)[0])
+                for version in answers
+                if version != other
+            }
+            for name in ("js", "l1", "l2", "rms", "same_answer"):
+                scores.append(
+                    answer_score(
+                        name,
+                        "none" if name == "same_answer" else direction,
+                        with_other,
+                        lambda found, name=name: found[name],
+                        f"{part}, from the {other}",
+                        unit="%" if name == "same_answer" else "",
+                        protocol=f"softmax of both heads on {part}",
+                    )
+                )
+    if random_logits is not None:
+        for name, function in (("zrf", zrf), ("zrf_legacy", zrf_legacy)):
+            values = {version: function(a.part("D_f")[0], random_logits) for version, a in answers.items()}
+            scores.append(
+                answer_score(name, "chance", values, lambda v: v, "D_f, random model", unit="", protocol="1 - mean JS")
+            )
+    notes = (
+        "JS: Jensen-Shannon divergence in base 2, 0 (equal) to 1. l1, l2, rms: mean L1, mean L2 and root-mean-square L2 "
+        'distance of the softmax outputs; papers use each as "activation distance". Same answer: share of images.',
+        *(
+            (
+                "ZRF: 1 = answers as a randomly initialised model does. zrf_legacy is the number of the published code, "
+                "whose divergence has its arguments reversed and is divided by the number of classes: for comparison.",
+            )
+            if random_logits is not None
+            else ()
+        ),
+    )
+    return Section("agreement", title, tuple(scores), notes)
+
+
+def _distances(logits: Tensor, other: Tensor) -> dict[str, float]:
+    found = activation_distances(logits, other)
+    return {
+        "js": float(js_divergence(logits, other, log_base=2).mean()),
+        **vars(found),
+        "same_answer": completeness(logits, other),
+    }
+
+
+def gap(answers: Mapping[str, Answers]) -> Section | None:
+    """Avg Gap of Table 5: mean distance from the retrained model in D_f, D_r, D_t and member rate; None without one."""
+    if "reference" not in answers or "erased" not in answers:
+        return None
+    rows = {version: _table_5(a) for version, a in answers.items()}
+    scores = [
+        answer_score(name, direction, rows, lambda row, name=name: row[name], protocol="Table 5")
+        for name, direction in (("D_f", "none"), ("D_r", "none"), ("D_t", "none"), ("member_rate", "none"))
+    ]
+    target = list(rows["reference"].values())
+    gaps = {version: average_gap(list(row.values()), target) for version, row in rows.items()}
+    scores.append(answer_score("average_gap", "lower", gaps, lambda value: value, unit="points", protocol="Table 5"))
+    notes = ("Average gap: mean absolute difference to the retrained model's four numbers; 0 is its equal.",)
+    return Section("gap", "Gap to the retrained model (Table 5)", tuple(scores), notes)
+
+
+def _table_5(answers: Answers) -> dict[str, float]:
+    labels = answers.data.test_labels.cpu()
+    return {
+        "D_f": answers.scores.D_f,
+        "D_r": answers.scores.D_r,
+        "D_t": 100 * float((answers.predictions == labels).double().mean()),
+        "member_rate": member_rate(*(answers.part(name)[0] for name in ("D_r", "D_rt", "D_f"))).member_rate,
+    }

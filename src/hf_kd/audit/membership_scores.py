@@ -1,0 +1,122 @@
+"""The section of a report about membership: does the model betray that an image was in its training set?
+
+Loss attack (Table 1), member rate (Table 5), the attacks of Unlearn-Sparse / SalUn, and RMIA where reference models are at
+hand. All two-sided: far below chance is a leak too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from .answers import Answers, answer_score, part_of
+from .arrays import as_logits
+from .membership import LossAttack, loss_attack, member_rate, mia_efficacy
+from .membership_reference import rmia_attack
+from .preparation import ArrayLike
+from .report import Score, Section
+
+LEAST = 10
+"""Images a side below which nothing is measured."""
+
+SUPPORT_VECTORS = 1000
+"""Images a side for the support vector machines of the efficacy attacks, whose cost is quadratic."""
+
+
+def membership(answers: Mapping[str, Answers], references: Sequence[tuple[ArrayLike, ArrayLike]] = ()) -> Section:
+    """All membership attacks on D_f; `references` are train and test logits of models that never saw D_f, for RMIA."""
+    title = "Membership of D_f (two-sided)"
+    if "erased" not in answers:
+        return Section("membership", title, notes=("Not measured: no logits were given.",))
+    data = answers["erased"].data
+    sides = int(data.train_forget.sum()), int(data.test_forget.sum())
+    if min(sides) < LEAST:
+        return Section(
+            "membership", title, notes=(f"Not measured: {sides[0]} and {sides[1]} images; it needs {LEAST} a side.",)
+        )
+    scores = [*_by_loss(answers), *_by_share(answers)]
+    notes = [
+        "Far below 50 % is a leak too: the attacker turns the test around. A model retrained without the class answers "
+        "neither its train nor its test images, so compare with a reference, not with 50 %. Deviations are "
+        "over draws of the images, not over seeds.",
+        "Member rate: share of D_f that an attacker fitted on D_r against D_rt calls members; its chance level is what the "
+        "same attacker calls members among images never seen. Efficacy = 100 - member rate, as Unlearn-Sparse prints it.",
+    ]
+    if references:
+        scores += _by_references(answers, references)
+        notes.append(f"RMIA with {len(references)} reference models that never saw D_f; population: D_rt.")
+    return Section("membership", title, tuple(scores), tuple(notes))
+
+
+def _by_loss(answers: Mapping[str, Answers]) -> list[Score]:
+    found: dict[str, LossAttack] = {
+        version: loss_attack(*a.part("D_f"), *a.part("D_ft")) for version, a in answers.items()
+    }
+    erased = found["erased"]
+    settings = {"members": erased.members, "nonmembers": erased.nonmembers, "sd_over": f"{erased.draws} draws"}
+    about = {"group": "loss", "protocol": "loss of each image, D_f (members) against D_ft", "settings": settings}
+    return [
+        answer_score("accuracy", "chance", found, lambda a: a.accuracy, chance=50.0, sd=erased.accuracy_sd, **about),
+        answer_score(
+            "auc_two_sided", "chance", found, lambda a: a.auc_two_sided, chance=50.0, sd=erased.auc_sd, **about
+        ),
+        answer_score("tpr_at_1%_fpr", "chance", found, lambda a: max(a.tpr, a.tpr_reversed), chance=1.0, **about),
+        answer_score("leak", "lower", found, lambda a: a.leak, unit="points", chance=0.0, **about),
+    ]
+
+
+def _by_share(answers: Mapping[str, Answers]) -> list[Score]:
+    attacks = {}
+    for version, a in answers.items():
+        parts = [a.part(name) for name in ("D_r", "D_rt", "D_f")]
+        attacks[version] = {"entropy, logistic": member_rate(*(logits for logits, _ in parts))} | {
+            f"{name}, SVC": share
+            for name, share in mia_efficacy(*(x for part in parts for x in part), max_samples=SUPPORT_VECTORS).items()
+        }
+    return [
+        answer_score(
+            "member_rate",
+            "chance",
+            attacks,
+            lambda found, name=name: found[name].member_rate,
+            name,
+            chance=share.false_alarm_rate,
+            protocol="D_r (members) against D_rt, judged on D_f",
+            settings={"images_a_side": share.samples, "efficacy": share.efficacy},
+        )
+        for name, share in attacks["erased"].items()
+    ]
+
+
+def _by_references(answers: Mapping[str, Answers], references: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[Score]:
+    data = answers["erased"].data
+    checked = [
+        tuple(as_logits(logits, f"membership reference {n} {split} logits") for split, logits in pairs)
+        for n, pairs in enumerate(zip(("train", "test"), pair, strict=True) for pair in references)
+    ]
+    for number, (train, test) in enumerate(checked):
+        for split, logits, own in (("train", train, answers["erased"].train), ("test", test, answers["erased"].test)):
+            if logits.shape != own.shape:
+                raise ValueError(
+                    f"Membership reference {number} has {split} logits {tuple(logits.shape)}; expected {tuple(own.shape)}, "
+                    "a row for each sample and a column for each label of the model."
+                )
+    others = {
+        name: torch.stack([part_of(data, name, *pair)[0].cpu() for pair in checked]) for name in ("D_f", "D_ft", "D_rt")
+    }
+    found = {
+        version: rmia_attack(
+            *(
+                (logits.cpu(), others[name], labels)
+                for name in ("D_f", "D_ft", "D_rt")
+                for logits, labels in [a.part(name)]
+            )
+        )
+        for version, a in answers.items()
+    }
+    about = {"group": "RMIA", "protocol": "RMIA, D_f against D_ft", "settings": {"references": len(checked)}}
+    return [
+        answer_score("auc_two_sided", "chance", found, lambda f: f.auc_two_sided, chance=50.0, **about),
+        answer_score("tpr_at_1%_fpr", "chance", found, lambda f: max(f.tpr, f.tpr_reversed), chance=1.0, **about),
+    ]
