@@ -1,11 +1,13 @@
-"""The audit on a real network: CIFAR ResNet-20, one class forgotten by ESC and ESC-T, beside controls that forget nothing.
+"""The audit on real networks: one class forgotten by ESC and ESC-T, beside controls that forget nothing.
 
-    OMP_NUM_THREADS=2 python benchmarks/audit.py --weights RESNET20_DIR --data CIFAR10_DIR [--unseen IMAGENETTE_DIR]
-        [--forget cat] [--k 1] [--output DIR]
+    OMP_NUM_THREADS=2 python benchmarks/audit.py --weights DIR --data DIR [--unseen DIR] [--forget cat] [--k 1]
+        [--attacks full] [--seeds 3] [--output DIR]
 
---weights and --data as in examples/cifar_resnet20.py. --unseen is a folder with a train.parquet of classes the network was
-never trained on; images are scaled to 32 px. Features are read in one pass; wall and processor time of every audit are
-without that pass. Prints Markdown; with --output the reports and their figures are kept.
+--weights: CIFAR ResNet-20 as in examples/cifar_resnet20.py, or a checkpoint of transformers. --data and --unseen: folders
+with train.parquet and test.parquet. Of --unseen the classes that the network was never trained on are read (`UNSEEN`), scaled
+to 32 px for the ResNet-20. Features are read in one pass; wall and processor time of every audit are without it. The first
+variant gets the reference, the identities and the attacks that were asked for. Prints Markdown; --output keeps reports and
+figures.
 """
 
 from __future__ import annotations
@@ -16,23 +18,51 @@ import platform
 import resource
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from datasets import load_dataset
+from torch import Tensor, nn
 
 from hf_kd import ESC, ESCT, ErasedModel, SecondMoment
 from hf_kd.audit import RetentionReport, audit_features
 from hf_kd.configuration import versions
 from hf_kd.measuring import read_features
+from hf_kd.taps import head_function
 
-UNSEEN = ("tench", "cassette player", "church", "French horn", "golf ball")
-"""Classes of imagenette that CIFAR-10 has no like of."""
+UNSEEN = {
+    10: ("tench", "cassette player", "church", "French horn", "golf ball"),
+    1001: ("deer", "horse"),
+}
+"""By number of labels: classes of imagenette that CIFAR-10 has no like of, and of CIFAR-10 that ImageNet's labels lack."""
+
+
+@dataclass
+class Network:
+    """A model and what it reads."""
+
+    model: ErasedModel
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    unseen: tuple[Tensor, Tensor] | None
+    seconds: float
+    """Of the feature pass."""
+
+    def head(self, features: Tensor) -> Tensor:
+        return head_function(self.model.inner, self.model.taps)([features])
+
+    def label(self, name: str) -> int:
+        found = [label for label, own in self.model.config.id2label.items() if own.partition(",")[0] == name]
+        if len(found) != 1:
+            raise SystemExit(f"{len(found)} labels of the model are called {name!r}")
+        return found[0]
 
 
 def example():
-    """The example that wraps the network, imported from its file."""
+    """The example that wraps the ResNet-20, imported from its file."""
     path = Path(__file__).resolve().parents[1] / "examples" / "cifar_resnet20.py"
     spec = importlib.util.spec_from_file_location("cifar_resnet20", path)
     module = importlib.util.module_from_spec(spec)
@@ -41,18 +71,42 @@ def example():
     return module
 
 
-def unseen_features(model: ErasedModel, folder: Path) -> tuple[Tensor, Tensor]:
-    from datasets import load_dataset
+def read(weights: Path, data: Path, unseen: Path | None) -> Network:
+    if (weights / "config.json").exists():
+        model = ErasedModel.from_pretrained(weights)
+    else:
+        model = ErasedModel.from_model(*example().load(weights))
+    started = time.perf_counter()
+    train, test = (read_features(model, parquet(data, split)) for split in ("train", "test"))
+    seconds = time.perf_counter() - started
+    strangers = None
+    if unseen is not None:
+        wanted = UNSEEN[model.config.num_labels]
+        rows = parquet(unseen, "train")
+        ids = [number for number, name in enumerate(rows.features["label"].names) if name.partition(",")[0] in wanted]
+        if len(ids) != len(wanted):
+            raise SystemExit(f"{wanted} are not all in {unseen}")
+        rows = rows.filter(lambda label: label in ids, input_columns="label")
+        if model.config.num_labels == 10:
+            rows = rows.map(lambda row: {"image": row["image"].convert("RGB").resize((32, 32))})
+        found = read_features(model, rows.shuffle(seed=0).select(range(min(len(rows), 1000))), own_labels=True)
+        strangers = found.before[0], found.labels
+    return Network(model, train.before[0], train.labels, test.before[0], test.labels, strangers, seconds)
 
-    rows = load_dataset("parquet", data_files=str(folder / "train.parquet"), split="train")
-    names = rows.features["label"].names
-    wanted = [number for number, name in enumerate(names) if name.partition(",")[0] in UNSEEN]
-    if not wanted:
-        raise SystemExit(f"None of {UNSEEN} among {names}")
-    rows = rows.filter(lambda label: label in wanted, input_columns="label")
-    rows = rows.map(lambda row: {"image": row["image"].convert("RGB").resize((32, 32))})
-    read = read_features(model, rows, own_labels=True)
-    return read.before[0], read.labels
+
+def parquet(folder: Path, split: str):
+    return load_dataset("parquet", data_files=str(folder / f"{split}.parquet"), split="train")
+
+
+def silenced(head, label: int):
+    """Head surgery: W_c = 0, b_c = -inf."""
+
+    def answer(features: Tensor) -> Tensor:
+        logits = head(features)
+        logits[:, label] = float("-inf")
+        return logits
+
+    return answer
 
 
 def main() -> None:
@@ -61,46 +115,36 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--unseen", type=Path)
     parser.add_argument("--forget", default="cat")
-    parser.add_argument("--k", type=int, default=1)
+    parser.add_argument("--k", type=int, help="directions that ESC removes; by default its p of 1.5 %% of d")
     parser.add_argument("--attacks", default="standard")
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    from datasets import load_dataset
-
-    network = example()
-    started = time.perf_counter()
-    model = ErasedModel.from_model(*network.load(arguments.weights))
-    files = {split: str(arguments.data / f"{split}.parquet") for split in ("train", "test")}
-    data = load_dataset("parquet", data_files=files)
-    train, test = (read_features(model, data[split]) for split in ("train", "test"))
-    unseen = unseen_features(model, arguments.unseen) if arguments.unseen else None
-    pass_seconds = time.perf_counter() - started
-    label = network.CIFAR10.index(arguments.forget)
-    x, y, x_test, y_test = train.before[0], train.labels, test.before[0], test.labels
-    head = model.inner.linear
+    network = read(arguments.weights, arguments.data, arguments.unseen)
+    label = network.label(arguments.forget)
+    x, y, x_test, y_test = network.train, network.train_labels, network.test, network.test_labels
+    esc = ESC() if arguments.k is None else ESC(k=arguments.k)
 
     moment = SecondMoment(x.shape[1])
     moment.update(x[y == label])
-    silenced = torch.nn.Linear(64, 10)
-    silenced.load_state_dict(head.state_dict())
-    with torch.no_grad():
-        silenced.weight[label], silenced.bias[label] = 0.0, float("-inf")
-    unchanged = torch.nn.Identity()
+    eraser = esc.fit(moment)
+    unchanged = nn.Identity()
     variants = {
-        f"ESC, k = {arguments.k}": (ESC(k=arguments.k).fit(moment), head),
-        "ESC-T": (ESCT().fit(x[y == label], y[y == label], head), head),
-        "head surgery (control)": (unchanged, silenced),
-        "untouched (control)": (unchanged, head),
+        f"ESC, k = {eraser.rank_removed}": (eraser, network.head),
+        "ESC-T": (ESCT().fit(x[y == label], y[y == label], network.head), network.head),
+        "head surgery (control)": (unchanged, silenced(network.head, label)),
+        "untouched (control)": (unchanged, network.head),
     }
     print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {torch.get_num_threads()} threads, {versions()}\n")
-    print(f"Reading {len(y):,} + {len(y_test):,} images: {pass_seconds:.0f} s\n")
+    print(f"{arguments.forget} forgotten, d = {x.shape[1]}. Reading {len(y):,} + {len(y_test):,} images: "
+          f"{network.seconds:.0f} s\n")  # fmt: skip
     reports: dict[str, RetentionReport] = {}
     times = {}
     for number, (name, (eraser, own)) in enumerate(variants.items()):
         with torch.no_grad():
             versions_of = [{"original": f, "erased": eraser(f)} for f in (x, x_test)]
             logits = {
-                "original": (head(x), head(x_test)),
+                "original": (network.head(x), network.head(x_test)),
                 "erased": (own(versions_of[0]["erased"]), own(versions_of[1]["erased"])),
             }
         wall, processor = time.perf_counter(), time.process_time()
@@ -111,9 +155,11 @@ def main() -> None:
             y_test,
             label,
             logits=logits,
-            attacks=arguments.attacks,
-            unseen=None if number else unseen,
-            class_names=dict(enumerate(network.CIFAR10)),
+            attacks="standard" if number else arguments.attacks,
+            seeds=1 if number else arguments.seeds,
+            unseen=None if number else network.unseen,
+            identities=not number,
+            class_names={int(c): network.model.config.id2label[int(c)].partition(",")[0] for c in y_test.unique()},
         )
         times[name] = (time.perf_counter() - wall, time.process_time() - processor)
         if arguments.output:
@@ -121,9 +167,8 @@ def main() -> None:
             reports[name].figures(folder)
             reports[name].to_json(folder / "report.json")
     summary(reports, times)
-    first = next(iter(reports.values()))
     print(f"\nPeak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n")
-    print(replace(first, class_names={label: arguments.forget}).to_markdown(3))
+    print(next(iter(reports.values())).to_markdown(3))
 
 
 def summary(reports: dict[str, RetentionReport], times: dict[str, tuple[float, float]]) -> None:
