@@ -31,6 +31,7 @@ OF_MODELING = {
     "erasing",
     "folding",
     "loading",
+    "looking",
     "measuring",
     "publishing",
     "saving",

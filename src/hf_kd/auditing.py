@@ -18,10 +18,12 @@ from .audit import RetentionReport, audit_features
 from .audit.attacks import attack_names, views_needed
 from .audit.behaviour import FitClass
 from .audit.change import weight_distance, weights
+from .audit.layers import layers
 from .audit.report import Section
 from .data import resolve_forget_labels
 from .erasers import Eraser, SecondMoment, available_methods, make_method
 from .erasing import PassSettings
+from .looking import MOST_ROWS, blocks_of, read_layers, sampled_rows
 from .measuring import VIEWS, ReadFeatures, erased, logits, model_has_head, read_features, untrained_logits
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def audit(
     unseen: Any = None,
     membership_references: Sequence[Any] = (),
     identities: bool | None = None,
+    layer_profile: bool = False,
     attacks: str | Sequence[str] = "standard",
     seeds: int = 1,
     draws: int = 10,
@@ -58,6 +61,8 @@ def audit(
     membership_references: models that never saw D_f, for the RMIA membership attack.
     identities: also ask the features for the forgotten labels as identities (faces): verification, gallery, open set.
         By default where the model has no classification head.
+    layer_profile: also fit the converged probe at every block of the backbone, in a second pass over at most 4,000
+        training and 2,000 test images.
     attacks: "standard", "full" or names of `hf_kd.audit.ATTACKS`. "full" also measures ZRF.
     seeds, draws, shots: see `hf_kd.audit.audit_features`.
     reading: image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress as in `erase`.
@@ -77,7 +82,7 @@ def audit(
     settings = PassSettings(**reading)
     chosen = attack_names(attacks, len(VIEWS))
     names = model.config.id2label if model.config.inner.id2label else None
-    forget = _forgotten(model, forget_labels, names)
+    forget = forgotten_labels(model, forget_labels, names)
     wanted = None if retain is None else [*forget, *_resolved(retain, names)]
     data = _Data(model, train, test, settings, wanted)
     has_head = model_has_head(model)
@@ -93,6 +98,8 @@ def audit(
         answers |= {"before_projection": answers["original"], "original": _logits(original, behind)}
         _check_dimension(features)
         more += _weights(original, model)
+    if layer_profile:
+        more.append(data.layers(model, forget, features))
     reference = None
     if reference_model is not None:
         other = _wrapped(model, reference_model)
@@ -174,6 +181,22 @@ class _Data:
                     "gives other samples each time. Pass data that can be read again in the same order."
                 )
         return self._kept(read)
+
+    def layers(
+        self, model: ErasedModel, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> Section:
+        """The layer profile, and the tap beside it on the same samples."""
+        blocks = blocks_of(model)
+        hidden, labels, tap = [], [], []
+        for number, (split, images) in enumerate(self._images.items()):
+            kept = self._rows[split]
+            rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split])
+            hidden.append(read_layers(model, images, self._settings, blocks, rows))
+            labels.append(self._all[split][rows])
+            among = torch.isin(torch.nonzero(kept).flatten(), rows)
+            before = features.get("before_projection", features["original"])[number]
+            tap.append({"original": before[among], "erased": features["erased"][number][among]})
+        return layers(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
 
     def behind(self, model: ErasedModel, before: tuple[Split, Split] | None = None) -> tuple[Split, Split]:
         """Behind the erasers of `model`."""
@@ -259,7 +282,8 @@ def _fit_class(model: ErasedModel) -> FitClass | None:
     return fit
 
 
-def _forgotten(model: ErasedModel, given: Any, names: Any) -> list[int]:
+def forgotten_labels(model: ErasedModel, given: Any, names: Any) -> list[int]:
+    """Ids of the labels given by name or id, or else of all classes in the erasure records."""
     if given is not None:
         return _resolved(given, names)
     classes = {label for erasure in model.erasures for label in erasure.classes or ()}

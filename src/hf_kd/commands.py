@@ -14,6 +14,7 @@ from .audit import RetentionReport
 from .audit.scores import forget_retain_accuracy
 from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
 from .erasing import PassSettings
+from .looking import grad_cam as draw_grad_cam
 from .measuring import model_has_head, predictions, read_features
 from .modeling import ErasedModel
 from .saving import staged
@@ -83,22 +84,24 @@ def audit(
     *,
     output: Path | None = None,
     unseen: str | None = None,
+    grad_cam: int = 0,
     **options: Any,
 ) -> RetentionReport | None:
     """Load and audit; write report.json, report.md and the figures into `output`. None on all processes but the main one.
 
     `request` says how the data is read; its `forget`, where empty, leaves the classes to the erasure records. `options`
-    are those of `ErasedModel.audit`.
+    are those of `ErasedModel.audit`. `grad_cam` forgotten test images are drawn into `output` too.
     """
     if output is not None:
         with staged(output):  # refused before the work, not after it
             pass
     state = process_state()
     model = _load(model_name, request, state)
+    test, forget = load_source(source, split=request.test_split), _forget_ids(model, source, request) or None
     report = model.audit(
         load_source(source, split=request.split),
-        load_source(source, split=request.test_split),
-        _forget_ids(model, source, request) or None,
+        test,
+        forget,
         unseen=None if unseen is None else load_source(unseen, split=request.split),
         **options,
         **vars(_settings(request)),
@@ -111,6 +114,9 @@ def audit(
             (folder / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
             if find_spec("matplotlib"):
                 report.figures(folder)
+            if grad_cam:
+                label = None if forget is None else forget[0]
+                draw_grad_cam(model, test, folder / "grad_cam.png", label, most=grad_cam, **vars(_settings(request)))
     return report
 
 

@@ -67,7 +67,7 @@ def read_features(
     Raises ValueError for an empty set and LabelMismatchError for labels the model does not know.
     """
     settings = settings or PassSettings()
-    loader, mapping = _loader(model, data, settings, own_labels)
+    loader, mapping = batches_of(model, data, settings, own_labels)
     model.find_taps()
     store = FeatureStore()
     feature_pass(
@@ -84,7 +84,9 @@ def read_features(
     return ReadFeatures(tuple(features), labels if mapping is None else mapping(labels))
 
 
-def _loader(model: ErasedModel, data: Any, settings: PassSettings, own_labels: bool = False):
+def batches_of(
+    model: ErasedModel, data: Any, settings: PassSettings, own_labels: bool = False
+) -> tuple[Iterable[dict[str, Any]], Callable[[Tensor], Tensor] | None]:
     """Batches of this process, and the map from the data set's labels to the model's where there is one."""
     described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
     mapping: Callable[[Tensor], Tensor] | None = None
@@ -107,7 +109,7 @@ def untrained_logits(model: ErasedModel, data: Any, settings: PassSettings, labe
 
     The weights are those the class initialises itself with, by a fixed seed. None where its output has no `logits`.
     """
-    loader, mapping = _loader(model, data, settings)
+    loader, mapping = batches_of(model, data, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         untrained = type(model.inner)(copy.deepcopy(model.inner.config)).eval()

@@ -38,8 +38,8 @@ MOST_MARKED = 6
 def draw(report: RetentionReport, directory: str | Path) -> tuple[Path, ...]:
     """Draw every figure whose numbers the report has into `directory`, as PNG, and return the files.
 
-    `recovery.png` (Fig. 1), `label_efficiency.png`, `class_means.png` (Fig. 3), `norms.png`, and `tsne.png`, which
-    needs the features themselves: a report that was loaded from JSON does not have them.
+    `recovery.png` (Fig. 1), `label_efficiency.png`, `class_means.png` (Fig. 3), `norms.png`, `layer_profile.png`, and
+    `tsne.png`, which needs the features themselves: a report that was loaded from JSON does not have them.
 
     Raises ImportError, with the command to install it, without matplotlib.
     """
@@ -207,6 +207,34 @@ def norms(report: RetentionReport, figure_class: Any) -> Any:
     return figure
 
 
+def layer_profile(report: RetentionReport, figure_class: Any) -> Any:
+    """The converged probe at every block and at the tap, where alone the eraser acts."""
+    section = next((section for section in report.sections if section.key == "layers"), None)
+    if section is None or not section.scores:
+        return None
+    rows = section.rows()
+    names = list(rows)
+    figure = figure_class(figsize=(max(4.5, 0.42 * len(names) + 1.5), 3.2))
+    axes = figure.subplots()
+    for name, marker, style, label in (("D_ft", "^", "-", "forgotten (D_ft)"), ("D_rt", "o", "--", "others (D_rt)")):
+        scores = [next(score for score in rows[layer] if score.name == name) for layer in names]
+        colour = ORANGE if name == "D_ft" else GREY
+        axes.plot([score.original for score in scores], color=colour, marker=marker, linestyle=style, label=label)
+        if names[-1] == "tap":
+            value = scores[-1].value
+            axes.plot(len(names) - 1, value, color=colour, marker=marker, markersize=10, markerfacecolor="white",
+                      linestyle="none", label=f"{name} behind the eraser")  # fmt: skip
+    classes = report.score("converged", "D_ft").chance
+    if classes is not None:
+        axes.axhline(classes, color=BLACK, linewidth=0.8, linestyle=":")
+        axes.annotate("chance", (0, classes), xytext=(0, 2), textcoords="offset points", fontsize=7)
+    axes.set_ylim(0, 103)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    axes.set_ylabel("converged probe, test, %")
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    return figure
+
+
 def tsne(report: RetentionReport, figure_class: Any) -> Any:
     """t-SNE of a few hundred test samples, original and erased fitted together so that places can be compared."""
     samples = report.plot_samples
@@ -255,6 +283,7 @@ FIGURES: dict[str, Callable[[RetentionReport, Any], Any]] = {
     "label_efficiency": label_efficiency,
     "class_means": class_means,
     "norms": norms,
+    "layer_profile": layer_profile,
     "tsne": tsne,
 }
 """File name -> what draws it; None where the report lacks the numbers."""

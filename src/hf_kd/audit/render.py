@@ -187,7 +187,7 @@ def markdown(report: RetentionReport, heading: int = 2) -> str:
             lines += _wide(report, replace(section, scores=tuple(curve))) + _long(
                 report, replace(section, scores=tuple(rest))
             )
-        elif section.key in ("attacks", "inputs", "norms", "recovery", "identities", "agreement", "weights"):
+        elif section.key in ("attacks", "inputs", "norms", "recovery", "identities", "agreement", "weights", "layers"):
             lines += _wide(report, section)
         elif section.scores:
             lines += _long(report, section)

@@ -55,6 +55,13 @@ def audit(
     identities: Annotated[
         bool | None, typer.Option("--identities/--no-identities", help="Ask for labels as identities, as for faces.")
     ] = None,
+    layer_profile: Annotated[
+        bool, typer.Option("--layer-profile", help="Also probe every block of the backbone below the tap.")
+    ] = False,
+    grad_cam: Annotated[
+        int,
+        typer.Option(min=0, help="Draw grad_cam.png with so many forgotten test images into --output. It SHOWS them."),
+    ] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and figures.")] = None,
     tap: TapOption = None,
     image_column: ImageColumnOption = None,
@@ -88,6 +95,8 @@ def audit(
             num_workers=num_workers,
             progress=not as_json,
         )
+        if grad_cam and output is None:
+            raise ValueError("--grad-cam draws into a folder; name it with --output.")
         names = attacks if attacks in ("standard", "full") else attacks.split(",")
         report = commands.audit(
             model,
@@ -100,6 +109,8 @@ def audit(
             reference_model=reference_model,
             membership_references=membership_reference or (),
             identities=identities,
+            layer_profile=layer_profile,
+            grad_cam=grad_cam,
             attacks=names,
             seeds=seeds,
         )
@@ -111,3 +122,7 @@ def audit(
     console.print(report)
     if output is not None:
         console.print(f"Written to [bold]{output}[/].", highlight=False)
+    if grad_cam:
+        console.print(
+            "grad_cam.png shows images of the forgotten class: do not publish it with the model.", style="bold"
+        )

@@ -1,9 +1,10 @@
 """Find where pooled features pass in any vision model, and stand there. Knows models, but no erasers.
 
 `find` searches by data flow, with one probe forward; `probe` makes its input; `site` sits at a found tap and lets an
-eraser act and a reader look.
+eraser act and a reader look; `blocks` finds what lies below.
 """
 
+from .blocks import as_map, find_blocks, hidden_state, pooled
 from .find import TapNotFoundError, TapSearch, find_taps
 from .places import Place, Tap, without_fields
 from .probe import image_inputs, main_input, probe_inputs, run
@@ -15,12 +16,16 @@ __all__ = [
     "TapNotFoundError",
     "TapSearch",
     "TapSite",
+    "as_map",
     "drop_caches",
     "evaluating",
+    "find_blocks",
     "find_taps",
     "head_function",
+    "hidden_state",
     "image_inputs",
     "main_input",
+    "pooled",
     "probe_inputs",
     "record",
     "run",

@@ -1,0 +1,98 @@
+"""Grad-CAM (paper, Fig. 6): from activation maps and channel weights to class maps, and the panel that shows them.
+
+A map is normalised by its own maximum and by the original's: ReLU and min-max alone amplify what noise an eraser leaves
+into what looks like attention to the background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STATED = 8.5
+"""Font size of titles."""
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """Class maps [n, height, width], not negative, not normalised."""
+
+    original: Tensor
+    """Of the true class, before erasing."""
+    erased: Tensor
+    """Of the true class, after erasing."""
+    answered: Tensor
+    """Of the class that is answered after erasing."""
+    predicted: Tensor
+    """[n]: that class."""
+    block: str
+    """The block whose output is drawn."""
+    closed_form: bool
+    """Whether the weights are the closed form at the pooled features."""
+
+
+def class_map(maps: Tensor, weights: Tensor) -> Tensor:
+    """ReLU(sum_c w_c A_c): activation maps [n, channels, positions], weights [n, channels, 1] -> [n, positions]."""
+    return torch.relu((maps * weights).sum(dim=1))
+
+
+def scaled(maps: Tensor, by: Tensor | None = None) -> Tensor:
+    """Each map [height, width] over the maximum of its counterpart in `by` (itself without), in [0, 1]; 0 stays 0."""
+    top = (maps if by is None else by).flatten(1).amax(dim=1)[:, None, None]
+    return torch.where(top > 0, maps / top.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps)).clamp(max=1)
+
+
+def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], path: Path) -> None:
+    """One row for each image [n, channels, height, width]: the image and four maps over it, into the PNG `path`.
+
+    name: the forgotten class; answers [n]: what is answered after erasing. Raises ImportError without matplotlib.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Grad-CAM figures need matplotlib, which is not installed. Install it: pip install 'hf-kd[figures]'."
+        ) from error
+    from .figures import STYLE
+
+    columns = [
+        (f"original: {name}", scaled(maps.original)),
+        (f"erased: {name}\nscale of the original", scaled(maps.erased, maps.original)),
+        (f"erased: {name}\nown scale", scaled(maps.erased)),
+        ("erased: what it answers\nown scale", scaled(maps.answered)),
+    ]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.55 * 5 + 0.6, 1.6 * len(images) + 0.5))
+        axes = figure.subplots(len(images), 5, squeeze=False)
+        for row, image in enumerate(images):
+            picture = _picture(image)
+            grey = picture.mean(axis=2)
+            axes[row, 0].imshow(picture)
+            for column, (_, drawn) in enumerate(columns, 1):
+                axes[row, column].imshow(grey, cmap="gray", vmin=0, vmax=1.4)
+                shown = axes[row, column].imshow(
+                    drawn[row].numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear",
+                    extent=(-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5),
+                )  # fmt: skip
+            axes[row, 4].set_xlabel(answers[row][:24], fontsize=7)
+        for column, title in enumerate(["image", *(title for title, _ in columns)]):
+            axes[0, column].set_title(title, fontsize=STATED)
+        for ax in axes.flat:
+            ax.set_xticks([])
+            ax.set_yticks([])
+        figure.colorbar(shown, ax=axes, label="class map, share of the maximum", shrink=0.5)
+        figure.savefig(path)
+
+
+def _picture(pixels: Tensor) -> np.ndarray:
+    """Normalised pixels [channels, height, width] as a picture [height, width, 3] in [0, 1]."""
+    values = pixels.float()
+    values = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-6)
+    picture = values.permute(1, 2, 0).numpy()
+    return np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture[..., :3]
