@@ -4,10 +4,10 @@
         [--attacks full] [--seeds 3] [--output DIR]
 
 --weights: CIFAR ResNet-20 as in examples/cifar_resnet20.py, or a checkpoint of transformers. --data and --unseen: folders
-with train.parquet and test.parquet. Of --unseen the classes that the network was never trained on are read (`UNSEEN`), scaled
-to 32 px for the ResNet-20. Features are read in one pass; wall and processor time of every audit are without it. The first
-variant gets the reference, the identities and the attacks that were asked for. Prints Markdown; --output keeps reports and
-figures.
+with train.parquet and test.parquet. Of --unseen the classes that the network was never trained on are read (`UNSEEN`),
+scaled to 32 px for the ResNet-20. Features are read in one pass; wall and processor time of every audit are without it.
+The first variant gets the reference, the identities and the attacks that were asked for. Prints Markdown; --output keeps
+reports and figures.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
@@ -72,7 +73,8 @@ class ErasedConfig(PreTrainedConfig):
 
     inner: configuration of the model inside. inner_class: its class name. taps, erasers: where pooled features pass and
     which erasers stand there (their shapes; values are in the weights). leaking: fields of the inner model's output
-    that carry knowledge past the taps and are withheld. erasures: one record per request.
+    that carry knowledge past the taps and are withheld. erasures: one record per request. base_model, base_commit: where
+    the model inside came from, on the Hub; None where it came from somewhere else.
     """
 
     model_type = MODEL_TYPE
@@ -86,6 +88,8 @@ class ErasedConfig(PreTrainedConfig):
         erasers: list[dict[str, Any] | None] | None = None,
         leaking: list[str] | None = None,
         erasures: list[dict[str, Any]] | None = None,
+        base_model: str | None = None,
+        base_commit: str | None = None,
         **kwargs: Any,
     ):
         if isinstance(inner, dict):
@@ -97,6 +101,8 @@ class ErasedConfig(PreTrainedConfig):
         self.erasers = erasers or []
         self.leaking = leaking or []
         self.erasures = erasures or []
+        self.base_model = base_model
+        self.base_commit = base_commit
         attention = getattr(inner, "_attn_implementation", None)
         super().__init__(**kwargs)
         if inner is not None and getattr(inner, "_attn_implementation", None) is None:
@@ -112,7 +118,15 @@ class ErasedConfig(PreTrainedConfig):
             for name in ("id2label", "label2id", "problem_type")
             if getattr(inner, name, None) is not None
         }
-        return cls(inner=inner, inner_class=type(model).__name__, **labels)
+        name = inner.name_or_path or None
+        on_hub = name is not None and not os.path.exists(name)
+        return cls(
+            inner=inner,
+            inner_class=type(model).__name__,
+            base_model=name if on_hub else None,
+            base_commit=getattr(inner, "_commit_hash", None) if on_hub else None,
+            **labels,
+        )
 
     @property
     def tap_list(self) -> tuple[Tap, ...]:

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput, logging
 
 from . import erasing
 from .configuration import MODEL_TYPE, ErasedConfig, Erasure
+from .documenting import document
 from .erasers import Method, build, describe
 from .folding import fold_site
 from .loading import (
@@ -383,6 +384,8 @@ class ErasedModel(PreTrainedModel):
             super().save_pretrained(folder, **kwargs)
             if hasattr(self.processor, "save_pretrained"):
                 self.processor.save_pretrained(folder)
+            if self.is_erased:
+                document(self, folder, keep=save_directory)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
         """Not through transformers: its push replaces the model card by one that does not mention the erasure."""

@@ -1,0 +1,52 @@
+"""Below the tap on real networks: the layer profile of a model that forgot one class by ESC, and Grad-CAM maps.
+
+    OMP_NUM_THREADS=2 python benchmarks/layers.py --weights DIR --data DIR [--forget cat] [--k 1] --output DIR
+
+--weights and --data as in benchmarks/audit.py. Prints the profile as Markdown; --output gets layer_profile.png and
+grad_cam.png, which shows images of the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from audit import example, parquet
+from hf_kd import ErasedModel
+from hf_kd.data import filter_by_labels, resolve_forget_labels
+from hf_kd.looking import grad_cam
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--forget", default="cat")
+    parser.add_argument("--k", type=int)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    if (arguments.weights / "config.json").exists():
+        model = ErasedModel.from_pretrained(arguments.weights)
+    else:
+        model = ErasedModel.from_model(*example().load(arguments.weights))
+    train, test = (parquet(arguments.data, split) for split in ("train", "test"))
+    ids = resolve_forget_labels([arguments.forget], train.features["label"].names)
+    options = {} if arguments.k is None else {"k": arguments.k}
+    model.erase(filter_by_labels(train, "label", ids), progress=False, **options)
+    started = time.perf_counter()
+    report = model.audit(train, test, layer_profile=True, attacks=["linear"], draws=1, shots=[1], progress=False)
+    print(f"{arguments.forget} forgotten by ESC, k = {model.erasures[0].k}; {time.perf_counter() - started:.0f} s\n")
+    print("| layer | d | D_ft | D_rt |")
+    print("|---|---:|---:|---:|")
+    for layer, (forgotten, others) in report.section("layers").rows().items():
+        cells = [f"{score.original:.1f}" for score in (forgotten, others)]
+        if layer == "tap":
+            cells = [f"{score.original:.1f} -> {score.value:.1f}" for score in (forgotten, others)]
+        print(f"| {layer} | {forgotten.settings['d']} | {' | '.join(cells)} |")
+    report.figures(arguments.output)
+    grad_cam(model, test, arguments.output / "grad_cam.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Put card, receipt, report and figures beside a saved model. Part of the modelling room: from a model to what `hub` prints.
+
+A card that fails never costs the model: it is logged, and a short one is written instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+from torch import Tensor
+from yaml import YAMLError
+
+from .audit.report import RetentionReport
+from .configuration import Erasure, versions
+from .hub.card import BEGIN, END, CardValues, Request, render
+from .hub.receipt import RECEIPT, commands, receipt, tensors_digest, write_receipt
+from .measuring import model_has_head
+
+if TYPE_CHECKING:
+    from .modeling import ErasedModel
+
+logger = logging.getLogger(__name__)
+
+REPORT = "retention_report.json"
+CARD = "README.md"
+
+
+def document(
+    model: ErasedModel,
+    folder: Path,
+    *,
+    report: RetentionReport | None = None,
+    repo_id: str | None = None,
+    folded: bool = False,
+    show_class_names: bool = False,
+    existing_readme: str | None = None,
+    keep: str | os.PathLike[str] | None = None,
+    datasets: Sequence[str] = (),
+    license: str | None = None,
+) -> None:
+    """Write README.md, erasures.json, retention_report.json and figures/ into `folder`, which holds the saved model.
+
+    show_class_names: name the forgotten classes in card, report and figures. Their ids are in the records either way.
+    existing_readme: what stands there already; a person's text in it is kept.
+    keep: a folder whose README is left alone unless it has a section of ours, which is refreshed then.
+    """
+    folder = Path(folder)
+    if keep is not None and (Path(keep) / CARD).is_file():
+        existing_readme = (Path(keep) / CARD).read_text(encoding="utf-8")
+    labels = _labels(model) if show_class_names else None
+    if report is not None and not show_class_names:
+        report = replace(report, class_names={})
+    figures: list[str] = []
+    if report is not None:
+        report.to_json(folder / REPORT)
+        if find_spec("matplotlib"):
+            figures = [path.relative_to(folder).as_posix() for path in report.figures(folder / "figures")]
+        else:
+            logger.warning(
+                "The card has no figures: matplotlib is not installed. Install it: pip install 'hf-kd[figures]'."
+            )
+    base = model.config.base_model
+    write_receipt(folder / RECEIPT, _receipt(model, folder, folded, labels))
+    if keep is not None and existing_readme is not None and BEGIN not in existing_readme:
+        return
+    values = CardValues(
+        requests=tuple(_request(model, erasure, show_class_names) for erasure in model.erasures),
+        architecture=type(model.inner).__name__,
+        taps=tuple(str(tap) for tap in model.taps),
+        dimension=sum(tap.dim for tap in model.taps),
+        withheld=tuple(model.config.leaking),
+        repo_id=repo_id,
+        base_model=base,
+        folded=folded,
+        classifies=model_has_head(model),
+        datasets=tuple(datasets),
+        license=license,
+        report=report,
+        figures=tuple(figures),
+        commands=tuple(commands([erasure.to_dict() for erasure in model.erasures], base, labels)),
+        versions=versions(),
+    )
+    (folder / CARD).write_text(_card(values, existing_readme), encoding="utf-8")
+
+
+def _card(values: CardValues, existing: str | None) -> str:
+    try:
+        return render(values, existing)
+    except (ValueError, TypeError, KeyError, OSError, TemplateError, YAMLError) as error:
+        logger.warning(
+            f"The model card could not be written ({type(error).__name__}: {error}); the model is not affected."
+        )
+        if existing:
+            return existing
+        return (
+            f"---\nlibrary_name: hf-kd\n---\n\n{BEGIN}\nMade to forget with hf_kd; see {RECEIPT}. Its card could not be "
+            f"written: `hf-kd card FOLDER` tries again.\n{END}\n"
+        )
+
+
+def _request(model: ErasedModel, erasure: Erasure, named: bool) -> Request:
+    names = model.config.id2label or {}
+    return Request(
+        images=erasure.n_forget,
+        classes=None if erasure.classes is None else len(erasure.classes),
+        names=tuple(str(names.get(label, label)) for label in erasure.classes or ()) if named else None,
+        method=erasure.method,
+        settings=erasure.settings,
+        rank_removed=erasure.k,
+        energy_removed=erasure.energy_removed,
+        condition_number=max((c for c in erasure.condition_number if c is not None), default=None)
+        if None not in erasure.condition_number
+        else None,
+    )
+
+
+def _labels(model: ErasedModel) -> list[list[str]]:
+    names = model.config.id2label or {}
+    return [[str(names.get(label, label)) for label in erasure.classes or ("LABEL",)] for erasure in model.erasures]
+
+
+def _receipt(model: ErasedModel, folder: Path, folded: bool, labels: Sequence[Sequence[str]] | None) -> dict[str, Any]:
+    def before(names: Sequence[str]) -> str:
+        return inner_digest(model, names)
+
+    return receipt(
+        folder,
+        [erasure.to_dict() for erasure in model.erasures],
+        before,
+        folded=folded,
+        base_model=model.config.base_model,
+        base_commit=model.config.base_commit,
+        labels=labels,
+        versions=versions(),
+    )
+
+
+def inner_digest(model: ErasedModel, names: Sequence[str]) -> str:
+    """Digest of those weights of the model inside that have the given names, as `hub.receipt` computes it of a file."""
+    state: dict[str, Tensor] = model.inner.state_dict()
+    return tensors_digest((name, state[name]) for name in names if name in state)

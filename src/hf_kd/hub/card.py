@@ -1,0 +1,353 @@
+"""The model card: what was erased, what is still known - converged Knowledge Retention and the strongest attack first.
+
+A card is a template filled from `CardValues`. Our text stands between two markers, so that a person's own text in the same
+README survives every refresh.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment
+
+from ..audit.render import number
+from ..audit.report import RetentionReport
+from .text import is_repo_id, plain
+
+TEMPLATE = "model_card_template.md"
+BEGIN, END = "<!-- hf-kd: begin -->", "<!-- hf-kd: end -->"
+STRAY = "<!-- hf-kd -->"
+"""What a marker without its partner becomes: its text was somebody's and stays."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One erasure as the card tells it."""
+
+    images: int
+    classes: int | None
+    """How many classes; None where the labels are unknown to the model."""
+    names: tuple[str, ...] | None
+    """Their names, only if they may be published."""
+    method: str
+    settings: Mapping[str, Any]
+    rank_removed: int
+    energy_removed: float | None
+    """Share of the forget features' energy that was removed."""
+    condition_number: float | None
+    """Of the fitted eraser; None where it has a null space."""
+
+
+@dataclass(frozen=True)
+class CardValues:
+    """Everything a card says."""
+
+    requests: tuple[Request, ...]
+    architecture: str
+    taps: tuple[str, ...]
+    """Where pooled features pass, in words."""
+    dimension: int
+    withheld: tuple[str, ...] = ()
+    """Output fields of the base model that are withheld because they bypass the eraser."""
+    repo_id: str | None = None
+    base_model: str | None = None
+    folded: bool = False
+    classifies: bool = True
+    datasets: tuple[str, ...] = ()
+    license: str | None = None
+    report: RetentionReport | None = None
+    figures: tuple[str, ...] = ()
+    """Paths beside the card."""
+    commands: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+OUR_SPLITS = ("test[forget]", "test[retain]")
+
+ALT = {
+    "recovery": "Recovery ratio of probes on the forgotten classes, original and erased",
+    "label_efficiency": "Recall of the forgotten classes against the number of labelled images an attacker has",
+    "class_means": "Cosines between class means before and after erasing",
+    "norms": "Histograms of feature norms of forgotten and other images, before and after erasing",
+    "layer_profile": "What a converged probe reads at every layer",
+    "tsne": "t-SNE of test features before and after erasing",
+}
+
+
+def render(values: CardValues, existing: str | None = None) -> str:
+    """The README: a new one, or `existing` with its metadata and our section refreshed and everything else kept.
+
+    Raises ValueError for an existing README whose metadata is not YAML.
+    """
+    card = ModelCard(existing, ignore_metadata_errors=True) if existing and _has_metadata(existing) else None
+    data = metadata(values, card.data if card else ModelCardData())
+    text = Environment(keep_trailing_newline=True, autoescape=False).from_string(template()).render(
+        front_matter=data.to_yaml(), begin=BEGIN, end=END, hf_kd_version=values.versions.get("hf-kd"), **_texts(values)
+    )  # fmt: skip
+    if not existing:
+        return text
+    head, ours = text.split(BEGIN, 1)
+    section = BEGIN + ours.rstrip("\n")
+    body = card.text if card else existing
+    first, last = body.find(BEGIN), body.find(END)
+    if body.count(BEGIN) == 1 and body.count(END) == 1 and first < last:
+        body = body[:first] + section + body[last + len(END) :]
+    else:
+        body = body.replace(BEGIN, STRAY).replace(END, STRAY)
+        body = body.rstrip("\n") + ("\n\n" if body.strip() else "") + section + "\n"
+    return head.rstrip("\n") + "\n\n" + body.lstrip("\n")
+
+
+def template() -> str:
+    """The text of `model_card_template.md`: beside this file in an installed package, at the top of a checkout."""
+    places = (Path(__file__).with_name(TEMPLATE), Path(__file__).parents[3] / TEMPLATE)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{TEMPLATE} is missing from this installation of hf_kd; install it again.")
+    return found.read_text(encoding="utf-8")
+
+
+# Metadata
+
+
+def metadata(values: CardValues, existing: ModelCardData) -> ModelCardData:
+    """The card's YAML: ours, and of an existing card whatever we do not own, results on other splits among it."""
+    own = {
+        "library_name": "transformers" if values.folded else "hf-kd",
+        "pipeline_tag": "image-classification" if values.classifies else "image-feature-extraction",
+        "base_model": values.base_model if is_repo_id(values.base_model) else None,
+        "base_model_relation": "finetune" if is_repo_id(values.base_model) else None,
+    }
+    kept = existing.to_dict()
+    theirs = {key: value for key, value in kept.items() if key not in (*own, "model-index", "eval_results")}
+    tags = _as_list(theirs.pop("tags", None))
+    datasets = _as_list(theirs.pop("datasets", None))
+    licence = theirs.pop("license", None) or values.license
+    wanted = [*tags, "hf-kd", "machine-unlearning", "concept-erasure"]
+    named = [*datasets, *(name for name in values.datasets if is_repo_id(name))]
+    others = [result for result in existing.eval_results or [] if result.dataset_split not in OUR_SPLITS]
+    results = [*others, *eval_results(values)]
+    return ModelCardData(
+        **{key: value for key, value in own.items() if value},
+        tags=list(dict.fromkeys(wanted)),
+        datasets=list(dict.fromkeys(named)) or None,
+        license=licence,
+        model_name=_name(values) if results else None,
+        eval_results=results or None,
+        **{str(key): value for key, value in theirs.items() if key != "model_name"},
+    )
+
+
+def eval_results(values: CardValues) -> list[EvalResult]:
+    """Forget and retain results under a split each: the Hub merges results that share one."""
+    if values.report is None:
+        return []
+    dataset = next((name for name in values.datasets if is_repo_id(name)), None)
+    rows = (
+        ("test[forget]", "converged", "D_ft", "knowledge_retention", "Knowledge Retention, converged probe (D_ft)"),
+        ("test[forget]", "worst_case", "recall", "recall", "Strongest attack, recall (D_ft)"),
+        ("test[forget]", "paper", "D_ft", "knowledge_retention_paper", "Knowledge Retention, paper protocol (D_ft)"),
+        ("test[forget]", "head", "D_ft", "accuracy", "Accuracy of the head (D_ft)"),
+        ("test[retain]", "converged", "D_rt", "knowledge_retention", "Converged probe (D_rt)"),
+        ("test[retain]", "head", "D_rt", "accuracy", "Accuracy of the head (D_rt)"),
+    )
+    found = []
+    for split, section, name, kind, title in rows:
+        value = _value(values.report, section, name)
+        if value is not None:
+            found.append(
+                EvalResult(
+                    task_type="image-classification",
+                    dataset_type=dataset or "unknown",
+                    dataset_name=dataset or "not named",
+                    dataset_split=split,
+                    metric_type=kind,
+                    metric_name=title,
+                    metric_value=round(float(value), 2),
+                )
+            )
+    return found
+
+
+def _value(report: RetentionReport, section: str, name: str) -> float | None:
+    found = next((score for score in report.section(section).scores if score.name == name), None)
+    return None if found is None else found.value
+
+
+def _as_list(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)] if value else []
+
+
+def _has_metadata(text: str) -> bool:
+    return re.match(r"\s*---[\r\n]", text) is not None
+
+
+# Text
+
+
+def _texts(values: CardValues) -> dict[str, Any]:
+    report = values.report
+    return {
+        "title": plain(_name(values)),
+        "summary": _summary(values),
+        "results": None if report is None else results_table(report),
+        "results_notes": None if report is None else _results_notes(report),
+        "figures": [{"path": path, "alt": ALT.get(Path(path).stem, "Figure")} for path in values.figures],
+        "full_report": None if report is None else nameless(report).to_markdown(3),
+        "requests": "\n".join(_request(request) for request in values.requests),
+        "method": _method(values),
+        "usage": _usage(values),
+        "reproduce": _reproduce(values),
+        "removal": (
+            "**The eraser is folded into the head.** Logits are erased; the features are NOT: whoever reads them, or trains "
+            "another head, has what the original knew."
+            if values.folded
+            else "**Whoever holds the weights can take the eraser away** and has the original model again."
+        ),
+    }
+
+
+def _name(values: CardValues) -> str:
+    if values.repo_id:
+        return values.repo_id.partition("/")[2] or values.repo_id
+    return f"{values.base_model or values.architecture}, erased"
+
+
+def _summary(values: CardValues) -> str:
+    base = (
+        f"[{values.base_model}](https://huggingface.co/{values.base_model})" if is_repo_id(values.base_model) else None
+    )
+    images = sum(request.images for request in values.requests)
+    what = f"{base or plain(values.architecture)} that was made to forget {_classes(values.requests)}"
+    how = (
+        "The erasure is folded into its head: a stock checkpoint whose logits are erased and whose features are not."
+        if values.folded
+        else "An eraser stands where its pooled features pass; the weights of the base model are unchanged."
+    )
+    return f"{what}, from {images:,} images and without training the backbone. {how}"
+
+
+def _classes(requests: Sequence[Request]) -> str:
+    if any(request.classes is None for request in requests):
+        return "a set of images"
+    names = [name for request in requests for name in request.names or ()]
+    if names:
+        return ", ".join(plain(name) for name in names)
+    count = sum(request.classes or 0 for request in requests)
+    return "one class" if count == 1 else f"{count} classes"
+
+
+def _request(request: Request) -> str:
+    settings = ", ".join(f"{name} = {value}" for name, value in request.settings.items() if value is not None)
+    parts = [f"- {_classes([request])}: {request.images:,} images, method `{request.method}`"]
+    parts.append(f"({plain(settings, 200)})" if settings else "")
+    facts = [f"{request.rank_removed} directions removed" if request.rank_removed else "no direction removed entirely"]
+    if request.energy_removed is not None:
+        facts.append(f"{request.energy_removed:.1%} of the energy of the forgotten features")
+    facts.append(
+        "its operator has a null space"
+        if request.condition_number is None
+        else f"its operator has condition number {request.condition_number:.1f}, so a linear probe can undo it"
+    )
+    return " ".join(part for part in parts if part) + "; " + ", ".join(facts) + "."
+
+
+def _method(values: CardValues) -> str:
+    taps = "; ".join(f"`{tap.replace('`', '')}`" for tap in values.taps)
+    text = f"The eraser stands at: {taps}; d = {values.dimension}."
+    if values.withheld and not values.folded:
+        fields = ", ".join(f"`{name}`" for name in values.withheld)
+        text += f" These fields of the output bypass it and are withheld unless hidden states are asked for: {fields}."
+    return (
+        text
+        + " ESC removes the principal directions of the forgotten images' features (paper, section 3.3); ESC-T trains a \
+mask on them (section 3.4)."
+    )
+
+
+def results_table(report: RetentionReport) -> str:
+    """The headline numbers: converged and strongest attack first, the paper's protocol after the label efficiency."""
+    columns = ["", "erased", "original"] + ([f"reference ({report.reference})"] if report.reference != "none" else [])
+    lines = [_row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]
+
+    def add(text: str, section: str, name: str, group: str | None = None) -> None:
+        for score in report.section(section).scores:
+            if score.name == name and group in (None, score.group) and score.value is not None:
+                cells = [number(score.value, score.unit, score.sd), number(score.original, score.unit)]
+                cells += [number(score.reference, score.unit)] * (len(columns) > 3)
+                lines.append(_row([text, *cells]))
+                return
+
+    strongest = report.worst_case.group
+    add("**Converged linear probe, forgotten (D_ft)**", "converged", "D_ft")
+    add("Converged linear probe, others (D_rt)", "converged", "D_rt")
+    add(f"**Strongest attack ({plain(strongest)}), recall**", "worst_case", "recall", strongest)
+    add("Its false alarms", "worst_case", "false_alarms", strongest)
+    add("Whoever removes the eraser, recall", "worst_case", "recall_without_eraser")
+    for score in report.section("label_efficiency").scores:
+        if score.name == "recall" and score.settings.get("n") in (1, 5, 20):
+            add(f"Recall from {score.settings['n']} labelled images", "label_efficiency", "recall", score.group)
+    add("Area between erased and reference (1 = nothing forgotten)", "label_efficiency", "area")
+    add("Paper's probe, forgotten (D_ft)", "paper", "D_ft")
+    add("Paper's probe, others (D_rt)", "paper", "D_rt")
+    add("The model's own head, forgotten (D_ft)", "head", "D_ft")
+    add("The model's own head, others (D_rt)", "head", "D_rt")
+    add("Membership of the forgotten images, AUC two-sided (50 = no leak)", "membership", "auc_two_sided", "loss")
+    return "\n".join(lines)
+
+
+def _results_notes(report: RetentionReport) -> str:
+    counts = ", ".join(f"{name} {count:,}" for name, count in report.samples.items())
+    notes = [
+        f"Percent, test images; {counts}. The converged probe comes first because it is what an attacker with labels gets. "
+        "The paper's probe is stopped long before it converges and mostly measures how large the features are: "
+        "multiplying the original's by 0.1, which erases nothing, lowers it too."
+    ]
+    if report.reference == "none":
+        notes.append(
+            "There is no reference that never knew the class, so what any features would give is not told apart."
+        )
+    return "\n\n".join(notes)
+
+
+def nameless(report: RetentionReport) -> RetentionReport:
+    """The report with names that cannot break a table; names that may not be published were taken out before."""
+    return replace(report, class_names={label: plain(name) for label, name in report.class_names.items()})
+
+
+def _usage(values: CardValues) -> str:
+    repo = values.repo_id or "PATH_OR_REPO_ID"
+    task = "image-classification" if values.classifies else "image-feature-extraction"
+    pipe = f'pipeline("{task}", model="{repo}")("photo.jpg")'
+    if values.folded:
+        return (
+            "A stock checkpoint: it loads without hf_kd. Its logits are erased, its **features are not**.\n\n"
+            f"```python\nfrom transformers import pipeline\n\n{pipe}\n```"
+        )
+    return (
+        "    pip install hf-kd\n\n"
+        "```python\nimport hf_kd  # the one line that is missing if transformers does not know `hf_kd_erased`\n"
+        f"from transformers import pipeline\n\n{pipe}\n```\n\n"
+        f'`hf_kd.ErasedModel.from_pretrained("{repo}")` gives the model with its records. No code from this repository '
+        "is run."
+    )
+
+
+def _reproduce(values: CardValues) -> str:
+    lines = "\n".join(values.commands) or "hf-kd erase BASE_MODEL --dataset DATASET --forget LABEL --output erased"
+    versions = ", ".join(f"{name} {version}" for name, version in values.versions.items())
+    repo = values.repo_id or "FOLDER"
+    return (
+        f"```bash\n{lines}\n```\n\nDATASET and LABEL stand for what is not published here. Made with "
+        f"{versions or 'hf_kd'}. The receipt `erasures.json` holds records and hashes; `hf-kd verify {repo}` checks them, "
+        "and carries the erasure out again when given the images."
+    )
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") if "\\|" not in cell else cell for cell in cells) + " |"

@@ -1,0 +1,191 @@
+"""Check an erased checkpoint against its receipt, and carry the erasure out again when the images are at hand.
+
+Part of the modelling room. Hashes say whether files are those that were published; only carrying it out again says
+whether they are what the records claim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+
+from .configuration import Erasure
+from .documenting import inner_digest
+from .hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
+from .modeling import ErasedModel
+
+SAME = 1e-4
+"""Relative difference of two erasers up to which they count as the same erasure on other hardware or versions."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked."""
+
+    what: str
+    ok: bool
+    found: str
+    """What was found, in words."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What matches the receipt and what does not."""
+
+    source: str
+    checks: tuple[Check, ...]
+    repeated: bool
+    """Whether the erasure was carried out again."""
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"ok": self.ok}
+
+
+def verify(
+    source: str | Path,
+    forget: Any = None,
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    **reading: Any,
+) -> Verification:
+    """Recompute every hash of a receipt; with the forget set, carry the erasure out again and compare the erasers.
+
+    source: a folder, or the id of a repository on the Hub. forget: the images of the request, as for `erase`; of several
+        requests a list with the forget set of each, in order. base: the model before erasing (name or folder): compares
+        its weights with the receipt; needed to repeat the erasure of a folded checkpoint.
+    reading: as in `ErasedModel.erase`.
+
+    Raises FileNotFoundError where there is no receipt or no weights, and ValueError for a damaged one.
+    """
+    folder = _folder(source, revision, token)
+    path = folder / RECEIPT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{source} has no {RECEIPT}, so there is nothing to check it against. hf_kd writes one with save_pretrained and "
+            "push_to_hub; `hf-kd card` writes it into a folder."
+        )
+    content = read_receipt(path)
+    checks = [*_files(folder, content), *_weights(folder, content)]
+    original = None if base is None else ErasedModel.from_pretrained(base)
+    if original is not None:
+        names, _ = weights_digest(folder)
+        checks.append(
+            _same("weights before erasing (base model)", content["weights"]["before"], inner_digest(original, names))
+        )
+    damaged = not all(check.ok for check in checks)
+    if not damaged and not content["folded"]:
+        checks.append(_records(ErasedModel.from_pretrained(folder), content))
+    if forget is not None and not damaged:
+        checks += _again(folder, content, original, forget, reading)
+    elif forget is not None:
+        checks.append(Check("erasure carried out again", False, "not tried: the files differ from the receipt"))
+    return Verification(str(source), tuple(checks), forget is not None)
+
+
+def _folder(source: str | Path, revision: str | None, token: str | None) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    patterns = [
+        "config.json",
+        "preprocessor_config.json",
+        RECEIPT,
+        "model*.safetensors",
+        "model*.safetensors.index.json",
+    ]
+    return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+
+
+def _files(folder: Path, content: dict[str, Any]) -> list[Check]:
+    checks = []
+    for name, expected in content["files"].items():
+        if Path(name).name != name:
+            raise ValueError(f"{RECEIPT} names the file {name!r}: it may only name files beside itself.")
+        path = folder / name
+        found = file_digest(path) if path.is_file() else None
+        checks.append(
+            Check(f"file {name}", False, "missing") if found is None else _same(f"file {name}", expected, found)
+        )
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in content["files"]:
+            checks.append(Check(f"file {path.name}", False, "not in the receipt"))
+    return checks
+
+
+def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
+    weights = content["weights"]
+    _, found = weights_digest(folder)
+    checks = [_same("weights", weights["after"], found)]
+    if content["erasers"] is not None or not content["folded"]:
+        checks.append(_same("erasers", content["erasers"], erasers_digest(folder)))
+    told = weights.get("unchanged")
+    really = weights["before"] == weights["after"]
+    text = "the base model's weights are unchanged" if really else "the base model's weights were changed"
+    checks.append(Check("claim about the base model's weights", told == really, text))
+    return checks
+
+
+def _records(model: ErasedModel, content: dict[str, Any]) -> Check:
+    same = [erasure.to_dict() for erasure in model.erasures] == [
+        Erasure.from_dict(record).to_dict() for record in content["erasures"]
+    ]
+    text = f"{len(model.erasures)} in config.json, {'equal' if same else 'other'} than in the receipt"
+    return Check("erasure records", same, text.replace("equal than", "the same as"))
+
+
+def _same(what: str, expected: Any, found: Any) -> Check:
+    if expected == found:
+        return Check(what, True, f"matches {str(found)[:12]}")
+    return Check(what, False, f"differs: {str(found)[:12]}, the receipt says {str(expected)[:12]}")
+
+
+def _again(
+    folder: Path, content: dict[str, Any], original: ErasedModel | None, forget: Any, reading: dict[str, Any]
+) -> list[Check]:
+    """Carry all requests out again, on the same weights, and compare what comes out with what was published."""
+    records = [Erasure.from_dict(record) for record in content["erasures"]]
+    sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
+    if len(sets) != len(records):
+        raise ValueError(
+            f"The receipt has {len(records)} requests that build on each other; pass a list of their {len(records)} forget "
+            "sets, in order."
+        )
+    published: list[Any] = []
+    if not content["folded"]:
+        model = ErasedModel.from_pretrained(folder)
+        published = [site.eraser for site in model.sites]
+        model.reset()
+    elif original is None:
+        raise ValueError("A folded checkpoint holds no eraser to take away; name the model before erasing: base=...")
+    else:
+        model = original
+    for record, images in zip(records, sets, strict=True):
+        model.erase(images, record.method, **{"progress": False} | reading, **record.settings)
+    checks = [
+        Check(
+            f"images of request {n}", old.n_forget == new.n_forget, f"{new.n_forget}, the receipt says {old.n_forget}"
+        )
+        for n, (old, new) in enumerate(zip(records, model.erasures, strict=True), 1)
+    ]
+    what = "erasure carried out again"
+    if content["folded"]:
+        folded = model.fold()
+        stored = type(folded).from_pretrained(folder).state_dict()
+        pairs = [(value, stored[name]) for name, value in folded.state_dict().items() if value.is_floating_point()]
+    else:
+        again = [site.eraser for site in model.sites]
+        states = [(a.state_dict(), b.state_dict()) for a, b in zip(published, again, strict=True)]
+        if all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in states):
+            return [*checks, Check(what, True, "the erasers are equal bit for bit")]
+        pairs = [(a.matrix(), b.matrix()) for a, b in zip(published, again, strict=True)]
+    worst = max(float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)) for a, b in pairs)
+    return [*checks, Check(what, worst <= SAME, f"differs by {worst:.1e} of its norm (up to {SAME:.0e} is the same)")]
