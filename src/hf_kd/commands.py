@@ -13,11 +13,15 @@ import torch
 from .audit import RetentionReport
 from .audit.scores import forget_retain_accuracy
 from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
+from .documenting import CARD, REPORT, document
 from .erasing import PassSettings
 from .looking import grad_cam as draw_grad_cam
 from .measuring import model_has_head, predictions, read_features
 from .modeling import ErasedModel
+from .publishing import Pushed
 from .saving import staged
+from .verifying import Verification
+from .verifying import verify as verify_source
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,52 @@ def audit(
                 label = None if forget is None else forget[0]
                 draw_grad_cam(model, test, folder / "grad_cam.png", label, most=grad_cam, **vars(_settings(request)))
     return report
+
+
+def push(folder: Path, repo_id: str, report: Path | None, **options: Any) -> Pushed:
+    """Load the erased model in `folder` and push it with its report."""
+    return _erased_in(folder).push_to_hub(repo_id, report=_report_of(folder, report), **options)
+
+
+def card(folder: Path, report: Path | None, **options: Any) -> list[str]:
+    """Write card, receipt, report and figures of the erased model in `folder` beside it; returns what was written."""
+    model = _erased_in(folder)
+    found, readme = _report_of(folder, report), folder / CARD
+    existing = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    with staged(folder) as temporary:
+        for path in folder.glob("*.safetensors*"):
+            (temporary / path.name).symlink_to(path.resolve())
+        (temporary / "config.json").symlink_to((folder / "config.json").resolve())
+        document(model, temporary, report=found, existing_readme=existing, **options)
+        for path in temporary.iterdir():
+            if path.is_symlink():
+                path.unlink()
+        return sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+
+
+def verify(source: str, dataset: str | None, request: Request, base: str | None) -> Verification:
+    """Check a folder or repository against its receipt, and with a data set carry the erasure out again."""
+    forget = None if dataset is None else _forget_rows(load_source(dataset, split=request.split), request)[0]
+    reading = vars(_settings(request)) if forget is not None else {}
+    return verify_source(source, forget, base=base, revision=request.revision, **reading)
+
+
+def _erased_in(folder: Path) -> ErasedModel:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
+    model = ErasedModel.from_pretrained(folder)
+    if not model.is_erased:
+        raise ValueError(
+            f"{folder} holds no eraser, so there is nothing to publish. Erase something first: hf-kd erase."
+        )
+    return model
+
+
+def _report_of(folder: Path, report: Path | None) -> RetentionReport | None:
+    path = report or folder / REPORT
+    if report is None and not path.is_file():
+        return None
+    return RetentionReport.from_json(path)
 
 
 def _load(name: str, request: Request, state: Any) -> ErasedModel:

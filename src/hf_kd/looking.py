@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 MOST_ROWS = {"train": 4_000, "test": 2_000}
 """Samples of each split that the layer profile reads at most."""
 
+LEAST = 20
+"""Forgotten samples of a split that it reads at least, where there are so many."""
+
 
 def blocks_of(model: ErasedModel, every: bool = False) -> tuple[str, ...]:
     """Names of the blocks of the inner model, in order; see `taps.find_blocks`."""
@@ -69,14 +72,17 @@ def read_layers(
 
 
 def sampled_rows(labels: Tensor, kept: Tensor, forget: Sequence[int], most: int) -> Tensor:
-    """Numbers of at most `most` of the `kept` rows, ascending; forgotten ones keep at least their share of a quarter."""
+    """Numbers of at most `most` of the `kept` rows, ascending; the forgotten in proportion, but at least `LEAST` of them.
+
+    More of them would teach a probe to guess the forgotten classes.
+    """
     rng = torch.Generator().manual_seed(0)
     rows = torch.nonzero(kept).flatten()
     if rows.numel() <= most:
         return rows
     is_forgotten = torch.isin(labels[rows], torch.tensor(list(forget)))
     parts = [rows[is_forgotten], rows[~is_forgotten]]
-    share = max(round(most * parts[0].numel() / rows.numel()), min(parts[0].numel(), most // 4))
+    share = max(round(most * parts[0].numel() / rows.numel()), min(parts[0].numel(), LEAST))
     chosen = [
         part[torch.randperm(part.numel(), generator=rng)[:size]]
         for part, size in zip(parts, (share, most - share), strict=True)

@@ -40,6 +40,7 @@ from .taps import Tap, TapSearch, TapSite, drop_caches, evaluating, find_taps, r
 
 if TYPE_CHECKING:
     from .audit import RetentionReport
+    from .publishing import Pushed
 
 logger = logging.get_logger(__name__)
 
@@ -370,7 +371,7 @@ class ErasedModel(PreTrainedModel):
         a place that cannot be written to.
         """
         if push_to_hub:
-            raise ValueError("push_to_hub=True is not supported here: save, then upload the folder.")
+            raise ValueError("save_pretrained does not push; call model.push_to_hub(repo_id).")
         if not can_be_found_again(self.inner):
             name, config = type(self.inner).__name__, type(self.inner.config).__name__
             raise ValueError(
@@ -387,9 +388,11 @@ class ErasedModel(PreTrainedModel):
             if self.is_erased:
                 document(self, folder, keep=save_directory)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        """Not through transformers: its push replaces the model card by one that does not mention the erasure."""
-        raise ValueError("Save the model with save_pretrained and upload the folder with `hf upload REPO_ID FOLDER`.")
+    def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
+        """Publish the model in one commit, load it back and compare bit for bit; see `hf_kd.publishing.push`."""
+        from .publishing import push  # loads and compares what it published, so it knows this class
+
+        return push(self, repo_id, **options)
 
 
 AutoConfig.register(MODEL_TYPE, ErasedConfig, exist_ok=True)

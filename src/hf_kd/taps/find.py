@@ -54,7 +54,7 @@ def find_taps(model: nn.Module, inputs: Mapping[str, Any], tap: str | None = Non
     """
     with evaluating(model), torch.no_grad():
         calls, output = record_calls(model, inputs)
-        answer = _answer_field(model, calls, fields(output))
+        answer = answer_field(model, calls, fields(output))
         note = ""
         if tap is not None:
             taps = (_explicit_tap(model, calls, fields(output).get(answer), tap),)
@@ -73,7 +73,7 @@ def find_taps(model: nn.Module, inputs: Mapping[str, Any], tap: str | None = Non
     return TapSearch(taps, tuple(leaking), note)
 
 
-def _answer_field(model: nn.Module, calls: list[Call], output: dict[str, Any]) -> str:
+def answer_field(model: nn.Module, calls: list[Call], output: dict[str, Any]) -> str:
     """The field that carries what the model is asked for: logits, else a pooled embedding, else any [B, C]."""
     named = [name for name in ("logits", *EMBEDDING_FIELDS) if output.get(name) is not None]
     if "logits" not in named:

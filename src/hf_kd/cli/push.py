@@ -1,0 +1,60 @@
+"""`hf-kd push`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import JsonOption, RevisionOption, app, console, refusals
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of an erased model.")],
+    repo_id: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
+    private: Annotated[bool | None, typer.Option("--private/--public", help="For a new repository.")] = None,
+    revision: RevisionOption = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of writing.")] = False,
+    folded: Annotated[
+        bool, typer.Option("--folded", help="A stock checkpoint: loads without hf_kd, features NOT erased.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="report.json of hf-kd audit, for the card. Without it: the one in the folder.")
+    ] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Hub id of the data set, for the card; repeat it.")] = None,
+    show_class_names: Annotated[
+        bool, typer.Option("--show-class-names", help="Name the forgotten classes in card, report and figures.")
+    ] = False,
+    verify: Annotated[bool, typer.Option(help="Load it back from the Hub and compare.")] = True,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish the erased model in FOLDER as REPO_ID: weights, card, receipt, report and figures in one commit.
+
+    The token is that of `hf auth login`, or HF_TOKEN.
+    """
+    with refusals():
+        from .. import commands
+
+        result = commands.push(
+            folder,
+            repo_id,
+            report,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            folded=folded,
+            verify=verify,
+            commit_message=message,
+            show_class_names=show_class_names,
+            datasets=dataset or (),
+        )
+    if as_json:
+        print(json.dumps(result.to_dict()))
+        return
+    console.print(f"Published as [bold]{result.repo_id}[/]: {result.pull_request or result.url}", highlight=False)
+    if result.verified:
+        console.print("Loaded back from the Hub, it gives equal answers bit for bit.")

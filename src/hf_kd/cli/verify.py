@@ -1,0 +1,54 @@
+"""`hf-kd verify`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .app import ImageColumnOption, JsonOption, LabelColumnOption, RevisionOption, app, console, refusals
+
+
+@app.command()
+def verify(
+    source: Annotated[str, typer.Argument(help="Folder or Hub id of an erased model.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="The images, to carry the erasure out again; as for erase.")
+    ] = None,
+    forget: Annotated[list[str] | None, typer.Option(help="Forgotten label, by name or id; repeat it.")] = None,
+    split: Annotated[str, typer.Option(help="Split that holds the images.")] = "train",
+    base: Annotated[str | None, typer.Option(help="The model before erasing, to compare its weights with.")] = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check an erased model against its receipt; with --dataset, carry the erasure out again. Exit code 1: it differs."""
+    with refusals():
+        from .. import commands
+
+        request = commands.Request(
+            forget=tuple(forget or ()),
+            split=split,
+            image_column=image_column,
+            label_column=label_column,
+            revision=revision,
+            progress=not as_json,
+        )
+        result = commands.verify(source, dataset, request, base)
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    else:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for check in result.checks:
+            table.add_row(
+                "ok" if check.ok else "[bold red]DIFFERS[/]", Text(check.what), Text(check.found, style="dim")
+            )
+        console.print(table)
+        again = "" if result.repeated else " The erasure was not carried out again: give its images with --dataset."
+        console.print(("Everything matches the receipt." if result.ok else "[bold red]Not as published.[/]") + again)
+    if not result.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,185 @@
+"""Put a prepared folder into a repository, in one commit. Everything that can go wrong says what was left as it was.
+
+Nothing here knows models. Tokens are handed to huggingface_hub and nowhere else: not into messages, logs or files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import httpx, validate_repo_id
+
+IGNORED = (".git", ".git/*", ".cache/*", "*.lock", "*.tmp", ".*-saving-*", "__pycache__/*")
+UNCHANGED = "The repository is as it was; the command can be repeated."
+
+
+class PushError(OSError):
+    """An upload that did not happen. The message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a folder went."""
+
+    repo_id: str
+    url: str
+    """Of the commit."""
+    commit: str
+    revision: str
+    """Branch, or `refs/pr/N`."""
+    pull_request: str | None = None
+    """Its URL."""
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises ValueError for what cannot be the id of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} is no repository id: it has the form USER/NAME with letters, digits, '-', '_' and '.', at most 96 "
+            "characters."
+        ) from error
+
+
+def prepare(
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    space_sdk: str | None = None,
+) -> str:
+    """Create the repository, and the branch, if they are not there; returns the full id (with the user's name).
+
+    Raises ValueError for a malformed id, and PushError offline, without a valid token, without the right to write there,
+    and without a network.
+    """
+    check_repo_id(repo_id)
+    if constants.HF_HUB_OFFLINE:
+        raise PushError(
+            f"Nothing was sent to {repo_id}: offline mode is on (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE). Unset it to push."
+        )
+    if not (token or get_token()):
+        raise PushError(
+            f"There is no token to write to {repo_id} with. Log in with `hf auth login`, or set HF_TOKEN to a token with "
+            "write access."
+        )
+    api = HfApi(token=token)
+    with _explained(repo_id):
+        try:
+            url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=True)
+            full = url.repo_id
+        except HfHubHTTPError as error:
+            # an existing repository can be written to without the right to create one
+            if error.response.status_code != 403 or not api.repo_exists(repo_id, repo_type=repo_type):
+                raise
+            full = repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(full, branch=revision, repo_type=repo_type, exist_ok=True)
+    return full
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    message: str,
+    repo_type: str = "model",
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    replaces: Sequence[str] = (),
+) -> Published:
+    """Upload `folder` in one commit to a repository that is there (see `prepare`).
+
+    replaces: patterns of files; those in the repository that match one and are not in `folder` are deleted in the same
+        commit, so that the shards of an earlier checkpoint do not stay among those of the new one.
+
+    Raises ValueError for a link that leads out of the folder, and PushError, the repository being unchanged, when the
+    upload fails.
+    """
+    check_repo_id(repo_id)
+    _refuse_links(folder)
+    with _explained(repo_id):
+        info = HfApi(token=token).upload_folder(
+            folder_path=folder,
+            repo_id=repo_id,
+            repo_type=repo_type,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=message,
+            ignore_patterns=list(IGNORED),
+            delete_patterns=list(replaces) or None,
+        )
+    return Published(repo_id, info.commit_url, info.oid, info.pr_revision or revision or "main", info.pr_url)
+
+
+def fetch_text(
+    repo_id: str, name: str, *, repo_type: str = "model", revision: str | None = None, token: str | None = None
+) -> str | None:
+    """A text file as it is in the repository now; None where there is none yet.
+
+    Raises PushError where it could not be read: then nobody knows what an upload would overwrite.
+    """
+    with _explained(repo_id):
+        try:
+            path = HfApi(token=token).hf_hub_download(
+                repo_id, name, repo_type=repo_type, revision=revision, force_download=True
+            )
+        except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+        return Path(path).read_text(encoding="utf-8")
+
+
+def _refuse_links(folder: Path) -> None:
+    inside = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise ValueError(
+                f"{path.relative_to(folder)} is a link that leads out of the folder; what it points to would be published. "
+                "Replace it by the file itself."
+            )
+
+
+@contextlib.contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """What the client raises, as one sentence with the way out. The request's headers are in none of them."""
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise PushError(f"{repo_id} cannot be reached: offline mode is on. Unset HF_HUB_OFFLINE.") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        raise PushError(_reason(repo_id, status)) from error
+    except httpx.HTTPError as error:
+        raise PushError(f"{repo_id}: the connection failed ({type(error).__name__}). {UNCHANGED}") from error
+
+
+def _reason(repo_id: str, status: int) -> str:
+    if status == 401:
+        return (
+            f"The Hub does not accept the token for {repo_id} (401). Log in again with `hf auth login`, or set HF_TOKEN to "
+            f"one with write access. {UNCHANGED}"
+        )
+    if status == 403:
+        return (
+            f"This token may not write to {repo_id} (403). Use one with write access to that namespace, another repository, "
+            f"or a pull request (create_pr). {UNCHANGED}"
+        )
+    if status == 404:
+        return f"{repo_id}, or the revision asked for, is not there (404), or the token may not see it. {UNCHANGED}"
+    return f"The Hub answered {status} while {repo_id} was being written. {UNCHANGED}"

@@ -1,0 +1,152 @@
+"""Publish an erased model: save it with card, receipt, report and figures, upload in one commit, load it back and compare.
+
+Part of the modelling room. What is uploaded is complete in a temporary folder first, so a failure leaves the repository as
+it was.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .audit.report import RetentionReport
+from .documenting import CARD, document
+from .erasing import probe_batch
+from .hub.push import Published, fetch_text, prepare, upload
+from .saving import WEIGHT_PATTERNS
+from .taps import evaluating, record, run
+
+if TYPE_CHECKING:
+    from .modeling import ErasedModel
+
+
+@dataclass(frozen=True)
+class Pushed(Published):
+    """Where a model went, and whether what loads from there answers as it did here."""
+
+    verified: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def push(
+    model: ErasedModel,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    report: RetentionReport | None = None,
+    folded: bool = False,
+    verify: bool = True,
+    commit_message: str | None = None,
+    show_class_names: bool = False,
+    datasets: Sequence[str] = (),
+) -> Pushed:
+    """Publish weights, card, receipt, report and figures in one commit, load them back and compare bit for bit.
+
+    repo_id: USER/NAME. private, token, revision, create_pr, commit_message: as in `huggingface_hub`.
+    report: what `audit` gave, for the card. folded: publish the stock checkpoint of `fold` instead (logits erased,
+        features not). verify: load the commit from the Hub and compare answers and features on a fixed batch.
+    show_class_names: name the forgotten classes in card, report and figures. datasets: Hub ids, for the card.
+
+    A person's text in the repository's README is kept. Raises ValueError when nothing was erased or for a malformed id,
+    `hf_kd.hub.push.PushError` (an OSError) when the upload failed and left the repository as it was, and RuntimeError when
+    what loads back is not this model.
+    """
+    if not model.is_erased:
+        raise ValueError(
+            "Nothing has been erased from this model, so there is nothing for hf_kd to publish. Call erase first; the model "
+            "itself goes to the Hub with inner.push_to_hub."
+        )
+    full = prepare(repo_id, private=private, token=token, revision=revision)
+    existing = fetch_text(full, CARD, revision=revision, token=token)
+    with tempfile.TemporaryDirectory(prefix="hf-kd-push-") as name:
+        folder = Path(name) / "model"
+        saved = _save(model, folder, folded)
+        document(
+            model,
+            folder,
+            report=report,
+            repo_id=full,
+            folded=folded,
+            show_class_names=show_class_names,
+            existing_readme=existing,
+            datasets=datasets,
+            license=base_license(model.config.base_model, token),
+        )
+        published = upload(
+            folder,
+            full,
+            message=commit_message or f"Erased with hf_kd: {', '.join(e.method for e in model.erasures)}",
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            replaces=[*WEIGHT_PATTERNS, "figures/*.png"],
+        )
+    if verify:
+        _compare(model, saved, published, token)
+    return Pushed(**asdict(published), verified=verify)
+
+
+def _save(model: ErasedModel, folder: Path, folded: bool) -> torch.nn.Module:
+    """Write the checkpoint; returns the module that was saved."""
+    if not folded:
+        model.save_pretrained(folder)
+        return model
+    stock = model.fold()
+    stock.save_pretrained(folder)
+    if hasattr(model.processor, "save_pretrained"):
+        model.processor.save_pretrained(folder)
+    return stock
+
+
+def base_license(base_model: str | None, token: str | None = None) -> str | None:
+    """The licence that the base model's card states; None where that cannot be read."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    if not base_model:
+        return None
+    try:
+        return ModelCard.load(base_model, token=token, ignore_metadata_errors=True).data.get("license")
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError):
+        return None
+
+
+def _compare(model: ErasedModel, saved: Any, published: Published, token: str | None) -> None:
+    """Load the commit and compare answers and features on a fixed batch, bit for bit. Raises RuntimeError."""
+    loaded = type(saved).from_pretrained(published.repo_id, revision=published.commit, token=token, dtype="auto")
+    loaded.to(next(saved.parameters()).device)
+    for what, here, there in zip(
+        ("answers", "features"), _behaviour(model, saved), _behaviour(model, loaded), strict=False
+    ):
+        if len(here) != len(there) or not all(torch.equal(a, b) for a, b in zip(here, there, strict=True)):
+            worst = max((float((a - b).abs().max()) for a, b in zip(here, there, strict=False)), default=float("nan"))
+            raise RuntimeError(
+                f"{published.repo_id} at {published.commit[:8]} gives other {what} than the model here (up to {worst:.1e}): "
+                "do not rely on this upload. Push again; if it happens again, saving loses something of this model."
+            )
+
+
+def _behaviour(model: ErasedModel, module: Any) -> list[list[Tensor]]:
+    """Tensors that `module` answers to the probe batch; of an erased model the pooled features too."""
+    inputs = probe_batch(model, None)
+    with torch.no_grad(), evaluating(module):
+        if module is model or hasattr(module, "sites"):
+            with record(list(module.sites)) as take:
+                output = run(module.inner, inputs)
+                features = take()
+        else:
+            output, features = run(module, inputs), []
+    answers = [value.cpu() for value in output.values() if isinstance(value, Tensor)]
+    return [answers, [part.cpu() for part in features]] if features else [answers]
