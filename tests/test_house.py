@@ -37,7 +37,7 @@ OF_MODELING = {
     "saving",
     "verifying",
 }
-OF_CLI = {"cli", "commands", "demo", "__main__", "__init__"}
+OF_CLI = {"cli", "commands", "demo", "demo_page", "__main__", "__init__"}
 
 
 def room(relative: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -15,8 +16,11 @@ from .audit.scores import forget_retain_accuracy
 from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
 from .documenting import CARD, REPORT, document
 from .erasing import PassSettings
+from .hub.push import Published, check_repo_id, prepare, upload
+from .hub.spaces import demo_space, metric_space
 from .looking import grad_cam as draw_grad_cam
 from .measuring import model_has_head, predictions, read_features
+from .metrics import KNOWLEDGE_RETENTION
 from .modeling import ErasedModel
 from .publishing import Pushed
 from .saving import staged
@@ -135,14 +139,14 @@ def card(folder: Path, report: Path | None, **options: Any) -> list[str]:
     found, readme = _report_of(folder, report), folder / CARD
     existing = readme.read_text(encoding="utf-8") if readme.is_file() else None
     with staged(folder) as temporary:
-        for path in folder.glob("*.safetensors*"):
-            (temporary / path.name).symlink_to(path.resolve())
-        (temporary / "config.json").symlink_to((folder / "config.json").resolve())
+        for path in (folder / "config.json", *folder.glob("model*.safetensors*")):
+            (temporary / path.name).symlink_to(path.resolve())  # what the receipt is about, not what is written
         document(model, temporary, report=found, existing_readme=existing, **options)
         for path in temporary.iterdir():
             if path.is_symlink():
                 path.unlink()
-        return sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+        written = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+    return written
 
 
 def verify(source: str, dataset: str | None, request: Request, base: str | None) -> Verification:
@@ -150,6 +154,23 @@ def verify(source: str, dataset: str | None, request: Request, base: str | None)
     forget = None if dataset is None else _forget_rows(load_source(dataset, split=request.split), request)[0]
     reading = vars(_settings(request)) if forget is not None else {}
     return verify_source(source, forget, base=base, revision=request.revision, **reading)
+
+
+def publish_metric(repo_id: str, private: bool | None = None) -> Published:
+    """Create or refresh the Space of the `evaluate` metric."""
+    full = prepare(repo_id, repo_type="space", private=private, space_sdk="gradio")
+    with tempfile.TemporaryDirectory() as name:
+        metric_space(Path(KNOWLEDGE_RETENTION), Path(name), full)
+        return upload(Path(name), full, repo_type="space", message="Knowledge Retention of hf_kd")
+
+
+def publish_demo(model_id: str, space: str | None = None, private: bool | None = None) -> Published:
+    """Create or refresh the demo Space of an erased model that is on the Hub."""
+    check_repo_id(model_id)
+    full = prepare(space or f"{model_id}-demo", repo_type="space", private=private, space_sdk="gradio")
+    with tempfile.TemporaryDirectory() as name:
+        demo_space(model_id, Path(name))
+        return upload(Path(name), full, repo_type="space", message=f"Demo of {model_id}")
 
 
 def _erased_in(folder: Path) -> ErasedModel:

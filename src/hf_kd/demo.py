@@ -48,6 +48,8 @@ class DemoResult:
     reloaded_equal: bool
     """Whether the saved model, loaded again, gives the same logits bit for bit."""
     digit: int
+    examples: Path
+    """Folder with an image of each digit."""
 
 
 def digits() -> tuple[Dataset, Dataset]:
@@ -126,4 +128,13 @@ def run_demo(output: Path, digit: int = 3, say: Callable[[str], None] = print) -
     inputs = processor([image.convert("RGB") for image in test["image"][:64]], return_tensors="pt")
     with torch.no_grad():
         equal = torch.equal(again(**inputs).logits, saved(**inputs).logits)
-    return DemoResult(tuple(rows), output, equal, digit)
+    return DemoResult(tuple(rows), output, equal, digit, _examples(test, output))
+
+
+def _examples(test: Dataset, output: Path) -> Path:
+    """An image of each digit as PNG, for the page."""
+    folder = output / "examples"
+    folder.mkdir(exist_ok=True)
+    for label, name in enumerate(NAMES):
+        test[test["label"].index(label)]["image"].resize((128, 128)).save(folder / f"{label}-{name}.png")
+    return folder

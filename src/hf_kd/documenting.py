@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from torch import Tensor
 from yaml import YAMLError
 
 from .audit.report import RetentionReport
@@ -127,13 +126,10 @@ def _labels(model: ErasedModel) -> list[list[str]]:
 
 
 def _receipt(model: ErasedModel, folder: Path, folded: bool, labels: Sequence[Sequence[str]] | None) -> dict[str, Any]:
-    def before(names: Sequence[str]) -> str:
-        return inner_digest(model, names)
-
     return receipt(
         folder,
         [erasure.to_dict() for erasure in model.erasures],
-        before,
+        inner_digest(model),
         folded=folded,
         base_model=model.config.base_model,
         base_commit=model.config.base_commit,
@@ -142,7 +138,6 @@ def _receipt(model: ErasedModel, folder: Path, folded: bool, labels: Sequence[Se
     )
 
 
-def inner_digest(model: ErasedModel, names: Sequence[str]) -> str:
-    """Digest of those weights of the model inside that have the given names, as `hub.receipt` computes it of a file."""
-    state: dict[str, Tensor] = model.inner.state_dict()
-    return tensors_digest((name, state[name]) for name in names if name in state)
+def inner_digest(model: ErasedModel) -> str:
+    """Digest of the weights of the model inside, as `hub.receipt` computes it of a file."""
+    return tensors_digest(model.inner.state_dict().values())

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index.json")
@@ -20,7 +21,8 @@ WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index.json")
 def staged(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder beside `directory`; on leaving without an error its files move into `directory`.
 
-    Weight files of the previous save that the new one does not have (other shards) are removed at the very end. Raises
+    When weights are among them, weight files of the previous save that the new one does not have (other shards) are removed
+    at the very end. Raises
     NotADirectoryError or PermissionError, with the path and the way out, before anything is written.
     """
     target = Path(directory).expanduser().resolve()
@@ -50,7 +52,10 @@ def _move_in(temporary: Path, target: Path) -> None:
         with open(temporary / file, "rb") as handle:
             os.fsync(handle.fileno())
     target.mkdir(exist_ok=True)
-    stale = {path.name for pattern in WEIGHT_PATTERNS for path in target.glob(pattern)} - {str(file) for file in files}
+    names = {str(file) for file in files}
+    stale = {path.name for pattern in WEIGHT_PATTERNS for path in target.glob(pattern)} - names
+    if not any(fnmatch(name, pattern) for name in names for pattern in WEIGHT_PATTERNS):
+        stale = set()  # a report or a card beside a model, not another model
     # config.json last: until it is there, the folder still reads as what it was
     for file in sorted(files, key=lambda file: file.name == "config.json"):
         (target / file).parent.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,17 @@ from .app import JsonOption, app, console, refusals
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the erased demo model.")] = Path("hf-kd-demo"),
     digit: Annotated[int, typer.Option(min=0, max=9, help="Digit to forget.")] = 3,
+    ui: Annotated[bool, typer.Option("--ui", help="Then open a page that compares original and erased model.")] = False,
+    model: Annotated[str | None, typer.Option(help="With --ui: the page for this erased model instead.")] = None,
+    port: Annotated[int | None, typer.Option(help="With --ui: port of the page.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a small classifier of handwritten digits, let it forget one, and see what is left. Needs no network."""
+    if model is not None and not ui:
+        raise typer.BadParameter("--model is for the page; add --ui.")
+    if model is not None:
+        _open_page(model, None, port)
+        return
     with refusals():
         from ..demo import run_demo
 
@@ -63,6 +71,15 @@ def demo(
     )
     if not result.reloaded_equal:
         raise typer.Exit(1)
+    if ui:
+        _open_page(str(result.folder), result.examples, port)
+
+
+def _open_page(source: str, examples: Path | None, port: int | None) -> None:
+    with refusals():
+        from ..demo_page import page
+
+        page(source, examples).launch(server_port=port, server_name="127.0.0.1")
 
 
 def _scores(scores: Any) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """The receipt `erasures.json`: what was asked, what it did to the weights, and hashes with which anyone can check it.
 
-Hashes are sha256. A digest of tensors covers names, dtypes, shapes and bytes, in the order of the names, so it does not
-depend on how a checkpoint is split into files.
+Hashes are sha256. The digest of weights covers dtypes, shapes and bytes of all distinct tensors. It leaves names out,
+because transformers renames tensors on their way to a file, and so does not depend on how a checkpoint is split either;
+which tensor is which is covered by the hashes of the files.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -28,7 +30,7 @@ FLAGS = ("p", "k", "threshold", "lr", "epochs", "seed")
 def receipt(
     folder: Path,
     erasures: Sequence[Mapping[str, Any]],
-    before: Callable[[Sequence[str]], str],
+    before: str,
     *,
     folded: bool,
     base_model: str | None = None,
@@ -38,11 +40,10 @@ def receipt(
 ) -> dict[str, Any]:
     """The receipt of the checkpoint in `folder`.
 
-    erasures: the records. before: gives the digest of the weights with the given names as erasing found them.
+    erasures: the records. before: digest of the weights as erasing found them (`tensors_digest`).
     labels: names of the forgotten classes of each record, if they may be named.
     """
-    names, after = weights_digest(folder)
-    found = before(names)
+    after = weights_digest(folder)
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -51,7 +52,7 @@ def receipt(
         "base_commit": base_commit,
         "folded": folded,
         "erasures": [dict(record) for record in erasures],
-        "weights": {"before": found, "after": after, "unchanged": found == after},
+        "weights": {"before": before, "after": after, "unchanged": before == after},
         "erasers": erasers_digest(folder),
         "files": {path.name: file_digest(path) for path in _checkpoint_files(folder)},
         "seeds": [record["settings"].get("seed") for record in erasures],
@@ -87,52 +88,34 @@ def write_receipt(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(handle)
-
-
-def _sha256(handle: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := handle.read(1 << 20):
-        digest.update(chunk)
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
-def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Of pairs in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        values = tensor.detach().cpu().contiguous()
-        header = json.dumps([name, str(values.dtype).removeprefix("torch."), list(values.shape)])
-        digest.update(header.encode())
-        digest.update(_bytes(values))
+def tensors_digest(tensors: Iterable[Tensor]) -> str:
+    """Of all distinct tensors, whatever their order and names; tied ones count once."""
+    return hashlib.sha256("\n".join(sorted({_tensor_digest(tensor) for tensor in tensors})).encode()).hexdigest()
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
+    if values.numel():
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _bytes(values: Tensor) -> bytes:
-    import torch
-
-    return values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
-
-
-def weights_digest(folder: Path) -> tuple[list[str], str]:
-    """Names (as the model inside has them) and digest of the weights in a checkpoint, without its erasers."""
-    names: list[str] = []
-
-    def weights() -> Iterator[tuple[str, Tensor]]:
-        wrapped = any(name.startswith("inner.") for name in _names(folder))
-        for name, tensor in _tensors(folder):
-            if wrapped and not name.startswith("inner."):
-                continue
-            names.append(name.removeprefix("inner.") if wrapped else name)
-            yield names[-1], tensor
-
-    return names, tensors_digest(weights())
+def weights_digest(folder: Path) -> str:
+    """Digest of the weights in a checkpoint, without its erasers."""
+    return tensors_digest(tensor for name, tensor in _tensors(folder) if not name.startswith("sites."))
 
 
 def erasers_digest(folder: Path) -> str | None:
     """Digest of the erasers in a checkpoint; None where it has none."""
-    found = [(name, tensor) for name, tensor in _tensors(folder) if name.startswith("sites.")]
+    found = [tensor for name, tensor in _tensors(folder) if name.startswith("sites.")]
     return tensors_digest(found) if found else None
 
 

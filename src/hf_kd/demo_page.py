@@ -1,0 +1,102 @@
+"""The page of the demo: one image, what the original answers, what the erased model answers, and the card's numbers.
+
+Runs in a Space and, by `hf-kd demo --ui`, on this machine. Needs the optional extra `ui`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard
+from PIL import Image
+
+from .data import ImagePreprocessor
+from .hub.card import BEGIN
+from .hub.text import plain
+from .modeling import ErasedModel
+
+if TYPE_CHECKING:
+    import gradio
+
+TOP = 5
+
+ABOUT = """# What does it still answer?
+The same image goes to the original model and to the erased one. Answers are the least of what a model knows: read the
+numbers below, which say what attackers get out of its features.
+"""
+
+
+def page(source: str | Path, examples: str | Path | None = None) -> gradio.Blocks:
+    """The page for an erased classifier (Hub id or folder), not yet launched. examples: a folder of images to offer.
+
+    Raises ImportError, with the command to install it, without gradio, and ValueError for a model without an eraser or
+    without a classification head.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise ImportError(
+            "The demo page needs gradio, which is not installed. Install it: pip install 'hf-kd[ui]'."
+        ) from error
+    model = ErasedModel.from_pretrained(source).eval()
+    if not model.is_erased or not model.config.id2label:
+        raise ValueError(f"{source} is no erased classifier: there is no second answer to show beside the first.")
+
+    def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, float]]:
+        if image is None:
+            raise gr.Error("Choose an image first.")
+        return answers(model, image)
+
+    with gr.Blocks(title="Before and after erasing") as blocks:
+        gr.Markdown(ABOUT)
+        with gr.Row():
+            image = gr.Image(type="pil", label="Image")
+            before = gr.Label(num_top_classes=TOP, label="Original")
+            after = gr.Label(num_top_classes=TOP, label="Erased")
+        button = gr.Button("Compare", variant="primary")
+        if examples is not None:
+            gr.Examples(sorted(str(path) for path in Path(examples).glob("*.png")), image)
+        gr.Markdown(numbers(source))
+        button.click(compare, image, [before, after], api_name="compare")
+    return blocks
+
+
+def answers(model: ErasedModel, image: Image.Image) -> tuple[dict[str, float], dict[str, float]]:
+    """Probabilities by label, of the original and of the erased model. The original is the model without its erasers."""
+    inputs: dict[str, Any] = ImagePreprocessor(model.processor)([image.convert("RGB")])
+    kept = [site.eraser for site in model.sites]
+    with torch.no_grad():
+        erased = model(**inputs).logits
+        try:
+            for site in model.sites:
+                site.eraser = None
+            original = model(**inputs).logits
+        finally:
+            for site, eraser in zip(model.sites, kept, strict=True):
+                site.eraser = eraser
+    return _by_label(model, original), _by_label(model, erased)
+
+
+def _by_label(model: ErasedModel, logits: torch.Tensor) -> dict[str, float]:
+    values, places = logits.float().softmax(dim=1)[0].topk(min(TOP, logits.shape[1]))
+    names = model.config.id2label
+    return {str(names[place]): value for value, place in zip(values.tolist(), places.tolist(), strict=True)}
+
+
+def numbers(source: str | Path) -> str:
+    """The headline numbers of the model's card, as Markdown."""
+    path = Path(source) / "README.md"
+    try:
+        card = ModelCard.load(path if path.is_file() else str(source), ignore_metadata_errors=True)
+    except OSError as error:
+        return f"The model's card could not be read ({type(error).__name__}), so there are no numbers to show."
+    results: list[EvalResult] = card.data.eval_results or []
+    if not results:
+        return "**Not audited:** nobody measured what the features of this model still reveal. `hf-kd audit` does."
+    lines = ["| What attackers get, from the model's card | % |", "|---|---:|"]
+    lines += [f"| {plain(str(result.metric_name))} | {plain(str(result.metric_value))} |" for result in results]
+    return "\n".join(lines) + ("" if BEGIN in card.text else "\n\nThis card was not written by hf_kd.")

@@ -1,0 +1,178 @@
+"""The card: what it says first, what it keeps, and that nothing from outside gets out of its place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_kd.hub.card import BEGIN, END, CardValues, Request, render, template
+from hf_kd.hub.text import plain
+
+from ..audit.planted import planted
+from ..audit.test_report import audit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+NASTY = [
+    "a\nb\n---\nlicense: evil\n---\n# c",
+    "[x](javascript:alert(1))",
+    "<script>alert(1)</script>",
+    "| a | b |",
+    "`code` ```fence```",
+    "{{ 7 * 7 }} {% for x in y %}",
+    "!!python/object/apply:os.system [id]",
+    "&anchor *anchor",
+    f"{END} out {BEGIN}",
+    "x" * 5000,
+    "![img](http://evil/x.png) https://evil.example",
+    "**bold** _it_ ~~no~~ # head",
+]
+
+
+def values(names=("tench",), report=None, **others) -> CardValues:
+    request = Request(150, len(names), tuple(names), "esc", {"p": 1.5, "k": None}, 19, 0.79, None)
+    defaults = {"architecture": "ViTForImageClassification", "taps": ("input of classifier",), "dimension": 1280,
+                "repo_id": "ana/forgetful", "base_model": "bob/base", "license": "mit",
+                "versions": {"hf-kd": "0.1.0"}}  # fmt: skip
+    return CardValues((request,), report=report, **defaults | others)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return audit(planted(n=300), class_names={0: NASTY[0], 1: NASTY[2], 2: NASTY[3]})
+
+
+def test_metadata_is_plain_and_forget_and_retain_stay_apart(report):
+    text = render(values(report=report, datasets=("ana/pets",)))
+    data = yaml.safe_load(text.split("---")[1])
+    assert data["library_name"] == "hf-kd"
+    assert data["base_model"] == "bob/base"
+    assert data["base_model_relation"] == "finetune"
+    assert data["license"] == "mit"
+    assert data["datasets"] == ["ana/pets"]
+    results = ModelCard(text).data.eval_results
+    splits = {result.dataset_split for result in results}
+    assert splits == {"test[forget]", "test[retain]"}
+    by_name = {result.metric_name: result.metric_value for result in results}
+    converged = report.score("converged", "D_ft").value
+    assert by_name["Knowledge Retention, converged probe (D_ft)"] == pytest.approx(converged, abs=0.01)
+    assert all(type(value) is float for value in by_name.values())
+    folded = yaml.safe_load(render(values(folded=True)).split("---")[1])
+    assert folded["library_name"] == "transformers"
+    assert "hf-kd" in folded["tags"]
+
+
+def test_converged_and_strongest_come_first_and_the_papers_second(report):
+    text = render(values(report=report)).split(BEGIN)[1]
+    order = ["Converged linear probe, forgotten", "Strongest attack", "Recall from 1 labelled", "Paper's probe", "own head",
+             "Membership"]  # fmt: skip
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    assert "Not audited" not in text
+    assert "Not audited" in render(values())
+
+
+def test_names_are_told_only_when_given():
+    text = render(values(names=()))
+    assert "tench" not in text
+    assert "tench" in render(values())
+
+
+@pytest.mark.parametrize("name", NASTY, ids=range(len(NASTY)))
+def test_a_label_is_text_and_nothing_else(name, report):
+    text = render(values(names=(name, "plain"), report=report))
+    assert text.count(BEGIN) == text.count(END) == 1
+    card = ModelCard(text)
+    assert card.data.license == "mit"
+    assert "<script" not in text
+    assert "](javascript" not in text
+    assert "49" not in text.replace("4949", "") or "{{" not in name
+    assert "](http://evil" not in text
+    line = next(line for line in text.splitlines() if line.startswith("- ") and "plain" in line)
+    assert "150 images" in line, "one request is one line"
+    assert len(line) < 600
+    body = text.split("## What is still known")[1].split("## What was asked")[0]
+    tables = [line for line in body.splitlines() if line.startswith("| class")]
+    assert len({line.replace("\\|", "").count("|") for line in tables}) <= 1, "no name adds a cell"
+
+
+def test_plain_text_renders_as_itself():
+    markdown = pytest.importorskip("markdown_it")
+    for name in NASTY[:-3]:
+        html = markdown.MarkdownIt("commonmark").enable("table").render(f"- {plain(name)}")
+        for tag in ("<script", "<a ", "<img", "<code", "<strong", "<em", "<h1", "<table", "<hr"):
+            assert tag not in html, (name, html)
+
+
+def test_a_persons_readme_keeps_its_text_and_metadata(report):
+    mine = "---\nlicense: apache-2.0\nfoo-bar: 1\ntags:\n- mine\nlibrary_name: old\n---\n# Mine\n\nhello\n"
+    first = render(values(), mine)
+    data = yaml.safe_load(first.split("---")[1])
+    assert data["license"] == "apache-2.0"
+    assert data["foo-bar"] == 1
+    assert data["tags"][0] == "mine"
+    assert data["library_name"] == "hf-kd"
+    assert "# Mine\n\nhello" in first
+    assert render(values(), first) == first, "twice is once"
+    edited = first.replace(BEGIN, f"above\n\n{BEGIN}").replace(END, f"{END}\n\nbelow")
+    again = render(values(report=report), edited)
+    assert again.index("above") < again.index(BEGIN) < again.index(END) < again.rindex("below")
+    assert "Not audited" not in again
+    assert render(values(report=report), again) == again
+
+
+@pytest.mark.parametrize("broken", [f"x {BEGIN} y", f"x {END} y", f"{END} x {BEGIN}", f"{BEGIN}a{END}{BEGIN}b{END}"])
+def test_broken_markers_lose_no_text(broken):
+    text = render(values(), broken)
+    assert text.count(BEGIN) == text.count(END) == 1
+    for word in broken.replace(BEGIN, " ").replace(END, " ").split():
+        assert word in text
+    assert render(values(), text) == text
+
+
+def test_results_of_others_stay(report):
+    theirs = ModelCard(render(values(report=report)))
+    theirs.data.eval_results[0].dataset_split = "validation"
+    again = ModelCard(render(values(report=report), str(theirs)))
+    assert "validation" in {result.dataset_split for result in again.data.eval_results}
+    assert len(again.data.eval_results) == 7
+
+
+def test_unreadable_metadata_is_refused_not_overwritten():
+    with pytest.raises((ValueError, yaml.YAMLError)):
+        render(values(), "---\n: [\n---\ntext")
+
+
+def test_the_template_reads_well_unfilled_and_makes_no_claims():
+    from jinja2 import Environment
+
+    text = Environment().from_string(template()).render()
+    assert "{{" not in text
+    assert "{%" not in text
+    assert "## What this is not" in text
+
+
+def test_the_wheel_carries_the_template(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no wheel can be built here: {done.stderr[-200:]}")
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        assert wheel.read("hf_kd/hub/model_card_template.md").decode() == template()

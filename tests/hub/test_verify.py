@@ -1,0 +1,194 @@
+"""The receipt and its verification: what is untouched matches, and whatever was changed is found."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from hf_kd import ErasedModel
+from hf_kd.audit import RetentionReport
+from hf_kd.cli import app
+from hf_kd.hub.receipt import RECEIPT, read_receipt, weights_digest
+from hf_kd.verifying import verify
+
+from ..conftest import make_dataset
+
+QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
+
+
+@pytest.fixture
+def folder(model, processor, forget, tmp_path):
+    ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def differing(result) -> set[str]:
+    return {check.what for check in result.checks if not check.ok}
+
+
+def test_an_untouched_folder_matches_and_the_erasure_repeats_bit_for_bit(folder, forget):
+    content = read_receipt(folder / RECEIPT)
+    assert content["weights"]["unchanged"], "ESC changes no weight"
+    assert content["commands"] == [
+        "hf-kd erase BASE_MODEL --dataset DATASET --forget LABEL --method esc --k 2 --output erased"
+    ]
+    assert verify(folder).ok
+    result = verify(folder, forget)
+    assert result.ok
+    assert result.repeated
+    assert result.checks[-1].found == "the erasers are equal bit for bit"
+    other = verify(folder, make_dataset([1] * 20))
+    assert differing(other) == {"erasure carried out again"}
+    assert differing(verify(folder, forget.select(range(10)))) == {"images of request 1", "erasure carried out again"}
+
+
+def test_the_digest_does_not_depend_on_shards(folder, tmp_path):
+    ErasedModel.from_pretrained(folder).save_pretrained(tmp_path / "sharded", max_shard_size="20kB")
+    assert len(list((tmp_path / "sharded").glob("model*.safetensors"))) > 1
+    assert weights_digest(folder) == weights_digest(tmp_path / "sharded")
+    assert verify(tmp_path / "sharded").ok
+
+
+@pytest.mark.parametrize(
+    ("tamper", "found"),
+    [
+        ("weight", {"weights"}),
+        ("eraser", {"erasers"}),
+        ("record", {"file config.json"}),
+        ("receipt", {"erasure records"}),
+        ("claim", {"claim about the base model's weights"}),
+        ("missing", {"file config.json"}),
+        ("more", {"file model-extra.safetensors"}),
+    ],
+)
+def test_what_was_changed_is_found(folder, forget, tamper, found):
+    weights = folder / "model.safetensors"
+    content = json.loads((folder / RECEIPT).read_text())
+    if tamper in ("weight", "eraser"):
+        state = load_file(weights)
+        name = next(name for name in sorted(state) if name.startswith("sites." if tamper == "eraser" else "inner."))
+        state[name] = state[name] * 1.001 if tamper == "weight" else state[name].flip(0)
+        save_file(state, weights, metadata={"format": "pt"})
+    if tamper == "record":
+        config = json.loads((folder / "config.json").read_text())
+        config["erasures"][0]["n_forget"] = 7
+        (folder / "config.json").write_text(json.dumps(config))
+    if tamper == "receipt":
+        content["erasures"][0]["n_forget"] = 7
+    if tamper == "claim":
+        content["weights"]["unchanged"] = False
+    if tamper == "missing":
+        content["files"]["config.json"] = "0" * 64
+    if tamper == "more":
+        save_file({"x": torch.zeros(1)}, folder / "model-extra.safetensors")
+    (folder / RECEIPT).write_text(json.dumps(content))
+    result = verify(folder, forget)
+    assert not result.ok
+    assert found <= differing(result)
+
+
+def test_an_eraser_that_is_not_what_the_record_says_is_found_by_doing_it_again(model, processor, forget, tmp_path):
+    erased = ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+    for site in erased.sites:
+        directions = torch.linalg.qr(torch.randn(site.tap.dim, 2, generator=torch.Generator().manual_seed(0))).Q
+        site.eraser.directions.copy_(directions)
+    erased.save_pretrained(tmp_path / "swapped")
+    assert verify(tmp_path / "swapped").ok, "hashes alone say only that files are those of the receipt"
+    assert differing(verify(tmp_path / "swapped", forget)) == {"erasure carried out again"}
+
+
+def test_requests_that_build_on_each_other(model, processor, forget, tmp_path):
+    more = make_dataset([4] * 12, seed=3)
+    erased = (
+        ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False).erase(more, k=1, progress=False)
+    )
+    erased.save_pretrained(tmp_path / "two")
+    assert verify(tmp_path / "two", [forget, more]).ok
+    with pytest.raises(ValueError, match="2 requests"):
+        verify(tmp_path / "two", forget)
+
+
+def test_the_base_model_is_what_the_receipt_says(model, processor, forget, tmp_path):
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    erased = ErasedModel.from_pretrained(tmp_path / "base").erase(forget, k=2, progress=False)
+    assert erased.config.base_model is None, "a local path is nobody else's business"
+    erased.save_pretrained(tmp_path / "erased")
+    assert verify(tmp_path / "erased", forget, base=str(tmp_path / "base")).ok
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(tmp_path / "base")
+    result = verify(tmp_path / "erased", base=str(tmp_path / "base"))
+    assert differing(result) == {"weights before erasing (base model)"}
+
+
+def test_damaged_receipts_are_refused(folder):
+    (folder / RECEIPT).write_text("{}")
+    with pytest.raises(ValueError, match="no receipt"):
+        verify(folder)
+    (folder / RECEIPT).write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        verify(folder)
+    (folder / RECEIPT).unlink()
+    with pytest.raises(FileNotFoundError, match="hf-kd card"):
+        verify(folder)
+
+
+def test_a_receipt_cannot_name_files_elsewhere(folder):
+    content = json.loads((folder / RECEIPT).read_text())
+    content["files"]["../../etc/passwd"] = "0"
+    (folder / RECEIPT).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="beside itself"):
+        verify(folder)
+
+
+def test_the_commands(folder, forget, tmp_path):
+    (tmp_path / "data").mkdir()
+    make_dataset([2] * 20 + [1] * 4).to_parquet(tmp_path / "data" / "train.parquet")
+    done = CliRunner().invoke(
+        app, ["verify", str(folder), "--dataset", str(tmp_path / "data"), "--forget", "cat", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["ok"]
+    splits = make_dataset([0, 1, 2, 3, 4] * 16), make_dataset([0, 1, 2, 3, 4] * 10, seed=9)
+    ErasedModel.from_pretrained(folder).audit(*splits, **QUICK).to_json(tmp_path / "report.json")
+    (folder / "README.md").write_text("My own words.")
+    done = CliRunner().invoke(
+        app, ["card", str(folder), "--report", str(tmp_path / "report.json"), "--repo-id", "ana/m"]
+    )
+    assert done.exit_code == 0, done.output
+    text = (folder / "README.md").read_text()
+    assert "My own words." in text
+    assert "Converged linear probe" in text
+    assert (folder / "figures" / "class_means.png").exists()
+    assert RetentionReport.from_json(folder / "retention_report.json").class_names == {}
+    assert verify(folder).ok, "a card changes no weight"
+    (folder / "model.safetensors").write_bytes(b"x")
+    done = CliRunner().invoke(app, ["verify", str(folder)])
+    assert done.exit_code == 1
+
+
+def test_a_card_that_fails_costs_nothing(model, processor, forget, tmp_path, monkeypatch, caplog):
+    from hf_kd import documenting
+
+    def broken(*arguments):
+        raise ValueError("no card today")
+
+    monkeypatch.setattr(documenting, "render", broken)
+    ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path / "model")
+    assert "no card today" in caplog.text
+    assert ErasedModel.from_pretrained(tmp_path / "model").is_erased
+    assert "hf-kd card FOLDER" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_saving_leaves_a_persons_readme_alone(model, processor, forget, tmp_path):
+    erased = ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("mine")
+    erased.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "README.md").read_text() == "mine"
+    assert (tmp_path / "model" / RECEIPT).exists()
