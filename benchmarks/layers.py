@@ -37,13 +37,13 @@ def main() -> None:
     started = time.perf_counter()
     report = model.audit(train, test, layer_profile=True, attacks=["linear"], draws=1, shots=[1], progress=False)
     print(f"{arguments.forget} forgotten by ESC, k = {model.erasures[0].k}; {time.perf_counter() - started:.0f} s\n")
-    print("| layer | d | D_ft | D_rt |")
-    print("|---|---:|---:|---:|")
-    for layer, (forgotten, others) in report.section("layers").rows().items():
-        cells = [f"{score.original:.1f}" for score in (forgotten, others)]
+    print("| layer | d | D_ft | D_rt | recall - false alarms |")
+    print("|---|---:|---:|---:|---:|")
+    for layer, scores in report.section("layers").rows().items():
+        cells = [f"{score.original:.1f}" for score in scores]
         if layer == "tap":
-            cells = [f"{score.original:.1f} -> {score.value:.1f}" for score in (forgotten, others)]
-        print(f"| {layer} | {forgotten.settings['d']} | {' | '.join(cells)} |")
+            cells = [f"{score.original:.1f} -> {score.value:.1f}" for score in scores]
+        print(f"| {layer} | {scores[0].settings['d']} | {' | '.join(cells)} |")
     report.figures(arguments.output)
     grad_cam(model, test, arguments.output / "grad_cam.png")
 

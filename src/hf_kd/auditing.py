@@ -23,7 +23,7 @@ from .audit.report import Section
 from .data import resolve_forget_labels
 from .erasers import Eraser, SecondMoment, available_methods, make_method
 from .erasing import PassSettings
-from .looking import MOST_ROWS, blocks_of, read_layers, sampled_rows
+from .looking import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
 from .measuring import VIEWS, ReadFeatures, erased, logits, model_has_head, read_features, untrained_logits
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class _Data:
         hidden, labels, tap = [], [], []
         for number, (split, images) in enumerate(self._images.items()):
             kept = self._rows[split]
-            rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split])
+            rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split], FORGOTTEN_SHARE[split])
             hidden.append(read_layers(model, images, self._settings, blocks, rows))
             labels.append(self._all[split][rows])
             among = torch.isin(torch.nonzero(kept).flatten(), rows)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from datasets import Dataset
+from torch import Tensor, nn
 
 from .audit.grad_cam import ClassMaps, class_map, panel
 from .data import gather_rows
@@ -20,6 +21,7 @@ from .erasing import PassSettings, probe_batch
 from .measuring import batches_of, model_has_head
 from .taps import (
     as_map,
+    drop_caches,
     evaluating,
     find_blocks,
     head_function,
@@ -27,7 +29,6 @@ from .taps import (
     image_inputs,
     main_input,
     pooled,
-    record,
     run,
 )
 
@@ -37,19 +38,29 @@ if TYPE_CHECKING:
 MOST_ROWS = {"train": 4_000, "test": 2_000}
 """Samples of each split that the layer profile reads at most."""
 
-LEAST = 20
-"""Forgotten samples of a split that it reads at least, where there are so many."""
+FORGOTTEN_SHARE = {"train": 0.0, "test": 0.5}
+"""Share of these that forgotten classes get where they would have less. None in train: the more of its samples are the
+forgotten class's, the more often a probe that knows little answers it. In test, more of them only make D_ft more exact."""
+
+MOST_SPECIAL = 8
+"""Tokens before the grid of a map (class, distillation, registers); with more of them there is no grid."""
 
 
 def blocks_of(model: ErasedModel, every: bool = False) -> tuple[str, ...]:
     """Names of the blocks of the inner model, in order; see `taps.find_blocks`."""
-    return find_blocks(model.inner, image_inputs(probe_batch(model, None)), main_input(model.inner), every)
+    name, inputs = main_input(model.inner), probe_batch(model, None)
+    if name != "input_ids":  # which are text, then
+        inputs = image_inputs(inputs)
+    with _in_place_of_erasers(model, [None] * len(model.sites)):
+        return find_blocks(model.inner, inputs, name, every)
 
 
 def read_layers(
     model: ErasedModel, data: Any, settings: PassSettings, blocks: Sequence[str], rows: Tensor
 ) -> dict[str, Tensor]:
     """Pooled hidden states of the samples in `rows` (numbers, ascending): {block: float32 [len(rows), d]} on the CPU."""
+    if isinstance(data, Dataset):  # only what is read needs to be decoded
+        data, rows = data.select(rows.tolist()), torch.arange(rows.numel())
     loader, _ = batches_of(model, data, settings)
     taken: dict[str, list[Tensor]] = {name: [] for name in blocks}
     numbers: list[Tensor] = []
@@ -71,21 +82,18 @@ def read_layers(
     return found
 
 
-def sampled_rows(labels: Tensor, kept: Tensor, forget: Sequence[int], most: int) -> Tensor:
-    """Numbers of at most `most` of the `kept` rows, ascending; the forgotten in proportion, but at least `LEAST` of them.
-
-    More of them would teach a probe to guess the forgotten classes.
-    """
+def sampled_rows(labels: Tensor, kept: Tensor, forget: Sequence[int], most: int, share: float = 0.0) -> Tensor:
+    """Numbers of at most `most` of the `kept` rows, ascending; forgotten ones in proportion or `share`, if more."""
     rng = torch.Generator().manual_seed(0)
     rows = torch.nonzero(kept).flatten()
     if rows.numel() <= most:
         return rows
     is_forgotten = torch.isin(labels[rows], torch.tensor(list(forget)))
     parts = [rows[is_forgotten], rows[~is_forgotten]]
-    share = max(round(most * parts[0].numel() / rows.numel()), min(parts[0].numel(), LEAST))
+    forgotten = max(round(most * parts[0].numel() / rows.numel()), min(parts[0].numel(), round(most * share)), 1)
     chosen = [
         part[torch.randperm(part.numel(), generator=rng)[:size]]
-        for part, size in zip(parts, (share, most - share), strict=True)
+        for part, size in zip(parts, (forgotten, most - forgotten), strict=True)
     ]
     return torch.cat(chosen).sort().values
 
@@ -101,14 +109,12 @@ def grad_cam(
 ) -> Path:
     """Draw Grad-CAM maps (Fig. 6) of a few images of a forgotten class, before and after erasing, into the PNG `path`.
 
-    Weights of the channels: dy_c / dh at the pooled features, which is P^T W_c behind an eraser P and before a linear
-    head, over the number of positions, where the features are the mean of the last map; otherwise the gradient of y_c
-    in the last map that the answer depends on at more than one position (a transformer that reads its class token:
-    what its last block is given). The figure shows images of D_f: it is drawn only here, never for a model card.
+    Weights and map are those of `class_maps`. The figure shows images of D_f: it is drawn only here, never for a model
+    card.
 
     label: name or id of the class; by default the first of the records. most: number of images.
-    reading: as in `audit`. Raises ValueError without a head, without such images or without a map, and ImportError
-    without matplotlib.
+    reading: as in `audit`. Raises ValueError without a head, without such images, without a map or where the model does not
+    take images as pixels, and ImportError without matplotlib.
     """
     from .auditing import forgotten_labels
 
@@ -120,74 +126,86 @@ def grad_cam(
     wanted = forgotten_labels(model, label, names)[0]
     settings = PassSettings(**{"progress": False} | reading)
     inputs = _images_of(model, data, settings, wanted, most)
+    pictures = inputs[main_input(model.inner)]
+    if pictures.ndim != 4 or not pictures.is_floating_point():
+        raise ValueError(
+            f"{type(model.inner).__name__} takes its images as {list(pictures.shape)} and not as pixels [n, c, h, w]: there "
+            "is no picture to lay a map over."
+        )
     maps = class_maps(model, inputs, wanted)
-    pictures = inputs[main_input(model.inner)].float().cpu()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    panel(pictures, maps, str(names[wanted]), [str(names[int(p)]) for p in maps.predicted], path)
+    panel(pictures.float().cpu(), maps, str(names[wanted]), [str(names[int(p)]) for p in maps.predicted], path)
     return path
 
 
 def class_maps(model: ErasedModel, inputs: dict[str, Any], label: int) -> ClassMaps:
-    """Grad-CAM maps [n, height, width] of `label` for the original and the erased model, and of what it predicts now."""
-    with _hidden_states(model.inner, blocks_of(model, every=True)) as take, evaluating(model.inner):
-        count = inputs[main_input(model.inner)].shape[0]
-        predicted = _logits(model, inputs).argmax(dim=1).cpu()
-        with _erasers(model, on=False), record(list(model.sites), "before") as features_of:
-            logits = _logits(model, inputs)
-            hidden, before = take(count), features_of()
-        name, closed = _last_map(hidden, before, logits)
+    """Grad-CAM maps [n, height, width] of `label` for the original and the erased model, and of what it answers now.
+
+    inputs: the model's, with images [n, c, h, w]. The map is the last hidden state that the answer depends on at more than
+    one place of the image (of a transformer that reads its class token: what its last block is given). Where the pooled
+    features are its mean over positions, the weights have a closed form: dy_c / dh, which is P^T W_c for an eraser P and a
+    linear head, over the number of positions. Otherwise they are the mean gradient of y_c in the map.
+
+    Raises ValueError where there is no such map.
+    """
+    name = main_input(model.inner)
+    count, *_, height, width = inputs[name].shape
+    passing = [_Keep() for _ in model.sites]
+    images = inputs[name].clone().requires_grad_(True)  # there is a graph even where all parameters are frozen
+    try:
+        with (
+            evaluating(model.inner),
+            torch.enable_grad(),
+            _hidden_states(model.inner, blocks_of(model, every=True)) as take,
+            _in_place_of_erasers(model, passing),
+        ):
+            run(model.inner, inputs | {name: images})
+            hidden = take(count)
+        features = [keep.rows[0] for keep in passing]
+        head = head_function(model.inner, model.taps)
+        pairs = list(zip(model.sites, features, strict=True))
+        with torch.enable_grad():
+            original = head([rows.float() for rows in features])
+            erased = head([(rows if site.eraser is None else site.eraser(rows)).float() for site, rows in pairs])
+        block, closed = _last_map(hidden, features, original, (height, width))
+        last = hidden[block]
+        predicted = erased.argmax(dim=1)
         targets = torch.full_like(predicted, label)
+        rows, columns = _grid(last, (height, width))
 
-        def one(kind: str, wanted: Tensor) -> Tensor:
-            with _erasers(model, on=kind == "erased"):
-                if closed:
-                    weights = _closed_form(model, before, wanted)
-                    weights = weights[:, :, None] / as_map(hidden[name]).shape[2]
-                    return class_map(as_map(hidden[name]).detach().float().cpu(), weights)
-                answer = _logits(model, inputs)
-                again = take(count)[name]
-                picked = answer.gather(1, wanted.to(answer.device)[:, None]).sum()
-                (gradient,) = torch.autograd.grad(picked, again)
-                weights = as_map(gradient).float().mean(dim=2, keepdim=True)
-                return class_map(as_map(again).detach().float().cpu(), weights.cpu())
+        def one(logits: Tensor, classes: Tensor) -> Tensor:
+            picked = logits.gather(1, classes[:, None]).sum()
+            (gradient,) = torch.autograd.grad(picked, features[0] if closed else last, retain_graph=True)
+            maps = as_map(last).detach().float()
+            weights = gradient.float()[:, :, None] / maps.shape[2] if closed else as_map(gradient).float().mean(2, True)
+            found = class_map(maps, weights).cpu()
+            return found[:, found.shape[1] - rows * columns :].reshape(-1, rows, columns)
 
-        shape = _grid(hidden[name])
-        maps = [one("original", targets), one("erased", targets), one("erased", predicted)]
-    original, behind, answered = (
-        found[:, found.shape[1] - shape[0] * shape[1] :].reshape(-1, *shape) for found in maps
-    )
-    return ClassMaps(original, behind, answered, predicted, name, closed)
+        maps = one(original, targets), one(erased, targets), one(erased, predicted)
+    finally:
+        drop_caches(model.inner)  # LeViT keeps tensors of this graph
+    return ClassMaps(*maps, predicted.cpu(), block, closed)
 
 
-def _last_map(hidden: dict[str, Tensor], before: Sequence[Tensor], logits: Tensor) -> tuple[str, bool]:
-    """The last hidden state on which the answers depend at more than one position; whether the features are its mean."""
+def _last_map(
+    hidden: dict[str, Tensor], features: Sequence[Tensor], logits: Tensor, image: tuple[int, int]
+) -> tuple[str, bool]:
+    """The last map on which the answers depend at more than one place; whether the features are its mean."""
     for name in reversed(hidden):
-        mean = pooled(hidden[name])
-        if len(before) == 1 and mean.shape == before[0].shape and torch.allclose(mean, before[0].float(), atol=1e-5):
+        places = math.prod(_grid(hidden[name], image) or (0,))
+        if places < 2:
+            continue
+        mean, rows = pooled(hidden[name]), features[0].float()
+        if len(features) == 1 and mean.shape == rows.shape and (mean - rows).abs().max() <= 1e-5 * rows.abs().max():
             return name, True
         (gradient,) = torch.autograd.grad(logits.sum(), hidden[name], retain_graph=True, allow_unused=True)
-        if gradient is not None and int((as_map(gradient).abs().amax(dim=(0, 1)) > 0).sum()) > 1:
+        if gradient is not None and int((as_map(gradient)[:, :, -places:].abs().amax(dim=(0, 1)) > 0).sum()) > 1:
             return name, False
-    raise ValueError("No block hands on a map that the answers depend on: Grad-CAM has nothing to draw.")
-
-
-def _closed_form(model: ErasedModel, before: Sequence[Tensor], wanted: Tensor) -> Tensor:
-    """dy_c / dh [n, d] through eraser and head alone: P^T W_c where both are linear."""
-    head = head_function(model.inner, model.taps)
-    features = before[0].detach().float().clone().requires_grad_(True)
-    behind = features if model.sites[0].eraser is None else model.sites[0].eraser(features)
-    picked = head([behind]).gather(1, wanted.to(behind.device)[:, None]).sum()
-    return torch.autograd.grad(picked, features)[0].cpu()
-
-
-def _logits(model: ErasedModel, inputs: dict[str, Any]) -> Tensor:
-    """Answers [n, C] with their graph, also of a model whose parameters are frozen."""
-    name = main_input(model.inner)
-    images = inputs[name]
-    with torch.enable_grad():
-        output = run(model.inner, inputs | {name: images.clone().requires_grad_(images.is_floating_point())})
-    return output.logits
+    raise ValueError(
+        "No module hands on a map of the image that the answers depend on at more than one place: Grad-CAM has nothing "
+        "to draw."
+    )
 
 
 def _images_of(model: ErasedModel, data: Any, settings: PassSettings, label: int, most: int) -> dict[str, Any]:
@@ -208,22 +226,43 @@ def _images_of(model: ErasedModel, data: Any, settings: PassSettings, label: int
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _grid(hidden: Tensor) -> tuple[int, int]:
-    """Height and width of a map; tokens before a square grid (class and register tokens) are not part of it."""
+def _grid(hidden: Tensor, image: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of a map; None where its tokens form no grid of the images' shape.
+
+    Tokens before the grid (class and register tokens) are not part of it.
+    """
     if hidden.ndim == 4:
         _, a, b, c = hidden.shape
         return (a, b) if a == b != c else (b, c)
-    side = math.isqrt(hidden.shape[1])
-    return side, side
+    height, width = image
+    tokens = hidden.shape[1]
+    for count in range(tokens, max(0, tokens - MOST_SPECIAL - 1), -1):
+        rows = max(1, round(math.sqrt(count * height / width)))
+        columns = count // rows
+        if rows * columns == count and abs(rows * width - columns * height) < max(height, width):
+            return rows, columns
+    return None
+
+
+class _Keep(nn.Module):
+    """Stands in the place of an eraser, keeps what passes with its graph, and lets it pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Tensor] = []
+
+    def forward(self, rows: Tensor) -> Tensor:
+        self.rows.append(rows)
+        return rows
 
 
 @contextlib.contextmanager
-def _erasers(model: ErasedModel, on: bool) -> Iterator[None]:
-    """The erasers of the sites, or none of them, inside; afterwards what was there."""
+def _in_place_of_erasers(model: ErasedModel, modules: Sequence[nn.Module | None]) -> Iterator[None]:
+    """Other modules at the sites inside; afterwards the erasers that were there."""
     kept = [site.eraser for site in model.sites]
     try:
-        for site in model.sites:
-            site.eraser = site.eraser if on else None
+        for site, module in zip(model.sites, modules, strict=True):
+            site.eraser = module
         yield
     finally:
         for site, eraser in zip(model.sites, kept, strict=True):

@@ -13,26 +13,34 @@ from .planted import noise, planted
 def test_planted_layers_are_read_and_blind_ones_are_not():
     train, train_y, test, test_y = planted(n=300)
     blind, _, blind_test, _ = noise(n=300)
-    section = layers(
-        {"blind": blind[: len(train)], "knowing": train},
-        train_y,
-        {"blind": blind_test[: len(test)], "knowing": test},
-        test_y,
-        0,
-    )
+    section = layers({"blind": blind, "knowing": train}, train_y, {"blind": blind_test, "knowing": test}, test_y, 0)
     found = {(score.group, score.name): score for score in section.scores}
     assert found["knowing", "D_ft"].value > 95
-    assert found["blind", "D_ft"].value < 60
-    assert [score.settings["depth"] for score in section.scores] == [0, 0, 1, 1]
+    assert found["knowing", "advantage"].value > 95
+    assert abs(found["blind", "D_ft"].value - 100 / 3) < 20
+    assert abs(found["blind", "advantage"].value) < 15
+    assert [score.settings["depth"] for score in section.scores] == [0, 0, 0, 1, 1, 1]
     assert all(score.value == score.original for score in section.scores), "nothing is erased below the tap"
+
+
+def test_a_probe_that_answers_the_forgotten_class_to_everything_has_no_advantage():
+    blind, labels, blind_test, _ = noise(n=900)
+    labels = (labels != 0).long() * (torch.arange(900) % 30 == 1)  # 30 of 900 are not forgotten
+    test_labels = torch.arange(900) % 2
+    section = layers({"blind": blind}, labels, {"blind": blind_test}, test_labels, 0)
+    recall, others, advantage = section.scores
+    assert recall.value > 99
+    assert others.value < 1
+    assert abs(advantage.value) < 1
 
 
 def test_the_tap_in_the_profile_is_the_tap_of_the_report():
     train, train_y, test, test_y = planted(n=300)
     erased = [torch.cat([torch.zeros(len(x), 1), x[:, 1:]], dim=1) for x in (train, test)]
     tap = ({"original": train, "erased": erased[0]}, {"original": test, "erased": erased[1]})
-    score = layers({}, train_y, {}, test_y, 0, tap).scores[0]
-    for features, value in (((train, test), score.original), (erased, score.value)):
+    scores = layers({}, train_y, {}, test_y, 0, tap).scores
+    for features, version in (((train, test), "original"), (erased, "value")):
         converged = knowledge_retention(features[0], train_y, features[1], test_y, 0)
-        assert abs(converged.scores.D_ft - value) < 1
+        assert getattr(scores[0], version) == converged.scores.D_ft
+        assert getattr(scores[1], version) == converged.scores.D_rt
     assert layers({}, train_y, {}, test_y, 0, tap).scores == layers({}, train_y, {}, test_y, 0, tap).scores

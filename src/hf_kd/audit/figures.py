@@ -148,7 +148,7 @@ def class_means(report: RetentionReport, figure_class: Any) -> Any:
         return None
     before, after = np.asarray(numbers["before"]), np.asarray(numbers["after"])
     classes = numbers["classes"]
-    names = [_short(report.class_names.get(label, str(label))) for label in classes]
+    names = [short(report.class_names.get(label, str(label))) for label in classes]
     size = max(2.6, 0.3 * len(classes))
     shown = [
         (before, numbers["norms_before"], "original against original", "original"),
@@ -157,7 +157,7 @@ def class_means(report: RetentionReport, figure_class: Any) -> Any:
     if "after_each" in numbers:
         own = np.asarray(numbers["after_each"])
         shown.append((own, numbers["norms_after_each"], "each class behind an eraser of its own", "erased"))
-    figure = figure_class(figsize=(len(shown) * size + 1.6, size + 1.5))
+    figure = figure_class(figsize=(len(shown) * size + 1.6, size + 2.0))
     panels = figure.subplots(1, len(shown), sharey=True)
     low = min(0.0, *(float(matrix.min()) for matrix, *_ in shown))
     for axes, (matrix, lengths, title, columns) in zip(panels, shown, strict=True):
@@ -208,31 +208,56 @@ def norms(report: RetentionReport, figure_class: Any) -> Any:
 
 
 def layer_profile(report: RetentionReport, figure_class: Any) -> Any:
-    """The converged probe at every block and at the tap, where alone the eraser acts."""
+    """The converged probe at every block and at the tap, where alone the eraser acts: open markers."""
     section = next((section for section in report.sections if section.key == "layers"), None)
     if section is None or not section.scores:
         return None
     rows = section.rows()
     names = list(rows)
-    figure = figure_class(figsize=(max(4.5, 0.42 * len(names) + 1.5), 3.2))
+    figure = figure_class(figsize=(max(4.5, 0.34 * len(names) + 1.5), 3.2))
     axes = figure.subplots()
-    for name, marker, style, label in (("D_ft", "^", "-", "forgotten (D_ft)"), ("D_rt", "o", "--", "others (D_rt)")):
+    for name, colour, marker, style, label in (
+        ("D_ft", ORANGE, "^", "-", "forgotten: recall (D_ft)"),
+        ("advantage", BLUE, "s", "-.", "forgotten: recall - false alarms"),
+        ("D_rt", GREY, "o", "--", "others (D_rt)"),
+    ):
         scores = [next(score for score in rows[layer] if score.name == name) for layer in names]
-        colour = ORANGE if name == "D_ft" else GREY
-        axes.plot([score.original for score in scores], color=colour, marker=marker, linestyle=style, label=label)
+        axes.plot(
+            [score.original for score in scores],
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linestyle=style,
+            label=label,
+        )
         if names[-1] == "tap":
-            value = scores[-1].value
-            axes.plot(len(names) - 1, value, color=colour, marker=marker, markersize=10, markerfacecolor="white",
-                      linestyle="none", label=f"{name} behind the eraser")  # fmt: skip
-    classes = report.score("converged", "D_ft").chance
-    if classes is not None:
-        axes.axhline(classes, color=BLACK, linewidth=0.8, linestyle=":")
-        axes.annotate("chance", (0, classes), xytext=(0, 2), textcoords="offset points", fontsize=7)
-    axes.set_ylim(0, 103)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+            axes.plot(len(names) - 1, scores[-1].value, color=colour, marker=marker, markersize=9, markerfacecolor="none",
+                      markeredgewidth=1.4, linestyle="none")  # fmt: skip
+    if names[-1] == "tap":
+        axes.plot([], [], color=BLACK, marker="o", markersize=9, markerfacecolor="none", linestyle="none",
+                  label="open: behind the eraser")  # fmt: skip
+        axes.axvline(len(names) - 1, color=GREY, linewidth=0.6, zorder=0)
+    chance = report.score("converged", "D_ft").chance
+    if chance is not None:
+        axes.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
+        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(2, 0),
+                      textcoords="offset points", va="center", fontsize=7)  # fmt: skip
+    lowest = min(score.original for score in section.scores)
+    axes.set_ylim(min(0, 1.1 * lowest), 104)
+    axes.set_xticks(range(len(names)), _without_common_start(names), rotation=60, ha="right", rotation_mode="anchor",
+                    fontsize=7)  # fmt: skip
     axes.set_ylabel("converged probe, test, %")
     figure.legend(loc="outside upper center", ncols=2, fontsize=8)
     return figure
+
+
+def _without_common_start(names: list[str]) -> list[str]:
+    """Names of layers without the dotted parts that all of them (but the tap) begin with."""
+    paths = [name.split(".") for name in names if name != "tap"]
+    same = 0
+    while len(paths) > 1 and all(len(path) > same + 1 and path[same] == paths[0][same] for path in paths):
+        same += 1
+    return [name if name == "tap" else ".".join(name.split(".")[same:]) for name in names]
 
 
 def tsne(report: RetentionReport, figure_class: Any) -> Any:
@@ -260,7 +285,7 @@ def tsne(report: RetentionReport, figure_class: Any) -> Any:
         )  # fmt: skip
         centres = [(label, np.median(points[samples.labels == label], axis=0)) for label in np.unique(samples.labels)]
         for label, centre in centres if len(centres) <= 2 * MOST_MARKED else ():
-            name = _short(report.class_names.get(int(label), str(label)))
+            name = short(report.class_names.get(int(label), str(label)))
             bold = int(label) in report.forget_labels
             axes.annotate(
                 name, centre, ha="center", va="center", fontsize=7, fontweight="bold" if bold else "normal",
@@ -301,6 +326,6 @@ def _name(report: RetentionReport, version: str) -> str:
     return f"reference ({report.reference})" if version == "reference" else version
 
 
-def _short(name: str, most: int = 14) -> str:
+def short(name: str, most: int = 14) -> str:
     name = name.partition(",")[0]
     return name if len(name) <= most else name[: most - 1] + "…"

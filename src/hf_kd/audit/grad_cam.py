@@ -31,7 +31,7 @@ class ClassMaps:
     predicted: Tensor
     """[n]: that class."""
     block: str
-    """The block whose output is drawn."""
+    """The module whose output is drawn."""
     closed_form: bool
     """Whether the weights are the closed form at the pooled features."""
 
@@ -59,7 +59,9 @@ def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], pa
         raise ImportError(
             "Grad-CAM figures need matplotlib, which is not installed. Install it: pip install 'hf-kd[figures]'."
         ) from error
-    from .figures import STYLE
+    from .figures import STYLE, short
+
+    name = short(name, 18)
 
     columns = [
         (f"original: {name}", scaled(maps.original)),
@@ -68,7 +70,7 @@ def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], pa
         ("erased: what it answers\nown scale", scaled(maps.answered)),
     ]
     with rc_context(STYLE):
-        figure = Figure(figsize=(1.55 * 5 + 0.6, 1.6 * len(images) + 0.5))
+        figure = Figure(figsize=(1.55 * 5, 1.6 * len(images) + 0.9))
         axes = figure.subplots(len(images), 5, squeeze=False)
         for row, image in enumerate(images):
             picture = _picture(image)
@@ -80,13 +82,15 @@ def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], pa
                     drawn[row].numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear",
                     extent=(-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5),
                 )  # fmt: skip
-            axes[row, 4].set_xlabel(answers[row][:24], fontsize=7)
+            axes[row, 4].set_xlabel(short(answers[row], 24), fontsize=7)
         for column, title in enumerate(["image", *(title for title, _ in columns)]):
             axes[0, column].set_title(title, fontsize=STATED)
         for ax in axes.flat:
             ax.set_xticks([])
             ax.set_yticks([])
-        figure.colorbar(shown, ax=axes, label="class map, share of the maximum", shrink=0.5)
+            ax.spines[:].set_visible(False)
+        bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=35)
+        bar.set_label("class map, share of the maximum of its scale", fontsize=STATED)
         figure.savefig(path)
 
 

@@ -6,14 +6,15 @@ The converged probe on the pooled hidden state of every block, up to the tap. Wo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from .preparation import ArrayLike
+from .preparation import ArrayLike, as_forget_labels, is_in
 from .probes import checked_splits, fit_linear_probe
 from .report import Score, Section
-from .scores import ForgetRetainScores
+from .scores import forget_retain_accuracy
 
-TOLERANCE = 1e-5
-"""Gradient norm at which a layer's probe counts as converged."""
+PARTS = (("D_ft", "lower", "%", None), ("D_rt", "higher", "%", None), ("advantage", "lower", "points", 0.0))
+"""Name, which way is forgetting, unit and chance of the scores of a layer."""
 
 
 def layers(
@@ -24,7 +25,7 @@ def layers(
     forget_labels: int | ArrayLike,
     tap: tuple[Mapping[str, ArrayLike], Mapping[str, ArrayLike]] | None = None,
 ) -> Section:
-    """The section of a report with D_ft and D_rt of the converged probe at every layer.
+    """The section of a report with D_ft, D_rt and recall minus false alarms of the converged probe at every layer.
 
     train, test: pooled hidden states [n, d] by name of the layer, in the order in which an image passes them; rows are
         the same samples in all of them. Each layer may have its own d.
@@ -34,15 +35,16 @@ def layers(
     `knowledge_retention` does.
     """
 
-    def scores(x: ArrayLike, x_test: ArrayLike) -> tuple[ForgetRetainScores, dict]:
-        features, labels, test_features, own_test_labels = checked_splits(
-            x, train_labels, x_test, test_labels, forget_labels
-        )
-        probe = fit_linear_probe(features, labels, tolerance=TOLERANCE)
-        found = ForgetRetainScores.from_predictions(
-            probe.predict(features), labels, probe.predict(test_features), own_test_labels, forget_labels
-        )
-        return found, {"d": features.shape[1], "train": len(labels), "test": len(own_test_labels),
+    forget = as_forget_labels(forget_labels)
+
+    def scores(x: ArrayLike, x_test: ArrayLike) -> tuple[dict[str, float], dict[str, Any]]:
+        features, labels, test_features, own = checked_splits(x, train_labels, x_test, test_labels, forget)
+        probe = fit_linear_probe(features, labels)
+        answers, retained = probe.predict(test_features), ~is_in(own, forget)
+        d_ft, d_rt = forget_retain_accuracy(answers, own, forget)
+        alarms = 100 * float(is_in(answers[retained], forget).double().mean())
+        found = {"D_ft": d_ft, "D_rt": d_rt, "advantage": d_ft - alarms}
+        return found, {"d": features.shape[1], "train": len(labels), "test": len(own),
                        "converged": probe.convergence.converged}  # fmt: skip
 
     rows = {}
@@ -51,24 +53,29 @@ def layers(
         rows[name] = (found, found, settings)
     if tap is not None:
         original, settings = scores(tap[0]["original"], tap[1]["original"])
-        erased, _ = scores(tap[0]["erased"], tap[1]["erased"])
-        rows["tap"] = (erased, original, settings)
+        erased, own = scores(tap[0]["erased"], tap[1]["erased"])
+        rows["tap"] = (erased, original, settings | {"converged": settings["converged"] and own["converged"]})
     found = tuple(
         Score(
             name,
-            getattr(erased, name),
+            erased[name],
             direction,
             layer,
-            original=getattr(original, name),
+            unit=unit,
+            chance=chance,
+            original=original[name],
             protocol="converged linear probe on the pooled hidden state",
             settings=settings | {"depth": depth},
         )
         for depth, (layer, (erased, original, settings)) in enumerate(rows.items())
-        for name, direction in (("D_ft", "lower"), ("D_rt", "higher"))
+        for name, direction, unit, chance in PARTS
     )
+    sizes = next(((settings["train"], settings["test"]) for *_, settings in rows.values()), (0, 0))
     notes = [
         "Hidden states are pooled by their mean over positions. The eraser stands at the tap: every layer below it is as it "
-        "was, for whoever can read it."
+        "was, for whoever can read it.",
+        f"Read from {sizes[0]:,} training and {sizes[1]:,} test images, the tap too: from fewer images than the "
+        "headline's, a probe reads less.",
     ]
     slow = [layer for layer, (*_, settings) in rows.items() if not settings["converged"]]
     if slow:
