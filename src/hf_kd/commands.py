@@ -22,7 +22,7 @@ from .looking import grad_cam as draw_grad_cam
 from .measuring import model_has_head, predictions, read_features
 from .metrics import KNOWLEDGE_RETENTION
 from .modeling import ErasedModel
-from .publishing import Pushed
+from .publishing import Pushed, base_license
 from .saving import staged
 from .verifying import Verification
 from .verifying import verify as verify_source
@@ -141,7 +141,8 @@ def card(folder: Path, report: Path | None, **options: Any) -> list[str]:
     with staged(folder) as temporary:
         for path in (folder / "config.json", *folder.glob("model*.safetensors*")):
             (temporary / path.name).symlink_to(path.resolve())  # what the receipt is about, not what is written
-        document(model, temporary, report=found, existing_readme=existing, **options)
+        licence = base_license(model.config.base_model)
+        document(model, temporary, report=found, existing_readme=existing, license=licence, **options)
         for path in temporary.iterdir():
             if path.is_symlink():
                 path.unlink()

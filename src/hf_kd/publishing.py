@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import httpx
 from torch import Tensor
 
 from .audit.report import RetentionReport
@@ -24,6 +27,10 @@ from .taps import evaluating, record, run
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
+
+
+class NotVerified(OSError):
+    """The upload happened, and what loads from there is not, or is not known to be, the model here."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,8 @@ def push(
     show_class_names: name the forgotten classes in card, report and figures. datasets: Hub ids, for the card.
 
     A person's text in the repository's README is kept. Raises ValueError when nothing was erased or for a malformed id,
-    `hf_kd.hub.push.PushError` (an OSError) when the upload failed and left the repository as it was, and RuntimeError when
-    what loads back is not this model.
+    `hf_kd.hub.push.PushError` (an OSError) when the upload failed and left the repository as it was, and NotVerified (an
+    OSError) when it happened and what loads back is not this model, or nothing loads back.
     """
     if not model.is_erased:
         raise ValueError(
@@ -111,10 +118,6 @@ def _save(model: ErasedModel, folder: Path, folded: bool) -> torch.nn.Module:
 
 def base_license(base_model: str | None, token: str | None = None) -> str | None:
     """The licence that the base model's card states; None where that cannot be read."""
-    from huggingface_hub import ModelCard
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import httpx
-
     if not base_model:
         return None
     try:
@@ -124,15 +127,23 @@ def base_license(base_model: str | None, token: str | None = None) -> str | None
 
 
 def _compare(model: ErasedModel, saved: Any, published: Published, token: str | None) -> None:
-    """Load the commit and compare answers and features on a fixed batch, bit for bit. Raises RuntimeError."""
-    loaded = type(saved).from_pretrained(published.repo_id, revision=published.commit, token=token, dtype="auto")
+    """Load the commit and compare answers and features on a fixed batch, bit for bit. Raises NotVerified."""
+    attention = getattr(saved, "inner", saved).config._attn_implementation  # another one differs in the last bits
+    options = {"dtype": "auto"} | ({"attn_implementation": attention} if attention else {})
+    try:
+        loaded = type(saved).from_pretrained(published.repo_id, revision=published.commit, token=token, **options)
+    except (OSError, ValueError) as error:
+        raise NotVerified(
+            f"{published.repo_id} was published ({published.url}), but could not be loaded back to be compared: {error} Do "
+            "not rely on it before it loads."
+        ) from error
     loaded.to(next(saved.parameters()).device)
     for what, here, there in zip(
         ("answers", "features"), _behaviour(model, saved), _behaviour(model, loaded), strict=False
     ):
         if len(here) != len(there) or not all(torch.equal(a, b) for a, b in zip(here, there, strict=True)):
             worst = max((float((a - b).abs().max()) for a, b in zip(here, there, strict=False)), default=float("nan"))
-            raise RuntimeError(
+            raise NotVerified(
                 f"{published.repo_id} at {published.commit[:8]} gives other {what} than the model here (up to {worst:.1e}): "
                 "do not rely on this upload. Push again; if it happens again, saving loses something of this model."
             )

@@ -88,6 +88,7 @@ print(json.dumps(pushed.to_dict()))
     )
     hub.write("ana/forgetful", "model-00001-of-00002.safetensors", b"old")
     hub.write("ana/forgetful", "notes.txt", b"keep me")
+    hub.write("bob/base", "README.md", b"---\nlicense: cc0-1.0\n---\n")
 
     run_client(START + """
 from huggingface_hub import ModelCard
@@ -99,8 +100,10 @@ assert torch.equal(loaded.pooled_features(x), model.pooled_features(x))
 auto = AutoModelForImageClassification.from_pretrained("ana/forgetful")
 assert isinstance(auto, ErasedModel) and auto.is_erased
 assert pipeline("image-classification", model="ana/forgetful")("photo.png")[0]["label"]
+model.config.base_model = "bob/base"
 pushed = model.push_to_hub("ana/forgetful")
 card = ModelCard.load("ana/forgetful")
+assert card.data.base_model == "bob/base" and card.data.license == "cc0-1.0"
 assert card.data.library_name == "hf-kd" and "My own words." in card.text
 assert card.text.count("<!-- hf-kd: begin -->") == 1
 dev = model.push_to_hub("ana/forgetful", revision="dev", commit_message="on a branch", show_class_names=True)
