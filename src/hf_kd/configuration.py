@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
@@ -63,6 +65,34 @@ class Erasure:
         return cls(**values)
 
 
+LISTS = {"taps": dict, "erasers": (dict, type(None)), "leaking": str, "erasures": dict}
+"""What the lists in a configuration hold."""
+
+ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+
+
+@contextlib.contextmanager
+def readable(what: str, value: Any) -> Iterator[None]:
+    """What a config.json says wrongly is a ValueError, whatever it trips over."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"config.json describes {what} as {str(value)[:200]!r}, which cannot be read ({type(error).__name__}: {error}). "
+            "It is damaged, or of a later hf_kd: save the model again, or install a later version."
+        ) from error
+
+
+def without_attention(stored: Any) -> Any:
+    """A stored configuration without the attention it asks for.
+
+    It may name a repository with code, and which code runs is for the user who loads to say, not for a file.
+    """
+    if isinstance(stored, dict):
+        return {name: without_attention(value) for name, value in stored.items() if name not in ATTENTION}
+    return stored
+
+
 def versions() -> dict[str, str]:
     """Of what decides about the numbers."""
     return {name: version(name) for name in ("hf-kd", "torch", "transformers", "datasets", "accelerate")}
@@ -92,9 +122,22 @@ class ErasedConfig(PreTrainedConfig):
         base_commit: str | None = None,
         **kwargs: Any,
     ):
+        if erasers and len(erasers) != len(taps or ()):
+            raise ValueError(f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged.")
+        given = {"taps": taps, "erasers": erasers, "leaking": leaking, "erasures": erasures}
+        for name, values in given.items():
+            if values is not None and not (
+                isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)
+            ):
+                raise ValueError(f"{name}={str(values)[:200]!r}: config.json is damaged; save the model again.")
+        if not isinstance(inner_class, (str, type(None))):
+            raise ValueError(f"inner_class={inner_class!r} is no name: config.json is damaged; save the model again.")
         if isinstance(inner, dict):
             settings = dict(inner)
-            inner = AutoConfig.for_model(settings.pop("model_type"), **settings)
+            with readable("the inner model", inner):
+                inner = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        if isinstance(inner, ErasedConfig):
+            raise ValueError("An erased model stands inside another one: config.json is not of hf_kd's making.")
         self.inner = inner
         self.inner_class = inner_class
         self.taps = taps or []
@@ -108,6 +151,11 @@ class ErasedConfig(PreTrainedConfig):
         if inner is not None and getattr(inner, "_attn_implementation", None) is None:
             # building the outer configuration resets the attention of every inner one; give it back
             inner._attn_implementation = attention
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> ErasedConfig:
+        """As in transformers; attention is what `kwargs` ask for, never what a file does."""
+        return super().from_dict(without_attention(config_dict), **kwargs)
 
     @classmethod
     def around(cls, model: Any) -> ErasedConfig:
@@ -130,8 +178,10 @@ class ErasedConfig(PreTrainedConfig):
 
     @property
     def tap_list(self) -> tuple[Tap, ...]:
-        return tuple(Tap.from_dict(tap) for tap in self.taps)
+        with readable("taps", self.taps):
+            return tuple(Tap.from_dict(tap) for tap in self.taps)
 
     @property
     def records(self) -> tuple[Erasure, ...]:
-        return tuple(Erasure.from_dict(record) for record in self.erasures)
+        with readable("erasures", self.erasures):
+            return tuple(Erasure.from_dict(record) for record in self.erasures)

@@ -24,7 +24,14 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import cached_file, logging
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
 
 from .taps import sites_on
 
@@ -45,11 +52,14 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
     if path.is_dir() and not (path / hub.get("subfolder", "") / "config.json").exists():
         return None
     try:
-        return PreTrainedConfig.get_config_dict(name_or_path, **hub)[0]
+        found = PreTrainedConfig.get_config_dict(name_or_path, **hub)[0]
     except OSError:
         if _find(name_or_path, ADAPTER_CONFIG, hub) is None:
             raise
         return None
+    if not isinstance(found, dict):
+        raise ValueError(f"config.json of {name_or_path} holds a {type(found).__name__}, not an object: it is damaged.")
+    return found
 
 
 def load_inner(name_or_path: str, config: PreTrainedConfig | None, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -156,6 +166,19 @@ def refuse_missing_path(name: str) -> None:
     looks_like_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
     if looks_like_path and not Path(name).exists():
         raise FileNotFoundError(f"There is no folder {name!r}. (A model on the Hub is named USER/NAME.)")
+
+
+def refuse_pickles(name: str, kwargs: dict[str, Any]) -> None:
+    """Raise OSError for an erased checkpoint whose weights are a pickle: hf_kd never writes one, and reads none."""
+    hub = hub_arguments(kwargs)
+    if kwargs.get("variant") or any(_find(name, file, hub) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        return
+    for file in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        if _find(name, file, hub) is not None:
+            raise OSError(
+                f"The weights of {name} are {file}, a pickle, which hf_kd does not read. Erased models are saved as "
+                f"{SAFE_WEIGHTS_NAME}: save it again with save_pretrained."
+            )
 
 
 @contextlib.contextmanager

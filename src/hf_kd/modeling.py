@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from . import erasing
+from . import erasing, loading
 from .configuration import MODEL_TYPE, ErasedConfig, Erasure
 from .documenting import document
 from .erasers import Method, build, describe
@@ -150,8 +150,8 @@ class ErasedModel(PreTrainedModel):
 
     @classmethod
     def _load_erased(cls, name: str, config: Any, processor: Any, args: tuple, kwargs: dict[str, Any]):
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.pop("ignore_mismatched_sizes", None)
+        wants_info, _ = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", None)
+        loading.refuse_pickles(name, kwargs)
         with damage_reported(name):
             model, info = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
         refuse_incomplete(name, info, records_without_eraser=bool(model.erasures) and not model.is_erased)

@@ -19,7 +19,7 @@ from huggingface_hub.utils import httpx
 from torch import Tensor
 
 from .audit.report import RetentionReport
-from .documenting import CARD, document
+from .documenting import CARD, REPORT, document
 from .erasing import probe_batch
 from .hub.push import Published, fetch_text, prepare, upload
 from .saving import WEIGHT_PATTERNS
@@ -27,6 +27,10 @@ from .taps import evaluating, record, run
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
+
+
+OF_AN_EARLIER_PUSH = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json", REPORT, "figures/*.png")
+"""Files that would speak of another model if they stayed where a push does not bring them itself."""
 
 
 class NotVerified(OSError):
@@ -97,7 +101,7 @@ def push(
             token=token,
             revision=revision,
             create_pr=create_pr,
-            replaces=[*WEIGHT_PATTERNS, "figures/*.png"],
+            replaces=OF_AN_EARLIER_PUSH,
         )
     if verify:
         _compare(model, saved, published, token)

@@ -233,6 +233,8 @@ class _Handler(BaseHTTPRequestHandler):
         path, method = self.clean, self.command
         if path == "/api/repos/create" and method == "POST":
             return self._create()
+        if path == "/api/repos/delete" and method == "DELETE":
+            return self._delete()
         if path == "/api/whoami-v2":
             if self.user is None:
                 raise _Refused(401, "Invalid username or password.")
@@ -266,6 +268,15 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos[kind, name] = Repo(kind, name, bool(private), asked.get("sdk"))
         repo.add("main", {".gitattributes": File(b"*.safetensors filter=lfs\n", False)}, "initial commit", None)
         self._answer(200, {"url": url, "name": name})
+
+    def _delete(self) -> None:
+        asked = json.loads(self.body)
+        owner = asked.get("organization") or (self.user[0] if self.user else "")
+        self._may_write(owner)
+        kind, name = asked.get("type") or "model", f"{owner}/{asked['name'].split('/')[-1]}"
+        self._repo(kind, name)
+        del self.hub.repos[kind, name]
+        self._answer(200, {})
 
     def _api(self, kind: str, name: str, rest: str) -> None:
         repo = self._repo(kind, name)
@@ -302,6 +313,13 @@ class _Handler(BaseHTTPRequestHandler):
             branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": oid} for n, oid in repo.refs.items()]
             tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": oid} for n, oid in repo.tags.items()]
             return self._answer(200, {"branches": branches, "tags": tags, "converts": [], "pullRequests": []})
+        if what == "commits":
+            commit, found = self._commit(repo, revision), []
+            while commit is not None:
+                found.append({"id": commit.oid, "title": commit.title, "message": "", "authors": [],
+                              "date": "2026-01-01T00:00:00.000Z"})  # fmt: skip
+                commit = repo.commits[commit.parent] if commit.parent else None
+            return self._answer(200, found)
         if what == "settings" and self.command == "PUT":
             self._may_write(name.split("/")[0])
             asked = json.loads(self.body)

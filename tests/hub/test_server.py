@@ -46,6 +46,12 @@ for call, error in (
     raise SystemExit(f"{error} was not raised")
 api.create_repo("ana/s", repo_type="space", space_sdk="gradio")
 api.upload_file(path_or_fileobj=b"print(1)", path_in_repo="app.py", repo_id="ana/s", repo_type="space")
+assert [commit.title for commit in api.list_repo_commits("ana/m")] == ["first", "initial commit"]
+api.create_repo("ana/gone", repo_type="dataset")
+api.update_repo_settings("ana/gone", repo_type="dataset", private=True)
+assert api.dataset_info("ana/gone").private
+api.delete_repo("ana/gone", repo_type="dataset")
+assert not api.repo_exists("ana/gone", repo_type="dataset")
 print("done")
 """
 
@@ -56,3 +62,4 @@ def test_the_server_is_a_hub_to_its_client(hub, run_client):
     assert hub.repo("ana/s", "space").sdk == "gradio"
     assert hub.files("ana/s", "space")["app.py"] == b"print(1)"
     assert hub.requests("POST .*lfs/objects/batch")
+    assert ("dataset", "ana/gone") not in hub.repos

@@ -279,7 +279,7 @@ def describe(eraser: Eraser) -> dict[str, Any]:
 
 
 def build(description: Mapping[str, Any]) -> Eraser:
-    """The eraser of `describe`, with empty buffers. Raises ValueError for a kind nobody registered."""
+    """The eraser of `describe`, with empty buffers. Raises ValueError for an unknown kind or unfit settings."""
     spec = dict(description)
     kind = spec.pop("kind", None)
     if kind not in _ERASERS:
@@ -290,4 +290,9 @@ def build(description: Mapping[str, Any]) -> Eraser:
             f"Unknown eraser kind {kind!r}; known: {', '.join(sorted(_ERASERS))}. Install the package whose method "
             f"wrote this model (it registers itself in the entry-point group {ENTRY_POINT_GROUP!r})."
         )
-    return _ERASERS[kind].from_spec(spec)
+    try:
+        return _ERASERS[kind].from_spec(spec)
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"The eraser {kind!r} cannot be built from {spec}: {error}. The description is damaged."
+        ) from error

@@ -23,6 +23,10 @@ from huggingface_hub.utils import httpx, validate_repo_id
 
 IGNORED = (".git", ".git/*", ".cache/*", "*.lock", "*.tmp", ".*-saving-*", "__pycache__/*")
 UNCHANGED = "The repository is as it was; the command can be repeated."
+WHOLE_OR_NOT = (
+    "All files arrive in one commit, so the repository has the new version or the old one; repeat the command."
+)
+"""Where the answer to a request was lost, nobody here knows whether it was carried out."""
 
 
 class PushError(OSError):
@@ -66,7 +70,7 @@ def prepare(
     """Create the repository, and the branch, if they are not there; returns the full id (with the user's name).
 
     Raises ValueError for a malformed id, and PushError offline, without a valid token, without the right to write there,
-    and without a network.
+    without a network, and where `private` is asked for and the repository is there and public.
     """
     check_repo_id(repo_id)
     if constants.HF_HUB_OFFLINE:
@@ -88,6 +92,11 @@ def prepare(
             if error.response.status_code != 403 or not api.repo_exists(repo_id, repo_type=repo_type):
                 raise
             full = repo_id
+        if private and api.repo_info(full, repo_type=repo_type).private is False:
+            raise PushError(
+                f"{full} is there already and is public, and private was asked for. Nothing was sent. Make it private in "
+                "its settings, choose another repository, or push without asking for private."
+            )
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(full, branch=revision, repo_type=repo_type, exist_ok=True)
     return full
@@ -114,7 +123,7 @@ def upload(
     """
     check_repo_id(repo_id)
     _refuse_links(folder)
-    with _explained(repo_id):
+    with _explained(repo_id, lost=WHOLE_OR_NOT):
         info = HfApi(token=token).upload_folder(
             folder_path=folder,
             repo_id=repo_id,
@@ -135,14 +144,21 @@ def fetch_text(
 
     Raises PushError where it could not be read: then nobody knows what an upload would overwrite.
     """
-    with _explained(repo_id):
-        try:
+    with _explained(repo_id, f"{name} was being read, and an upload would overwrite it unseen"):
+        try:  # anew, since a failed request would otherwise be answered from the cache
             path = HfApi(token=token).hf_hub_download(
                 repo_id, name, repo_type=repo_type, revision=revision, force_download=True
             )
         except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
             return None
+        except ValueError as error:  # so huggingface_hub wraps what failed when the cache may not answer
+            raise error.__cause__ or error from None
+    try:
         return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PushError(
+            f"{name} of {repo_id} is no UTF-8 text, so it cannot be kept. Correct it there first."
+        ) from error
 
 
 def _refuse_links(folder: Path) -> None:
@@ -156,20 +172,34 @@ def _refuse_links(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
-    """What the client raises, as one sentence with the way out. The request's headers are in none of them."""
+def _explained(repo_id: str, doing: str | None = None, lost: str = UNCHANGED) -> Iterator[None]:
+    """What the client raises, as one sentence with the way out. The request's headers are in none of them.
+
+    doing: what was going on, where nothing was being written. lost: what to say where an answer did not arrive.
+    """
+    doing = doing or f"{repo_id} was being written"
     try:
         yield
     except OfflineModeIsEnabled as error:
         raise PushError(f"{repo_id} cannot be reached: offline mode is on. Unset HF_HUB_OFFLINE.") from error
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        raise PushError(_reason(repo_id, status)) from error
+        raise PushError(_reason(repo_id, error, doing, lost)) from error
     except httpx.HTTPError as error:
-        raise PushError(f"{repo_id}: the connection failed ({type(error).__name__}). {UNCHANGED}") from error
+        raise PushError(_broken(repo_id, error, doing, lost)) from error
+    except RuntimeError as error:  # so huggingface_hub wraps a failed transfer of a large file, before any commit
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise PushError(_reason(repo_id, error.__cause__, doing, UNCHANGED)) from error
+        if isinstance(error.__cause__, httpx.HTTPError):
+            raise PushError(_broken(repo_id, error.__cause__, doing, UNCHANGED)) from error
+        raise
 
 
-def _reason(repo_id: str, status: int) -> str:
+def _broken(repo_id: str, error: httpx.HTTPError, doing: str, left: str) -> str:
+    return f"{repo_id}: the connection failed ({type(error).__name__}) while {doing}. {left}"
+
+
+def _reason(repo_id: str, error: HfHubHTTPError, doing: str, lost: str) -> str:
+    status = error.response.status_code if error.response is not None else 0
     if status == 401:
         return (
             f"The Hub does not accept the token for {repo_id} (401). Log in again with `hf auth login`, or set HF_TOKEN to "
@@ -182,4 +212,4 @@ def _reason(repo_id: str, status: int) -> str:
         )
     if status == 404:
         return f"{repo_id}, or the revision asked for, is not there (404), or the token may not see it. {UNCHANGED}"
-    return f"The Hub answered {status} while {repo_id} was being written. {UNCHANGED}"
+    return f"The Hub answered {status} for {repo_id} while {doing}. {lost if status in (502, 504) else UNCHANGED}"

@@ -34,7 +34,13 @@ class TapSite(nn.Module):
     def attach(self, model: nn.Module) -> TapSite:
         """Hook into `model`; returns self."""
         for number, place in enumerate(self.tap.places):
-            module = model.get_submodule(place.module)
+            try:
+                module = model.get_submodule(place.module)
+            except AttributeError as error:
+                raise ValueError(
+                    f"A tap stands at {place.module!r}, which {type(model).__name__} does not have: the description of the "
+                    "taps is not of this model."
+                ) from error
             if place.side == "input":
                 hook = functools.partial(self._on_input, number)
                 self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
