@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from .taps import Tap
@@ -93,6 +94,16 @@ def without_attention(stored: Any) -> Any:
     return stored
 
 
+def refuse_strange_dtype(settings: dict[str, Any]) -> None:
+    """Raise ValueError for a dtype that is another attribute of torch; transformers looks names up there."""
+    for key in ("dtype", "torch_dtype"):
+        dtype = settings.get(key)
+        if isinstance(dtype, str) and not isinstance(getattr(torch, dtype.removeprefix("torch."), None), torch.dtype):
+            raise ValueError(
+                f"{key}={dtype!r} is no number type of torch: config.json is damaged; save the model again."
+            )
+
+
 def versions() -> dict[str, str]:
     """Of what decides about the numbers."""
     return {name: version(name) for name in ("hf-kd", "torch", "transformers", "datasets", "accelerate")}
@@ -134,6 +145,7 @@ class ErasedConfig(PreTrainedConfig):
             raise ValueError(f"inner_class={inner_class!r} is no name: config.json is damaged; save the model again.")
         if isinstance(inner, dict):
             settings = dict(inner)
+            refuse_strange_dtype(settings)
             with readable("the inner model", inner):
                 inner = AutoConfig.for_model(settings.pop("model_type"), **settings)
         if isinstance(inner, ErasedConfig):
@@ -147,7 +159,9 @@ class ErasedConfig(PreTrainedConfig):
         self.base_model = base_model
         self.base_commit = base_commit
         attention = getattr(inner, "_attn_implementation", None)
-        super().__init__(**kwargs)
+        refuse_strange_dtype(kwargs)
+        with readable("the labels and the rest", kwargs):
+            super().__init__(**kwargs)
         if inner is not None and getattr(inner, "_attn_implementation", None) is None:
             # building the outer configuration resets the attention of every inner one; give it back
             inner._attn_implementation = attention

@@ -24,7 +24,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.utils import (
+    CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
@@ -56,6 +58,12 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
     except OSError:
         if _find(name_or_path, ADAPTER_CONFIG, hub) is None:
             raise
+        return None
+    except RecursionError as error:
+        raise ValueError(
+            f"config.json of {name_or_path} is nested too deep for a configuration: it is damaged."
+        ) from error
+    if not found and _find(name_or_path, CONFIG_NAME, hub) is None:  # the Hub has none, which reads as an empty one
         return None
     if not isinstance(found, dict):
         raise ValueError(f"config.json of {name_or_path} holds a {type(found).__name__}, not an object: it is damaged.")
@@ -108,6 +116,11 @@ def class_named(name: str | None, config: PreTrainedConfig) -> type[PreTrainedMo
     """The class of the inner model of a saved erased model."""
     cls = getattr(transformers, name or "", None)
     if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+        if cls.config_class is not None and not isinstance(config, cls.config_class):
+            raise ValueError(
+                f"{name} is built from a {cls.config_class.__name__}, and config.json brings a {type(config).__name__}: it is "
+                "damaged. Save the model again with save_pretrained."
+            )
         return cls
     probe = type(config).from_dict(config.to_dict() | {"architectures": [name]})
     return class_for(probe, "The erased model")
@@ -127,10 +140,20 @@ def load_processor(name_or_path: str, kwargs: dict[str, Any]) -> Any | None:
     for auto in (AutoImageProcessor, AutoProcessor):
         try:
             processor = auto.from_pretrained(name_or_path, trust_remote_code=False, **hub)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            ImportError,
+            AttributeError,
+            TypeError,
+        ) as error:  # a damaged one as well
             reason = error
             continue
-        return getattr(processor, "image_processor", processor)
+        processor = getattr(processor, "image_processor", processor)
+        if isinstance(processor, ImageProcessingMixin):  # the file may name any class of transformers
+            return processor
+        reason = f"{type(processor).__name__} is none"
     logger.info(f"No image processor was found with {name_or_path}: {reason}")
     return None
 
@@ -169,16 +192,39 @@ def refuse_missing_path(name: str) -> None:
 
 
 def refuse_pickles(name: str, kwargs: dict[str, Any]) -> None:
-    """Raise OSError for an erased checkpoint whose weights are a pickle: hf_kd never writes one, and reads none."""
-    hub = hub_arguments(kwargs)
-    if kwargs.get("variant") or any(_find(name, file, hub) for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+    """Raise OSError for an erased checkpoint whose weights are a pickle: hf_kd never writes one, and reads none.
+
+    An index of shards may name any file, so those it names have to be safetensors files beside it.
+    """
+    hub, variant = hub_arguments(kwargs), kwargs.get("variant")
+    named = lambda file: f".{variant}.".join(file.rsplit(".", 1)) if variant else file  # noqa: E731
+    if _find(name, named(SAFE_WEIGHTS_NAME), hub) is not None:
         return
-    for file in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+    index = _find(name, named(SAFE_WEIGHTS_INDEX_NAME), hub)
+    if index is not None:
+        _refuse_other_shards(name, index)
+        return
+    for file in map(named, (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if _find(name, file, hub) is not None:
             raise OSError(
                 f"The weights of {name} are {file}, a pickle, which hf_kd does not read. Erased models are saved as "
                 f"{SAFE_WEIGHTS_NAME}: save it again with save_pretrained."
             )
+
+
+def _refuse_other_shards(name: str, index: str) -> None:
+    try:
+        shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        strange = sorted(file for file in shards if Path(file).name != file or not file.endswith(".safetensors"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise OSError(
+            f"{SAFE_WEIGHTS_INDEX_NAME} of {name} is damaged ({type(error).__name__}: {error}); download or save it again."
+        ) from error
+    if strange:
+        raise OSError(
+            f"{SAFE_WEIGHTS_INDEX_NAME} of {name} names {strange[0]!r}, which is no safetensors file beside it. hf_kd reads "
+            "no other: save the model again with save_pretrained."
+        )
 
 
 @contextlib.contextmanager

@@ -75,8 +75,11 @@ def push(
     """
     if not model.is_erased:
         raise ValueError(
-            "Nothing has been erased from this model, so there is nothing for hf_kd to publish. Call erase first; the model "
-            "itself goes to the Hub with inner.push_to_hub."
+            "The erasure of this model is folded into its weights, and without the eraser no receipt can be made for it. "
+            "Load the erased model it was folded from, and call push_to_hub(repo_id, folded=True) on that."
+            if getattr(model.config.inner, "hf_kd_folded", None)
+            else "Nothing has been erased from this model, so there is nothing for hf_kd to publish. Call erase first; the "
+            "model itself goes to the Hub with model.inner.push_to_hub."
         )
     full = prepare(repo_id, private=private, token=token, revision=revision)
     existing = fetch_text(full, CARD, revision=revision, token=token)
@@ -136,25 +139,40 @@ def _compare(model: ErasedModel, saved: Any, published: Published, token: str | 
     options = {"dtype": "auto"} | ({"attn_implementation": attention} if attention else {})
     try:
         loaded = type(saved).from_pretrained(published.repo_id, revision=published.commit, token=token, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, httpx.HTTPError) as error:
         raise NotVerified(
             f"{published.repo_id} was published ({published.url}), but could not be loaded back to be compared: {error} Do "
             "not rely on it before it loads."
         ) from error
     loaded.to(next(saved.parameters()).device)
-    for what, here, there in zip(
-        ("answers", "features"), _behaviour(model, saved), _behaviour(model, loaded), strict=False
-    ):
-        if len(here) != len(there) or not all(torch.equal(a, b) for a, b in zip(here, there, strict=True)):
-            worst = max((float((a - b).abs().max()) for a, b in zip(here, there, strict=False)), default=float("nan"))
+    here, there = _behaviour(model, saved), _behaviour(model, loaded)
+    if not any(here):
+        raise NotVerified(
+            f"{published.repo_id} was published ({published.url}), but {type(saved).__name__} answers with no tensors that "
+            "could be compared. Load it and compare what matters to you."
+        )
+    for what, ours, theirs in zip(("answers", "features"), here, there, strict=True):
+        difference = _difference(ours, theirs)
+        if difference is not None:
             raise NotVerified(
-                f"{published.repo_id} at {published.commit[:8]} gives other {what} than the model here (up to {worst:.1e}): "
-                "do not rely on this upload. Push again; if it happens again, saving loses something of this model."
+                f"{published.repo_id} at {published.commit[:8]} gives other {what} than the model here ({difference}): do "
+                "not rely on this upload. Push again; if it happens again, saving loses something of this model."
             )
 
 
-def _behaviour(model: ErasedModel, module: Any) -> list[list[Tensor]]:
-    """Tensors that `module` answers to the probe batch; of an erased model the pooled features too."""
+def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str | None:
+    """What differs between two lists of tensors; None where they are equal bit for bit."""
+    kinds = [[f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in tensors] for tensors in (ours, theirs)]
+    if kinds[0] != kinds[1]:
+        return f"{', '.join(kinds[1]) or 'none'} instead of {', '.join(kinds[0]) or 'none'}"
+    unequal = [(a, b) for a, b in zip(ours, theirs, strict=True) if not torch.equal(a, b)]
+    if not unequal:
+        return None
+    return f"up to {max(float((a.double() - b.double()).abs().max()) for a, b in unequal):.1e}"
+
+
+def _behaviour(model: ErasedModel, module: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Tensors that `module` answers to the probe batch, and of an erased model the pooled features, else none."""
     inputs = probe_batch(model, None)
     with torch.no_grad(), evaluating(module):
         if module is model or hasattr(module, "sites"):
@@ -164,4 +182,4 @@ def _behaviour(model: ErasedModel, module: Any) -> list[list[Tensor]]:
         else:
             output, features = run(module, inputs), []
     answers = [value.cpu() for value in output.values() if isinstance(value, Tensor)]
-    return [answers, [part.cpu() for part in features]] if features else [answers]
+    return answers, [part.cpu() for part in features]

@@ -252,10 +252,10 @@ def layer_profile(report: RetentionReport, figure_class: Any) -> Any:
 
 
 def _without_common_start(names: list[str]) -> list[str]:
-    """Names of layers without the dotted parts that all of them (but the tap) begin with."""
+    """Names of layers without the dotted parts that all of them (but the tap) begin with; two parts stay."""
     paths = [name.split(".") for name in names if name != "tap"]
     same = 0
-    while len(paths) > 1 and all(len(path) > same + 1 and path[same] == paths[0][same] for path in paths):
+    while len(paths) > 1 and all(len(path) > same + 2 and path[same] == paths[0][same] for path in paths):
         same += 1
     return [name if name == "tap" else ".".join(name.split(".")[same:]) for name in names]
 

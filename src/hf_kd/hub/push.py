@@ -12,11 +12,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
+    RemoteEntryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import httpx, validate_repo_id
@@ -140,16 +139,16 @@ def upload(
 def fetch_text(
     repo_id: str, name: str, *, repo_type: str = "model", revision: str | None = None, token: str | None = None
 ) -> str | None:
-    """A text file as it is in the repository now; None where there is none yet.
+    """A text file as it is in a repository that is there (see `prepare`); None where the Hub says that it has none.
 
     Raises PushError where it could not be read: then nobody knows what an upload would overwrite.
     """
-    with _explained(repo_id, f"{name} was being read, and an upload would overwrite it unseen"):
+    with _explained(repo_id, reading=name):
         try:  # anew, since a failed request would otherwise be answered from the cache
             path = HfApi(token=token).hf_hub_download(
                 repo_id, name, repo_type=repo_type, revision=revision, force_download=True
             )
-        except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+        except (RemoteEntryNotFoundError, RevisionNotFoundError):
             return None
         except ValueError as error:  # so huggingface_hub wraps what failed when the cache may not answer
             raise error.__cause__ or error from None
@@ -172,12 +171,14 @@ def _refuse_links(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(repo_id: str, doing: str | None = None, lost: str = UNCHANGED) -> Iterator[None]:
+def _explained(repo_id: str, reading: str | None = None, lost: str = UNCHANGED) -> Iterator[None]:
     """What the client raises, as one sentence with the way out. The request's headers are in none of them.
 
-    doing: what was going on, where nothing was being written. lost: what to say where an answer did not arrive.
+    reading: the file, where one is being read and nothing written. lost: what to say where an answer did not arrive.
     """
-    doing = doing or f"{repo_id} was being written"
+    doing = f"{repo_id} was being written"
+    if reading is not None:
+        doing = f"{reading} was being read, and an upload would overwrite it unseen"
     try:
         yield
     except OfflineModeIsEnabled as error:
@@ -205,6 +206,8 @@ def _reason(repo_id: str, error: HfHubHTTPError, doing: str, lost: str) -> str:
             f"The Hub does not accept the token for {repo_id} (401). Log in again with `hf auth login`, or set HF_TOKEN to "
             f"one with write access. {UNCHANGED}"
         )
+    if status == 403 and not doing.startswith(repo_id):
+        return f"The Hub refuses this token (403) while {doing}. Use one that may read {repo_id}. {UNCHANGED}"
     if status == 403:
         return (
             f"This token may not write to {repo_id} (403). Use one with write access to that namespace, another repository, "
