@@ -18,21 +18,25 @@ ROOMS = {
     "data": {"taps"},
     "metrics": {"audit"},
     "hub": {"audit"},
+    "unlearning": {"data"},
     "configuration": {"taps"},
-    "modeling": {"configuration", "erasers", "taps", "data", "audit", "hub"},
-    "cli": {"modeling", "configuration", "erasers", "taps", "data", "audit", "hub", "metrics"},
+    "modeling": {"configuration", "erasers", "taps", "data", "audit", "hub", "unlearning"},
+    "bench": {"modeling", "configuration", "erasers", "data", "audit", "unlearning"},
+    "cli": {"bench", "unlearning", "modeling", "configuration", "erasers", "taps", "data", "audit", "hub", "metrics"},
 }
 """Room -> rooms it may import. The modelling room and the command line are several files each."""
 
 OF_MODELING = {
     "modeling",
     "auditing",
+    "changing",
     "documenting",
     "erasing",
     "folding",
     "loading",
     "looking",
     "measuring",
+    "originals",
     "publishing",
     "saving",
     "verifying",

@@ -31,13 +31,23 @@ __all__ = [
     "knowledge_retention",
     "register_eraser",
     "register_method",
+    "train_original",
+    "unlearn",
+    "unlearning_methods",
 ]
 
-_OF_AUDIT = ("RetentionReport", "audit_features", "knowledge_retention")
+_LATER = {
+    "RetentionReport": ".audit",
+    "audit_features": ".audit",
+    "knowledge_retention": ".audit",
+    "train_original": ".originals",
+    "unlearn": ".changing",
+    "unlearning_methods": ".unlearning",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What comes from the audit loads when it is first used: scikit-learn takes a second to import."""
-    if name in _OF_AUDIT:
-        return getattr(import_module(".audit", __name__), name)
+    """What few programs need loads when it is first used: scikit-learn takes a second to import."""
+    if name in _LATER:
+        return getattr(import_module(_LATER[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

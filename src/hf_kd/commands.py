@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from .audit import RetentionReport
 from .audit.scores import forget_retain_accuracy
+from .changing import unlearn as weights_changed
 from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
 from .documenting import CARD, REPORT, document
 from .erasing import PassSettings
 from .hub.push import Published, check_repo_id, prepare, upload
 from .hub.spaces import demo_space, metric_space
+from .loading import load_processor
 from .looking import grad_cam as draw_grad_cam
 from .measuring import model_has_head, predictions, read_features
 from .metrics import KNOWLEDGE_RETENTION
 from .modeling import ErasedModel
+from .originals import train_original as train
 from .publishing import Pushed, base_license
 from .saving import staged
 from .verifying import Verification
@@ -126,6 +130,71 @@ def audit(
                 label = None if forget is None else forget[0]
                 draw_grad_cam(model, test, folder / "grad_cam.png", label, most=grad_cam, **vars(_settings(request)))
     return report
+
+
+def unlearn(model_name: str, source: str, request: Request, retain_limit: int | None = None) -> dict[str, Any] | None:
+    """Load, change weights, save a stock checkpoint. Returns the record; None on all processes but the main one."""
+    with staged(request.output):
+        pass
+    state = process_state()
+    data = load_source(source, split=request.split)
+    forget, ids = _forget_rows(data, request)
+    column = describe_forget_set(data, request.image_column, request.label_column).label_column
+    retain = filter_by_labels(data, column, set(data.unique(column)) - set(ids))
+    if retain_limit is not None and retain_limit < len(retain):
+        retain = retain.shuffle(seed=0).select(range(retain_limit))
+    model = _load(model_name, request, state)
+    reading = {name: value for name, value in vars(_settings(request)).items() if name != "batch_size"}
+    changed = weights_changed(model, forget, request.method, retain=retain, **reading, **request.options)
+    if state.is_main_process:
+        _save_stock(changed.cpu(), model.processor, request.output)
+    state.wait_for_everyone()
+    return changed.config.hf_kd_unlearned[-1] if state.is_main_process else None
+
+
+def train_original(
+    model_name: str, source: str, request: Request, recipe: str, from_scratch: bool, limit: int | None
+) -> dict[str, Any] | None:
+    """Train a model of the configuration of `model_name` on a labelled split; None on all processes but the main one."""
+    with staged(request.output):
+        pass
+    state = process_state()
+    data = load_source(source, split=request.split)
+    described = describe_forget_set(data, request.image_column, request.label_column)
+    if described.label_names is None:
+        raise ValueError("The data set does not name its labels; cast its label column to ClassLabel first.")
+    if limit is not None and limit < len(data):
+        data = data.shuffle(seed=0).select(range(limit))
+    names = dict(enumerate(described.label_names))
+    config = AutoConfig.from_pretrained(model_name, id2label=names, label2id={name: i for i, name in names.items()})
+    if from_scratch:
+        model = AutoModelForImageClassification.from_config(config)
+    else:
+        model = AutoModelForImageClassification.from_pretrained(model_name, config=config, ignore_mismatched_sizes=True)
+    processor = load_processor(model_name, {})
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    reading = {name: value for name, value in vars(_settings(request)).items() if name != "batch_size"}
+    trained = train(
+        model.to(state.device if state.num_processes > 1 else device),
+        data,
+        recipe,
+        processor=processor,
+        from_scratch=from_scratch,
+        **reading,
+        **request.options,
+    )
+    if state.is_main_process:
+        _save_stock(trained.cpu(), processor, request.output)
+    state.wait_for_everyone()
+    facts = {"images": len(data), "labels": len(names), **trained.config.hf_kd_trained}
+    return facts if state.is_main_process else None
+
+
+def _save_stock(model: Any, processor: Any, output: Path) -> None:
+    with staged(output) as folder:
+        model.save_pretrained(folder)
+        if hasattr(processor, "save_pretrained"):
+            processor.save_pretrained(folder)
 
 
 def push(folder: Path, repo_id: str, report: Path | None, **options: Any) -> Pushed:

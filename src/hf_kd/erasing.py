@@ -60,7 +60,12 @@ class PassSettings:
 
 
 def carry_out(
-    model: ErasedModel, forget: Any, method: str | Method, settings: PassSettings, options: Mapping[str, Any]
+    model: ErasedModel,
+    forget: Any,
+    method: str | Method,
+    settings: PassSettings,
+    options: Mapping[str, Any],
+    whole_classes: bool = True,
 ) -> tuple[list[Eraser], Erasure]:
     """One fitted eraser for each tap, and the record of the request."""
     method = make_method(method, **options)
@@ -105,7 +110,7 @@ def carry_out(
     if count == 0:
         raise ValueError("The forget set is empty: there is nothing to forget. Check the filter that selected it.")
     data, labels = consumer.collect(len(model.sites))
-    classes = consumer.classes()
+    classes = consumer.classes() if whole_classes else None
     _refuse_every_class(model, classes)
     between = time.perf_counter()
     fitted = method.fit_taps(data, labels, head)
@@ -220,7 +225,7 @@ def _refuse_every_class(model: ErasedModel, classes: tuple[int, ...] | None) -> 
     if classes is not None and model.taps[0].heads and len(classes) >= model.config.num_labels:
         raise ValueError(
             f"The forget set holds all {model.config.num_labels} classes of the model; nothing would be left to answer. "
-            "Forget fewer classes."
+            "Forget fewer classes; if these are samples of classes that stay, say so: whole_classes=False."
         )
 
 

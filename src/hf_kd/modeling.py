@@ -214,6 +214,7 @@ class ErasedModel(PreTrainedModel):
         mixed_precision: str | None = None,
         num_workers: int | None = None,
         progress: bool = True,
+        whole_classes: bool = True,
         **method_options: Any,
     ) -> ErasedModel:
         """Forget a set of images: one pass over them, then a fit on their pooled features. Returns self.
@@ -223,21 +224,17 @@ class ErasedModel(PreTrainedModel):
         method: "esc", "esc-t", the name of a registered method, or a Method with its settings.
         label_mapping: from the data set's labels (names or ids) to the model's, where names do not match.
         mixed_precision: "no", "fp16" or "bf16" for the forward pass; statistics are float64 in any case.
+        whole_classes: False for samples of classes that stay; the record then names no classes.
         method_options: hyper-parameters of the method, such as p, k, threshold, lr.
 
         A second call sees features through the first eraser, and the union of what both remove is kept. On an error the
         model stays as it was. Raises ValueError for an empty or unreadable forget set, for features that are not finite,
         for labels the model does not know (methods that need them), and for a request to forget every class.
         """
-        fitted, erasure = erasing.carry_out(
-            self,
-            forget,
-            method,
-            erasing.PassSettings(
-                image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress
-            ),
-            method_options,
+        settings = erasing.PassSettings(
+            image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress
         )
+        fitted, erasure = erasing.carry_out(self, forget, method, settings, method_options, whole_classes)
         for site, eraser in zip(self.sites, fitted, strict=True):
             eraser = eraser.to(next(self.inner.parameters()).device)
             site.eraser = eraser if site.eraser is None else site.eraser.then(eraser)

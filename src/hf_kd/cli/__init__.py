@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import audit, card, demo, erase, inspect, publish, push, verify  # noqa: F401  (each registers its command)
+from . import audit, bench, card, demo, erase, inspect, publish, push, unlearn, verify  # noqa: F401  (each registers its command)
 from .app import app
 
 __all__ = ["app", "main"]

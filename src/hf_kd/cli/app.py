@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +41,10 @@ BatchSizeOption = Annotated[int, typer.Option(min=1)]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")]
+ImportOption = Annotated[
+    list[Path] | None,
+    typer.Option("--import", help="Python file of yours to run first: it registers model classes of your own."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -66,3 +73,14 @@ def name_and_value(text: str, flag: str) -> tuple[str, Any]:
     with contextlib.suppress(json.JSONDecodeError):
         value = json.loads(value)
     return name, value
+
+
+def import_files(paths: Sequence[Path] | None) -> None:
+    """Run Python files that the user names on the command line. Raises FileNotFoundError for one that is not there."""
+    for path in paths or ():
+        if not path.is_file():
+            raise FileNotFoundError(f"--import {path}: there is no such file.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)

@@ -1,0 +1,44 @@
+"""The bench: model x data x protocol x methods x seeds -> JSON lines, tables, figures.
+
+`config` reads what is asked for, `protocols` says which images are to be forgotten, `run` does it cell by cell, `measure`
+says what is left, `store` keeps it, `tables` and `figures` show it. Above the modelling and the unlearning room.
+"""
+
+from pathlib import Path
+
+from .config import Experiment, Measures, Row, experiments, read_config
+from .figures import draw
+from .protocols import Problem, make_problem, split_identities
+from .run import bench
+from .store import Store
+from .tables import latex, markdown
+
+__all__ = [
+    "Experiment",
+    "Measures",
+    "Problem",
+    "Row",
+    "Store",
+    "bench",
+    "draw",
+    "experiments",
+    "latex",
+    "make_problem",
+    "markdown",
+    "read_config",
+    "split_identities",
+    "write_tables",
+]
+
+
+def write_tables(found: list[Experiment], store: Store, folder: Path, figures: bool = True) -> list[Path]:
+    """Write tables.md, a .tex for each experiment, and the figures; returns the files."""
+    written = [folder / "tables.md"]
+    written[0].write_text("\n".join(markdown(one, store) for one in found), encoding="utf-8")
+    for one in found:
+        path = folder / f"{one.name}.tex"
+        path.write_text(latex(one, store), encoding="utf-8")
+        written.append(path)
+        if figures:
+            written += draw(one, store, folder / "figures" / one.name)
+    return written

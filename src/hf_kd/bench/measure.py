@@ -1,0 +1,181 @@
+"""What is measured of one model in a bench: the head's four accuracies, Knowledge Retention, membership, attacks, change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..audit import fit_linear_probe, fit_paper_probe, harmonic_mean, run_attacks
+from ..audit.attacks import views_needed
+from ..audit.change import weight_distance
+from ..audit.membership import loss_attack, member_rate
+from ..audit.similarity import linear_cka, uncentred_cosine
+from ..erasing import PassSettings
+from ..measuring import VIEWS, erased, logits, read_features
+from ..modeling import ErasedModel
+from .config import Measures
+from .protocols import Problem
+
+MOST_FOR_CKA = 4000
+
+
+@dataclass
+class Features:
+    """Features of both splits before any eraser, of the images and of further views."""
+
+    train: tuple[Tensor, ...]
+    test: tuple[Tensor, ...]
+    train_views: tuple[tuple[Tensor, ...], ...] = ()
+    test_views: tuple[tuple[Tensor, ...], ...] = ()
+
+
+def read_both(model: ErasedModel, problem: Problem, settings: PassSettings, attacks: Sequence[str]) -> Features:
+    """One pass over both splits, and one more for each view that an attack needs."""
+    views = list(VIEWS)[: max((views_needed(name) for name in attacks), default=0)]
+
+    def read(data: Any, view: str | None = None) -> tuple[Tensor, ...]:
+        return read_features(model, data, settings, own_labels=True, view=view).before
+
+    return Features(
+        read(problem.train),
+        read(problem.test),
+        tuple(read(problem.train, view) for view in views),
+        tuple(read(problem.test, view) for view in views),
+    )
+
+
+def measure(
+    model: ErasedModel,
+    features: Features,
+    problem: Problem,
+    stage: int,
+    measures: Measures,
+    original: tuple[ErasedModel, Features] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Scores of `model`, whose features before its erasers are given, after the requests up to `stage`: plain values.
+
+    Accuracies in percent. original: the model before anything was forgotten, and its features, for what changed.
+    """
+    behind = {split: erased(model, getattr(features, split)) for split in ("train", "test")}
+    answers = {split: logits(model, parts) for split, parts in behind.items()}
+    forget_train, forget_test = problem.forget_train(stage), problem.forget_test(stage)
+    scores = _head_scores(answers, problem, forget_train, forget_test)
+    joined = {split: _joined(parts) for split, parts in behind.items()}
+    views = [[_joined(erased(model, view)) for view in given] for given in (features.train_views, features.test_views)]
+    if forget_test is not None and measures.knowledge_retention:
+        scores |= _knowledge_retention(joined, problem, stage, seed)
+    if forget_test is not None and measures.attacks:
+        scores["attacks"] = _attacks(joined, views, problem, stage, measures.attacks, seed)
+    if measures.membership:
+        scores |= _membership(answers, problem, forget_train, forget_test, seed)
+    if original is not None:
+        scores |= _change(model, joined["test"], original, problem, forget_test)
+    return scores
+
+
+def _head_scores(answers: Mapping[str, Tensor], problem: Problem, forget_train: Tensor, forget_test: Tensor | None):
+    hits = {
+        "train": answers["train"].argmax(dim=1) == problem.train_labels,
+        "test": answers["test"].argmax(dim=1) == problem.test_labels,
+    }
+    scores = {"D_f": _percent(hits["train"][forget_train]), "D_r": _percent(hits["train"][~forget_train])}
+    if forget_test is None:
+        scores["D_t"] = _percent(hits["test"])
+    else:
+        scores |= {"D_ft": _percent(hits["test"][forget_test]), "D_rt": _percent(hits["test"][~forget_test])}
+        scores["HM"] = harmonic_mean(scores["D_f"], scores["D_r"])
+        scores["HM_t"] = harmonic_mean(scores["D_ft"], scores["D_rt"])
+    return scores | {name: _percent(hits["test"][mask]) for name, mask in problem.groups.items()}
+
+
+def _knowledge_retention(joined: Mapping[str, Tensor], problem: Problem, stage: int, seed: int) -> dict[str, Any]:
+    """KR of both probes on both splits: the converged one first."""
+    forget = torch.tensor(problem.forget_classes(stage))
+    found: dict[str, Any] = {}
+    for name, probe in (
+        ("KR", fit_linear_probe(joined["train"], problem.probe_train)),
+        ("KR_paper", fit_paper_probe(joined["train"], problem.probe_train, seed=seed)),
+    ):
+        for split, labels, short in (("train", problem.probe_train, ""), ("test", problem.probe_test, "t")):
+            hits = probe.predict(joined[split]).cpu() == labels
+            mask = torch.isin(labels, forget)
+            found[f"{name} D_f{short}"], found[f"{name} D_r{short}"] = _percent(hits[mask]), _percent(hits[~mask])
+        found[f"{name} HM"] = harmonic_mean(found[f"{name} D_f"], found[f"{name} D_r"])
+        found[f"{name} HM_t"] = harmonic_mean(found[f"{name} D_ft"], found[f"{name} D_rt"])
+    return found
+
+
+def _attacks(joined, views, problem: Problem, stage: int, names: Sequence[str], seed: int) -> dict[str, Any]:
+    results = run_attacks(
+        joined["train"],
+        problem.probe_train,
+        joined["test"],
+        problem.probe_test,
+        problem.forget_classes(stage),
+        names,
+        seed=seed,
+        train_views=views[0],
+        test_views=views[1],
+    )
+    return {
+        result.name: {
+            "recall": result.recall_forget,
+            "retained": result.accuracy_retain,
+            "false_alarms": result.false_alarms,
+            "auc": result.auc,
+        }
+        for result in results
+    }
+
+
+def _membership(answers, problem: Problem, forget_train: Tensor, forget_test: Tensor | None, seed: int):
+    """D_f against D_ft by the loss (Table 1), or the share of D_f taken for members (Table 5)."""
+    if forget_test is None:
+        share = member_rate(answers["train"][~forget_train], answers["test"], answers["train"][forget_train], seed=seed)
+        return {"MIA": share.member_rate, "MIA level": share.false_alarm_rate}
+    if min(int(forget_train.sum()), int(forget_test.sum())) < 10:
+        return {}
+    attack = loss_attack(
+        answers["train"][forget_train],
+        problem.train_labels[forget_train],
+        answers["test"][forget_test],
+        problem.test_labels[forget_test],
+        seed=seed,
+    )
+    return {"MIA": attack.accuracy, "MIA auc": attack.auc}
+
+
+def _change(model, test: Tensor, original, problem: Problem, forget_test: Tensor | None) -> dict[str, Any]:
+    """Weights moved, and how much the features of retained test images are still the original's."""
+    first, features = original
+    kept = torch.ones(len(test), dtype=torch.bool) if forget_test is None else ~forget_test
+    rows = torch.nonzero(kept).flatten()[:MOST_FOR_CKA]
+    before = _joined(features.test)
+    scores: dict[str, Any] = {"weights head": 0.0, "weights other": 0.0}
+    if before.shape == test.shape:
+        scores |= {
+            "CKA": linear_cka(before[rows], test[rows]),
+            "cosine": float(uncentred_cosine(before[rows], test[rows]).mean),
+        }
+    if model.inner is first.inner:
+        return scores
+    states = first.inner.state_dict(), model.inner.state_dict()
+    heads = sorted({part for tap in first.taps for head in tap.heads for part in head.split(".") if not part.isdigit()})
+    if heads and [(n, t.shape) for n, t in states[0].items()] == [(n, t.shape) for n, t in states[1].items()]:
+        moved = weight_distance(*states, head=heads)
+        scores |= {"weights head": moved.head.relative or 0.0, "weights other": moved.other.relative or 0.0}
+    return scores
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    parts = [part.detach().cpu().float() for part in parts]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _percent(hits: Tensor) -> float:
+    return 100.0 * float(hits.double().mean()) if hits.numel() else float("nan")

@@ -1,0 +1,224 @@
+"""Protocols: which images are to be forgotten, which stay, and what is asked about them.
+
+class: whole classes; by default those whose id ends in 4, a tenth of them, as in the paper. random: a share of all training
+images. incremental: one class after another. subclass: a fine class inside the model's super-classes. identities: people
+from one folder each, split into train and test without an image in both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from datasets import Image as ImageFeature
+from torch import Tensor
+
+from ..data import describe_forget_set, load_source, resolve_forget_labels
+from .config import Experiment
+
+
+@dataclass
+class Problem:
+    """What one experiment asks, on data whose rows do not move."""
+
+    kind: str
+    train: Dataset
+    test: Dataset
+    train_labels: Tensor
+    """Class ids of the model [n]."""
+    test_labels: Tensor
+    stages: tuple[Tensor, ...]
+    """Rows of `train` to forget, request after request; the protocols but "incremental" have one."""
+    classes: tuple[tuple[int, ...], ...]
+    """What each stage forgets, in ids of `probe` labels; empty where it is no class."""
+    probe_train: Tensor | None = None
+    """What probes read [n]: the model's labels, or finer ones; None where forgetting has no class."""
+    probe_test: Tensor | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    groups: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further masks of test images whose accuracy is of interest, such as the siblings of a forgotten fine class."""
+
+    def forget_rows(self, stage: int) -> Tensor:
+        """All rows to forget up to and with a stage."""
+        return torch.cat(self.stages[: stage + 1]).sort().values
+
+    def forget_train(self, stage: int) -> Tensor:
+        """Mask [n] of D_f up to and with a stage."""
+        mask = torch.zeros(len(self.train_labels), dtype=torch.bool)
+        mask[self.forget_rows(stage)] = True
+        return mask
+
+    def forget_classes(self, stage: int) -> list[int]:
+        return sorted({label for classes in self.classes[: stage + 1] for label in classes})
+
+    def forget_test(self, stage: int) -> Tensor | None:
+        """Mask of D_ft; None where no class is forgotten."""
+        if self.probe_test is None or not self.forget_classes(stage):
+            return None
+        return torch.isin(self.probe_test, torch.tensor(self.forget_classes(stage)))
+
+    def images_to_forget(self, stage: int) -> Dataset:
+        """D_f of one stage alone."""
+        return self.train.select(self.stages[stage].tolist())
+
+    def images_to_keep(self, stage: int, most: int | None) -> Dataset:
+        """D_r after a stage, or `most` images of it drawn by a fixed seed."""
+        rows = torch.nonzero(~self.forget_train(stage)).flatten()
+        if most is not None and most < len(rows):
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+            rows = rows[order[:most]].sort().values
+        return self.train.select(rows.tolist())
+
+
+def make_problem(experiment: Experiment, to_model_ids: Callable[[Any], Callable[[Tensor], Tensor]]) -> Problem:
+    """Open the data of an experiment and say what is to be forgotten.
+
+    to_model_ids: from the names of a label column to the map of its ids into the model's; see `measure`.
+    Raises ValueError for labels that do not exist, for a data set without labels, and for settings out of range.
+    """
+    protocol, where = experiment.protocol, experiment.dataset
+    if protocol["kind"] == "identities":
+        train, test = split_identities(load_source(where["name"], split=where["train"]), where, protocol)
+    else:
+        train, test = (load_source(where["name"], split=where[split]) for split in ("train", "test"))
+    columns = [_columns(part, where) for part in (train, test)]
+    train, test = (
+        _limited(part, column, experiment.limit) for part, (column, _) in zip((train, test), columns, strict=True)
+    )
+    labels = [
+        to_model_ids(names)(torch.tensor(part[column]))
+        for part, (column, names) in zip((train, test), columns, strict=True)
+    ]
+    names = columns[0][1]
+    make = {"random": _random, "subclass": _subclass}.get(protocol["kind"], _classes)
+    return make(protocol, train, test, labels, names, to_model_ids)
+
+
+def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
+    present = labels[0].unique().tolist()
+    wanted = protocol.get("forget")
+    if wanted is None:
+        ids = [label for label in present if label % 10 == 4]
+        if not ids:
+            raise ValueError(
+                "No class id ends in 4; say which classes to forget: protocol: {kind: class, forget: [...]}."
+            )
+    else:
+        ids = to_model_ids(names)(torch.tensor(resolve_forget_labels(_listed(wanted), names))).tolist()
+    one_by_one = protocol["kind"] == "incremental"
+    groups = [(label,) for label in ids] if one_by_one else [tuple(ids)]
+    stages = tuple(torch.nonzero(torch.isin(labels[0], torch.tensor(group))).flatten() for group in groups)
+    for group, rows in zip(groups, stages, strict=True):
+        if not len(rows) or not bool(torch.isin(labels[1], torch.tensor(group)).any()):
+            raise ValueError(
+                f"Classes {group} have no images in one of the splits, so nothing can be measured of them."
+            )
+    if set(ids) >= set(present):
+        raise ValueError(f"All {len(present)} classes are to be forgotten; nothing would be left to keep.")
+    titles = {} if names is None else dict(
+        zip(to_model_ids(names)(torch.arange(len(names))).tolist(), names, strict=True)
+    )  # fmt: skip
+    return Problem(protocol["kind"], train, test, *labels, stages, tuple(groups), *labels, names=titles)
+
+
+def _random(protocol, train, test, labels, names, to_model_ids) -> Problem:
+    share = protocol.get("share", 0.1)
+    if not 0 < share < 1:
+        raise ValueError(f"share={share!r} of the random protocol is out of range: it lies between 0 and 1.")
+    generator = torch.Generator().manual_seed(protocol.get("seed", 0))
+    every = torch.arange(len(train))
+    by_class = [every[labels[0] == label] for label in labels[0].unique()]
+    parts = by_class if protocol.get("stratified", True) else [every]
+    rows = torch.cat(
+        [part[torch.randperm(len(part), generator=generator)[: round(share * len(part))]] for part in parts]
+    )
+    return Problem("random", train, test, *labels, (rows.sort().values,), ((),))
+
+
+def _subclass(protocol, train, test, labels, names, to_model_ids) -> Problem:
+    column = protocol.get("fine_column")
+    if column is None or column not in train.column_names:
+        raise ValueError(
+            f"The subclass protocol needs fine_column, the column of fine labels; the columns are "
+            f"{', '.join(train.column_names)}."
+        )
+    feature = train.features[column]
+    fine = [torch.tensor(part[column]) for part in (train, test)]
+    fine_names = feature.names if isinstance(feature, ClassLabel) else None
+    ids = resolve_forget_labels(_listed(protocol["forget"]), fine_names)
+    rows = torch.nonzero(torch.isin(fine[0], torch.tensor(ids))).flatten()
+    if not len(rows):
+        raise ValueError(f"The fine labels {protocol['forget']} have no training images.")
+    above = labels[0][rows].unique()
+    siblings = torch.isin(labels[1], above) & ~torch.isin(fine[1], torch.tensor(ids))
+    titles = {} if fine_names is None else dict(enumerate(fine_names))
+    groups = {"siblings": siblings} if bool(siblings.any()) else {}
+    return Problem("subclass", train, test, *labels, (rows,), (tuple(ids),), *fine, names=titles, groups=groups)
+
+
+def split_identities(data: Dataset, where: Mapping[str, Any], protocol: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
+    """A Lacuna-style split without its leakage: people with enough different images, drawn without replacement.
+
+    Exact copies of an image count once, whoever they are filed under; `people` with at least train_images + test_images
+    are drawn, and of each so many images; none is in both splits. Raises ValueError where there are not enough.
+    """
+    column, _ = _columns(data, where)
+    image = describe_forget_set(data, where.get("image_column"), where.get("label_column")).image_column
+    encoded = data.cast_column(image, ImageFeature(decode=False))
+    seen: set[str] = set()
+    by_person: dict[int, list[int]] = {}
+    for row, (picture, person) in enumerate(zip(encoded[image], data[column], strict=True)):
+        content = picture["bytes"]
+        if content is None:
+            with open(picture["path"], "rb") as file:
+                content = file.read()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in seen:
+            seen.add(digest)
+            by_person.setdefault(person, []).append(row)
+    train_images, test_images = protocol.get("train_images", 400), protocol.get("test_images", 100)
+    enough = sorted(person for person, rows in by_person.items() if len(rows) >= train_images + test_images)
+    people = protocol.get("people", len(enough))
+    if people > len(enough) or not enough:
+        raise ValueError(
+            f"{len(enough)} of {len(by_person)} people have {train_images + test_images} different images, and {people} are "
+            "wanted. Lower people, train_images or test_images."
+        )
+    rng = np.random.default_rng(protocol.get("seed", 0))
+    chosen = sorted(rng.choice(enough, people, replace=False).tolist())
+    rows: dict[str, list[int]] = {"train": [], "test": []}
+    for person in chosen:
+        drawn = rng.permutation(by_person[person])[: train_images + test_images].tolist()
+        rows["train"] += drawn[:train_images]
+        rows["test"] += drawn[train_images:]
+    return data.select(rows["train"]), data.select(rows["test"])
+
+
+def _columns(data: Dataset, where: Mapping[str, Any]) -> tuple[str, tuple[str, ...] | None]:
+    described = describe_forget_set(data, where.get("image_column"), where.get("label_column"))
+    if described.label_column is None:
+        among = f" (candidates: {', '.join(described.label_candidates)})" if described.label_candidates else ""
+        raise ValueError(f"The data set has no single label column{among}; name it: dataset: {{label_column: ...}}.")
+    return described.label_column, described.label_names
+
+
+def _limited(data: Dataset, column: str, limit: int | None) -> Dataset:
+    """At most `limit` rows, every class in its share and with two rows at least, in their order."""
+    if limit is None or limit >= len(data):
+        return data
+    labels = np.asarray(data[column])
+    rng = np.random.default_rng(0)
+    kept = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        kept.append(rng.permutation(rows)[: max(2, round(limit * len(rows) / len(labels)))])
+    return data.select(sorted(np.concatenate(kept).tolist()))
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

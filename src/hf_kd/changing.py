@@ -1,0 +1,212 @@
+"""Carry out a request with a method that changes weights: the other methods of the field, on any image classifier.
+
+Part of the modelling room. `unlearn` works on a copy and returns a stock model; what was done stands in its configuration
+(`hf_kd_unlearned`), where audit, card and push find it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import ImageProcessingMixin
+
+from .configuration import Erasure, versions
+from .data import describe_forget_set, match_labels, probe_from_batch, process_state
+from .data.loader import make_loader
+from .data.samples import Samples
+from .erasing import PassSettings, preprocessor_of
+from .modeling import ErasedModel
+from .taps import main_input
+from .unlearning import Task, UnlearningMethod, make_unlearning_method
+
+
+def unlearn(
+    model: PreTrainedModel | ErasedModel,
+    forget: Any,
+    method: str | UnlearningMethod = "scrub",
+    *,
+    retain: Any = None,
+    processor: Any = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_mapping: Mapping[Any, Any] | None = None,
+    mixed_precision: str = "no",
+    num_workers: int | None = None,
+    progress: bool = True,
+    **method_options: Any,
+) -> PreTrainedModel:
+    """Forget a set of images by changing weights. Returns a stock model of the same class; `model` stays as it was.
+
+    forget, retain: labelled images, anything `ErasedModel.erase` takes. retain is D_r or the part of it that may be used.
+    method: a name in `hf_kd.unlearning_methods()` or a method with its settings; method_options are its hyper-parameters.
+    processor: the image processor, where `model` is not an ErasedModel that has one.
+    mixed_precision: "no", "bf16" or "fp16" for the forward passes.
+
+    Runs on the device of `model`; under `accelerate launch` each process takes its part of every batch and gradients are
+    averaged. Raises ValueError for an unknown method or option, missing labels or retained images, labels the model does
+    not know, an erased model, and a model without a classification head.
+    """
+    method = make_unlearning_method(method, **method_options)
+    settings = PassSettings(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
+    student = _copy(model, processor)
+    started = time.perf_counter()
+    if method.needs_retain and retain is None:
+        raise ValueError(
+            f"Method {method.name!r} needs {method.needs}, and no retained images were given: pass retain=... (labelled "
+            "images of the other classes), or choose a method that needs D_f alone: "
+            "neggrad, random-label, boundary-shrink, boundary-expand, lau, delete; or erase with esc."
+        )
+    task = make_task(student, forget, retain if method.needs_retain else None, settings)
+    between = time.perf_counter()
+    measured = method.run(task)
+    finished = time.perf_counter()
+    stock = unwrapped(student)
+    record = Erasure(
+        method=method.name,
+        settings=method.settings(),
+        taps=(),
+        n_forget=len(task.forget),
+        classes=tuple(task.forget_classes.tolist()),
+        measured=({**measured, "needs": method.needs},),
+        rank_removed=(),
+        condition_number=(),
+        sha256=(),
+        dtype=mixed_precision
+        if mixed_precision != "no"
+        else str(next(stock.parameters()).dtype).removeprefix("torch."),
+        feature_seconds=round(between - started, 3),
+        fit_seconds=round(finished - between, 3),
+        processes=process_state().num_processes,
+        versions=versions(),
+    )
+    stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict()]
+    return stock
+
+
+def make_task(student: ErasedModel, forget: Any, retain: Any, settings: PassSettings) -> Task:
+    """The task that a method is handed: the model inside `student`, its samples and its heads."""
+    samples = {
+        name: _samples(student, data, settings)
+        for name, data in (("forget", forget), ("retain", retain))
+        if data is not None
+    }
+    if not student.sites:
+        known = isinstance(student.processor, ImageProcessingMixin)
+        student.find_taps(None if known else _probe(student, forget, settings))
+    if not all(tap.heads for tap in student.taps):
+        raise ValueError(
+            f"{type(student.inner).__name__} has no classification head; methods that change weights train on its labels. "
+            "Erase with method='esc', which needs the images alone."
+        )
+    state = process_state()
+    if state.num_processes > 1:
+        student.inner.to(state.device)
+    mean, std = _normalisation(student.processor)
+    return Task(
+        student.inner,
+        samples["forget"],
+        samples.get("retain"),
+        num_labels=student.config.num_labels,
+        heads=tuple(linear_heads(student)),
+        fresh=lambda seed, init: fresh_model(student.inner, seed, init),
+        pixel_mean=mean,
+        pixel_std=std,
+        mixed_precision=settings.mixed_precision or "no",
+        progress=settings.progress,
+    )
+
+
+def linear_heads(model: ErasedModel) -> list[str]:
+    """Paths of the Linear layers with C outputs inside the heads; empty where a head has not exactly one."""
+    found = []
+    for tap in model.taps:
+        for name in tap.heads:
+            head = model.inner.get_submodule(name)
+            linears = [
+                f"{name}.{path}" if path else name
+                for path, module in head.named_modules()
+                if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
+            ]
+            if len(linears) != 1:
+                return []
+            found += linears
+    return found
+
+
+def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> nn.Module:
+    """A model of the same class with weights as it initialises itself, or those of the checkpoint `init`.
+
+    A head of `init` with another number of labels is initialised anew.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = copy.deepcopy(model.config)
+        if init is None:
+            other = type(model)(config)
+        else:
+            other = type(model).from_pretrained(init, config=config, ignore_mismatched_sizes=True)
+    return other.to(next(model.parameters()).device, next(model.parameters()).dtype)
+
+
+def unwrapped(model: ErasedModel) -> PreTrainedModel:
+    """The model inside, without the sites."""
+    for site in model.sites:
+        site.detach()
+    return model.inner.eval()
+
+
+def _copy(model: Any, processor: Any) -> ErasedModel:
+    if isinstance(model, ErasedModel):
+        if model.is_erased:
+            raise ValueError(
+                "This model carries an eraser, and changing the weights below it would change what it erases. Change the "
+                "weights first, or fold the eraser: model.fold()."
+            )
+        model, processor = model.inner, processor or model.processor
+    from .taps import drop_caches, sites_on
+
+    drop_caches(model)
+    student = copy.deepcopy(model)
+    for site in sites_on(student):
+        site.detach()
+    for module in student.modules():  # hooks of the wrapper that the original stands in
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if type(getattr(getattr(hook, "func", None), "__self__", None)).__name__ == "TapSite":
+                    del hooks[key]
+    return ErasedModel.from_model(student.eval(), processor)
+
+
+def _samples(model: ErasedModel, data: Any, settings: PassSettings) -> Samples:
+    described = describe_forget_set(
+        data, settings.image_column, settings.label_column, main_input=main_input(model.inner)
+    )
+    mapping = None
+    if described.has_labels:
+        mapping = match_labels(described.label_names, model.config.id2label, settings.label_mapping)
+    return Samples.read(
+        described, preprocessor_of(model, described), mapping, num_workers=settings.num_workers
+    )  # fmt: skip
+
+
+def _probe(model: ErasedModel, data: Any, settings: PassSettings) -> dict[str, Any]:
+    described = describe_forget_set(
+        data, settings.image_column, settings.label_column, main_input=main_input(model.inner)
+    )
+    loader = make_loader(described, preprocessor_of(model, described), batch_size=2, num_workers=0)
+    return probe_from_batch(next(iter(loader)))
+
+
+def _normalisation(processor: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and standard deviation of the model's normalisation; None where the processor does not say."""
+    processor = getattr(processor, "image_processor", processor)
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if mean is None or std is None or not getattr(processor, "do_normalize", False):
+        return None, None
+    return torch.tensor(mean), torch.tensor(std)

@@ -1,0 +1,62 @@
+"""`hf-kd bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markdown import Markdown
+
+from .app import DeviceOption, ImportOption, app, console, import_files, refusals
+
+
+@app.command()
+def bench(
+    config: Annotated[Path, typer.Argument(help="YAML file: model, dataset, protocol, methods, seeds.")],
+    output: Annotated[Path, typer.Option(help="Folder for results.jsonl, tables and figures.")],
+    limit: Annotated[
+        int | None, typer.Option(min=20, help="At most so many images a split: a check, not a result.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Instead of the file's, as in 0,1,2.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Label or method of a row to run; may be repeated.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells again that failed before.")] = False,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Run nothing; write tables of what there is.")
+    ] = False,
+    imports: ImportOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Compare unlearning methods on one model and data set, and print the paper's tables.
+
+    A run that was stopped goes on where it was: each cell's result is kept and found by its settings. One failing
+    method does not stop the others.
+
+    **Example:** `hf-kd bench benchmarks/paper/cifar10-allcnn.yaml --output results --limit 500`
+    """
+    with refusals():
+        import_files(imports)
+        from .. import bench as room
+        from ..data import process_state
+
+        chosen = None if seeds is None else [int(seed) for seed in seeds.split(",")]
+        found = room.read_config(config, limit, chosen)
+        if tables_only:
+            store = room.Store(output)
+        else:
+            store = room.bench(
+                found,
+                output,
+                only=only or (),
+                retry_failed=retry_failed,
+                device=device,
+                progress=sys.stderr.isatty(),
+                tell=lambda text: console.print(text, markup=False, highlight=False),
+            )
+        if not process_state().is_main_process:
+            return
+        written = room.write_tables(found, store, output)
+    for one in found:
+        console.print(Markdown(room.markdown(one, store)))
+    console.print("Written: " + ", ".join(str(path) for path in written), highlight=False)

@@ -1,0 +1,162 @@
+"""`hf-kd unlearn` and `hf-kd train-original`: the commands that change weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import (
+    DeviceOption,
+    ImageColumnOption,
+    ImportOption,
+    JsonOption,
+    LabelColumnOption,
+    LabelMapOption,
+    ModelArgument,
+    RevisionOption,
+    WorkersOption,
+    app,
+    console,
+    import_files,
+    name_and_value,
+    refusals,
+)
+
+OptionsOption = Annotated[
+    list[str] | None, typer.Option("--option", help="NAME=VALUE of the method, such as epochs=2; may be repeated.")
+]
+PrecisionOption = Annotated[str, typer.Option(help="no, bf16 or fp16 for the forward passes.")]
+
+
+@app.command()
+def unlearn(
+    model: ModelArgument,
+    dataset: Annotated[str, typer.Option(help="Labelled images: Hub id, folder of parquet files, image folder, ....")],
+    output: Annotated[Path, typer.Option(help="Folder for the changed model, a stock checkpoint.")],
+    forget: Annotated[list[str], typer.Option(help="Label of the data set to forget, name or id; repeat for several.")],
+    method: Annotated[str, typer.Option(help="A method that changes weights; see `hf-kd methods`.")] = "scrub",
+    split: Annotated[str, typer.Option(help="Split that holds the images.")] = "train",
+    retain_limit: Annotated[
+        int | None, typer.Option(min=1, help="Use at most so many of the other labels' images.")
+    ] = None,
+    option: OptionsOption = None,
+    mixed_precision: PrecisionOption = "no",
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    label_map: LabelMapOption = None,
+    num_workers: WorkersOption = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
+    imports: ImportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget labels by changing weights: the other methods of the field. The images of all other labels are D_r.
+
+    **Example:** `hf-kd unlearn user/pets-classifier --dataset user/pets --forget tabby --method scrub --output scrubbed`
+    """
+    with refusals():
+        import_files(imports)
+        mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
+        options = dict(name_and_value(text, "--option") for text in option or [])
+        from .. import commands
+
+        request = commands.Request(
+            output=output,
+            forget=tuple(forget),
+            split=split,
+            method=method,
+            options=options,
+            device=device,
+            revision=revision,
+            image_column=image_column,
+            label_column=label_column,
+            label_mapping=mapping,
+            num_workers=num_workers,
+            mixed_precision=mixed_precision,
+            progress=not as_json,
+        )
+        record = commands.unlearn(model, dataset, request, retain_limit)
+    if record is None:
+        return
+    if as_json:
+        console.print_json(data=record)
+        return
+    measured = ", ".join(f"{key} {value}" for key, value in record["measured"][0].items() if key != "layers")
+    console.print(
+        f"[bold]{record['method']}[/] forgot classes {list(record['classes'])} in {record['fit_seconds']:.1f} s."
+    )
+    console.print(measured, highlight=False)
+    console.print(f"Written to [bold]{output}[/]. Its weights changed; measure what it still knows:", highlight=False)
+    console.print(
+        f"  hf-kd audit {output} --dataset {dataset} --forget {forget[0]} --original-model {model}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List every method: what data it needs, and where it and its defaults come from."""
+    from rich.table import Table
+
+    from ..erasers import available_methods, get_method
+    from ..unlearning import unlearning_methods
+
+    rows = []
+    for name in available_methods():
+        method = get_method(name)
+        retain = " and D_r" if getattr(method, "needs_retain", False) else ""
+        about = (method.__doc__ or "").strip().splitlines()[0]
+        rows.append({"method": name, "acts on": "features (eraser)", "needs": f"D_f{retain}", "about": about})
+    for name, method in unlearning_methods().items():
+        rows.append({"method": name, "acts on": "weights", "needs": method.needs, "about": method.source})
+    if as_json:
+        console.print_json(data=rows)
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+@app.command()
+def train_original(
+    model: Annotated[str, typer.Argument(help="Hub id or folder: its configuration, and its weights if pre-trained.")],
+    dataset: Annotated[str, typer.Option(help="Labelled images to train on.")],
+    output: Annotated[Path, typer.Option(help="Folder for the trained model.")],
+    recipe: Annotated[str, typer.Option(help="allcnn-cifar10, resnet18-cifar10, resnet18-pretrained, vit-pretrained.")],
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Fresh weights instead of the model's.")] = False,
+    option: OptionsOption = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="At most so many images: a check, not a result.")] = None,
+    mixed_precision: PrecisionOption = "no",
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    num_workers: WorkersOption = None,
+    device: DeviceOption = None,
+    imports: ImportOption = None,
+) -> None:
+    """Train an original model with one of the recipes behind the paper's tables.
+
+    **Example:** `hf-kd train-original microsoft/resnet-18 --dataset uoft-cs/cifar100 --recipe resnet18-pretrained --output r18`
+    """
+    with refusals():
+        import_files(imports)
+        options = dict(name_and_value(text, "--option") for text in option or [])
+        from .. import commands
+
+        request = commands.Request(
+            output=output,
+            split=split,
+            options=options,
+            device=device,
+            image_column=image_column,
+            label_column=label_column,
+            num_workers=num_workers,
+            mixed_precision=mixed_precision,
+        )
+        facts = commands.train_original(model, dataset, request, recipe, from_scratch, limit)
+    if facts is not None:
+        console.print(f"Trained on {facts['images']} images of {facts['labels']} labels, written to [bold]{output}[/].")
+        console.print_json(data=facts["measured"])

@@ -1,0 +1,149 @@
+"""Labelled model inputs that can be read in any order, again and again: what training reads, where erasing reads once.
+
+Inputs are kept in memory where they fit. Where they do not, images are decoded for each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .forget_set import ForgetSet
+from .loader import BatchLoader, Collate, RowDataset, make_loader
+from .preprocess import ImagePreprocessor
+
+CACHE_BYTES = 4 << 30
+"""How large the inputs of one set may be to be kept in memory."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs by the model's names and class ids of the model [b]."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Samples:
+    """n labelled samples with random access. `labels` [n] are class ids of the model, on the CPU."""
+
+    def __init__(
+        self,
+        labels: Tensor,
+        cached: dict[str, Tensor] | None = None,
+        fetch: Callable[[Sequence[int]], Any] | None = None,
+    ):
+        self.labels = labels
+        self._cached, self._fetch = cached, fetch
+        self._rows = torch.arange(len(labels))
+
+    @classmethod
+    def read(
+        cls,
+        described: ForgetSet,
+        preprocessor: ImagePreprocessor | None,
+        mapping: Callable[[Tensor], Tensor] | None = None,
+        *,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> Samples:
+        """Read a set that `describe_forget_set` has looked at; `mapping` puts its labels into the model's ids.
+
+        Raises ValueError for a set without labels, with a sample without one, and for a stream or DataLoader that is
+        larger than `cache_bytes`: those cannot be read in another order.
+        """
+        if not described.has_labels:
+            raise ValueError("This method needs the labels of its images, and there are none. Name label_column=....")
+        parts: dict[str, list[Tensor]] = {}
+        labels: list[Tensor] = []
+        size = 0
+        for batch in make_loader(described, preprocessor, batch_size=batch_size, num_workers=num_workers):
+            for name, value in batch["inputs"].items():
+                if isinstance(value, Tensor):
+                    parts.setdefault(name, []).append(value)
+                    size += value.nbytes
+            labels.append(batch["labels"])
+            if size > cache_bytes:
+                break
+        found = torch.cat(labels)
+        if size <= cache_bytes:
+            cached = {name: torch.cat(values) for name, values in parts.items()}
+            return cls(_known(found, mapping), cached)
+        if described.kind not in ("dataset", "rows"):
+            raise ValueError(
+                f"This {described.kind} holds more than {cache_bytes >> 20} MiB of inputs, and training has to read them in "
+                "random order. Pass a datasets.Dataset or a list, which can be read row by row."
+            )
+        rows, collate = RowDataset(described), Collate(None if described.is_prepared else preprocessor)
+        every = DataLoader(_LabelsOnly(rows), batch_size=1024, collate_fn=lambda part: torch.tensor(part))
+        return cls(
+            _known(torch.cat(list(every)), mapping), fetch=lambda order: _fetched(rows, order, collate, num_workers)
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def subset(self, rows: Tensor) -> Samples:
+        """The samples at positions `rows` [m] (or where a mask [n] holds); shares the memory."""
+        part = Samples.__new__(Samples)
+        part.labels, part._cached, part._fetch = self.labels[rows], self._cached, self._fetch
+        part._rows = self._rows[rows]
+        return part
+
+    def shuffled(self) -> Tensor:
+        """A random order of all positions [n], from torch's global generator (the same in every process)."""
+        return torch.randperm(len(self))
+
+    def batches(
+        self, batch_size: int, order: Tensor | None = None, *, part: int = 0, parts: int = 1
+    ) -> Iterator[Batch]:
+        """Batches of the samples at positions `order` (by default all, as they stand).
+
+        part, parts: of each batch only every `parts`-th sample from `part` on, as one of several processes; a batch with
+        fewer samples than processes is left out by all of them.
+        """
+        order = torch.arange(len(self)) if order is None else order
+        chunks = [chunk[part::parts] for chunk in order.split(batch_size) if len(chunk) >= parts]
+        if self._cached is not None:
+            for chunk in chunks:
+                rows = self._rows[chunk]
+                yield Batch({name: value[rows] for name, value in self._cached.items()}, self.labels[chunk])
+            return
+        fetched = self._fetch([self._rows[chunk].tolist() for chunk in chunks])
+        for chunk, inputs in zip(chunks, fetched, strict=True):
+            yield Batch(inputs, self.labels[chunk])
+
+
+class _LabelsOnly:
+    """The labels of a RowDataset."""
+
+    def __init__(self, rows: RowDataset):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> int:
+        return self.rows[index][2]
+
+
+def _fetched(rows: RowDataset, order: Sequence[Sequence[int]], collate: Collate, num_workers: int | None):
+    loader = BatchLoader(rows, batch_sampler=order, collate_fn=collate, num_workers=num_workers or 0)
+    for batch in loader:
+        yield {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor)}
+
+
+def _known(labels: Tensor, mapping: Callable[[Tensor], Tensor] | None) -> Tensor:
+    missing = int((labels < 0).sum())
+    if missing:
+        raise ValueError(f"{missing} of {len(labels)} samples have no label; training needs one for every image.")
+    return labels if mapping is None else mapping(labels)

@@ -1,0 +1,59 @@
+"""Methods that change weights: what ESC is compared with. One file each, one contract.
+
+`base` has the contract and the registry, `task` what a method is handed and how gradient steps are taken, `training` the
+loop of those that train by epochs. Re-implemented from the papers' formulas; knows `hf_kd.data` and no other room.
+"""
+
+from .bad_teaching import BadTeaching
+from .base import UnlearningMethod, make_unlearning_method, register, unlearning_methods
+from .boundary import BoundaryExpand, BoundaryShrink
+from .delete import Delete
+from .finetune import Finetune
+from .fisher import Fisher
+from .head_surgery import HeadSurgery
+from .kodge import Kodge
+from .l1_sparse import L1Sparse
+from .last_layers import CatastrophicForgetting, ExactUnlearning
+from .lau import LAU
+from .neggrad import NegGrad
+from .neggrad_plus import NegGradPlus
+from .random_label import Amnesiac, RandomLabel
+from .retrain import Retrain
+from .salun import SalUn
+from .scrub import Scrub
+from .ssd import SSD
+from .task import Descent, Diverged, Task
+from .training import TrainedMethod
+from .unsir import Unsir
+
+__all__ = [
+    "LAU",
+    "SSD",
+    "Amnesiac",
+    "BadTeaching",
+    "BoundaryExpand",
+    "BoundaryShrink",
+    "CatastrophicForgetting",
+    "Delete",
+    "Descent",
+    "Diverged",
+    "ExactUnlearning",
+    "Finetune",
+    "Fisher",
+    "HeadSurgery",
+    "Kodge",
+    "L1Sparse",
+    "NegGrad",
+    "NegGradPlus",
+    "RandomLabel",
+    "Retrain",
+    "SalUn",
+    "Scrub",
+    "Task",
+    "TrainedMethod",
+    "UnlearningMethod",
+    "Unsir",
+    "make_unlearning_method",
+    "register",
+    "unlearning_methods",
+]

@@ -1,0 +1,47 @@
+"""DELETE (CVPR 2025): distil the model into itself with the forgotten logits masked out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import register
+from .task import Task, soft_divergence
+from .training import TrainedMethod
+
+MASKED = -1e10
+"""The logit of a masked class: its probability is 0."""
+
+
+def without_classes(logits: Tensor, labels: Tensor, forget_classes: Tensor, num_labels: int) -> Tensor:
+    """Logits [b, C] with those of ALL forgotten classes masked; where D_f holds every class, those of the labels [b]."""
+    if len(forget_classes) < num_labels:
+        return logits.index_fill(1, forget_classes.to(logits.device), MASKED)
+    return logits.scatter(1, labels[:, None], MASKED)
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Delete(TrainedMethod):
+    """min KL(softmax(t with the forgotten logits at -inf) || softmax(s)) on D_f, t the original model."""
+
+    name: ClassVar[str] = "delete"
+    needs: ClassVar[str] = "D_f"
+    source: ClassVar[str] = "DELETE (CVPR 2025), CIFAR-10 ResNet-18"
+
+    epochs: int = 20
+    lr: float = 1e-4
+    batch_size: int = 128
+
+    def change(self, task: Task) -> dict[str, Any]:
+        teacher, classes = task.frozen_copy(), task.forget_classes
+
+        def loss(batch):
+            with torch.no_grad():
+                wanted = without_classes(task.logits(batch.inputs, teacher), batch.labels, classes, task.num_labels)
+            return soft_divergence(wanted, task.logits(batch.inputs))
+
+        return {"n_forget": len(task.forget), **self.descend(task, task.forget, loss)}

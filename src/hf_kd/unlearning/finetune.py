@@ -1,0 +1,32 @@
+"""Finetune (FT, Warnecke et al. 2021): go on training on D_r and let D_f fade by competition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch.nn import functional as F
+
+from .base import register
+from .task import Task
+from .training import TrainedMethod
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Finetune(TrainedMethod):
+    """min CE(D_r)."""
+
+    name: ClassVar[str] = "finetune"
+    needs: ClassVar[str] = "D_r"
+    source: ClassVar[str] = "Warnecke et al. 2021; settings of Unlearn-Sparse (Jia et al. 2023)"
+
+    weight_decay: float = 5e-4
+
+    def change(self, task: Task) -> dict[str, Any]:
+        retain = task.needed_retain(self.name)
+
+        def loss(batch):
+            return F.cross_entropy(task.logits(batch.inputs), batch.labels)
+
+        return {"n_retain": len(retain), **self.descend(task, retain, loss)}

@@ -1,0 +1,90 @@
+"""Fisher forgetting (Golatkar et al. 2020): noise where D_r does not need a weight to be exact.
+
+The Fisher information is the true one: the expectation over the model's own answer, one sample at a time. A squared
+gradient of a batch mean, as in some public code, is far smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor
+
+from ..data.samples import Samples
+from .base import UnlearningMethod, register
+from .task import Task, check_range
+
+
+def fisher_information(task: Task, samples: Samples) -> list[Tensor]:
+    """F_i = mean over x of sum_y p(y|x) (d log p(y|x) / d theta_i)^2, eval mode, for each parameter that is trained."""
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+    total = [torch.zeros_like(p) for p in parameters]
+    count = 0
+    part, parts = task.state.process_index, task.state.num_processes
+    with task.mode("eval"):
+        for batch in samples.batches(parts, part=part, parts=parts):  # one sample for each process
+            inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
+            log_p = torch.log_softmax(task.logits(inputs), dim=1)[0]
+            p = log_p.detach().exp()
+            for answer in range(len(p)):
+                last = answer == len(p) - 1
+                gradients = torch.autograd.grad(log_p[answer], parameters, retain_graph=not last, allow_unused=True)
+                for sum_, gradient in zip(total, gradients, strict=True):
+                    if gradient is not None:
+                        sum_ += p[answer] * gradient**2
+            count += 1
+    if parts > 1:
+        total = [reduce(sum_, "mean") for sum_ in total]
+    return [sum_ / max(count, 1) for sum_ in total]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Fisher(UnlearningMethod):
+    """theta + sqrt(var) N(0, 1), var = alpha min(1 / (F + 1e-8), 1e3).
+
+    In the last layer var is at most 1e2 alpha; weights get the mean over their input dimension; the last layer and all 1-d
+    parameters ten times as much. Where whole classes are forgotten, their rows of the last layer become N(0, 1e-3).
+
+    alpha: strength of the noise. samples: how many of D_r the information is measured on (C backward passes each).
+    """
+
+    name: ClassVar[str] = "fisher"
+    needs: ClassVar[str] = "D_r"
+    needs_head: ClassVar[bool] = True
+    source: ClassVar[str] = "Golatkar et al. 2020; measured on a sample of D_r, all of it in the paper"
+
+    alpha: float = 1e-6
+    samples: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self.name, [("alpha", self.alpha, self.alpha >= 0, "0 or more")])
+
+    def change(self, task: Task) -> dict[str, Any]:
+        retain = task.needed_retain(self.name)
+        chosen = retain.subset(retain.shuffled()[: self.samples])
+        information = fisher_information(task, chosen)
+        last = {id(p) for head in task.linear_heads() for p in head.parameters()}
+        whole_classes = len(task.forget_classes) < task.num_labels
+        with torch.no_grad():
+            parameters = [p for p in task.model.parameters() if p.requires_grad]
+            for parameter, fisher in zip(parameters, information, strict=True):
+                variance = self.variance(fisher, is_last=id(parameter) in last)
+                mean = parameter.detach().clone()
+                if id(parameter) in last and whole_classes:
+                    rows = task.forget_classes.to(parameter.device)
+                    mean[rows], variance[rows] = 0, 1e-3
+                parameter.copy_(mean + variance.sqrt() * torch.randn(parameter.shape).to(parameter))
+        return {"n_retain": len(chosen)}
+
+    def variance(self, fisher: Tensor, is_last: bool) -> Tensor:
+        """Of the noise of one parameter, from its Fisher information, in its shape."""
+        variance = (1 / (fisher + 1e-8)).clamp(max=1e2 if is_last else 1e3)
+        if variance.ndim > 1:
+            variance = variance.mean(dim=1, keepdim=True).expand_as(variance).clone()
+        variance = self.alpha * variance
+        return variance * 10 if is_last or variance.ndim == 1 else variance

@@ -1,0 +1,49 @@
+"""Head surgery: the forgotten classes' rows of the last layer are zero and their bias so low that they are never answered.
+
+Costs nothing, forgets nothing: a control that every table needs, because it scores perfectly on the head's answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from .base import UnlearningMethod, register
+from .task import Task, check_range
+
+NEVER = -1e4
+"""The bias of a class that is never answered: finite in every precision, and its probability is 0."""
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class HeadSurgery(UnlearningMethod):
+    """W_c = 0, b_c = `NEVER` for the classes of D_f."""
+
+    name: ClassVar[str] = "head-surgery"
+    needs: ClassVar[str] = "D_f"
+    needs_head: ClassVar[bool] = True
+    source: ClassVar[str] = "control"
+
+    def change(self, task: Task) -> dict[str, Any]:
+        classes = task.forget_classes
+        check_range(
+            self.name,
+            [
+                (
+                    "forget classes",
+                    len(classes),
+                    len(classes) < task.num_labels,
+                    "fewer than all; it removes whole classes",
+                )
+            ],
+        )
+        with torch.no_grad():
+            for head in task.linear_heads():
+                if head.bias is None:
+                    raise ValueError("head-surgery needs a last layer with a bias, and this one has none.")
+                head.weight[classes.to(head.weight.device)] = 0
+                head.bias[classes.to(head.weight.device)] = NEVER
+        return {"n_forget": len(task.forget), "classes_removed": len(classes)}

@@ -1,0 +1,135 @@
+"""Kodge, Saha, Roy (TMLR 2024): take the space that discriminates D_f from D_r out of the inputs of every layer.
+
+In these terms ESC is the last layer alone, with a hard cut of D_f's top directions and nothing kept of D_r's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data.samples import Samples
+from .base import UnlearningMethod, register
+from .task import Task, check_range
+
+
+def projection_of(gram: Tensor, alpha: float) -> Tensor:
+    """U Lambda U^T [d, d] of activations with second moment `gram`, Lambda_i = alpha s_i / ((alpha - 1) s_i + 1), s_i the
+    share of direction i in the energy. alpha = 1 weighs by energy; a large one keeps every direction in use."""
+    values, directions = torch.linalg.eigh(gram)
+    share = values.clamp(min=0)
+    share = share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
+    scale = alpha * share / ((alpha - 1) * share + 1)
+    return (directions * scale) @ directions.T
+
+
+class LayerInputs:
+    """Second moments of what convolutions and Linears are fed with: patches [n, in_channels k_h k_w] or rows [n, in]."""
+
+    def __init__(self, modules: dict[str, nn.Module], columns: int):
+        self.modules, self.columns = modules, columns
+        self.grams: dict[str, Tensor] = {}
+
+    def __enter__(self) -> LayerInputs:
+        self._handles = [
+            module.register_forward_pre_hook(lambda module, args, name=name: self._add(name, module, args[0]))
+            for name, module in self.modules.items()
+        ]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _add(self, name: str, module: nn.Module, inputs: Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            rows = inputs.reshape(-1, module.in_features)
+        else:
+            patches = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+            rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
+        if len(rows) > self.columns:
+            rows = rows[torch.randperm(len(rows))[: self.columns].to(rows.device)]
+        rows = rows.double() if rows.device.type != "mps" else rows.cpu().double()
+        gram = rows.T @ rows
+        self.grams[name] = self.grams[name] + gram if name in self.grams else gram
+
+
+def editable(module: nn.Module) -> bool:
+    """A Linear, or a convolution without groups and with plain zero padding."""
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Linear)
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Kodge(UnlearningMethod):
+    """W <- W (I - P_dis)^T, P_dis = P_f (I - P_r), for every convolution and Linear, or the last layer only.
+
+    alpha_forget, alpha_retain: how sharply the used directions of either set are kept, see `projection_of`. forget_samples,
+    retain_samples: how many images are read. columns: at most so many patches of a batch, drawn at random. last_layer_only:
+    the comparator of ESC. Convolutions with groups are left as they are; the record counts them.
+    """
+
+    name: ClassVar[str] = "kodge"
+    needs: ClassVar[str] = "D_f and D_r"
+    source: ClassVar[str] = "Kodge et al. 2024, CIFAR-10"
+
+    alpha_forget: float = 3.0
+    alpha_retain: float = 100.0
+    forget_samples: int = 900
+    retain_samples: int = 900
+    columns: int = 10_000
+    batch_size: int = 100
+    last_layer_only: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(
+            self.name,
+            [
+                ("alpha_forget", self.alpha_forget, self.alpha_forget > 0, "positive"),
+                ("alpha_retain", self.alpha_retain, self.alpha_retain > 0, "positive"),
+            ],
+        )
+
+    def change(self, task: Task) -> dict[str, Any]:
+        retain = task.needed_retain(self.name)
+        every = {n: m for n, m in task.model.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
+        if self.last_layer_only:
+            task.linear_heads()
+            every = {name: task.model.get_submodule(name) for name in task.heads}
+        modules = {name: module for name, module in every.items() if editable(module)}
+        read = {}
+        for key, samples, count in (("f", task.forget, self.forget_samples), ("r", retain, self.retain_samples)):
+            read[key] = self._read(task, samples.subset(samples.shuffled()[:count]), modules)
+        with torch.no_grad():
+            for name in sorted(set(read["f"]) & set(read["r"])):
+                module = modules[name]
+                of_forget = projection_of(read["f"][name], self.alpha_forget)
+                of_retain = projection_of(read["r"][name], self.alpha_retain)
+                kept = torch.eye(len(of_forget), dtype=of_forget.dtype, device=of_forget.device)
+                kept = kept - of_forget @ (kept - of_retain)
+                weight = module.weight.reshape(module.weight.shape[0], -1)
+                edited = weight.to(kept) @ kept.T
+                module.weight.copy_(edited.reshape(module.weight.shape).to(module.weight))
+        return {
+            "n_forget": min(self.forget_samples, len(task.forget)),
+            "n_retain": min(self.retain_samples, len(retain)),
+            "layers_edited": len(read["f"]),
+            "layers_left": len(every) - len(modules),
+        }
+
+    @torch.no_grad()
+    def _read(self, task: Task, samples: Samples, modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+        with LayerInputs(modules, self.columns) as inputs, task.mode("eval"):
+            for batch in task.batches(samples, self.batch_size):
+                task.logits(batch.inputs)
+        if task.state.num_processes > 1:
+            return {name: reduce(gram, "sum") for name, gram in inputs.grams.items()}
+        return inputs.grams

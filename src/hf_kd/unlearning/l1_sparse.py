@@ -1,0 +1,60 @@
+"""l1-sparse (Jia et al. 2023): fine-tune on D_r with an l1 penalty that fades, so that weights only D_f needed vanish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from .base import register
+from .task import Task, batch_count, check_range
+from .training import TrainedMethod
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class L1Sparse(TrainedMethod):
+    """min CE(D_r) + a_e ||theta||_1 over all parameters, a_e = alpha (1 - e / (E - E_0)) for e < E - E_0, else 0.
+
+    alpha: strength in the first epoch; the norm is a sum, so it scales with the size of the model. free_epochs: E_0, how
+    many epochs at the end have no penalty.
+    """
+
+    name: ClassVar[str] = "l1-sparse"
+    needs: ClassVar[str] = "D_r"
+    source: ClassVar[str] = "Jia et al. 2023; alpha within the range of the literature, the published flag's 0.2 is not"
+
+    weight_decay: float = 5e-4
+    alpha: float = 5e-5
+    free_epochs: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(
+            self.name,
+            [
+                ("alpha", self.alpha, self.alpha >= 0, "0 or more"),
+                ("free_epochs", self.free_epochs, 0 <= self.free_epochs < self.epochs, "at least 0 and below epochs"),
+            ],
+        )
+
+    def strength(self, epoch: int) -> float:
+        """a_e for epoch e, counted from 0."""
+        last = self.epochs - self.free_epochs
+        return self.alpha * (1 - epoch / last) if epoch < last else 0.0
+
+    def change(self, task: Task) -> dict[str, Any]:
+        retain = task.needed_retain(self.name)
+        parameters = [p for p in task.model.parameters() if p.requires_grad]
+        per_epoch, steps = batch_count(retain, self.batch_size), 0
+
+        def loss(batch):
+            nonlocal steps
+            strength = self.strength(steps // per_epoch)
+            steps += 1
+            norm = torch.stack([p.abs().sum() for p in parameters]).sum()
+            return F.cross_entropy(task.logits(batch.inputs), batch.labels) + strength * norm
+
+        return {"n_retain": len(retain), **self.descend(task, retain, loss)}

@@ -1,0 +1,59 @@
+"""NegGrad (NG; gradient ascent, Thudi et al. 2022): climb the loss of D_f.
+
+The loss has no bound, so a sample counts only until its loss reaches a cap, gradients are clipped, and training ends once
+D_f is forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from .base import register
+from .task import Task, check_range
+from .training import TrainedMethod
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class NegGrad(TrainedMethod):
+    """max CE(D_f), each sample's capped at `cap` log C; ends after an epoch that leaves at most `target` % of D_f right."""
+
+    name: ClassVar[str] = "neggrad"
+    needs: ClassVar[str] = "D_f"
+    source: ClassVar[str] = "Thudi et al. 2022; lr and epochs of the grid in DELETE (2025)"
+
+    epochs: int = 20
+    lr: float = 1e-4
+    cap: float = 2.0
+    clip_norm: float = 1.0
+    target: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(
+            self.name,
+            [
+                ("cap", self.cap, self.cap > 0, "positive"),
+                ("target", self.target, 0 <= self.target < 100, "a percentage below 100"),
+            ],
+        )
+
+    def change(self, task: Task) -> dict[str, Any]:
+        cap = self.cap * math.log(max(task.num_labels, 2))
+
+        def loss(batch):
+            each = F.cross_entropy(task.logits(batch.inputs), batch.labels, reduction="none")
+            return -each.clamp(max=cap).mean() if bool(torch.isfinite(each).all()) else -each.mean()
+
+        def enough(epoch: int) -> bool:
+            return task.forget_accuracy() <= self.target
+
+        return {
+            "n_forget": len(task.forget),
+            **self.descend(task, task.forget, loss, clip_norm=self.clip_norm, after_epoch=enough),
+        }

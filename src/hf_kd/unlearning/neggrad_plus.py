@@ -1,0 +1,49 @@
+"""NegGrad+ (Kurmanji et al. 2023): down the loss of D_r and up that of D_f in the same step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from .base import register
+from .task import Task, check_range, endless
+from .training import TrainedMethod
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class NegGradPlus(TrainedMethod):
+    """min alpha CE(D_r) - (1 - alpha) CE(D_f) + l2_to_init / 2 ||theta - theta_0||^2; D_f is repeated as often as needed."""
+
+    name: ClassVar[str] = "neggrad+"
+    needs: ClassVar[str] = "D_f and D_r"
+    source: ClassVar[str] = "Kurmanji et al. 2023, small scale"
+
+    batch_size: int = 128
+    alpha: float = 0.95
+    l2_to_init: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self.name, [("alpha", self.alpha, 0 < self.alpha <= 1, "above 0 and at most 1")])
+
+    def change(self, task: Task) -> dict[str, Any]:
+        retain = task.needed_retain(self.name)
+        forget = endless(lambda: task.batches(task.forget, self.batch_size, shuffle=True))
+        parameters = [p for p in task.model.parameters() if p.requires_grad]
+        start = [p.detach().clone() for p in parameters] if self.l2_to_init else []
+
+        def loss(batch):
+            other = next(forget)
+            kept = F.cross_entropy(task.logits(batch.inputs), batch.labels)
+            lost = F.cross_entropy(task.logits(other.inputs), other.labels)
+            total = self.alpha * kept - (1 - self.alpha) * lost
+            if start:
+                moved = torch.stack([((p - q) ** 2).sum() for p, q in zip(parameters, start, strict=True)]).sum()
+                total = total + self.l2_to_init / 2 * moved
+            return total
+
+        return {"n_forget": len(task.forget), "n_retain": len(retain), **self.descend(task, retain, loss)}

@@ -1,0 +1,108 @@
+"""Retrain: the same recipe on D_r alone, from scratch. What every other method is measured against.
+
+The defaults are the recipe that fits the paper's ResNet-18 on CIFAR-10 (Table 5). Where the original was fine-tuned from a
+pre-trained checkpoint, so is this (`init`), and then the network has seen more than D_r.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import register
+from .task import Task, check_range
+from .training import TrainedMethod
+
+AUGMENTATIONS = ("none", "flip", "flip-crop")
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Retrain(TrainedMethod):
+    """min CE(D_r) from fresh weights.
+
+    init: a checkpoint (folder or Hub id) to start from instead of fresh weights. augment: "none", "flip" (half of the images
+    mirrored) or "flip-crop" (and shifted by up to an eighth of their size). head_lr: lr of the last layer.
+    """
+
+    name: ClassVar[str] = "retrain"
+    needs: ClassVar[str] = "D_r"
+    source: ClassVar[str] = "ESC, section 4; recipe of SalUn (Fan et al. 2024) for ResNet-18 on CIFAR-10"
+
+    epochs: int = 182
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    decay_epochs: tuple[int, ...] = (91, 136)
+    bn_mode: str = "train"
+    init: str | None = None
+    augment: str = "flip-crop"
+    head_lr: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self.name, [("augment", self.augment, self.augment in AUGMENTATIONS, " or ".join(AUGMENTATIONS))])
+
+    def change(self, task: Task) -> dict[str, Any]:
+        if task.fresh is None:
+            raise ValueError("Retraining needs a way to make fresh weights: give the task `fresh`.")
+        retain = task.needed_retain(self.name)
+        start = task.fresh(self.seed, self.init)
+        with torch.no_grad():
+            state = start.state_dict()
+            for name, tensor in task.model.state_dict().items():
+                tensor.copy_(state[name])
+        return {"n_retain": len(retain), **self.descend(task, retain, self._loss(task), self._optimizer(task))}
+
+    def _optimizer(self, task: Task) -> torch.optim.Optimizer:
+        if self.head_lr is None:
+            return self.make_optimizer(task.model.parameters())
+        head = {id(p) for module in task.linear_heads() for p in module.parameters()}
+        parameters = list(task.model.parameters())
+        return self.make_optimizer(
+            [
+                {"params": [p for p in parameters if id(p) not in head]},
+                {"params": [p for p in parameters if id(p) in head], "lr": self.head_lr},
+            ]
+        )
+
+    def _loss(self, task: Task):
+        def loss(batch) -> Tensor:
+            return F.cross_entropy(task.logits(augmented(batch.inputs, self.augment)), batch.labels)
+
+        return loss
+
+
+def augmented(inputs: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+    """Images of a batch [b, channels, height, width] mirrored with probability 1/2, and shifted with edges repeated."""
+    name = image_name(inputs)
+    if how == "none":
+        return inputs
+    pixels = inputs[name]
+    mirrored = torch.rand(len(pixels), device="cpu") < 0.5
+    pixels = torch.where(mirrored.to(pixels.device)[:, None, None, None], pixels.flip(-1), pixels)
+    if how == "flip-crop":
+        height, width = pixels.shape[-2:]
+        reach = max(1, height // 8), max(1, width // 8)
+        padded = F.pad(pixels, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
+        top = torch.randint(0, 2 * reach[0] + 1, (len(pixels),)).to(pixels.device)
+        left = torch.randint(0, 2 * reach[1] + 1, (len(pixels),)).to(pixels.device)
+        rows = top[:, None] + torch.arange(height, device=pixels.device)
+        columns = left[:, None] + torch.arange(width, device=pixels.device)
+        samples = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+        pixels = padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return {**inputs, name: pixels}
+
+
+def image_name(inputs: dict[str, Tensor]) -> str:
+    """Under which name the images [b, channels, height, width] are. Raises ValueError where there are none."""
+    for name, value in inputs.items():
+        if value.ndim == 4 and value.is_floating_point():
+            return name
+    raise ValueError(
+        f"This method changes pixels, and the inputs {', '.join(inputs)} hold no images [b, channels, height, width]. "
+        "Choose another method, or augment='none'."
+    )

@@ -1,0 +1,100 @@
+"""SCRUB (Kurmanji et al. 2023): a student that disobeys its teacher on D_f and obeys it on D_r; SCRUB+R rewinds it.
+
+The teacher is the model as it was. Maximising steps come first in each epoch, so training ends on a minimising one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from .base import register
+from .task import Descent, Task, batch_count, check_range, soft_divergence
+from .training import TrainedMethod
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Scrub(TrainedMethod):
+    """Epoch e <= max_epochs: max KL_T(teacher || student) on D_f; then min gamma CE + alpha KL_T on D_r.
+
+    temperature: T. forget_batch_size: of the maximising pass. cap: a batch whose divergence has passed it gives no step,
+    since the divergence has no bound. rewind: SCRUB+R - hold `rewind_share` of D_f back, and go back to the first epoch
+    whose error on the rest of D_f is at least the held-out error at the end.
+    """
+
+    name: ClassVar[str] = "scrub"
+    needs: ClassVar[str] = "D_f and D_r"
+    source: ClassVar[str] = "Kurmanji et al. 2023, CIFAR-10 class forgetting (large scale)"
+
+    epochs: int = 3
+    lr: float = 5e-4
+    weight_decay: float = 5e-4
+    decay_epochs: tuple[int, ...] = (3, 5, 9)
+    max_epochs: int = 2
+    gamma: float = 0.99
+    alpha: float = 0.001
+    temperature: float = 4.0
+    forget_batch_size: int = 512
+    cap: float = 100.0
+    rewind: bool = False
+    rewind_share: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(
+            self.name,
+            [
+                ("max_epochs", self.max_epochs, 0 <= self.max_epochs <= self.epochs, "at least 0 and at most epochs"),
+                ("temperature", self.temperature, self.temperature > 0, "positive"),
+                ("rewind_share", self.rewind_share, 0 < self.rewind_share < 1, "between 0 and 1"),
+            ],
+        )
+
+    def change(self, task: Task) -> dict[str, Any]:
+        retain, forget, held = task.needed_retain(self.name), task.forget, None
+        if self.rewind:
+            order = forget.shuffled()
+            count = max(1, round(self.rewind_share * len(forget)))
+            held, forget = forget.subset(order[:count]), forget.subset(order[count:])
+        teacher = task.frozen_copy()
+        optimizer = self.make_optimizer(task.model.parameters())
+        steps = self.epochs * batch_count(retain, self.batch_size)
+        steps += self.max_epochs * batch_count(forget, self.forget_batch_size)
+        descent = Descent(task, optimizer, steps=steps, name=self.name)
+        checkpoints = []
+        for epoch in range(self.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * self.lr_factor(epoch)
+            with task.mode(self.bn_mode):
+                if epoch < self.max_epochs:
+                    for batch in task.batches(forget, self.forget_batch_size, shuffle=True):
+                        descent.step(-self._divergence(task, teacher, batch).clamp(max=self.cap))
+                for batch in task.batches(retain, self.batch_size, shuffle=True):
+                    kept = F.cross_entropy(task.logits(batch.inputs), batch.labels)
+                    descent.step(self.gamma * kept + self.alpha * self._divergence(task, teacher, batch))
+            if self.rewind:
+                checkpoints.append(({n: t.detach().cpu().clone() for n, t in task.model.state_dict().items()},
+                                    self._error(task, forget)))  # fmt: skip
+        measured = {"n_forget": len(forget), "n_retain": len(retain), "epochs_run": self.epochs, **descent.close()}
+        if held is not None:
+            reference = self._error(task, held)
+            chosen = next((i for i, (_, error) in enumerate(checkpoints) if error >= reference), len(checkpoints) - 1)
+            task.model.load_state_dict(checkpoints[chosen][0])
+            measured |= {"rewound_to_epoch": chosen + 1, "held_out_error": reference}
+        return measured
+
+    def _divergence(self, task: Task, teacher, batch):
+        with torch.no_grad():
+            wanted = task.logits(batch.inputs, teacher)
+        return soft_divergence(wanted, task.logits(batch.inputs), self.temperature)
+
+    def _error(self, task: Task, samples) -> float:
+        whole, task.forget = task.forget, samples
+        try:
+            return 100.0 - task.forget_accuracy()
+        finally:
+            task.forget = whole

@@ -1,0 +1,287 @@
+"""What a method that changes weights is handed: a model, its data, and the few things all such methods do with them.
+
+`Task` knows the samples and answers for them; `Descent` takes gradient steps that several processes share and that stop at
+the last good weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..data import process_state
+from ..data.features import MIXED_PRECISION
+from ..data.samples import Batch, Samples
+
+BN_MODES = ("eval", "freeze", "train")
+
+NORMS = (nn.modules.batchnorm._NormBase,)
+"""Layers with running statistics."""
+
+
+class Diverged(ArithmeticError):
+    """A loss that is not finite; the weights are back at the last step whose loss was."""
+
+
+@dataclass
+class Task:
+    """One request: the model to change, in place, and what may be read for it."""
+
+    model: nn.Module
+    """Changed in place by the method."""
+    forget: Samples
+    """D_f."""
+    retain: Samples | None = None
+    """D_r, or what of it may be used."""
+    num_labels: int = 0
+    """C."""
+    heads: tuple[str, ...] = ()
+    """Dotted paths of the Linear layers that give the logits."""
+    fresh: Callable[[int, str | None], nn.Module] | None = None
+    """(seed, init) -> a model of the same class, initialised anew or from the checkpoint `init`."""
+    pixel_mean: Tensor | None = None
+    """Of the model's normalisation, for each channel in [0, 1]; None where it is unknown."""
+    pixel_std: Tensor | None = None
+    mixed_precision: str = "no"
+    progress: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.mixed_precision not in MIXED_PRECISION:
+            raise ValueError(
+                f"mixed_precision={self.mixed_precision!r}: choose {', '.join(map(repr, MIXED_PRECISION))}."
+            )
+        self.state = process_state()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def forget_classes(self) -> Tensor:
+        """Ids of the classes in D_f, ascending."""
+        return self.forget.labels.unique()
+
+    @property
+    def kept_classes(self) -> Tensor:
+        """Ids of the classes that D_f does not hold; of all where D_f holds samples of every class."""
+        every = torch.arange(self.num_labels)
+        kept = every[~torch.isin(every, self.forget_classes)]
+        return kept if len(kept) else every
+
+    def batches(self, samples: Samples, batch_size: int, shuffle: bool = False) -> Iterator[Batch]:
+        """This process's part of each batch, on the model's device."""
+        order = samples.shuffled() if shuffle else None
+        for batch in samples.batches(batch_size, order, part=self.state.process_index, parts=self.state.num_processes):
+            inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
+            yield Batch(inputs, batch.labels.to(self.device))
+
+    def logits(self, inputs: dict[str, Tensor], model: nn.Module | None = None) -> Tensor:
+        """Logits [b, C] in float32, of `model` or of the model that is being changed."""
+        dtype = MIXED_PRECISION[self.mixed_precision]
+        model = self.model if model is None else model
+        context = contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        with context:
+            output = model(**inputs)
+        return output.logits.float()
+
+    def frozen_copy(self) -> nn.Module:
+        """The model as it is now, in eval mode, without gradients: a teacher."""
+        return copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forget_accuracy(self, batch_size: int = 256) -> float:
+        """Percent of D_f that is still classified as labelled, by all processes together."""
+        with self.mode("eval"):
+            hits = torch.zeros(2, dtype=torch.float64)
+            for batch in self.batches(self.forget, batch_size):
+                hits += torch.tensor(
+                    [float((self.logits(batch.inputs).argmax(dim=1) == batch.labels).sum()), len(batch)],
+                    dtype=torch.float64,
+                )
+        hits = _over_processes(self.state, hits.to(self.device, torch.float32), "sum")
+        return 100.0 * float(hits[0] / hits[1].clamp(min=1))
+
+    @contextlib.contextmanager
+    def mode(self, name: str) -> Iterator[None]:
+        """Training modes inside: "eval" (BatchNorm uses its statistics, no dropout), "freeze" (dropout, but BatchNorm uses
+        its statistics) or "train" (BatchNorm uses and changes them with every batch)."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.train(name != "eval")
+        if name == "freeze":
+            for module in self.model.modules():
+                if isinstance(module, NORMS):
+                    module.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+            self.model.eval()  # modules may drop what they cached on the way
+            for module, training in modes:
+                module.training = training
+
+    def linear_heads(self) -> list[nn.Linear]:
+        """The Linear layers that give the logits. Raises ValueError where the head is something else."""
+        found = [self.model.get_submodule(name) for name in self.heads]
+        if not found or not all(isinstance(module, nn.Linear) for module in found):
+            raise ValueError(
+                f"This method works on the last Linear layer, and {type(self.model).__name__} has none that gives its "
+                "logits. Choose a method that changes all weights."
+            )
+        return found
+
+    @torch.no_grad()
+    def head_inputs(self, samples: Samples, batch_size: int = 256) -> list[Tensor]:
+        """What each Linear head is fed with, for all samples: [n, d] each, on the model's device.
+
+        Every process reads all of it, since whoever works on features alone needs no second process.
+        """
+        heads = self.linear_heads()
+        kept: list[list[Tensor]] = [[] for _ in heads]
+        handles = [
+            head.register_forward_pre_hook(
+                lambda module, args, store=store: store.append(args[0].detach().reshape(-1, module.in_features).float())
+            )
+            for head, store in zip(heads, kept, strict=True)
+        ]
+        try:
+            with self.mode("eval"):
+                for batch in samples.batches(batch_size):
+                    self.logits({name: value.to(self.device) for name, value in batch.inputs.items()})
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [torch.cat(store) for store in kept]
+
+    def needed_retain(self, name: str) -> Samples:
+        """D_r. Raises ValueError where it was not given."""
+        if self.retain is None or not len(self.retain):
+            raise ValueError(
+                f"Method {name!r} trains on retained images and none were given: pass retain=..., or choose a method that "
+                "needs the forget set alone (neggrad, random-label, boundary-shrink, lau, delete, or erase with esc)."
+            )
+        return self.retain
+
+
+class Descent:
+    """Gradient steps on the parameters of an optimizer: shared by processes, finite, with a count.
+
+    optimizer: its parameters are stepped; those of other parts of the model get no update.
+    clip_norm: bound of the norm of the whole gradient.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None = None,
+        steps: int | None = None,
+        name: str = "unlearning",
+    ):
+        self.task, self.optimizer, self.clip_norm = task, optimizer, clip_norm
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.steps, self.last_loss = 0, float("nan")
+        self._stored = [*self.parameters, *task.model.buffers()]
+        self._good = [tensor.detach().clone() for tensor in self._stored]
+        visible = task.progress and task.state.is_main_process
+        self._bar = tqdm(total=steps, desc=name, unit="step", delay=1, disable=not visible, leave=False)
+
+    def step(self, loss: Tensor, change_gradients: Callable[[], None] | None = None) -> float:
+        """One step down `loss`, the mean over this process's samples; returns the mean over all processes.
+
+        change_gradients: called once gradients are those of all processes, before the optimizer steps.
+        Raises Diverged when the loss is not finite, with the weights of the last finite one back in place.
+        """
+        value = float(_over_processes(self.task.state, loss.detach().float().reshape(1), "mean"))
+        if not torch.isfinite(torch.tensor(value)):
+            self.restore()
+            raise Diverged(
+                f"the loss became {value} in step {self.steps + 1}; the weights are those of step {self.steps - 1}"
+            )
+        with torch.no_grad():
+            for kept, tensor in zip(self._good, self._stored, strict=True):
+                kept.copy_(tensor)
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        for parameter in self.parameters:
+            if self.task.state.num_processes > 1:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = reduce(gradient, "mean")
+        if change_gradients is not None:
+            change_gradients()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimizer.step()
+        self.steps, self.last_loss = self.steps + 1, value
+        self._bar.update()
+        return value
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Back to the weights whose loss was last seen to be finite."""
+        for kept, tensor in zip(self._good, self._stored, strict=True):
+            tensor.copy_(kept)
+
+    @torch.no_grad()
+    def close(self) -> dict[str, Any]:
+        """End: statistics of BatchNorm become the mean over processes. Returns what was done, for the record."""
+        self._bar.close()
+        if self.task.state.num_processes > 1:
+            for buffer in self.task.model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(reduce(buffer, "mean"))
+        return {"steps": self.steps, "last_loss": self.last_loss}
+
+
+def soft_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [b, C], summed over classes, mean over samples."""
+    target = torch.log_softmax(teacher / temperature, dim=1)
+    answer = torch.log_softmax(student / temperature, dim=1)
+    return temperature**2 * torch.nn.functional.kl_div(answer, target, reduction="batchmean", log_target=True)
+
+
+def endless(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+    """Batches of one epoch after another. Raises ValueError when an epoch has none."""
+    while True:
+        empty = True
+        for batch in make():
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("There are fewer samples than processes; run with fewer processes.")
+
+
+def batch_count(samples: Samples, batch_size: int) -> int:
+    return -(-len(samples) // batch_size)
+
+
+def parameters_from(model: nn.Module, layers: int) -> tuple[list[str], list[str]]:
+    """Names of the last `layers` convolutions and Linears in order of registration, and of all parameters from the first
+    of them on, the norms between them included."""
+    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
+    if not 0 < layers <= len(names):
+        raise ValueError(f"k={layers} is out of range: this model has {len(names)} convolutions and Linear layers.")
+    chosen = names[-layers:]
+    every = [name for name, _ in model.named_parameters()]
+    first = min(i for i, name in enumerate(every) if name.rpartition(".")[0] == chosen[0])
+    return chosen, every[first:]
+
+
+def _over_processes(state: Any, tensor: Tensor, how: str) -> Tensor:
+    return tensor if state.num_processes == 1 else reduce(tensor, how)
+
+
+def check_range(name: str, values: Sequence[tuple[str, float, bool, str]]) -> None:
+    """Raise ValueError for the first (setting, value, holds, rule) that does not hold."""
+    for setting, value, holds, rule in values:
+        if not holds:
+            raise ValueError(f"{name}: {setting}={value!r} is out of range: it has to be {rule}.")

@@ -1,0 +1,96 @@
+"""What methods that train by epochs share: the optimizer, the schedule and the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.samples import Batch, Samples
+from .base import UnlearningMethod
+from .task import Descent, Task, batch_count, check_range
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("steps", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedMethod(UnlearningMethod):
+    """Epochs of gradient descent.
+
+    optimizer: "sgd" (with `momentum`), "adam" or "adamw". schedule: "steps" multiplies lr by `decay` at the start of each
+    of `decay_epochs` (counted from 1); "cosine" takes it to 0 over all steps, after `warmup` epochs in which it rises.
+    """
+
+    epochs: int = 10
+    lr: float = 0.01
+    batch_size: int = 256
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "steps"
+    decay_epochs: tuple[int, ...] = ()
+    decay: float = 0.1
+    warmup: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(
+            self.name,
+            [
+                ("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+                ("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+                ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
+                ("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ],
+        )
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
+        parameters = list(parameters)
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, self.lr, weight_decay=self.weight_decay)
+
+    def lr_factor(self, epoch: float) -> float:
+        """What lr is multiplied by, `epoch` epochs after the start."""
+        if epoch < self.warmup:
+            return max(epoch, 1e-3) / self.warmup
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)))
+        return self.decay ** sum(epoch + 1 >= at for at in self.decay_epochs)
+
+    def descend(
+        self,
+        task: Task,
+        samples: Samples,
+        loss: Callable[[Batch], Tensor],
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        clip_norm: float | None = None,
+        change_gradients: Callable[[], None] | None = None,
+        after_step: Callable[[], None] | None = None,
+        after_epoch: Callable[[int], bool] | None = None,
+    ) -> dict[str, Any]:
+        """Epochs over `samples`, shuffled; `after_epoch(number from 1)` ends the training where it returns True."""
+        optimizer = self.make_optimizer(task.model.parameters()) if optimizer is None else optimizer
+        lrs = [group["lr"] for group in optimizer.param_groups]
+        per_epoch = batch_count(samples, self.batch_size)
+        descent = Descent(task, optimizer, clip_norm=clip_norm, steps=self.epochs * per_epoch, name=self.name)
+        done = 0
+        for epoch in range(self.epochs):
+            with task.mode(self.bn_mode):
+                for number, batch in enumerate(task.batches(samples, self.batch_size, shuffle=True)):
+                    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                        group["lr"] = lr * self.lr_factor(epoch + number / per_epoch)
+                    descent.step(loss(batch), change_gradients)
+                    if after_step is not None:
+                        after_step()
+            done = epoch + 1
+            if after_epoch is not None and after_epoch(done):
+                break
+        return {"epochs_run": done, **descent.close()}
