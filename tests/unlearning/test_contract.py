@@ -1,0 +1,177 @@
+"""One contract for all methods that change weights, on a tiny transformer and a tiny network with BatchNorm."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.conftest import make_dataset
+
+from hf_kd import ErasedModel, unlearn, unlearning_methods
+from hf_kd.unlearning import TrainedMethod, make_unlearning_method
+
+QUICK = {
+    "retrain": {"epochs": 1},
+    "neggrad": {"epochs": 2, "lr": 0.01},
+    "random-label": {"epochs": 1},
+    "delete": {"epochs": 1},
+    "eu-k": {"epochs": 1, "k": 2},
+    "cf-k": {"epochs": 1, "k": 2},
+    "lau": {"epochs": 2},
+    "fisher": {"samples": 6},
+    "kodge": {"forget_samples": 12, "retain_samples": 12},
+    "unsir": {"noise_images": 8, "noise_steps": 3, "per_class": 5},
+    "scrub": {"epochs": 2, "max_epochs": 1},
+}
+"""Settings that make a method quick; every trained one also gets small batches and one epoch where nothing says more."""
+
+METHODS = list(unlearning_methods())
+
+
+def options(name: str, **more) -> dict:
+    quick = QUICK.get(name, {})
+    if issubclass(unlearning_methods()[name], TrainedMethod):
+        quick = {"epochs": 1, "batch_size": 16} | quick
+    return {"progress": False} | quick | more
+
+
+@pytest.fixture(scope="module")
+def forget():
+    return make_dataset([2] * 16)
+
+
+@pytest.fixture(scope="module")
+def retain():
+    return make_dataset([0, 1, 3, 4] * 8, seed=5)
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(first, second) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_contract(name, model, processor, forget, retain):
+    before = state(model)
+    model.train()
+    changed = unlearn(model, forget, name, retain=retain, processor=processor, **options(name))
+    assert type(changed) is type(model)
+    assert equal(before, state(model)), "the model that was given stays as it was"
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    after = state(changed)
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    assert not equal(before, after), "the method did something"
+    assert not changed.training
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in changed.modules())
+    again = unlearn(model, forget, name, retain=retain, processor=processor, **options(name))
+    assert equal(after, state(again)), "deterministic for a seed"
+    if name != "retrain":
+        statistics = [key for key in before if "running" in key or "num_batches" in key]
+        assert all(torch.equal(before[key], after[key]) for key in statistics), "BatchNorm's statistics are not touched"
+    record = changed.config.hf_kd_unlearned[-1]
+    assert record["method"] == name
+    assert record["classes"] == (2,)
+    assert record["n_forget"] == 16
+    method = unlearning_methods()[name]
+    if "D_r" in method.needs:
+        with pytest.raises(ValueError, match=r"retain=\.\.\."):
+            unlearn(model, forget, name, processor=processor, **options(name))
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if issubclass(unlearning_methods()[n], TrainedMethod)])
+def test_a_loss_that_is_not_finite_ends_in_the_last_good_weights(name, resnet, processor, forget, retain, caplog):
+    wild = options(name, lr=1e30) | ({"repair_lr": 1e30} if name == "unsir" else {})
+    wild |= {"epochs": 4} | ({"clip_norm": 1e30} if name == "neggrad" else {})
+    changed = unlearn(resnet, forget, name, retain=retain, processor=processor, **wild)
+    stopped = changed.config.hf_kd_unlearned[-1]["measured"][0].get("stopped")
+    assert all(torch.isfinite(tensor).all() for tensor in changed.state_dict().values())
+    if stopped is None:
+        pytest.skip(f"{name} stays finite whatever the step (its loss is bounded)")
+    assert "not finite" in stopped or "became" in stopped
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_name_their_source_and_needs(name):
+    method = make_unlearning_method(name)
+    assert type(method).source
+    assert type(method).needs in ("D_f", "D_r", "D_f and D_r")
+    assert method.settings()["seed"] == 0
+    assert method.bn_mode == ("train" if name == "retrain" else "eval")
+
+
+def test_saved_changed_model_is_a_stock_checkpoint(tmp_path, resnet, processor, forget, pixels):
+    changed = unlearn(resnet, forget, "delete", processor=processor, epochs=1, progress=False)
+    changed.save_pretrained(tmp_path)
+    loaded = type(resnet).from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels).logits, changed(pixels).logits)
+    assert loaded.config.hf_kd_unlearned[0]["method"] == "delete"
+
+
+def test_requests_add_up_in_the_record(vit, processor, forget):
+    once = unlearn(vit, forget, "head-surgery", processor=processor, progress=False)
+    twice = unlearn(once, make_dataset([4] * 4), "head-surgery", processor=processor, progress=False)
+    assert [record["classes"] for record in twice.config.hf_kd_unlearned] == [(2,), (4,)]
+    assert len(once.config.hf_kd_unlearned) == 1
+
+
+def test_a_wrapped_model_stays_wrapped_and_an_erased_one_is_refused(vit, processor, forget):
+    model = ErasedModel.from_model(vit, processor)
+    model.find_taps()
+    changed = unlearn(model, forget, "head-surgery", progress=False)
+    assert model.sites[0]._handles
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in changed.modules())
+    model.erase(forget, progress=False)
+    with pytest.raises(ValueError, match="carries an eraser"):
+        unlearn(model, forget, "head-surgery", progress=False)
+
+
+def test_refusals_say_what_is_possible(vit, processor, forget, retain):
+    with pytest.raises(ValueError, match="available: amnesiac"):
+        unlearn(vit, forget, "forget-me", processor=processor)
+    with pytest.raises(TypeError, match="it takes"):
+        unlearn(vit, forget, "scrub", retain=retain, processor=processor, strength=3)
+    with pytest.raises(ValueError, match="bn_mode"):
+        unlearn(vit, forget, "delete", processor=processor, bn_mode="off")
+    with pytest.raises(ValueError, match="lr=0"):
+        unlearn(vit, forget, "delete", processor=processor, lr=0)
+    with pytest.raises(ValueError, match="labels"):
+        unlearn(vit, forget.remove_columns("label"), "delete", processor=processor)
+    with pytest.raises(ValueError, match="no classification head"):
+        from transformers import ViTModel
+
+        unlearn(ViTModel(vit.config), forget, "delete", processor=processor)
+
+
+def test_samples_that_do_not_fit_in_memory_give_the_same_batches(vit, processor, forget):
+    from hf_kd.changing import make_task
+    from hf_kd.data import describe_forget_set
+    from hf_kd.data.samples import Samples
+    from hf_kd.erasing import PassSettings, preprocessor_of
+
+    model = ErasedModel.from_model(vit, processor)
+    whole = make_task(model, forget, None, PassSettings()).forget
+    described = describe_forget_set(forget)
+    small = Samples.read(described, preprocessor_of(model, described), cache_bytes=1)
+    assert small._cached is None
+    order = torch.randperm(16)
+    for a, b in zip(whole.batches(5, order), small.batches(5, order), strict=True):
+        assert torch.equal(a.inputs["pixel_values"], b.inputs["pixel_values"])
+        assert torch.equal(a.labels, b.labels)
+    parts = [list(whole.batches(6, order, part=i, parts=2)) for i in range(2)]
+    seen = sorted(torch.cat([b.inputs["pixel_values"].flatten(1)[:, 0] for part in parts for b in part]).tolist())
+    assert seen == sorted(whole._cached["pixel_values"].flatten(1)[:, 0].tolist())
+
+
+def test_learning_rate_schedules():
+    steps = make_unlearning_method("finetune", epochs=10, decay_epochs=(3, 5), decay=0.1)
+    assert [round(steps.lr_factor(e), 6) for e in (0, 1.9, 2, 4)] == [1, 1, 0.1, 0.01]
+    cosine = make_unlearning_method("finetune", epochs=10, schedule="cosine", warmup=1)
+    assert cosine.lr_factor(0.5) == 0.5
+    assert math.isclose(cosine.lr_factor(1), 1)
+    assert math.isclose(cosine.lr_factor(10), 0, abs_tol=1e-12)
