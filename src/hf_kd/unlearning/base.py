@@ -80,7 +80,7 @@ class UnlearningMethod(ABC):
             for parameter in parameters:
                 parameter.requires_grad_(parameter.is_floating_point())
             try:
-                with torch.enable_grad():
+                with torch.enable_grad(), task.channels_last():
                     measured = self.change(task)
             except Diverged as stop:
                 logger.warning(f"{self.name} stopped: {stop}. A smaller lr may help.")

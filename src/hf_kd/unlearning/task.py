@@ -128,6 +128,27 @@ class Task:
             for module, training in modes:
                 module.training = training
 
+    @contextlib.contextmanager
+    def channels_last(self) -> Iterator[None]:
+        """Keep the weights of a convolutional network in channels-last order inside: kernels take half the time or less.
+
+        A network that cannot run so (it views a feature map as rows) stays as it is.
+        """
+        if sum(isinstance(module, nn.Conv2d) for module in self.model.modules()) < 2:
+            yield
+            return
+        self.model.to(memory_format=torch.channels_last)
+        try:
+            with torch.no_grad(), self.mode("eval"):
+                first = next((self.forget if self.retain is None else self.retain).batches(2))
+                self.logits({name: value.to(self.device) for name, value in first.inputs.items()})
+        except RuntimeError:
+            self.model.to(memory_format=torch.contiguous_format)
+        try:
+            yield
+        finally:
+            self.model.to(memory_format=torch.contiguous_format)
+
     def linear_heads(self) -> list[nn.Linear]:
         """The Linear layers that give the logits. Raises ValueError where the head is something else."""
         found = [self.model.get_submodule(name) for name in self.heads]
