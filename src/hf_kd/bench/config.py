@@ -95,6 +95,8 @@ class Experiment:
     retain_limit: int | None = None
     """At most so many retained images for methods that train on them."""
     mixed_precision: str = "no"
+    train_precision: str | None = None
+    """Of the forward passes in which weights are changed, where it is another than that of the features."""
     batch_size: int = 64
     revision: str | None = None
 
@@ -179,6 +181,7 @@ def _experiment(
         limit=limit if limit is not None else content.get("limit"),
         retain_limit=content.get("retain_limit"),
         mixed_precision=str(content.get("mixed_precision", "no")) if content.get("mixed_precision") else "no",
+        train_precision=content.get("train_precision"),
         batch_size=int(content.get("batch_size", 64)),
         revision=content.get("revision"),
     )

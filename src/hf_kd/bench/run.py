@@ -160,6 +160,8 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
             "attacks": list(experiment.measures.attacks),
         },
     }
+    if row.kind == "weights" and experiment.train_precision not in (None, experiment.mixed_precision):
+        about["train_precision"] = experiment.train_precision
     if row.kind == "checkpoint":
         about["options"] = {"path": fingerprint(row.options["path"])}
     return about
@@ -250,7 +252,7 @@ def _changed(
         record = model.erasures[-1]
     else:
         start = original if before is None else before
-        reading["mixed_precision"] = shared.experiment.mixed_precision
+        reading["mixed_precision"] = shared.experiment.train_precision or shared.experiment.mixed_precision
         stock = unlearn(start, forget, row.name, retain=retain, **reading, **options)
         model = ErasedModel.from_model(stock, processor=original.processor)
         record = _records(model)[-1]
