@@ -54,7 +54,7 @@ def unlearn(
     """
     method = make_unlearning_method(method, **method_options)
     settings = PassSettings(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
-    student = _copy(model, processor)
+    student = student_of(model, processor)
     started = time.perf_counter()
     if method.needs_retain and retain is None:
         raise ValueError(
@@ -161,7 +161,8 @@ def unwrapped(model: ErasedModel) -> PreTrainedModel:
     return model.inner.eval()
 
 
-def _copy(model: Any, processor: Any) -> ErasedModel:
+def student_of(model: Any, processor: Any) -> ErasedModel:
+    """A copy that may be changed, of a model or of what an ErasedModel holds. Raises ValueError for an erased one."""
     if isinstance(model, ErasedModel):
         if model.is_erased:
             raise ValueError(

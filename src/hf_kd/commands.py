@@ -25,6 +25,7 @@ from .looking import grad_cam as draw_grad_cam
 from .measuring import model_has_head, predictions, read_features
 from .metrics import KNOWLEDGE_RETENTION
 from .modeling import ErasedModel
+from .originals import PRETRAINED
 from .originals import train_original as train
 from .publishing import Pushed, base_license
 from .saving import staged
@@ -144,8 +145,9 @@ def unlearn(model_name: str, source: str, request: Request, retain_limit: int | 
     if retain_limit is not None and retain_limit < len(retain):
         retain = retain.shuffle(seed=0).select(range(retain_limit))
     model = _load(model_name, request, state)
-    reading = {name: value for name, value in vars(_settings(request)).items() if name != "batch_size"}
-    changed = weights_changed(model, forget, request.method, retain=retain, **reading, **request.options)
+    changed = weights_changed(
+        model, forget, request.method, retain=retain, **_training_settings(request), **request.options
+    )
     if state.is_main_process:
         _save_stock(changed.cpu(), model.processor, request.output)
     state.wait_for_everyone()
@@ -153,7 +155,7 @@ def unlearn(model_name: str, source: str, request: Request, retain_limit: int | 
 
 
 def train_original(
-    model_name: str, source: str, request: Request, recipe: str, from_scratch: bool, limit: int | None
+    model_name: str, source: str, request: Request, recipe: str, from_scratch: bool | None, limit: int | None
 ) -> dict[str, Any] | None:
     """Train a model of the configuration of `model_name` on a labelled split; None on all processes but the main one."""
     with staged(request.output):
@@ -162,32 +164,33 @@ def train_original(
     data = load_source(source, split=request.split)
     described = describe_forget_set(data, request.image_column, request.label_column)
     if described.label_names is None:
-        raise ValueError("The data set does not name its labels; cast its label column to ClassLabel first.")
+        among = f" (candidates: {', '.join(described.label_candidates)})" if described.label_candidates else ""
+        raise ValueError(
+            f"The data set names no labels in a single column{among}. Name it with --label-column, or cast it to ClassLabel."
+        )
     if limit is not None and limit < len(data):
         data = data.shuffle(seed=0).select(range(limit))
-    names = dict(enumerate(described.label_names))
-    config = AutoConfig.from_pretrained(model_name, id2label=names, label2id={name: i for i, name in names.items()})
-    if from_scratch:
-        model = AutoModelForImageClassification.from_config(config)
+    fresh = recipe not in PRETRAINED if from_scratch is None else from_scratch
+    if fresh:
+        model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(model_name))
     else:
-        model = AutoModelForImageClassification.from_pretrained(model_name, config=config, ignore_mismatched_sizes=True)
+        model = AutoModelForImageClassification.from_pretrained(model_name)
     processor = load_processor(model_name, {})
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    reading = {name: value for name, value in vars(_settings(request)).items() if name != "batch_size"}
     trained = train(
         model.to(state.device if state.num_processes > 1 else device),
         data,
         recipe,
         processor=processor,
-        from_scratch=from_scratch,
-        **reading,
+        from_scratch=fresh,
+        **_training_settings(request),
         **request.options,
     )
     if state.is_main_process:
         _save_stock(trained.cpu(), processor, request.output)
     state.wait_for_everyone()
-    facts = {"images": len(data), "labels": len(names), **trained.config.hf_kd_trained}
-    return facts if state.is_main_process else None
+    facts = {"model": model_name, "output": str(request.output), "labels": trained.config.num_labels}
+    return facts | trained.config.hf_kd_trained if state.is_main_process else None
 
 
 def _save_stock(model: Any, processor: Any, output: Path) -> None:
@@ -278,6 +281,12 @@ def _settings(request: Request) -> PassSettings:
         request.num_workers,
         request.progress,
     )
+
+
+def _training_settings(request: Request) -> dict[str, Any]:
+    """Reading settings of methods that train, whose batch size is an option of their own."""
+    settings = {name: value for name, value in vars(_settings(request)).items() if name != "batch_size"}
+    return settings | {"mixed_precision": request.mixed_precision or "no"}
 
 
 def _forget_ids(model: ErasedModel, source: str, request: Request) -> list[int]:

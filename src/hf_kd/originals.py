@@ -6,20 +6,27 @@ Part of the modelling room. Training is `Retrain` on all of D: the same code tha
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .changing import make_task, unwrapped
+from .changing import make_task, student_of, unwrapped
+from .configuration import versions
+from .data import LabelMismatchError, describe_forget_set, match_labels
 from .erasing import PassSettings
 from .modeling import ErasedModel
+from .taps import main_input
 from .unlearning import Retrain
+
+logger = logging.getLogger(__name__)
 
 RECIPES: dict[str, Retrain] = {
     "allcnn-cifar10": Retrain(epochs=50, lr=0.01, weight_decay=0.0, batch_size=64, decay_epochs=(), augment="flip"),
     "resnet18-cifar10": Retrain(),
-    "resnet18-pretrained": Retrain(epochs=25, lr=0.01, batch_size=128, schedule="cosine", warmup=1.0),
+    "resnet18-pretrained": Retrain(epochs=25, lr=0.01, batch_size=128, schedule="cosine", warmup=1.0, decay_epochs=()),
     "vit-pretrained": Retrain(
         epochs=8,
         lr=5e-5,
@@ -29,20 +36,24 @@ RECIPES: dict[str, Retrain] = {
         batch_size=128,
         schedule="cosine",
         warmup=0.5,
+        decay_epochs=(),
         augment="flip",
     ),
 }
 """By name. The first is the published code's; the second fits the numbers of Table 5; the paper gives none for the others,
 and these are ours."""
 
+PRETRAINED = ("resnet18-pretrained", "vit-pretrained")
+"""Recipes that start from the model's own weights where nobody says otherwise; the others start from fresh ones."""
+
 
 def train_original(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ErasedModel,
     data: Any,
     recipe: str | Retrain = "resnet18-cifar10",
     *,
     processor: Any = None,
-    from_scratch: bool = True,
+    from_scratch: bool | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     label_mapping: Mapping[Any, Any] | None = None,
@@ -53,25 +64,101 @@ def train_original(
 ) -> PreTrainedModel:
     """Train a classifier on labelled images. Returns a trained copy; what was done stands in `config.hf_kd_trained`.
 
-    recipe: a key of `RECIPES` or a `Retrain`; options overrule its settings (epochs, lr, seed, ...). from_scratch: start
-    from fresh weights instead of the model's own. The rest is as in `unlearn`. The last epoch's weights are taken: the
-    published code keeps the epoch that is best on the test images.
+    recipe: a key of `RECIPES` or a `Retrain`; options overrule its settings (epochs, lr, seed, ...).
+    from_scratch: start from fresh weights instead of the model's own; by default so, but for the recipes of `PRETRAINED`.
+    label_mapping: from the data set's labels to the model's. With it, and where the data set has just the labels of the
+        model, the model's labels stay; otherwise the result has the data set's labels and a new head.
+
+    The rest is as in `unlearn`. The last epoch's weights are taken: the published code keeps the epoch that is best on the
+    test images. Raises ValueError for an unknown recipe, images without labels, a setting out of range, an erased model
+    and a model without a classification head, and TypeError for an unknown option.
     """
+    name = recipe if isinstance(recipe, str) else None
+    chosen = _recipe(recipe, options)
+    fresh = name not in PRETRAINED if from_scratch is None else from_scratch
+    if chosen.init is not None and not fresh:
+        raise ValueError(f"init={chosen.init!r} and the model's own weights are two places to start from; give one.")
+    student = student_of(model, processor)
+    settings = PassSettings(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
+    names = _new_labels(student, data, settings)
+    if names is not None:
+        logger.info(f"The head is new: {len(names)} labels of the data set instead of {student.config.num_labels}.")
+        other = with_labels(student.inner, names, chosen.seed)
+        student = ErasedModel.from_model(other.eval(), student.processor)
+    task = make_task(student, data, None, settings)
+    task.retain = task.forget
+    if not fresh:
+        start = copy.deepcopy(student.inner)
+        task.fresh = lambda seed, init: start
+    measured = chosen.run(task)
+    images = measured.pop("n_retain", len(task.forget))
+    stock = unwrapped(student)
+    for earlier in ("hf_kd_unlearned", "hf_kd_folded") if fresh else ():
+        if hasattr(stock.config, earlier):  # records of the weights whose configuration this is
+            delattr(stock.config, earlier)
+    stock.config.hf_kd_trained = {
+        "recipe": name,
+        "settings": chosen.settings(),
+        "from_scratch": fresh,
+        "new_head": names is not None,
+        "images": images,
+        "measured": {**measured, "accuracy": task.forget_accuracy()},
+        "versions": versions(),
+    }
+    return stock
+
+
+def label_settings(names: Sequence[str]) -> dict[str, Any]:
+    """What a configuration says about labels of these names, in their order."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+
+
+def with_labels(model: PreTrainedModel, names: Sequence[str], seed: int = 0) -> PreTrainedModel:
+    """A copy of a classifier for other labels: layers whose shape follows their number are fresh, the rest is kept."""
+    with torch.device("meta"):
+        one_more = type(model)(_config_for(model, [*names, "one more"])).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        other = type(model)(_config_for(model, names))
+    heads = {key.rpartition(".")[0] for key, value in other.state_dict().items() if one_more[key].shape != value.shape}
+    kept = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] not in heads}
+    other.load_state_dict(kept, strict=False)
+    parameter = next(model.parameters())
+    return other.to(parameter.device, parameter.dtype)
+
+
+def _config_for(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedConfig:
+    config = copy.deepcopy(model.config)
+    for setting, value in label_settings(names).items():
+        setattr(config, setting, value)
+    return config
+
+
+def _recipe(recipe: str | Retrain, options: Mapping[str, Any]) -> Retrain:
     if isinstance(recipe, str) and recipe not in RECIPES:
         raise ValueError(f"Unknown recipe {recipe!r}; choose {', '.join(RECIPES)}.")
     chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
     unknown = sorted(set(options) - set(chosen.settings()))
     if unknown:
         raise TypeError(f"A recipe has no option {', '.join(unknown)}; it takes {', '.join(chosen.settings())}.")
-    chosen = Retrain(**{**chosen.settings(), **options})
-    student = ErasedModel.from_model(copy.deepcopy(model), processor)
-    settings = PassSettings(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
-    task = make_task(student, data, None, settings)
-    task.retain = task.forget
-    if not from_scratch:
-        start = copy.deepcopy(student.inner)
-        task.fresh = lambda seed, init: start
-    measured = chosen.run(task)
-    stock = unwrapped(student)
-    stock.config.hf_kd_trained = {"settings": chosen.settings(), "from_scratch": from_scratch, "measured": measured}
-    return stock
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return Retrain(**{**chosen.settings(), **given})
+
+
+def _new_labels(student: ErasedModel, data: Any, settings: PassSettings) -> tuple[str, ...] | None:
+    """The data set's labels where they have to become the model's; None where the model's stay."""
+    described = describe_forget_set(
+        data, settings.image_column, settings.label_column, main_input=main_input(student.inner)
+    )
+    names = described.label_names
+    if names is None or settings.label_mapping is not None:
+        return None  # ids are the model's, and a mapping says which
+    try:
+        mapping = match_labels(names, student.config.id2label)
+    except LabelMismatchError:
+        return tuple(names)
+    if mapping.how == "same ids":  # a model without names takes the data set's, and keeps its head
+        for setting, value in label_settings(names).items():
+            setattr(student.inner.config, setting, value)
+            setattr(student.config, setting, value)
+    return None if len(names) == student.config.num_labels else tuple(names)

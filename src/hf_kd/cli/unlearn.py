@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..originals import PRETRAINED, RECIPES
 from .app import (
     DeviceOption,
     ImageColumnOption,
@@ -83,16 +85,13 @@ def unlearn(
     if as_json:
         console.print_json(data=record)
         return
-    measured = ", ".join(f"{key} {value}" for key, value in record["measured"][0].items() if key != "layers")
-    console.print(
-        f"[bold]{record['method']}[/] forgot classes {list(record['classes'])} in {record['fit_seconds']:.1f} s."
-    )
-    console.print(measured, highlight=False)
+    classes = ", ".join(map(str, record["classes"]))
+    console.print(f"[bold]{record['method']}[/] was asked to forget classes {classes}; {record['fit_seconds']:.1f} s.")
+    console.print(", ".join(f"{key} {value}" for key, value in record["measured"][0].items()), highlight=False)
     console.print(f"Written to [bold]{output}[/]. Its weights changed; measure what it still knows:", highlight=False)
-    console.print(
-        f"  hf-kd audit {output} --dataset {dataset} --forget {forget[0]} --original-model {model}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    words = ["hf-kd", "audit", str(output), "--dataset", dataset, "--split", split, "--original-model", model]
+    words += [word for path in imports or () for word in ("--import", str(path))]
+    console.print(f"  {shlex.join(words)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -125,24 +124,35 @@ def train_original(
     model: Annotated[str, typer.Argument(help="Hub id or folder: its configuration, and its weights if pre-trained.")],
     dataset: Annotated[str, typer.Option(help="Labelled images to train on.")],
     output: Annotated[Path, typer.Option(help="Folder for the trained model.")],
-    recipe: Annotated[str, typer.Option(help="allcnn-cifar10, resnet18-cifar10, resnet18-pretrained, vit-pretrained.")],
+    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")],
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Fresh weights instead of the model's.")] = False,
+    from_scratch: Annotated[
+        bool | None,
+        typer.Option(
+            "--from-scratch/--from-pretrained",
+            help=f"Fresh weights, or the model's own; by default its own for {' and '.join(PRETRAINED)} alone.",
+        ),
+    ] = None,
     option: OptionsOption = None,
     limit: Annotated[int | None, typer.Option(min=2, help="At most so many images: a check, not a result.")] = None,
     mixed_precision: PrecisionOption = "no",
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
+    label_map: LabelMapOption = None,
     num_workers: WorkersOption = None,
     device: DeviceOption = None,
     imports: ImportOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train an original model with one of the recipes behind the paper's tables.
 
-    **Example:** `hf-kd train-original microsoft/resnet-18 --dataset uoft-cs/cifar100 --recipe resnet18-pretrained --output r18`
+    Where the labels of the data set are not the model's, the result has those of the data set and a new head.
+
+    **Example:** `hf-kd train-original microsoft/resnet-18 --recipe resnet18-pretrained --dataset user/pets --output r18`
     """
     with refusals():
         import_files(imports)
+        mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         options = dict(name_and_value(text, "--option") for text in option or [])
         from .. import commands
 
@@ -153,10 +163,21 @@ def train_original(
             device=device,
             image_column=image_column,
             label_column=label_column,
+            label_mapping=mapping,
             num_workers=num_workers,
             mixed_precision=mixed_precision,
+            progress=not as_json,
         )
         facts = commands.train_original(model, dataset, request, recipe, from_scratch, limit)
-    if facts is not None:
-        console.print(f"Trained on {facts['images']} images of {facts['labels']} labels, written to [bold]{output}[/].")
-        console.print_json(data=facts["measured"])
+    if facts is None:
+        return
+    if as_json:
+        console.print_json(data=facts)
+        return
+    start = "fresh weights" if facts["from_scratch"] else f"the weights of {model}"
+    head = " and a new head" if facts["new_head"] and not facts["from_scratch"] else ""
+    console.print(
+        f"Trained from {start}{head} on {facts['images']} images of {facts['labels']} labels; "
+        f"{facts['measured']['accuracy']:.1f} % of them are answered right. Written to [bold]{output}[/].",
+        highlight=False,
+    )
