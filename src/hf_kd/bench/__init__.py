@@ -1,7 +1,8 @@
 """The bench: model x data x protocol x methods x seeds -> JSON lines, tables, figures.
 
-`config` reads what is asked for, `protocols` says which images are to be forgotten, `run` does it cell by cell, `measure`
-says what is left, `store` keeps it, `tables` and `figures` show it. Above the modelling and the unlearning room.
+`config` reads what is asked for, `protocols` says which images are to be forgotten, `run` goes cell by cell, `making` makes
+each row's model, `measure` says what is left, `memory` what it took, `store` keeps it, `tables`, `figures` and `panels` show
+it. Above the modelling and the unlearning room.
 """
 
 from pathlib import Path

@@ -8,6 +8,9 @@ A file describes one experiment, or several that share its top-level settings:
     methods: [original, head-surgery, {method: esc, k: 1}, {method: finetune, epochs: 2, seeds: [0]}]
     seeds: [0, 1, 2]
     experiments: [{name: deer}, {name: horse, protocol: {kind: class, forget: [horse]}}]
+
+Every ablation is a row: `{method: esc, p: 5}`, `{method: esc-t, threshold: 0.5}`, `{method: esc, center: true}`, with
+`forget_limit: 50` for fewer forget images and `collect_in: train` for features as the published code reads them.
 """
 
 from __future__ import annotations
@@ -33,7 +36,12 @@ PROTOCOLS: dict[str, frozenset[str]] = {
 }
 """Protocols and their settings; see `protocols`."""
 
+REQUIRED: dict[str, frozenset[str]] = {"subclass": frozenset({"forget", "fine_column"})}
+
 PLAIN_ROWS = ("original",)
+
+COLLECT_IN = ("eval", "train")
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,11 @@ class Row:
     seeds: tuple[int, ...] = (0,)
     reference: bool = False
     """Whether it stands for the model retrained without D_f."""
+    forget_limit: int | None = None
+    """N_f: how many images of each request the method sees, drawn by the cell's seed; measured is always on all."""
+    collect_in: str = "eval"
+    """Mode of the model while an eraser's features are read. "train", as the published code has it, normalises with each
+    batch's statistics and overwrites BatchNorm's own with those of the forget set; the model that is measured keeps them."""
 
     def settings(self, seed: int) -> dict[str, Any]:
         """All hyper-parameters with this seed, as plain values."""
@@ -66,6 +79,20 @@ class Row:
             return True
         return self.kind == "eraser" and "seed" in {f.name for f in dataclasses.fields(get_method(self.name))}
 
+    @property
+    def varies(self) -> bool:
+        """Whether another seed gives another result."""
+        return self.has_seed or self.forget_limit is not None or self.collect_in == "train"
+
+    @property
+    def needs(self) -> str:
+        """What the method reads; "" for what is no method."""
+        if self.kind == "weights":
+            return unlearning_methods()[self.name].needs
+        if self.kind == "eraser":
+            return "D_f and D_r" if getattr(get_method(self.name), "needs_retain", False) else "D_f"
+        return ""
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -78,6 +105,11 @@ class Measures:
     """Names of `hf_kd.audit.ATTACKS`, on the features behind the eraser."""
     report: bool = False
     """Also the whole audit of the first seed, with its figures, in `reports/`."""
+    panels: tuple[str, ...] = ()
+    """Labels of rows whose class means (Fig. 3) and t-SNE are drawn beside the original's, first seed, in `panels/`. The
+    original itself stands in every one of them and gets none of its own."""
+    grad_cam: bool = False
+    """Also Grad-CAM (Fig. 6) for these rows. It shows test images of the forgotten classes."""
 
 
 @dataclass(frozen=True)
@@ -158,33 +190,73 @@ def _experiment(
     dataset = content["dataset"] if isinstance(content["dataset"], dict) else {"name": content["dataset"]}
     if set(dataset) - _DATASET or "name" not in dataset:
         raise ValueError(f"dataset of {name!r} is {dataset}; it takes {', '.join(sorted(_DATASET))}, and needs a name.")
-    default_seeds = tuple(seeds if seeds is not None else content.get("seeds", (0,)))
+    if any(sign in name for sign in "/\\") or name.startswith("."):
+        raise ValueError(f"The name {name!r} becomes a file's: use letters, digits, -, _ and spaces.")
+    default_seeds = _seeds(seeds if seeds is not None else content.get("seeds", [0]), name)
+    if not isinstance(content["methods"], list) or not content["methods"]:
+        raise ValueError(f"methods of {name!r} has to be a list of rows, got {content['methods']!r}.")
     rows = tuple(_row(entry, default_seeds, folder, name) for entry in content["methods"])
     labels = [row.label for row in rows]
     if len(set(labels)) < len(labels):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         raise ValueError(f"Rows of {name!r} need different labels; give label: to one of {', '.join(twice)}.")
-    measure = dict(content.get("measure") or {})
-    known = {f.name for f in dataclasses.fields(Measures)}
-    if set(measure) - known:
-        raise ValueError(f"measure of {name!r} has unknown settings; it takes {', '.join(sorted(known))}.")
-    strange = [attack for attack in measure.get("attacks", ()) if attack not in ATTACKS]
-    if strange:
-        raise ValueError(f"Unknown attacks {strange} in {name!r}; choose among {', '.join(ATTACKS)}.")
     return Experiment(
         name=name,
         model=_place(content["model"], folder),
         dataset={"train": "train", "test": "test", **dataset, "name": _place(dataset["name"], folder)},
         protocol=_protocol(content["protocol"], name),
         rows=rows,
-        measures=Measures(**{**measure, "attacks": tuple(measure.get("attacks", ()))}),
-        limit=limit if limit is not None else content.get("limit"),
-        retain_limit=content.get("retain_limit"),
-        mixed_precision=str(content.get("mixed_precision", "no")) if content.get("mixed_precision") else "no",
-        train_precision=content.get("train_precision"),
-        batch_size=int(content.get("batch_size", 64)),
+        measures=_measures(content.get("measure") or {}, labels, name),
+        limit=limit if limit is not None else _count(content, "limit", name),
+        retain_limit=_count(content, "retain_limit", name),
+        mixed_precision=_precision(content, "mixed_precision", name) or "no",
+        train_precision=_precision(content, "train_precision", name),
+        batch_size=_count(content, "batch_size", name) or 64,
         revision=content.get("revision"),
     )
+
+
+def _measures(given: Any, labels: Sequence[str], name: str) -> Measures:
+    known = {f.name for f in dataclasses.fields(Measures)}
+    if not isinstance(given, dict) or set(given) - known:
+        raise ValueError(f"measure of {name!r} is {given!r}; it is a mapping of {', '.join(sorted(known))}.")
+    lists = {key: _listed(given.get(key)) for key in ("attacks", "panels")}
+    strange = [attack for attack in lists["attacks"] if attack not in ATTACKS]
+    if strange:
+        raise ValueError(f"Unknown attacks {strange} in {name!r}; choose among {', '.join(ATTACKS)}.")
+    strange = [label for label in lists["panels"] if label not in labels]
+    if strange:
+        raise ValueError(f"panels of {name!r} name no row: {strange}; the labels are {', '.join(labels)}.")
+    if given.get("grad_cam") and not lists["panels"]:
+        raise ValueError(f"grad_cam of {name!r} needs panels: [labels of the rows to draw].")
+    return Measures(**{**given, **lists})
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
+
+
+def _count(content: Mapping[str, Any], key: str, name: str) -> int | None:
+    value = content.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{key}={value!r} of {name!r} has to be a whole number above 0.")
+    return value
+
+
+def _precision(content: Mapping[str, Any], key: str, name: str) -> str | None:
+    value = content.get(key)
+    value = "no" if value is False else value  # what YAML makes of a bare no
+    if value is not None and value not in PRECISIONS:
+        raise ValueError(f"{key}={value!r} of {name!r} is unknown; choose {', '.join(PRECISIONS)}.")
+    return value
+
+
+def _seeds(given: Any, name: str) -> tuple[int, ...]:
+    """Different whole numbers, one or more."""
+    seeds = _listed(given)
+    if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(f"seeds of {name!r} are {given!r}: give a list of different whole numbers, as in [0, 1, 2].")
+    return seeds
 
 
 def _protocol(given: Any, name: str) -> dict[str, Any]:
@@ -198,21 +270,28 @@ def _protocol(given: Any, name: str) -> dict[str, Any]:
             f"The {kind} protocol of {name!r} has no {', '.join(sorted(unknown))}; it takes "
             f"{', '.join(sorted(PROTOCOLS[kind]))}."
         )
+    missing = REQUIRED.get(kind, frozenset()) - set(protocol)
+    if missing:
+        raise ValueError(f"The {kind} protocol of {name!r} needs {', '.join(sorted(missing))}.")
     return protocol
 
 
 def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> Row:
-    values = {"method": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, dict) else {}
+    if not isinstance(entry, str | dict):
+        raise ValueError(f"A row of {experiment!r} is {entry!r}: write a method's name, or {{method: NAME, ...}}.")
+    values = {"method": entry} if isinstance(entry, str) else dict(entry)
     label, reference = values.pop("label", None), bool(values.pop("reference", False))
-    own_seeds = tuple(values.pop("seeds", seeds))
+    own_seeds = _seeds(values.pop("seeds"), experiment) if "seeds" in values else seeds
     if "checkpoint" in values:
         path = _place(values.pop("checkpoint"), folder)
         if values:
             raise ValueError(f"A checkpoint row of {experiment!r} takes label and reference, not {', '.join(values)}.")
-        return Row("checkpoint", "checkpoint", label or path, {"path": path}, (0,), reference)
+        return Row("checkpoint", "checkpoint", str(label or path), {"path": path}, (0,), reference)
     name = values.pop("method", None)
     if name in PLAIN_ROWS:
-        return Row(name, name, label or name, {}, (0,))
+        if values:
+            raise ValueError(f"The row {name} of {experiment!r} takes a label alone, not {', '.join(values)}.")
+        return Row(name, name, str(label or name), {}, (0,))
     erasers, others = available_methods(), unlearning_methods()
     if name not in erasers and name not in others:
         raise ValueError(
@@ -220,12 +299,21 @@ def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> R
             "checkpoint: FOLDER for a model made elsewhere."
         )
     kind = "eraser" if name in erasers else "weights"
-    row = Row(kind, name, label or _label(name, values), values, own_seeds, reference or name == "retrain")
+    label = str(label or _label(name, values))
+    limit = _count(values, "forget_limit", f"{label} in {experiment}")
+    mode = values.get("collect_in", "eval")
+    if mode not in COLLECT_IN or (kind != "eraser" and "collect_in" in values):
+        raise ValueError(
+            f"collect_in={mode!r} of {label!r} in {experiment!r}: erasers take {' or '.join(COLLECT_IN)}; methods that "
+            "change weights have bn_mode instead."
+        )
+    options = {key: value for key, value in values.items() if key not in ("forget_limit", "collect_in")}
+    row = Row(kind, name, label, options, own_seeds, reference or name == "retrain", limit, mode)
     try:
         row.settings(0)  # bad options are refused before the first cell runs
     except (TypeError, ValueError) as error:
         raise ValueError(f"Row {row.label!r} of {experiment!r}: {error}") from error
-    return row if row.has_seed else dataclasses.replace(row, seeds=own_seeds[:1])
+    return row if row.varies else dataclasses.replace(row, seeds=own_seeds[:1])
 
 
 def _label(name: str, options: Mapping[str, Any]) -> str:

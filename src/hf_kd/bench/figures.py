@@ -1,6 +1,6 @@
 """Figures over all rows of an experiment: what each method leaves, what it costs, how far it moves the weights.
 
-The numbers are those of the tables. Figures of single models (class means, t-SNE, Grad-CAM) are the audit's.
+The numbers are those of the tables. Figures of single rows (class means, t-SNE, Grad-CAM) are drawn in `panels`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..audit.figures import STYLE
 from .config import Experiment
 from .store import Store
 from .tables import Line, lines
 
 FORGET, RETAIN, GREY = "#D55E00", "#0072B2", "#8C8C8C"
+LEAST_MOVED = 1e-4
+"""Relative change at which the colours of `layers` begin."""
 
 
 def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
-    """Draw `recovery.png` (Fig. 1), `weights.png` (Fig. 2), `time.png` (Fig. 5) and `pareto.png` where there are numbers.
+    """Draw `recovery.png` (Fig. 1), `weights.png` and `weights_by_layer.png` (Fig. 2), `time.png` (Fig. 5) and `pareto.png`
+    where there are numbers.
 
     Raises ImportError, with the command to install it, without matplotlib.
     """
@@ -30,16 +35,31 @@ def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
             "Figures need matplotlib, which is not installed. Install it: pip install 'hf-kd[figures]'."
         ) from error
     rows = [line for line in lines(experiment, store) if line.records]
-    original = next((line for line in rows if line.label == "original"), None)
+    original = next((line for line in rows if line.row.kind == "original"), None)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with rc_context(STYLE):
-        for name, drawer in (("recovery", recovery), ("weights", weights), ("time", times), ("pareto", pareto)):
+        for name, drawer in FIGURES.items():
             figure = drawer(rows, original, Figure)
             if figure is not None:
                 figure.savefig(folder / f"{name}.png")
                 written.append(folder / f"{name}.png")
     return written
+
+
+def shown_name(label: str, most: int = 36) -> str:
+    """A row's label as a figure prints it."""
+    label = label if len(label) <= most else f"{label[: most - 1]}…"
+    return label.replace("$", r"\$")
+
+
+def _bars(shown: Sequence[Line], figure_class: Any) -> tuple[Any, Any]:
+    """A figure with one place on the y axis for each row, the first on top."""
+    figure = figure_class(figsize=(6.4, 0.26 * len(shown) + 1.2))
+    axes = figure.subplots()
+    axes.set_yticks(range(len(shown)), [shown_name(line.label) for line in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    return figure, axes
 
 
 def recovery(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
@@ -48,8 +68,7 @@ def recovery(rows: Sequence[Line], original: Line | None, figure_class: Any) -> 
     shown = [line for line in rows if line.values("KR D_ft") and line is not original]
     if not base or not shown:
         return None
-    figure = figure_class(figsize=(6.4, 0.28 * len(shown) + 1.3))
-    axes = figure.subplots()
+    figure, axes = _bars(shown, figure_class)
     for offset, key, colour, label in (
         (-0.2, "KR D_ft", FORGET, "converged probe"),
         (0.2, "KR_paper D_ft", GREY, "the paper's probe"),
@@ -62,8 +81,6 @@ def recovery(rows: Sequence[Line], original: Line | None, figure_class: Any) -> 
             color=colour,
             label=label,
         )
-    axes.set_yticks(range(len(shown)), [line.label for line in shown])
-    axes.invert_yaxis()
     axes.axvline(100, color="black", linewidth=0.8)
     axes.set_xlabel("recovery rate: probe on D_ft over the original head, %")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
@@ -73,10 +90,9 @@ def recovery(rows: Sequence[Line], original: Line | None, figure_class: Any) -> 
 def weights(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
     """Fig. 2: relative change of the head's weights and of all others."""
     shown = [line for line in rows if line.values("weights other") and line is not original]
-    if not shown or not any(_mean(line, "weights other") or _mean(line, "weights head") for line in shown):
+    if not any(_mean(line, "weights other") or _mean(line, "weights head") for line in shown):
         return None
-    figure = figure_class(figsize=(6.4, 0.28 * len(shown) + 1.3))
-    axes = figure.subplots()
+    figure, axes = _bars(shown, figure_class)
     for offset, key, colour, label in ((-0.2, "weights head", FORGET, "head"), (0.2, "weights other", RETAIN, "other")):
         axes.barh(
             [i + offset for i in range(len(shown))],
@@ -85,8 +101,6 @@ def weights(rows: Sequence[Line], original: Line | None, figure_class: Any) -> A
             color=colour,
             label=label,
         )
-    axes.set_yticks(range(len(shown)), [line.label for line in shown])
-    axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=1e-3)
     axes.set_xlabel("||change||_F / ||original||_F (0: no weight changed)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
@@ -95,38 +109,88 @@ def weights(rows: Sequence[Line], original: Line | None, figure_class: Any) -> A
 
 def times(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
     """Fig. 5: seconds of each method, feature pass or reading and fit apart."""
-    shown = [(line, line.seconds()) for line in rows if line.seconds()]
+    shown = [line for line in rows if line.seconds() is not None]
     if not shown:
         return None
-    figure = figure_class(figsize=(6.4, 0.28 * len(shown) + 1.3))
-    axes = figure.subplots()
+    figure, axes = _bars(shown, figure_class)
+    reading, fit = zip(*(line.seconds() for line in shown), strict=True)
     places = range(len(shown))
-    axes.barh(places, [took[0] for _, took in shown], 0.6, color=GREY, label="reading, features")
-    axes.barh(places, [took[1] for _, took in shown], 0.6, [took[0] for _, took in shown], color=FORGET, label="fit")
-    axes.set_yticks(places, [line.label for line, _ in shown])
-    axes.invert_yaxis()
+    axes.barh(places, reading, 0.6, color=GREY, label="reading, features")
+    axes.barh(places, fit, 0.6, reading, color=FORGET, label="fit")
+    for place, total in zip(places, np.add(reading, fit), strict=True):
+        axes.annotate(f" {total:.3g}", (total, place), va="center", fontsize=7)
     axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(0, 1.6 * max(map(sum, zip(reading, fit, strict=True))) + 0.05)
     axes.set_xlabel("seconds (logarithmic above 1)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
+def layers(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
+    """Fig. 2, layer by layer: relative change of each layer's weights, for rows that changed any."""
+    moved = [(line, _by_layer(line)) for line in rows]
+    moved = [(line, found) for line, found in moved if any(found.values())]
+    if not moved:
+        return None
+    names = list(dict.fromkeys(name for _, found in moved for name in found))
+    values = np.array([[found.get(name, 0.0) for name in names] for _, found in moved])
+    figure = figure_class(figsize=(max(4.5, 0.2 * len(names) + 2.2), 0.26 * len(moved) + 2.6))
+    axes = figure.subplots()
+    from matplotlib.colors import LogNorm
+
+    scale = LogNorm(LEAST_MOVED, max(1.0, float(values.max())), clip=True)
+    image = axes.imshow(np.ma.masked_equal(values, 0.0), cmap="cividis", norm=scale, aspect="auto")
+    axes.set_facecolor("white")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    axes.set_yticks(range(len(moved)), [shown_name(line.label) for line, _ in moved])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label="||change||_F / ||original||_F\n(white: unchanged)", shrink=0.9)
+    return figure
+
+
+def _by_layer(line: Line) -> dict[str, float]:
+    """Means over seeds; empty where nothing was compared."""
+    found = [record["scores"].get("weights by layer") or {} for record in line.records]
+    return {
+        name: sum(each.get(name, 0.0) for each in found) / len(found)
+        for name in dict.fromkeys(n for f in found for n in f)
+    }
+
+
 def pareto(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
-    """What a converged probe reads of D_ft against what the head keeps of D_rt; down and right is better."""
+    """What a converged probe reads of D_ft against what the head keeps of D_rt; down and right is better.
+
+    The names stand in a column in the order of the points' heights, so that none covers another.
+    """
     shown = [line for line in rows if line.values("KR D_ft") and line.values("D_rt")]
     if len(shown) < 2:
         return None
-    figure = figure_class(figsize=(5.6, 4.2))
+    points = [(_mean(line, "D_rt"), _mean(line, "KR D_ft")) for line in shown]
+    figure = figure_class(figsize=(7.0, max(3.4, 0.17 * len(shown) + 1.2)))
     axes = figure.subplots()
-    for line in shown:
-        x, y = _mean(line, "D_rt"), _mean(line, "KR D_ft")
-        axes.scatter([x], [y], s=22, color="black" if line is original else FORGET, zorder=3)
-        axes.annotate(line.label, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6)
+    for line, point in zip(shown, points, strict=True):
+        mark = ("black", "s") if line is original else (RETAIN, "^") if line.row.reference else (FORGET, "o")
+        axes.scatter(*point, s=24, color=mark[0], marker=mark[1], zorder=3, edgecolors="white", linewidths=0.4)
+    order = sorted(range(len(shown)), key=lambda i: points[i][::-1], reverse=True)
+    for place, i in enumerate(order):
+        height = 1 - (place + 0.5) / len(order)
+        axes.annotate(
+            shown_name(shown[i].label), points[i], xytext=(1.06, height), textcoords="axes fraction", fontsize=7,
+            va="center", annotation_clip=False, arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.5, "shrinkB": 2},
+        )  # fmt: skip
+    for side, values in (("x", [x for x, _ in points]), ("y", [y for _, y in points])):
+        room = 0.05 * (max(values) - min(values)) or 1.0
+        getattr(axes, f"set_{side}lim")(min(values) - room, max(values) + room)
     axes.set_xlabel("retained classes, the model's head (D_rt), %")
     axes.set_ylabel("forgotten class, converged probe (D_ft), %")
     return figure
 
 
 def _mean(line: Line, key: str) -> float:
-    values = line.values(key)
-    return sum(values) / len(values) if values else 0.0
+    value = line.mean(key)
+    return 0.0 if value is None else value
+
+
+FIGURES = {"recovery": recovery, "weights": weights, "weights_by_layer": layers, "time": times, "pareto": pareto}
+"""File name -> what draws it; None where there are no numbers."""

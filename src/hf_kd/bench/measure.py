@@ -21,6 +21,9 @@ from .config import Measures
 from .protocols import Problem
 
 MOST_FOR_CKA = 4000
+HEAD = "[head]"
+"""Stands before the names of the heads' tensors: a component that no module has."""
+FEWEST_FOR_MIA = 10
 
 
 @dataclass
@@ -65,16 +68,16 @@ def measure(
     answers = {split: logits(model, parts) for split, parts in behind.items()}
     forget_train, forget_test = problem.forget_train(stage), problem.forget_test(stage)
     scores = _head_scores(answers, problem, forget_train, forget_test)
-    joined = {split: _joined(parts) for split, parts in behind.items()}
-    views = [[_joined(erased(model, view)) for view in given] for given in (features.train_views, features.test_views)]
+    matrices = {split: joined(parts) for split, parts in behind.items()}
+    views = [[joined(erased(model, view)) for view in given] for given in (features.train_views, features.test_views)]
     if forget_test is not None and measures.knowledge_retention:
-        scores |= _knowledge_retention(joined, problem, stage, seed)
+        scores |= _knowledge_retention(matrices, problem, stage, seed)
     if forget_test is not None and measures.attacks:
-        scores["attacks"] = _attacks(joined, views, problem, stage, measures.attacks, seed)
+        scores["attacks"] = _attacks(matrices, views, problem, stage, measures.attacks, seed)
     if measures.membership:
         scores |= _membership(answers, problem, forget_train, forget_test, seed)
     if original is not None:
-        scores |= _change(model, joined["test"], original, problem, forget_test)
+        scores |= _change(model, matrices["test"], original, problem, forget_test)
     return scores
 
 
@@ -93,16 +96,16 @@ def _head_scores(answers: Mapping[str, Tensor], problem: Problem, forget_train: 
     return scores | {name: _percent(hits["test"][mask]) for name, mask in problem.groups.items()}
 
 
-def _knowledge_retention(joined: Mapping[str, Tensor], problem: Problem, stage: int, seed: int) -> dict[str, Any]:
+def _knowledge_retention(matrices: Mapping[str, Tensor], problem: Problem, stage: int, seed: int) -> dict[str, Any]:
     """KR of both probes on both splits: the converged one first."""
     forget = torch.tensor(problem.forget_classes(stage))
     found: dict[str, Any] = {}
     for name, probe in (
-        ("KR", fit_linear_probe(joined["train"], problem.probe_train)),
-        ("KR_paper", fit_paper_probe(joined["train"], problem.probe_train, seed=seed)),
+        ("KR", fit_linear_probe(matrices["train"], problem.probe_train)),
+        ("KR_paper", fit_paper_probe(matrices["train"], problem.probe_train, seed=seed)),
     ):
         for split, labels, short in (("train", problem.probe_train, ""), ("test", problem.probe_test, "t")):
-            hits = probe.predict(joined[split]).cpu() == labels
+            hits = probe.predict(matrices[split]).cpu() == labels
             mask = torch.isin(labels, forget)
             found[f"{name} D_f{short}"], found[f"{name} D_r{short}"] = _percent(hits[mask]), _percent(hits[~mask])
         found[f"{name} HM"] = harmonic_mean(found[f"{name} D_f"], found[f"{name} D_r"])
@@ -110,11 +113,11 @@ def _knowledge_retention(joined: Mapping[str, Tensor], problem: Problem, stage: 
     return found
 
 
-def _attacks(joined, views, problem: Problem, stage: int, names: Sequence[str], seed: int) -> dict[str, Any]:
+def _attacks(matrices, views, problem: Problem, stage: int, names: Sequence[str], seed: int) -> dict[str, Any]:
     results = run_attacks(
-        joined["train"],
+        matrices["train"],
         problem.probe_train,
-        joined["test"],
+        matrices["test"],
         problem.probe_test,
         problem.forget_classes(stage),
         names,
@@ -138,7 +141,7 @@ def _membership(answers, problem: Problem, forget_train: Tensor, forget_test: Te
     if forget_test is None:
         share = member_rate(answers["train"][~forget_train], answers["test"], answers["train"][forget_train], seed=seed)
         return {"MIA": share.member_rate, "MIA level": share.false_alarm_rate}
-    if min(int(forget_train.sum()), int(forget_test.sum())) < 10:
+    if min(int(forget_train.sum()), int(forget_test.sum())) < FEWEST_FOR_MIA:
         return {}
     attack = loss_attack(
         answers["train"][forget_train],
@@ -155,7 +158,7 @@ def _change(model, test: Tensor, original, problem: Problem, forget_test: Tensor
     first, features = original
     kept = torch.ones(len(test), dtype=torch.bool) if forget_test is None else ~forget_test
     rows = torch.nonzero(kept).flatten()[:MOST_FOR_CKA]
-    before = _joined(features.test)
+    before = joined(features.test)
     scores: dict[str, Any] = {"weights head": 0.0, "weights other": 0.0}
     if before.shape == test.shape:
         scores |= {
@@ -165,14 +168,42 @@ def _change(model, test: Tensor, original, problem: Problem, forget_test: Tensor
     if model.inner is first.inner:
         return scores
     states = first.inner.state_dict(), model.inner.state_dict()
-    heads = sorted({part for tap in first.taps for head in tap.heads for part in head.split(".") if not part.isdigit()})
-    if heads and [(n, t.shape) for n, t in states[0].items()] == [(n, t.shape) for n, t in states[1].items()]:
-        moved = weight_distance(*states, head=heads)
-        scores |= {"weights head": moved.head.relative or 0.0, "weights other": moved.other.relative or 0.0}
+    if [(n, t.shape) for n, t in states[0].items()] == [(n, t.shape) for n, t in states[1].items()]:
+        scores |= _weights(*states, [head for tap in first.taps for head in tap.heads])
     return scores
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], heads: Sequence[str]) -> dict[str, Any]:
+    """||change||_F / ||original||_F of the heads, of everything else, and of each layer in the order of the state."""
+
+    def marked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        inside = {name: any(name.startswith(f"{head}.") for head in heads) for name in state}
+        return {f"{HEAD}.{name}" if inside[name] else name: tensor for name, tensor in state.items()}
+
+    before = marked(before)
+    moved = weight_distance(before, marked(after), head=[HEAD])
+    squares: dict[str, list[float]] = {}
+    for tensor in moved.tensors:
+        own = before[tensor.name].double()
+        layer = squares.setdefault(layer_of(tensor.name.removeprefix(f"{HEAD}.")), [0.0, 0.0])
+        layer[0] += tensor.frobenius**2
+        layer[1] += float((own[torch.isfinite(own)] ** 2).sum())
+    return {
+        "weights head": moved.head.relative or 0.0,
+        "weights other": moved.other.relative or 0.0,
+        "weights by layer": {name: (change / size) ** 0.5 for name, (change, size) in squares.items() if size},
+    }
+
+
+def layer_of(tensor: str) -> str:
+    """The layer of a tensor's name: its module, up to the last number in it (`layer.3` of `layer.3.attention.q.weight`)."""
+    module = tensor.split(".")[:-1]
+    numbers = [i for i, part in enumerate(module) if part.isdigit()]
+    return ".".join(module[: numbers[-1] + 1] if numbers else module) or tensor
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Features at all taps side by side, float32 [n, sum d] on the CPU."""
     parts = [part.detach().cpu().float() for part in parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 

@@ -87,8 +87,14 @@ def make_problem(experiment: Experiment, to_model_ids: Callable[[Any], Callable[
     else:
         train, test = (load_source(where["name"], split=where[split]) for split in ("train", "test"))
     columns = [_columns(part, where) for part in (train, test)]
+    fine = protocol.get("fine_column")
+    if fine is not None and not all(fine in part.column_names for part in (train, test)):
+        raise ValueError(
+            f"The splits have no column {fine!r} of fine labels in common; the columns are {', '.join(train.column_names)}."
+        )
     train, test = (
-        _limited(part, column, experiment.limit) for part, (column, _) in zip((train, test), columns, strict=True)
+        _limited(part, fine or column, experiment.limit)
+        for part, (column, _) in zip((train, test), columns, strict=True)
     )
     labels = [
         to_model_ids(names)(torch.tensor(part[column]))
@@ -118,7 +124,9 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
             raise ValueError(
                 f"Classes {group} have no images in one of the splits, so nothing can be measured of them."
             )
-    if set(ids) >= set(present):
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"A class is named twice in forget: {_listed(wanted)}.")
+    if set(ids) >= set(present) or set(ids) >= set(labels[1].unique().tolist()):
         raise ValueError(f"All {len(present)} classes are to be forgotten; nothing would be left to keep.")
     titles = {} if names is None else dict(
         zip(to_model_ids(names)(torch.arange(len(names))).tolist(), names, strict=True)
@@ -128,7 +136,7 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
 
 def _random(protocol, train, test, labels, names, to_model_ids) -> Problem:
     share = protocol.get("share", 0.1)
-    if not 0 < share < 1:
+    if not isinstance(share, int | float) or not 0 < share < 1:
         raise ValueError(f"share={share!r} of the random protocol is out of range: it lies between 0 and 1.")
     generator = torch.Generator().manual_seed(protocol.get("seed", 0))
     every = torch.arange(len(train))
@@ -137,25 +145,28 @@ def _random(protocol, train, test, labels, names, to_model_ids) -> Problem:
     rows = torch.cat(
         [part[torch.randperm(len(part), generator=generator)[: round(share * len(part))]] for part in parts]
     )
+    if not 0 < len(rows) < len(train):
+        raise ValueError(
+            f"share={share} of {len(train)} images leaves {len(rows)} to forget; some have to stay and some go."
+        )
     return Problem("random", train, test, *labels, (rows.sort().values,), ((),))
 
 
 def _subclass(protocol, train, test, labels, names, to_model_ids) -> Problem:
-    column = protocol.get("fine_column")
-    if column is None or column not in train.column_names:
-        raise ValueError(
-            f"The subclass protocol needs fine_column, the column of fine labels; the columns are "
-            f"{', '.join(train.column_names)}."
-        )
+    column = protocol["fine_column"]
     feature = train.features[column]
     fine = [torch.tensor(part[column]) for part in (train, test)]
     fine_names = feature.names if isinstance(feature, ClassLabel) else None
     ids = resolve_forget_labels(_listed(protocol["forget"]), fine_names)
     rows = torch.nonzero(torch.isin(fine[0], torch.tensor(ids))).flatten()
-    if not len(rows):
-        raise ValueError(f"The fine labels {protocol['forget']} have no training images.")
+    asked = torch.isin(fine[1], torch.tensor(ids))
+    if not len(rows) or not bool(asked.any()) or bool(asked.all()):
+        raise ValueError(
+            f"Of the fine labels {protocol['forget']} there are {len(rows)} training and {int(asked.sum())} test images; "
+            "both splits need some, and test others too."
+        )
     above = labels[0][rows].unique()
-    siblings = torch.isin(labels[1], above) & ~torch.isin(fine[1], torch.tensor(ids))
+    siblings = torch.isin(labels[1], above) & ~asked
     titles = {} if fine_names is None else dict(enumerate(fine_names))
     groups = {"siblings": siblings} if bool(siblings.any()) else {}
     return Problem("subclass", train, test, *labels, (rows,), (tuple(ids),), *fine, names=titles, groups=groups)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from .config import Experiment, Row
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
@@ -16,41 +20,91 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]:
+    """Everything that decides about a cell's result, and nothing else (the label of its row does not)."""
+    where = str(experiment.dataset["name"])
+    about = {
+        "model": fingerprint(experiment.model),
+        "revision": experiment.revision,
+        # a folder may move, and keeps its results; USER/NAME of the Hub is a name as a whole
+        "dataset": dict(experiment.dataset) | {"name": Path(where).name if os.path.exists(where) else where},
+        "protocol": dict(experiment.protocol),
+        "kind": row.kind,
+        "method": row.name,
+        "options": row.settings(seed),
+        "seed": seed,
+        "limit": experiment.limit,
+        "retain_limit": experiment.retain_limit if row.kind != "original" else None,
+        "mixed_precision": experiment.mixed_precision,
+        "measures": {
+            "knowledge_retention": experiment.measures.knowledge_retention,
+            "membership": experiment.measures.membership,
+            "attacks": list(experiment.measures.attacks),
+        },
+    }
+    # settings that are not used leave no trace, so that results from before they existed are found
+    if row.forget_limit is not None:
+        about["forget_limit"] = row.forget_limit
+    if row.collect_in != "eval":
+        about |= {"collect_in": row.collect_in, "batch_size": experiment.batch_size}
+    if row.kind == "weights" and experiment.train_precision not in (None, experiment.mixed_precision):
+        about["train_precision"] = experiment.train_precision
+    if row.kind == "checkpoint":
+        about["options"] = {"path": fingerprint(row.options["path"])}
+    return about
+
+
 def fingerprint(model: str) -> str:
     """What a model is, as far as its name does not say: the digest of a folder's weights, else the name."""
     folder = Path(model)
     if not folder.is_dir():
         return model
+    files = [path for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]) if path.is_file()]
+    return _digest(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of the contents of (path, size, time of change): asked for with every cell, read once."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else
-                              hashlib.sha256(file.read()).digest())  # fmt: skip
+    for path, _, _ in files:
+        own = hashlib.sha256()
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                own.update(part)
+        digest.update(own.digest())
     return digest.hexdigest()[:16]
 
 
 class Store:
-    """`results.jsonl` in a folder. A line that an interruption cut short is dropped when the file is opened again."""
+    """`results.jsonl` in a folder. A line that an interruption cut short is dropped when the file is opened again.
 
-    def __init__(self, folder: Path):
-        self.path = folder / "results.jsonl"
+    writes: False for a process that only follows what another one writes.
+    """
+
+    def __init__(self, folder: Path, writes: bool = True):
+        self.path, self.writes = folder / "results.jsonl", writes
         self.records: dict[str, dict[str, Any]] = {}
         if not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in self.path.read_bytes().split(b"\n") if line]
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except ValueError as error:
                 if number < len(lines):
                     raise ValueError(
-                        f"Line {number} of {self.path} is not JSON ({error.msg}): the file was changed by something else. "
+                        f"Line {number} of {self.path} is not JSON ({error}): the file was changed by something else. "
                         "Mend or remove that line; every other result is kept."
                     ) from error
-                self._rewrite(lines[:-1])
-                break
+                if self.writes:
+                    self._rewrite(lines[:-1])
+                return
+            if not isinstance(record, dict) or not {"key", "status", "seconds"} <= set(record):
+                raise ValueError(f"Line {number} of {self.path} is no result of a bench: write to another folder.")
             self.records[record["key"]] = record
+        if self.writes and lines and not self._ends_a_line():
+            self._rewrite(lines)  # cut short right before the end of the line
 
     def done(self, key: str, retry_failed: bool = False) -> bool:
         """Whether this cell has a result, or a failure that is not to be tried again."""
@@ -58,15 +112,32 @@ class Store:
         return record is not None and (record["status"] == "ok" or not retry_failed)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append one record and see it on disk before going on."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append one record and see it on disk before going on. Numbers that are not finite become null."""
+        record = _finite(record)
+        if self.writes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False, default=str) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.records[record["key"]] = record
 
-    def _rewrite(self, lines: list[str]) -> None:
+    def _ends_a_line(self) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+
+    def _rewrite(self, lines: list[bytes]) -> None:
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.write_bytes(b"".join(line + b"\n" for line in lines))
         temporary.replace(self.path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return value

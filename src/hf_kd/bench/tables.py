@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..audit import average_gap, mean_and_sd
-from .config import Experiment
-from .run import cell_settings
-from .store import Store, key_of
+from .config import Experiment, Row
+from .store import Store, cell_settings, key_of
 
 Record = Mapping[str, Any]
 
@@ -39,6 +38,7 @@ RANDOM_COLUMNS = [
     *(Column("The model's own head", name, name) for name in ("D_f", "D_r", "D_t")),
     Column("", "MIA", "MIA"),
     Column("", "Avg Gap", "Avg Gap", 2),
+    Column("", "RTE, s", "RTE"),
 ]
 CHANGE_COLUMNS = [
     Column("What else changed", "CKA, retained", "CKA", 3),
@@ -52,46 +52,70 @@ CHANGE_COLUMNS = [
 class Line:
     """One row of a table: the records of its seeds."""
 
-    label: str
+    row: Row
     records: tuple[Record, ...]
     failed: tuple[Record, ...]
     missing: int
 
+    @property
+    def label(self) -> str:
+        return self.row.label
+
     def values(self, key: str) -> list[float]:
-        return [r["scores"][key] for r in self.records if r["scores"].get(key) is not None]
+        """Of each seed; a key of an attack's result is written attacks/NAME/KEY."""
+        found = []
+        for record in self.records:
+            value: Any = record["scores"]
+            for part in key.split("/"):
+                value = (value or {}).get(part)
+            found += [] if value is None else [value]
+        return found
+
+    def mean(self, key: str) -> float | None:
+        values = self.values(key)
+        return mean_and_sd(values).mean if values else None
 
     def seconds(self) -> tuple[float, float] | None:
         """Feature pass or reading, and fit: means over seeds; None for what was not made here."""
-        if not self.records or not any("seconds" in r and r["seconds"].get("fit") for r in self.records):
+        if not self.records or self.row.kind not in ("eraser", "weights"):
             return None
-        return tuple(sum(r["seconds"][name] for r in self.records) / len(self.records) for name in ("features", "fit"))
+        took = [record["seconds"] for record in self.records]
+        return tuple(mean_and_sd([each[name] for each in took]).mean for name in ("features", "fit"))
 
 
 def lines(experiment: Experiment, store: Store) -> list[Line]:
-    """The rows of an experiment with what the store has of them; Avg Gap is worked out here."""
+    """The rows of an experiment with what the store has of them; Avg Gap and RTE are worked out here."""
     found = []
     for row in experiment.rows:
         keys = [key_of(cell_settings(experiment, row, seed)) for seed in row.seeds]
         records = [store.records[key] for key in keys if key in store.records]
-        good = tuple(r for r in records if r["status"] == "ok")
+        good = tuple(_with_time(r, row) for r in records if r["status"] == "ok")
         bad = tuple(r for r in records if r["status"] != "ok")
-        found.append((row, Line(row.label, good, bad, len(keys) - len(records))))
-    reference = next((line for row, line in found if row.reference and line.records), None)
-    return [_with_gap(line, reference) for _, line in found]
+        found.append(Line(row, good, bad, len(keys) - len(records)))
+    reference = next((line for line in found if line.row.reference and line.records), None)
+    return [_with_gap(line, reference) for line in found]
+
+
+def _with_time(record: Record, row: Row) -> Record:
+    if row.kind not in ("eraser", "weights"):
+        return record
+    took = record["seconds"]["features"] + record["seconds"]["fit"]
+    return {**record, "scores": record["scores"] | {"RTE": took}}
 
 
 def _with_gap(line: Line, reference: Line | None) -> Line:
+    """Each seed's Avg Gap to the mean of the retrained models. Of those it is what their seeds differ by."""
     keys = ("D_f", "D_r", "D_t", "MIA")
-    if reference is None or not all(reference.values(key) for key in keys):
+    aim = [] if reference is None else [reference.mean(key) for key in keys]
+    if not aim or None in aim:
         return line
-    aim = [sum(reference.values(key)) / len(reference.values(key)) for key in keys]
     records = []
     for record in line.records:
         scores = dict(record["scores"])
         if all(scores.get(key) is not None for key in keys):
             scores["Avg Gap"] = average_gap([scores[key] for key in keys], aim)
         records.append({**record, "scores": scores})
-    return Line(line.label, tuple(records), line.failed, line.missing)
+    return replace(line, records=tuple(records))
 
 
 def columns_of(experiment: Experiment, rows: Sequence[Line]) -> list[Column]:
@@ -104,24 +128,21 @@ def columns_of(experiment: Experiment, rows: Sequence[Line]) -> list[Column]:
         for title, key in (("recall", "recall"), ("others", "retained"), ("AUC", "auc"))
     ]
     every = [*wanted, *extra, *attacks, *CHANGE_COLUMNS]
-    return [c for c in every if any(_values(line, c) for line in rows)]
-
-
-def _values(line: Line, column: Column) -> list[float]:
-    parts = column.key.split("/")
-    if parts[0] != "attacks":
-        return line.values(column.key)
-    found = [r["scores"].get("attacks", {}).get(parts[1], {}).get(parts[2]) for r in line.records]
-    return [value for value in found if value is not None]
+    return [c for c in every if any(line.values(c.key) for line in rows)]
 
 
 def _cell(line: Line, column: Column) -> str:
-    values = _values(line, column)
+    if line.failed and not line.records:
+        return "failed"
+    return _with_sd(line.values(column.key), column.digits)
+
+
+def _with_sd(values: Sequence[float], digits: int = 1) -> str:
     if not values:
         return "-"
     both = mean_and_sd(values)
-    text = f"{both.mean:.{column.digits}f}"
-    return text if both.sd is None or both.sd < 0.5 * 10**-column.digits else f"{text} ± {both.sd:.{column.digits}f}"
+    text = f"{both.mean:.{digits}f}"
+    return text if both.sd is None or both.sd < 0.5 * 10**-digits else f"{text} ± {both.sd:.{digits}f}"
 
 
 def markdown(experiment: Experiment, store: Store) -> str:
@@ -135,9 +156,13 @@ def markdown(experiment: Experiment, store: Store) -> str:
     blocks.append("**Rest**\n\n" + _markdown_table(rows, [c for c in columns if not c.group], time=True))
     if experiment.protocol["kind"] == "incremental":
         blocks.append(_incremental(rows))
-    failures = [f"- {line.label}: {record['error']}" for line in rows for record in line.failed]
+    failures = [
+        f"- {line.label}, seed {record['seed']}: {' '.join(record['error'].split())}"
+        for line in rows
+        for record in line.failed
+    ]
     if failures:
-        blocks.append("**Failed**\n\n" + "\n".join(dict.fromkeys(failures)))
+        blocks.append("**Failed**\n\n" + "\n".join(failures))
     missing = [f"{line.label} ({line.missing})" for line in rows if line.missing]
     if missing:
         blocks.append(f"Not run yet: {', '.join(missing)}.")
@@ -158,14 +183,16 @@ def _about(experiment: Experiment) -> str:
 
 
 def _markdown_table(rows: Sequence[Line], columns: Sequence[Column], time: bool) -> str:
-    heads = ["", *(c.title for c in columns)] + (["seeds", "features s", "fit s", "peak MiB"] if time else [])
+    heads = ["", *(c.title for c in columns)]
+    heads += ["needs", "seeds", "features s", "fit s", "peak MiB"] if time else []
     body = []
     for line in rows:
-        cells = [line.label, *(_cell(line, c) for c in columns)]
+        cells = [line.label.replace("|", "\\|"), *(_cell(line, c) for c in columns)]
         if time:
             took = line.seconds()
-            cells += [str(len(line.records)), *(f"{value:.1f}" for value in took or ())] + ([] if took else ["-", "-"])
-            cells.append(str(_memory(line)))
+            cells += [line.row.needs or "-", str(len(line.records))]
+            cells += ["-", "-"] if took is None else [_seconds(value) for value in took]
+            cells.append(_memory(line))
         body.append(cells)
     return "\n".join(
         ["| " + " | ".join(heads) + " |", "|" + "|".join(["---", *["---:"] * (len(heads) - 1)]) + "|"]
@@ -173,43 +200,57 @@ def _markdown_table(rows: Sequence[Line], columns: Sequence[Column], time: bool)
     )
 
 
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
 def _memory(line: Line) -> str:
-    peaks = [
-        r["memory_mib"].get("gpu_peak", r["memory_mib"]["process_peak"]) for r in line.records if "memory_mib" in r
-    ]
-    return str(max(peaks)) if peaks else "-"
+    """The most that the method took above what was held before it, over seeds: on a GPU there, else in the process."""
+    if line.row.kind not in ("eraser", "weights"):
+        return "-"
+    taken = [record.get("memory_mib", {}) for record in line.records]
+    own = [each.get("gpu_method", each["method"]) for each in taken if "method" in each]
+    if own:
+        return str(max(own))
+    whole = [each.get("gpu_peak", each["process_peak"] - each["process_before"]) for each in taken if each]
+    return (
+        f"≤ {max(whole)}" if whole else "-"
+    )  # of results from before methods were watched apart from what measures them
 
 
 def _incremental(rows: Sequence[Line]) -> str:
     """After each request: all forgotten so far, all retained, what a converged probe reads, directions removed."""
+    keys = ("KR D_ft", "KR D_rt", "D_ft", "D_rt", "rank removed")
     blocks = []
     for line in rows:
-        for record in line.records[:1]:
-            stages = record.get("stages") or []
-            body = [
-                [str(s["stage"] + 1), *(_plain(s.get(k)) for k in ("KR D_ft", "KR D_rt", "D_ft", "D_rt")),
-                 str(s.get("rank removed", 0))]
-                for s in stages
-            ]  # fmt: skip
-            joint = record.get("joint")
-            if joint:
-                cells = [_plain(joint.get(k)) for k in ("KR D_ft", "KR D_rt", "D_ft", "D_rt")]
-                body.append(["all at once", *cells, str(joint.get("rank removed", 0))])
-            head = "| request | converged D_ft | converged D_rt | head D_ft | head D_rt | directions removed |"
+        parts = [[record["stages"][i] for record in line.records] for i in range(max(
+            (len(record["stages"]) for record in line.records), default=0))]  # fmt: skip
+        named = [(str(i + 1), part) for i, part in enumerate(parts)]
+        named.append(("all at once", [record["joint"] for record in line.records if record.get("joint")]))
+        body = [
+            [
+                name,
+                *(
+                    _with_sd([s[key] for s in part if s.get(key) is not None], 0 if key == "rank removed" else 1)
+                    for key in keys
+                ),
+            ]
+            for name, part in named
+            if part
+        ]
+        if body:
+            head = "| requests | converged D_ft | converged D_rt | head D_ft | head D_rt | directions removed |"
             rule = "|---|---:|---:|---:|---:|---:|"
             blocks.append("\n".join([f"**{line.label}**, request after request\n", head, rule]
                                     + ["| " + " | ".join(cells) + " |" for cells in body]))  # fmt: skip
     return "\n\n".join(blocks)
 
 
-def _plain(value: Any) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
 def latex(experiment: Experiment, store: Store) -> str:
-    """The main table in the layout of the paper's Table 1 or 5: groups over columns, booktabs."""
+    """The main table in the layout of the paper's Table 1 or 5: groups over columns, booktabs. Attacks and what else changed
+    stand in the Markdown alone."""
     rows = lines(experiment, store)
-    columns = [c for c in columns_of(experiment, rows) if not c.key.startswith("attacks/")]
+    columns = [c for c in columns_of(experiment, rows) if not c.key.startswith("attacks/") and c not in CHANGE_COLUMNS]
     groups: list[tuple[str, int]] = []
     for column in columns:
         if groups and groups[-1][0] == column.group:
@@ -217,17 +258,19 @@ def latex(experiment: Experiment, store: Store) -> str:
         else:
             groups.append((column.group, 1))
     over = " & ".join(["", *(rf"\multicolumn{{{count}}}{{c}}{{{_escape(name)}}}" for name, count in groups)])
+    first, rules = 2, []
+    for name, count in groups:
+        rules += [rf"\cmidrule(lr){{{first}-{first + count - 1}}}"] if name else []
+        first += count
     titles = " & ".join(["Method", *(_math(c.title) for c in columns)])
-    body = [
-        " & ".join([_escape(line.label), *(_cell(line, c).replace("±", r"$\pm$") for c in columns)]) + r" \\"
-        for line in rows
-    ]
+    body = [f"{_escape(line.label)} & {_latex_cells(line, columns)}" + r" \\" for line in rows]
     return "\n".join(
         [
             rf"% {experiment.name}; needs \usepackage{{booktabs}}",
             rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
             r"\toprule",
             over + r" \\",
+            *([" ".join(rules)] if rules else []),
             titles + r" \\",
             r"\midrule",
             *body,
@@ -238,12 +281,27 @@ def latex(experiment: Experiment, store: Store) -> str:
     )
 
 
+def _latex_cells(line: Line, columns: Sequence[Column]) -> str:
+    if line.failed and not line.records:
+        return rf"\multicolumn{{{len(columns)}}}{{l}}{{failed}}"
+    return " & ".join(_cell(line, c).replace("±", r"$\pm$") for c in columns)
+
+
 def _math(title: str) -> str:
     name, underscore, index = title.partition("_")
     return rf"${name}_{{{index}}}$" if underscore and " " not in title else _escape(title)
 
 
+_SIGNS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
 def _escape(text: str) -> str:
-    for sign in ("&", "%", "#", "_"):
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    """Text as LaTeX prints it, sign by sign, so that nothing is escaped twice."""
+    return "".join(_SIGNS.get(sign, sign) for sign in " ".join(text.split()))

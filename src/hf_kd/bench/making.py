@@ -1,0 +1,125 @@
+"""From a row of the table to a model: the original with an eraser, with other weights, or a checkpoint made elsewhere.
+
+What a row makes is its own. The original, which all rows share, is copied and never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+
+from ..changing import unlearn
+from ..data import process_state
+from ..erasers import get_method
+from ..erasing import PassSettings
+from ..modeling import ErasedModel
+from .config import Experiment, Row
+from .protocols import Problem
+
+Seconds = dict[str, float]
+
+
+def make(
+    row: Row,
+    seed: int,
+    experiment: Experiment,
+    problem: Problem,
+    original: ErasedModel,
+    settings: PassSettings,
+    stage: int | None,
+    before: ErasedModel | None = None,
+) -> tuple[ErasedModel, Seconds]:
+    """The model after the request of `stage` (None: after all of them at once), and the seconds that reading or the feature
+    pass ("features") and the rest ("fit") took.
+
+    before: what the requests before this one left; an eraser is added to it in place, weights are changed in a copy.
+    """
+    if row.kind == "original":
+        return original, {"features": 0.0, "fit": 0.0}
+    if row.kind == "checkpoint":
+        other = ErasedModel.from_pretrained(row.options["path"], processor=original.processor)
+        return other.to(next(original.inner.parameters()).device), {"features": 0.0, "fit": 0.0}
+    stages = range(len(problem.stages)) if stage is None else [stage]
+    forget = problem.train.select(forget_rows(problem, stages, row.forget_limit, seed).tolist())
+    retain = problem.images_to_keep(stages[-1], experiment.retain_limit)
+    if row.kind == "weights":
+        return _with_other_weights(row, seed, experiment, before or original, forget, retain, settings)
+    model = before if before is not None else _same_inner(original)
+    wants = {"retain": retain} if getattr(get_method(row.name), "needs_retain", False) else {}
+    # as the row gives them, since a method may refuse two settings that exclude each other
+    options = dict(row.options) | ({"seed": seed} if row.has_seed else {})
+    with _collecting(model, row.collect_in, seed):
+        model.erase(
+            forget, row.name, **wants, **vars(settings), **options, whole_classes=problem.probe_test is not None
+        )
+    record = model.erasures[-1]
+    return model, {"features": record.feature_seconds, "fit": record.fit_seconds}
+
+
+def forget_rows(problem: Problem, stages: Any, most: int | None, seed: int) -> Tensor:
+    """Rows of `problem.train` that a method sees of the requests `stages`: all, or `most` of each drawn by `seed`."""
+    parts = []
+    for stage in stages:
+        rows = problem.stages[stage]
+        if most is not None and most < len(rows):
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+            rows = rows[order[:most]]
+        parts.append(rows)
+    return torch.cat(parts).sort().values
+
+
+def records_of(model: ErasedModel) -> list[dict[str, Any]]:
+    """What was done to a model, as plain values: its erasures, or else the changes of its weights."""
+    own = [record.to_dict() for record in model.erasures]
+    return own or list(getattr(model.inner.config, "hf_kd_unlearned", None) or [])
+
+
+def _with_other_weights(
+    row: Row, seed: int, experiment: Experiment, start: ErasedModel, forget: Any, retain: Any, settings: PassSettings
+) -> tuple[ErasedModel, Seconds]:
+    reading = {name: value for name, value in vars(settings).items() if name != "batch_size"}
+    reading["mixed_precision"] = experiment.train_precision or experiment.mixed_precision
+    stock = unlearn(start, forget, row.name, retain=retain, **reading, **row.settings(seed))
+    model = ErasedModel.from_model(stock, processor=start.processor)
+    record = records_of(model)[-1]
+    return model, {"features": record["feature_seconds"], "fit": record["fit_seconds"]}
+
+
+def _same_inner(original: ErasedModel) -> ErasedModel:
+    """A wrapper of its own around a copy, so that no cell sees another's eraser."""
+    return ErasedModel.from_model(copy.deepcopy(original.inner), processor=original.processor)
+
+
+@contextlib.contextmanager
+def _collecting(model: ErasedModel, mode: str, seed: int) -> Iterator[None]:
+    """Feature passes inside run in this mode. In "train" BatchNorm ends with the statistics of what was read; with several
+    processes it gets the mean of theirs."""
+    if mode == "eval":
+        yield
+        return
+    inner = model.inner
+    model.find_taps()  # in eval mode: the search compares forwards
+    devices = [next(inner.parameters()).device] if next(inner.parameters()).is_cuda else []
+    handle = inner.register_forward_pre_hook(_to_train_mode)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        handle.remove()
+        inner.eval()
+    if process_state().num_processes > 1:
+        for buffer in inner.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(reduce(buffer, "mean"))
+
+
+def _to_train_mode(module: nn.Module, args: Any) -> None:
+    """Every feature pass sets eval mode; this is asked later, with each batch."""
+    module.train()

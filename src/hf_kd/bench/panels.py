@@ -1,0 +1,134 @@
+"""Figures of single rows, drawn while their model is at hand: class means (Fig. 3), t-SNE, Grad-CAM (Fig. 6).
+
+The drawing is the audit's; here the original stands on the left and the row on the right, whether the row has an eraser
+or other weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..audit.attack_data import AuditData
+from ..audit.behaviour import plot_numbers, plot_samples
+from ..audit.figures import STYLE, class_means, tsne
+from ..audit.grad_cam import panel
+from ..data import process_state
+from ..erasing import PassSettings
+from ..looking import class_maps
+from ..measuring import batches_of, erased
+from ..modeling import ErasedModel
+from .figures import shown_name
+from .measure import Features, joined
+from .protocols import Problem
+
+MOST_IMAGES = 6
+"""Rows of a Grad-CAM figure."""
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What the audit's figures read of a report."""
+
+    plots: dict[str, Any]
+    plot_samples: Any
+    class_names: dict[int, str]
+    forget_labels: tuple[int, ...]
+
+
+def file_name(label: str) -> str:
+    """A row's label as the name of a folder."""
+    return "".join(sign if sign.isalnum() or sign in "-_.=" else "-" for sign in label)
+
+
+def draw_panels(
+    model: ErasedModel,
+    features: Features,
+    problem: Problem,
+    original: tuple[ErasedModel, Features],
+    settings: PassSettings,
+    label: str,
+    folder: Path,
+    *,
+    grad_cam: bool = False,
+    failures: tuple[type[Exception], ...] = (),
+) -> dict[str, str]:
+    """Draw class_means.png, tsne.png and, if asked for, grad_cam.png into `folder`: {name: file, or why there is none}.
+
+    features: of `model` before its erasers. failures: what a figure may raise without stopping the others.
+    """
+    drawers = {"class_means": _class_means, "tsne": _tsne} | ({"grad_cam": _grad_cam} if grad_cam else {})
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, drawer in drawers.items():
+        path = folder / f"{name}.png"
+        try:
+            found[name] = drawer(model, features, problem, original, settings, label, path) or path.name
+        except failures as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _numbers(model, features, problem, original) -> _Numbers | str:
+    """The numbers of both versions, or why there are none."""
+    forget = problem.forget_classes(len(problem.stages) - 1)
+    if not forget:
+        return "no class is forgotten"
+    versions = []
+    for one, parts in (original, (model, features)):
+        train, test = (joined(erased(one, split)) for split in (parts.train, parts.test))
+        versions.append(AuditData.of(train, problem.probe_train, test, problem.probe_test, forget))
+    if versions[0].test.shape != versions[1].test.shape:
+        return "the features have another dimension than the original's"
+    return _Numbers(plot_numbers(*versions), plot_samples(*versions), dict(problem.names), tuple(forget))
+
+
+def _class_means(model, features, problem, original, settings, label, path) -> str | None:
+    return _save(class_means, model, features, problem, original, label, path)
+
+
+def _tsne(model, features, problem, original, settings, label, path) -> str | None:
+    return _save(tsne, model, features, problem, original, label, path)
+
+
+def _save(drawer, model, features, problem, original, label, path) -> str | None:
+    if not process_state().is_main_process:
+        return None
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    numbers = _numbers(model, features, problem, original)
+    if isinstance(numbers, str):
+        return numbers
+    with rc_context(STYLE):
+        figure = drawer(numbers, Figure)
+        if figure is None:
+            return "too few test images"
+        right = figure.axes[1]
+        right.set_title(f"original against {shown_name(label)}" if drawer is class_means else shown_name(label))
+        figure.savefig(path)
+    return None
+
+
+def _grad_cam(model, features, problem, original, settings, label, path) -> str | None:
+    """Test images of the forgotten classes with the original's map, and the row's."""
+    mask = problem.forget_test(len(problem.stages) - 1)
+    if mask is None:
+        return "no class is forgotten"
+    rows = torch.nonzero(mask).flatten()
+    target = int(problem.test_labels[rows[0]])  # what the head calls it: of a fine class, the class above
+    rows = rows[problem.test_labels[rows] == target][:MOST_IMAGES]
+    if not process_state().is_main_process:
+        return None
+    loader, _ = batches_of(model, problem.test.select(rows.tolist()), replace(settings, batch_size=MOST_IMAGES), True)
+    inputs = next(iter(loader))["inputs"]
+    first, second = class_maps(original[0], inputs, target), class_maps(model, inputs, target)
+    maps = replace(second, original=first.original)
+    names = model.config.id2label
+    images = next(value for value in inputs.values() if value.ndim == 4)
+    answers = [str(names[int(p)]) for p in maps.predicted]
+    panel(images.float().cpu(), maps, str(names[target]), answers, path)
+    return None
