@@ -6,6 +6,7 @@ from them, since both are functions of features alone.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -20,6 +21,7 @@ from .audit.behaviour import FitClass
 from .audit.change import weight_distance, weights
 from .audit.layers import layers
 from .audit.report import Section
+from .configuration import changes
 from .data import resolve_forget_labels
 from .erasers import Eraser, SecondMoment, available_methods, make_method
 from .erasing import PassSettings
@@ -28,6 +30,8 @@ from .measuring import VIEWS, ReadFeatures, erased, logits, model_has_head, read
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
+
+logger = logging.getLogger(__name__)
 
 
 def audit(
@@ -53,7 +57,7 @@ def audit(
 
     train, test: labelled images, anything `erase` takes; attackers train on `train` and are scored on `test`. Each is
         read in one pass (`attacks="full"` reads two further views of every image too).
-    forget_labels: names or ids of the model's labels; by default all classes in the erasure records.
+    forget_labels: names or ids of the model's labels; by default all classes in the records of erasing and unlearning.
     retain: names or ids of the labels that count as retained; by default all others in the data.
     original_model: the model before unlearning, where that changed weights. By default `model` without its erasers.
     reference_model: a model retrained without the forgotten classes.
@@ -83,6 +87,11 @@ def audit(
     chosen = attack_names(attacks, len(VIEWS))
     names = model.config.id2label if model.config.inner.id2label else None
     forget = forgotten_labels(model, forget_labels, names)
+    if changes(model.config) and original_model is None:
+        logger.warning(
+            "The weights of this model were changed, and without original_model (--original-model) what the report calls "
+            "the original is the changed model itself: it cannot tell what was forgotten."
+        )
     wanted = None if retain is None else [*forget, *_resolved(retain, names)]
     data = _Data(model, train, test, settings, wanted)
     has_head = model_has_head(model)
@@ -139,6 +148,7 @@ def audit(
             "architecture": type(model.inner).__name__,
             "taps": [str(tap) for tap in model.taps],
             "erasures": [erasure.to_dict() for erasure in model.erasures],
+            "changes": [change.to_dict() for change in changes(model.config)],
         },
     )
 
@@ -283,13 +293,14 @@ def _fit_class(model: ErasedModel) -> FitClass | None:
 
 
 def forgotten_labels(model: ErasedModel, given: Any, names: Any) -> list[int]:
-    """Ids of the labels given by name or id, or else of all classes in the erasure records."""
+    """Ids of the labels given by name or id, or else of all classes in the records of erasing and unlearning."""
     if given is not None:
         return _resolved(given, names)
-    classes = {label for erasure in model.erasures for label in erasure.classes or ()}
-    if not model.erasures:
+    records = [*changes(model.config), *model.erasures]
+    classes = {label for record in records for label in record.classes or ()}
+    if not records:
         raise ValueError("Nothing was erased from this model, so forget_labels has to say which classes to look for.")
-    if any(erasure.classes is None for erasure in model.erasures):
+    if any(record.classes is None for record in records):
         raise ValueError(
             "An erasure record does not name its classes (the forget set had no labels that the model knows). "
             "Say which they are: forget_labels=[...]."

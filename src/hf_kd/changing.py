@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import ImageProcessingMixin
 
-from .configuration import Erasure, versions
+from .configuration import Change, versions
 from .data import describe_forget_set, match_labels, probe_from_batch, process_state
 from .data.loader import make_loader
 from .data.samples import Samples
 from .erasing import PassSettings, preprocessor_of
+from .hub.receipt import tensors_digest
 from .modeling import ErasedModel
 from .taps import main_input
 from .unlearning import Task, UnlearningMethod, make_unlearning_method
@@ -55,6 +56,7 @@ def unlearn(
     method = make_unlearning_method(method, **method_options)
     settings = PassSettings(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
     student = student_of(model, processor)
+    before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
     if method.needs_retain and retain is None:
         raise ValueError(
@@ -67,7 +69,7 @@ def unlearn(
     measured = method.run(task)
     finished = time.perf_counter()
     stock = unwrapped(student)
-    record = Erasure(
+    record = Change(
         method=method.name,
         settings=method.settings(),
         taps=(),
@@ -84,6 +86,9 @@ def unlearn(
         fit_seconds=round(finished - between, 3),
         processes=process_state().num_processes,
         versions=versions(),
+        base_model=student.config.base_model,
+        base_commit=student.config.base_commit,
+        weights_before=before,
     )
     stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict()]
     return stock

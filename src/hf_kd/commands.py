@@ -16,7 +16,7 @@ from .audit import RetentionReport
 from .audit.scores import forget_retain_accuracy
 from .changing import unlearn as weights_changed
 from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
-from .documenting import CARD, REPORT, document
+from .documenting import CARD, REPORT, base_of, document
 from .erasing import PassSettings
 from .hub.push import Published, check_repo_id, prepare, upload
 from .hub.spaces import demo_space, metric_space
@@ -27,7 +27,7 @@ from .metrics import KNOWLEDGE_RETENTION
 from .modeling import ErasedModel
 from .originals import PRETRAINED
 from .originals import train_original as train
-from .publishing import Pushed, base_license
+from .publishing import Pushed, base_license, publishable
 from .saving import staged
 from .verifying import Verification
 from .verifying import verify as verify_source
@@ -213,7 +213,7 @@ def card(folder: Path, report: Path | None, **options: Any) -> list[str]:
     with staged(folder) as temporary:
         for path in (folder / "config.json", *folder.glob("model*.safetensors*")):
             (temporary / path.name).symlink_to(path.resolve())  # what the receipt is about, not what is written
-        licence = base_license(model.config.base_model)
+        licence = base_license(base_of(model)[0])
         document(model, temporary, report=found, existing_readme=existing, license=licence, **options)
         for path in temporary.iterdir():
             if path.is_symlink():
@@ -250,9 +250,10 @@ def _erased_in(folder: Path) -> ErasedModel:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
     model = ErasedModel.from_pretrained(folder)
-    if not model.is_erased:
+    if not publishable(model):
         raise ValueError(
-            f"{folder} holds no eraser, so there is nothing to publish. Erase something first: hf-kd erase."
+            f"{folder} holds no eraser, and no weights changed by hf_kd, so there is nothing to publish. Make it forget "
+            "something first: hf-kd erase or hf-kd unlearn."
         )
     return model
 

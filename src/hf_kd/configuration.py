@@ -66,6 +66,28 @@ class Erasure:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class Change(Erasure):
+    """The record of one request that changed weights (`hf_kd.unlearn`). No eraser stands for it: `taps` and the rest are
+    empty. Kept by the changed model's own configuration as `hf_kd_unlearned`."""
+
+    base_model: str | None = None
+    """Hub id of the model before the change; None where it came from somewhere else."""
+    base_commit: str | None = None
+    weights_before: str | None = None
+    """Digest of its weights, as in the receipt."""
+
+
+def changes(config: PreTrainedConfig) -> tuple[Change, ...]:
+    """What `hf_kd.unlearn` did to the weights of the model of this configuration (an erased model's: of the one inside).
+
+    Oldest first; empty where nothing was done. Raises ValueError for records that cannot be read.
+    """
+    stored = getattr(getattr(config, "inner", None) or config, "hf_kd_unlearned", None) or []
+    with readable("hf_kd_unlearned", stored):
+        return tuple(Change.from_dict(record) for record in stored)
+
+
 LISTS = {"taps": dict, "erasers": (dict, type(None)), "leaking": str, "erasures": dict}
 """What the lists in a configuration hold."""
 

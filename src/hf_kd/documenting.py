@@ -17,10 +17,11 @@ from jinja2 import TemplateError
 from yaml import YAMLError
 
 from .audit.report import RetentionReport
-from .configuration import Erasure, versions
+from .configuration import Change, Erasure, changes, versions
 from .hub.card import BEGIN, END, CardValues, Request, render
 from .hub.receipt import RECEIPT, commands, receipt, tensors_digest, write_receipt
 from .measuring import model_has_head
+from .unlearning import unlearning_methods
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
@@ -65,12 +66,13 @@ def document(
             logger.warning(
                 "The card has no figures: matplotlib is not installed. Install it: pip install 'hf-kd[figures]'."
             )
-    base = model.config.base_model
+    base, records = base_of(model)[0], records_of(model)
+    model.find_taps()
     write_receipt(folder / RECEIPT, _receipt(model, folder, folded, labels))
     if keep is not None and existing_readme is not None and BEGIN not in existing_readme:
         return
     values = CardValues(
-        requests=tuple(_request(model, erasure, show_class_names) for erasure in model.erasures),
+        requests=tuple(_request(model, record, show_class_names) for record in records),
         architecture=type(model.inner).__name__,
         taps=tuple(str(tap) for tap in model.taps),
         dimension=sum(tap.dim for tap in model.taps),
@@ -83,10 +85,22 @@ def document(
         license=license,
         report=report,
         figures=tuple(figures),
-        commands=tuple(commands([erasure.to_dict() for erasure in model.erasures], base, labels)),
+        commands=tuple(commands([record.to_dict() for record in records], base, labels)),
         versions=versions(),
     )
     (folder / CARD).write_text(_card(values, existing_readme), encoding="utf-8")
+
+
+def records_of(model: ErasedModel) -> tuple[Erasure, ...]:
+    """All requests carried out on a model: those that changed its weights, then those whose erasers stand in it."""
+    return (*changes(model.config), *model.erasures)
+
+
+def base_of(model: ErasedModel) -> tuple[str | None, str | None]:
+    """Hub id and commit of the model before the first request; None for one that came from somewhere else."""
+    changed = changes(model.config)
+    first = changed[0] if changed else model.config
+    return first.base_model, first.base_commit
 
 
 def _card(values: CardValues, existing: str | None) -> str:
@@ -117,22 +131,33 @@ def _request(model: ErasedModel, erasure: Erasure, named: bool) -> Request:
         condition_number=max((c for c in erasure.condition_number if c is not None), default=None)
         if None not in erasure.condition_number
         else None,
+        source=source_of(erasure) if isinstance(erasure, Change) else None,
+        stopped=next((part["stopped"] for part in erasure.measured if "stopped" in part), None),
     )
+
+
+def source_of(change: Change) -> str:
+    """Where the method of a change comes from, and what data it used; the method may be of a package not installed here."""
+    method = unlearning_methods().get(change.method)
+    needs = next((str(part["needs"]) for part in change.measured if "needs" in part), None)
+    return "; ".join(([f"used {needs}"] if needs else []) + ([method.source] if method else ["source unknown"]))
 
 
 def _labels(model: ErasedModel) -> list[list[str]]:
     names = model.config.id2label or {}
-    return [[str(names.get(label, label)) for label in erasure.classes or ("LABEL",)] for erasure in model.erasures]
+    return [[str(names.get(label, label)) for label in erasure.classes or ("LABEL",)] for erasure in records_of(model)]
 
 
 def _receipt(model: ErasedModel, folder: Path, folded: bool, labels: Sequence[Sequence[str]] | None) -> dict[str, Any]:
+    changed = changes(model.config)
     return receipt(
         folder,
         [erasure.to_dict() for erasure in model.erasures],
-        inner_digest(model),
+        changed[0].weights_before if changed and changed[0].weights_before else inner_digest(model),
+        changes=[change.to_dict() for change in changed],
         folded=folded,
-        base_model=model.config.base_model,
-        base_commit=model.config.base_commit,
+        base_model=base_of(model)[0],
+        base_commit=base_of(model)[1],
         labels=labels,
         versions=versions(),
     )

@@ -19,7 +19,8 @@ from huggingface_hub.utils import httpx
 from torch import Tensor
 
 from .audit.report import RetentionReport
-from .documenting import CARD, REPORT, document
+from .configuration import changes
+from .documenting import CARD, REPORT, base_of, document, records_of
 from .erasing import probe_batch
 from .hub.push import Published, fetch_text, prepare, upload
 from .saving import WEIGHT_PATTERNS
@@ -65,6 +66,7 @@ def push(
     """Publish weights, card, receipt, report and figures in one commit, load them back and compare bit for bit.
 
     repo_id: USER/NAME. private, token, revision, create_pr, commit_message: as in `huggingface_hub`.
+    Of a model without erasers whose weights `unlearn` changed, the stock checkpoint is published.
     report: what `audit` gave, for the card. folded: publish the stock checkpoint of `fold` instead (logits erased,
         features not). verify: load the commit from the Hub and compare answers and features on a fixed batch.
     show_class_names: name the forgotten classes in card, report and figures. datasets: Hub ids, for the card.
@@ -73,7 +75,7 @@ def push(
     `hf_kd.hub.push.PushError` (an OSError) when the upload failed and left the repository as it was, and NotVerified (an
     OSError) when it happened and what loads back is not this model, or nothing loads back.
     """
-    if not model.is_erased:
+    if not publishable(model):
         raise ValueError(
             "The erasure of this model is folded into its weights, and without the eraser no receipt can be made for it. "
             "Load the erased model it was folded from, and call push_to_hub(repo_id, folded=True) on that."
@@ -95,12 +97,13 @@ def push(
             show_class_names=show_class_names,
             existing_readme=existing,
             datasets=datasets,
-            license=base_license(model.config.base_model, token),
+            license=base_license(base_of(model)[0], token),
         )
+        methods = ", ".join(record.method for record in records_of(model))
         published = upload(
             folder,
             full,
-            message=commit_message or f"Erased with hf_kd: {', '.join(e.method for e in model.erasures)}",
+            message=commit_message or f"{'Erased' if model.is_erased else 'Made to forget'} with hf_kd: {methods}",
             token=token,
             revision=revision,
             create_pr=create_pr,
@@ -111,12 +114,18 @@ def push(
     return Pushed(**asdict(published), verified=verify)
 
 
+def publishable(model: ErasedModel) -> bool:
+    """Whether erasers stand in a model, or its weights were changed by `unlearn` and nothing was folded into them since."""
+    folded = getattr(model.config.inner, "hf_kd_folded", None)
+    return model.is_erased or (bool(changes(model.config)) and not folded)
+
+
 def _save(model: ErasedModel, folder: Path, folded: bool) -> torch.nn.Module:
     """Write the checkpoint; returns the module that was saved."""
-    if not folded:
+    if model.is_erased and not folded:
         model.save_pretrained(folder)
         return model
-    stock = model.fold()
+    stock = model.fold() if folded else model.inner
     stock.save_pretrained(folder)
     if hasattr(model.processor, "save_pretrained"):
         model.processor.save_pretrained(folder)

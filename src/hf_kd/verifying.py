@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from .configuration import Erasure
+from .configuration import Change, Erasure, changes
 from .documenting import inner_digest
 from .hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
 from .modeling import ErasedModel
@@ -40,6 +40,8 @@ class Verification:
     checks: tuple[Check, ...]
     repeated: bool
     """Whether the erasure was carried out again."""
+    repeatable: bool = True
+    """Whether there is an eraser that the forget set alone fits again; not where only weights were changed."""
 
     @property
     def ok(self) -> bool:
@@ -88,7 +90,7 @@ def verify(
         checks += _again(folder, content, original, forget, reading)
     elif forget is not None:
         checks.append(Check("erasure carried out again", False, "not tried: the files differ from the receipt"))
-    return Verification(str(source), tuple(checks), forget is not None)
+    return Verification(str(source), tuple(checks), forget is not None, bool(content["erasures"]))
 
 
 def _folder(source: str | Path, revision: str | None, token: str | None) -> Path:
@@ -134,10 +136,11 @@ def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
 
 
 def _records(model: ErasedModel, content: dict[str, Any]) -> Check:
-    same = [erasure.to_dict() for erasure in model.erasures] == [
-        Erasure.from_dict(record).to_dict() for record in content["erasures"]
-    ]
-    text = f"{len(model.erasures)} in config.json, {'equal' if same else 'other'} than in the receipt"
+    told = [Change.from_dict(record) for record in content.get("changes", [])]
+    told += [Erasure.from_dict(record) for record in content["erasures"]]
+    found = [*changes(model.config), *model.erasures]
+    same = [record.to_dict() for record in found] == [record.to_dict() for record in told]
+    text = f"{len(found)} in config.json, {'equal' if same else 'other'} than in the receipt"
     return Check("erasure records", same, text.replace("equal than", "the same as"))
 
 
@@ -152,6 +155,11 @@ def _again(
 ) -> list[Check]:
     """Carry all requests out again, on the same weights, and compare what comes out with what was published."""
     records = [Erasure.from_dict(record) for record in content["erasures"]]
+    if not records:
+        raise ValueError(
+            "No eraser was fitted here: weights were changed, and only the command in the receipt, with the images of all "
+            "labels, does that again. Verify without the data set."
+        )
     sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
     if len(sets) != len(records):
         raise ValueError(

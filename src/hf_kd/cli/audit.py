@@ -11,6 +11,7 @@ from .app import (
     BatchSizeOption,
     DeviceOption,
     ImageColumnOption,
+    ImportOption,
     JsonOption,
     LabelColumnOption,
     LabelMapOption,
@@ -20,6 +21,7 @@ from .app import (
     WorkersOption,
     app,
     console,
+    import_files,
     name_and_value,
     refusals,
 )
@@ -71,6 +73,7 @@ def audit(
     num_workers: WorkersOption = None,
     device: DeviceOption = None,
     revision: RevisionOption = None,
+    imports: ImportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what the features of MODEL still reveal of forgotten labels, by attackers that try.
@@ -78,6 +81,7 @@ def audit(
     **Example:** `hf-kd audit erased --dataset user/pets --output report`
     """
     with refusals():
+        import_files(imports)
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         from .. import commands
 

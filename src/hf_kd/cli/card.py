@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .app import app, console, refusals
+from .app import ImportOption, app, console, import_files, refusals
 
 
 @app.command()
 def card(
-    folder: Annotated[Path, typer.Argument(help="Folder of an erased model.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of an erased or unlearned model.")],
     report: Annotated[
         Path | None, typer.Option(help="report.json of hf-kd audit. Without it: the one in the folder.")
     ] = None,
@@ -21,9 +21,11 @@ def card(
     show_class_names: Annotated[
         bool, typer.Option("--show-class-names", help="Name the forgotten classes in card, report and figures.")
     ] = False,
+    imports: ImportOption = None,
 ) -> None:
     """Write model card, receipt, report and figures into FOLDER, as pushing would. Text of your own in README.md stays."""
     with refusals():
+        import_files(imports)
         from .. import commands
 
         written = commands.card(

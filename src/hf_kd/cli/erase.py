@@ -12,6 +12,7 @@ from .app import (
     BatchSizeOption,
     DeviceOption,
     ImageColumnOption,
+    ImportOption,
     JsonOption,
     LabelColumnOption,
     LabelMapOption,
@@ -22,6 +23,7 @@ from .app import (
     app,
     console,
     given,
+    import_files,
     name_and_value,
     refusals,
 )
@@ -85,6 +87,7 @@ def erase(
     device: DeviceOption = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16 for the forward pass.")] = None,
     revision: RevisionOption = None,
+    imports: ImportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make MODEL forget the images of --dataset with the labels of --forget, and save it to --output.
@@ -94,6 +97,7 @@ def erase(
     options = given(p=p, k=k, threshold=threshold, lr=lr, epochs=epochs, seed=seed)
     options |= {name: True for name, value in (("per_class", per_class), ("center", center)) if value}
     with refusals():
+        import_files(imports)
         options |= dict(name_and_value(text, "--option") for text in option or [])
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         from .. import commands

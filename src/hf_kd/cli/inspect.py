@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from .app import JsonOption, ModelArgument, RevisionOption, app, console, given, refusals
+from ..configuration import changes
+from .app import (
+    ImportOption,
+    JsonOption,
+    ModelArgument,
+    RevisionOption,
+    app,
+    console,
+    given,
+    import_files,
+    refusals,
+)
 from .showing import show_record
 
 if TYPE_CHECKING:
@@ -20,10 +31,12 @@ def inspect(
     model: ModelArgument,
     tap: Annotated[str | None, typer.Option(help="Try this place instead of searching.")] = None,
     revision: RevisionOption = None,
+    imports: ImportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased."""
     with refusals():
+        import_files(imports)
         from ..modeling import ErasedModel
 
         loaded = ErasedModel.from_pretrained(model, **given(tap=tap, revision=revision))
@@ -46,6 +59,12 @@ def inspect(
         console.print(
             f"{len(facts['folded'])} erasure(s) are folded into the head: logits are erased, features are not."
         )
+    for change in facts["changes"]:
+        classes = ", ".join(loaded.config.id2label.get(label, str(label)) for label in change["classes"])
+        console.print(
+            f"Its weights were changed by {change['method']}, to forget {classes} ({change['n_forget']:,} images).",
+            markup=False,
+        )
     for number, erasure in enumerate(facts["erasures"] or facts["folded"], 1):
         show_record(console, erasure, loaded.config.id2label, number)
 
@@ -59,5 +78,6 @@ def _facts(name: str, model: ErasedModel) -> dict[str, Any]:
         "withheld": list(model.config.leaking),
         "erased": model.is_erased,
         "erasures": [erasure.to_dict() for erasure in model.erasures],
+        "changes": [change.to_dict() for change in changes(model.config)],
         "folded": getattr(model.config.inner, "hf_kd_folded", None) or [],
     }

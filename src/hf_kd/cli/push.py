@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from .app import JsonOption, RevisionOption, app, console, refusals
+from .app import ImportOption, JsonOption, RevisionOption, app, console, import_files, refusals
 
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of an erased model.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of an erased or unlearned model.")],
     repo_id: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
     private: Annotated[bool | None, typer.Option("--private/--public", help="For a new repository.")] = None,
     revision: RevisionOption = None,
@@ -30,6 +30,7 @@ def push(
     ] = False,
     verify: Annotated[bool, typer.Option(help="Load it back from the Hub and compare.")] = True,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    imports: ImportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish the erased model in FOLDER as REPO_ID: weights, card, receipt, report and figures in one commit.
@@ -37,6 +38,7 @@ def push(
     The token is that of `hf auth login`, or HF_TOKEN.
     """
     with refusals():
+        import_files(imports)
         from .. import commands
 
         result = commands.push(

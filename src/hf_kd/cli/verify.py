@@ -9,7 +9,17 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .app import ImageColumnOption, JsonOption, LabelColumnOption, RevisionOption, app, console, refusals
+from .app import (
+    ImageColumnOption,
+    ImportOption,
+    JsonOption,
+    LabelColumnOption,
+    RevisionOption,
+    app,
+    console,
+    import_files,
+    refusals,
+)
 
 
 @app.command()
@@ -24,10 +34,12 @@ def verify(
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     revision: RevisionOption = None,
+    imports: ImportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check an erased model against its receipt; with --dataset, carry the erasure out again. Exit code 1: it differs."""
     with refusals():
+        import_files(imports)
         from .. import commands
 
         request = commands.Request(
@@ -48,7 +60,9 @@ def verify(
                 "ok" if check.ok else "[bold red]DIFFERS[/]", Text(check.what), Text(check.found, style="dim")
             )
         console.print(table)
-        again = "" if result.repeated else " The erasure was not carried out again: give its images with --dataset."
+        again = " The erasure was not carried out again: give its images with --dataset."
+        again = " What changed the weights was not carried out again." if not result.repeatable else again
+        again = "" if result.repeated else again
         console.print(("Everything matches the receipt." if result.ok else "[bold red]Not as published.[/]") + again)
     if not result.ok:
         raise typer.Exit(1)

@@ -41,6 +41,10 @@ class Request:
     """Share of the forget features' energy that was removed."""
     condition_number: float | None
     """Of the fitted eraser; None where it has a null space."""
+    source: str | None = None
+    """Of a method that changed weights: what data it used and where it comes from. None for an eraser."""
+    stopped: str | None = None
+    """Why such a method ended early."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,16 @@ class CardValues:
     """Paths beside the card."""
     commands: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Methods that changed weights."""
+        return tuple(dict.fromkeys(request.method for request in self.requests if request.source is not None))
+
+    @property
+    def erased(self) -> bool:
+        """Whether an eraser stands in the model, or is folded into its head."""
+        return any(request.source is None for request in self.requests)
 
 
 OUR_SPLITS = ("test[forget]", "test[retain]")
@@ -118,7 +132,7 @@ def template() -> str:
 def metadata(values: CardValues, existing: ModelCardData) -> ModelCardData:
     """The card's YAML: ours, and of an existing card whatever we do not own, results on other splits among it."""
     own = {
-        "library_name": "transformers" if values.folded else "hf-kd",
+        "library_name": "transformers" if values.folded or not values.erased else "hf-kd",
         "pipeline_tag": "image-classification" if values.classifies else "image-feature-extraction",
         "base_model": values.base_model if is_repo_id(values.base_model) else None,
         "base_model_relation": "finetune" if is_repo_id(values.base_model) else None,
@@ -128,7 +142,7 @@ def metadata(values: CardValues, existing: ModelCardData) -> ModelCardData:
     tags = _as_list(theirs.pop("tags", None))
     datasets = _as_list(theirs.pop("datasets", None))
     licence = theirs.pop("license", None) or values.license
-    wanted = [*tags, "hf-kd", "machine-unlearning", "concept-erasure"]
+    wanted = [*tags, "hf-kd", "machine-unlearning", *(["concept-erasure"] if values.erased else [])]
     named = [*datasets, *(name for name in values.datasets if is_repo_id(name))]
     others = [result for result in existing.eval_results or [] if result.dataset_split not in OUR_SPLITS]
     results = [*others, *eval_results(values)]
@@ -195,7 +209,7 @@ def _texts(values: CardValues) -> dict[str, Any]:
     return {
         "title": plain(_name(values)),
         "summary": _summary(values),
-        "results": None if report is None else results_table(report),
+        "results": None if report is None else results_table(report, "erased" if values.erased else "changed"),
         "results_notes": None if report is None else _results_notes(report),
         "figures": [{"path": path, "alt": ALT.get(Path(path).stem, "Figure")} for path in values.figures],
         "full_report": None if report is None else nameless(report).to_markdown(3),
@@ -203,10 +217,13 @@ def _texts(values: CardValues) -> dict[str, Any]:
         "method": _method(values),
         "usage": _usage(values),
         "reproduce": _reproduce(values),
+        "without_eraser": not values.erased,
         "removal": (
             "**The eraser is folded into the head.** Logits are erased; the features are NOT: whoever reads them, or trains "
             "another head, has what the original knew."
             if values.folded
+            else "**Whoever holds the weights can take the eraser away** and has the model as its weights were changed."
+            if values.changed
             else "**Whoever holds the weights can take the eraser away** and has the original model again."
         ),
     }
@@ -215,7 +232,7 @@ def _texts(values: CardValues) -> dict[str, Any]:
 def _name(values: CardValues) -> str:
     if values.repo_id:
         return values.repo_id.partition("/")[2] or values.repo_id
-    return f"{values.base_model or values.architecture}, erased"
+    return f"{values.base_model or values.architecture}, {'erased' if values.erased else 'made to forget'}"
 
 
 def _summary(values: CardValues) -> str:
@@ -224,6 +241,15 @@ def _summary(values: CardValues) -> str:
     )
     images = sum(request.images for request in values.requests)
     what = f"{base or plain(values.architecture)} that was made to forget {_classes(values.requests)}"
+    methods = ", ".join(f"`{plain(method)}`" for method in values.changed)
+    if not values.erased:
+        return (
+            f"{what}, with {images:,} images of it, by changing its weights ({methods}). No eraser stands in it: it is a "
+            "stock checkpoint, and its features are what these weights make of an image."
+        )
+    if values.changed:
+        where = "folded into its head" if values.folded else "where its pooled features pass"
+        return f"{what}, from {images:,} images: its weights were changed ({methods}), then an eraser was put {where}."
     how = (
         "The erasure is folded into its head: a stock checkpoint whose logits are erased and whose features are not."
         if values.folded
@@ -246,6 +272,9 @@ def _request(request: Request) -> str:
     settings = ", ".join(f"{name} = {value}" for name, value in request.settings.items() if value is not None)
     parts = [f"- {_classes([request])}: {request.images:,} images, method `{request.method}`"]
     parts.append(f"({plain(settings, 200)})" if settings else "")
+    if request.source is not None:
+        ended = f" It stopped early: {plain(request.stopped, 200)}." if request.stopped else ""
+        return " ".join(part for part in parts if part) + f"; it changed weights ({plain(request.source, 200)}).{ended}"
     facts = [f"{request.rank_removed} directions removed" if request.rank_removed else "no direction removed entirely"]
     if request.energy_removed is not None:
         facts.append(f"{request.energy_removed:.1%} of the energy of the forgotten features")
@@ -259,6 +288,8 @@ def _request(request: Request) -> str:
 
 def _method(values: CardValues) -> str:
     taps = "; ".join(f"`{tap.replace('`', '')}`" for tap in values.taps)
+    if not values.erased:
+        return f"Pooled features pass at: {taps}; d = {values.dimension}. What is said above of features is measured there."
     text = f"The eraser stands at: {taps}; d = {values.dimension}."
     if values.withheld and not values.folded:
         fields = ", ".join(f"`{name}`" for name in values.withheld)
@@ -270,9 +301,12 @@ mask on them (section 3.4)."
     )
 
 
-def results_table(report: RetentionReport) -> str:
-    """The headline numbers: converged and strongest attack first, the paper's protocol after the label efficiency."""
-    columns = ["", "erased", "original"] + ([f"reference ({report.reference})"] if report.reference != "none" else [])
+def results_table(report: RetentionReport, what: str = "erased") -> str:
+    """The headline numbers: converged and strongest attack first, the paper's protocol after the label efficiency.
+
+    what: was done to the model, "erased" or "changed".
+    """
+    columns = ["", what, "original"] + ([f"reference ({report.reference})"] if report.reference != "none" else [])
     lines = [_row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]
 
     def add(text: str, section: str, name: str, group: str | None = None) -> None:
@@ -288,7 +322,8 @@ def results_table(report: RetentionReport) -> str:
     add("Converged linear probe, others (D_rt)", "converged", "D_rt")
     add(f"**Strongest attack ({plain(strongest)}), recall**", "worst_case", "recall", strongest)
     add("Its false alarms", "worst_case", "false_alarms", strongest)
-    add("Whoever removes the eraser, recall", "worst_case", "recall_without_eraser")
+    if what == "erased":
+        add("Whoever removes the eraser, recall", "worst_case", "recall_without_eraser")
     for score in report.section("label_efficiency").scores:
         if score.name == "recall" and score.settings.get("n") in (1, 5, 20):
             add(f"Recall from {score.settings['n']} labelled images", "label_efficiency", "recall", score.group)
@@ -324,6 +359,8 @@ def _usage(values: CardValues) -> str:
     repo = values.repo_id or "PATH_OR_REPO_ID"
     task = "image-classification" if values.classifies else "image-feature-extraction"
     pipe = f'pipeline("{task}", model="{repo}")("photo.jpg")'
+    if not values.erased:
+        return f"A stock checkpoint: it loads without hf_kd.\n\n```python\nfrom transformers import pipeline\n\n{pipe}\n```"
     if values.folded:
         return (
             "A stock checkpoint: it loads without hf_kd. Its logits are erased, its **features are not**.\n\n"
@@ -342,10 +379,14 @@ def _reproduce(values: CardValues) -> str:
     lines = "\n".join(values.commands) or "hf-kd erase BASE_MODEL --dataset DATASET --forget LABEL --output erased"
     versions = ", ".join(f"{name} {version}" for name, version in values.versions.items())
     repo = values.repo_id or "FOLDER"
+    again = (
+        "checks them, and carries the erasure out again when given the images."
+        if values.erased
+        else "checks them. It does not train again: the command above does, with the images of all labels."
+    )
     return (
         f"```bash\n{lines}\n```\n\nDATASET and LABEL stand for what is not published here. Made with "
-        f"{versions or 'hf_kd'}. The receipt `erasures.json` holds records and hashes; `hf-kd verify {repo}` checks them, "
-        "and carries the erasure out again when given the images."
+        f"{versions or 'hf_kd'}. The receipt `erasures.json` holds records and hashes; `hf-kd verify {repo}` {again}"
     )
 
 

@@ -32,6 +32,7 @@ def receipt(
     erasures: Sequence[Mapping[str, Any]],
     before: str,
     *,
+    changes: Sequence[Mapping[str, Any]] = (),
     folded: bool,
     base_model: str | None = None,
     base_commit: str | None = None,
@@ -40,8 +41,9 @@ def receipt(
 ) -> dict[str, Any]:
     """The receipt of the checkpoint in `folder`.
 
-    erasures: the records. before: digest of the weights as erasing found them (`tensors_digest`).
-    labels: names of the forgotten classes of each record, if they may be named.
+    erasures: the records of erasers. changes: those of what changed the weights before any eraser was fitted.
+    before: digest of the weights as the first request found them (`tensors_digest`).
+    labels: names of the forgotten classes of each record, changes first, if they may be named.
     """
     after = weights_digest(folder)
     return {
@@ -52,11 +54,12 @@ def receipt(
         "base_commit": base_commit,
         "folded": folded,
         "erasures": [dict(record) for record in erasures],
+        "changes": [dict(record) for record in changes],
         "weights": {"before": before, "after": after, "unchanged": before == after},
         "erasers": erasers_digest(folder),
         "files": {path.name: file_digest(path) for path in _checkpoint_files(folder)},
-        "seeds": [record["settings"].get("seed") for record in erasures],
-        "commands": commands(erasures, base_model, labels),
+        "seeds": [record["settings"].get("seed") for record in (*changes, *erasures)],
+        "commands": commands([*changes, *erasures], base_model, labels),
         "versions": dict(versions or {}),
     }
 
@@ -150,22 +153,25 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def commands(
     erasures: Sequence[Mapping[str, Any]], base_model: str | None, labels: Sequence[Sequence[str]] | None = None
 ) -> list[str]:
-    """`hf-kd erase` for each record, in order; DATASET and LABEL stand for what is not said here."""
-    lines = []
+    """`hf-kd erase` or `unlearn` for each record, in order; DATASET and LABEL stand for what is not said here."""
+    lines, model = [], base_model or "BASE_MODEL"
     for number, record in enumerate(erasures):
-        model = base_model or "BASE_MODEL" if number == 0 else "erased"
-        words = ["hf-kd", "erase", model, "--dataset", "DATASET"]
+        changed = "weights_before" in record
+        words = ["hf-kd", "unlearn" if changed else "erase", model, "--dataset", "DATASET"]
         for label in labels[number] if labels else ["LABEL"]:
             words += ["--forget", str(label)]
         words += ["--method", record["method"]]
         for name, value in record["settings"].items():
-            if value is None or value is False:
+            if value is None or (value is False and not changed):
                 continue
-            if name in FLAGS:
+            if changed:
+                words += ["--option", f"{name}={json.dumps(value)}"]
+            elif name in FLAGS:
                 words += [f"--{name}", str(value)]
             elif value is True and name in ("per_class", "center"):
                 words.append(f"--{name.replace('_', '-')}")
             else:
                 words += ["--option", f"{name}={json.dumps(value)}"]
-        lines.append(shlex.join([*words, "--output", "erased"]))
+        model = "changed" if changed else "erased"
+        lines.append(shlex.join([*words, "--output", model]))
     return lines

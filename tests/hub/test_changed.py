@@ -1,0 +1,123 @@
+"""A model whose weights `unlearn` changed: its card, receipt and audit tell that, and no eraser is pretended."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_kd import ErasedModel, unlearn, unlearning_methods
+from hf_kd.configuration import changes
+from hf_kd.documenting import document
+from hf_kd.hub.receipt import RECEIPT, read_receipt
+from hf_kd.hub.text import plain
+from hf_kd.publishing import publishable
+from hf_kd.verifying import verify
+
+from ..conftest import make_dataset
+
+QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
+
+
+@pytest.fixture
+def changed(vit, processor, forget, tmp_path):
+    """(original, changed) as loaded from their folders."""
+    places = {"original": vit, "changed": unlearn(vit, forget, "delete", processor=processor, epochs=2, lr=0.05,
+                                                  progress=False)}  # fmt: skip
+    for name, model in places.items():
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    return tuple(ErasedModel.from_pretrained(tmp_path / name) for name in places)
+
+
+def test_the_card_says_what_was_done_and_where_it_comes_from(changed, tmp_path):
+    _, model = changed
+    document(model, tmp_path / "changed", show_class_names=True)
+    text = (tmp_path / "changed" / "README.md").read_text()
+    told = " ".join(text.split())
+    source = plain(unlearning_methods()["delete"].source, 200)
+    for words in ("made to forget cat", "by changing its weights (`delete`)", "No eraser stands in it", "used D\\_f",
+                  source, "20 images", "hf-kd unlearn BASE_MODEL", "--method delete",
+                  "library_name: transformers", "Not audited"):  # fmt: skip
+        assert words in told, words
+    for words in ("take the eraser away", "The eraser stands at", "weights of the base model are unchanged",
+                  "import hf_kd", "concept-erasure", "directions removed"):  # fmt: skip
+        assert words not in told, words
+
+
+def test_the_receipt_checks_weights_before_and_after(changed, tmp_path):
+    _, model = changed
+    document(model, tmp_path / "changed")
+    content = read_receipt(tmp_path / "changed" / RECEIPT)
+    assert (content["erasures"], content["erasers"], content["weights"]["unchanged"]) == ([], None, False)
+    assert content["changes"][0]["method"] == "delete"
+    found = verify(tmp_path / "changed", base=str(tmp_path / "original"))
+    assert found.ok
+    assert not found.repeatable
+    with pytest.raises(ValueError, match="weights were changed"):
+        verify(tmp_path / "changed", make_dataset([2] * 4))
+    config = tmp_path / "changed" / "config.json"
+    config.write_text(config.read_text().replace('"delete"', '"scrub"'))
+    assert not verify(tmp_path / "changed").ok
+
+
+def test_an_audit_finds_the_classes_and_warns_without_the_original(changed, caplog):
+    original, model = changed
+    splits = make_dataset([0, 1, 2, 3, 4] * 12), make_dataset([0, 1, 2, 3, 4] * 8, seed=9)
+    report = model.audit(*splits, original_model=original, **QUICK)
+    assert report.samples["D_f"] == 12
+    assert report.section("weights").scores
+    assert not caplog.records
+    assert report.context["changes"][0]["method"] == "delete"
+    model.audit(*splits, **QUICK)
+    assert "changed model itself" in caplog.text
+    with pytest.raises(ValueError, match="Nothing was erased"):
+        original.audit(*splits, **QUICK)
+
+
+def test_an_eraser_on_changed_weights_is_told_as_both(changed, forget, tmp_path):
+    original, model = changed
+    model.erase(make_dataset([3] * 8), k=2, progress=False)
+    model.save_pretrained(tmp_path / "both")
+    told = " ".join((tmp_path / "both" / "README.md").read_text().split())
+    assert "its weights were changed (`delete`), then an eraser was put where its pooled features pass" in told
+    assert "made to forget 2 classes" in told
+    assert "the weights of the base model are unchanged" not in told
+    assert "has the model as its weights were changed" in told
+    content = read_receipt(tmp_path / "both" / RECEIPT)
+    assert [line.split()[1] for line in content["commands"]] == ["unlearn", "erase"]
+    assert content["commands"][1].split()[2] == "changed"
+    again = verify(tmp_path / "both", make_dataset([3] * 8), base=str(tmp_path / "original"))
+    assert again.ok, again
+    assert publishable(ErasedModel.from_pretrained(tmp_path / "both"))
+    assert not publishable(ErasedModel.from_model(model.fold(), model.processor)), "a fold leaves no receipt"
+    assert not publishable(original)
+
+
+def test_records_that_cannot_be_read_are_damage(changed, tmp_path):
+    config = tmp_path / "changed" / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps(content | {"hf_kd_unlearned": ["delete"]}))
+    with pytest.raises(ValueError, match="hf_kd_unlearned"):
+        changes(ErasedModel.from_pretrained(tmp_path / "changed").config)
+
+
+def test_push_publishes_a_stock_checkpoint_and_loads_it_back(changed, hub, run_client, tmp_path):
+    done = run_client(["push", "changed", "ana/forgetful", "--json"])
+    assert json.loads(done.out)["verified"]
+    done = run_client("""
+from pathlib import Path
+from transformers import AutoModelForImageClassification
+from hf_kd import commands
+from hf_kd.verifying import verify
+model = AutoModelForImageClassification.from_pretrained("ana/forgetful")
+print(type(model).__name__, model.config.hf_kd_unlearned[0]["method"], verify("ana/forgetful").ok)
+for folder, options in (("original", {}), ("changed", {"folded": True})):
+    try:
+        commands.push(Path(folder), "ana/other", None, **options)
+    except ValueError as error:
+        print(error)
+""")
+    assert done.out.split()[:3] == ["ViTForImageClassification", "delete", "True"]
+    assert "no weights changed by hf_kd" in done.out
+    assert "no eraser to fold" in done.out
