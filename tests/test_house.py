@@ -35,6 +35,7 @@ OF_MODELING = {
     "folding",
     "loading",
     "looking",
+    "masking",
     "measuring",
     "originals",
     "publishing",

@@ -88,7 +88,7 @@ def changes(config: PreTrainedConfig) -> tuple[Change, ...]:
         return tuple(Change.from_dict(record) for record in stored)
 
 
-LISTS = {"taps": dict, "erasers": (dict, type(None)), "leaking": str, "erasures": dict}
+LISTS = {"taps": dict, "erasers": (dict, type(None)), "leaking": str, "erasures": dict, "masked": int}
 """What the lists in a configuration hold."""
 
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -137,7 +137,8 @@ class ErasedConfig(PreTrainedConfig):
     inner: configuration of the model inside. inner_class: its class name. taps, erasers: where pooled features pass and
     which erasers stand there (their shapes; values are in the weights). leaking: fields of the inner model's output
     that carry knowledge past the taps and are withheld. erasures: one record per request. base_model, base_commit: where
-    the model inside came from, on the Hub; None where it came from somewhere else.
+    the model inside came from, on the Hub; None where it came from somewhere else. masked: ids of the model inside that are
+    never answered; dropped: whether they also leave no column in the logits.
     """
 
     model_type = MODEL_TYPE
@@ -153,11 +154,13 @@ class ErasedConfig(PreTrainedConfig):
         erasures: list[dict[str, Any]] | None = None,
         base_model: str | None = None,
         base_commit: str | None = None,
+        masked: list[int] | None = None,
+        dropped: bool = False,
         **kwargs: Any,
     ):
         if erasers and len(erasers) != len(taps or ()):
             raise ValueError(f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged.")
-        given = {"taps": taps, "erasers": erasers, "leaking": leaking, "erasures": erasures}
+        given = {"taps": taps, "erasers": erasers, "leaking": leaking, "erasures": erasures, "masked": masked}
         for name, values in given.items():
             if values is not None and not (
                 isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)
@@ -180,6 +183,8 @@ class ErasedConfig(PreTrainedConfig):
         self.erasures = erasures or []
         self.base_model = base_model
         self.base_commit = base_commit
+        self.masked = masked or []
+        self.dropped = bool(dropped)
         attention = getattr(inner, "_attn_implementation", None)
         refuse_strange_dtype(kwargs)
         with readable("the labels and the rest", kwargs):

@@ -35,7 +35,7 @@ from .data import (
     process_state,
     sum_over_processes,
 )
-from .erasers import Eraser, ForgetData, Method, SecondMoment, make_method
+from .erasers import Eraser, ForgetData, Method, RetainMoments, SecondMoment, make_method
 from .taps import head_function, main_input, probe_inputs
 
 if TYPE_CHECKING:
@@ -66,13 +66,25 @@ def carry_out(
     settings: PassSettings,
     options: Mapping[str, Any],
     whole_classes: bool = True,
+    retain: Any = None,
 ) -> tuple[list[Eraser], Erasure]:
     """One fitted eraser for each tap, and the record of the request."""
     method = make_method(method, **options)
+    if method.needs_retain and retain is None:
+        raise ValueError(
+            f"Method {method.name!r} reads retained images and none were given: pass retain=... (images of the classes that "
+            "stay), or use method='esc' or 'mean-projection', which need the forget set alone."
+        )
+    if method.masks_head and not whole_classes:
+        raise ValueError(
+            f"Method {method.name!r} takes whole classes out by what the head answers; for samples of classes that stay "
+            "there is nothing it could tell them by. Use method='esc', and audit what it leaves: for such requests no "
+            "method on features does much."
+        )
     forget_set = describe_forget_set(
         forget, settings.image_column, settings.label_column, main_input=main_input(model.inner)
     )
-    mapping = _label_mapping(model, forget_set, settings.label_mapping, required=method.needs_head)
+    mapping = _label_mapping(model, forget_set, settings.label_mapping, method.needs_head or method.needs_labels)
     state = process_state()
     preprocessor = preprocessor_of(model, forget_set)
     loader = make_loader(
@@ -89,7 +101,7 @@ def carry_out(
         known = isinstance(model.processor, ImageProcessingMixin) and forget_set.kind != "loader"
         first = None if known else next(iter(make_loader(forget_set, preprocessor, batch_size=2, num_workers=0)))
         model.find_taps(None if first is None else probe_from_batch(first))
-    head = head_function(model.inner, model.taps) if method.needs_head else None
+    head = head_function(model.inner, model.taps, model.config.masked) if method.needs_head else None
     if method.needs_head and head is None:
         raise ValueError(
             f"Method {method.name!r} needs a classification head, and {type(model.inner).__name__} has none: its pooled "
@@ -112,8 +124,11 @@ def carry_out(
     data, labels = consumer.collect(len(model.sites))
     classes = consumer.classes() if whole_classes else None
     _refuse_every_class(model, classes)
+    given = {}
+    if method.needs_retain:
+        given = {"retain": retained_moments(model, retain, settings, method.needs_labels, classes)}
     between = time.perf_counter()
-    fitted = method.fit_taps(data, labels, head)
+    fitted = method.fit_taps(data, labels, head, **given)
     finished = time.perf_counter()
 
     for tap, eraser in zip(model.taps, fitted, strict=True):
@@ -135,6 +150,59 @@ def carry_out(
         processes=state.num_processes,
         versions=versions(),
     )
+
+
+def retained_moments(
+    model: ErasedModel, retain: Any, settings: PassSettings, needs_labels: bool, forgotten: tuple[int, ...] | None
+) -> list[RetainMoments]:
+    """The moments of retained images at each tap, of all processes: one pass, as over the forget set.
+
+    Raises ValueError for an empty set, for images of the forgotten classes in it, and for missing labels where they count.
+    """
+    described = describe_forget_set(
+        retain, settings.image_column, settings.label_column, main_input=main_input(model.inner)
+    )
+    mapping = _label_mapping(model, described, settings.label_mapping, needs_labels)
+    state = process_state()
+    loader = make_loader(
+        described,
+        preprocessor_of(model, described),
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        rank=state.process_index,
+        world_size=state.num_processes,
+    )
+    found: list[RetainMoments] = []
+
+    def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
+        own = torch.full_like(labels, -1) if mapping is None else mapping(labels)
+        if forgotten and bool(torch.isin(own, torch.tensor(forgotten)).any()):
+            raise ValueError(
+                f"retain holds images of the forgotten classes {list(forgotten)}: it has to be D_r, what stays. "
+                "Filter them out."
+            )
+        if not found:
+            found.extend(RetainMoments(f.shape[1], f.device) for f in features)
+        for moments, part in zip(found, features, strict=True):
+            moments.update(part, own)
+
+    count = feature_pass(
+        model.inner,
+        list(model.sites),
+        loader,
+        keep,
+        mixed_precision=settings.mixed_precision,
+        progress=settings.progress,
+        description="retained",
+    )
+    if count == 0:
+        raise ValueError("The retained set is empty. Check the filter that selected it.")
+    if state.num_processes > 1:
+        found = found or [RetainMoments(tap.dim) for tap in model.taps]
+        own = torch.tensor(sorted(found[0].sums), dtype=torch.long)
+        labels = sorted(set(gather_rows(own, fill=ABSENT).tolist()) - {ABSENT})
+        found = [moments.all_reduce(sum_over_processes, labels) for moments in found]
+    return found
 
 
 class _Moments:
@@ -203,7 +271,7 @@ class _MappedLabels:
 def _label_mapping(
     model: ErasedModel, forget_set: ForgetSet, given: Mapping[Any, Any] | None, required: bool
 ) -> LabelMapping | None:
-    id2label = model.config.id2label if model.config.inner.id2label else None
+    id2label = model.class_names or None
     if id2label is None or not forget_set.has_labels:
         if required and not forget_set.has_labels:
             raise ValueError(
@@ -222,9 +290,9 @@ def _label_mapping(
 
 
 def _refuse_every_class(model: ErasedModel, classes: tuple[int, ...] | None) -> None:
-    if classes is not None and model.taps[0].heads and len(classes) >= model.config.num_labels:
+    if classes is not None and model.taps[0].heads and len(classes) >= len(model.class_names):
         raise ValueError(
-            f"The forget set holds all {model.config.num_labels} classes of the model; nothing would be left to answer. "
+            f"The forget set holds all {len(model.class_names)} classes of the model; nothing would be left to answer. "
             "Forget fewer classes; if these are samples of classes that stay, say so: whole_classes=False."
         )
 

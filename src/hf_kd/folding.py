@@ -6,11 +6,13 @@ the head before its Linear, such as LeViT's BatchNorm, are folded through by the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .erasers import Eraser
-from .taps import Tap, TapSite
+from .taps import NEVER, Tap, TapSite
 from .taps.site import plain_copy
 
 
@@ -21,25 +23,37 @@ def fold_site(model: nn.Module, site: TapSite) -> None:
     Raises ValueError when the eraser is not linear or nothing linear reads or writes the features.
     """
     tap, eraser = site.tap, site.eraser
-    if eraser is None:
-        return
+    if eraser is not None:
+        _fold(model, tap, eraser)
+    if site.masked:
+        for name in tap.heads:
+            _silence(model, name, site.masked)
+
+
+def _fold(model: nn.Module, tap: Tap, eraser: nn.Module) -> None:
     if not isinstance(eraser, Eraser) or not eraser.is_linear:
         raise ValueError(
             f"An eraser of kind {getattr(eraser, 'kind', type(eraser).__name__)!r} is not linear and cannot be folded "
             "into a weight. Publish the model unfolded: save_pretrained keeps the eraser."
         )
-    matrix = eraser.matrix().cpu()
+    matrix, constant = eraser.matrix().cpu(), eraser.offset().cpu()
     if tap.heads:
         for name in tap.heads:
-            _fold_into_head(model, tap, name, matrix)
+            _fold_into_head(model, tap, name, matrix, constant)
         return
     place = tap.places[0]
     producer = model.get_submodule(place.module)
     if place.side == "output" and place.field is None and isinstance(producer, nn.Linear):
-        weight = matrix.T @ producer.weight.double().cpu()  # (x W^T + b) M, so the features themselves are erased
+        bias = constant if producer.bias is None else producer.bias.double().cpu() @ matrix + constant
+        if producer.bias is None and float(bias.abs().max()) > 0:
+            raise ValueError(
+                f"{place.module} makes the features without a bias that could take up the eraser's constant. Publish the "
+                "model unfolded: save_pretrained keeps the eraser."
+            )
+        weight = matrix.T @ producer.weight.double().cpu()  # (x W^T + b) M + c: the features themselves are erased
         producer.weight.copy_(weight)
         if producer.bias is not None:
-            producer.bias.copy_(producer.bias.double().cpu() @ matrix)
+            producer.bias.copy_(bias)
         return
     raise ValueError(
         f"The features at the {tap} are read by no classification head and made by no Linear, so there is no weight to "
@@ -47,15 +61,28 @@ def fold_site(model: nn.Module, site: TapSite) -> None:
     )
 
 
-def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor) -> None:
-    head = plain_copy(model, name, torch.float64).cpu()
+def _only_linear(head: nn.Module, name: str) -> tuple[str, nn.Linear]:
     linears = [(path, module) for path, module in head.named_modules() if isinstance(module, nn.Linear)]
     if len(linears) != 1:
         raise ValueError(
             f"The head {name} holds {len(linears)} Linear layers; folding needs exactly one. Publish the model unfolded: "
             "save_pretrained keeps the eraser."
         )
-    path, linear = linears[0]
+    return linears[0]
+
+
+def _silence(model: nn.Module, name: str, classes: Sequence[int]) -> None:
+    """Head surgery: rows that are never answered."""
+    _, linear = _only_linear(model.get_submodule(name), name)
+    if linear.bias is None:
+        raise ValueError(f"The Linear of the head {name} has no bias, so masked classes cannot be written into it.")
+    linear.weight[list(classes)] = 0
+    linear.bias[list(classes)] = NEVER
+
+
+def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, constant: Tensor) -> None:
+    head = plain_copy(model, name, torch.float64).cpu()
+    path, linear = _only_linear(head, name)
     seen: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0].reshape(-1, linear.in_features)))
     # rows of the identity and zero give the affine map h -> h J + c from the features to the Linear
@@ -64,7 +91,7 @@ def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor) -> No
     handle.remove()
     offset = seen[0][-1]
     inner = seen[0][:-1] - offset
-    # the Linear sees u = h J + c; with W' the logits of h are those W gives for h M:  J W'^T = M J W^T
+    # the Linear sees u = h J + o; with W' the logits of h are those W gives for h M + c:  J W'^T = M J W^T
     wanted = matrix @ inner @ linear.weight.T
     weight = (torch.linalg.pinv(inner) @ wanted).T
     error = float((inner @ weight.T - wanted).abs().max())
@@ -73,7 +100,11 @@ def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor) -> No
             f"The head {name} drops part of the features before its Linear (error {error:.2g}), so the eraser cannot be "
             "folded exactly. Publish the model unfolded: save_pretrained keeps the eraser."
         )
-    bias = (linear.bias if linear.bias is not None else 0) + offset @ linear.weight.T - offset @ weight.T
+    bias = (
+        (linear.bias if linear.bias is not None else 0)
+        + (constant @ inner + offset) @ linear.weight.T
+        - offset @ weight.T
+    )
     target = model.get_submodule(f"{name}.{path}" if path else name)
     target.weight.copy_(weight)
     if target.bias is not None:

@@ -91,7 +91,7 @@ def batches_of(
     described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
     mapping: Callable[[Tensor], Tensor] | None = None
     if not own_labels and described.has_labels and model.config.inner.id2label and model_has_head(model):
-        mapping = match_labels(described.label_names, model.config.id2label, settings.label_mapping)
+        mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)
     state = process_state()
     loader = make_loader(
         described,
@@ -165,7 +165,7 @@ def logits(model: ErasedModel, features: Sequence[Tensor]) -> Tensor:
 
     Raises ValueError for a model without a classification head.
     """
-    head = head_function(model.inner, model.taps)
+    head = head_function(model.inner, model.taps, model.config.masked)
     if head is None:
         raise ValueError(f"{type(model.inner).__name__} has no classification head: it gives no class to compare with.")
     device = next(model.inner.parameters()).device

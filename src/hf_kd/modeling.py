@@ -16,25 +16,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from . import erasing, loading
+from . import erasing, loading, masking
 from .configuration import MODEL_TYPE, ErasedConfig, Erasure
 from .documenting import document
-from .erasers import Method, build, describe
+from .erasers import Method, build, describe, make_method
 from .folding import fold_site
-from .loading import (
-    align_memory,
-    can_be_found_again,
-    class_named,
-    damage_reported,
-    hub_arguments,
-    load_inner,
-    load_processor,
-    merge_adapters,
-    refuse_incomplete,
-    refuse_missing_path,
-    refuse_to_wrap,
-    stored_config,
-)
 from .saving import staged
 from .taps import Tap, TapSearch, TapSite, drop_caches, evaluating, find_taps, record, run, without_fields
 
@@ -70,7 +56,7 @@ class ErasedModel(PreTrainedModel):
         super().__init__(config)
         given = inner is not None
         if not given:
-            inner = class_named(config.inner_class, config.inner)._from_config(config.inner)
+            inner = loading.class_named(config.inner_class, config.inner)._from_config(config.inner)
         elif attention is not None:
             config.inner._attn_implementation = attention
         self.inner = inner
@@ -85,6 +71,7 @@ class ErasedModel(PreTrainedModel):
             for site, eraser in zip(self.sites, erasers, strict=True):
                 site.eraser = eraser
             self._describe_erasers()
+            masking.follow(self)
         if given:  # its values stay; one built here is initialised by its own class, buffers outside checkpoints too
             for module in self.modules():
                 module._is_hf_initialized = True
@@ -108,11 +95,11 @@ class ErasedModel(PreTrainedModel):
                 "This is an ErasedModel already. Call erase on it again: requests compose, and the union of what they "
                 "remove is kept as one."
             )
-        model = merge_adapters(model)
+        model = loading.merge_adapters(model)
         if isinstance(model, ErasedModel):
             return model
-        refuse_to_wrap(model)
-        align_memory(model)
+        loading.refuse_to_wrap(model)
+        loading.align_memory(model)
         erased = cls(ErasedConfig.around(model), inner=model)
         erased.training = model.training  # not train(), which would overrule the modes of the modules inside
         erased.name_or_path = erased.config.name_or_path = model.config.name_or_path
@@ -136,12 +123,12 @@ class ErasedModel(PreTrainedModel):
         kwargs.pop("trust_remote_code", None)
         config = kwargs.pop("config", None)
         if not isinstance(config, ErasedConfig):
-            refuse_missing_path(name)
-            stored = stored_config(name, hub_arguments(kwargs))
+            loading.refuse_missing_path(name)
+            stored = loading.stored_config(name, loading.hub_arguments(kwargs))
             if stored is None or stored.get("model_type") != MODEL_TYPE:
-                with damage_reported(name):
-                    inner = load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
-                model = cls.from_model(inner, processor or load_processor(name, kwargs), tap)
+                with loading.damage_reported(name):
+                    inner = loading.load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
+                model = cls.from_model(inner, processor or loading.load_processor(name, kwargs), tap)
                 model.name_or_path = model.config.name_or_path = name
                 return model
         if tap is not None:
@@ -152,14 +139,14 @@ class ErasedModel(PreTrainedModel):
     def _load_erased(cls, name: str, config: Any, processor: Any, args: tuple, kwargs: dict[str, Any]):
         wants_info, _ = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", None)
         loading.refuse_pickles(name, kwargs)
-        with damage_reported(name):
+        with loading.damage_reported(name):
             model, info = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
-        refuse_incomplete(name, info, records_without_eraser=bool(model.erasures) and not model.is_erased)
-        align_memory(model)
+        loading.refuse_incomplete(name, info, records_without_eraser=bool(model.erasures) and not model.is_erased)
+        loading.align_memory(model)
         for site in model.sites:
             if site.eraser is not None and not any(buffer.is_meta for buffer in site.eraser.buffers()):
                 site.eraser.check()
-        model.processor = processor or load_processor(name, kwargs)
+        model.processor = processor or loading.load_processor(name, kwargs)
         return (model, info) if wants_info else model
 
     # Taps
@@ -173,6 +160,11 @@ class ErasedModel(PreTrainedModel):
     def erasures(self) -> tuple[Erasure, ...]:
         """One record for each request carried out, oldest first."""
         return self.config.records
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """The classes of the model inside, masked ones included: data sets and records speak of these ids."""
+        return {int(label): str(name) for label, name in (self.config.inner.id2label or {}).items()}
 
     @property
     def is_erased(self) -> bool:
@@ -215,6 +207,9 @@ class ErasedModel(PreTrainedModel):
         num_workers: int | None = None,
         progress: bool = True,
         whole_classes: bool = True,
+        retain: Any = None,
+        mask_head: bool | None = None,
+        erased_label: str | None = masking.ERASED,
         **method_options: Any,
     ) -> ErasedModel:
         """Forget a set of images: one pass over them, then a fit on their pooled features. Returns self.
@@ -225,6 +220,9 @@ class ErasedModel(PreTrainedModel):
         label_mapping: from the data set's labels (names or ids) to the model's, where names do not match.
         mixed_precision: "no", "fp16" or "bf16" for the forward pass; statistics are float64 in any case.
         whole_classes: False for samples of classes that stay; the record then names no classes.
+        retain: images of the classes that stay, for methods that read them ("leace", "mean-difference", ...).
+        mask_head: whether the forgotten classes are never answered again (probability 0); by default as the method says.
+            erased_label: what they are called then; None drops them from the labels and the logits.
         method_options: hyper-parameters of the method, such as p, k, threshold, lr.
 
         A second call sees features through the first eraser, and the union of what both remove is kept. On an error the
@@ -234,7 +232,9 @@ class ErasedModel(PreTrainedModel):
         settings = erasing.PassSettings(
             image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress
         )
-        fitted, erasure = erasing.carry_out(self, forget, method, settings, method_options, whole_classes)
+        fitted, erasure = erasing.carry_out(self, forget, method, settings, method_options, whole_classes, retain)
+        if make_method(erasure.method, **erasure.settings).masks_head if mask_head is None else mask_head:
+            masking.mask_classes(self, erasure.classes, erased_label)
         for site, eraser in zip(self.sites, fitted, strict=True):
             eraser = eraser.to(next(self.inner.parameters()).device)
             site.eraser = eraser if site.eraser is None else site.eraser.then(eraser)
@@ -259,6 +259,7 @@ class ErasedModel(PreTrainedModel):
             raise ValueError(f"There is no eraser to take away: {reason}")
         for site in self.sites:
             site.eraser = None
+        masking.unmask(self)
         self.config.erasures = []
         self._describe_erasers()
         erasing.forget_compiled_graphs()
@@ -309,7 +310,7 @@ class ErasedModel(PreTrainedModel):
         return_dict = inputs.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
-        output = call(**inputs, return_dict=True)
+        output = masking.kept_columns(self, call(**masking.inner_labels(self, inputs), return_dict=True))
         asked = inputs.get("output_hidden_states") or getattr(self.config.inner, "output_hidden_states", False)
         if self.is_erased and not asked:
             output = without_fields(output, self.config.leaking)
@@ -369,7 +370,7 @@ class ErasedModel(PreTrainedModel):
         """
         if push_to_hub:
             raise ValueError("save_pretrained does not push; call model.push_to_hub(repo_id).")
-        if not can_be_found_again(self.inner):
+        if not loading.can_be_found_again(self.inner):
             name, config = type(self.inner).__name__, type(self.inner.config).__name__
             raise ValueError(
                 f"{name} is neither a class of transformers nor registered, so the saved model could not be loaded "

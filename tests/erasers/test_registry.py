@@ -112,7 +112,7 @@ def test_names_and_options():
 @pytest.mark.parametrize(
     ("action", "error", "message"),
     [
-        (lambda: make_method("escc"), ValueError, "Unknown method 'escc'; available: esc"),
+        (lambda: make_method("escc"), ValueError, "Unknown method 'escc'; available: cover, esc"),
         (lambda: make_method("esc", tau=1), TypeError, "no option tau; it takes p, k, center, per_class"),
         (lambda: make_method(ESC(), k=1), TypeError, "already has its settings"),
         (lambda: make_method(3), TypeError, "name or a Method"),

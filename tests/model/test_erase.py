@@ -45,7 +45,7 @@ def test_the_record_says_what_was_done_and_nothing_about_images(model, processor
     erased = ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
     (record,) = erased.erasures
     assert (record.method, record.k, record.n_forget, record.classes) == ("esc", 2, 20, (2,))
-    assert record.settings == {"p": None, "k": 2, "center": False, "per_class": False}
+    assert record.settings == {"p": None, "k": 2, "center": False, "per_class": False, "renorm": False}
     assert 0 < record.energy_removed <= 1
     assert record.dtype == "float32"
     assert len(record.sha256[0]) == 64

@@ -15,20 +15,34 @@ from .base import (
     register_eraser,
     register_method,
 )
-from .esc import ESC, Projection, energy_share, orthonormal_union
+from .cover import Cover, CoverMap
+from .esc import ESC, NormedProjection, Projection, energy_share, orthonormal_union
 from .esc_t import ESCT, MaskedProjection
-from .moments import SecondMoment
+from .moments import RetainMoments, SecondMoment
+from .oblique import LEACE, MeanDifference, MeanProjection, ObliqueProjection, PrototypeOrthogonal
+from .retained_span import KeptSpan, RetainedSpan
 
 __all__ = [
     "ESC",
     "ESCT",
+    "LEACE",
     "Composition",
+    "Cover",
+    "CoverMap",
     "Eraser",
     "ForgetData",
     "Head",
+    "KeptSpan",
     "MaskedProjection",
+    "MeanDifference",
+    "MeanProjection",
     "Method",
+    "NormedProjection",
+    "ObliqueProjection",
     "Projection",
+    "PrototypeOrthogonal",
+    "RetainMoments",
+    "RetainedSpan",
     "SecondMoment",
     "available_methods",
     "build",

@@ -38,6 +38,7 @@ class Eraser(nn.Module, ABC):
     kind: ClassVar[str]
     """Name under which the class is registered and written into a model's configuration."""
     is_linear: ClassVar[bool] = True
+    """Whether the map is h M + c: it can be folded into a head."""
     is_projection: ClassVar[bool] = False
     """Whether applying the eraser twice equals applying it once."""
 
@@ -75,9 +76,14 @@ class Eraser(nn.Module, ABC):
         """Raise ValueError when the buffers cannot be those of a fitted eraser (loaded from a damaged checkpoint)."""
 
     def matrix(self) -> Tensor:
-        """M [d, d] with erase(h) = h M, in float64 (linear erasers only)."""
+        """M [d, d] with erase(h) = h M + c, in float64 (linear erasers only)."""
         device = next(self.buffers()).device
-        return self.erase(torch.eye(self.dim, dtype=torch.float64, device=device))
+        return self.erase(torch.eye(self.dim, dtype=torch.float64, device=device)) - self.offset()
+
+    def offset(self) -> Tensor:
+        """c [d] with erase(h) = h M + c, in float64: what becomes of a zero feature."""
+        device = next(self.buffers()).device
+        return self.erase(torch.zeros(1, self.dim, dtype=torch.float64, device=device))[0]
 
     def then(self, later: Eraser) -> Eraser:
         """One eraser that does this one first and `later` second."""
@@ -158,6 +164,12 @@ class Method(ABC):
     """Fitted on the features [n, d] themselves instead of their second moment."""
     needs_head: ClassVar[bool] = False
     """Needs the head and the labels of D_f."""
+    needs_retain: ClassVar[bool] = False
+    """Needs `RetainMoments` of retained features as well: `fit` and `fit_taps` take them as `retain`."""
+    needs_labels: ClassVar[bool] = False
+    """Needs the labels of D_f, and of D_r where that is needed, in the model's classes."""
+    masks_head: ClassVar[bool] = False
+    """Whether the model stops answering the forgotten classes, unless the user says otherwise."""
 
     @property
     def by_class(self) -> bool:
@@ -173,10 +185,12 @@ class Method(ABC):
         forget: Sequence[ForgetData],
         labels: Tensor | None = None,
         head: Callable[[Sequence[Tensor]], Tensor] | None = None,
+        **given: Sequence[Any],
     ) -> list[Eraser]:
         """One eraser per tap of a model with several; `head` maps the features at all taps to the model's logits.
 
-        The default fits each tap on its own, which is exact for methods that never look at the head.
+        given: for each tap what else the class attributes ask for, such as `retain`. The default fits each tap on its
+        own, which is exact for methods that never look at the head.
         """
         if self.needs_head and len(forget) > 1:
             raise ValueError(
@@ -184,7 +198,10 @@ class Method(ABC):
                 "fit_taps to fit them together. Use method='esc', or name one tap with tap='path.to.module'."
             )
         single = None if head is None else (lambda features: head([features]))
-        return [self.fit(data, labels, single) for data in forget]
+        return [
+            self.fit(data, labels, single, **{name: values[i] for name, values in given.items()})
+            for i, data in enumerate(forget)
+        ]
 
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters as plain values."""

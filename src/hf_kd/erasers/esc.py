@@ -64,10 +64,27 @@ class Projection(Eraser):
 
     def then(self, later: Eraser) -> Eraser:
         """Two projections become one, on the orthonormal union of both sets of directions."""
-        if not isinstance(later, Projection):
+        if type(later) is not type(self):
             return super().then(later)
         union = orthonormal_union([self.directions.double(), later.directions.to(self.directions.device).double()])
-        return Projection.onto_complement_of(union, **later.measured)
+        return type(self).onto_complement_of(union, **later.measured)
+
+
+@register_eraser
+class NormedProjection(Projection):
+    """h -> ||h|| P h / ||P h||: the projection, with every feature as long as it was.
+
+    A projection leaves the forgotten class short, and its length alone gives it away. Not linear, so it does not fold.
+    """
+
+    kind = "normed-projection"
+    is_linear = False
+
+    def erase(self, features: Tensor) -> Tensor:
+        projected = super().erase(features)
+        length = projected.norm(dim=-1, keepdim=True)
+        scale = features.norm(dim=-1, keepdim=True) / length.clamp(min=torch.finfo(features.dtype).tiny)
+        return projected * scale.where(length > 0, 1.0)
 
 
 def orthonormal_union(bases: Sequence[Tensor], tolerance: float = 1e-6) -> Tensor:
@@ -99,6 +116,7 @@ class ESC(Method):
         centred it is another method.
     per_class: k directions for each forget class and their orthonormal union, instead of one SVD of all forget samples
         (the paper's), in which a larger class outweighs a smaller one.
+    renorm: give every feature back the length it had, which the projection takes from the forgotten ones; ours.
     """
 
     name: ClassVar[str] = "esc"
@@ -107,6 +125,7 @@ class ESC(Method):
     k: int | None = None
     center: bool = False
     per_class: bool = False
+    renorm: bool = False
 
     def __post_init__(self):
         if self.p is not None and self.k is not None:
@@ -154,7 +173,8 @@ class ESC(Method):
         }
         if self.p is not None and int(total.dim * self.p / 100) != k:
             measured["k_of_published_code"] = int(total.dim * self.p / 100)
-        return Projection.onto_complement_of(union, **measured)
+        kind = NormedProjection if self.renorm else Projection
+        return kind.onto_complement_of(union, **measured)
 
     def _groups(self, forget: ForgetData, labels: Tensor | None) -> list[SecondMoment]:
         if isinstance(forget, Mapping):

@@ -121,6 +121,46 @@ class SecondMoment:
         return f"SecondMoment(dim={self.dim}, count={self.count})"
 
 
+class RetainMoments:
+    """What methods that may read retained data keep of it: the second moment of D_r and the mean of each of its classes.
+
+    State is O(d^2 + C d), whatever the number of samples.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+        self.moment = SecondMoment(dim, device)
+        self.sums: dict[int, Tensor] = {}
+        """Sum of the features of each class [d], float64."""
+        self.counts: dict[int, int] = {}
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor) -> RetainMoments:
+        """The moments of features [n, d] with labels [n] that are at hand at once."""
+        return cls(features.shape[1], features.device).update(features, labels)
+
+    def update(self, batch: Tensor, labels: Tensor) -> RetainMoments:
+        """Add features [n, d] with labels [n]; returns self. Raises ValueError as `SecondMoment.update`."""
+        self.moment.update(batch)
+        for label in labels.unique().tolist():
+            part = batch[(labels == label).to(batch.device)].detach().to(self.moment.outer_sum.device, torch.float64)
+            self.sums[label] = self.sums.get(label, 0) + part.sum(dim=0)
+            self.counts[label] = self.counts.get(label, 0) + len(part)
+        return self
+
+    def means(self) -> dict[int, Tensor]:
+        """The mean of each class [d], by ascending label."""
+        return {label: self.sums[label] / self.counts[label] for label in sorted(self.sums)}
+
+    def all_reduce(self, sum_over_processes: Callable[[Tensor], Tensor], labels: Iterable[int]) -> RetainMoments:
+        """Make every process hold the moments of all processes' samples; returns self. labels: of all processes."""
+        self.moment.all_reduce(sum_over_processes)
+        for label in sorted(labels):
+            own = self.sums.get(label, torch.zeros_like(self.moment.feature_sum))
+            total = sum_over_processes(torch.cat([own, own.new_tensor([float(self.counts.get(label, 0))])]))
+            self.sums[label], self.counts[label] = total[:-1], round(float(total[-1]))
+        return self
+
+
 def _float64_device(device: torch.device | str) -> torch.device:
     device = torch.device(device)
     return torch.device("cpu") if device.type in ("mps", "xla") else device

@@ -8,9 +8,10 @@ from .blocks import as_map, find_blocks, hidden_state, pooled
 from .find import TapNotFoundError, TapSearch, find_taps
 from .places import Place, Tap, without_fields
 from .probe import image_inputs, main_input, probe_inputs, run
-from .site import TapSite, drop_caches, evaluating, head_function, record, sites_on
+from .site import NEVER, TapSite, drop_caches, evaluating, head_function, record, sites_on
 
 __all__ = [
+    "NEVER",
     "Place",
     "Tap",
     "TapNotFoundError",

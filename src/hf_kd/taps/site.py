@@ -19,14 +19,26 @@ from transformers.utils import ModelOutput
 
 from .places import Place, Tap
 
+NEVER = -1e4
+"""The logit of a class that is never answered: finite in every precision and in every loss, and its probability is 0."""
+
+
+def masked_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """Logits [n, C, ...] with `NEVER` for some classes."""
+    if not classes:
+        return logits
+    return logits.index_fill(1, torch.tensor(classes, device=logits.device), NEVER)
+
 
 class TapSite(nn.Module):
-    """Stands at every place of one tap. Without an eraser it changes nothing."""
+    """Stands at every place of one tap, and behind its heads. Without an eraser and masked classes it changes nothing."""
 
     def __init__(self, tap: Tap):
         super().__init__()
         self.tap = tap
         self.eraser: nn.Module | None = None
+        self.masked: tuple[int, ...] = ()
+        """Classes that the heads never answer."""
         self._handles: list[Any] = []
         self._recorded: list[Tensor] | None = None
         self._stage: Literal["before", "after"] = "after"
@@ -48,6 +60,8 @@ class TapSite(nn.Module):
                 hook = functools.partial(self._on_output, number, place.field)
                 # first in line, so that no other hook sees the features before the eraser
                 self._handles.append(module.register_forward_hook(hook, prepend=True))
+        for name in self.tap.heads:
+            self._handles.append(model.get_submodule(name).register_forward_hook(functools.partial(self._on_logits)))
         return self
 
     def detach(self) -> None:
@@ -96,6 +110,9 @@ class TapSite(nn.Module):
             )
         output[field] = self.pass_through(output[field], number)
         return output
+
+    def _on_logits(self, module: nn.Module, args: tuple, output: Any):
+        return masked_logits(output, self.masked) if self.masked else None
 
     def extra_repr(self) -> str:
         return str(self.tap)
@@ -163,24 +180,49 @@ def drop_caches(model: nn.Module) -> None:
         module.training = training
 
 
-def head_function(model: nn.Module, taps: Sequence[Tap]) -> Callable[[Sequence[Tensor]], Tensor] | None:
+class HeadFunction:
     """The model's logits as a function of the features at all taps: [n, d] each -> [n, C], in float32, eval mode.
 
     The mean over all heads, as every several-headed model in transformers has it. Works on copies, so the model and
-    its training mode stay as they are. None when some tap has no head.
+    its training mode stay as they are.
     """
-    if not all(tap.heads for tap in taps):
-        return None
-    heads = [(i, tap.head_input_shape, plain_copy(model, name)) for i, tap in enumerate(taps) for name in tap.heads]
 
-    def logits(features: Sequence[Tensor]) -> Tensor:
+    def __init__(self, heads: Sequence[tuple[int, tuple[int, ...], nn.Module]], masked: Sequence[int] = ()):
+        self._heads = heads
+        self.masked = tuple(masked)
+        """Classes that are never answered."""
+
+    def __call__(self, features: Sequence[Tensor]) -> Tensor:
         outputs = []
-        for i, shape, head in heads:
+        for i, shape, head in self._heads:
             rows = features[i]
-            outputs.append(head(rows.reshape(rows.shape[0], *shape)).reshape(rows.shape[0], -1))
+            answer = masked_logits(head(rows.reshape(rows.shape[0], *shape)), self.masked)
+            outputs.append(answer.reshape(rows.shape[0], -1))
         return torch.stack(outputs).mean(dim=0) if len(outputs) > 1 else outputs[0]
 
-    return logits
+    def of_tap(self, number: int) -> OneHead:
+        """The logits as the heads at one tap alone give them: features [n, d] -> [n, C]."""
+        return OneHead(HeadFunction([(0, shape, head) for i, shape, head in self._heads if i == number], self.masked))
+
+
+class OneHead:
+    """The heads of a single tap: features [n, d] -> logits [n, C]."""
+
+    def __init__(self, function: HeadFunction):
+        self._function = function
+        self.masked = function.masked
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return self._function([features])
+
+
+def head_function(model: nn.Module, taps: Sequence[Tap], masked: Sequence[int] = ()) -> HeadFunction | None:
+    """The logits of a model as a function of features; None when some tap has no head. masked: classes never answered."""
+    if not all(tap.heads for tap in taps):
+        return None
+    return HeadFunction(
+        [(i, tap.head_input_shape, plain_copy(model, name)) for i, tap in enumerate(taps) for name in tap.heads], masked
+    )
 
 
 def plain_copy(model: nn.Module, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -1,0 +1,331 @@
+"""Cover erasure: put forgotten features, and a comparable number of retained ones, on the same few constant points.
+
+A constant carries no residual, so whatever attacks a point knows only the ratio forgotten : cover that lies on it. With
+more cover than forgotten mass the best decision for one output is never "forgotten". This is deniability, not deletion:
+several views or several images of one subject, an attacker who accepts false alarms, and whoever holds the weights get
+through. Works where the head can tell the forgotten classes, and costs their cover classes all within-class detail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
+from .heads import affine_head, mirrored_prototypes, settled
+
+KEPT, FORGOTTEN = -1, -2
+"""Roles of classes that are no cover; the role of a cover class is its row among the prototypes."""
+
+AUTO_SHARE = 0.01
+"""guard="auto" may leave at most this share of the recognised forget features unreplaced."""
+
+
+@register_eraser
+class CoverMap(Eraser):
+    """A(z) = P_argmax_M s(z) where the head sees a forgotten class, P_r where its answer r is a cover class, else z.
+
+    s_c = (l_c - shift_c) / scale_c over the cover classes M. Decides by its own copy of the head, sample by sample, without
+    randomness. Everything that is not replaced is returned bit for bit.
+    """
+
+    kind = "cover"
+    is_linear = False
+    is_projection = True
+
+    def __init__(self, dim: int, num_labels: int, forgotten: Sequence[int], cover: Sequence[int]):
+        super().__init__(dim)
+        self.forgotten, self.cover = tuple(forgotten), tuple(cover)
+        self.register_buffer("weight", torch.zeros(num_labels, dim))
+        self.register_buffer("bias", torch.zeros(num_labels))
+        self.register_buffer("prototypes", torch.zeros(len(self.cover), dim))
+        self.register_buffer("shift", torch.zeros(len(self.cover)))
+        self.register_buffer("scale", torch.zeros(len(self.cover)))
+        self.register_buffer("limits", torch.zeros(2))
+        self.register_buffer("roles", torch.full((num_labels,), KEPT))
+        self.weight: Tensor
+        """W of the head [C, d]."""
+        self.bias: Tensor
+        """b of the head [C]."""
+        self.prototypes: Tensor
+        """P_c of the cover classes [|M|, d]."""
+        self.shift: Tensor
+        self.scale: Tensor
+        """Of the scores that share the forgotten features out [|M|]."""
+        self.limits: Tensor
+        """tau, and the margin between the two largest logits above which anything is replaced (-inf: always)."""
+        self.roles: Tensor
+        """Of each class [C]: row of its prototype, `KEPT` or `FORGOTTEN`."""
+
+    def erase(self, features: Tensor) -> Tensor:
+        rows, replaced = self.decide(features)
+        prototypes = self.prototypes.to(features.device, features.dtype)
+        return torch.where(replaced[..., None], prototypes[rows], features)
+
+    def decide(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """For features [..., d]: which prototype each would get, and whether it is replaced at all."""
+        device, dtype = features.device, features.dtype
+        weight, bias, shift, scale, limits = (
+            b.to(device, dtype) for b in (self.weight, self.bias, self.shift, self.scale, self.limits)
+        )
+        roles = self.roles.to(device)
+        logits = features @ weight.T + bias
+        forgotten = roles == FORGOTTEN
+        retained, answer = logits.masked_fill(forgotten, -torch.inf).max(dim=-1)
+        seen = logits.masked_fill(~forgotten, -torch.inf).amax(dim=-1) > retained + limits[0]
+        shared = ((logits[..., list(self.cover)] - shift) / scale).argmax(dim=-1)
+        role = roles[answer]
+        first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
+        replaced = (seen | (role >= 0)) & (first - second > limits[1])
+        return torch.where(seen, shared, role.clamp(min=0)), replaced
+
+    @property
+    def rank_removed(self) -> int:
+        return 0
+
+    @property
+    def condition_number(self) -> float:
+        return float("inf")
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "dim": self.dim,
+            "num_labels": len(self.bias),
+            "forgotten": list(self.forgotten),
+            "cover": list(self.cover),
+        }
+
+    def check(self) -> None:
+        roles = torch.full_like(self.roles, KEPT)
+        roles[list(self.forgotten)] = FORGOTTEN
+        roles[list(self.cover)] = torch.arange(len(self.cover), device=roles.device)
+        logits = self.prototypes.double() @ self.weight.double().T + self.bias.double()
+        own = torch.tensor(self.cover, device=roles.device)
+        finite = all(bool(torch.isfinite(buffer).all()) for name, buffer in self.named_buffers() if name != "limits")
+        finite = finite and not bool(torch.isnan(self.limits).any())
+        if not (finite and torch.equal(roles, self.roles) and torch.equal(logits.argmax(dim=1), own)):
+            raise ValueError(
+                "The prototypes of a cover eraser have to be answered as their own classes, and its roles to be those its "
+                "description names: the eraser was not loaded or is damaged."
+            )
+
+
+@register_method
+@dataclass(frozen=True)
+class Cover(Method):
+    """Cover erasure, from the forget features, their labels and the head alone.
+
+    m: number of cover classes, 2 |F| unless given: the retained classes whose logits are largest on D_f. 3 |F| withstands
+        k-nearest-neighbour attackers better and several views worse.
+    guard: act only where the two largest logits are further apart than this quantile of the forget features; for models
+        that meet inputs from elsewhere, which a head puts into few classes. "auto" takes the largest quantile that leaves
+        at most 1 % of the recognised forget features unreplaced. Forgotten features below it pass unchanged.
+    tau: by how much a forgotten logit has to exceed all others.
+    cover_classes: ids of the cover classes instead of the nearest ones.
+    class_sizes: {class id: number of images}: takes as many cover classes as give twice the mass that is forgotten, and
+        shares the forgotten features out by size. Without it classes are taken to be of equal size.
+    prototypes: {class id: [d] values}: true class means, where retained images may be used; else they are guessed from
+        the head (`mirrored_prototypes`).
+    """
+
+    name: ClassVar[str] = "cover"
+    needs_features: ClassVar[bool] = True
+    needs_head: ClassVar[bool] = True
+    masks_head: ClassVar[bool] = True
+
+    m: int | None = None
+    guard: float | str | None = None
+    tau: float = 0.0
+    cover_classes: Sequence[int] | None = None
+    class_sizes: Mapping[int, int] | None = None
+    prototypes: Mapping[int, Any] | None = None
+
+    def __post_init__(self):
+        if self.m is not None and (isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1):
+            raise ValueError(f"m={self.m!r} is out of range: it has to be a whole number of cover classes, 1 or more.")
+        if self.m is not None and self.cover_classes is not None:
+            raise ValueError(f"Give m or cover_classes, not both (got m={self.m}, cover_classes={self.cover_classes}).")
+        if isinstance(self.guard, str):
+            if self.guard != "auto":
+                raise ValueError(f"guard={self.guard!r} is unknown: give a quantile, 'auto' or None.")
+        elif self.guard is not None and not 0 <= self.guard < 1:
+            raise ValueError(f"guard={self.guard!r} is out of range: it is a quantile, 0 <= guard < 1.")
+        for name in ("class_sizes", "prototypes"):  # from JSON the keys are strings
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, {int(label): value for label, value in given.items()})
+        if self.class_sizes is not None and not all(size > 0 for size in self.class_sizes.values()):
+            raise ValueError(f"class_sizes={self.class_sizes!r}: every class has to have an image or more.")
+        if self.cover_classes is not None:
+            object.__setattr__(self, "cover_classes", tuple(int(label) for label in self.cover_classes))
+
+    def settings(self) -> dict[str, Any]:
+        """The hyper-parameters as plain values; prototypes as lists of numbers."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.prototypes is not None:
+            values["prototypes"] = {c: torch.as_tensor(p).tolist() for c, p in self.prototypes.items()}
+        if self.cover_classes is not None:
+            values["cover_classes"] = list(self.cover_classes)
+        return values
+
+    def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> CoverMap:
+        """The map for features [n, d], labels [n] and the head.
+
+        `measured` of the result: cover_classes, their shares of the forgotten features, how many prototypes had to be moved
+        to be answered as their class and classes skipped because that failed, share_of_forget_replaced, the share of
+        inputs that will be replaced if classes have equal sizes (or those given), and with a guard its quantile and margin.
+
+        Raises ValueError where something is missing, for too few retained classes, and for classes or sizes that do not
+        fit the model.
+        """
+        if head is None or labels is None or not isinstance(forget, Tensor):
+            missing = "a classification head" if head is None else "labels" if labels is None else "the features of D_f"
+            raise ValueError(
+                f"Cover erasure is fitted on features [n, d], labels and the head, and {missing} is missing here. Without "
+                "them use method='esc', which needs the images alone."
+            )
+        features, labels = forget.detach().double().cpu(), labels.cpu()
+        weight, bias = affine_head(head, forget.detach().float())
+        masked = set(getattr(head, "masked", ()))
+        forgotten = sorted(set(labels.tolist()))
+        retained = [c for c in range(len(bias)) if c not in forgotten and c not in masked]
+        logits = features @ weight.T + bias
+        means = {f: features[labels == f].mean(dim=0) for f in forgotten}
+        chosen, measured = self._choose(weight, bias, logits, means, retained)
+        cover = list(chosen)
+
+        eraser = CoverMap(forget.shape[1], len(bias), forgotten, cover)
+        eraser.weight.copy_(weight)
+        eraser.bias.copy_(bias)
+        eraser.prototypes.copy_(torch.stack(list(chosen.values())))
+        eraser.roles[forgotten] = FORGOTTEN
+        eraser.roles[cover] = torch.arange(len(cover))
+        shift, scale, shares = equal_shares(logits[:, cover], self._wanted_shares(cover))
+        eraser.shift.copy_(shift)
+        eraser.scale.copy_(scale)
+        margins = _margins(logits[_recognised(logits, forgotten, self.tau)])
+        quantile, margin = self._guard(margins)
+        eraser.limits.copy_(torch.tensor([self.tau, margin]))
+        eraser.check()
+        with torch.no_grad():
+            replaced = float(eraser.decide(features.float())[1].double().mean())
+        sizes = self.class_sizes or dict.fromkeys(range(len(bias)), 1)
+        total = sum(sizes.values())
+        hit = sum(sizes[f] for f in forgotten) * replaced + sum(sizes[c] for c in cover)
+        measured |= {
+            "n_forget": len(labels),
+            "cover_classes": cover,
+            "shares": [round(share, 4) for share in shares],
+            "share_of_forget_replaced": replaced,
+            "share_of_inputs_expected": hit / total,
+        }
+        if quantile is not None:
+            measured |= {"guard_quantile": quantile, "guard_margin": margin}
+        eraser.measured.update(measured)
+        return eraser
+
+    def fit_taps(self, forget, labels=None, head=None, **given) -> list[Eraser]:
+        """Each tap by its own head: what one head does not see as forgotten passes its tap unchanged."""
+        return [self.fit(data, labels, None if head is None else head.of_tap(i)) for i, data in enumerate(forget)]
+
+    def _choose(
+        self, weight: Tensor, bias: Tensor, logits: Tensor, means: Mapping[int, Tensor], retained: Sequence[int]
+    ) -> tuple[dict[int, Tensor], dict[str, Any]]:
+        """The cover classes with their prototypes, each answered as its class, and what was done for that."""
+        forgotten = list(means)
+        wanted = len(self.cover_classes) if self.cover_classes is not None else self.m or 2 * len(forgotten)
+        strange = [c for c in self.cover_classes or () if c not in retained]
+        if strange or wanted > len(retained):
+            what = (
+                f"Classes {strange} are" if strange else f"{wanted} cover classes of {len(retained)} retained ones are"
+            )
+            raise ValueError(
+                f"{what} not to be had: cover classes are retained classes of the model, and the {len(forgotten)} forgotten "
+                "ones need more cover than that. Choose a smaller m, or forget fewer classes."
+            )
+        mass = 2 * sum(self._size(f) for f in forgotten) if self.class_sizes is not None else 0
+        order = self.cover_classes or sorted(retained, key=lambda c: (-float(logits[:, c].mean()), c))
+        guessed = mirrored_prototypes(weight, bias, means, [c for c in order if c not in (self.prototypes or {})])
+        margin = max(
+            1e-3 * float(logits.std()), -1.01 * self.tau
+        )  # a prototype must not be taken for a forgotten feature
+        found: dict[int, Tensor] = {}
+        moved, skipped = [], []
+        for c in order:
+            if len(found) >= wanted and (not mass or sum(self._size(c) for c in found) >= mass):
+                break
+            first = guessed[c] if c in guessed else self._prototype(c, weight.shape[1])
+            place = settled(weight, bias, first, c, margin)
+            if place is None:
+                skipped.append(c)
+                continue
+            if place is not first:
+                moved.append(c)
+            found[c] = place
+        if len(found) < wanted or (mass and sum(self._size(c) for c in found) < mass):
+            raise ValueError(
+                f"Only {len(found)} cover classes could be had (skipped, because no point near their prototype is answered "
+                f"as them: {skipped}); {wanted} are wanted" + (f", of {mass} images or more." if mass else ".")
+            )
+        return found, {"prototypes_moved": moved, "classes_skipped": skipped}
+
+    def _size(self, label: int) -> int:
+        if label not in (self.class_sizes or {}):
+            raise ValueError(f"class_sizes says nothing of class {label}; give the size of every class of the model.")
+        return self.class_sizes[label]
+
+    def _prototype(self, label: int, dim: int) -> Tensor:
+        given = torch.as_tensor(self.prototypes[label], dtype=torch.float64).flatten()
+        if len(given) != dim or not bool(torch.isfinite(given).all()):
+            raise ValueError(
+                f"The prototype of class {label} has {len(given)} values; it has to be d = {dim} finite ones."
+            )
+        return given
+
+    def _wanted_shares(self, cover: Sequence[int]) -> Tensor:
+        sizes = torch.tensor([float(self._size(c)) if self.class_sizes else 1.0 for c in cover], dtype=torch.float64)
+        return sizes / sizes.sum()
+
+    def _guard(self, margins: Tensor) -> tuple[float | None, float]:
+        """The quantile and its margin; -inf where nothing is held back."""
+        if self.guard is None or not len(margins):
+            return None, -torch.inf
+        if self.guard == "auto":
+            margins = margins.sort().values
+            passed = int(AUTO_SHARE * len(margins))  # so many may stay below
+            below = float(margins[passed]) * (1 - 1e-6)
+            return passed / len(margins), below
+        return self.guard, float(torch.quantile(margins, self.guard))
+
+
+def equal_shares(logits: Tensor, wanted: Tensor, rounds: int = 200) -> tuple[Tensor, Tensor, list[float]]:
+    """Shift and scale [m] so that argmax_c (l_c - shift_c) / scale_c shares logits [n, m] out as `wanted` [m]; the shares.
+
+    Starts from mean and standard deviation and moves the shifts by what a class has too much, in smaller and smaller
+    steps; returns the best that was seen.
+    """
+    shift, scale = logits.mean(dim=0), logits.std(dim=0, correction=0)
+    scale = scale.clamp(min=1e-6 * max(float(scale.max()), 1e-6))
+    best, found, shares = float("inf"), shift, wanted
+    for number in range(rounds):
+        got = torch.bincount(((logits - shift) / scale).argmax(dim=1), minlength=len(wanted)).double() / len(logits)
+        error = float((got - wanted).abs().max())
+        if error < best:
+            best, found, shares = error, shift.clone(), got
+        shift = shift + (got - wanted) * scale * (2.0 / (1 + 0.1 * number))
+    return found, scale, shares.tolist()
+
+
+def _recognised(logits: Tensor, forgotten: Sequence[int], tau: float) -> Tensor:
+    mask = torch.zeros(logits.shape[1], dtype=torch.bool)
+    mask[list(forgotten)] = True
+    return logits[:, mask].amax(dim=1) > logits.masked_fill(mask, -torch.inf).amax(dim=1) + tau
+
+
+def _margins(logits: Tensor) -> Tensor:
+    first, second = logits.topk(2, dim=1).values.unbind(dim=1)
+    return first - second

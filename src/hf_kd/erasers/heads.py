@@ -1,0 +1,72 @@
+"""What erasers read off a classification head: its weights, and where retained classes lie as seen from forgotten ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .base import Head
+
+
+def affine_head(head: Head, like: Tensor) -> tuple[Tensor, Tensor]:
+    """W [C, d] and b [C] with head(h) = W h + b, in float64 on the CPU, for features like `like` [n, d].
+
+    Raises ValueError where the head is not affine.
+    """
+    dim = like.shape[1]
+    probe = torch.cat([torch.zeros(1, dim), torch.eye(dim)]).to(like)
+    with torch.no_grad():
+        answers = torch.cat([head(rows) for rows in probe.split(4096)]).double().cpu()
+        found, expected = answers[1:].T - answers[:1].T, answers[0]
+        seen = like[:64]
+        wanted, got = head(seen).double().cpu(), seen.double().cpu() @ found.T + expected
+    error = float((wanted - got).abs().max())
+    if not error <= 1e-3 * max(1.0, float((wanted - expected).abs().max())):
+        raise ValueError(
+            f"The head is not affine in the features (off by {error:.3g}), so it has no class directions to work with. Use "
+            "method='esc', which never looks at the head."
+        )
+    return found, expected
+
+
+def mirrored_prototypes(
+    weight: Tensor, bias: Tensor, means: Mapping[int, Tensor], retained: Sequence[int]
+) -> dict[int, Tensor]:
+    """Where each retained class lies, guessed from the head and the means m_f [d] of the forgotten classes alone.
+
+    P_c is m_f mirrored in the hyperplane between f and c, averaged over f: under neural collapse class means are mirror
+    images of each other.
+    """
+    found = {}
+    for c in retained:
+        images = []
+        for f, mean in means.items():
+            normal = weight[f] - weight[c]
+            distance = (mean @ normal + bias[f] - bias[c]) / (normal @ normal).clamp(min=torch.finfo(normal.dtype).tiny)
+            images.append(mean - 2 * distance * normal)
+        found[c] = torch.stack(images).mean(dim=0)
+    return found
+
+
+def settled(
+    weight: Tensor, bias: Tensor, prototype: Tensor, label: int, margin: float, rounds: int = 500
+) -> Tensor | None:
+    """The prototype [d], moved as little as the head asks for until it answers `label` by `margin`; None where that fails.
+
+    Each round projects on the halfspace of the strongest rival.
+    """
+    others = torch.arange(len(bias)) != label
+    for _ in range(rounds):
+        logits = weight @ prototype + bias
+        rival = int(torch.where(others, logits, -torch.inf).argmax())
+        missing = margin - float(logits[label] - logits[rival])
+        if missing <= 0:
+            return prototype
+        normal = weight[label] - weight[rival]
+        square = float(normal @ normal)
+        if square == 0:
+            return None
+        prototype = prototype + 1.01 * missing / square * normal
+    return None

@@ -1,0 +1,105 @@
+"""Retained-span projection: keep of the features only what tells the retained classes apart by the head.
+
+The middle of the road between ESC and cover erasure. A backbone stores a class redundantly, so a converged probe still
+reads most of it from what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
+from .heads import affine_head, mirrored_prototypes
+
+
+@register_eraser
+class KeptSpan(Eraser):
+    """h -> c + B B^T (h - c) with orthonormal B [d, r]: keeps r directions, and c in all others."""
+
+    kind = "kept-span"
+    is_projection = True
+
+    def __init__(self, dim: int, rank: int):
+        super().__init__(dim)
+        self.register_buffer("basis", torch.zeros(dim, rank))
+        self.register_buffer("center", torch.zeros(dim))
+        self.basis: Tensor
+        """B, orthonormal columns [d, r]."""
+        self.center: Tensor
+        """c [d]."""
+
+    def erase(self, features: Tensor) -> Tensor:
+        basis, center = self.basis.to(features.device, features.dtype), self.center.to(features.device, features.dtype)
+        return center + ((features - center) @ basis) @ basis.T
+
+    @property
+    def rank_removed(self) -> int:
+        return self.dim - self.basis.shape[1]
+
+    @property
+    def condition_number(self) -> float:
+        return float("inf") if self.rank_removed else 1.0
+
+    def spec(self) -> dict[str, Any]:
+        return {"dim": self.dim, "rank": self.basis.shape[1]}
+
+    def check(self) -> None:
+        gram = self.basis.double().T @ self.basis.double()
+        error = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
+        if not (error < 1e-2 and bool(torch.isfinite(self.center).all())):  # catches NaN too
+            raise ValueError(
+                f"The basis of a kept span has to be orthonormal, but B^T B differs from I by {error:.3g}: the eraser was "
+                "not loaded or is damaged."
+            )
+
+
+@register_method
+@dataclass(frozen=True)
+class RetainedSpan(Method):
+    """Keep the span of w_c - mean w over the retained classes c; elsewhere every feature gets the same value.
+
+    Logits of retained classes keep their differences exactly. The constant outside the span is that of the mean of the
+    mirrored prototypes. Needs fewer retained classes than d.
+    """
+
+    name: ClassVar[str] = "retained-span"
+    needs_features: ClassVar[bool] = True
+    needs_head: ClassVar[bool] = True
+    masks_head: ClassVar[bool] = True
+
+    def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> KeptSpan:
+        """The projection for features [n, d], labels [n] and the head.
+
+        Raises ValueError where one of them is missing or the retained rows of the head span all of R^d.
+        """
+        if head is None or labels is None or not isinstance(forget, Tensor):
+            raise ValueError("retained-span is fitted on features [n, d], their labels and the head; one is missing.")
+        weight, bias = affine_head(head, forget)
+        forgotten = sorted(set(labels.tolist()))
+        masked = set(getattr(head, "masked", ()))
+        retained = [c for c in range(len(bias)) if c not in forgotten and c not in masked]
+        if len(retained) < 2:
+            raise ValueError(f"{len(retained)} classes are retained; a span needs two or more.")
+        rows = weight[retained] - weight[retained].mean(dim=0)
+        _, values, directions = torch.linalg.svd(rows, full_matrices=False)
+        basis = directions[values > 1e-6 * values[0]].T
+        if basis.shape[1] >= basis.shape[0]:
+            raise ValueError(
+                f"{len(retained)} retained classes span all d = {basis.shape[0]} dimensions, so keeping their span removes "
+                "nothing. Use another method."
+            )
+        means = {f: forget[labels == f].double().cpu().mean(dim=0) for f in forgotten}
+        center = torch.stack(list(mirrored_prototypes(weight, bias, means, retained).values())).mean(dim=0)
+        eraser = KeptSpan(*basis.shape)
+        eraser.basis.copy_(basis)
+        eraser.center.copy_(center - basis @ (basis.T @ center))
+        eraser.measured.update({"kept_dimensions": basis.shape[1], "n_forget": len(labels)})
+        return eraser
+
+    def fit_taps(self, forget, labels=None, head=None, **given) -> list[Eraser]:
+        """Each tap by its own head."""
+        return [self.fit(data, labels, None if head is None else head.of_tap(i)) for i, data in enumerate(forget)]

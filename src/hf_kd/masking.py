@@ -1,0 +1,102 @@
+"""Classes that are never answered: the logits of forgotten classes, and what their labels are called from then on.
+
+Part of the modelling room. The heads' rows are masked by the sites (`TapSite.masked`), below the loss, so that `Trainer`
+and `pipeline` go on working; here the configuration follows. The model inside keeps its weights and its names, by which
+data sets are matched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+if TYPE_CHECKING:
+    from .modeling import ErasedModel
+
+ERASED = "(erased)"
+
+
+def mask_classes(model: ErasedModel, classes: Sequence[int] | None, label: str | None) -> None:
+    """Never answer `classes` (ids of the model inside) again; their label becomes `label`, None drops them altogether.
+
+    Dropped classes leave no column in the logits, and the others are numbered anew from 0.
+
+    Raises ValueError where classes are unknown, nothing would be left, or some were masked in the other way before.
+    """
+    config = model.config
+    if not classes or not all(tap.heads for tap in model.taps):
+        raise ValueError(
+            "Only known classes of a model with a classification head can be masked: give the images their labels, or pass "
+            "mask_head=False."
+        )
+    if config.masked and config.dropped != (label is None):
+        raise ValueError(
+            f"Classes {config.masked} were masked {'and dropped' if config.dropped else 'under a label'} before; one model "
+            f"does one of both. Pass erased_label={'None' if config.dropped else repr(ERASED)}."
+        )
+    masked = sorted({*config.masked, *classes})
+    names = model.class_names
+    if len(masked) >= len(names):
+        raise ValueError(f"All {len(names)} classes would be masked; nothing would be left to answer.")
+    config.masked, config.dropped = masked, label is None
+    if label is None:
+        config.id2label = dict(enumerate(name for c, name in names.items() if c not in masked))
+    else:
+        shown = {c: config.id2label[c] for c in names}
+        config.id2label = _unique(shown | dict.fromkeys(classes, label))
+    config.label2id = {name: c for c, name in config.id2label.items()}
+    follow(model)
+
+
+def unmask(model: ErasedModel) -> None:
+    """Answer all classes again, under their names."""
+    config = model.config
+    if config.masked:
+        config.masked, config.dropped = [], False
+        config.id2label = dict(model.class_names)
+        config.label2id = {name: c for c, name in config.id2label.items()}
+    follow(model)
+
+
+def follow(model: ErasedModel) -> None:
+    """Let the sites mask what the configuration says."""
+    for site in model.sites:
+        site.masked = tuple(model.config.masked)
+
+
+def _unique(names: dict[int, str]) -> dict[int, str]:
+    """Labels of which none occurs twice: "(erased)" of several requests is numbered."""
+    seen: dict[str, int] = {}
+    found = {}
+    for c, name in names.items():
+        seen[name] = seen.get(name, 0) + 1
+        found[c] = name if seen[name] == 1 else f"{name} {seen[name]}"
+    return found
+
+
+def inner_labels(model: ErasedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with `labels` in the ids of the model inside, where dropped classes have changed them."""
+    labels = inputs.get("labels")
+    if not model.config.dropped or labels is None:
+        return inputs
+    return inputs | {"labels": torch.tensor(_kept(model), device=labels.device)[labels]}
+
+
+def kept_columns(model: ErasedModel, output: Any) -> Any:
+    """The output without the columns of dropped classes, in every field of logits [n, C]."""
+    if not model.config.dropped or not isinstance(output, ModelOutput):
+        return output
+    for name, value in output.items():
+        if "logits" in name and isinstance(value, Tensor) and value.shape[1:] == (len(model.class_names),):
+            output[name] = value[:, torch.tensor(_kept(model), device=value.device)]
+    return output
+
+
+def _kept(model: ErasedModel) -> list[int]:
+    """Ids of the model inside in the order of the logits' columns."""
+    masked = set(model.config.masked)
+    return [c for c in model.class_names if c not in masked]
