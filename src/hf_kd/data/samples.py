@@ -112,7 +112,10 @@ class Samples:
         fewer samples than processes is left out by all of them.
         """
         order = torch.arange(len(self)) if order is None else order
-        chunks = [chunk[part::parts] for chunk in order.split(batch_size) if len(chunk) >= parts]
+        return self.gathered([chunk[part::parts] for chunk in order.split(batch_size) if len(chunk) >= parts])
+
+    def gathered(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+        """For each of `chunks` the batch of the samples at its positions [b]."""
         if self._cached is not None:
             for chunk in chunks:
                 rows = self._rows[chunk]
@@ -137,7 +140,10 @@ class _LabelsOnly:
 
 
 def _fetched(rows: RowDataset, order: Sequence[Sequence[int]], collate: Collate, num_workers: int | None):
-    loader = BatchLoader(rows, batch_sampler=order, collate_fn=collate, num_workers=num_workers or 0)
+    # a generator of its own: reading from disk draws nothing from the one that decides about orders
+    loader = BatchLoader(
+        rows, batch_sampler=order, collate_fn=collate, num_workers=num_workers or 0, generator=torch.Generator()
+    )
     for batch in loader:
         yield {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor)}
 
