@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from tests.conftest import make_dataset
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
 from hf_kd.unlearning import TrainedMethod, make_unlearning_method
+from tests.conftest import make_dataset
 
 QUICK = {
     "retrain": {"epochs": 1},
@@ -21,7 +21,7 @@ QUICK = {
     "lau": {"epochs": 2},
     "fisher": {"samples": 6},
     "kodge": {"forget_samples": 12, "retain_samples": 12},
-    "unsir": {"noise_images": 8, "noise_steps": 3, "per_class": 5},
+    "unsir": {"noise_images": 8, "noise_steps": 3, "noise_repeats": 2, "per_class": 5},
     "scrub": {"epochs": 2, "max_epochs": 1},
 }
 """Settings that make a method quick; every trained one also gets small batches and one epoch where nothing says more."""
@@ -70,7 +70,7 @@ def test_contract(name, model, processor, forget, retain):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in changed.modules())
     again = unlearn(model, forget, name, retain=retain, processor=processor, **options(name))
     assert equal(after, state(again)), "deterministic for a seed"
-    if name != "retrain":
+    if make_unlearning_method(name).bn_mode != "train":
         statistics = [key for key in before if "running" in key or "num_batches" in key]
         assert all(torch.equal(before[key], after[key]) for key in statistics), "BatchNorm's statistics are not touched"
     record = changed.config.hf_kd_unlearned[-1]
@@ -83,16 +83,19 @@ def test_contract(name, model, processor, forget, retain):
             unlearn(model, forget, name, processor=processor, **options(name))
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if issubclass(unlearning_methods()[n], TrainedMethod)])
+TRAINED = [name for name in METHODS if issubclass(unlearning_methods()[name], TrainedMethod)]
+
+
+# LAU trains the last layer on fixed features: whatever the step, softmax saturates and its gradients are zero
+@pytest.mark.parametrize("name", [name for name in TRAINED if name != "lau"])
 def test_a_loss_that_is_not_finite_ends_in_the_last_good_weights(name, resnet, processor, forget, retain, caplog):
     wild = options(name, lr=1e30) | ({"repair_lr": 1e30} if name == "unsir" else {})
-    wild |= {"epochs": 4} | ({"clip_norm": 1e30} if name == "neggrad" else {})
+    wild |= {"epochs": 4, "batch_size": 4} | ({"clip_norm": 1e30} if name == "neggrad" else {})
     changed = unlearn(resnet, forget, name, retain=retain, processor=processor, **wild)
     stopped = changed.config.hf_kd_unlearned[-1]["measured"][0].get("stopped")
     assert all(torch.isfinite(tensor).all() for tensor in changed.state_dict().values())
-    if stopped is None:
-        pytest.skip(f"{name} stays finite whatever the step (its loss is bounded)")
-    assert "not finite" in stopped or "became" in stopped
+    assert stopped is not None
+    assert "the loss became" in stopped
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -101,7 +104,7 @@ def test_settings_name_their_source_and_needs(name):
     assert type(method).source
     assert type(method).needs in ("D_f", "D_r", "D_f and D_r")
     assert method.settings()["seed"] == 0
-    assert method.bn_mode == ("train" if name == "retrain" else "eval")
+    assert method.bn_mode == ("train" if name in ("retrain", "eu-k") else "eval")
 
 
 def test_saved_changed_model_is_a_stock_checkpoint(tmp_path, resnet, processor, forget, pixels):

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from tests.conftest import make_dataset, randomise
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,11 +20,12 @@ from hf_kd.unlearning.delete import without_classes
 from hf_kd.unlearning.fisher import fisher_information
 from hf_kd.unlearning.kodge import LayerInputs, editable, projection_of
 from hf_kd.unlearning.lau import attacked
-from hf_kd.unlearning.random_label import Union, random_labels, relabelled
+from hf_kd.unlearning.random_label import random_labels, relabelled, union
 from hf_kd.unlearning.retrain import augmented
 from hf_kd.unlearning.salun import saliency_mask
 from hf_kd.unlearning.ssd import dampening, importances
 from hf_kd.unlearning.task import parameters_from, soft_divergence
+from tests.conftest import make_dataset, randomise
 
 
 @pytest.fixture
@@ -197,7 +197,8 @@ def test_kodge_reads_what_a_convolution_multiplies():
     with LayerInputs({"conv": conv}, 10_000) as inputs:
         out = conv(x)
     patches = F.unfold(x, 3, padding=1, stride=2).transpose(1, 2).reshape(-1, 27)
-    assert torch.allclose(patches @ conv.weight.reshape(4, -1).T + conv.bias, out.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-5)
+    product = patches @ conv.weight.reshape(4, -1).T + conv.bias
+    assert torch.allclose(product, out.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-5)
     assert torch.allclose(inputs.grams["conv"], (patches.T @ patches).double(), atol=1e-4)
     assert not editable(nn.Conv2d(4, 4, 3, groups=4))
 
@@ -270,14 +271,18 @@ def test_bad_teaching_learns_each_sample_from_its_own_teacher(task, monkeypatch)
 
 
 def test_union_keeps_every_sample_with_its_label(task):
-    union = Union(relabelled(task.forget, torch.full((16,), 3)), task.retain)
-    batches = list(union.batches(7, torch.randperm(len(union))))
-    assert sum(len(b) for b in batches) == len(union) == 34
+    both = union(relabelled(task.forget, torch.full((16,), 3)), task.retain)
+    batches = list(both.batches(7, torch.randperm(len(both))))
+    assert sum(len(b) for b in batches) == len(both) == 34
     labels = torch.cat([b.labels for b in batches])
     assert torch.equal(labels.sort().values, torch.cat([torch.full((16,), 3), task.retain.labels]).sort().values)
     pixels = torch.cat([b.inputs["pixel_values"] for b in batches])
     every = torch.cat([task.forget._cached["pixel_values"], task.retain._cached["pixel_values"]])
     assert sorted(pixels.flatten(1).sum(1).tolist()) == sorted(every.flatten(1).sum(1).tolist())
+    order = torch.randperm(34)
+    own = torch.cat([b.inputs["pixel_values"] for b in both.batches(7, order)])
+    assert torch.equal(own, every[order]), "in the order that was asked for, as the labels are"
+    assert torch.equal(next(both.subset(order[:5]).batches(5)).inputs["pixel_values"], every[order[:5]])
 
 
 def test_scrub_rewinds_to_a_checkpoint_and_guards_the_first(task):
@@ -346,7 +351,8 @@ def test_neggrad_plus_weighs_both_losses(task):
 def test_unsir_never_looks_at_the_forget_images(task, monkeypatch):
     labels = task.forget.labels
     monkeypatch.setattr(task.forget, "batches", lambda *a, **k: pytest.fail("UNSIR needs no image of D_f"))
-    measured = make_unlearning_method("unsir", noise_images=8, noise_steps=4, per_class=6, batch_size=9).run(task)
+    settings = {"noise_images": 8, "noise_steps": 4, "noise_repeats": 1, "per_class": 6, "batch_size": 9}
+    measured = make_unlearning_method("unsir", **settings).run(task)
     assert measured["noise_images"] == 8 * len(labels.unique()), "whole batches of noise"
 
 
@@ -361,7 +367,8 @@ def test_unsir_noise_goes_down_its_objective(task):
     found = []
     for steps in (1, 10, 40):
         torch.manual_seed(0)
-        noise, classes = make_unlearning_method("unsir", noise_images=16, noise_steps=steps)._noise(task, task.retain)
+        samples = make_unlearning_method("unsir", noise_images=16, noise_steps=steps)._noise(task, task.retain)
+        classes, noise = samples.labels, next(samples.batches(32)).inputs["pixel_values"]
         found.append(objective(noise))
     assert found == sorted(found, reverse=True)
     assert noise.shape == (32, 3, 16, 16)
@@ -374,11 +381,11 @@ def test_retrain_starts_from_fresh_weights_and_augments_without_inventing_pixels
     assert torch.equal(other.classifier[1].weight, fresh_model(resnet, 0).classifier[1].weight)
     assert not torch.equal(other.classifier[1].weight, fresh_model(resnet, 1).classifier[1].weight)
     pixels = torch.randn(6, 3, 16, 16)
-    torch.manual_seed(0)
-    flipped = augmented({"pixel_values": pixels}, "flip")["pixel_values"]
+    draws = torch.Generator().manual_seed(0)
+    flipped = augmented({"pixel_values": pixels}, "flip", draws)["pixel_values"]
     for image, original in zip(flipped, pixels, strict=True):
         assert torch.equal(image, original) or torch.equal(image, original.flip(-1))
-    moved = augmented({"pixel_values": pixels}, "flip-crop")["pixel_values"]
+    moved = augmented({"pixel_values": pixels}, "flip-crop", draws)["pixel_values"]
     assert moved.shape == pixels.shape
     assert set(moved[0].flatten().tolist()) <= set(pixels[0].flatten().tolist())
     assert not torch.equal(moved, flipped)

@@ -7,18 +7,28 @@ last good weights when a loss is no longer finite.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
+from ..data.samples import Samples
 from .task import BN_MODES, Diverged, Task, check_range
 
 logger = logging.getLogger(__name__)
 
 NEEDS = ("D_f", "D_r", "D_f and D_r")
+
+COUNTS = (
+    "epochs", "batch_size", "forget_batch_size", "k", "samples", "forget_samples", "retain_samples", "columns",
+    "noise_images", "noise_repeats", "noise_steps", "repair_epochs", "per_class", "steps",
+)  # fmt: skip
+"""Settings that are whole numbers above 0 wherever a method has them; None stands for no limit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,15 +54,12 @@ class UnlearningMethod(ABC):
         if self.bn_mode not in BN_MODES:
             raise ValueError(f"{self.name}: bn_mode={self.bn_mode!r} is unknown; choose {', '.join(BN_MODES)}.")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for field in ("epochs", "batch_size", "k", "samples"):
-            value = values.get(field)
-            if value is not None:
-                check_range(
-                    self.name, [(field, value, isinstance(value, int) and value >= 1, "a whole number above 0")]
-                )
-        lr = values.get("lr")
-        if lr is not None:
-            check_range(self.name, [("lr", lr, lr > 0, "positive")])
+        given = {name: value for name, value in values.items() if value is not None}
+        for name in set(COUNTS) & set(given):
+            holds = isinstance(given[name], int) and given[name] >= 1
+            check_range(self.name, [(name, given[name], holds, "a whole number above 0")])
+        for name in {"lr", "repair_lr", "noise_lr", "head_lr", "clip_norm", "cap"} & set(given):
+            check_range(self.name, [(name, given[name], given[name] > 0, "positive")])
 
     @property
     def needs_retain(self) -> bool:
@@ -65,11 +72,12 @@ class UnlearningMethod(ABC):
     def run(self, task: Task) -> dict[str, Any]:
         """Change `task.model` in place, whatever state torch's random generator and the parameters' flags are in.
 
-        Returns what was measured; `stopped` in it says that a loss stopped being finite, and where. Raises ValueError when
-        the method needs retained samples or a Linear head and there are none.
+        Frozen parameters are changed too: a method says itself what it leaves alone. A model in half precision is changed in
+        float32 and rounded at the end. Returns what was measured; `stopped` in it says that a loss stopped being finite, and
+        where. Raises ValueError when the method needs retained samples or a Linear head and there are none, and where
+        batches are smaller than the number of processes.
         """
-        if self.needs_retain:
-            task.needed_retain(self.name)
+        self._check_shares(task, task.needed_retain(self.name) if self.needs_retain else None)
         if self.needs_head:
             task.linear_heads()
         parameters = list(task.model.parameters())
@@ -80,7 +88,7 @@ class UnlearningMethod(ABC):
             for parameter in parameters:
                 parameter.requires_grad_(parameter.is_floating_point())
             try:
-                with torch.enable_grad(), task.channels_last():
+                with torch.enable_grad(), in_float32(task.model), task.channels_last():
                     measured = self.change(task)
             except Diverged as stop:
                 logger.warning(f"{self.name} stopped: {stop}. A smaller lr may help.")
@@ -92,9 +100,43 @@ class UnlearningMethod(ABC):
         _check_finite(self.name, task)
         return measured
 
+    def fresh_model(self, task: Task, init: str | None = None) -> nn.Module:
+        """A model like the task's with weights that have seen nothing, or those of the checkpoint `init`; in eval mode, on
+        the same device. Raises ValueError where the task does not say how to make one."""
+        if task.fresh is None:
+            raise ValueError(f"{self.name} needs a model with fresh weights: give the task `fresh`, a way to make one.")
+        return task.fresh(self.seed, init).to(task.device).eval()
+
+    def _check_shares(self, task: Task, retain: Samples | None) -> None:
+        """A batch with fewer samples than processes is left out by all of them: none would be left."""
+        processes = task.state.num_processes
+        sizes = {"forget samples": len(task.forget)} | ({} if retain is None else {"retained samples": len(retain)})
+        sizes |= {name: getattr(self, name) for name in ("batch_size", "forget_batch_size") if hasattr(self, name)}
+        for name, size in sizes.items():
+            rule = f"at least {processes}, one for each process"
+            check_range(self.name, [(name, size, size >= processes, rule)])
+
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters as plain values."""
         return dataclasses.asdict(self)
+
+
+@contextlib.contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers in half precision are float32 inside, and rounded back afterwards.
+
+    A step of lr 1e-4 is far below what bfloat16 can tell apart: most weights would not move at all.
+    """
+    halves = [
+        (t, t.dtype) for t in (*model.parameters(), *model.buffers()) if t.dtype in (torch.bfloat16, torch.float16)
+    ]
+    for tensor, _ in halves:
+        tensor.grad, tensor.data = None, tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in halves:
+            tensor.grad, tensor.data = None, tensor.data.to(dtype)
 
 
 def _check_finite(name: str, task: Task) -> None:

@@ -47,7 +47,7 @@ class Fisher(UnlearningMethod):
     """theta + sqrt(var) N(0, 1), var = alpha min(1 / (F + 1e-8), 1e3).
 
     In the last layer var is at most 1e2 alpha; weights get the mean over their input dimension; the last layer and all 1-d
-    parameters ten times as much. Where whole classes are forgotten, their rows of the last layer become N(0, 1e-3).
+    parameters ten times as much. Rows of the last layer whose class is in D_f and not in D_r become N(0, 1e-3).
 
     alpha: strength of the noise. samples: how many of D_r the information is measured on (C backward passes each).
     """
@@ -55,7 +55,9 @@ class Fisher(UnlearningMethod):
     name: ClassVar[str] = "fisher"
     needs: ClassVar[str] = "D_r"
     needs_head: ClassVar[bool] = True
-    source: ClassVar[str] = "Golatkar et al. 2020; measured on a sample of D_r, all of it in the paper"
+    source: ClassVar[str] = (
+        "Golatkar et al. 2020, alpha of its notebooks; measured on a sample of D_r, all of it in the paper"
+    )
 
     alpha: float = 1e-6
     samples: int = 1000
@@ -69,15 +71,15 @@ class Fisher(UnlearningMethod):
         chosen = retain.subset(retain.shuffled()[: self.samples])
         information = fisher_information(task, chosen)
         last = {id(p) for head in task.linear_heads() for p in head.parameters()}
-        whole_classes = len(task.forget_classes) < task.num_labels
+        # D_f may hold samples of classes that D_r knows too: random samples, or a part of a class
+        gone = task.forget_classes[~torch.isin(task.forget_classes, retain.labels)].to(task.device)
         with torch.no_grad():
             parameters = [p for p in task.model.parameters() if p.requires_grad]
             for parameter, fisher in zip(parameters, information, strict=True):
                 variance = self.variance(fisher, is_last=id(parameter) in last)
                 mean = parameter.detach().clone()
-                if id(parameter) in last and whole_classes:
-                    rows = task.forget_classes.to(parameter.device)
-                    mean[rows], variance[rows] = 0, 1e-3
+                if id(parameter) in last:
+                    mean[gone], variance[gone] = 0, 1e-3
                 parameter.copy_(mean + variance.sqrt() * torch.randn(parameter.shape).to(parameter))
         return {"n_retain": len(chosen)}
 

@@ -25,7 +25,7 @@ class HeadSurgery(UnlearningMethod):
     name: ClassVar[str] = "head-surgery"
     needs: ClassVar[str] = "D_f"
     needs_head: ClassVar[bool] = True
-    source: ClassVar[str] = "control"
+    source: ClassVar[str] = "a control, no paper's"
 
     def change(self, task: Task) -> dict[str, Any]:
         classes = task.forget_classes
@@ -43,7 +43,9 @@ class HeadSurgery(UnlearningMethod):
         with torch.no_grad():
             for head in task.linear_heads():
                 if head.bias is None:
-                    raise ValueError("head-surgery needs a last layer with a bias, and this one has none.")
+                    raise ValueError(
+                        "head-surgery needs a last layer with a bias, and this one has none; lau trains the layer instead."
+                    )
                 head.weight[classes.to(head.weight.device)] = 0
                 head.bias[classes.to(head.weight.device)] = NEVER
         return {"n_forget": len(task.forget), "classes_removed": len(classes)}

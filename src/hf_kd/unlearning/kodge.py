@@ -60,10 +60,11 @@ class LayerInputs:
 
 
 def editable(module: nn.Module) -> bool:
-    """A Linear, or a convolution without groups and with plain zero padding."""
-    if isinstance(module, nn.Conv2d):
+    """A Linear, or a convolution without groups and with plain zero padding; not one that computes something else, such as
+    a convolution that standardises its weight on the way."""
+    if type(module).forward is nn.Conv2d.forward:
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, nn.Linear)
+    return type(module).forward is nn.Linear.forward
 
 
 @register
@@ -73,7 +74,7 @@ class Kodge(UnlearningMethod):
 
     alpha_forget, alpha_retain: how sharply the used directions of either set are kept, see `projection_of`. forget_samples,
     retain_samples: how many images are read. columns: at most so many patches of a batch, drawn at random. last_layer_only:
-    the comparator of ESC. Convolutions with groups are left as they are; the record counts them.
+    the comparator of ESC. Layers that are not `editable` or never called are left as they are; the record counts them.
     """
 
     name: ClassVar[str] = "kodge"
@@ -105,24 +106,25 @@ class Kodge(UnlearningMethod):
             task.linear_heads()
             every = {name: task.model.get_submodule(name) for name in task.heads}
         modules = {name: module for name, module in every.items() if editable(module)}
-        read = {}
-        for key, samples, count in (("f", task.forget, self.forget_samples), ("r", retain, self.retain_samples)):
-            read[key] = self._read(task, samples.subset(samples.shuffled()[:count]), modules)
+        # both are drawn before patches are: processes must agree on them
+        some_forget = task.forget.subset(task.forget.shuffled()[: self.forget_samples])
+        some_retain = retain.subset(retain.shuffled()[: self.retain_samples])
+        forget_grams, retain_grams = (self._read(task, samples, modules) for samples in (some_forget, some_retain))
         with torch.no_grad():
-            for name in sorted(set(read["f"]) & set(read["r"])):
+            for name, gram in forget_grams.items():
                 module = modules[name]
-                of_forget = projection_of(read["f"][name], self.alpha_forget)
-                of_retain = projection_of(read["r"][name], self.alpha_retain)
+                of_forget = projection_of(gram, self.alpha_forget)
+                of_retain = projection_of(retain_grams[name], self.alpha_retain)
                 kept = torch.eye(len(of_forget), dtype=of_forget.dtype, device=of_forget.device)
                 kept = kept - of_forget @ (kept - of_retain)
                 weight = module.weight.reshape(module.weight.shape[0], -1)
                 edited = weight.to(kept) @ kept.T
                 module.weight.copy_(edited.reshape(module.weight.shape).to(module.weight))
         return {
-            "n_forget": min(self.forget_samples, len(task.forget)),
-            "n_retain": min(self.retain_samples, len(retain)),
-            "layers_edited": len(read["f"]),
-            "layers_left": len(every) - len(modules),
+            "n_forget": len(some_forget),
+            "n_retain": len(some_retain),
+            "layers_edited": len(forget_grams),
+            "layers_left": len(every) - len(forget_grams),
         }
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from .base import register
-from .task import Task, batch_count, check_range
+from .task import Task, check_range
 from .training import TrainedMethod
 
 
@@ -24,7 +24,9 @@ class L1Sparse(TrainedMethod):
 
     name: ClassVar[str] = "l1-sparse"
     needs: ClassVar[str] = "D_r"
-    source: ClassVar[str] = "Jia et al. 2023; alpha within the range of the literature, the published flag's 0.2 is not"
+    source: ClassVar[str] = (
+        "Jia et al. 2023; alpha is within what the literature uses (the default of the published flag, 0.2, is not)"
+    )
 
     weight_decay: float = 5e-4
     alpha: float = 5e-5
@@ -48,13 +50,15 @@ class L1Sparse(TrainedMethod):
     def change(self, task: Task) -> dict[str, Any]:
         retain = task.needed_retain(self.name)
         parameters = [p for p in task.model.parameters() if p.requires_grad]
-        per_epoch, steps = batch_count(retain, self.batch_size), 0
+        strength = self.strength(0)
 
         def loss(batch):
-            nonlocal steps
-            strength = self.strength(steps // per_epoch)
-            steps += 1
             norm = torch.stack([p.abs().sum() for p in parameters]).sum()
             return F.cross_entropy(task.logits(batch.inputs), batch.labels) + strength * norm
 
-        return {"n_retain": len(retain), **self.descend(task, retain, loss)}
+        def fade(epoch: int) -> bool:
+            nonlocal strength
+            strength = self.strength(epoch)
+            return False
+
+        return {"n_retain": len(retain), **self.descend(task, retain, loss, after_epoch=fade)}

@@ -9,13 +9,16 @@ import torch
 from torch.nn import functional as F
 
 from .base import register
-from .task import Task, parameters_from
+from .task import NORMS, Task, parameters_from
 from .training import TrainedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class _LastLayers(TrainedMethod):
-    """min CE(D_r) over the last k convolutions and Linears, in order of registration, and the norms between them."""
+    """min CE(D_r) over the last k convolutions and Linears, in order of registration, and the norms between them.
+
+    Everything before stays exactly as it is, BatchNorm's statistics included.
+    """
 
     needs: ClassVar[str] = "D_r"
 
@@ -25,16 +28,21 @@ class _LastLayers(TrainedMethod):
     def _train(self, task: Task, start_anew: bool) -> dict[str, Any]:
         retain = task.needed_retain(self.name)
         layers, names = parameters_from(task.model, self.k)
+        owners = {name.rpartition(".")[0] for name in names}
         if start_anew:
-            fresh = dict(task.fresh(self.seed, None).named_parameters())
+            fresh = self.fresh_model(task).state_dict()
             with torch.no_grad():
-                for name in names:
-                    task.model.get_parameter(name).copy_(fresh[name])
-        chosen = set(names)
+                for name, tensor in task.model.state_dict().items():
+                    # with their buffers: BatchNorm's statistics are of D_f too
+                    if name.rpartition(".")[0] in owners:
+                        tensor.copy_(fresh[name])
         for name, parameter in task.model.named_parameters():
-            parameter.requires_grad_(name in chosen)
+            parameter.requires_grad_(name in names)
+        frozen = [m for name, m in task.model.named_modules() if isinstance(m, NORMS) and name not in owners]
 
         def loss(batch):
+            for norm in frozen:  # whatever `bn_mode` says about those that are trained
+                norm.eval()
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
         optimizer = self.make_optimizer([task.model.get_parameter(name) for name in names])
@@ -47,7 +55,7 @@ class CatastrophicForgetting(_LastLayers):
     """CF-k: fine-tune the last k layers on D_r."""
 
     name: ClassVar[str] = "cf-k"
-    source: ClassVar[str] = "Goel et al. 2022; settings of SCRUB's comparison"
+    source: ClassVar[str] = "Goel et al. 2022; settings of SCRUB's comparison; k is ours"
 
     def change(self, task: Task) -> dict[str, Any]:
         return self._train(task, start_anew=False)
@@ -56,12 +64,13 @@ class CatastrophicForgetting(_LastLayers):
 @register
 @dataclass(frozen=True, kw_only=True)
 class ExactUnlearning(_LastLayers):
-    """EU-k: give the last k layers fresh weights and train them on D_r as from scratch."""
+    """EU-k: give the last k layers fresh weights and train them on D_r as from scratch, with new BatchNorm statistics."""
 
     name: ClassVar[str] = "eu-k"
-    source: ClassVar[str] = "Goel et al. 2022; settings of SCRUB's comparison"
+    source: ClassVar[str] = "Goel et al. 2022; settings of SCRUB's comparison; k is ours"
 
     epochs: int = 30
+    bn_mode: str = "train"
     decay_epochs: tuple[int, ...] = (11, 16, 21)
 
     def change(self, task: Task) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class LAU(TrainedMethod):
     needs: ClassVar[str] = "D_f"
     needs_head: ClassVar[bool] = True
     source: ClassVar[str] = (
-        "Kim et al. 2024 as far as the paper says; lr, epochs and batch size are ours, it gives none"
+        "Kim et al. 2024 as far as the paper says, distillation and temperature with it; bound, step, steps, lr, epochs and "
+        "batch size are ours"
     )
 
     epochs: int = 30

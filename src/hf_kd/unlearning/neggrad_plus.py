@@ -28,7 +28,13 @@ class NegGradPlus(TrainedMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        check_range(self.name, [("alpha", self.alpha, 0 < self.alpha <= 1, "above 0 and at most 1")])
+        check_range(
+            self.name,
+            [
+                ("alpha", self.alpha, 0 < self.alpha <= 1, "above 0 and at most 1"),
+                ("l2_to_init", self.l2_to_init, self.l2_to_init >= 0, "0 or more"),
+            ],
+        )
 
     def change(self, task: Task) -> dict[str, Any]:
         retain = task.needed_retain(self.name)

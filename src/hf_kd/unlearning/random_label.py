@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,6 +37,25 @@ def relabelled(samples: Samples, labels: Tensor) -> Samples:
     other = samples.subset(torch.arange(len(samples)))
     other.labels = labels
     return other
+
+
+def union(*parts: Samples) -> Samples:
+    """All samples of `parts` as one set, in their order. Each part reads its own, as one stream of batches."""
+
+    def fetch(order: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
+        chunks = [torch.tensor(rows) for rows in order]
+        streams, start = [], 0
+        for part in parts:
+            inside = [torch.nonzero((chunk >= start) & (chunk < start + len(part))).flatten() for chunk in chunks]
+            own = [chunk[places] - start for chunk, places in zip(chunks, inside, strict=True) if len(places)]
+            streams.append((inside, part.gathered(own)))
+            start += len(part)
+        for number in range(len(chunks)):
+            pieces = [(inside[number], next(stream).inputs) for inside, stream in streams if len(inside[number])]
+            back = torch.cat([places for places, _ in pieces]).argsort()
+            yield {name: torch.cat([inputs[name] for _, inputs in pieces])[back] for name in pieces[0][1]}
+
+    return Samples(torch.cat([part.labels for part in parts]), fetch=fetch)
 
 
 @register
@@ -76,33 +96,9 @@ class Amnesiac(TrainedMethod):
 
     def change(self, task: Task) -> dict[str, Any]:
         retain = task.needed_retain(self.name)
-        union = Union(relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes)), retain)
+        both = union(relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes)), retain)
 
         def loss(batch):
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
-        return {"n_forget": len(task.forget), "n_retain": len(retain), **self.descend(task, union, loss)}
-
-
-class Union(Samples):
-    """D_f and D_r as one set; `is_forget` [n] says which is which."""
-
-    def __init__(self, forget: Samples, retain: Samples):
-        super().__init__(torch.cat([forget.labels, retain.labels]))
-        self._parts = (forget, retain)
-        self.is_forget = torch.arange(len(self)) < len(forget)
-
-    def batches(self, batch_size: int, order: Tensor | None = None, *, part: int = 0, parts: int = 1):
-        forget, retain = self._parts
-        order = torch.arange(len(self)) if order is None else order
-        for chunk in order.split(batch_size):
-            if len(chunk) < parts:
-                continue
-            own = chunk[part::parts]
-            pieces = []
-            for samples, rows in ((forget, own[own < len(forget)]), (retain, own[own >= len(forget)] - len(forget))):
-                if len(rows):
-                    pieces.append(next(samples.batches(len(rows), rows)))
-            inputs = {name: torch.cat([piece.inputs[name] for piece in pieces]) for name in pieces[0].inputs}
-            batch = type(pieces[0])(inputs, torch.cat([piece.labels for piece in pieces]))
-            yield batch
+        return {"n_forget": len(task.forget), "n_retain": len(retain), **self.descend(task, both, loss)}

@@ -31,12 +31,12 @@ class Retrain(TrainedMethod):
 
     name: ClassVar[str] = "retrain"
     needs: ClassVar[str] = "D_r"
-    source: ClassVar[str] = "ESC, section 4; recipe of SalUn (Fan et al. 2024) for ResNet-18 on CIFAR-10"
+    source: ClassVar[str] = "ESC, section 4; recipe of SalUn (Fan et al. 2024) for originals, ResNet-18 on CIFAR-10"
 
     epochs: int = 182
     lr: float = 0.1
     weight_decay: float = 5e-4
-    decay_epochs: tuple[int, ...] = (91, 136)
+    decay_epochs: tuple[int, ...] = (92, 137)
     bn_mode: str = "train"
     init: str | None = None
     augment: str = "flip-crop"
@@ -47,14 +47,8 @@ class Retrain(TrainedMethod):
         check_range(self.name, [("augment", self.augment, self.augment in AUGMENTATIONS, " or ".join(AUGMENTATIONS))])
 
     def change(self, task: Task) -> dict[str, Any]:
-        if task.fresh is None:
-            raise ValueError("Retraining needs a way to make fresh weights: give the task `fresh`.")
         retain = task.needed_retain(self.name)
-        start = task.fresh(self.seed, self.init)
-        with torch.no_grad():
-            state = start.state_dict()
-            for name, tensor in task.model.state_dict().items():
-                tensor.copy_(state[name])
+        task.model.load_state_dict(self.fresh_model(task, self.init).state_dict())
         return {"n_retain": len(retain), **self.descend(task, retain, self._loss(task), self._optimizer(task))}
 
     def _optimizer(self, task: Task) -> torch.optim.Optimizer:
@@ -70,26 +64,31 @@ class Retrain(TrainedMethod):
         )
 
     def _loss(self, task: Task):
+        # processes share the generator that decides about orders, and their batches may differ in size: none may draw
+        # from it for a batch of its own
+        draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + task.state.process_index)
+
         def loss(batch) -> Tensor:
-            return F.cross_entropy(task.logits(augmented(batch.inputs, self.augment)), batch.labels)
+            return F.cross_entropy(task.logits(augmented(batch.inputs, self.augment, draws)), batch.labels)
 
         return loss
 
 
-def augmented(inputs: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+def augmented(inputs: dict[str, Tensor], how: str, draws: torch.Generator) -> dict[str, Tensor]:
     """Images of a batch [b, channels, height, width] mirrored with probability 1/2, and shifted with edges repeated."""
-    name = image_name(inputs)
     if how == "none":
         return inputs
+    name = image_name(inputs)
     pixels = inputs[name]
-    mirrored = torch.rand(len(pixels), device="cpu") < 0.5
+    mirrored = torch.rand(len(pixels), generator=draws) < 0.5
     pixels = torch.where(mirrored.to(pixels.device)[:, None, None, None], pixels.flip(-1), pixels)
     if how == "flip-crop":
         height, width = pixels.shape[-2:]
         reach = max(1, height // 8), max(1, width // 8)
         padded = F.pad(pixels, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
-        top = torch.randint(0, 2 * reach[0] + 1, (len(pixels),)).to(pixels.device)
-        left = torch.randint(0, 2 * reach[1] + 1, (len(pixels),)).to(pixels.device)
+        top, left = (
+            torch.randint(0, 2 * side + 1, (len(pixels),), generator=draws).to(pixels.device) for side in reach
+        )  # fmt: skip
         rows = top[:, None] + torch.arange(height, device=pixels.device)
         columns = left[:, None] + torch.arange(width, device=pixels.device)
         samples = torch.arange(len(pixels), device=pixels.device)[:, None, None]

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
 from .base import register
-from .random_label import Union, random_labels, relabelled
+from .random_label import random_labels, relabelled, union
 from .task import Task, check_range
 from .training import TrainedMethod
 
@@ -33,8 +34,6 @@ def saliency_mask(task: Task, ratio: float, batch_size: int) -> list[Tensor]:
                 if gradient is not None:
                     sum_ += gradient
     if task.state.num_processes > 1:
-        from accelerate.utils import reduce
-
         total = [reduce(part, "sum") for part in total]
     every = torch.cat([part.abs().flatten() for part in total])
     keep = max(1, round(ratio * every.numel()))
@@ -68,7 +67,7 @@ class SalUn(TrainedMethod):
         parameters = [p for p in task.model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters]
         optimizer = self.make_optimizer(parameters)
-        union = Union(relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes)), retain)
+        both = union(relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes)), retain)
 
         def loss(batch):
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
@@ -86,8 +85,6 @@ class SalUn(TrainedMethod):
                 if momentum is not None:
                     momentum *= mask
 
-        measured = self.descend(
-            task, union, loss, optimizer, change_gradients=mask_gradients, after_step=put_back
-        )  # fmt: skip
+        measured = self.descend(task, both, loss, optimizer, change_gradients=mask_gradients, after_step=put_back)
         share = float(sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks))
         return {"n_forget": len(task.forget), "n_retain": len(retain), "share_that_may_move": share, **measured}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..data.samples import Samples
 from .base import UnlearningMethod, register
-from .random_label import Union
+from .random_label import union
 from .task import Task, check_range
 
 
@@ -74,7 +74,7 @@ class SSD(UnlearningMethod):
 
     def change(self, task: Task) -> dict[str, Any]:
         retain = task.needed_retain(self.name)
-        every = importances(task, Union(task.forget, retain), self.batch_size, self.label_free)
+        every = importances(task, union(task.forget, retain), self.batch_size, self.label_free)
         forget = importances(task, task.forget, self.batch_size, self.label_free)
         changed = total = 0
         with torch.no_grad():
