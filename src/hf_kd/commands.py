@@ -17,6 +17,7 @@ from .audit.scores import forget_retain_accuracy
 from .changing import unlearn as weights_changed
 from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
 from .documenting import CARD, REPORT, base_of, document
+from .erasers import available_methods
 from .erasing import PassSettings
 from .hub.push import Published, check_repo_id, prepare, upload
 from .hub.spaces import demo_space, metric_space
@@ -29,6 +30,7 @@ from .originals import PRETRAINED
 from .originals import train_original as train
 from .publishing import Pushed, base_license, publishable
 from .saving import staged
+from .unlearning import make_unlearning_method
 from .verifying import Verification
 from .verifying import verify as verify_source
 
@@ -135,6 +137,11 @@ def audit(
 
 def unlearn(model_name: str, source: str, request: Request, retain_limit: int | None = None) -> dict[str, Any] | None:
     """Load, change weights, save a stock checkpoint. Returns the record; None on all processes but the main one."""
+    if request.method in available_methods():
+        raise ValueError(
+            f"{request.method!r} fits an eraser and leaves weights alone; that is hf-kd erase, with the same --method."
+        )
+    method = make_unlearning_method(request.method, **request.options)  # refused before anything is loaded
     with staged(request.output):
         pass
     state = process_state()
@@ -145,9 +152,7 @@ def unlearn(model_name: str, source: str, request: Request, retain_limit: int | 
     if retain_limit is not None and retain_limit < len(retain):
         retain = retain.shuffle(seed=0).select(range(retain_limit))
     model = _load(model_name, request, state)
-    changed = weights_changed(
-        model, forget, request.method, retain=retain, **_training_settings(request), **request.options
-    )
+    changed = weights_changed(model, forget, method, retain=retain, **_training_settings(request))
     if state.is_main_process:
         _save_stock(changed.cpu(), model.processor, request.output)
     state.wait_for_everyone()

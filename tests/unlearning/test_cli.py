@@ -1,0 +1,189 @@
+"""The commands that change weights, run as a user runs them: what they print, what they leave, how they refuse."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import load_dataset
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+from hf_kd import ErasedModel, available_methods, unlearning_methods
+from hf_kd.originals import RECIPES
+
+from ..conftest import labelled, make_dataset, randomise
+from ..test_cli import hf_kd
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny checkpoint, images of its labels as parquet files, and images of others."""
+    from transformers import ViTImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("unlearn")
+    config = labelled(ViTConfig, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                      image_size=16, patch_size=8)  # fmt: skip
+    randomise(ViTForImageClassification(config)).save_pretrained(folder / "model")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "model")
+    for name, labels in (("data", None), ("other", ("fox", "gnu", "hen"))):
+        (folder / name).mkdir()
+        for split, seed, count in (("train", 0, 12), ("test", 9, 6)):
+            rows = list(range(5 if labels is None else 3)) * count
+            made = make_dataset(rows, seed=seed) if labels is None else make_dataset(rows, seed=seed, names=labels)
+            made.to_parquet(folder / name / f"{split}.parquet")
+    return folder
+
+
+def test_unlearn_then_audit_then_card(place, tmp_path):
+    out, report = tmp_path / "out", tmp_path / "report"
+    arguments = ["--dataset", place / "data", "--forget", "cat", "--output", out]
+    options = ["--method", "finetune", "--option", "epochs=2", "--option", "batch_size=16", "--option", "lr=0.05"]
+    done = hf_kd("unlearn", place / "model", *arguments, *options, "--device", "cpu")
+    assert "finetune was asked to forget classes 2" in " ".join(done.stdout.split())
+    first = AutoModelForImageClassification.from_pretrained(place / "model")
+    changed = AutoModelForImageClassification.from_pretrained(out)
+    assert type(changed) is ViTForImageClassification
+    assert not torch.equal(changed.classifier.weight, first.classifier.weight)
+    assert AutoImageProcessor.from_pretrained(out, use_fast=False).size == {"height": 16, "width": 16}
+
+    words = shlex.split(done.stdout.strip().splitlines()[-1])  # what it says to run next
+    assert words[:2] == ["hf-kd", "audit"]
+    hf_kd(*words[1:], "--attacks", "linear", "--output", report)
+    content = json.loads((report / "report.json").read_text())
+    assert content["forget_labels"] == [2]
+    assert "weights" in {section["key"] for section in content["sections"]}
+    hf_kd("card", out, "--report", report / "report.json")
+    text = (out / "README.md").read_text()
+    assert "by changing its weights (`finetune`)" in text
+    assert "take the eraser away** and has" not in text
+    assert "Everything matches" in hf_kd("verify", out, "--base", place / "model").stdout
+    assert "Its weights were changed by finetune, to forget cat" in hf_kd("inspect", out).stdout
+
+
+def test_json_is_one_object_and_the_model_that_of_python(place, tmp_path):
+    arguments = ["--dataset", place / "data", "--forget", "cat", "--forget", "4", "--method", "random-label"]
+    settings = ["--option", "epochs=2", "--option", "lr=0.05", "--option", "seed=3"]
+    done = hf_kd("unlearn", place / "model", *arguments, *settings, "--output", tmp_path / "out", "--json")
+    record = json.loads(done.stdout)
+    assert (record["method"], record["classes"], record["n_forget"]) == ("random-label", [2, 4], 24)
+    assert record["settings"]["seed"] == 3
+    from hf_kd import unlearn
+
+    data = load_dataset("parquet", data_files=str(place / "data" / "train.parquet"), split="train")
+    forget = data.filter(lambda label: label in (2, 4), input_columns="label")
+    model = ErasedModel.from_pretrained(place / "model")
+    alone = unlearn(model, forget, "random-label", epochs=2, lr=0.05, seed=3, progress=False).state_dict()
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(loaded[name], alone[name]) for name in alone)
+
+
+def test_retain_limit_bounds_what_is_read_of_the_others(place, tmp_path):
+    arguments = [
+        "--dataset",
+        place / "data",
+        "--forget",
+        "cat",
+        "--method",
+        "finetune",
+        "--option",
+        "epochs=1",
+        "--json",
+    ]
+    measured = []
+    for limit in ([], ["--retain-limit", "10"]):
+        done = hf_kd("unlearn", place / "model", *arguments, *limit, "--output", tmp_path / f"out{len(limit)}")
+        measured.append(json.loads(done.stdout)["measured"][0]["n_retain"])
+    assert measured == [48, 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--forget", "cta"], "Did you mean 'cat'"),
+        (["--forget", "cat", "--method", "forget-me"], "Unknown unlearning method 'forget-me'"),
+        (["--forget", "cat", "--method", "esc"], "hf-kd erase"),
+        (["--forget", "cat", "--option", "strength=3"], "has no option strength"),
+        (["--forget", "cat", "--option", "epochs"], "NAME=VALUE"),
+        (["--forget", "cat", "--option", "epochs=0"], "epochs=0"),
+        (["--forget", "cat", "--split", "validation"], "validation"),
+        (["--forget", "fox", "--dataset", "{place}/other"], "do not match the model's"),
+        (["--forget", "cat", "--label-column", "image"], "image"),
+        (["--forget", "cat", "--import", "{place}/nowhere.py"], "there is no such file"),
+        (["--forget", "cat", "--mixed-precision", "fp8"], "fp8"),
+    ],
+)
+def test_refusals_leave_nothing(place, tmp_path, arguments, message):
+    given = [argument.format(place=place) for argument in arguments]
+    given += [] if "--dataset" in given else ["--dataset", str(place / "data")]
+    done = hf_kd("unlearn", place / "model", *given, "--output", tmp_path / "out", code=1)
+    assert message in " ".join(done.stderr.split())
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_images_without_labels_are_refused(place, tmp_path):
+    make_dataset([0, 1]).remove_columns("label").to_parquet(tmp_path / "train.parquet")
+    arguments = ["--dataset", tmp_path / "train.parquet", "--forget", "cat", "--output", tmp_path / "out"]
+    assert "--label-column" in hf_kd("unlearn", place / "model", *arguments, code=1).stderr
+    training = ["--dataset", tmp_path / "train.parquet", "--recipe", "vit-pretrained", "--output", tmp_path / "out"]
+    assert "--label-column" in hf_kd("train-original", place / "model", *training, code=1).stderr
+    assert "Missing option" in hf_kd("unlearn", place / "model", "--dataset", place / "data", code=2).stderr
+
+
+def test_methods_lists_every_one_with_its_needs_and_source():
+    rows = {row["method"]: row for row in json.loads(hf_kd("methods", "--json").stdout)}
+    assert set(rows) == {*available_methods(), *unlearning_methods()}
+    for name, method in unlearning_methods().items():
+        assert rows[name] == {"method": name, "acts on": "weights", "needs": method.needs, "about": method.source}
+    assert rows["esc"]["needs"] == "D_f"
+    assert all(row["about"] for row in rows.values())
+    shown = hf_kd("methods").stdout
+    assert all(name in shown for name in rows)
+
+
+def test_train_original_on_other_labels_than_the_checkpoints(place, tmp_path):
+    arguments = ["--dataset", place / "other", "--recipe", "vit-pretrained", "--output", tmp_path / "own"]
+    settings = ["--option", "epochs=1", "--option", "batch_size=16", "--limit", "20"]
+    done = hf_kd("train-original", place / "model", *arguments, *settings)
+    assert "and a new head on 20 images of 3 labels" in " ".join(done.stdout.split())
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "own")
+    assert list(model.config.id2label.values()) == ["fox", "gnu", "hen"]
+    assert AutoImageProcessor.from_pretrained(tmp_path / "own", use_fast=False).size == {"height": 16, "width": 16}
+    record = model.config.hf_kd_trained
+    assert (record["recipe"], record["images"], record["settings"]["epochs"]) == ("vit-pretrained", 20, 1)
+    done = hf_kd("erase", tmp_path / "own", "--dataset", place / "other", "--forget", "fox", "--k", "1", "--json",
+                 "--output", tmp_path / "erased")  # fmt: skip
+    assert json.loads(done.stdout)["erasure"]["classes"] == [0]
+
+
+def test_train_original_from_a_class_of_ones_own(place, tmp_path):
+    """The AllCNN of the examples: a folder of fresh weights, trained, unlearned and audited from the command line."""
+    import subprocess
+    import sys
+
+    example = ROOT / "examples" / "allcnn.py"
+    made = [sys.executable, example, "--output", tmp_path / "allcnn", "--labels", "5", "--filters", "0.05"]
+    subprocess.run(list(map(str, made)), check=True, capture_output=True, timeout=120)
+    common = ["--import", example, "--dataset", place / "data"]
+    trained = hf_kd("train-original", tmp_path / "allcnn", *common, "--recipe", "allcnn-cifar10", "--option", "epochs=2",
+                    "--output", tmp_path / "own", "--json")  # fmt: skip
+    facts = json.loads(trained.stdout)
+    assert (facts["from_scratch"], facts["new_head"], facts["labels"]) == (True, False, 5)
+    done = hf_kd("unlearn", tmp_path / "own", *common, "--forget", "cat", "--method", "head-surgery",
+                 "--output", tmp_path / "out")  # fmt: skip
+    words = shlex.split(done.stdout.strip().splitlines()[-1])
+    shown = json.loads(hf_kd(*words[1:], "--attacks", "linear", "--json").stdout)
+    head = next(section for section in shown["sections"] if section["key"] == "head")
+    assert next(score["value"] for score in head["scores"] if score["name"] == "D_ft") == 0
+
+
+def test_recipes_are_named_where_they_are_asked_for(place, tmp_path):
+    text = hf_kd("train-original", "--help").stdout
+    assert all(recipe in text.replace("\n", " ") for recipe in RECIPES)
+    arguments = ["--dataset", place / "data", "--output", tmp_path / "out", "--recipe", "resnet"]
+    done = hf_kd("train-original", place / "model", *arguments, code=1)
+    assert all(recipe in done.stderr for recipe in RECIPES)
