@@ -17,8 +17,8 @@ from .store import Store
 from .tables import Line, lines
 
 FORGET, RETAIN, GREY = "#D55E00", "#0072B2", "#8C8C8C"
-LEAST_MOVED = 1e-4
-"""Relative change at which the colours of `layers` begin."""
+COLOURED = (1e-4, 1.0)
+"""Relative changes between which the colours of `layers` differ; a head with a bias of -1e4 would wash out all others."""
 
 
 def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
@@ -134,18 +134,20 @@ def layers(rows: Sequence[Line], original: Line | None, figure_class: Any) -> An
         return None
     names = list(dict.fromkeys(name for _, found in moved for name in found))
     values = np.array([[found.get(name, 0.0) for name in names] for _, found in moved])
-    figure = figure_class(figsize=(max(4.5, 0.2 * len(names) + 2.2), 0.26 * len(moved) + 2.6))
+    figure = figure_class(
+        figsize=(max(4.5, 0.2 * len(names) + 2.2), 0.26 * len(moved) + 0.06 * max(map(len, names)) + 0.8)
+    )
     axes = figure.subplots()
     from matplotlib.colors import LogNorm
 
-    scale = LogNorm(LEAST_MOVED, max(1.0, float(values.max())), clip=True)
+    scale = LogNorm(*COLOURED, clip=True)
     image = axes.imshow(np.ma.masked_equal(values, 0.0), cmap="cividis", norm=scale, aspect="auto")
     axes.set_facecolor("white")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     axes.set_yticks(range(len(moved)), [shown_name(line.label) for line, _ in moved])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label="||change||_F / ||original||_F\n(white: unchanged)", shrink=0.9)
+    figure.colorbar(image, ax=axes, label="||change|| / ||original||\n(white: unchanged)", extend="both")
     return figure
 
 
@@ -170,15 +172,24 @@ def pareto(rows: Sequence[Line], original: Line | None, figure_class: Any) -> An
     figure = figure_class(figsize=(7.0, max(3.4, 0.17 * len(shown) + 1.2)))
     axes = figure.subplots()
     for line, point in zip(shown, points, strict=True):
-        mark = ("black", "s") if line is original else (RETAIN, "^") if line.row.reference else (FORGET, "o")
-        axes.scatter(*point, s=24, color=mark[0], marker=mark[1], zorder=3, edgecolors="white", linewidths=0.4)
+        if line is original or line.row.reference:  # hollow and larger, to be seen where other points lie on them
+            marker, colour = ("s", "black") if line is original else ("^", RETAIN)
+            axes.scatter(*point, s=70, marker=marker, facecolors="none", edgecolors=colour, zorder=4)
+        else:
+            axes.scatter(*point, s=24, color=FORGET, zorder=3, edgecolors="white", linewidths=0.4)
     order = sorted(range(len(shown)), key=lambda i: points[i][::-1], reverse=True)
+    line_to = {"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
     for place, i in enumerate(order):
-        height = 1 - (place + 0.5) / len(order)
         axes.annotate(
-            shown_name(shown[i].label), points[i], xytext=(1.06, height), textcoords="axes fraction", fontsize=7,
-            va="center", annotation_clip=False, arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.5, "shrinkB": 2},
-        )  # fmt: skip
+            shown_name(shown[i].label),
+            points[i],
+            xytext=(1.1, 1 - (place + 0.5) / len(order)),
+            textcoords="axes fraction",
+            fontsize=7,
+            va="center",
+            annotation_clip=False,
+            arrowprops=line_to,
+        )
     for side, values in (("x", [x for x, _ in points]), ("y", [y for _, y in points])):
         room = 0.05 * (max(values) - min(values)) or 1.0
         getattr(axes, f"set_{side}lim")(min(values) - room, max(values) + room)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -18,8 +21,8 @@ class PeakMemory:
     `method` (what `of_method` stretches took at most above what was held when each began), and on a GPU `gpu_peak` of the
     whole and `gpu_method`.
 
-    The process is looked at from a thread, and memory that it freed but still holds it does not ask for again: on a CPU
-    the numbers are lower bounds. The GPU's are exact, of tensors.
+    The process is looked at from a thread, now and then, so on a CPU the numbers are lower bounds; what was freed before a
+    stretch is given back first, or a method would take it unseen. The GPU's are exact, of tensors.
     """
 
     def __init__(self) -> None:
@@ -48,6 +51,7 @@ class PeakMemory:
     @contextlib.contextmanager
     def of_method(self) -> Iterator[None]:
         """A stretch in which a method works, and nothing measures it."""
+        _give_back()
         base = float(self._process.memory_info().rss)
         self._top_in_method = base
         if self._cuda:
@@ -76,3 +80,10 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._over.wait(EVERY):
             self._look()
+
+
+def _give_back() -> None:
+    """Let go of what nothing holds any more, and with the C library of GNU return it to the system."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

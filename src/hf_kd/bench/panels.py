@@ -108,7 +108,11 @@ def _save(drawer, model, features, problem, original, label, path) -> str | None
         if figure is None:
             return "too few test images"
         right = figure.axes[1]
-        right.set_title(f"original against {shown_name(label)}" if drawer is class_means else shown_name(label))
+        if drawer is class_means:
+            right.set_title(f"original against {shown_name(label)}")
+            right.set_xlabel(f"mean of {shown_name(label)} and its length")
+        else:
+            right.set_title(shown_name(label))
         figure.savefig(path)
     return None
 

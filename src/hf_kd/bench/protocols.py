@@ -124,8 +124,6 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
             raise ValueError(
                 f"Classes {group} have no images in one of the splits, so nothing can be measured of them."
             )
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"A class is named twice in forget: {_listed(wanted)}.")
     if set(ids) >= set(present) or set(ids) >= set(labels[1].unique().tolist()):
         raise ValueError(f"All {len(present)} classes are to be forgotten; nothing would be left to keep.")
     titles = {} if names is None else dict(

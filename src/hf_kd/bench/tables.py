@@ -149,7 +149,7 @@ def markdown(experiment: Experiment, store: Store) -> str:
     """All tables of one experiment."""
     rows = lines(experiment, store)
     columns = columns_of(experiment, rows)
-    blocks = [f"## {experiment.name}\n", _about(experiment)]
+    blocks = [f"## {experiment.name}", _about(experiment)]
     for group in dict.fromkeys(column.group for column in columns if column.group):
         part = [c for c in columns if c.group == group]
         blocks.append(f"**{group}**\n\n" + _markdown_table(rows, part, time=False))

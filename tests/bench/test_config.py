@@ -1,0 +1,140 @@
+"""A file is read as a whole before anything runs, and what it says wrongly is named."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from hf_kd.bench import experiments, read_config
+from hf_kd.bench.store import cell_settings, key_of
+
+GOOD = {"model": "m", "dataset": "d", "protocol": "class", "methods": ["original", "esc"]}
+
+
+def one(**changes):
+    (found,) = experiments(GOOD | changes)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": "m"}, "unknown settings models"),
+        ({"dataset": {"train": "train"}}, "needs a name"),
+        ({"dataset": {"name": "d", "splits": 2}}, "it takes"),
+        ({"name": "a/b"}, "becomes a file's"),
+        ({"protocol": "classes"}, "choose class, random"),
+        ({"protocol": {"kind": "class", "share": 0.1}}, "has no share"),
+        ({"protocol": {"kind": "subclass", "forget": ["tabby"]}}, "needs fine_column"),
+        ({"methods": "esc"}, "list of rows"),
+        ({"methods": []}, "list of rows"),
+        ({"methods": [3]}, "write a method's name"),
+        ({"methods": ["sgd"]}, "Unknown method 'sgd'.*scrub"),
+        ({"methods": [{"method": "esc", "kk": 1}]}, "Row 'esc .kk=1.'.*kk"),
+        ({"methods": [{"method": "esc", "k": 0}]}, "k"),
+        ({"methods": [{"method": "original", "k": 1}]}, "takes a label alone"),
+        ({"methods": [{"method": "esc", "forget_limit": 0}]}, "forget_limit=0.*above 0"),
+        ({"methods": [{"method": "esc", "collect_in": "training"}]}, "collect_in='training'.*eval or train"),
+        ({"methods": [{"method": "neggrad", "collect_in": "train"}]}, "bn_mode"),
+        ({"methods": [{"checkpoint": "x", "k": 1}]}, "takes label and reference, not k"),
+        ({"methods": ["esc", {"method": "esc"}]}, "different labels"),
+        ({"methods": [{"method": "esc-t", "seeds": [1, 1]}]}, "different whole numbers"),
+        ({"seeds": []}, "different whole numbers"),
+        ({"limit": 0}, "limit=0"),
+        ({"retain_limit": "many"}, "retain_limit='many'"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"mixed_precision": "fp8"}, "choose no, bf16, fp16"),
+        ({"train_precision": "half"}, "train_precision='half'"),
+        ({"measure": {"kr": True}}, "measure of"),
+        ({"measure": {"attacks": ["guess"]}}, "Unknown attacks"),
+        ({"measure": {"panels": ["esc-t"]}}, "name no row.*the labels are original, esc"),
+        ({"measure": {"grad_cam": True}}, "needs panels"),
+        ({"experiments": [{"name": "a"}, {"name": "a"}]}, "different names"),
+        ({"experiments": ["a"]}, "list of mappings"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named(changes, said):
+    with pytest.raises(ValueError, match=said):
+        experiments(GOOD | changes)
+
+
+@pytest.mark.parametrize("missing", list(GOOD))
+def test_what_is_missing_is_named(missing):
+    with pytest.raises(ValueError, match=f"misses {missing}"):
+        experiments({key: value for key, value in GOOD.items() if key != missing})
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="name a YAML file"):
+        read_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- esc\n")
+    with pytest.raises(ValueError, match="holds a list"):
+        read_config(tmp_path / "list.yaml")
+    (tmp_path / "torn.yaml").write_text("model: [m\n")
+    with pytest.raises(ValueError, match="is not YAML"):
+        read_config(tmp_path / "torn.yaml")
+
+
+def test_a_file_of_several_experiments(tmp_path):
+    (tmp_path / "data").mkdir()
+    text = yaml.safe_dump(
+        GOOD | {"dataset": "data", "experiments": [{"name": "deer"}, {"name": "cat", "model": "other"}], "limit": 50}
+    )
+    (tmp_path / "two.yaml").write_text(text + "mixed_precision: no\n")
+    deer, cat = read_config(tmp_path / "two.yaml", limit=20, seeds=[4])
+    assert (deer.name, deer.model, cat.model) == ("deer", "m", "other")
+    assert deer.dataset["name"] == str(tmp_path / "data"), "what lies beside the file is found from anywhere"
+    assert (deer.limit, deer.mixed_precision) == (20, "no")
+    assert [row.seeds for row in deer.rows] == [(0,), (4,)]
+
+
+def test_rows_run_with_as_many_seeds_as_can_differ():
+    rows = one(
+        methods=[
+            "original",
+            "esc",
+            "esc-t",
+            {"method": "esc", "forget_limit": 5},
+            "scrub",
+            {"method": "ssd", "seeds": [7]},
+        ],
+        seeds=[0, 1, 2],
+    ).rows
+    assert [len(row.seeds) for row in rows] == [1, 1, 3, 3, 3, 1]
+
+
+def test_ablations_are_rows():
+    """p, k, tau, centred or not, N_f, train-mode features: each is a setting of a row, and makes it another cell."""
+    ablations = [
+        *({"method": "esc", "p": p} for p in (1.7, 5, 10, 50)),
+        *({"method": "esc", "k": k} for k in (1, 2)),
+        *({"method": "esc-t", "threshold": tau} for tau in (0.5, 0.6, 0.8)),
+        {"method": "esc", "k": 1, "center": True},
+        {"method": "esc", "k": 1, "forget_limit": 50},
+        {"method": "esc", "k": 1, "collect_in": "train"},
+    ]
+    experiment = one(methods=ablations)
+    labels = [row.label for row in experiment.rows]
+    assert "esc (k=1, forget_limit=50)" in labels
+    assert "esc (k=1, collect_in=train)" in labels
+    keys = {key_of(cell_settings(experiment, row, 0)) for row in experiment.rows}
+    assert len(keys) == len(ablations)
+
+
+def test_settings_that_are_not_used_leave_keys_as_they_were():
+    plain = one(methods=["esc", "finetune"])
+    esc, finetune = (cell_settings(plain, row, 0) for row in plain.rows)
+    assert not {"forget_limit", "collect_in", "train_precision", "batch_size"} & (set(esc) | set(finetune))
+    trained = one(methods=["esc", "finetune"], train_precision="bf16")
+    assert cell_settings(trained, trained.rows[0], 0) == esc, "an eraser trains no weights"
+    assert cell_settings(trained, trained.rows[1], 0) == finetune | {"train_precision": "bf16"}
+    same = one(methods=["esc", "finetune"], train_precision="bf16", mixed_precision="bf16")
+    assert "train_precision" not in cell_settings(same, same.rows[1], 0)
+
+
+def test_the_label_is_no_part_of_the_key_and_the_whole_name_on_the_hub_is():
+    first, second = one(methods=[{"method": "esc", "label": "ESC"}]), one(methods=["esc"])
+    assert cell_settings(first, first.rows[0], 0) == cell_settings(second, second.rows[0], 0)
+    keys = {key_of(cell_settings(e, e.rows[0], 0)) for e in (one(dataset="a/cifar"), one(dataset="b/cifar"))}
+    assert len(keys) == 2
