@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hf_kd import ErasedModel
 from hf_kd.changing import fresh_model, make_task
 from hf_kd.erasing import PassSettings
-from hf_kd.unlearning import Descent, make_unlearning_method
+from hf_kd.unlearning import Descent, boundary, make_unlearning_method
 from hf_kd.unlearning.kodge import editable, projection_of
 from hf_kd.unlearning.task import NORMS, parameters_from
 
@@ -197,7 +197,7 @@ def test_l1_penalty_is_the_sum_over_all_parameters_and_fades_by_epoch(task, monk
 
 
 def test_boundary_expand_keeps_the_rows_it_trained_and_teaches_the_shadow_class(task, monkeypatch):
-    wide, put = [], __import__("hf_kd.unlearning.boundary", fromlist=["_put"])._put
+    wide, put = [], boundary._put
     monkeypatch.setattr("hf_kd.unlearning.boundary._put", lambda task, heads: (wide.append(heads), put(task, heads)))
     before = weights(task)
     labels, whole = [], F.cross_entropy
@@ -324,6 +324,21 @@ def test_unsir_shows_all_of_its_noise_under_the_class_it_was_trained_for(task, m
     monkeypatch.setattr(F, "cross_entropy", spy)
     method.run(task)
     assert shown == {row: [2 if row < 6 else 4] * 3 for row in range(12)}
+
+
+def test_unsir_noise_is_trained_against_its_own_class(task, monkeypatch):
+    asked, whole = [], F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda logits, y: (asked.append(y.unique().tolist()), whole(logits, y))[1])
+    make_unlearning_method("unsir", noise_images=4, noise_steps=2)._noise(task, task.retain)
+    assert asked == [[2], [2], [4], [4]]
+
+
+def test_boundary_targets_avoid_a_forgotten_class_that_is_always_next(task):
+    """Two forgotten classes that the model likes best: a target must be neither, whatever the attack leads to."""
+    with torch.no_grad():
+        task.linear_heads()[0].bias[[2, 4]] += 50
+    targets = boundary.nearest_labels(task, bound=0.1, batch_size=5)
+    assert not bool(torch.isin(targets, task.forget_classes).any())
 
 
 def test_unsir_refuses_to_forget_every_class(resnet, processor):
