@@ -1,8 +1,7 @@
 """Two processes change weights as one does: gradients, what closed forms sum up, and features that are read once.
 
 Where a batch is cut in two, sums are taken in another order, so results are equal up to rounding and not bit for bit. That
-holds where processes get equal parts of every batch: of a last batch with an odd number of samples, those in the smaller part
-count for more.
+holds where processes get equal parts of every batch; of an odd last batch, the samples in the smaller part count for more.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ RELATIVE = 2e-3
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """The folder that two processes left, and what they said; 12 and 20 samples, of which each process gets the half of every batch."""
+    """The folder that two processes left, and what they said; of the 12 and 20 samples each gets half of every batch."""
     from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
     from ..conftest import labelled, randomise

@@ -174,7 +174,8 @@ def split_identities(data: Dataset, where: Mapping[str, Any], protocol: Mapping[
     """A Lacuna-style split without its leakage: people with enough different images, drawn without replacement.
 
     Exact copies of an image count once, whoever they are filed under; `people` with at least train_images + test_images
-    are drawn, and of each so many images; none is in both splits. Raises ValueError where there are not enough.
+    are drawn, and of each so many images; none is in both splits. The labels are those of the people drawn. Raises
+    ValueError where there are not enough.
     """
     column, _ = _columns(data, where)
     image = describe_forget_set(data, where.get("image_column"), where.get("label_column")).image_column
@@ -205,7 +206,19 @@ def split_identities(data: Dataset, where: Mapping[str, Any], protocol: Mapping[
         drawn = rng.permutation(by_person[person])[: train_images + test_images].tolist()
         rows["train"] += drawn[:train_images]
         rows["test"] += drawn[train_images:]
-    return data.select(rows["train"]), data.select(rows["test"])
+    train, test = (_renumbered(data.select(rows[split]), column, chosen) for split in ("train", "test"))
+    return train, test
+
+
+def _renumbered(data: Dataset, column: str, people: Sequence[int]) -> Dataset:
+    """With the labels of these people alone: a model of theirs has no outputs for thousands who were not drawn."""
+    feature = data.features[column]
+    if not isinstance(feature, ClassLabel):
+        return data
+    place = {person: number for number, person in enumerate(people)}
+    labels = [place[person] for person in data[column]]
+    names = ClassLabel(names=[feature.names[person] for person in people])
+    return data.remove_columns(column).add_column(column, labels, feature=names)
 
 
 def _columns(data: Dataset, where: Mapping[str, Any]) -> tuple[str, tuple[str, ...] | None]:

@@ -106,8 +106,8 @@ def methods(as_json: JsonOption = False) -> None:
     for name in available_methods():
         method = get_method(name)
         retain = " and D_r" if getattr(method, "needs_retain", False) else ""
-        about = (method.__doc__ or "").strip().splitlines()[0]
-        rows.append({"method": name, "acts on": "features (eraser)", "needs": f"D_f{retain}", "about": about})
+        about = " ".join((method.__doc__ or "").strip().split("\n\n")[0].split())
+        rows.append({"method": name, "acts on": "features", "needs": f"D_f{retain}", "about": about})
     for name, method in unlearning_methods().items():
         rows.append({"method": name, "acts on": "weights", "needs": method.needs, "about": method.source})
     if as_json:
