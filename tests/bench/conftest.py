@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from hf_kd.bench.store import cell_settings, key_of
 from ..conftest import labelled, make_dataset, randomise
 
 FINE = ["pug", "wolf", "sphynx", "tabby"]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quick_collection() -> Iterator[None]:
+    """Every cell collects garbage before its memory is looked at; what all tests imported need not be gone through."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +59,7 @@ def one(place) -> Callable[..., Experiment]:
             "dataset": {"name": "data", "label_column": "label"},
             "protocol": {"kind": "class", "forget": ["cat"]},
             "methods": ["original"],
-            "measure": {"membership": False},
+            "measure": {"knowledge_retention": False, "membership": False},
         }
         (found,) = experiments({**content, **changes}, place)
         return found

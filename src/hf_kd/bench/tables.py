@@ -163,6 +163,15 @@ def markdown(experiment: Experiment, store: Store) -> str:
     ]
     if failures:
         blocks.append("**Failed**\n\n" + "\n".join(failures))
+    undrawn = [
+        f"- {line.label}, {name}: {' '.join(said.split())}"
+        for line in rows
+        for record in line.records
+        for name, said in {"report": record.get("report", ""), **(record.get("panels") or {})}.items()
+        if said and said != f"{name}.png"
+    ]
+    if undrawn:
+        blocks.append("**Not drawn**\n\n" + "\n".join(undrawn))
     missing = [f"{line.label} ({line.missing})" for line in rows if line.missing]
     if missing:
         blocks.append(f"Not run yet: {', '.join(missing)}.")

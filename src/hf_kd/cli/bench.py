@@ -40,7 +40,7 @@ def bench(
         from .. import bench as room
         from ..data import process_state
 
-        chosen = None if seeds is None else [int(seed) for seed in seeds.split(",")]
+        chosen = None if seeds is None else _numbers(seeds)
         found = room.read_config(config, limit, chosen)
         if tables_only:
             store = room.Store(output)
@@ -60,3 +60,10 @@ def bench(
     for one in found:
         console.print(Markdown(room.markdown(one, store)))
     console.print("Written: " + ", ".join(str(path) for path in written), highlight=False)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--seeds {text}: write whole numbers with commas between them, as in 0,1,2.") from error

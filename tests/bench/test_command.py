@@ -1,0 +1,101 @@
+"""`hf-kd bench`, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hf_kd.cli import app
+
+from ..test_distributed import launch
+
+CONFIG = {
+    "model": "model",
+    "dataset": {"name": "data", "label_column": "label"},
+    "protocol": {"kind": "incremental", "forget": ["cat", "dog"]},
+    "measure": {"membership": False, "knowledge_retention": False},
+    "seeds": [0, 1],
+    "methods": ["original", {"method": "esc", "k": 1, "label": "esc"}, {"method": "esc-t", "epochs": 1}],
+}
+
+
+@pytest.fixture
+def config(place):
+    path = place / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+def hf_kd(*arguments, code: int = 0):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_the_command_runs_continues_and_shows(config, tmp_path):
+    first = hf_kd("bench", config, "--output", tmp_path, "--seeds", "0", "--only", "esc")
+    assert "config: esc, seed 0: ok" in first.stdout
+    second = hf_kd("bench", config, "--output", tmp_path, "--seeds", "0")
+    assert "config: esc, seed 0" not in second.stdout, "it has its result"
+    assert "config: original, seed 0: ok" in second.stdout
+    assert "request after request" in second.stdout
+    assert {"tables.md", "config.tex", "results.jsonl", "figures"} <= {path.name for path in tmp_path.iterdir()}
+    before = (tmp_path / "results.jsonl").read_bytes()
+    shown = hf_kd("bench", config, "--output", tmp_path, "--tables-only")
+    assert "esc-t (epochs=1) (1)" in shown.stdout.replace("\n", " "), "the second seed is not there"
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_refusals_are_one_message(config, tmp_path):
+    done = hf_kd("bench", config, "--output", tmp_path, "--only", "scrub", code=1)
+    assert "No row is called scrub" in done.output
+    done = hf_kd("bench", config, "--output", tmp_path, "--seeds", "0,x", code=1)
+    assert "--seeds 0,x" in done.output
+    done = hf_kd("bench", tmp_path / "none.yaml", "--output", tmp_path, code=1)
+    assert "There is no file" in done.output
+    assert hf_kd("bench", config, "--output", tmp_path, "--limit", "3", code=2)
+
+
+SCRIPT = """
+import json, sys
+import torch
+from hf_kd.bench import bench, read_config
+from hf_kd.data import process_state
+
+torch.set_num_threads(1)
+state = process_state()
+told = []
+store = bench(read_config(sys.argv[1]), sys.argv[2], progress=False, tell=told.append)
+known = [None, None]
+torch.distributed.all_gather_object(known, [sorted(store.records), len(told)])
+if state.is_main_process:
+    print(json.dumps(known))
+state.destroy_process_group()
+"""
+
+
+def test_two_processes_write_once_what_one_finds(config, place, tmp_path):
+    content = CONFIG | {"methods": [*CONFIG["methods"], {"method": "esc", "k": 1, "collect_in": "train"}]}
+    content["methods"].append({"method": "finetune", "epochs": 1, "batch_size": 16, "label": "tune", "seeds": [0]})
+    both = place / "both.yaml"
+    both.write_text(yaml.safe_dump(content))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (first, told), (second, silent) = launch(tmp_path / "script.py", both, tmp_path / "two")
+    assert first == second, "every process knows every result"
+    assert (told, silent) == (2 * 7, 0)
+    lines = (tmp_path / "two" / "results.jsonl").read_text().splitlines()
+    records = {(r["row"], r["seed"]): r for r in map(json.loads, lines)}
+    assert len(lines) == len(records) == len(first) == 7
+    assert all(record["status"] == "ok" for record in records.values()), records
+    hf_kd("bench", config, "--output", tmp_path / "alone")
+    for line in (tmp_path / "alone" / "results.jsonl").read_text().splitlines():
+        alone = json.loads(line)
+        together = records[alone["row"], alone["seed"]]
+        assert together["key"] == alone["key"]
+        for one, two in zip(alone["stages"], together["stages"], strict=True):
+            for name in ("D_f", "D_r", "D_ft", "D_rt", "rank removed"):
+                assert one[name] == pytest.approx(two[name], abs=1e-6), (alone["row"], name)
+    assert together["records"][0]["processes"] == 2

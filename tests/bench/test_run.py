@@ -1,0 +1,377 @@
+"""Cells: measured, kept, never run twice, and what of one fails costs the others nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from hf_kd import ErasedModel
+from hf_kd.bench import Store, bench, make_problem, markdown, write_tables
+from hf_kd.bench.making import make
+from hf_kd.data import match_labels
+from hf_kd.erasing import PassSettings
+from hf_kd.unlearning import make_unlearning_method
+
+QUICK = {"epochs": 1, "batch_size": 16}
+
+
+def run(experiment, output, **options):
+    """The store, and what was told of it."""
+    told: list[str] = []
+    experiments = experiment if isinstance(experiment, list) else [experiment]
+    return bench(experiments, output, progress=False, tell=told.append, **options), told
+
+
+def by_row(store) -> dict:
+    return {(record["row"], record["seed"]): record for record in store.records.values()}
+
+
+def started(told) -> list[str]:
+    return [line.split(": ", 1)[1].removesuffix(" ...") for line in told if line.endswith("...")]
+
+
+def test_erasers_and_weights_on_one_table(one, tmp_path):
+    experiment = one(
+        methods=[
+            "original",
+            {"method": "esc", "k": 1},
+            {"method": "esc-t", "epochs": 2},
+            "head-surgery",
+            {"method": "retrain", **QUICK},
+        ],
+        measure={"attacks": ["norm"]},
+        train_precision="bf16",
+    )
+    store, told = run(experiment, tmp_path)
+    found = by_row(store)
+    assert len(found) == len(started(told)) == 5
+    assert all(record["status"] == "ok" for record in found.values())
+    for (row, _), record in found.items():
+        scores = record["scores"]
+        for prefix in ("", "KR ", "KR_paper "):
+            a, b = scores[f"{prefix}D_f"], scores[f"{prefix}D_r"]
+            assert scores[f"{prefix}HM"] == pytest.approx(2 * (100 - a) * b / (100 - a + b) if 100 - a + b else 0)
+        assert {"MIA", "CKA", "cosine", "weights head", "weights other"} <= set(scores)
+        assert 0 <= scores["attacks"]["norm"]["recall"] <= 100
+        if row != "original":
+            assert record["records"][0]["n_forget"] == 12
+            assert record["memory_mib"]["method"] >= 0
+            assert record["seconds"]["fit"] <= record["seconds"]["cell"]
+    esc, head = found["esc (k=1)", 0], found["head-surgery", 0]
+    assert esc["scores"]["rank removed"] == 1
+    assert esc["scores"]["weights other"] == esc["scores"]["weights head"] == 0
+    assert not any(esc["scores"]["weights by layer"].values())
+    assert head["scores"]["weights head"] > 0 == head["scores"]["weights other"]
+    assert head["scores"]["KR D_ft"] == found["original", 0]["scores"]["KR D_ft"], "features are the original's"
+    moved = next(record for (row, _), record in found.items() if row.startswith("retrain"))
+    assert all(value > 0 for value in moved["scores"]["weights by layer"].values())
+    assert moved["records"][0]["dtype"] == "bf16"
+    assert moved["settings"]["train_precision"] == "bf16"
+    again, told = run(experiment, tmp_path)
+    assert told == []
+    assert again.records == store.records
+    assert (tmp_path / "results.jsonl").read_text().count("\n") == 5
+
+
+def test_a_changed_setting_runs_again_and_only_what_it_concerns(one, tmp_path):
+    methods = ["original", {"method": "esc", "k": 1, "label": "ESC"}, {"method": "finetune", **QUICK, "label": "tune"}]
+    run(one(methods=methods), tmp_path)
+    _, told = run(one(methods=[methods[0], methods[1] | {"label": "renamed"}, methods[2]]), tmp_path)
+    assert told == []
+    _, told = run(one(methods=[methods[0], methods[1] | {"k": 2}, methods[2]]), tmp_path)
+    assert started(told) == ["ESC, seed 0"]
+    _, told = run(one(methods=methods, train_precision="bf16"), tmp_path)
+    assert started(told) == ["tune, seed 0"]
+    _, told = run(one(methods=methods, limit=30), tmp_path)
+    assert started(told) == ["original, seed 0", "ESC, seed 0", "tune, seed 0"]
+
+
+KILLED = """
+    import os, signal, sys
+    from hf_kd.bench import bench, read_config
+
+    def tell(text):
+        if text.startswith("[3/4]"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    bench(read_config(sys.argv[1]), sys.argv[2], progress=False, tell=tell)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+def test_a_killed_run_continues_where_it_stopped(one, place, tmp_path):
+    config = place / "killed.yaml"
+    config.write_text(
+        "model: model\ndataset: {name: data, label_column: label}\nprotocol: {kind: class, forget: [cat]}\n"
+        "measure: {knowledge_retention: false, membership: false}\n"
+        "seeds: [0, 1, 2]\nmethods: [original, {method: esc-t, epochs: 1}]\n"
+    )
+    script = [sys.executable, "-c", textwrap.dedent(KILLED), str(config), str(tmp_path)]
+    done = subprocess.run(script, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    results = tmp_path / "results.jsonl"
+    finished = results.read_bytes()
+    assert [json.loads(line)["seed"] for line in finished.splitlines()] == [0, 0], "two of four"
+    with results.open("ab") as file:  # and as if the third had been cut short while it was written
+        file.write(finished.splitlines()[-1][:200])
+    from hf_kd.bench import read_config
+
+    (experiment,) = read_config(config)
+    assert "Not run yet: esc-t (epochs=1) (2)" in markdown(experiment, Store(tmp_path))
+    store, told = run(experiment, tmp_path)
+    assert started(told) == ["esc-t (epochs=1), seed 1", "esc-t (epochs=1), seed 2"]
+    assert results.read_bytes().startswith(finished), "what was there stays as it was"
+    assert len(results.read_bytes().splitlines()) == len(store.records) == 4
+
+
+def test_a_line_without_its_end_is_whole_and_gets_one(tmp_path):
+    record = {"key": "a", "status": "ok", "seconds": {}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(record))
+    store = Store(tmp_path)
+    store.add(record | {"key": "b", "value": float("nan"), "list": [float("inf"), 1.5]})
+    again = Store(tmp_path)
+    assert set(again.records) == {"a", "b"}
+    assert (again.records["b"]["value"], again.records["b"]["list"]) == (None, [None, 1.5])
+
+
+def test_what_is_no_result_is_refused(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"key": "a", "sta\n{"key": "b", "status": "ok", "seconds": {}}\n')
+    with pytest.raises(ValueError, match="Line 1 of .* is not JSON"):
+        Store(tmp_path)
+    path.write_text('{"loss": 1}\n')
+    with pytest.raises(ValueError, match="no result of a bench"):
+        Store(tmp_path)
+
+
+def test_a_process_that_only_reads_writes_nothing(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"key": "a", "status": "ok", "seconds": {}}\n{"key": "b"')
+    before = path.read_bytes()
+    store = Store(tmp_path, writes=False)
+    store.add({"key": "c", "status": "ok", "seconds": {}})
+    assert set(store.records) == {"a", "c"}
+    assert path.read_bytes() == before
+
+
+def test_one_failing_method_stops_no_other_and_is_shown(one, tmp_path):
+    methods = ["original", {"method": "neggrad", "lr": 1e30, **QUICK, "label": "far"}, {"method": "esc", "k": 1}]
+    experiment = one(methods=methods)
+    store, _ = run(experiment, tmp_path)
+    found = by_row(store)
+    assert [found[row, 0]["status"] for row in ("original", "far", "esc (k=1)")] == ["ok", "failed", "ok"]
+    text = markdown(experiment, store)
+    assert f"- far, seed 0: {found['far', 0]['error'].split(':')[0]}" in text
+    assert "| far | failed |" in text
+    assert run(experiment, tmp_path)[1] == [], "a failure is a result"
+    _, told = run(experiment, tmp_path, retry_failed=True)
+    assert started(told) == ["far, seed 0"]
+
+
+def test_data_that_cannot_be_opened_stops_no_other_experiment_and_fails_no_method(one, tmp_path):
+    bad = one(name="bad", protocol={"kind": "class", "forget": ["zebra"]})
+    with pytest.raises(ValueError, match="bad: .*zebra"):
+        run([bad, one(name="good")], tmp_path)
+    (record,) = Store(tmp_path).records.values()
+    assert (record["experiment"], record["status"]) == ("good", "ok")
+
+
+def test_only_some_rows(one, tmp_path):
+    experiment = one(methods=["original", {"method": "esc", "k": 1, "label": "first"}, {"method": "esc", "k": 2}])
+    _, told = run(experiment, tmp_path, only=["first"])
+    assert started(told) == ["first, seed 0"]
+    _, told = run(experiment, tmp_path, only=["esc"])
+    assert started(told) == ["esc (k=2), seed 0"]
+    with pytest.raises(ValueError, match="No row is called esx; the rows are"):
+        run(experiment, tmp_path, only=["esx"])
+
+
+def test_random_samples(one, tmp_path):
+    experiment = one(
+        protocol={"kind": "random", "share": 0.2},
+        measure={},
+        methods=["original", {"method": "esc", "k": 1}, {"method": "retrain", **QUICK}],
+    )
+    store, _ = run(experiment, tmp_path)
+    for record in store.records.values():
+        assert record["status"] == "ok", record
+        assert {"D_f", "D_r", "D_t", "MIA", "MIA level"} <= set(record["scores"])
+        assert not {"D_ft", "KR D_f", "HM"} & set(record["scores"])
+    assert by_row(store)["esc (k=1)", 0]["records"][0]["classes"] is None, "samples, not classes"
+    table = markdown(experiment, store)
+    assert "Avg Gap" in table
+    assert "RTE, s" in table
+
+
+def test_requests_one_after_another_and_all_at_once(one, tmp_path):
+    methods = ["original", {"method": "esc", "k": 1}, {"method": "finetune", **QUICK}]
+    experiment = one(protocol={"kind": "incremental", "forget": ["dog", "ape"]}, methods=methods)
+    store, _ = run(experiment, tmp_path)
+    esc, tuned, original = (by_row(store)[row.label, 0] for row in (experiment.rows[i] for i in (1, 2, 0)))
+    assert [stage["rank removed"] for stage in esc["stages"]] == [1, 2]
+    assert esc["joint"]["rank removed"] == 1, "both classes in one decomposition"
+    assert "joint" not in original
+    assert [record["n_forget"] for record in esc["records"]] == [12, 12]
+    assert len(tuned["records"]) == 2
+    assert tuned["joint"]["weights other"] > 0
+    text = markdown(experiment, store)
+    assert "**esc (k=1)**, request after request" in text
+    assert "| all at once |" in text
+    alone = one(protocol={"kind": "incremental", "forget": ["dog", "ape"], "joint": False}, methods=methods[1:2])
+    store, _ = run(alone, tmp_path / "alone")
+    assert "joint" not in by_row(store)["esc (k=1)", 0]
+
+
+def test_a_fine_class_and_its_siblings(one, tmp_path):
+    protocol = {"kind": "subclass", "forget": ["tabby"], "fine_column": "fine"}
+    experiment = one(protocol=protocol, methods=["original", {"method": "esc", "k": 1}])
+    store, _ = run(experiment, tmp_path)
+    assert all("siblings" in record["scores"] for record in store.records.values())
+    assert "siblings" in markdown(experiment, store)
+
+
+def test_a_checkpoint_made_elsewhere_is_a_row(one, place, tmp_path):
+    model = ErasedModel.from_pretrained(place / "model")
+    problem = make_problem(one(), lambda names: match_labels(names, model.config.id2label, None))
+    model.erase(problem.images_to_forget(0), k=1, label_column="label", progress=False)
+    model.save_pretrained(tmp_path / "erased")
+    methods = [{"method": "esc", "k": 1}, {"checkpoint": str(tmp_path / "erased"), "label": "made elsewhere"}]
+    store, _ = run(one(methods=methods), tmp_path)
+    here, elsewhere = (by_row(store)[row, 0]["scores"] for row in ("esc (k=1)", "made elsewhere"))
+    assert here == elsewhere
+
+
+def making(experiment, row, seed=0):
+    """The original as it was before and after, and what a row makes of it."""
+    original = ErasedModel.from_pretrained(experiment.model)
+    problem = make_problem(experiment, lambda names: match_labels(names, original.config.id2label, None))
+    settings = PassSettings(label_column="label", batch_size=experiment.batch_size, progress=False)
+    original.find_taps()
+    before = {name: tensor.clone() for name, tensor in original.inner.state_dict().items()}
+    made, _ = make(row, seed, experiment, problem, original, settings, 0)
+    after = original.inner.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before), "the original belongs to all rows"
+    assert not original.is_erased
+    assert not original.inner.training
+    return before, made
+
+
+def test_features_read_in_train_mode_overwrite_the_statistics_of_the_cells_own_model(one):
+    experiment = one(
+        methods=[{"method": "esc", "k": 1}, {"method": "esc", "k": 1, "collect_in": "train"}], batch_size=6
+    )
+    before, plain = making(experiment, experiment.rows[0])
+    assert all(torch.equal(before[name], tensor) for name, tensor in plain.inner.state_dict().items())
+    before, model = making(experiment, experiment.rows[1])
+    after = model.inner.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "running_" in name or "num_batches" in name}
+    assert all(int(after[name]) == int(before[name]) + 2 for name in changed if "num_batches" in name), "12 images"
+    assert not model.inner.training
+    assert not model.inner._forward_pre_hooks or len(model.inner._forward_pre_hooks) == len(
+        plain.inner._forward_pre_hooks
+    )
+    one_u, other_u = plain.sites[0].eraser.directions, model.sites[0].eraser.directions
+    assert abs(float((one_u.T @ other_u).squeeze())) < 0.9999, "the eraser is fitted on what that pass read"
+
+
+def test_train_mode_rows_are_measured_on_features_read_again(one, tmp_path):
+    rows = [{"method": "esc", "k": 1}, {"method": "esc", "k": 1, "collect_in": "train"}]
+    store, _ = run(one(methods=rows, batch_size=6), tmp_path)
+    found = {record["row"]: record for record in store.records.values()}
+    train = found["esc (k=1, collect_in=train)"]
+    assert train["settings"]["collect_in"] == "train"
+    assert train["settings"]["batch_size"] == 6, "which decides about a batch's statistics"
+    assert train["scores"]["weights other"] > 0 == found["esc (k=1)"]["scores"]["weights other"]
+    assert train["scores"]["CKA"] != found["esc (k=1)"]["scores"]["CKA"]
+    _, told = run(one(methods=rows, batch_size=10), tmp_path)
+    assert len(started(told)) == 1, "of the other row the batch size decides nothing"
+
+
+def test_a_forget_limit_reaches_methods_of_both_kinds(one, tmp_path):
+    methods = [{"method": "esc", "k": 1, "forget_limit": 5}, {"method": "finetune", "forget_limit": 5, **QUICK}]
+    store, _ = run(one(methods=methods, seeds=[0, 1]), tmp_path)
+    assert len(store.records) == 4
+    for record in store.records.values():
+        assert record["settings"]["forget_limit"] == 5
+        assert record["records"][0]["n_forget"] == 5
+    first, second = (by_row(store)["esc (k=1, forget_limit=5)", seed]["records"][0]["sha256"] for seed in (0, 1))
+    assert first != second, "other images with another seed"
+
+
+def test_methods_never_get_forgotten_images_to_keep(one, tmp_path, monkeypatch):
+    seen = {}
+
+    def change(self, task):
+        seen["forget"], seen["retain"] = task.forget, task.retain
+        return {}
+
+    monkeypatch.setattr(type(make_unlearning_method("neggrad+")), "change", change)
+    experiment = one(protocol={"kind": "random", "share": 0.3}, methods=["neggrad+"], retain_limit=25)
+    run(experiment, tmp_path)
+    forget, retain = (next(iter(seen[part].batches(100))).inputs["pixel_values"] for part in ("forget", "retain"))
+    assert (len(forget), len(retain)) == (20, 25)
+    assert not any(bool((image == other).all()) for image in forget for other in retain)
+
+
+def test_panels_and_reports_are_drawn_while_the_model_is_at_hand(one, tmp_path):
+    pytest.importorskip("matplotlib")
+    methods = [
+        "original",
+        {"method": "esc", "k": 1, "label": "esc, k=1"},
+        {"method": "finetune", **QUICK, "label": "tune"},
+    ]
+    store, _ = run(one(methods=methods), tmp_path)
+    asked = one(
+        methods=methods, measure={"knowledge_retention": False, "membership": False, "panels": ["original", "esc, k=1"]}
+    )
+    again, told = run(asked, tmp_path)
+    assert started(told) == ["esc, k=1, seed 0"], "a result is kept, but no model: it is made again to be drawn"
+    assert by_row(again)["esc, k=1", 0]["scores"] == by_row(store)["esc, k=1", 0]["scores"]
+    drawn = {path.relative_to(tmp_path / "panels").as_posix() for path in (tmp_path / "panels").rglob("*.png")}
+    assert drawn == {"bench/esc--k=1/class_means.png", "bench/esc--k=1/tsne.png"}, "no image unless asked for"
+    assert run(asked, tmp_path)[1] == []
+    shown = one(
+        methods=methods,
+        measure={"knowledge_retention": False, "membership": False, "panels": ["tune"], "grad_cam": True},
+    )
+    final, told = run(shown, tmp_path)
+    assert started(told) == ["tune, seed 0"]
+    assert by_row(final)["tune", 0]["panels"]["grad_cam"] == "grad_cam.png"
+    assert (tmp_path / "panels" / "bench" / "tune" / "grad_cam.png").stat().st_size > 1000
+
+
+def test_a_figure_that_fails_costs_no_result(one, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import hf_kd.bench.panels as panels
+
+    def refuse(*arguments):
+        raise ValueError("nothing to draw")
+
+    monkeypatch.setattr(panels, "class_maps", refuse)
+    experiment = one(
+        methods=["esc"],
+        measure={"knowledge_retention": False, "membership": False, "panels": ["esc"], "grad_cam": True},
+    )
+    store, _ = run(experiment, tmp_path)
+    (record,) = store.records.values()
+    assert record["status"] == "ok"
+    assert record["panels"]["grad_cam"] == "ValueError: nothing to draw"
+    assert record["panels"]["tsne"] == "tsne.png"
+    assert "nothing to draw" in markdown(experiment, store)
+
+
+def test_everything_is_written(one, tmp_path):
+    pytest.importorskip("matplotlib")
+    experiment = one(methods=["original", {"method": "esc", "k": 1}, {"method": "finetune", **QUICK}])
+    store, _ = run(experiment, tmp_path)
+    written = {path.relative_to(tmp_path).as_posix() for path in write_tables([experiment], store, tmp_path)}
+    assert written >= {"tables.md", "bench.tex", "figures/bench/time.png", "figures/bench/weights_by_layer.png"}
+    assert all((tmp_path / name).is_file() for name in written)

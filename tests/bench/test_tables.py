@@ -1,0 +1,198 @@
+"""Tables and figures of results whose numbers are known by hand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from hf_kd.bench import draw, latex, markdown
+from hf_kd.bench.tables import lines
+
+
+def scores(df, dr, dft=None, drt=None, **more):
+    """Scores of a class protocol, HM as the bench writes it."""
+
+    def hm(f, r):
+        return 2 * (100 - f) * r / (100 - f + r)
+
+    dft, drt = df if dft is None else dft, dr if drt is None else drt
+    four = {"D_f": df, "D_r": dr, "D_ft": dft, "D_rt": drt, "HM": hm(df, dr), "HM_t": hm(dft, drt)}
+    return four | {f"KR {name}": value for name, value in four.items()} | {"MIA": 50.0} | more
+
+
+def cells(text: str, group: str, row: str) -> dict[str, str]:
+    """One row of the table below a bold title, by column."""
+    part = text.split(f"**{group}**")[1]
+    head = next(line for line in part.splitlines() if line.startswith("|"))
+    found = next(line for line in part.splitlines() if line.startswith(f"| {row} |"))
+    return dict(zip([c.strip() for c in head.split("|")], [c.strip() for c in found.split("|")], strict=True))
+
+
+HEAD = "The model's own head"
+
+
+def test_hm_is_taken_of_each_seed_and_then_averaged(one, results):
+    experiment = one(methods=[{"method": "esc-t", "label": "esc-t", "seeds": [0, 1]}])
+    store = results(experiment, {"esc-t": [scores(0, 100), scores(100, 100)]})
+    row = cells(markdown(experiment, store), HEAD, "esc-t")
+    assert row["HM"].startswith("50.0 ± 70.7"), "HM of the mean accuracies would be 66.7"
+    assert row["D_f"].startswith("50.0 ± 70.7")
+    assert row["D_r"] == "100.0", "no deviation where seeds agree"
+
+
+def test_avg_gap_of_table_5(one, results):
+    """The paper's Table 5, ESC against Retrain: (4.42 + 0 + 1.04 + 0.34) / 4 by hand, and a second seed."""
+    experiment = one(
+        protocol={"kind": "random"},
+        methods=["original", "esc", {"method": "neggrad", "seeds": [0, 1]}, {"method": "retrain", "label": "retrain"}],
+    )
+    made = {
+        "retrain": [{"D_f": 95.58, "D_r": 100.0, "D_t": 95.23, "MIA": 74.64}],
+        "esc": [{"D_f": 100.0, "D_r": 100.0, "D_t": 94.19, "MIA": 74.98}],
+        "neggrad": [{"D_f": 95.58, "D_r": 98.0, "D_t": 95.23, "MIA": 74.64},
+                    {"D_f": 95.58, "D_r": 100.0, "D_t": 95.23, "MIA": 70.64}],
+    }  # fmt: skip
+    text = markdown(experiment, results(experiment, made))
+    assert cells(text, "Rest", "esc")["Avg Gap"] == "1.45"
+    assert cells(text, "Rest", "retrain")["Avg Gap"] == "0.00"
+    assert cells(text, "Rest", "neggrad")["Avg Gap"] == "0.75 ± 0.35", "0.5 and 1"
+    assert cells(text, "Rest", "esc")["RTE, s"] == "2.0", "0.5 s of features and 1.5 s of fit"
+    assert set(cells(text, HEAD, "esc")) >= {"D_f", "D_r", "D_t"}
+    assert "Not run yet: original (1)" in text
+    without = one(protocol={"kind": "random"}, methods=["esc"])
+    assert "Avg Gap" not in markdown(without, results(without, made))
+
+
+def test_the_layout_of_table_1(one, results):
+    experiment = one(methods=["original", {"method": "esc", "k": 1, "label": "esc"}])
+    store = results(experiment, {"original": [scores(99, 98, 90, 91)], "esc": [scores(1, 97, 2, 90)]})
+    text = markdown(experiment, store)
+    groups = re.findall(r"\*\*(.+?)\*\*", text)
+    assert groups[0] == "Knowledge Retention, converged probe", "what is left comes first"
+    assert groups.index(HEAD) == 1
+    row = cells(text, HEAD, "esc")
+    assert [row[c] for c in ("D_f", "D_r", "HM", "D_ft", "D_rt", "HM_t")] == [
+        "1.0",
+        "97.0",
+        "98.0",
+        "2.0",
+        "90.0",
+        "93.8",
+    ]
+    rest = cells(text, "Rest", "esc")
+    assert (rest["needs"], rest["seeds"], rest["features s"], rest["fit s"], rest["peak MiB"]) == (
+        "D_f", "1", "0.500", "1.5", "7"
+    )  # fmt: skip
+    assert cells(text, "Rest", "original")["fit s"] == "-", "nothing was made there"
+    table = latex(experiment, store)
+    assert (
+        r"\multicolumn{6}{c}{Knowledge Retention, converged probe} & \multicolumn{6}{c}{The model's own head}" in table
+    )
+    assert r"Method & $D_{f}$ & $D_{r}$ & HM & $D_{ft}$ & $D_{rt}$ & $HM_{t}$" in table
+    assert r"\cmidrule(lr){2-7} \cmidrule(lr){8-13}" in table
+
+
+def test_latex_says_what_the_label_says(one, results):
+    label = r"50% of_it & {more} #1 ~ ^ \alpha $x$ <a> | b"
+    experiment = one(methods=["original", {"method": "esc", "label": label}, {"method": "lau", "label": "lau_x"}])
+    store = results(experiment, {"original": [scores(99, 98)], label: [scores(1, 97)], "lau_x": ["ValueError: no"]})
+    table = latex(experiment, store)
+    body = table.split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines()
+    assert body[1].startswith(
+        r"50\% of\_it \& \{more\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{}alpha \$x\$ "
+        r"\textless{}a\textgreater{} | b & "
+    )
+    assert body[2] == r"lau\_x & \multicolumn{13}{l}{failed} \\"
+    columns = len(re.search(r"\\begin\{tabular\}\{(l)(r+)\}", table).group(2))
+    for line in body[:2]:
+        assert len(re.findall(r"(?<!\\)&", line)) == columns, "as many cells as columns"
+        assert line.endswith(r" \\")
+    for name in ("$", "{", "}", "%", "#", "_"):
+        bare = re.sub(r"\\text\w+\{\}|\\multicolumn\{\d+\}\{l\}\{failed\}", "", "\n".join(body)).replace("$\\pm$", "")
+        assert not re.search(rf"(?<!\\){re.escape(name)}", bare), name
+    assert table.count("{") - table.count(r"\{") == table.count("}") - table.count(r"\}")
+    assert r"50% of_it & {more} #1 ~ ^ \alpha $x$ <a> \| b" in markdown(experiment, store)
+
+
+def test_several_lines_of_an_error_are_one(one, results):
+    experiment = one(methods=["esc"])
+    text = markdown(experiment, results(experiment, {"esc": ["ValueError: first\n  second"]}))
+    assert "- esc, seed 0: ValueError: first second" in text
+
+
+def test_results_of_before_methods_were_watched_are_marked(one, results):
+    experiment = one(methods=["esc"])
+    old = {"memory_mib": {"process_before": 100, "process_peak": 150}}
+    assert cells(markdown(experiment, results(experiment, {"esc": [scores(1, 97)]}, **old)), "Rest", "esc")[
+        "peak MiB"
+    ] == "≤ 50"  # fmt: skip
+
+
+def test_lines_know_what_is_missing(one, results):
+    experiment = one(methods=[{"method": "esc-t", "seeds": [0, 1, 2, 3]}])
+    (line,) = lines(experiment, results(experiment, {"esc-t": [scores(1, 97), "ValueError: no", scores(3, 97)]}))
+    assert (len(line.records), len(line.failed), line.missing) == (2, 1, 1)
+    assert line.values("D_f") == [1, 3]
+    assert line.mean("D_f") == 2
+    assert line.mean("nothing") is None
+
+
+@pytest.fixture
+def many(one, results):
+    """Thirty rows whose points nearly coincide, with long labels."""
+    methods = [
+        "original",
+        *({"method": "neggrad", "label": f"a method with a long name, number {i}"} for i in range(29)),
+    ]
+    experiment = one(methods=methods)
+    layers = {f"encoder.block.{i}": 10.0 ** -(i % 5) for i in range(12)}
+    moved = {"weights head": 0.1, "weights other": 0.2, "weights by layer": layers}
+    found = {
+        row.label: [scores(90 - i / 50, 90 + i / 90, **(moved if i else {}))] for i, row in enumerate(experiment.rows)
+    }
+    return experiment, results(experiment, found)
+
+
+def test_every_figure_is_drawn(many, tmp_path):
+    pytest.importorskip("matplotlib")
+    written = draw(*many, tmp_path / "figures")
+    assert [path.name for path in written] == [
+        f"{name}.png" for name in ("recovery", "weights", "weights_by_layer", "time", "pareto")
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_no_name_covers_another_or_a_point(many):
+    pytest.importorskip("matplotlib")
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    from hf_kd.audit.figures import STYLE
+    from hf_kd.bench.figures import FIGURES
+
+    rows = lines(*many)
+    for name in ("pareto", "recovery", "time", "weights_by_layer"):
+        with rc_context(STYLE):
+            figure = FIGURES[name](rows, rows[0], Figure)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+        axes = figure.axes[0]
+        texts = axes.texts if name == "pareto" else axes.get_yticklabels()
+        assert len(texts) >= 29
+        # an annotation's own extent would hold the line to its point too
+        boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in texts]
+        for i, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:i]), name
+            assert box.x0 >= 0, "inside the figure"
+            assert box.x1 <= figure.bbox.width
+        if name == "pareto":
+            assert min(box.x0 for box in boxes) > axes.get_window_extent().x1, "beside the points"
+
+
+def test_without_numbers_there_is_no_figure(one, results, tmp_path):
+    pytest.importorskip("matplotlib")
+    experiment = one(methods=["original"])
+    assert draw(experiment, results(experiment, {}), tmp_path / "figures") == []
