@@ -105,11 +105,12 @@ def test_rows_run_with_as_many_seeds_as_can_differ():
 
 
 def test_ablations_are_rows():
-    """p, k, tau, centred or not, N_f, train-mode features: each is a setting of a row, and makes it another cell."""
+    """p, k, tau, the parts of ESC-T, centred or not, N_f, train-mode features: each is a row, and another cell."""
     ablations = [
         *({"method": "esc", "p": p} for p in (1.7, 5, 10, 50)),
         *({"method": "esc", "k": k} for k in (1, 2)),
         *({"method": "esc-t", "threshold": tau} for tau in (0.5, 0.6, 0.8)),
+        *({"method": "esc-t", **part} for part in ({"loss": "ce"}, {"clip": False}, {"threshold": None})),
         {"method": "esc", "k": 1, "center": True},
         {"method": "esc", "k": 1, "forget_limit": 50},
         {"method": "esc", "k": 1, "collect_in": "train"},

@@ -16,6 +16,7 @@ from hf_kd import ErasedModel
 from hf_kd.bench import Store, bench, make_problem, markdown, write_tables
 from hf_kd.bench.making import make
 from hf_kd.data import match_labels
+from hf_kd.erasers import available_methods, get_method
 from hf_kd.erasing import PassSettings
 from hf_kd.unlearning import make_unlearning_method
 
@@ -314,11 +315,25 @@ def test_methods_never_get_forgotten_images_to_keep(one, tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(type(make_unlearning_method("neggrad+")), "change", change)
-    experiment = one(protocol={"kind": "random", "share": 0.3}, methods=["neggrad+"], retain_limit=25)
-    run(experiment, tmp_path)
-    forget, retain = (next(iter(seen[part].batches(100))).inputs["pixel_values"] for part in ("forget", "retain"))
-    assert (len(forget), len(retain)) == (20, 25)
-    assert not any(bool((image == other).all()) for image in forget for other in retain)
+    methods = ["neggrad+", *(name for name in available_methods() if get_method(name).needs_retain)]
+    assert len(methods) > 1
+    erase = ErasedModel.erase
+
+    def watched(model, forget, method, *, retain=None, **options):
+        seen[method] = (forget, retain)
+        return erase(model, forget, method, retain=retain, **options)
+
+    monkeypatch.setattr(ErasedModel, "erase", watched)
+    experiment = one(methods=methods, retain_limit=25)
+    store, _ = run(experiment, tmp_path)
+    assert all(record["status"] == "ok" for record in store.records.values()), store.records
+    assert (len(seen["forget"]), len(seen["retain"])) == (12, 25)
+    assert seen["forget"].labels.unique().tolist() == [2]
+    assert 2 not in seen["retain"].labels
+    for name in methods[1:]:
+        forget, retain = seen[name]
+        assert set(forget["label"]) == {2}
+        assert (len(retain), 2 in retain["label"]) == (25, False)
 
 
 def test_panels_and_reports_are_drawn_while_the_model_is_at_hand(one, tmp_path):

@@ -34,6 +34,7 @@ __all__ = [
 
 def write_tables(found: list[Experiment], store: Store, folder: Path, figures: bool = True) -> list[Path]:
     """Write tables.md, a .tex for each experiment, and the figures; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "tables.md"]
     written[0].write_text("\n".join(markdown(one, store) for one in found), encoding="utf-8")
     for one in found:

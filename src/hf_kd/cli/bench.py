@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +44,7 @@ def bench(
         chosen = None if seeds is None else _numbers(seeds)
         found = room.read_config(config, limit, chosen)
         if tables_only:
-            store = room.Store(output)
+            store = room.Store(output, writes=False)  # a run may be going on
         else:
             store = room.bench(
                 found,
@@ -56,9 +57,14 @@ def bench(
             )
         if not process_state().is_main_process:
             return
-        written = room.write_tables(found, store, output)
+        has_figures = importlib.util.find_spec("matplotlib") is not None
+        written = room.write_tables(found, store, output, figures=has_figures)
     for one in found:
         console.print(Markdown(room.markdown(one, store)))
+    if not has_figures:
+        console.print(
+            "No figures without matplotlib: pip install 'hf-kd[figures]', then run with --tables-only.", markup=False
+        )
     console.print("Written: " + ", ".join(str(path) for path in written), highlight=False)
 
 
