@@ -22,11 +22,11 @@ from .audit.change import weight_distance, weights
 from .audit.layers import layers
 from .audit.report import Section
 from .configuration import changes
-from .data import resolve_forget_labels
+from .data import VIEWS, resolve_forget_labels
 from .erasers import Eraser, SecondMoment, available_methods, make_method
 from .erasing import PassSettings
 from .looking import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
-from .measuring import VIEWS, ReadFeatures, erased, logits, model_has_head, read_features, untrained_logits
+from .measuring import ReadFeatures, erased, logits, model_has_head, read_features, untrained_logits
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel

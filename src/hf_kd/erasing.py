@@ -9,7 +9,6 @@ import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,41 +21,32 @@ from transformers.utils import logging
 from .configuration import Erasure, versions
 from .data import (
     FeatureStore,
-    ForgetSet,
     ImagePreprocessor,
     LabelMapping,
-    LabelMismatchError,
     describe_forget_set,
     feature_pass,
     gather_rows,
     make_loader,
-    match_labels,
     probe_from_batch,
     process_state,
     sum_over_processes,
 )
-from .erasers import Eraser, ForgetData, Method, RetainMoments, SecondMoment, make_method
+from .erasers import Eraser, ForgetData, Method, SecondMoment, make_method
+from .passes import (
+    ABSENT,
+    PassSettings,
+    forget_views,
+    label_mapping,
+    loader_of,
+    preprocessor_of,
+    retained_moments,
+)
 from .taps import head_function, main_input, probe_inputs
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
 
 logger = logging.get_logger(__name__)
-
-ABSENT = -2  # stands for 'no row here' where processes exchange labels; -1 means 'a row without a label'
-
-
-@dataclass(frozen=True)
-class PassSettings:
-    """How a forget set is read and run; see `ErasedModel.erase`."""
-
-    image_column: str | None = None
-    label_column: str | None = None
-    label_mapping: Mapping[Any, Any] | None = None
-    batch_size: int | None = None
-    mixed_precision: str | None = None
-    num_workers: int | None = None
-    progress: bool = True
 
 
 def carry_out(
@@ -84,22 +74,17 @@ def carry_out(
     forget_set = describe_forget_set(
         forget, settings.image_column, settings.label_column, main_input=main_input(model.inner)
     )
-    mapping = _label_mapping(model, forget_set, settings.label_mapping, method.needs_head or method.needs_labels)
-    state = process_state()
-    preprocessor = preprocessor_of(model, forget_set)
-    loader = make_loader(
-        forget_set,
-        preprocessor,
-        batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
-        rank=state.process_index,
-        world_size=state.num_processes,
-    )
+    mapping = label_mapping(model, forget_set, settings.label_mapping, method.needs_head or method.needs_labels)
+    loader = loader_of(model, forget_set, settings)
     if not model.sites:
         # Only the data itself shows what a loader or a callable makes; every process probes with the same batch, also
         # one that gets none of its own.
         known = isinstance(model.processor, ImageProcessingMixin) and forget_set.kind != "loader"
-        first = None if known else next(iter(make_loader(forget_set, preprocessor, batch_size=2, num_workers=0)))
+        first = (
+            None
+            if known
+            else next(iter(make_loader(forget_set, preprocessor_of(model, forget_set), batch_size=2, num_workers=0)))
+        )
         model.find_taps(None if first is None else probe_from_batch(first))
     head = head_function(model.inner, model.taps, model.config.masked) if method.needs_head else None
     if method.needs_head and head is None:
@@ -124,9 +109,11 @@ def carry_out(
     data, labels = consumer.collect(len(model.sites))
     classes = consumer.classes() if whole_classes else None
     _refuse_every_class(model, classes)
-    given = {}
+    given: dict[str, Any] = {}
+    if method.views:
+        given["views"] = forget_views(model, loader, method.views, settings, count)
     if method.needs_retain:
-        given = {"retain": retained_moments(model, retain, settings, method.needs_labels, classes)}
+        given["retain"] = retained_moments(model, retain, settings, method.needs_labels, classes)
     between = time.perf_counter()
     fitted = method.fit_taps(data, labels, head, **given)
     finished = time.perf_counter()
@@ -147,62 +134,9 @@ def carry_out(
         dtype=str(next(model.inner.parameters()).dtype).removeprefix("torch."),
         feature_seconds=round(between - started, 3),
         fit_seconds=round(finished - between, 3),
-        processes=state.num_processes,
+        processes=process_state().num_processes,
         versions=versions(),
     )
-
-
-def retained_moments(
-    model: ErasedModel, retain: Any, settings: PassSettings, needs_labels: bool, forgotten: tuple[int, ...] | None
-) -> list[RetainMoments]:
-    """The moments of retained images at each tap, of all processes: one pass, as over the forget set.
-
-    Raises ValueError for an empty set, for images of the forgotten classes in it, and for missing labels where they count.
-    """
-    described = describe_forget_set(
-        retain, settings.image_column, settings.label_column, main_input=main_input(model.inner)
-    )
-    mapping = _label_mapping(model, described, settings.label_mapping, needs_labels)
-    state = process_state()
-    loader = make_loader(
-        described,
-        preprocessor_of(model, described),
-        batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
-        rank=state.process_index,
-        world_size=state.num_processes,
-    )
-    found: list[RetainMoments] = []
-
-    def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
-        own = torch.full_like(labels, -1) if mapping is None else mapping(labels)
-        if forgotten and bool(torch.isin(own, torch.tensor(forgotten)).any()):
-            raise ValueError(
-                f"retain holds images of the forgotten classes {list(forgotten)}: it has to be D_r, what stays. "
-                "Filter them out."
-            )
-        if not found:
-            found.extend(RetainMoments(f.shape[1], f.device) for f in features)
-        for moments, part in zip(found, features, strict=True):
-            moments.update(part, own)
-
-    count = feature_pass(
-        model.inner,
-        list(model.sites),
-        loader,
-        keep,
-        mixed_precision=settings.mixed_precision,
-        progress=settings.progress,
-        description="retained",
-    )
-    if count == 0:
-        raise ValueError("The retained set is empty. Check the filter that selected it.")
-    if state.num_processes > 1:
-        found = found or [RetainMoments(tap.dim) for tap in model.taps]
-        own = torch.tensor(sorted(found[0].sums), dtype=torch.long)
-        labels = sorted(set(gather_rows(own, fill=ABSENT).tolist()) - {ABSENT})
-        found = [moments.all_reduce(sum_over_processes, labels) for moments in found]
-    return found
 
 
 class _Moments:
@@ -268,27 +202,6 @@ class _MappedLabels:
         return tuple(sorted(seen))
 
 
-def _label_mapping(
-    model: ErasedModel, forget_set: ForgetSet, given: Mapping[Any, Any] | None, required: bool
-) -> LabelMapping | None:
-    id2label = model.class_names or None
-    if id2label is None or not forget_set.has_labels:
-        if required and not forget_set.has_labels:
-            raise ValueError(
-                "This method needs the labels of the forget set and it has none. Name the column with label_column=..., "
-                "give (image, id) pairs instead of images, "
-                "or use method='esc', which needs the images alone."
-            )
-        return None
-    try:
-        return match_labels(forget_set.label_names, id2label, given)
-    except LabelMismatchError as error:
-        if required:
-            raise
-        logger.info(f"The classes of the forget set stay unknown in the record: {error}")
-        return None
-
-
 def _refuse_every_class(model: ErasedModel, classes: tuple[int, ...] | None) -> None:
     if classes is not None and model.taps[0].heads and len(classes) >= len(model.class_names):
         raise ValueError(
@@ -323,18 +236,6 @@ def fingerprint(eraser: Eraser) -> str:
         digest.update(f"{name}{values.shape}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
-
-
-def preprocessor_of(model: ErasedModel, forget_set: ForgetSet) -> ImagePreprocessor | None:
-    """What turns images into the model's inputs; not needed for a forget set that brings inputs."""
-    if forget_set.is_prepared:
-        return None
-    if model.processor is None:
-        raise ValueError(
-            f"This {type(model.inner).__name__} has no image processor, so images cannot be turned into its inputs. Pass "
-            "one: ErasedModel.from_model(model, processor=...), or give a DataLoader of the model's own inputs."
-        )
-    return ImagePreprocessor(model.processor)
 
 
 def probe_batch(model: ErasedModel, inputs: Mapping[str, Any] | None) -> dict[str, Any]:

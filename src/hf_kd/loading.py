@@ -118,8 +118,8 @@ def class_named(name: str | None, config: PreTrainedConfig) -> type[PreTrainedMo
     if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
         if cls.config_class is not None and not isinstance(config, cls.config_class):
             raise ValueError(
-                f"{name} is built from a {cls.config_class.__name__}, and config.json brings a {type(config).__name__}: it is "
-                "damaged. Save the model again with save_pretrained."
+                f"{name} is built from a {cls.config_class.__name__}, and config.json brings a {type(config).__name__}: it "
+                "is damaged. Save the model again with save_pretrained."
             )
         return cls
     probe = type(config).from_dict(config.to_dict() | {"architectures": [name]})

@@ -7,7 +7,7 @@ erasers and heads are functions of features alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from .data import (
     make_loader,
     match_labels,
     process_state,
+    seen_as,
 )
 from .erasing import PassSettings, preprocessor_of
 from .taps import head_function, main_input, run
@@ -73,7 +74,7 @@ def read_features(
     feature_pass(
         model.inner,
         list(model.sites),
-        loader if view is None else _seen_as(loader, main_input(model.inner), VIEWS[view]),
+        loader if view is None else seen_as(loader, main_input(model.inner), view),
         store,
         stage="before",
         mixed_precision=settings.mixed_precision,
@@ -136,23 +137,6 @@ def untrained_logits(model: ErasedModel, data: Any, settings: PassSettings, labe
 def model_has_head(model: ErasedModel) -> bool:
     """Whether the model classifies, as far as its taps say; looks for them first."""
     return all(tap.heads for tap in model.find_taps())
-
-
-def _cropped(pixels: Tensor) -> Tensor:
-    """The middle seven eighths of [n, channels, height, width], scaled back."""
-    height, width = pixels.shape[-2:]
-    top, left = height // 16, width // 16
-    middle = pixels[..., top : height - top, left : width - left]
-    return torch.nn.functional.interpolate(middle, size=(height, width), mode="bilinear", antialias=True)
-
-
-VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"mirrored": lambda pixels: pixels.flip(-1), "cropped": _cropped}
-"""Further views of a batch of images [n, channels, height, width], in the order in which attacks use them."""
-
-
-def _seen_as(loader: Iterable[Mapping[str, Any]], name: str, view: Callable[[Tensor], Tensor]):
-    for batch in loader:
-        yield {**batch, "inputs": {**batch["inputs"], name: view(batch["inputs"][name])}}
 
 
 def predictions(model: ErasedModel, features: Sequence[Tensor]) -> Tensor:

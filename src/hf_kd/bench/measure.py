@@ -14,8 +14,9 @@ from ..audit.attacks import views_needed
 from ..audit.change import weight_distance
 from ..audit.membership import loss_attack, member_rate
 from ..audit.similarity import linear_cka, uncentred_cosine
+from ..data import VIEWS
 from ..erasing import PassSettings
-from ..measuring import VIEWS, erased, logits, read_features
+from ..measuring import erased, logits, read_features
 from ..modeling import ErasedModel
 from .config import Measures
 from .protocols import Problem

@@ -1,8 +1,9 @@
 """From what a user holds - a data set, a list, a loader, a folder - to the pooled features of its images.
 
 `sources` opens what a command line can name, `forget_set` finds images and labels in it, `images` and `preprocess` make
-model inputs of them (`resize` holds the exact fast path), `loader` makes batches, `labels` tells the data set's
-classes in the model's terms, and `features` runs the model. Knows `hf_kd.taps` and no other room.
+model inputs of them (`resize` holds the exact fast path), `loader` makes batches, `samples` reads them in any order,
+`views` shows them again, `labels` tells the data set's classes in the model's terms, and `features` runs the model. Knows
+`hf_kd.taps` and no other room.
 """
 
 from .features import (
@@ -19,8 +20,10 @@ from .labels import LabelMapping, LabelMismatchError, match_labels, resolve_forg
 from .loader import make_loader
 from .preprocess import ImagePreprocessor
 from .sources import filter_by_labels, load_source
+from .views import VIEWS, seen_as
 
 __all__ = [
+    "VIEWS",
     "FeatureStore",
     "ForgetSet",
     "ImagePreprocessor",
@@ -37,6 +40,7 @@ __all__ = [
     "probe_from_batch",
     "process_state",
     "resolve_forget_labels",
+    "seen_as",
     "sum_over_processes",
     "to_rgb",
 ]

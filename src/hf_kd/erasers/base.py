@@ -172,6 +172,11 @@ class Method(ABC):
     """Whether the model stops answering the forgotten classes, unless the user says otherwise."""
 
     @property
+    def views(self) -> int:
+        """Features of how many further views of every forget image are wanted: `fit_taps` takes them as `views`."""
+        return 0
+
+    @property
     def by_class(self) -> bool:
         """Whether moments are wanted for each forget class on its own."""
         return False

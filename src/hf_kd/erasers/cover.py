@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
 from .heads import affine_head, mirrored_prototypes, settled
+from .sharing import affine_scores, axis_scores
 
 KEPT, FORGOTTEN = -1, -2
 """Roles of classes that are no cover; the role of a cover class is its row among the prototypes."""
@@ -24,13 +25,18 @@ KEPT, FORGOTTEN = -1, -2
 AUTO_SHARE = 0.01
 """guard="auto" may leave at most this share of the recognised forget features unreplaced."""
 
+CLOSE_CALLS = 0.05
+"""Share of the recognised forget features that are taken for close calls, and put where their retained answer is."""
+
 
 @register_eraser
 class CoverMap(Eraser):
-    """A(z) = P_argmax_M s(z) where the head sees a forgotten class, P_r where its answer r is a cover class, else z.
+    """A(z) = P_argmax_M s(z) where the head sees a forgotten class, P_r where its retained answer r is a cover class, and z
+    elsewhere.
 
-    s_c = (l_c - shift_c) / scale_c over the cover classes M. Decides by its own copy of the head, sample by sample, without
-    randomness. Everything that is not replaced is returned bit for bit.
+    s is affine and shares the forgotten features out; a close call between a forgotten class and a cover class r is P_r.
+    Decides by its own copy of the head, sample by sample, without randomness. Everything that is not replaced is returned
+    bit for bit.
     """
 
     kind = "cover"
@@ -43,9 +49,9 @@ class CoverMap(Eraser):
         self.register_buffer("weight", torch.zeros(num_labels, dim))
         self.register_buffer("bias", torch.zeros(num_labels))
         self.register_buffer("prototypes", torch.zeros(len(self.cover), dim))
-        self.register_buffer("shift", torch.zeros(len(self.cover)))
-        self.register_buffer("scale", torch.zeros(len(self.cover)))
-        self.register_buffer("limits", torch.zeros(2))
+        self.register_buffer("share_weight", torch.zeros(len(self.cover), dim))
+        self.register_buffer("share_bias", torch.zeros(len(self.cover)))
+        self.register_buffer("limits", torch.zeros(3))
         self.register_buffer("roles", torch.full((num_labels,), KEPT))
         self.weight: Tensor
         """W of the head [C, d]."""
@@ -53,11 +59,12 @@ class CoverMap(Eraser):
         """b of the head [C]."""
         self.prototypes: Tensor
         """P_c of the cover classes [|M|, d]."""
-        self.shift: Tensor
-        self.scale: Tensor
-        """Of the scores that share the forgotten features out [|M|]."""
+        self.share_weight: Tensor
+        self.share_bias: Tensor
+        """s(z) = S z + t: S [|M|, d], t [|M|]."""
         self.limits: Tensor
-        """tau, and the margin between the two largest logits above which anything is replaced (-inf: always)."""
+        """tau; the margin between the two largest logits above which anything is replaced (-inf: always); the margin of a
+        forgotten class up to which it is a close call."""
         self.roles: Tensor
         """Of each class [C]: row of its prototype, `KEPT` or `FORGOTTEN`."""
 
@@ -69,19 +76,18 @@ class CoverMap(Eraser):
     def decide(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """For features [..., d]: which prototype each would get, and whether it is replaced at all."""
         device, dtype = features.device, features.dtype
-        weight, bias, shift, scale, limits = (
-            b.to(device, dtype) for b in (self.weight, self.bias, self.shift, self.scale, self.limits)
+        weight, bias, share_weight, share_bias, limits = (
+            b.to(device, dtype) for b in (self.weight, self.bias, self.share_weight, self.share_bias, self.limits)
         )
         roles = self.roles.to(device)
         logits = features @ weight.T + bias
-        forgotten = roles == FORGOTTEN
-        retained, answer = logits.masked_fill(forgotten, -torch.inf).max(dim=-1)
-        seen = logits.masked_fill(~forgotten, -torch.inf).amax(dim=-1) > retained + limits[0]
-        shared = ((logits[..., list(self.cover)] - shift) / scale).argmax(dim=-1)
-        role = roles[answer]
+        retained, answer = logits.masked_fill(roles == FORGOTTEN, -torch.inf).max(dim=-1)
+        margin = logits.masked_fill(roles != FORGOTTEN, -torch.inf).amax(dim=-1) - retained
+        seen, role = margin > limits[0], roles[answer]
+        shared = (features @ share_weight.T + share_bias).argmax(dim=-1)
+        rows = torch.where(seen & ((margin > limits[2]) | (role < 0)), shared, role.clamp(min=0))
         first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
-        replaced = (seen | (role >= 0)) & (first - second > limits[1])
-        return torch.where(seen, shared, role.clamp(min=0)), replaced
+        return rows, (seen | (role >= 0)) & (first - second > limits[1])
 
     @property
     def rank_removed(self) -> int:
@@ -130,6 +136,9 @@ class Cover(Method):
         shares the forgotten features out by size. Without it classes are taken to be of equal size.
     prototypes: {class id: [d] values}: true class means, where retained images may be used; else they are guessed from
         the head (`mirrored_prototypes`).
+    views: further views of every forget image (mirrored, cropped) that are read to share the images out along the axis
+        that changes least between them (`stable_axis`): what two photographs of one subject reveal is that they land on
+        different points. 0, or a fit on bare features, shares them out by the cover classes' logits.
     """
 
     name: ClassVar[str] = "cover"
@@ -143,6 +152,7 @@ class Cover(Method):
     cover_classes: Sequence[int] | None = None
     class_sizes: Mapping[int, int] | None = None
     prototypes: Mapping[int, Any] | None = None
+    views: int = 2
 
     def __post_init__(self):
         if self.m is not None and (isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1):
@@ -160,6 +170,8 @@ class Cover(Method):
                 object.__setattr__(self, name, {int(label): value for label, value in given.items()})
         if self.class_sizes is not None and not all(size > 0 for size in self.class_sizes.values()):
             raise ValueError(f"class_sizes={self.class_sizes!r}: every class has to have an image or more.")
+        if self.views not in (0, 1, 2):
+            raise ValueError(f"views={self.views!r} is out of range: there are 0, 1 or 2 further views.")
         if self.cover_classes is not None:
             object.__setattr__(self, "cover_classes", tuple(int(label) for label in self.cover_classes))
 
@@ -172,10 +184,17 @@ class Cover(Method):
             values["cover_classes"] = list(self.cover_classes)
         return values
 
-    def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> CoverMap:
-        """The map for features [n, d], labels [n] and the head.
+    def fit(
+        self,
+        forget: ForgetData,
+        labels: Tensor | None = None,
+        head: Head | None = None,
+        views: Sequence[Tensor] = (),
+    ) -> CoverMap:
+        """The map for features [n, d], labels [n], the head, and features [n, d] of further views of the same images.
 
-        `measured` of the result: cover_classes, their shares of the forgotten features, how many prototypes had to be moved
+        `measured` of the result: cover_classes, their shares of the forgotten features, shared_by ("views" or "logits") and
+        how many of D_f another view puts elsewhere, how many prototypes had to be moved
         to be answered as their class and classes skipped because that failed, share_of_forget_replaced, the share of
         inputs that will be replaced if classes have equal sizes (or those given), and with a guard its quantile and margin.
 
@@ -204,13 +223,19 @@ class Cover(Method):
         eraser.prototypes.copy_(torch.stack(list(chosen.values())))
         eraser.roles[forgotten] = FORGOTTEN
         eraser.roles[cover] = torch.arange(len(cover))
-        shift, scale, shares = equal_shares(logits[:, cover], self._wanted_shares(cover))
-        eraser.shift.copy_(shift)
-        eraser.scale.copy_(scale)
-        margins = _margins(logits[_recognised(logits, forgotten, self.tau)])
-        quantile, margin = self._guard(margins)
-        eraser.limits.copy_(torch.tensor([self.tau, margin]))
+        recognised = _recognised(logits, forgotten, self.tau)
+        scores = affine_scores(logits[:, cover], weight[cover], bias[cover], self._wanted_shares(cover))
+        close = -torch.inf
+        if views:
+            scores = axis_scores(features, [v.double().cpu() for v in views], self._wanted_shares(cover), scores)
+            margins = logits[:, forgotten].amax(dim=1) - logits[:, retained].amax(dim=1)
+            close = float(torch.quantile(margins[recognised], CLOSE_CALLS)) if bool(recognised.any()) else close
+        for buffer, value in zip((eraser.share_weight, eraser.share_bias), scores, strict=True):
+            buffer.copy_(value)
+        quantile, margin = self._guard(_margins(logits[recognised]))
+        eraser.limits.copy_(torch.tensor([self.tau, margin, close]))
         eraser.check()
+        measured |= _sharing(eraser, features, views)
         with torch.no_grad():
             replaced = float(eraser.decide(features.float())[1].double().mean())
         sizes = self.class_sizes or dict.fromkeys(range(len(bias)), 1)
@@ -219,7 +244,6 @@ class Cover(Method):
         measured |= {
             "n_forget": len(labels),
             "cover_classes": cover,
-            "shares": [round(share, 4) for share in shares],
             "share_of_forget_replaced": replaced,
             "share_of_inputs_expected": hit / total,
         }
@@ -230,7 +254,10 @@ class Cover(Method):
 
     def fit_taps(self, forget, labels=None, head=None, **given) -> list[Eraser]:
         """Each tap by its own head: what one head does not see as forgotten passes its tap unchanged."""
-        return [self.fit(data, labels, None if head is None else head.of_tap(i)) for i, data in enumerate(forget)]
+        views = given.get("views", [()] * len(forget))
+        return [
+            self.fit(data, labels, None if head is None else head.of_tap(i), views[i]) for i, data in enumerate(forget)
+        ]
 
     def _choose(
         self, weight: Tensor, bias: Tensor, logits: Tensor, means: Mapping[int, Tensor], retained: Sequence[int]
@@ -302,28 +329,23 @@ class Cover(Method):
         return self.guard, float(torch.quantile(margins, self.guard))
 
 
-def equal_shares(logits: Tensor, wanted: Tensor, rounds: int = 200) -> tuple[Tensor, Tensor, list[float]]:
-    """Shift and scale [m] so that argmax_c (l_c - shift_c) / scale_c shares logits [n, m] out as `wanted` [m]; the shares.
-
-    Starts from mean and standard deviation and moves the shifts by what a class has too much, in smaller and smaller
-    steps; returns the best that was seen.
-    """
-    shift, scale = logits.mean(dim=0), logits.std(dim=0, correction=0)
-    scale = scale.clamp(min=1e-6 * max(float(scale.max()), 1e-6))
-    best, found, shares = float("inf"), shift, wanted
-    for number in range(rounds):
-        got = torch.bincount(((logits - shift) / scale).argmax(dim=1), minlength=len(wanted)).double() / len(logits)
-        error = float((got - wanted).abs().max())
-        if error < best:
-            best, found, shares = error, shift.clone(), got
-        shift = shift + (got - wanted) * scale * (2.0 / (1 + 0.1 * number))
-    return found, scale, shares.tolist()
-
-
 def _recognised(logits: Tensor, forgotten: Sequence[int], tau: float) -> Tensor:
     mask = torch.zeros(logits.shape[1], dtype=torch.bool)
     mask[list(forgotten)] = True
     return logits[:, mask].amax(dim=1) > logits.masked_fill(mask, -torch.inf).amax(dim=1) + tau
+
+
+def _sharing(eraser: CoverMap, features: Tensor, views: Sequence[Tensor]) -> dict[str, Any]:
+    """How D_f is shared out, and how much of it lands elsewhere in another view."""
+    with torch.no_grad():
+        rows = eraser.decide(features.float().to(eraser.weight.device))[0].cpu()
+        others = [eraser.decide(view.float().to(eraser.weight.device))[0].cpu() for view in views]
+    counts = torch.bincount(rows, minlength=len(eraser.cover)).double() / len(rows)
+    return {
+        "shared_by": "views" if views else "logits",
+        "shares": [round(share, 4) for share in counts.tolist()],
+        "moved_by_views": [round(float((rows != other).double().mean()), 4) for other in others],
+    }
 
 
 def _margins(logits: Tensor) -> Tensor:

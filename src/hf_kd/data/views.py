@@ -1,0 +1,27 @@
+"""Further views of images that are at hand as model inputs: what whoever has several photographs of one subject sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _cropped(pixels: Tensor) -> Tensor:
+    """The middle seven eighths of [n, channels, height, width], scaled back."""
+    height, width = pixels.shape[-2:]
+    top, left = height // 16, width // 16
+    middle = pixels[..., top : height - top, left : width - left]
+    return torch.nn.functional.interpolate(middle, size=(height, width), mode="bilinear", antialias=True)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"mirrored": lambda pixels: pixels.flip(-1), "cropped": _cropped}
+"""Further views of a batch of images [n, channels, height, width], in the order in which attacks use them."""
+
+
+def seen_as(loader: Iterable[Mapping[str, Any]], name: str, view: str) -> Iterator[dict[str, Any]]:
+    """The batches of a loader with a key of `VIEWS` in place of the images that are under `name` in their inputs."""
+    for batch in loader:
+        yield {**batch, "inputs": {**batch["inputs"], name: VIEWS[view](batch["inputs"][name])}}

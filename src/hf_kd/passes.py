@@ -1,0 +1,177 @@
+"""How a request reads its images: settings, labels, loaders, and the passes beside that over the forget set.
+
+Part of the modelling room, below `erasing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from .data import (
+    VIEWS,
+    FeatureStore,
+    ForgetSet,
+    ImagePreprocessor,
+    LabelMapping,
+    LabelMismatchError,
+    describe_forget_set,
+    feature_pass,
+    gather_rows,
+    make_loader,
+    match_labels,
+    process_state,
+    seen_as,
+    sum_over_processes,
+)
+from .erasers import RetainMoments
+from .taps import main_input
+
+if TYPE_CHECKING:
+    from .modeling import ErasedModel
+
+logger = logging.get_logger(__name__)
+
+ABSENT = -2  # stands for 'no row here' where processes exchange labels; -1 means 'a row without a label'
+
+
+@dataclass(frozen=True)
+class PassSettings:
+    """How a forget set is read and run; see `ErasedModel.erase`."""
+
+    image_column: str | None = None
+    label_column: str | None = None
+    label_mapping: Mapping[Any, Any] | None = None
+    batch_size: int | None = None
+    mixed_precision: str | None = None
+    num_workers: int | None = None
+    progress: bool = True
+
+
+def preprocessor_of(model: ErasedModel, forget_set: ForgetSet) -> ImagePreprocessor | None:
+    """What turns images into the model's inputs; not needed for a forget set that brings inputs."""
+    if forget_set.is_prepared:
+        return None
+    if model.processor is None:
+        raise ValueError(
+            f"This {type(model.inner).__name__} has no image processor, so images cannot be turned into its inputs. Pass "
+            "one: ErasedModel.from_model(model, processor=...), or give a DataLoader of the model's own inputs."
+        )
+    return ImagePreprocessor(model.processor)
+
+
+def label_mapping(
+    model: ErasedModel, forget_set: ForgetSet, given: Mapping[Any, Any] | None, required: bool
+) -> LabelMapping | None:
+    id2label = model.class_names or None
+    if id2label is None or not forget_set.has_labels:
+        if required and not forget_set.has_labels:
+            raise ValueError(
+                "This method needs the labels of the forget set and it has none. Name the column with label_column=..., "
+                "give (image, id) pairs instead of images, "
+                "or use method='esc', which needs the images alone."
+            )
+        return None
+    try:
+        return match_labels(forget_set.label_names, id2label, given)
+    except LabelMismatchError as error:
+        if required:
+            raise
+        logger.info(f"The classes of the forget set stay unknown in the record: {error}")
+        return None
+
+
+def loader_of(model: ErasedModel, described: ForgetSet, settings: PassSettings) -> Any:
+    """Batches of this process's part of a set."""
+    state = process_state()
+    return make_loader(
+        described,
+        preprocessor_of(model, described),
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        rank=state.process_index,
+        world_size=state.num_processes,
+    )
+
+
+def forget_views(
+    model: ErasedModel, loader: Any, wanted: int, settings: PassSettings, count: int
+) -> list[tuple[Tensor, ...]]:
+    """For each tap the features [n, d] of further views of the forget images, in the order of the images.
+
+    Empty where inputs are no pictures [b, channels, height, width], and where the data cannot be read twice.
+    """
+    name = main_input(model.inner)
+    first = next(iter(loader), None)
+    pictures = first is None or first["inputs"][name].ndim == 4
+    if not bool(sum_over_processes(torch.tensor([0.0 if pictures else 1.0], dtype=torch.float64))[0] == 0):
+        return [() for _ in model.sites]
+    found = []
+    for view in list(VIEWS)[:wanted]:
+        store = FeatureStore()
+        again = feature_pass(
+            model.inner,
+            list(model.sites),
+            seen_as(loader, name, view),
+            store,
+            mixed_precision=settings.mixed_precision,
+            progress=settings.progress,
+            description=f"forget set, {view}",
+        )
+        if again != count:
+            logger.warning(
+                f"The forget set gave {count} images first and {again} again: views of them cannot be compared."
+            )
+            return [() for _ in model.sites]
+        found.append(store.collect(len(model.sites))[0])
+    return [tuple(features[i] for features in found) for i in range(len(model.sites))]
+
+
+def retained_moments(
+    model: ErasedModel, retain: Any, settings: PassSettings, needs_labels: bool, forgotten: tuple[int, ...] | None
+) -> list[RetainMoments]:
+    """The moments of retained images at each tap, of all processes: one pass, as over the forget set.
+
+    Raises ValueError for an empty set, for images of the forgotten classes in it, and for missing labels where they count.
+    """
+    described = describe_forget_set(
+        retain, settings.image_column, settings.label_column, main_input=main_input(model.inner)
+    )
+    mapping = label_mapping(model, described, settings.label_mapping, needs_labels)
+    loader = loader_of(model, described, settings)
+    found: list[RetainMoments] = []
+
+    def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
+        own = torch.full_like(labels, -1) if mapping is None else mapping(labels)
+        if forgotten and bool(torch.isin(own, torch.tensor(forgotten)).any()):
+            raise ValueError(
+                f"retain holds images of the forgotten classes {list(forgotten)}: it has to be D_r, what stays. "
+                "Filter them out."
+            )
+        if not found:
+            found.extend(RetainMoments(f.shape[1], f.device) for f in features)
+        for moments, part in zip(found, features, strict=True):
+            moments.update(part, own)
+
+    count = feature_pass(
+        model.inner,
+        list(model.sites),
+        loader,
+        keep,
+        mixed_precision=settings.mixed_precision,
+        progress=settings.progress,
+        description="retained",
+    )
+    if count == 0:
+        raise ValueError("The retained set is empty. Check the filter that selected it.")
+    if process_state().num_processes > 1:
+        found = found or [RetainMoments(tap.dim) for tap in model.taps]
+        own = torch.tensor(sorted(found[0].sums), dtype=torch.long)
+        labels = sorted(set(gather_rows(own, fill=ABSENT).tolist()) - {ABSENT})
+        found = [moments.all_reduce(sum_over_processes, labels) for moments in found]
+    return found
