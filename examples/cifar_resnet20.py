@@ -4,6 +4,7 @@ The CIFAR ResNet-20 (He et al. 2016; 0.27 M parameters, d = 64) is no class of t
 configuration, a `PreTrainedModel`, two registrations. Run as a script it forgets one class of CIFAR-10:
 
     python examples/cifar_resnet20.py --weights DIR --data DIR [--forget cat] [--k 1]
+    python examples/cifar_resnet20.py --weights DIR --save FOLDER      # a checkpoint for `hf-kd ... --import THIS_FILE`
 
 DIR of --weights holds model.safetensors (names conv1, bn1, layer{1,2,3}.{i}.{conv,bn}{1,2}, linear); DIR of --data holds
 train.parquet and test.parquet with an image and a label column.
@@ -101,11 +102,18 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--save", type=Path)
     parser.add_argument("--forget", default="cat", choices=CIFAR10)
     parser.add_argument("--method", default="esc")
     parser.add_argument("--k", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.save is not None:
+        for part in load(arguments.weights):
+            part.save_pretrained(arguments.save)
+        return
+    if arguments.data is None:
+        parser.error("give --data to forget a class, or --save to write a checkpoint")
 
     files = {split: str(arguments.data / f"{split}.parquet") for split in ("train", "test")}
     data = load_dataset("parquet", data_files=files)

@@ -38,7 +38,7 @@ PROTOCOLS: dict[str, frozenset[str]] = {
 
 REQUIRED: dict[str, frozenset[str]] = {"subclass": frozenset({"forget", "fine_column"})}
 
-PLAIN_ROWS = ("original",)
+PLAIN_ROWS = ("original", "never-seen")
 
 COLLECT_IN = ("eval", "train")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -46,10 +46,11 @@ PRECISIONS = ("no", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a method with its settings, a checkpoint made elsewhere, or the original."""
+    """One line of the table: a method with its settings, a checkpoint made elsewhere, the original, or classes that it was
+    never trained on in the place of the forgotten ones (`measure: {unseen: ...}`)."""
 
     kind: str
-    """"original", "eraser", "weights" or "checkpoint"."""
+    """"original", "never-seen", "eraser", "weights" or "checkpoint"."""
     name: str
     label: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +106,11 @@ class Measures:
     """Names of `hf_kd.audit.ATTACKS`, on the features behind the eraser."""
     report: bool = False
     """Also the whole audit of the first seed, with its figures, in `reports/`."""
+    transfer: Mapping[str, Any] | None = None
+    """Another labelled data set, as `dataset` and with `resize`, `classes`, `limit`: what a converged probe reads of it behind
+    the eraser, for what the features are still good for."""
+    unseen: Mapping[str, Any] | None = None
+    """One whose classes the model never saw, for the row `never-seen`."""
     panels: tuple[str, ...] = ()
     """Labels of rows whose class means (Fig. 3) and t-SNE are drawn beside the original's, first seed, in `panels/`. The
     original itself stands in every one of them and gets none of its own."""
@@ -206,7 +212,7 @@ def _experiment(
         dataset={"train": "train", "test": "test", **dataset, "name": _place(dataset["name"], folder)},
         protocol=_protocol(content["protocol"], name),
         rows=rows,
-        measures=_measures(content.get("measure") or {}, labels, name),
+        measures=_measures(content.get("measure") or {}, rows, folder, name),
         limit=limit if limit is not None else _count(content, "limit", name),
         retain_limit=_count(content, "retain_limit", name),
         mixed_precision=_precision(content, "mixed_precision", name) or "no",
@@ -216,7 +222,8 @@ def _experiment(
     )
 
 
-def _measures(given: Any, labels: Sequence[str], name: str) -> Measures:
+def _measures(given: Any, rows: Sequence[Row], folder: Path, name: str) -> Measures:
+    labels = [row.label for row in rows]
     known = {f.name for f in dataclasses.fields(Measures)}
     if not isinstance(given, dict) or set(given) - known:
         raise ValueError(f"measure of {name!r} is {given!r}; it is a mapping of {', '.join(sorted(known))}.")
@@ -229,7 +236,22 @@ def _measures(given: Any, labels: Sequence[str], name: str) -> Measures:
         raise ValueError(f"panels of {name!r} name no row: {strange}; the labels are {', '.join(labels)}.")
     if given.get("grad_cam") and not lists["panels"]:
         raise ValueError(f"grad_cam of {name!r} needs panels: [labels of the rows to draw].")
-    return Measures(**{**given, **lists})
+    others = {key: _other(given[key], folder, name) for key in ("transfer", "unseen") if given.get(key)}
+    if "unseen" not in others and any(row.kind == "never-seen" for row in rows):
+        raise ValueError(
+            f"The row never-seen of {name!r} needs measure: {{unseen: DATA SET of classes the model never saw}}."
+        )
+    return Measures(**{**given, **lists, **others})
+
+
+def _other(given: Any, folder: Path, name: str) -> dict[str, Any]:
+    where = dict(given) if isinstance(given, dict) else {"name": given}
+    known = _DATASET - {"label_mapping"} | {"resize", "classes", "limit"}
+    if set(where) - known or "name" not in where:
+        raise ValueError(f"{where} of {name!r} is no data set: it takes {', '.join(sorted(known))}, and needs a name.")
+    for key in ("resize", "limit"):
+        _count(where, key, name)
+    return where | {"name": _place(where["name"], folder)} | {"classes": list(_listed(where.get("classes")))}
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

@@ -22,8 +22,8 @@ COLOURED = (1e-4, 1.0)
 
 
 def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
-    """Draw `recovery.png` (Fig. 1), `weights.png` and `weights_by_layer.png` (Fig. 2), `time.png` (Fig. 5) and `pareto.png`
-    where there are numbers.
+    """Draw `recovery.png` (Fig. 1), `weights.png` and `weights_by_layer.png` (Fig. 2), `time.png` (Fig. 5), `pareto.png`
+    and `attackers.png` where there are numbers.
 
     Raises ImportError, with the command to install it, without matplotlib.
     """
@@ -198,10 +198,49 @@ def pareto(rows: Sequence[Line], original: Line | None, figure_class: Any) -> An
     return figure
 
 
+def attackers(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
+    """The strongest attacker who sees one output against what features are still good for: CKA with the original on retained
+    images, and a probe on another data set. Down and right is better; the line is what a never-seen class gives."""
+    keys = [key for key in ("CKA", "transfer") if sum(bool(line.values(key)) for line in rows) > 1]
+    shown = [line for line in rows if line.values("worst/recall") and line.row.kind != "never-seen"]
+    if len(shown) < 2 or not keys:
+        return None
+    shown.sort(key=lambda line: -_mean(line, "worst/recall"))
+    figure = figure_class(figsize=(4.2 * len(keys) + 2.4, max(3.6, 0.2 * len(shown) + 1.0)))
+    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    reference = next((line for line in rows if line.row.kind == "never-seen" and line.values("worst/recall")), None)
+    for axes, key in zip(panels, keys, strict=True):
+        for number, line in enumerate(shown, 1):
+            if line.values(key):
+                point = (_mean(line, key), _mean(line, "worst/recall"))
+                axes.scatter(*point, s=22, color="black" if line is original else FORGET, zorder=3)
+                axes.annotate(str(number), point, xytext=(3, 3), textcoords="offset points", fontsize=7)
+        if reference is not None:
+            axes.axhline(_mean(reference, "worst/recall"), color=RETAIN, linewidth=0.8, linestyle="--")
+        axes.set_xlabel(
+            {"CKA": "CKA with the original, retained test images", "transfer": "probe on another data set, %"}[key]
+        )
+        axes.margins(0.08)
+    panels[0].set_ylabel("strongest attacker who sees one output, recall of D_ft, %")
+    names = [f"{number} {shown_name(line.label)}" for number, line in enumerate(shown, 1)]
+    names += ["- - never-seen classes"] * (reference is not None)
+    panels[-1].annotate(
+        "\n".join(names), (1.04, 1), xycoords="axes fraction", va="top", fontsize=7, annotation_clip=False
+    )
+    return figure
+
+
 def _mean(line: Line, key: str) -> float:
     value = line.mean(key)
     return 0.0 if value is None else value
 
 
-FIGURES = {"recovery": recovery, "weights": weights, "weights_by_layer": layers, "time": times, "pareto": pareto}
+FIGURES = {
+    "recovery": recovery,
+    "weights": weights,
+    "weights_by_layer": layers,
+    "time": times,
+    "pareto": pareto,
+    "attackers": attackers,
+}
 """File name -> what draws it; None where there are no numbers."""

@@ -25,6 +25,8 @@ MOST_FOR_CKA = 4000
 HEAD = "[head]"
 """Stands before the names of the heads' tensors: a component that no module has."""
 FEWEST_FOR_MIA = 10
+SEVERAL = ("views-", "groups-")
+"""Attacks that see more of a subject than one output."""
 
 
 @dataclass
@@ -71,10 +73,16 @@ def measure(
     scores = _head_scores(answers, problem, forget_train, forget_test)
     matrices = {split: joined(parts) for split, parts in behind.items()}
     views = [[joined(erased(model, view)) for view in given] for given in (features.train_views, features.test_views)]
-    if forget_test is not None and measures.knowledge_retention:
-        scores |= _knowledge_retention(matrices, problem, stage, seed)
-    if forget_test is not None and measures.attacks:
-        scores["attacks"] = _attacks(matrices, views, problem, stage, measures.attacks, seed)
+    if forget_test is not None:
+        scores |= read_quantities(
+            [matrices["train"], matrices["test"]],
+            [problem.probe_train, problem.probe_test],
+            problem.forget_classes(stage),
+            measures,
+            measures.attacks,
+            seed,
+            views,
+        )
     if measures.membership:
         scores |= _membership(answers, problem, forget_train, forget_test, seed)
     if original is not None:
@@ -97,44 +105,58 @@ def _head_scores(answers: Mapping[str, Tensor], problem: Problem, forget_train: 
     return scores | {name: _percent(hits["test"][mask]) for name, mask in problem.groups.items()}
 
 
-def _knowledge_retention(matrices: Mapping[str, Tensor], problem: Problem, stage: int, seed: int) -> dict[str, Any]:
+def read_quantities(
+    matrices: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    forget: Sequence[int],
+    measures: Measures,
+    attacks: Sequence[str],
+    seed: int,
+    views: Sequence[Sequence[Tensor]] = ((), ()),
+) -> dict[str, Any]:
+    """What probes and attackers read of the classes `forget` from features [n, d] with labels [n], train and test each."""
+    scores: dict[str, Any] = {}
+    if measures.knowledge_retention:
+        scores |= _knowledge_retention(matrices, labels, torch.tensor(list(forget)), seed)
+    if attacks:
+        results = run_attacks(
+            matrices[0], labels[0], matrices[1], labels[1], forget, attacks, seed=seed,
+            train_views=views[0], test_views=views[1],
+        )  # fmt: skip
+        scores["attacks"] = {result.name: _attack(result) for result in results}
+        single = [result for result in results if not result.name.startswith(SEVERAL)]
+        if single:
+            strongest = max(single, key=lambda result: result.advantage)
+            scores["worst"] = _attack(strongest) | {"name": strongest.name}
+    return scores
+
+
+def _attack(result: Any) -> dict[str, Any]:
+    return {
+        "recall": result.recall_forget,
+        "retained": result.accuracy_retain,
+        "false_alarms": result.false_alarms,
+        "advantage": result.advantage,
+        "auc": result.auc,
+    }
+
+
+def _knowledge_retention(
+    matrices: Sequence[Tensor], labels: Sequence[Tensor], forget: Tensor, seed: int
+) -> dict[str, Any]:
     """KR of both probes on both splits: the converged one first."""
-    forget = torch.tensor(problem.forget_classes(stage))
     found: dict[str, Any] = {}
     for name, probe in (
-        ("KR", fit_linear_probe(matrices["train"], problem.probe_train)),
-        ("KR_paper", fit_paper_probe(matrices["train"], problem.probe_train, seed=seed)),
+        ("KR", fit_linear_probe(matrices[0], labels[0])),
+        ("KR_paper", fit_paper_probe(matrices[0], labels[0], seed=seed)),
     ):
-        for split, labels, short in (("train", problem.probe_train, ""), ("test", problem.probe_test, "t")):
-            hits = probe.predict(matrices[split]).cpu() == labels
-            mask = torch.isin(labels, forget)
+        for features, own, short in zip(matrices, labels, ("", "t"), strict=True):
+            hits = probe.predict(features).cpu() == own
+            mask = torch.isin(own, forget)
             found[f"{name} D_f{short}"], found[f"{name} D_r{short}"] = _percent(hits[mask]), _percent(hits[~mask])
         found[f"{name} HM"] = harmonic_mean(found[f"{name} D_f"], found[f"{name} D_r"])
         found[f"{name} HM_t"] = harmonic_mean(found[f"{name} D_ft"], found[f"{name} D_rt"])
     return found
-
-
-def _attacks(matrices, views, problem: Problem, stage: int, names: Sequence[str], seed: int) -> dict[str, Any]:
-    results = run_attacks(
-        matrices["train"],
-        problem.probe_train,
-        matrices["test"],
-        problem.probe_test,
-        problem.forget_classes(stage),
-        names,
-        seed=seed,
-        train_views=views[0],
-        test_views=views[1],
-    )
-    return {
-        result.name: {
-            "recall": result.recall_forget,
-            "retained": result.accuracy_retain,
-            "false_alarms": result.false_alarms,
-            "auc": result.auc,
-        }
-        for result in results
-    }
 
 
 def _membership(answers, problem: Problem, forget_train: Tensor, forget_test: Tensor | None, seed: int):
@@ -166,6 +188,12 @@ def _change(model, test: Tensor, original, problem: Problem, forget_test: Tensor
             "CKA": linear_cka(before[rows], test[rows]),
             "cosine": float(uncentred_cosine(before[rows], test[rows]).mean),
         }
+        touched = (before != test).any(dim=1)
+        if forget_test is not None and not bool(touched.all()) and bool(touched.any()):
+            scores |= {
+                "replaced D_ft": _percent(touched[forget_test]),
+                "replaced D_rt": _percent(touched[~forget_test]),
+            }
     if model.inner is first.inner:
         return scores
     states = first.inner.state_dict(), model.inner.state_dict()

@@ -93,7 +93,7 @@ def make_problem(experiment: Experiment, to_model_ids: Callable[[Any], Callable[
             f"The splits have no column {fine!r} of fine labels in common; the columns are {', '.join(train.column_names)}."
         )
     train, test = (
-        _limited(part, fine or column, experiment.limit)
+        limited(part, fine or column, experiment.limit)
         for part, (column, _) in zip((train, test), columns, strict=True)
     )
     labels = [
@@ -229,7 +229,7 @@ def _columns(data: Dataset, where: Mapping[str, Any]) -> tuple[str, tuple[str, .
     return described.label_column, described.label_names
 
 
-def _limited(data: Dataset, column: str, limit: int | None) -> Dataset:
+def limited(data: Dataset, column: str, limit: int | None) -> Dataset:
     """At most `limit` rows, every class in its share and with two rows at least, in their order."""
     if limit is None or limit >= len(data):
         return data

@@ -22,10 +22,11 @@ from ..data import LabelMapping, gather_rows, match_labels, process_state
 from ..erasing import PassSettings
 from ..measuring import model_has_head
 from ..modeling import ErasedModel
-from .config import Experiment, Row
+from .config import PLAIN_ROWS, Experiment, Row
 from .making import make, records_of
 from .measure import Features, measure, read_both
 from .memory import PeakMemory
+from .others import OtherData, never_seen, open_other, read_other, transfer
 from .panels import draw_panels, file_name
 from .protocols import Problem, make_problem
 from .store import Store, cell_settings, key_of
@@ -66,7 +67,7 @@ class _Shared:
 
     def to_model_ids(self, names: Any) -> Callable[[Tensor], Tensor]:
         mapping: LabelMapping = match_labels(
-            names, self.original.config.id2label, self.experiment.dataset.get("label_mapping")
+            names, self.original.class_names, self.experiment.dataset.get("label_mapping")
         )
         return mapping
 
@@ -93,6 +94,18 @@ class _Shared:
 
     def read(self, model: ErasedModel) -> Features:
         return read_both(model, self.problem, self.settings, self.experiment.measures.attacks)
+
+    @cached_property
+    def elsewhere(self) -> OtherData:
+        """Of the original, on the data set that `transfer` names."""
+        return self.read_elsewhere(self.original)
+
+    @cached_property
+    def _other_images(self) -> Mapping[str, Any]:
+        return open_other(self.experiment.measures.transfer)
+
+    def read_elsewhere(self, model: ErasedModel) -> OtherData:
+        return read_other(model, self._other_images, self.experiment.measures.transfer, self.settings)
 
 
 def bench(
@@ -155,7 +168,7 @@ def _run_cells(
         settings = cell_settings(experiment, row, seed)
         key = key_of(settings)
         first = seed == row.seeds[0]
-        drawn = first and row.label in experiment.measures.panels and row.kind != "original"
+        drawn = first and row.label in experiment.measures.panels and row.kind not in PLAIN_ROWS
         if store.done(key, retry_failed) and not (drawn and _undrawn(store.records[key], experiment)):
             continue
         where = f"[{number}/{len(cells)}] {experiment.name}: {row.label}, seed {seed}"
@@ -197,6 +210,8 @@ def _run(shared: _Shared, row: Row, seed: int, folder: Path | None) -> dict[str,
 def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory: PeakMemory) -> dict[str, Any]:
     experiment, problem = shared.experiment, shared.problem
     original = (shared.original, shared.features)
+    if row.kind == "never-seen":
+        return {"scores": _never_seen(shared, seed), "stages": [], "seconds": {"features": 0.0, "fit": 0.0}}
 
     def made(stage: int | None, before: ErasedModel | None) -> tuple[ErasedModel, dict[str, float]]:
         with memory.of_method():
@@ -214,6 +229,9 @@ def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory:
             features = shared.features if unchanged else shared.read(model)
         scores = measure(model, features, problem, stage, experiment.measures, original, seed)
         stages.append(scores | {"stage": stage, "rank removed": _rank(model)})
+    if experiment.measures.transfer:
+        other = shared.elsewhere if unchanged else shared.read_elsewhere(model)
+        stages[-1]["transfer"] = transfer(model, other)
     found = {"scores": stages[-1], "stages": stages, "seconds": seconds, "records": records_of(model)}
     if problem.kind == "incremental" and changes and experiment.protocol.get("joint", True):
         joint, took = made(None, None)
@@ -224,6 +242,17 @@ def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory:
     if folder is not None:
         found |= _drawn(shared, model, features, row, folder)
     return found
+
+
+def _never_seen(shared: _Shared, seed: int) -> dict[str, Any]:
+    where = shared.experiment.measures.unseen
+    strangers = read_other(shared.original, open_other(where), where, shared.settings)
+    last = len(shared.problem.stages) - 1
+    if not shared.problem.forget_classes(last):
+        raise ValueError(
+            f"The {shared.problem.kind} protocol forgets no class whose place a never-seen one could take."
+        )
+    return never_seen(shared.features, shared.problem, last, shared.experiment.measures, strangers, seed)
 
 
 def _drawn(shared: _Shared, model: ErasedModel, features: Features, row: Row, folder: Path) -> dict[str, Any]:

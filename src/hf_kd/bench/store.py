@@ -43,6 +43,10 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
         },
     }
     # settings that are not used leave no trace, so that results from before they existed are found
+    for name in ("transfer", "unseen"):
+        other = getattr(experiment.measures, name)
+        if other and (name == "transfer") == (row.kind != "never-seen"):
+            about["measures"][name] = dict(other) | {"name": Path(other["name"]).name}
     if row.forget_limit is not None:
         about["forget_limit"] = row.forget_limit
     if row.collect_in != "eval":

@@ -40,7 +40,15 @@ RANDOM_COLUMNS = [
     Column("", "Avg Gap", "Avg Gap", 2),
     Column("", "RTE, s", "RTE"),
 ]
+WORST_COLUMNS = [
+    Column("Strongest attacker who sees one output", "recall", "worst/recall"),
+    Column("Strongest attacker who sees one output", "false alarms", "worst/false_alarms"),
+    Column("Strongest attacker who sees one output", "AUC", "worst/auc"),
+]
 CHANGE_COLUMNS = [
+    Column("What else changed", "another data set", "transfer"),
+    Column("What else changed", "replaced, forgotten", "replaced D_ft"),
+    Column("What else changed", "replaced, others", "replaced D_rt"),
     Column("What else changed", "CKA, retained", "CKA", 3),
     Column("What else changed", "cosine, retained", "cosine", 3),
     Column("What else changed", "weights, head", "weights head", 3),
@@ -127,7 +135,7 @@ def columns_of(experiment: Experiment, rows: Sequence[Line]) -> list[Column]:
         for name in experiment.measures.attacks
         for title, key in (("recall", "recall"), ("others", "retained"), ("AUC", "auc"))
     ]
-    every = [*wanted, *extra, *attacks, *CHANGE_COLUMNS]
+    every = [*wanted, *extra, *WORST_COLUMNS, *attacks, *CHANGE_COLUMNS]
     return [c for c in every if any(line.values(c.key) for line in rows)]
 
 
@@ -172,6 +180,10 @@ def markdown(experiment: Experiment, store: Store) -> str:
     ]
     if undrawn:
         blocks.append("**Not drawn**\n\n" + "\n".join(undrawn))
+    named = [f"{line.label}: {line.records[0]['scores']['worst']['name']}" for line in rows
+             if line.records and line.records[0]["scores"].get("worst")]  # fmt: skip
+    if named:
+        blocks.append(f"The strongest attacker who sees one output, by recall minus false alarms: {', '.join(named)}.")
     missing = [f"{line.label} ({line.missing})" for line in rows if line.missing]
     if missing:
         blocks.append(f"Not run yet: {', '.join(missing)}.")
@@ -259,7 +271,8 @@ def latex(experiment: Experiment, store: Store) -> str:
     """The main table in the layout of the paper's Table 1 or 5: groups over columns, booktabs. Attacks and what else changed
     stand in the Markdown alone."""
     rows = lines(experiment, store)
-    columns = [c for c in columns_of(experiment, rows) if not c.key.startswith("attacks/") and c not in CHANGE_COLUMNS]
+    apart = [*WORST_COLUMNS, *CHANGE_COLUMNS]
+    columns = [c for c in columns_of(experiment, rows) if not c.key.startswith("attacks/") and c not in apart]
     groups: list[tuple[str, int]] = []
     for column in columns:
         if groups and groups[-1][0] == column.group:

@@ -1,0 +1,117 @@
+"""Other data sets beside the one at hand: what features are still good for elsewhere, and classes the model never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from ..audit import fit_linear_probe
+from ..data import describe_forget_set, load_source, resolve_forget_labels
+from ..erasing import PassSettings
+from ..measuring import erased, read_features
+from ..modeling import ErasedModel
+from .config import Measures
+from .measure import Features, joined, read_quantities
+from .protocols import Problem, limited
+
+SplitFeatures = tuple[tuple[Tensor, ...], Tensor]
+"""Features [n, d] at each tap before any eraser, and the data set's own class ids [n]."""
+
+
+@dataclass(frozen=True)
+class OtherData:
+    """Features of both splits of another data set, as one model makes them."""
+
+    train: SplitFeatures
+    test: SplitFeatures
+
+
+def open_other(where: Mapping[str, Any]) -> dict[str, Dataset]:
+    """Both splits that `where` names, of its `classes` alone, at most `limit` images each, scaled to `resize` pixels.
+
+    Raises ValueError for a data set without labels and for classes it does not have.
+    """
+    found = {}
+    for split in ("train", "test"):
+        data = load_source(where["name"], split=where.get(split, split))
+        described = describe_forget_set(data, where.get("image_column"), where.get("label_column"))
+        if described.label_column is None:
+            raise ValueError(f"{where['name']} has no single label column; name it: label_column: ....")
+        image, label = described.image_column, described.label_column
+        if where.get("classes"):
+            wanted = set(resolve_forget_labels(where["classes"], described.label_names))
+            data = data.filter(lambda own, wanted=wanted: own in wanted, input_columns=label)
+        data = limited(data, label, where.get("limit"))
+        if where.get("resize"):
+            size = int(where["resize"])
+            data = data.map(
+                lambda row, image=image, size=size: {image: row[image].convert("RGB").resize((size, size))},
+                load_from_cache_file=False,
+            )
+        found[split] = data
+    return found
+
+
+def read_other(model: ErasedModel, data: Mapping[str, Dataset], where: Mapping[str, Any], settings: PassSettings):
+    """The features of both splits before the erasers of `model`."""
+    own = PassSettings(
+        where.get("image_column"),
+        where.get("label_column"),
+        None,
+        settings.batch_size,
+        settings.mixed_precision,
+        settings.num_workers,
+        settings.progress,
+    )
+    read = {split: read_features(model, part, own, own_labels=True) for split, part in data.items()}
+    return OtherData(*((read[split].before, read[split].labels) for split in ("train", "test")))
+
+
+def transfer(model: ErasedModel, other: OtherData) -> float:
+    """Accuracy in percent of a converged linear probe on another data set, behind the erasers of `model`."""
+    train, test = (joined(erased(model, features)) for features, _ in (other.train, other.test))
+    probe = fit_linear_probe(train, other.train[1], tolerance=1e-5)
+    return 100.0 * float((probe.predict(test).cpu() == other.test[1]).double().mean())
+
+
+def never_seen(
+    features: Features, problem: Problem, stage: int, measures: Measures, strangers: OtherData, seed: int
+) -> dict[str, Any]:
+    """What probes and attacks read of a class the model was never trained on, in the place of the forgotten ones.
+
+    Each class of `strangers` in turn stands where D_f stood; the rest is as for any row, on the original's features. The
+    mean over these classes. Attacks that need further views are left out: strangers were read once.
+    """
+    forget = problem.forget_classes(stage)
+    kept = [~torch.isin(labels, torch.tensor(forget)) for labels in (problem.probe_train, problem.probe_test)]
+    own = [joined(part)[rows] for part, rows in zip((features.train, features.test), kept, strict=True)]
+    labels = [part[rows] for part, rows in zip((problem.probe_train, problem.probe_test), kept, strict=True)]
+    single = tuple(name for name in measures.attacks if not name.startswith("views-"))
+    found = []
+    for stranger in strangers.train[1].unique().tolist():
+        matrices, targets = [], []
+        for part, target, (other, classes) in zip(own, labels, (strangers.train, strangers.test), strict=True):
+            rows = joined(other)[classes == stranger]
+            matrices.append(torch.cat([part, rows]))
+            targets.append(torch.cat([target, torch.full((len(rows),), forget[0])]))
+        found.append(read_quantities(matrices, targets, forget[:1], measures, single, seed))
+    return _mean_of(found) | {"strangers": len(found)}
+
+
+def _mean_of(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Entry by entry; of the strongest attack's name the most frequent one."""
+    result: dict[str, Any] = {}
+    for key, first in found[0].items():
+        values = [each[key] for each in found if each.get(key) is not None]
+        if isinstance(first, dict):
+            result[key] = _mean_of(values)
+        elif isinstance(first, str):
+            result[key] = max(set(values), key=values.count)
+        else:
+            result[key] = sum(values) / len(values) if values else None
+    return result
