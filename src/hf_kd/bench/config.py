@@ -107,8 +107,8 @@ class Measures:
     report: bool = False
     """Also the whole audit of the first seed, with its figures, in `reports/`."""
     transfer: Mapping[str, Any] | None = None
-    """Another labelled data set, as `dataset` and with `resize`, `classes`, `limit`: what a converged probe reads of it behind
-    the eraser, for what the features are still good for."""
+    """Another labelled data set, as `dataset` and with `resize`, `classes`, `limit`: what a converged probe reads of it
+    behind the eraser, for what the features are still good for."""
     unseen: Mapping[str, Any] | None = None
     """One whose classes the model never saw, for the row `never-seen`."""
     panels: tuple[str, ...] = ()
