@@ -85,7 +85,7 @@ def audit(
         raise ValueError("Both reference_model and unseen were given; a report has one reference. Pass one of them.")
     settings = PassSettings(**reading)
     chosen = attack_names(attacks, len(VIEWS))
-    names = model.config.id2label if model.config.inner.id2label else None
+    names = model.class_names or None
     forget = forgotten_labels(model, forget_labels, names)
     if changes(model.config) and original_model is None:
         logger.warning(
@@ -98,7 +98,7 @@ def audit(
 
     before, after = data.before, data.behind(model)
     features = {"original": _joined(before), "erased": _joined(after)}
-    answers = {"original": _logits(model, before), "erased": _logits(model, after)}
+    answers = {"original": _logits(model, before, masked=False), "erased": _logits(model, after)}
     more: list[Section] = []
     if original_model is not None:
         original = _wrapped(model, original_model)
@@ -114,7 +114,7 @@ def audit(
         other = _wrapped(model, reference_model)
         behind = data.behind(other, data.read_again(other))
         reference = _joined(behind)
-        if dict(other.config.id2label or {}) == dict(model.config.id2label or {}):
+        if other.class_names == model.class_names:
             answers["reference"] = _logits(other, behind)
     others = []
     for one in membership_references if has_head else ():
@@ -219,11 +219,11 @@ def _joined(pair: tuple[Split, Split]) -> tuple[Tensor, Tensor]:
     return train, test
 
 
-def _logits(model: ErasedModel, pair: tuple[Split, Split]) -> tuple[Tensor, Tensor] | None:
-    """What the heads of `model` make of features; None without a head."""
+def _logits(model: ErasedModel, pair: tuple[Split, Split], masked: bool = True) -> tuple[Tensor, Tensor] | None:
+    """What the heads of `model` make of features, with or without the masks of its classes; None without a head."""
     if not model_has_head(model):
         return None
-    train, test = (logits(model, split) for split in pair)
+    train, test = (logits(model, split, masked) for split in pair)
     return train, test
 
 
@@ -271,14 +271,15 @@ def _weights(original: ErasedModel, model: ErasedModel) -> list[Section]:
 
 
 def _fit_class(model: ErasedModel) -> FitClass | None:
-    """The method of the last request, fitted on one class; None where it needs more than moments, or several taps."""
+    """The method of the last request, fitted on one class; None where it needs more than the moments of D_f, or several
+    taps."""
     if not model.erasures or len(model.taps) > 1:
         return None
     record = model.erasures[-1]
     if record.method not in available_methods():
         return None
     method = make_method(record.method, **record.settings)
-    if method.needs_features or method.needs_head or method.by_class:
+    if method.needs_features or method.needs_head or method.needs_retain or method.by_class or method.views:
         return None
 
     def fit(features: Tensor) -> Eraser | None:

@@ -27,7 +27,7 @@ class Erasure:
     taps: tuple[str, ...]
     n_forget: int
     classes: tuple[int, ...] | None
-    """Ids of the forgotten classes in the model's `id2label`; None when the labels are unknown to the model."""
+    """Ids of the forgotten classes in the `class_names` of the model; None when the labels are unknown to the model."""
     measured: tuple[dict[str, Any], ...]
     """What was measured while fitting, for each tap: k, share of forget energy removed, hits before and after, ..."""
     rank_removed: tuple[int, ...]
@@ -41,6 +41,12 @@ class Erasure:
     fit_seconds: float
     processes: int = 1
     versions: dict[str, str] = field(default_factory=dict)
+    n_retain: int | None = None
+    """Images of D_r that were read; None where the method needs none."""
+    masked: bool | None = None
+    """Whether the head never answers the forgotten classes any more; None where neither method nor user asked for it."""
+    erased_label: str | None = None
+    """What masked classes are called; None where they were dropped from labels and logits."""
 
     @property
     def k(self) -> int:

@@ -6,6 +6,7 @@ Runs in a Space and, by `hf-kd demo --ui`, on this machine. Needs the optional e
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from .data import ImagePreprocessor
 from .hub.card import BEGIN
 from .hub.text import plain
 from .modeling import ErasedModel
+from .taps import run
 
 if TYPE_CHECKING:
     import gradio
@@ -43,7 +45,7 @@ def page(source: str | Path, examples: str | Path | None = None) -> gradio.Block
             "The demo page needs gradio, which is not installed. Install it: pip install 'hf-kd[ui]'."
         ) from error
     model = ErasedModel.from_pretrained(source).eval()
-    if not model.is_erased or not model.config.id2label:
+    if not model.is_erased or not model.class_names:
         raise ValueError(f"{source} is no erased classifier: there is no second answer to show beside the first.")
 
     def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, float]]:
@@ -68,22 +70,21 @@ def page(source: str | Path, examples: str | Path | None = None) -> gradio.Block
 def answers(model: ErasedModel, image: Image.Image) -> tuple[dict[str, float], dict[str, float]]:
     """Probabilities by label, of the original and of the erased model. The original is the model without its erasers."""
     inputs: dict[str, Any] = ImagePreprocessor(model.processor)([image.convert("RGB")])
-    kept = [site.eraser for site in model.sites]
+    kept = [(site.eraser, site.masked) for site in model.sites]
     with torch.no_grad():
         erased = model(**inputs).logits
         try:
             for site in model.sites:
-                site.eraser = None
-            original = model(**inputs).logits
+                site.eraser, site.masked = None, ()
+            original = run(model.inner, inputs).logits
         finally:
-            for site, eraser in zip(model.sites, kept, strict=True):
-                site.eraser = eraser
-    return _by_label(model, original), _by_label(model, erased)
+            for site, (eraser, masked) in zip(model.sites, kept, strict=True):
+                site.eraser, site.masked = eraser, masked
+    return _by_label(original, model.class_names), _by_label(erased, model.config.id2label)
 
 
-def _by_label(model: ErasedModel, logits: torch.Tensor) -> dict[str, float]:
+def _by_label(logits: torch.Tensor, names: Mapping[int, str]) -> dict[str, float]:
     values, places = logits.float().softmax(dim=1)[0].topk(min(TOP, logits.shape[1]))
-    names = model.config.id2label
     return {str(names[place]): value for value, place in zip(values.tolist(), places.tolist(), strict=True)}
 
 

@@ -136,6 +136,8 @@ def carry_out(
         fit_seconds=round(finished - between, 3),
         processes=process_state().num_processes,
         versions=versions(),
+        n_retain=given["retain"][0].moment.count if method.needs_retain else None,
+        masked=False if method.masks_head else None,
     )
 
 

@@ -31,6 +31,7 @@ from .taps import (
     pooled,
     run,
 )
+from .taps.site import masked_logits
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
@@ -122,7 +123,7 @@ def grad_cam(
         raise ValueError(
             f"{type(model.inner).__name__} has no classification head: there is no class to draw a map for."
         )
-    names = model.config.id2label
+    names = model.class_names
     wanted = forgotten_labels(model, label, names)[0]
     settings = PassSettings(**{"progress": False} | reading)
     inputs = _images_of(model, data, settings, wanted, most)
@@ -141,6 +142,8 @@ def grad_cam(
 
 def class_maps(model: ErasedModel, inputs: dict[str, Any], label: int) -> ClassMaps:
     """Grad-CAM maps [n, height, width] of `label` for the original and the erased model, and of what it answers now.
+
+    The maps of a masked class are those of its logit before the mask, as a mask answers without looking.
 
     inputs: the model's, with images [n, c, h, w]. The map is the last hidden state that the answer depends on at more than
     one place of the image (of a transformer that reads its class token: what its last block is given). Where the pooled
@@ -170,7 +173,7 @@ def class_maps(model: ErasedModel, inputs: dict[str, Any], label: int) -> ClassM
             erased = head([(rows if site.eraser is None else site.eraser(rows)).float() for site, rows in pairs])
         block, closed = _last_map(hidden, features, original, (height, width))
         last = hidden[block]
-        predicted = erased.argmax(dim=1)
+        predicted = masked_logits(erased, model.config.masked).argmax(dim=1)
         targets = torch.full_like(predicted, label)
         rows, columns = _grid(last, (height, width))
 
@@ -222,7 +225,7 @@ def _images_of(model: ErasedModel, data: Any, settings: PassSettings, label: int
         if found >= most:
             break
     if not parts:
-        raise ValueError(f"No image in the data has the label {label} ({model.config.id2label.get(label)}).")
+        raise ValueError(f"No image in the data has the label {label} ({model.class_names.get(label)}).")
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

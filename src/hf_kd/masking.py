@@ -8,6 +8,7 @@ data sets are matched.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +16,18 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 if TYPE_CHECKING:
+    from .configuration import Erasure
     from .modeling import ErasedModel
 
 ERASED = "(erased)"
+
+
+def as_asked(model: ErasedModel, erasure: Erasure, asked: bool | None, label: str | None) -> Erasure:
+    """The record, after masking its classes where the user asked for it or, unless the user did say, the method does."""
+    if not (erasure.masked is not None if asked is None else asked):
+        return erasure
+    mask_classes(model, erasure.classes, label)
+    return replace(erasure, masked=True, erased_label=label)
 
 
 def mask_classes(model: ErasedModel, classes: Sequence[int] | None, label: str | None) -> None:

@@ -139,17 +139,18 @@ def model_has_head(model: ErasedModel) -> bool:
     return all(tap.heads for tap in model.find_taps())
 
 
-def predictions(model: ErasedModel, features: Sequence[Tensor]) -> Tensor:
+def predictions(model: ErasedModel, features: Sequence[Tensor], masked: bool = True) -> Tensor:
     """Class ids [n] that the model's heads answer for features [n, d] at each tap."""
-    return logits(model, features).argmax(dim=1)
+    return logits(model, features, masked).argmax(dim=1)
 
 
-def logits(model: ErasedModel, features: Sequence[Tensor]) -> Tensor:
-    """What the model's heads answer for features [n, d] at each tap: float32 [n, C] on the CPU.
+def logits(model: ErasedModel, features: Sequence[Tensor], masked: bool = True) -> Tensor:
+    """What the model's heads answer for features [n, d] at each tap: float32 [n, C] on the CPU, C with dropped classes.
 
+    masked: whether masked classes are never answered; False for what the original answers.
     Raises ValueError for a model without a classification head.
     """
-    head = head_function(model.inner, model.taps, model.config.masked)
+    head = head_function(model.inner, model.taps, model.config.masked if masked else ())
     if head is None:
         raise ValueError(f"{type(model.inner).__name__} has no classification head: it gives no class to compare with.")
     device = next(model.inner.parameters()).device

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput, logging
 from . import erasing, loading, masking
 from .configuration import MODEL_TYPE, ErasedConfig, Erasure
 from .documenting import document
-from .erasers import Method, build, describe, make_method
+from .erasers import Method, build, describe
 from .folding import fold_site
 from .saving import staged
 from .taps import Tap, TapSearch, TapSite, drop_caches, evaluating, find_taps, record, run, without_fields
@@ -233,8 +233,7 @@ class ErasedModel(PreTrainedModel):
             image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress
         )
         fitted, erasure = erasing.carry_out(self, forget, method, settings, method_options, whole_classes, retain)
-        if make_method(erasure.method, **erasure.settings).masks_head if mask_head is None else mask_head:
-            masking.mask_classes(self, erasure.classes, erased_label)
+        erasure = masking.as_asked(self, erasure, mask_head, erased_label)
         for site, eraser in zip(self.sites, fitted, strict=True):
             eraser = eraser.to(next(self.inner.parameters()).device)
             site.eraser = eraser if site.eraser is None else site.eraser.then(eraser)
