@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,14 +15,16 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from .audit import RetentionReport
 from .audit.scores import forget_retain_accuracy
 from .changing import unlearn as weights_changed
+from .configuration import Erasure
 from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
 from .documenting import CARD, REPORT, base_of, document
-from .erasers import available_methods
+from .erasers import Method, available_methods, make_method
 from .erasing import PassSettings
 from .hub.push import Published, check_repo_id, prepare, upload
 from .hub.spaces import demo_space, metric_space
 from .loading import load_processor
 from .looking import grad_cam as draw_grad_cam
+from .masking import ERASED
 from .measuring import model_has_head, predictions, read_features
 from .metrics import KNOWLEDGE_RETENTION
 from .modeling import ErasedModel
@@ -56,19 +58,32 @@ class Request:
     num_workers: int | None = None
     mixed_precision: str | None = None
     progress: bool = True
+    mask_head: bool | None = None
+    erased_label: str | None = ERASED
+    retain_limit: int | None = None
 
 
 def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | None:
     """Load, erase, measure, save. Returns the record and the accuracies; None on all processes but the main one."""
     with staged(request.output):  # an output that cannot be written is refused before the work, not after it
         pass
+    method = make_method(request.method, **request.options)  # refused before anything is loaded
+    _refuse_at_odds(request, method)
     state = process_state()
     data = load_source(source, split=request.split)
     forget, ids = _forget_rows(data, request)
+    retain = _retained_rows(data, request, ids, request.retain_limit) if method.needs_retain else None
     model = _load(model_name, request, state)
     settings = _settings(request)
     before = model.erasures
-    model.erase(forget, request.method, **vars(settings), **request.options)
+    model.erase(
+        forget,
+        method,
+        retain=retain,
+        mask_head=request.mask_head,
+        erased_label=request.erased_label,
+        **vars(settings),
+    )
     accuracy = _accuracy(model, source, ids, settings, request.test_split) if request.test_split else None
     if state.is_main_process:
         if request.fold:
@@ -87,7 +102,7 @@ def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | No
         "folded": request.fold,
         "earlier_erasures": len(before),
         "erasure": model.erasures[-1].to_dict(),
-        "class_names": {c: model.config.id2label[c] for c in model.erasures[-1].classes or ()},
+        "class_names": _names_in(model, model.erasures[-1]),
         "accuracy": accuracy,
     }
 
@@ -147,10 +162,7 @@ def unlearn(model_name: str, source: str, request: Request, retain_limit: int | 
     state = process_state()
     data = load_source(source, split=request.split)
     forget, ids = _forget_rows(data, request)
-    column = describe_forget_set(data, request.image_column, request.label_column).label_column
-    retain = filter_by_labels(data, column, set(data.unique(column)) - set(ids))
-    if retain_limit is not None and retain_limit < len(retain):
-        retain = retain.shuffle(seed=0).select(range(retain_limit))
+    retain = _retained_rows(data, request, ids, retain_limit)
     model = _load(model_name, request, state)
     changed = weights_changed(model, forget, method, retain=retain, **_training_settings(request))
     if state.is_main_process:
@@ -229,9 +241,13 @@ def card(folder: Path, report: Path | None, **options: Any) -> list[str]:
 
 def verify(source: str, dataset: str | None, request: Request, base: str | None) -> Verification:
     """Check a folder or repository against its receipt, and with a data set carry the erasure out again."""
-    forget = None if dataset is None else _forget_rows(load_source(dataset, split=request.split), request)[0]
-    reading = vars(_settings(request)) if forget is not None else {}
-    return verify_source(source, forget, base=base, revision=request.revision, **reading)
+    if dataset is None:
+        return verify_source(source, base=base, revision=request.revision)
+    data = load_source(dataset, split=request.split)
+    forget, ids = _forget_rows(data, request)
+    retain = _retained_rows(data, request, ids, request.retain_limit) if ids else None
+    reading = vars(_settings(request))
+    return verify_source(source, forget, retain=retain, base=base, revision=request.revision, **reading)
 
 
 def publish_metric(repo_id: str, private: bool | None = None) -> Published:
@@ -305,7 +321,7 @@ def _forget_ids(model: ErasedModel, source: str, request: Request) -> list[int]:
     ids = resolve_forget_labels(request.forget, described.label_names)
     if not model_has_head(model):
         return ids
-    mapping = match_labels(described.label_names, model.config.id2label, request.label_mapping)
+    mapping = match_labels(described.label_names, model.class_names, request.label_mapping)
     return mapping(torch.tensor(ids)).tolist()
 
 
@@ -323,6 +339,39 @@ def _forget_rows(data: Any, request: Request) -> tuple[Any, list[int]]:
     return filter_by_labels(data, described.label_column, ids), ids
 
 
+def _refuse_at_odds(request: Request, method: Method) -> None:
+    if method.needs_retain and not request.forget:
+        raise ValueError(
+            f"Method {method.name!r} reads the images of all other labels as D_r, and without --forget the whole split is "
+            "D_f. Name the labels to forget with --forget, or use --method esc or mean-projection, which read D_f alone."
+        )
+    if request.retain_limit is not None and not method.needs_retain:
+        raise ValueError(
+            f"--retain-limit={request.retain_limit}: method {method.name!r} reads no images of other labels."
+        )
+    masks = method.masks_head if request.mask_head is None else request.mask_head
+    if request.erased_label != ERASED and not masks:
+        raise ValueError(
+            "--erased-label and --drop-label say what becomes of the labels of masked classes, and none are masked here: "
+            "add --mask-head, or leave them out."
+        )
+
+
+def _retained_rows(data: Any, request: Request, ids: Sequence[int], limit: int | None) -> Any:
+    """The rows of all other labels, at most `limit` of them, drawn by a fixed seed; None where there are none."""
+    column = describe_forget_set(data, request.image_column, request.label_column).label_column
+    rows = filter_by_labels(data, column, set(data.unique(column)) - set(ids))
+    if limit is not None and limit < len(rows):
+        rows = rows.shuffle(seed=0).select(range(limit))
+    return rows if len(rows) else None
+
+
+def _names_in(model: ErasedModel, erasure: Erasure) -> dict[int, str]:
+    """Names of the classes that a record speaks of: forgotten ones and cover classes."""
+    covers = {c for measured in erasure.measured for c in measured.get("cover_classes", ())}
+    return {c: name for c, name in model.class_names.items() if c in covers | set(erasure.classes or ())}
+
+
 def _accuracy(
     model: ErasedModel, source: str, ids: list[int], settings: PassSettings, split: str
 ) -> dict[str, Any] | None:
@@ -332,12 +381,13 @@ def _accuracy(
         raise ValueError("--test-split measures forgotten against other labels; name the forgotten ones with --forget.")
     data = load_source(source, split=split)
     described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
-    mapping = match_labels(described.label_names, model.config.id2label, settings.label_mapping)
+    mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)
     earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
     classes = sorted(earlier | set(mapping(torch.tensor(ids)).tolist()))
     read = read_features(model, data, settings)
     scores: dict[str, Any] = {"split": split, "classes": classes}
     for when, features in (("original", read.before), ("erased", read.erased(model))):
-        forget, retain = forget_retain_accuracy(predictions(model, features), read.labels, classes)
+        answers = predictions(model, features, masked=when == "erased")
+        forget, retain = forget_retain_accuracy(answers, read.labels, classes)
         scores[when] = {"forget": forget, "retain": retain}
     return scores

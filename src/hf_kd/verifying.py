@@ -6,15 +6,19 @@ whether they are what the records claim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from torch import Tensor
 
 from .configuration import Change, Erasure, changes
 from .documenting import inner_digest
+from .erasers import Eraser, Method, make_method
+from .erasers.base import Composition
 from .hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
 from .modeling import ErasedModel
 
@@ -55,6 +59,7 @@ def verify(
     source: str | Path,
     forget: Any = None,
     *,
+    retain: Any = None,
     base: str | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -63,11 +68,13 @@ def verify(
     """Recompute every hash of a receipt; with the forget set, carry the erasure out again and compare the erasers.
 
     source: a folder, or the id of a repository on the Hub. forget: the images of the request, as for `erase`; of several
-        requests a list with the forget set of each, in order. base: the model before erasing (name or folder): compares
-        its weights with the receipt; needed to repeat the erasure of a folded checkpoint.
+        requests a list with the forget set of each, in order. retain: the images of the classes that stay, where a
+        method read them; of several such requests a list, in order. base: the model before erasing (name or folder):
+        compares its weights with the receipt; needed to repeat the erasure of a folded checkpoint.
     reading: as in `ErasedModel.erase`.
 
-    Raises FileNotFoundError where there is no receipt or no weights, and ValueError for a damaged one.
+    Raises FileNotFoundError where there is no receipt or no weights, and ValueError for a damaged one and for
+    a request that read retained images where none are given.
     """
     folder = _folder(source, revision, token)
     path = folder / RECEIPT
@@ -85,9 +92,9 @@ def verify(
         )
     damaged = not all(check.ok for check in checks)
     if not damaged and not content["folded"]:
-        checks.append(_records(ErasedModel.from_pretrained(folder), content))
+        checks += _records(ErasedModel.from_pretrained(folder), content)
     if forget is not None and not damaged:
-        checks += _again(folder, content, original, forget, reading)
+        checks += _again(folder, content, original, forget, retain, reading)
     elif forget is not None:
         checks.append(Check("erasure carried out again", False, "not tried: the files differ from the receipt"))
     return Verification(str(source), tuple(checks), forget is not None, bool(content["erasures"]))
@@ -135,13 +142,19 @@ def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
     return checks
 
 
-def _records(model: ErasedModel, content: dict[str, Any]) -> Check:
+def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:
     told = [Change.from_dict(record) for record in content.get("changes", [])]
     told += [Erasure.from_dict(record) for record in content["erasures"]]
     found = [*changes(model.config), *model.erasures]
     same = [record.to_dict() for record in found] == [record.to_dict() for record in told]
     text = f"{len(found)} in config.json, {'equal' if same else 'other'} than in the receipt"
-    return Check("erasure records", same, text.replace("equal than", "the same as"))
+    checks = [Check("erasure records", same, text.replace("equal than", "the same as"))]
+    asked = sorted({label for record in told if record.masked for label in record.classes or ()})
+    masked = sorted(model.config.masked)
+    if asked or masked:
+        text = f"{masked} are never answered, and the receipt says {asked}"
+        checks.append(Check("masked classes", asked == masked, text))
+    return checks
 
 
 def _same(what: str, expected: Any, found: Any) -> Check:
@@ -151,7 +164,12 @@ def _same(what: str, expected: Any, found: Any) -> Check:
 
 
 def _again(
-    folder: Path, content: dict[str, Any], original: ErasedModel | None, forget: Any, reading: dict[str, Any]
+    folder: Path,
+    content: dict[str, Any],
+    original: ErasedModel | None,
+    forget: Any,
+    retain: Any,
+    reading: dict[str, Any],
 ) -> list[Check]:
     """Carry all requests out again, on the same weights, and compare what comes out with what was published."""
     records = [Erasure.from_dict(record) for record in content["erasures"]]
@@ -166,33 +184,99 @@ def _again(
             f"The receipt has {len(records)} requests that build on each other; pass a list of their {len(records)} forget "
             "sets, in order."
         )
+    methods = [make_method(record.method, **record.settings) for record in records]
+    stay = _retained_sets(methods, retain)
     published: list[Any] = []
     if not content["folded"]:
         model = ErasedModel.from_pretrained(folder)
-        published = [site.eraser for site in model.sites]
+        published, labels = [site.eraser for site in model.sites], _labels(model)
         model.reset()
     elif original is None:
         raise ValueError("A folded checkpoint holds no eraser to take away; name the model before erasing: base=...")
     else:
         model = original
-    for record, images in zip(records, sets, strict=True):
-        model.erase(images, record.method, **{"progress": False} | reading, **record.settings)
-    checks = [
-        Check(
-            f"images of request {n}", old.n_forget == new.n_forget, f"{new.n_forget}, the receipt says {old.n_forget}"
-        )
-        for n, (old, new) in enumerate(zip(records, model.erasures, strict=True), 1)
-    ]
+    for record, method, images, others in zip(records, methods, sets, stay, strict=True):
+        asked = {"mask_head": record.masked, "erased_label": record.erased_label} if record.masked is not None else {}
+        whole = record.classes is not None
+        model.erase(
+            images, method, retain=others, whole_classes=whole, **asked, **{"progress": False} | reading
+        )  # fmt: skip
+    checks = []
+    for n, (old, new) in enumerate(zip(records, model.erasures, strict=True), 1):
+        for what, told, found in (
+            ("images", old.n_forget, new.n_forget),
+            ("retained images", old.n_retain, new.n_retain),
+        ):
+            if told is not None:
+                checks.append(Check(f"{what} of request {n}", told == found, f"{found}, the receipt says {told}"))
     what = "erasure carried out again"
     if content["folded"]:
         folded = model.fold()
         stored = type(folded).from_pretrained(folder).state_dict()
         pairs = [(value, stored[name]) for name, value in folded.state_dict().items() if value.is_floating_point()]
     else:
+        if model.config.masked or labels[0]:
+            checks.append(Check("masks and labels", labels == _labels(model), _masks_in_words(model)))
         again = [site.eraser for site in model.sites]
         states = [(a.state_dict(), b.state_dict()) for a, b in zip(published, again, strict=True)]
         if all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in states):
             return [*checks, Check(what, True, "the erasers are equal bit for bit")]
-        pairs = [(a.matrix(), b.matrix()) for a, b in zip(published, again, strict=True)]
-    worst = max(float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)) for a, b in pairs)
+        pairs = [pair for a, b in zip(published, again, strict=True) for pair in _comparable(a, b)]
+    if any(a.shape != b.shape for a, b in pairs):
+        return [*checks, Check(what, False, "the erasers have other shapes")]
+    worst = max(map(_difference, *zip(*pairs, strict=True)))
     return [*checks, Check(what, worst <= SAME, f"differs by {worst:.1e} of its norm (up to {SAME:.0e} is the same)")]
+
+
+def _retained_sets(methods: Sequence[Method], retain: Any) -> list[Any]:
+    """The retained images of each request; None where it reads none."""
+    readers = [n for n, method in enumerate(methods) if method.needs_retain]
+    if readers and retain is None:
+        raise ValueError(
+            f"Method {methods[readers[0]].name!r} of request {readers[0] + 1} read images of the classes that stay, and "
+            "none were given: pass retain=.... On the command line name the forgotten labels with --forget, and the images "
+            "of all others are read."
+        )
+    given = list(retain) if isinstance(retain, list) and len(readers) > 1 else [retain] * len(readers)
+    if len(given) != len(readers):
+        raise ValueError(f"{len(readers)} requests read retained images; pass a list of their {len(readers)} sets.")
+    sets: list[Any] = [None] * len(methods)
+    for n, images in zip(readers, given, strict=True):
+        sets[n] = images
+    return sets
+
+
+def _labels(model: ErasedModel) -> tuple[list[int], dict[int, str]]:
+    return sorted(model.config.masked), dict(model.config.id2label or {})
+
+
+def _masks_in_words(model: ErasedModel) -> str:
+    how = "dropped" if model.config.dropped else "labelled anew"
+    return f"doing it again masks {sorted(model.config.masked)}, {how}"
+
+
+def _comparable(published: Eraser, again: Eraser) -> list[tuple[Tensor, Tensor]]:
+    """Tensors in which two erasers are equal where they are the same map.
+
+    Of a linear one its matrix and its offset, whatever the basis it is stored in; of any other its buffers.
+    """
+    if published.is_linear and again.is_linear:
+        return [(published.matrix(), again.matrix()), (published.offset(), again.offset())]
+    stages = [part.stages if isinstance(part, Composition) else [part] for part in (published, again)]
+    if max(map(len, stages)) > 1 and len(stages[0]) == len(stages[1]):
+        return [pair for a, b in zip(*stages, strict=True) for pair in _comparable(a, b)]
+    old, new = published.state_dict(), again.state_dict()
+    if old.keys() != new.keys():
+        return [(torch.zeros(len(old)), torch.zeros(len(old) + 1))]
+    return [(old[name], new[name]) for name in old]
+
+
+def _difference(published: Tensor, again: Tensor) -> float:
+    """Norm of the difference, over that of the second; infinite entries have to be equal."""
+    a, b = published.double().cpu(), again.double().cpu()
+    if torch.equal(a, b):
+        return 0.0
+    if not torch.equal(a.where(a.isinf(), 0.0), b.where(b.isinf(), 0.0)):
+        return float("inf")
+    a, b = a.where(a.isfinite(), 0.0), b.where(b.isfinite(), 0.0)
+    return float((a - b).norm() / b.norm().clamp(min=1e-30))

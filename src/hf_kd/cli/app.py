@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,6 +73,15 @@ def name_and_value(text: str, flag: str) -> tuple[str, Any]:
         raise ValueError(f"{flag} {text!r}: write it as NAME=VALUE.")
     with contextlib.suppress(json.JSONDecodeError):
         value = json.loads(value)
+    return name, value
+
+
+def name_and_option(text: str) -> tuple[str, Any]:
+    """As `name_and_value`, of --option; numbers with commas or semicolons between them are a list: cover_classes=5,2."""
+    name, value = name_and_value(text, "--option")
+    if isinstance(value, str) and re.search("[,;]", value):
+        with contextlib.suppress(json.JSONDecodeError):
+            value = [json.loads(part) for part in re.split("[,;]", value) if part.strip()]
     return name, value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +25,15 @@ from .app import (
     console,
     given,
     import_files,
+    name_and_option,
     name_and_value,
     refusals,
 )
 from .showing import show_erasure
+
+ESC, TRAINED, COVER = "ESC", "ESC-T", "Cover erasure"
+RETAIN, MASKS = "Methods that read D_r", "Masked classes"
+"""Panels of the help: options of one method or one idea."""
 
 
 @app.command()
@@ -51,27 +57,89 @@ def erase(
         str | None, typer.Option(help="Labelled split to measure the head's accuracy on, before and after.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="esc (no training), esc-t (trained mask), or a registered method.")
+        str, typer.Option(help="esc (no training), esc-t (trained mask), cover, or another of `hf-kd methods`.")
     ] = "esc",
-    p: Annotated[
-        float | None, typer.Option(help="ESC: percentage of the d directions to remove (default 1.5).")
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another hyper-parameter as NAME=VALUE; repeat it. The value is JSON, or numbers with commas: "
+            'cover_classes=5,2 or \'class_sizes={"0": 500, "1": 400}\'.'
+        ),
     ] = None,
-    k: Annotated[int | None, typer.Option(help="ESC: number of directions to remove, instead of --p.")] = None,
+    p: Annotated[
+        float | None,
+        typer.Option(help="Percentage of the d directions to remove (default 1.5).", rich_help_panel=ESC),
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option(help="Number of directions to remove, instead of --p.", rich_help_panel=ESC)
+    ] = None,
     per_class: Annotated[
-        bool, typer.Option("--per-class", help="ESC: k directions for each label on its own.")
+        bool, typer.Option("--per-class", help="k directions for each label on its own.", rich_help_panel=ESC)
     ] = False,
     center: Annotated[
-        bool, typer.Option("--center", help="ESC: subtract the forget mean first (not in the paper).")
+        bool,
+        typer.Option("--center", help="Subtract the forget mean first (not in the paper).", rich_help_panel=ESC),
+    ] = False,
+    renorm: Annotated[
+        bool,
+        typer.Option(
+            "--renorm", help="Give every feature its length back, which alone betrays the class.", rich_help_panel=ESC
+        ),
     ] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="ESC-T: tau, mask entries above it stay (default 0.7).")
+        float | None, typer.Option(help="tau, mask entries above it stay (default 0.7).", rich_help_panel=TRAINED)
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="ESC-T: step size of the mask (default 1).")] = None,
-    epochs: Annotated[int | None, typer.Option(help="ESC-T: at most so many epochs (default 50).")] = None,
-    seed: Annotated[int | None, typer.Option(help="ESC-T: order of the samples (default 42).")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Another hyper-parameter of the method as name=value; may be repeated.")
+    lr: Annotated[
+        float | None, typer.Option(help="Step size of the mask (default 1).", rich_help_panel=TRAINED)
     ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="At most so many epochs (default 50).", rich_help_panel=TRAINED)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Order of the samples (default 42).", rich_help_panel=TRAINED)
+    ] = None,
+    m: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of cover classes, which keep their label and lose all detail within the class (default: twice as "
+            "many as are forgotten).",
+            rich_help_panel=COVER,
+        ),
+    ] = None,
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            help="A quantile such as 0.02, or auto: replace only what the head is surer of than of that share of D_f. For "
+            "models that meet images unlike their training data.",
+            rich_help_panel=COVER,
+        ),
+    ] = None,
+    retain_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="leace, mean-difference, prototype-orthogonal read the images of all other labels of --split as D_r: at "
+            "most so many of them.",
+            rich_help_panel=RETAIN,
+        ),
+    ] = None,
+    mask_head: Annotated[
+        bool | None,
+        typer.Option(
+            "--mask-head/--no-mask-head",
+            help="Never answer the forgotten classes again; by default so for cover and retained-span.",
+            rich_help_panel=MASKS,
+        ),
+    ] = None,
+    erased_label: Annotated[
+        str | None, typer.Option(help="What they are called then (default '(erased)').", rich_help_panel=MASKS)
+    ] = None,
+    drop_label: Annotated[
+        bool,
+        typer.Option(
+            "--drop-label", help="Take them out of labels and logits; the others are renumbered.", rich_help_panel=MASKS
+        ),
+    ] = False,
     tap: TapOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
@@ -94,12 +162,19 @@ def erase(
 
     **Example:** `hf-kd erase user/pets-classifier --dataset user/pets --forget tabby --output erased`
     """
-    options = given(p=p, k=k, threshold=threshold, lr=lr, epochs=epochs, seed=seed)
-    options |= {name: True for name, value in (("per_class", per_class), ("center", center)) if value}
+    options = given(p=p, k=k, threshold=threshold, lr=lr, epochs=epochs, seed=seed, m=m, guard=guard)
+    switches = {"per_class": per_class, "center": center, "renorm": renorm}
+    options |= {name: True for name, value in switches.items() if value}
+    if guard is not None:
+        with contextlib.suppress(ValueError):  # "auto" stays a word, and the method refuses all others
+            options["guard"] = float(guard)
     with refusals():
         import_files(imports)
-        options |= dict(name_and_value(text, "--option") for text in option or [])
+        if drop_label and erased_label is not None:
+            raise ValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")
+        options |= dict(map(name_and_option, option or []))
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
+        label = {"erased_label": None} if drop_label else given(erased_label=erased_label)
         from .. import commands
 
         result = commands.erase(
@@ -123,6 +198,9 @@ def erase(
                 num_workers=num_workers,
                 mixed_precision=mixed_precision,
                 progress=not as_json,
+                mask_head=mask_head,
+                retain_limit=retain_limit,
+                **label,
             ),
         )
     if result is None:  # another process of the same launch reports

@@ -20,7 +20,7 @@ from .app import (
     import_files,
     refusals,
 )
-from .showing import show_record
+from .showing import show_masks, show_record
 
 if TYPE_CHECKING:
     from ..modeling import ErasedModel
@@ -60,13 +60,14 @@ def inspect(
             f"{len(facts['folded'])} erasure(s) are folded into the head: logits are erased, features are not."
         )
     for change in facts["changes"]:
-        classes = ", ".join(loaded.config.id2label.get(label, str(label)) for label in change["classes"])
+        classes = ", ".join(loaded.class_names.get(label, str(label)) for label in change["classes"])
         console.print(
             f"Its weights were changed by {change['method']}, to forget {classes} ({change['n_forget']:,} images).",
             markup=False,
         )
     for number, erasure in enumerate(facts["erasures"] or facts["folded"], 1):
-        show_record(console, erasure, loaded.config.id2label, number)
+        show_record(console, erasure, loaded.class_names, number)
+    show_masks(console, facts | {"class_names": loaded.class_names})
 
 
 def _facts(name: str, model: ErasedModel) -> dict[str, Any]:
@@ -79,5 +80,10 @@ def _facts(name: str, model: ErasedModel) -> dict[str, Any]:
         "erased": model.is_erased,
         "erasures": [erasure.to_dict() for erasure in model.erasures],
         "changes": [change.to_dict() for change in changes(model.config)],
+        "masked": {
+            "classes": list(model.config.masked),
+            "dropped": model.config.dropped,
+            "labels": [] if model.config.dropped else [model.config.id2label[c] for c in model.config.masked],
+        },
         "folded": getattr(model.config.inner, "hf_kd_folded", None) or [],
     }

@@ -6,6 +6,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from ..hub.wording import GETS_THROUGH
 
 
 def show_erasure(console: Console, result: dict[str, Any]) -> None:
@@ -30,6 +33,21 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
     )
 
 
+def show_masks(console: Console, facts: dict[str, Any]) -> None:
+    """Which classes are never answered, and what they are called."""
+    masked = facts["masked"]
+    if not masked["classes"]:
+        return
+    labels = ", ".join(named(c, facts["class_names"]) for c in masked["classes"])
+    how = "dropped from labels and logits" if masked["dropped"] else f"called {', '.join(masked['labels'])}"
+    console.print(f"Masked, so never answered: {labels}; {how}.", markup=False, highlight=False)
+
+
+def named(label: int, names: dict[int, str] | None) -> str:
+    """A class as "3 (cat)"."""
+    return f"{label} ({names[label]})" if names and label in names else str(label)
+
+
 def show_record(
     console: Console, record: dict[str, Any], names: dict[int, str] | None = None, number: int | None = None
 ) -> None:
@@ -38,12 +56,21 @@ def show_record(
     table = Table(show_header=False)
     table.add_row("forget samples", f"{record['n_forget']:,}")
     if record["classes"] is not None:
-        labels = [f"{c} ({names[c]})" if names and c in names else str(c) for c in record["classes"]]
-        table.add_row("classes of the model", ", ".join(labels))
+        table.add_row("classes of the model", ", ".join(named(c, names) for c in record["classes"]))
+    if record.get("n_retain") is not None:
+        table.add_row("images of other labels", f"{record['n_retain']:,}")
+    if record.get("masked") is not None:
+        label = record["erased_label"]
+        how = "dropped from labels and logits" if label is None else f"never answered, called {label}"
+        table.add_row("masked", Text(how if record["masked"] else "no: the head may still answer them"))
     for tap, measured, rank, condition in zip(
         record["taps"], record["measured"], record["rank_removed"], record["condition_number"], strict=True
     ):
         table.add_row("tap", tap)
+        if "cover_classes" in measured:
+            for what, found in cover_facts(measured, record["settings"], names):
+                table.add_row(what, Text(found))
+            continue
         table.add_row("rank removed", str(rank))
         if "energy_removed" in measured:
             table.add_row("forget energy removed", f"{measured['energy_removed']:.2%}")
@@ -55,3 +82,37 @@ def show_record(
         table.add_row("condition number", shown)
     table.add_row("seconds", f"{record['feature_seconds']:.1f} features + {record['fit_seconds']:.1f} fit")
     console.print(table)
+    if any("cover_classes" in measured for measured in record["measured"]):
+        console.print(f"The cover classes keep their label and lose all detail within the class. {GETS_THROUGH}")
+
+
+def cover_facts(
+    measured: dict[str, Any], settings: dict[str, Any], names: dict[int, str] | None
+) -> list[tuple[str, str]]:
+    """What cover erasure measured at a tap, as rows of a table."""
+
+    def classes(key: str) -> str:
+        return ", ".join(named(c, names) for c in measured[key]) or "none"
+
+    sizes = "class sizes given" if settings.get("class_sizes") else "classes of equal size"
+    shares = " / ".join(f"{share:.1%}" for share in measured["shares"])
+    elsewhere = ", ".join(f"{share:.1%}" for share in measured["moved_by_views"])
+    guard = "none: images unlike the training data are replaced too"
+    if "guard_margin" in measured:
+        guard = (
+            f"quantile {measured['guard_quantile']:.3f}: passed unchanged where the two largest logits are within "
+            f"{measured['guard_margin']:.2f}"
+        )
+    rows = [
+        ("cover classes", classes("cover_classes")),
+        ("forget samples replaced", f"{measured['share_of_forget_replaced']:.1%}"),
+        ("of all inputs, expected", f"{measured['share_of_inputs_expected']:.1%} ({sizes})"),
+        ("D_f shared out", f"{shares}, by {measured['shared_by']}"),
+    ]
+    rows += [("moved in other views", elsewhere)] if elsewhere else []
+    return [
+        *rows,
+        ("prototypes moved", classes("prototypes_moved")),
+        ("classes skipped", classes("classes_skipped")),
+        ("guard", guard),
+    ]

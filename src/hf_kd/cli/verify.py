@@ -30,6 +30,9 @@ def verify(
     ] = None,
     forget: Annotated[list[str] | None, typer.Option(help="Forgotten label, by name or id; repeat it.")] = None,
     split: Annotated[str, typer.Option(help="Split that holds the images.")] = "train",
+    retain_limit: Annotated[
+        int | None, typer.Option(min=1, help="As for erase: at most so many images of other labels are read as D_r.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="The model before erasing, to compare its weights with.")] = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
@@ -49,6 +52,7 @@ def verify(
             label_column=label_column,
             revision=revision,
             progress=not as_json,
+            retain_limit=retain_limit,
         )
         result = commands.verify(source, dataset, request, base)
     if as_json:
