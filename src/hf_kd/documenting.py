@@ -119,7 +119,8 @@ def _card(values: CardValues, existing: str | None) -> str:
 
 
 def _request(model: ErasedModel, erasure: Erasure, named: bool) -> Request:
-    names = model.config.id2label or {}
+    names = model.class_names
+    secret = set() if named else {label for record in records_of(model) for label in record.classes or ()}
     return Request(
         images=erasure.n_forget,
         classes=None if erasure.classes is None else len(erasure.classes),
@@ -133,6 +134,11 @@ def _request(model: ErasedModel, erasure: Erasure, named: bool) -> Request:
         else None,
         source=source_of(erasure) if isinstance(erasure, Change) else None,
         stopped=next((part["stopped"] for part in erasure.measured if "stopped" in part), None),
+        retained=erasure.n_retain,
+        masked=erasure.masked,
+        erased_label=erasure.erased_label,
+        measured=erasure.measured,
+        cover_names={label: name for label, name in names.items() if label not in secret},
     )
 
 
@@ -144,7 +150,7 @@ def source_of(change: Change) -> str:
 
 
 def _labels(model: ErasedModel) -> list[list[str]]:
-    names = model.config.id2label or {}
+    names = model.class_names
     return [[str(names.get(label, label)) for label in erasure.classes or ("LABEL",)] for erasure in records_of(model)]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .attack_data import AuditData
 from .change import class_mean_cosines
+from .nonlinear import distinct_rows
 from .repetition import repeated_vectors, share_changed
 from .report import PlotSamples, Score, Section
 from .similarity import linear_cka, uncentred_cosine
@@ -41,13 +42,23 @@ def similarity(original: AuditData, erased: AuditData) -> Section:
 
 
 def inputs(original: AuditData, erased: AuditData) -> Section:
-    """How many inputs the eraser changes, and how many it sends to the same vector."""
+    """How many inputs the eraser changes, and how many it sends to the same vector.
+
+    Where it leaves some as they are, also how many different vectors those have that it changes: a map that replaces has
+    few.
+    """
     title = "Inputs changed and vectors shared (test)"
     scores = []
     for name, mask in (("D_ft", original.test_forget), ("D_rt", ~original.test_forget)):
         if original.test.shape == erased.test.shape:
             changed = share_changed(original.test[mask], erased.test[mask])
             scores.append(Score("changed", changed, "none", name, original=0.0, protocol="any entry differs"))
+            rows = (original.test != erased.test.to(original.test.device)).any(dim=1)
+            if bool(rows.any()) and not bool(rows.all()):
+                vectors = float(len(distinct_rows(erased.test[mask & rows])[0])) if bool((mask & rows).any()) else 0.0
+                scores.append(
+                    Score("changed_vectors", vectors, "none", name, unit="vectors", protocol="of the changed")
+                )
         before, after = repeated_vectors(original.test[mask]), repeated_vectors(erased.test[mask])
         for part, unit in (("repeated", "vectors"), ("share", "%"), ("largest", "rows")):
             scores.append(

@@ -42,6 +42,7 @@ NAMES = {
     "linear_cka": "linear CKA",
     "cosine": "cosine, uncentred",
     "changed": "inputs changed",
+    "changed_vectors": "vectors among the changed",
     "repeated_vectors": "repeated vectors",
     "rows_sharing": "inputs sharing a vector",
     "largest_group": "largest group of equals",
@@ -135,7 +136,10 @@ def screen(report: RetentionReport) -> Group:
     add("The model's own head", named("head", "D_ft", "D_rt", "HM_t"))
     add("Membership of D_f, by loss", named("membership", "auc_two_sided", group="loss"))
     similarity = named("similarity", "linear_cka", "cosine")
-    shared = [(f"{text}, {score.group}", score) for text, score in named("inputs", "changed", "repeated_vectors")]
+    shared = [
+        (f"{text}, {score.group}", score)
+        for text, score in named("inputs", "changed", "changed_vectors", "repeated_vectors")
+    ]
     add("Features of the test images", similarity + [row for row in shared if row[1].group == "D_ft" or row[1].value])
     return Group(table, *(Text(note, style="dim") for note in _footnotes(report)))
 

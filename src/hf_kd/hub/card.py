@@ -18,33 +18,12 @@ from jinja2 import Environment
 from ..audit.render import number
 from ..audit.report import RetentionReport
 from .text import is_repo_id, plain
+from .wording import Request, classes_of, cover_limits, methods_text, request_line
 
 TEMPLATE = "model_card_template.md"
 BEGIN, END = "<!-- hf-kd: begin -->", "<!-- hf-kd: end -->"
 STRAY = "<!-- hf-kd -->"
 """What a marker without its partner becomes: its text was somebody's and stays."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One erasure as the card tells it."""
-
-    images: int
-    classes: int | None
-    """How many classes; None where the labels are unknown to the model."""
-    names: tuple[str, ...] | None
-    """Their names, only if they may be published."""
-    method: str
-    settings: Mapping[str, Any]
-    rank_removed: int
-    energy_removed: float | None
-    """Share of the forget features' energy that was removed."""
-    condition_number: float | None
-    """Of the fitted eraser; None where it has a null space."""
-    source: str | None = None
-    """Of a method that changed weights: what data it used and where it comes from. None for an eraser."""
-    stopped: str | None = None
-    """Why such a method ended early."""
 
 
 @dataclass(frozen=True)
@@ -213,11 +192,12 @@ def _texts(values: CardValues) -> dict[str, Any]:
         "results_notes": None if report is None else _results_notes(report),
         "figures": [{"path": path, "alt": ALT.get(Path(path).stem, "Figure")} for path in values.figures],
         "full_report": None if report is None else nameless(report).to_markdown(3),
-        "requests": "\n".join(_request(request) for request in values.requests),
+        "requests": "\n".join(map(request_line, values.requests)),
         "method": _method(values),
         "usage": _usage(values),
         "reproduce": _reproduce(values),
         "without_eraser": not values.erased,
+        "cover": cover_limits(values.requests),
         "removal": (
             "**The eraser is folded into the head.** Logits are erased; the features are NOT: whoever reads them, or trains "
             "another head, has what the original knew."
@@ -240,7 +220,7 @@ def _summary(values: CardValues) -> str:
         f"[{values.base_model}](https://huggingface.co/{values.base_model})" if is_repo_id(values.base_model) else None
     )
     images = sum(request.images for request in values.requests)
-    what = f"{base or plain(values.architecture)} that was made to forget {_classes(values.requests)}"
+    what = f"{base or plain(values.architecture)} that was made to forget {classes_of(values.requests)}"
     methods = ", ".join(f"`{plain(method)}`" for method in values.changed)
     if not values.erased:
         return (
@@ -258,34 +238,6 @@ def _summary(values: CardValues) -> str:
     return f"{what}, from {images:,} images and without training the backbone. {how}"
 
 
-def _classes(requests: Sequence[Request]) -> str:
-    if any(request.classes is None for request in requests):
-        return "a set of images"
-    names = [name for request in requests for name in request.names or ()]
-    if names:
-        return ", ".join(plain(name) for name in names)
-    count = sum(request.classes or 0 for request in requests)
-    return "one class" if count == 1 else f"{count} classes"
-
-
-def _request(request: Request) -> str:
-    settings = ", ".join(f"{name} = {value}" for name, value in request.settings.items() if value is not None)
-    parts = [f"- {_classes([request])}: {request.images:,} images, method `{request.method}`"]
-    parts.append(f"({plain(settings, 200)})" if settings else "")
-    if request.source is not None:
-        ended = f" It stopped early: {plain(request.stopped, 200)}." if request.stopped else ""
-        return " ".join(part for part in parts if part) + f"; it changed weights ({plain(request.source, 200)}).{ended}"
-    facts = [f"{request.rank_removed} directions removed" if request.rank_removed else "no direction removed entirely"]
-    if request.energy_removed is not None:
-        facts.append(f"{request.energy_removed:.1%} of the energy of the forgotten features")
-    facts.append(
-        "its operator has a null space"
-        if request.condition_number is None
-        else f"its operator has condition number {request.condition_number:.1f}, so a linear probe can undo it"
-    )
-    return " ".join(part for part in parts if part) + "; " + ", ".join(facts) + "."
-
-
 def _method(values: CardValues) -> str:
     taps = "; ".join(f"`{tap.replace('`', '')}`" for tap in values.taps)
     if not values.erased:
@@ -294,11 +246,7 @@ def _method(values: CardValues) -> str:
     if values.withheld and not values.folded:
         fields = ", ".join(f"`{name}`" for name in values.withheld)
         text += f" These fields of the output bypass it and are withheld unless hidden states are asked for: {fields}."
-    return (
-        text
-        + " ESC removes the principal directions of the forgotten images' features (paper, section 3.3); ESC-T trains a \
-mask on them (section 3.4)."
-    )
+    return f"{text} {methods_text(values.requests)}"
 
 
 def results_table(report: RetentionReport, what: str = "erased") -> str:
@@ -324,6 +272,10 @@ def results_table(report: RetentionReport, what: str = "erased") -> str:
     add("Its false alarms", "worst_case", "false_alarms", strongest)
     if what == "erased":
         add("Whoever removes the eraser, recall", "worst_case", "recall_without_eraser")
+    if any(score.name == "changed_vectors" for score in report.section("inputs").scores):
+        for group, which in (("D_ft", "forgotten (D_ft)"), ("D_rt", "others (D_rt)")):
+            add(f"Inputs that the eraser changes, {which}", "inputs", "changed", group)
+            add(f"Different vectors among these, {which}", "inputs", "changed_vectors", group)
     for score in report.section("label_efficiency").scores:
         if score.name == "recall" and score.settings.get("n") in (1, 5, 20):
             add(f"Recall from {score.settings['n']} labelled images", "label_efficiency", "recall", score.group)
@@ -385,7 +337,7 @@ def _reproduce(values: CardValues) -> str:
         else "checks them. It does not train again: the command above does, with the images of all labels."
     )
     return (
-        f"```bash\n{lines}\n```\n\nDATASET and LABEL stand for what is not published here. Made with "
+        f"```bash\n{lines}\n```\n\nDATASET, LABEL and the like stand for what is not published here. Made with "
         f"{versions or 'hf_kd'}. The receipt `erasures.json` holds records and hashes; `hf-kd verify {repo}` {again}"
     )
 

@@ -23,8 +23,11 @@ RECEIPT = "erasures.json"
 SCHEMA_VERSION = 1
 KIND = "hf_kd.erasures"
 
-FLAGS = ("p", "k", "threshold", "lr", "epochs", "seed")
+FLAGS = ("p", "k", "threshold", "lr", "epochs", "seed", "m", "guard")
 """Hyper-parameters that `hf-kd erase` has an option of its own for."""
+
+SWITCHES = ("per_class", "center", "renorm")
+"""Those that it has a switch for."""
 
 
 def receipt(
@@ -153,7 +156,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def commands(
     erasures: Sequence[Mapping[str, Any]], base_model: str | None, labels: Sequence[Sequence[str]] | None = None
 ) -> list[str]:
-    """`hf-kd erase` or `unlearn` for each record, in order; DATASET and LABEL stand for what is not said here."""
+    """`hf-kd erase` or `unlearn` for each record, in order; words in capitals stand for what is not said here.
+
+    That are the data set, labels that may not be named, and class means (PROTOTYPES), which are thousands of numbers.
+    """
     lines, model = [], base_model or "BASE_MODEL"
     for number, record in enumerate(erasures):
         changed = "weights_before" in record
@@ -168,10 +174,23 @@ def commands(
                 words += ["--option", f"{name}={json.dumps(value)}"]
             elif name in FLAGS:
                 words += [f"--{name}", str(value)]
-            elif value is True and name in ("per_class", "center"):
+            elif name == "prototypes":
+                words += ["--option", "prototypes=PROTOTYPES"]
+            elif value is True and name in SWITCHES:
                 words.append(f"--{name.replace('_', '-')}")
             else:
                 words += ["--option", f"{name}={json.dumps(value)}"]
+        words += _masks(record) + (["--retain-limit", str(record["n_retain"])] if record.get("n_retain") else [])
         model = "changed" if changed else "erased"
         lines.append(shlex.join([*words, "--output", model]))
     return lines
+
+
+def _masks(record: Mapping[str, Any]) -> list[str]:
+    """What was asked of the forgotten classes' answers; nothing where nobody asked."""
+    if record.get("masked") is None:
+        return []
+    if not record["masked"]:
+        return ["--no-mask-head"]
+    label = record.get("erased_label")
+    return ["--mask-head", *(["--drop-label"] if label is None else ["--erased-label", label])]
