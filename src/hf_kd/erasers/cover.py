@@ -8,6 +8,7 @@ through. Works where the head can tell the forgotten classes, and costs their co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
-from .heads import affine_head, mirrored_prototypes, settled
+from .heads import affine_head, checked_labels, mirrored_prototypes, settled, still_answered
 from .sharing import affine_scores, axis_scores
 
 KEPT, FORGOTTEN = -1, -2
@@ -172,14 +173,22 @@ class Cover(Method):
             raise ValueError(f"class_sizes={self.class_sizes!r}: every class has to have an image or more.")
         if self.views not in (0, 1, 2):
             raise ValueError(f"views={self.views!r} is out of range: there are 0, 1 or 2 further views.")
+        if not math.isfinite(self.tau):
+            raise ValueError(f"tau={self.tau!r} is out of range: it is a difference of logits, and finite.")
         if self.cover_classes is not None:
-            object.__setattr__(self, "cover_classes", tuple(int(label) for label in self.cover_classes))
+            chosen = tuple(int(label) for label in self.cover_classes)
+            if not chosen or len(set(chosen)) < len(chosen):
+                what = "names a class twice" if chosen else "is empty"
+                raise ValueError(f"cover_classes={list(chosen)} {what}: give different retained classes, one or more.")
+            object.__setattr__(self, "cover_classes", chosen)
 
     def settings(self) -> dict[str, Any]:
-        """The hyper-parameters as plain values; prototypes as lists of numbers."""
+        """The hyper-parameters as JSON has them: keys are strings, prototypes lists of numbers."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.prototypes is not None:
-            values["prototypes"] = {c: torch.as_tensor(p).tolist() for c, p in self.prototypes.items()}
+            values["prototypes"] = {str(c): torch.as_tensor(p).tolist() for c, p in self.prototypes.items()}
+        if self.class_sizes is not None:
+            values["class_sizes"] = {str(c): size for c, size in self.class_sizes.items()}
         if self.cover_classes is not None:
             values["cover_classes"] = list(self.cover_classes)
         return values
@@ -194,12 +203,13 @@ class Cover(Method):
         """The map for features [n, d], labels [n], the head, and features [n, d] of further views of the same images.
 
         `measured` of the result: cover_classes, their shares of the forgotten features, shared_by ("views" or "logits") and
-        how many of D_f another view puts elsewhere, how many prototypes had to be moved
-        to be answered as their class and classes skipped because that failed, share_of_forget_replaced, the share of
-        inputs that will be replaced if classes have equal sizes (or those given), and with a guard its quantile and margin.
+        how many of D_f another view puts elsewhere, which prototypes had to be moved to be answered as their class and
+        which classes were skipped because that failed, share_of_forget_recognised by the head, share_of_forget_replaced,
+        the share of inputs that will be replaced if classes have equal sizes (or those given), and with a guard its
+        quantile and margin.
 
-        Raises ValueError where something is missing, for too few retained classes, and for classes or sizes that do not
-        fit the model.
+        Raises ValueError where something is missing, for too few retained classes, for classes or sizes that do not fit
+        the model, and for forgotten classes that the head never answers or that covered for others before.
         """
         if head is None or labels is None or not isinstance(forget, Tensor):
             missing = "a classification head" if head is None else "labels" if labels is None else "the features of D_f"
@@ -209,10 +219,12 @@ class Cover(Method):
             )
         features, labels = forget.detach().double().cpu(), labels.cpu()
         weight, bias = affine_head(head, forget.detach().float())
-        masked = set(getattr(head, "masked", ()))
-        forgotten = sorted(set(labels.tolist()))
-        retained = [c for c in range(len(bias)) if c not in forgotten and c not in masked]
+        forgotten = checked_labels(features, labels, len(bias))
+        retained = still_answered(head, len(bias), forgotten)
+        self._check_classes(len(bias), retained)
         logits = features @ weight.T + bias
+        recognised = _recognised(logits, forgotten, self.tau)
+        _refuse_points(features, labels, recognised)
         means = {f: features[labels == f].mean(dim=0) for f in forgotten}
         chosen, measured = self._choose(weight, bias, logits, means, retained)
         cover = list(chosen)
@@ -223,19 +235,19 @@ class Cover(Method):
         eraser.prototypes.copy_(torch.stack(list(chosen.values())))
         eraser.roles[forgotten] = FORGOTTEN
         eraser.roles[cover] = torch.arange(len(cover))
-        recognised = _recognised(logits, forgotten, self.tau)
-        scores = affine_scores(logits[:, cover], weight[cover], bias[cover], self._wanted_shares(cover))
+        shares, mass = self._wanted_shares(cover), self._mass(labels)
+        scores = affine_scores(logits[:, cover], weight[cover], bias[cover], shares, mass)
         close = -torch.inf
         if views:
-            scores = axis_scores(features, [v.double().cpu() for v in views], self._wanted_shares(cover), scores)
+            scores = axis_scores(features, [v.double().cpu() for v in views], shares, scores, mass)
             margins = logits[:, forgotten].amax(dim=1) - logits[:, retained].amax(dim=1)
             close = float(torch.quantile(margins[recognised], CLOSE_CALLS)) if bool(recognised.any()) else close
         for buffer, value in zip((eraser.share_weight, eraser.share_bias), scores, strict=True):
             buffer.copy_(value)
-        quantile, margin = self._guard(_margins(logits[recognised]))
+        quantile, margin = self._guard(logits[recognised])
         eraser.limits.copy_(torch.tensor([self.tau, margin, close]))
         eraser.check()
-        measured |= _sharing(eraser, features, views)
+        measured |= _sharing(eraser, features, views, mass)
         with torch.no_grad():
             replaced = float(eraser.decide(features.float())[1].double().mean())
         sizes = self.class_sizes or dict.fromkeys(range(len(bias)), 1)
@@ -244,6 +256,7 @@ class Cover(Method):
         measured |= {
             "n_forget": len(labels),
             "cover_classes": cover,
+            "share_of_forget_recognised": float(recognised.double().mean()),
             "share_of_forget_replaced": replaced,
             "share_of_inputs_expected": hit / total,
         }
@@ -274,12 +287,11 @@ class Cover(Method):
                 f"{what} not to be had: cover classes are retained classes of the model, and the {len(forgotten)} forgotten "
                 "ones need more cover than that. Choose a smaller m, or forget fewer classes."
             )
-        mass = 2 * sum(self._size(f) for f in forgotten) if self.class_sizes is not None else 0
+        mass = 2 * sum(map(self._size, forgotten)) if self.class_sizes is not None else 0
         order = self.cover_classes or sorted(retained, key=lambda c: (-float(logits[:, c].mean()), c))
         guessed = mirrored_prototypes(weight, bias, means, [c for c in order if c not in (self.prototypes or {})])
-        margin = max(
-            1e-3 * float(logits.std()), -1.01 * self.tau
-        )  # a prototype must not be taken for a forgotten feature
+        spread = float(logits[:, sorted([*forgotten, *retained])].std(correction=0))
+        margin = max(1e-3 * spread, -1.01 * self.tau)  # a prototype must not be taken for a forgotten feature
         found: dict[int, Tensor] = {}
         moved, skipped = [], []
         for c in order:
@@ -293,17 +305,30 @@ class Cover(Method):
             if place is not first:
                 moved.append(c)
             found[c] = place
-        if len(found) < wanted or (mass and sum(self._size(c) for c in found) < mass):
+        had = sum(self._size(c) for c in found) if mass else 0
+        if len(found) < wanted or had < mass:
             raise ValueError(
-                f"Only {len(found)} cover classes could be had (skipped, because no point near their prototype is answered "
-                f"as them: {skipped}); {wanted} are wanted" + (f", of {mass} images or more." if mass else ".")
+                f"Only {len(found)} cover classes{f' of {had} images' if mass else ''} could be had (skipped, because no "
+                f"point near their prototype is answered as them: {skipped}); {wanted} are wanted"
+                + (f", of {mass} images or more, twice what is forgotten." if mass else ".")
             )
         return found, {"prototypes_moved": moved, "classes_skipped": skipped}
 
+    def _check_classes(self, num_labels: int, retained: Sequence[int]) -> None:
+        strange = [c for c in self.prototypes or {} if c not in retained]
+        if strange:
+            raise ValueError(
+                f"prototypes of classes {strange}: only retained classes of the model can be cover. Leave the others out."
+            )
+        if self.class_sizes is not None and set(self.class_sizes) != set(range(num_labels)):
+            missing = sorted(set(range(num_labels)) - set(self.class_sizes))
+            strange = sorted(set(self.class_sizes) - set(range(num_labels)))
+            raise ValueError(
+                f"class_sizes has to give the size of every class of the model; missing: {missing}, unknown: {strange}."
+            )
+
     def _size(self, label: int) -> int:
-        if label not in (self.class_sizes or {}):
-            raise ValueError(f"class_sizes says nothing of class {label}; give the size of every class of the model.")
-        return self.class_sizes[label]
+        return 1 if self.class_sizes is None else self.class_sizes[label]
 
     def _prototype(self, label: int, dim: int) -> Tensor:
         given = torch.as_tensor(self.prototypes[label], dtype=torch.float64).flatten()
@@ -314,18 +339,27 @@ class Cover(Method):
         return given
 
     def _wanted_shares(self, cover: Sequence[int]) -> Tensor:
-        sizes = torch.tensor([float(self._size(c)) if self.class_sizes else 1.0 for c in cover], dtype=torch.float64)
+        sizes = torch.tensor([float(self._size(c)) for c in cover], dtype=torch.float64)
         return sizes / sizes.sum()
 
-    def _guard(self, margins: Tensor) -> tuple[float | None, float]:
-        """The quantile and its margin; -inf where nothing is held back."""
-        if self.guard is None or not len(margins):
+    def _mass(self, labels: Tensor) -> Tensor:
+        """What each forget feature stands for [n], 1 in all: a class counts by its size, however many images were given."""
+        classes, index, counts = labels.unique(return_inverse=True, return_counts=True)
+        sizes = torch.tensor([float(self._size(f)) for f in classes.tolist()], dtype=torch.float64)
+        mass = (sizes / counts)[index]
+        return mass / mass.sum()
+
+    def _guard(self, logits: Tensor) -> tuple[float | None, float]:
+        """The quantile and its margin, from logits of recognised forget features; -inf where nothing is held back."""
+        if self.guard is None or not len(logits):
             return None, -torch.inf
+        first, second = logits.topk(2, dim=1).values.unbind(dim=1)
+        margins = first - second
         if self.guard == "auto":
             margins = margins.sort().values
             passed = int(AUTO_SHARE * len(margins))  # so many may stay below
-            below = float(margins[passed]) * (1 - 1e-6)
-            return passed / len(margins), below
+            rounding = 1e-5 * float(first.abs().max())  # the map works in float32
+            return passed / len(margins), float(margins[passed]) - rounding
         return self.guard, float(torch.quantile(margins, self.guard))
 
 
@@ -335,19 +369,25 @@ def _recognised(logits: Tensor, forgotten: Sequence[int], tau: float) -> Tensor:
     return logits[:, mask].amax(dim=1) > logits.masked_fill(mask, -torch.inf).amax(dim=1) + tau
 
 
-def _sharing(eraser: CoverMap, features: Tensor, views: Sequence[Tensor]) -> dict[str, Any]:
-    """How D_f is shared out, and how much of it lands elsewhere in another view."""
+def _refuse_points(features: Tensor, labels: Tensor, recognised: Tensor) -> None:
+    for f in labels.unique().tolist():
+        seen = features[recognised & (labels == f)]
+        if len(seen) > 1 and bool((seen == seen[0]).all()):
+            raise ValueError(
+                f"All {len(seen)} features that the head recognises as class {f} are one and the same point, which cannot "
+                "be shared out among cover classes: wherever it went, it would be as frequent as its cover. Either the "
+                "class was cover in an earlier request (then call reset() and forget both together), or the images are one."
+            )
+
+
+def _sharing(eraser: CoverMap, features: Tensor, views: Sequence[Tensor], mass: Tensor) -> dict[str, Any]:
+    """How the mass of D_f is shared out, and how much of D_f lands elsewhere in another view."""
     with torch.no_grad():
         rows = eraser.decide(features.float().to(eraser.weight.device))[0].cpu()
         others = [eraser.decide(view.float().to(eraser.weight.device))[0].cpu() for view in views]
-    counts = torch.bincount(rows, minlength=len(eraser.cover)).double() / len(rows)
+    counts = torch.bincount(rows, weights=mass, minlength=len(eraser.cover))
     return {
         "shared_by": "views" if views else "logits",
         "shares": [round(share, 4) for share in counts.tolist()],
         "moved_by_views": [round(float((rows != other).double().mean()), 4) for other in others],
     }
-
-
-def _margins(logits: Tensor) -> Tensor:
-    first, second = logits.topk(2, dim=1).values.unbind(dim=1)
-    return first - second

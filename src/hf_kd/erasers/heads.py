@@ -31,6 +31,32 @@ def affine_head(head: Head, like: Tensor) -> tuple[Tensor, Tensor]:
     return found, expected
 
 
+def checked_labels(features: Tensor, labels: Tensor, num_labels: int) -> list[int]:
+    """The forgotten classes, ascending. Raises ValueError for labels that do not fit the features [n, d] or the head."""
+    if labels.shape != features.shape[:1] or not len(labels):
+        raise ValueError(f"{len(features)} features and {labels.numel()} labels: every feature needs its label.")
+    forgotten = sorted(set(labels.tolist()))
+    strange = [label for label in forgotten if not 0 <= label < num_labels]
+    if strange:
+        raise ValueError(f"labels {strange} are no classes of the head, which answers 0 to {num_labels - 1}.")
+    return forgotten
+
+
+def still_answered(head: Head, num_labels: int, forgotten: Sequence[int]) -> list[int]:
+    """The retained classes: those that the head answers and are not forgotten.
+
+    Raises ValueError where a forgotten class is masked already: there is nothing in the head that tells it.
+    """
+    masked = set(getattr(head, "masked", ()))
+    gone = [f for f in forgotten if f in masked]
+    if gone:
+        raise ValueError(
+            f"Classes {gone} are never answered since an earlier request, so the head tells nothing of them any more. Leave "
+            "them out, or call reset() and forget all classes together."
+        )
+    return [c for c in range(num_labels) if c not in forgotten and c not in masked]
+
+
 def mirrored_prototypes(
     weight: Tensor, bias: Tensor, means: Mapping[int, Tensor], retained: Sequence[int]
 ) -> dict[int, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
-from .heads import affine_head, mirrored_prototypes
+from .heads import affine_head, checked_labels, mirrored_prototypes, still_answered
 
 
 @register_eraser
@@ -74,14 +74,14 @@ class RetainedSpan(Method):
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> KeptSpan:
         """The projection for features [n, d], labels [n] and the head.
 
-        Raises ValueError where one of them is missing or the retained rows of the head span all of R^d.
+        Raises ValueError where one of them is missing or does not fit, the retained rows of the head span all of R^d, or a
+        forgotten class is never answered any more.
         """
         if head is None or labels is None or not isinstance(forget, Tensor):
             raise ValueError("retained-span is fitted on features [n, d], their labels and the head; one is missing.")
-        weight, bias = affine_head(head, forget)
-        forgotten = sorted(set(labels.tolist()))
-        masked = set(getattr(head, "masked", ()))
-        retained = [c for c in range(len(bias)) if c not in forgotten and c not in masked]
+        weight, bias = affine_head(head, forget.detach().float())
+        forgotten = checked_labels(forget, labels, len(bias))
+        retained = still_answered(head, len(bias), forgotten)
         if len(retained) < 2:
             raise ValueError(f"{len(retained)} classes are retained; a span needs two or more.")
         rows = weight[retained] - weight[retained].mean(dim=0)
