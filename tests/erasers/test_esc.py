@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_kd import ESC, SecondMoment
-from hf_kd.erasers import Projection, build, describe, orthonormal_union
+from hf_kd.erasers import Composition, NormedProjection, Projection, build, describe, make_method, orthonormal_union
 
 from .test_moments import features
 
@@ -157,3 +157,69 @@ def test_wrong_width_is_refused(caplog):
     eraser = ESC(k=1).fit(features(50, 8))
     with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match="d = 8"):
         eraser(torch.zeros(3, 9))
+
+
+# renorm: every feature as long as it was.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_renorm_keeps_the_norm_and_the_direction_of_the_projection(dtype):
+    h = features(200, 32).to(dtype)
+    plain, normed = ESC(k=3).fit(h), ESC(k=3, renorm=True).fit(h)
+    assert type(normed) is NormedProjection
+    assert torch.equal(normed.directions, plain.directions)
+    out, projected = normed(h).double(), plain(h).double()
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    assert torch.allclose(out.norm(dim=1), h.double().norm(dim=1), rtol=tolerance)
+    cosine = torch.nn.functional.cosine_similarity(out, projected)
+    assert float(cosine.min()) > 1 - tolerance
+    assert float((out @ normed.directions.double()).abs().max()) < tolerance * float(h.double().norm(dim=1).max())
+    assert normed(h).dtype == dtype
+
+
+def test_renorm_twice_is_once_and_is_not_linear():
+    h = features(200, 32)
+    eraser = ESC(k=3, renorm=True).fit(h)
+    assert torch.allclose(eraser(eraser(h)), eraser(h), atol=1e-5)
+    assert eraser.is_projection
+    assert not eraser.is_linear
+    assert eraser.rank_removed == 3
+    assert eraser.condition_number == float("inf")
+
+
+def test_renorm_of_a_feature_of_which_nothing_is_left():
+    """Neither NaN nor rounding blown up to the length of the feature, which would differ from batch to batch."""
+    eraser = ESC(k=2, renorm=True).fit(features(200, 32))
+    inside = eraser.directions.T * 7
+    for dtype in (torch.float32, torch.float64):
+        out = eraser(torch.cat([torch.zeros(1, 32), inside]).to(dtype))
+        assert float(out.norm(dim=1).max()) < 1e-4
+    assert torch.isfinite(eraser(torch.full((2, 32), 1e-30))).all()
+    assert torch.isfinite(eraser(torch.full((2, 32), 1e15))).all()
+
+
+def test_renorm_requests_compose():
+    h1, h2 = features(100, 24, 1), features(100, 24, 2).roll(5, dims=1)
+    first = ESC(k=2, renorm=True).fit(h1)
+    second = ESC(k=3, renorm=True).fit(first(h2))
+    both = first.then(second)
+    assert type(both) is NormedProjection
+    assert both.rank_removed == 5
+    x = torch.randn(50, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(both(x), second(first(x)), atol=1e-5)
+    mixed = first.then(ESC(k=1).fit(first(h2)))
+    assert isinstance(mixed, Composition)
+    assert not mixed.is_linear
+    rebuilt = build(describe(both))
+    rebuilt.load_state_dict(both.state_dict())
+    assert torch.equal(rebuilt(h1), both(h1))
+
+
+def test_renorm_is_a_setting_like_the_others():
+    method = ESC(k=2, renorm=True)
+    assert make_method("esc", **{"k": 2, "renorm": True, "p": None}) == method
+    assert make_method("esc", **method.settings()) == method
+    per_class = {0: SecondMoment.of(features(50, 16, 1)), 1: SecondMoment.of(features(50, 16, 2))}
+    assert type(ESC(k=2, renorm=True, per_class=True).fit(per_class)) is NormedProjection
+    with pytest.raises(ValueError, match="damaged"):
+        NormedProjection(8, 2).check()

@@ -135,6 +135,7 @@ def test_an_operator_that_was_not_loaded_is_noticed():
         ({"lr": 0}, "lr=0"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch"),
+        ({"loss": "mse"}, "loss='mse'"),
     ],
 )
 def test_settings_out_of_range(options, message):
@@ -152,3 +153,59 @@ def test_what_is_missing_is_named(problem):
         ESCT().fit(SecondMoment.of(features), labels, head)
     with pytest.raises(ValueError, match="600 features and 3 labels"):
         ESCT().fit(features, labels[:3], head)
+
+
+# The parts that the paper's Table 3 takes away.
+
+
+def gradient_ascent(features, labels, head, method, penalised: bool) -> torch.Tensor:
+    """One full-batch step per epoch on the masked features, restated: the soft mask."""
+    u = SecondMoment.of(features).principal_directions()[0].float()
+    mask = torch.ones(24, 24, requires_grad=True)
+    for _ in range(method.epochs):
+        logits = head(features @ (u * mask) @ (u * mask).T)
+        right = logits.argmax(dim=1) == labels
+        rows = right if penalised else torch.ones_like(right)
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits[rows], labels[rows]), mask)
+        step = mask + method.lr * gradient
+        mask = (step.clamp(0, 1) if method.clip else step).detach().requires_grad_()
+        with torch.no_grad():
+            if not (head(features @ (u * mask) @ (u * mask).T).argmax(dim=1) == labels).any():
+                break
+    return (u * mask).detach()
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("loss", ["pce", "ce"])
+def test_without_a_threshold_the_operator_is_that_of_the_soft_mask(problem, loss, clip):
+    features, labels, head = problem
+    forget, y = features[labels == 3], labels[labels == 3]
+    method = ESCT(threshold=None, loss=loss, clip=clip, lr=0.3, epochs=4, batch_size=1000)
+    eraser = method.fit(forget, y, head)
+    masked = gradient_ascent(forget, y, head, method, penalised=loss == "pce")
+    assert torch.allclose(eraser.operator, masked @ masked.T, atol=1e-4)
+    measured = eraser.measured
+    assert measured["forget_hits_hard"] == measured["forget_hits_soft"], "nothing was thresholded"
+    binary = ESCT(loss=loss, clip=clip, lr=0.3, epochs=4, batch_size=1000).fit(forget, y, head)
+    assert binary.measured["forget_hits_soft"] == measured["forget_hits_soft"]
+    assert not torch.allclose(binary.operator, eraser.operator, atol=1e-3)
+
+
+def test_the_plain_loss_counts_samples_that_are_forgotten_already(problem):
+    features, labels, head = problem
+    forget, y = features[labels == 3], labels[labels == 3]
+    options = {"lr": 0.005, "epochs": 20, "threshold": None, "batch_size": 1000}
+    penalised, plain = (ESCT(loss=loss, **options).fit(forget, y, head).operator for loss in ("pce", "ce"))
+    assert not torch.allclose(penalised, plain, atol=1e-4)
+
+
+def test_a_mask_that_runs_away_is_an_error(problem):
+    features, labels, head = problem
+    method = ESCT(lr=1e30, clip=False, loss="ce", batch_size=8)
+    with pytest.raises(ArithmeticError, match=r"no longer finite.*lr=1e\+30.*clip=True"):
+        method.fit(features[labels == 3], labels[labels == 3], head)
+
+
+def test_the_parts_are_settings_that_come_back(problem):
+    method = ESCT(threshold=None, loss="ce", clip=False)
+    assert ESCT(**method.settings()) == method

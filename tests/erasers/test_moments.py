@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_kd import SecondMoment
+from hf_kd.erasers import RetainMoments
 
 
 def features(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -128,3 +129,68 @@ def test_not_finite_features_name_the_row_and_change_nothing():
 def test_bad_input_says_what_is_wrong(action, message):
     with pytest.raises(ValueError, match=message):
         action()
+
+
+# The moments of D_r: of all, and the mean of each class.
+
+
+def retained(n: int = 120, d: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    return features(n, d), torch.arange(n) % 5 * 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_retained_moments_stream(batch_size):
+    h, labels = retained()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    streamed = RetainMoments(12)
+    for rows in order.split(batch_size):
+        streamed.update(h[rows], labels[rows])
+    whole = RetainMoments.of(h, labels)
+    assert list(whole.means()) == [0, 2, 4, 6, 8] == list(streamed.means())
+    for label, mean in whole.means().items():
+        assert torch.allclose(mean, h[labels == label].double().mean(dim=0), atol=1e-12)
+        assert torch.allclose(streamed.means()[label], mean, atol=1e-12)
+    assert torch.allclose(streamed.moment.outer_sum, SecondMoment.of(h).outer_sum, rtol=1e-12)
+    assert streamed.moment.count == len(labels)
+
+
+def test_retained_moments_of_all_processes_where_one_lacks_a_class_or_everything():
+    h, labels = retained()
+    parts = [labels < 4, labels >= 4, labels < 0]
+    whole = RetainMoments.of(h, labels)
+    names = sorted(whole.sums)
+
+    def messages(part: torch.Tensor) -> list[torch.Tensor]:
+        """What a process sends, in order."""
+        sent: list[torch.Tensor] = []
+        RetainMoments.of(h[part], labels[part]).all_reduce(lambda t: sent.append(t.clone()) or t, names)
+        return sent
+
+    totals = [sum(together) for together in zip(*map(messages, parts), strict=True)]
+    for part in parts:
+        answers = iter(totals)
+        reduced = RetainMoments.of(h[part], labels[part]).all_reduce(lambda t, answers=answers: next(answers), names)
+        assert reduced.moment.count == len(labels)
+        assert torch.allclose(reduced.moment.outer_sum, whole.moment.outer_sum, rtol=1e-12)
+        for label, mean in whole.means().items():
+            assert torch.allclose(reduced.means()[label], mean, atol=1e-12)
+
+
+def test_retained_moments_refuse_what_is_not_finite_and_add_nothing():
+    h, labels = retained()
+    moments = RetainMoments.of(h, labels)
+    bad = h.clone()
+    bad[3, 1] = float("inf")
+    with pytest.raises(ValueError, match="row 3"):
+        moments.update(bad, labels)
+    assert moments.moment.count == len(labels) == sum(moments.counts.values())
+
+
+def test_retained_moments_take_bfloat16_and_stay_small():
+    h, labels = retained()
+    moments = RetainMoments.of(h.bfloat16(), labels)
+    for _ in range(20):
+        moments.update(h.bfloat16(), labels)
+    assert all(total.dtype == torch.float64 for total in moments.sums.values())
+    assert sum(total.numel() for total in moments.sums.values()) == 5 * 12
+    assert torch.allclose(moments.means()[2], h.bfloat16()[labels == 2].double().mean(dim=0), atol=1e-12)

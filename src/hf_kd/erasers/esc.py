@@ -16,6 +16,9 @@ from torch import Tensor
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
 from .moments import SecondMoment
 
+ROUNDING = 1e-5
+"""What is shorter than this, relative to the feature it came from, is what float32 directions leave of nothing."""
+
 
 @register_eraser
 class Projection(Eraser):
@@ -74,7 +77,8 @@ class Projection(Eraser):
 class NormedProjection(Projection):
     """h -> ||h|| P h / ||P h||: the projection, with every feature as long as it was.
 
-    A projection leaves the forgotten class short, and its length alone gives it away. Not linear, so it does not fold.
+    A projection leaves the forgotten class short, and its length alone gives it away. Not linear, so it does not fold. A
+    feature of which nothing is left but rounding stays as it is projected: short.
     """
 
     kind = "normed-projection"
@@ -82,9 +86,9 @@ class NormedProjection(Projection):
 
     def erase(self, features: Tensor) -> Tensor:
         projected = super().erase(features)
-        length = projected.norm(dim=-1, keepdim=True)
-        scale = features.norm(dim=-1, keepdim=True) / length.clamp(min=torch.finfo(features.dtype).tiny)
-        return projected * scale.where(length > 0, 1.0)
+        before, length = features.norm(dim=-1, keepdim=True), projected.norm(dim=-1, keepdim=True)
+        scale = before / length.clamp(min=torch.finfo(features.dtype).tiny)
+        return projected * scale.where(length > ROUNDING * before, 1.0)
 
 
 def orthonormal_union(bases: Sequence[Tensor], tolerance: float = 1e-6) -> Tensor:
