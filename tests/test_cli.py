@@ -16,6 +16,7 @@ from hf_kd import ErasedModel
 from hf_kd.cli import app
 
 from .conftest import make_dataset
+from .hub.taught import taught
 
 
 def hf_kd(*arguments, code: int = 0):
@@ -44,8 +45,11 @@ def place(tmp_path_factory):
         image_size=16,
         patch_size=8,
     )
-    randomise(ViTForImageClassification(config)).save_pretrained(folder / "model")
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "model")
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    model = randomise(ViTForImageClassification(config))
+    for name in ("model", "taught"):
+        (model if name == "model" else taught(model, processor)).save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
     train, test = make_dataset([0, 1, 2, 3, 4] * 12), make_dataset([0, 1, 2, 3, 4] * 4, seed=9)
     (folder / "parquet").mkdir()
     train.to_parquet(folder / "parquet" / "train.parquet")
@@ -117,6 +121,12 @@ def test_folded_output_is_a_stock_checkpoint(place, tmp_path):
         (["--dataset", "{place}/parquet", "--forget", "cat", "--method", "foo"], "Unknown method 'foo'"),
         (["--dataset", "{place}/parquet", "--forget", "cat", "--option", "k"], "NAME=VALUE"),
         (["--dataset", "{place}/parquet", "--forget", "cat", "--tap", "head"], "tap='head'"),
+        (["--dataset", "{place}/parquet", "--method", "leace"], "reads the images of all other labels"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--retain-limit", "5"], "--retain-limit=5"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--drop-label"], "add --mask-head"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--drop-label", "--erased-label", "x"], "not both"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--method", "cover", "--guard", "x"], "guard='x'"),
+        (["--dataset", "{place}/parquet", "--forget", "cat", "--method", "cover", "--m", "9"], "9 cover classes of 4"),
     ],
 )
 def test_refusals_are_one_message_and_exit_code_1(place, tmp_path, arguments, message):
@@ -124,6 +134,62 @@ def test_refusals_are_one_message_and_exit_code_1(place, tmp_path, arguments, me
     done = hf_kd("erase", place / "model", *arguments, "--output", tmp_path / "out", code=1)
     assert message in " ".join(done.stderr.split())
     assert not (tmp_path / "out" / "config.json").exists(), "nothing is left half done"
+
+
+def test_cover_erasure_says_what_it_costs_and_what_gets_through(place, tmp_path):
+    arguments = ["--dataset", place / "parquet", "--forget", "cat", "--method", "cover", "--guard", "auto", "--option",
+                 "cover_classes=4;1", "--option", 'class_sizes={"0": 9, "1": 20, "2": 10, "3": 9, "4": 20}',
+                 "--test-split", "test", "--output", tmp_path / "out"]  # fmt: skip
+    shown = hf_kd("erase", place / "taught", *arguments)
+    record = ErasedModel.from_pretrained(tmp_path / "out").erasures[0]
+    assert record.settings["cover_classes"] == [4, 1]
+    assert record.settings["class_sizes"] == {"0": 9, "1": 20, "2": 10, "3": 9, "4": 20}
+    measured = record.measured[0]
+    told = " ".join(shown.stdout.replace("│", " ").split())
+    for words in ("4 (elk), 1 (bee)", "keep their label and lose all detail", "What gets through",
+                  "whoever holds the weights", f"{measured['share_of_forget_replaced']:.1%}",
+                  f"{measured['share_of_inputs_expected']:.1%}",
+                  "class sizes given", f"{measured['shares'][0]:.1%} / {measured['shares'][1]:.1%}, by views",
+                  f"quantile {measured['guard_quantile']:.3f}", "never answered, called (erased)"):  # fmt: skip
+        assert words in told, words
+    assert "condition number" not in told
+    rows = [line.split() for line in shown.stdout.splitlines() if line.startswith(("│ original", "│ erased"))]
+    assert float(rows[0][3]) > 50, "the original's head was not masked"
+    assert float(rows[1][3]) == 0
+    again = " ".join(hf_kd("inspect", tmp_path / "out").stdout.replace("│", " ").split())
+    assert "4 (elk), 1 (bee)" in again
+    assert "Masked, so never answered: 2 (cat); called (erased)." in again
+
+
+def test_masked_classes_by_option(place, tmp_path):
+    arguments = ["--dataset", place / "parquet", "--forget", "cat", "--method", "cover", "--m", "1", "--json"]
+    result = hf_kd("erase", place / "taught", *arguments, "--drop-label", "--output", tmp_path / "dropped")
+    assert json.loads(result.stdout)["class_names"]["2"] == "cat"
+    facts = json.loads(hf_kd("inspect", tmp_path / "dropped", "--json").stdout)
+    assert facts["masked"] == {"classes": [2], "dropped": True, "labels": []}
+    assert facts["num_labels"] == 4
+    hf_kd("erase", place / "taught", *arguments, "--no-mask-head", "--output", tmp_path / "open")
+    assert json.loads(hf_kd("inspect", tmp_path / "open", "--json").stdout)["masked"]["classes"] == []
+    assert "--no-mask-head" in json.loads((tmp_path / "open" / "erasures.json").read_text())["commands"][0]
+    arguments = ["--dataset", place / "parquet", "--forget", "cat", "--k", "2", "--renorm", "--mask-head", "--json"]
+    hf_kd("erase", place / "model", *arguments, "--erased-label", "gone", "--output", tmp_path / "gone")
+    model = ErasedModel.from_pretrained(tmp_path / "gone")
+    assert model.config.id2label[2] == "gone"
+    assert model.erasures[0].settings["renorm"] is True
+
+
+def test_methods_that_read_the_other_labels_and_their_verification(place, tmp_path):
+    arguments = ["--dataset", place / "parquet", "--forget", "cat"]
+    more = ["--method", "leace", "--retain-limit", "40", "--output", tmp_path / "out"]
+    assert "images of other labels" in hf_kd("erase", place / "model", *arguments, *more).stdout
+    record = ErasedModel.from_pretrained(tmp_path / "out").erasures[0]
+    assert (record.n_forget, record.n_retain) == (12, 40)
+    command = json.loads((tmp_path / "out" / "erasures.json").read_text())["commands"][0]
+    assert "--retain-limit 40" in command
+    hf_kd("verify", tmp_path / "out", *arguments, "--retain-limit", "40")
+    assert "retained images" in hf_kd("verify", tmp_path / "out", *arguments, code=1).stdout
+    done = hf_kd("verify", tmp_path / "out", "--dataset", place / "parquet", code=1)
+    assert "--forget" in " ".join(done.stderr.split())
 
 
 def test_wrong_usage_is_exit_code_2_and_help_shows_the_limits(place):

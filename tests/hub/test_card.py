@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_kd.hub.card import BEGIN, END, CardValues, Request, render, template
+from hf_kd.hub.receipt import commands
 from hf_kd.hub.text import plain
+from hf_kd.hub.wording import METHODS
 
 from ..audit.planted import planted
 from ..audit.test_report import audit
@@ -100,6 +103,55 @@ def test_a_label_is_text_and_nothing_else(name, report):
     body = text.split("## What is still known")[1].split("## What was asked")[0]
     tables = [line for line in body.splitlines() if line.startswith("| class")]
     assert len({line.replace("\\|", "").count("|") for line in tables}) <= 1, "no name adds a cell"
+
+
+def test_methods_are_described_by_what_was_done():
+    def card(method, rank=2, condition=None, **more):
+        request = Request(9, 1, None, method, more.pop("settings", {}), rank, None, condition, **more)
+        return " ".join(render(replace(values(), requests=(request,))).split("## How to use it")[0].split())
+
+    assert "ESC removes" in card("esc")
+    assert "length back" not in card("esc")
+    assert "length back" in card("esc", settings={"renorm": True})
+    for method in ("esc-t", "retained-span", "leace", "mean-difference", "mean-projection", "prototype-orthogonal"):
+        assert METHODS[method] in card(method)
+        assert "ESC removes" not in card(method)
+    assert "with 40 images of other classes" in card("leace", retained=40)
+    assert "`mine` is a method of another package" in card("mine")
+    many = card("mine", rank=0)
+    assert "sends many inputs to one point" in many
+    assert "no direction removed" not in many
+    assert "no direction removed entirely" in card("esc-t", rank=0, condition=3.0)
+    assert "1 direction removed," in card("esc", rank=1)
+    for measured in ({}, {"guard_margin": 1.5}):
+        facts = {
+            "cover_classes": [4, 1],
+            "share_of_forget_replaced": 0.931,
+            "share_of_inputs_expected": 0.283,
+        } | measured
+        told = card("cover", rank=0, measured=(facts,), cover_names={1: NASTY[2]})
+        assert "cover classes 4, 1 (&lt;script&gt;" in told
+        assert "93.1% of the forgotten images were replaced, and with classes of equal size 28.3% of inputs" in told
+        assert ("differ by 1.50 or less" in told) == bool(measured)
+        assert ("no guard" in told) != bool(measured)
+    assert "masked" not in card("cover", masked=False)
+    folded = render(
+        replace(values(), folded=True, requests=(Request(9, 1, None, "esc", {}, 2, None, None, masked=True),))
+    )
+    assert "never answered, and its label stays in the configuration" in folded
+    both = ({"cover_classes": [4], "share_of_forget_replaced": 0.9, "share_of_inputs_expected": 0.2},) * 2
+    assert "at tap 2: cover class 4;" in card("cover", rank=0, measured=both)
+    told = card("cover", masked=True, erased_label=NASTY[2])
+    assert "never answered, and labelled \u201c&lt;script" in told
+
+
+def test_class_means_do_not_flood_card_and_command():
+    means = {3: [0.5] * 2000}
+    request = Request(9, 1, None, "cover", {"prototypes": means}, 0, None, None)
+    assert "prototypes of 1 classes" in render(replace(values(), requests=(request,)))
+    record = {"method": "cover", "settings": {"prototypes": means, "m": 2, "guard": "auto"}}
+    (command,) = commands([record], None)
+    assert "--option prototypes=PROTOTYPES --m 2 --guard auto" in command
 
 
 def test_plain_text_renders_as_itself():

@@ -16,6 +16,7 @@ from hf_kd.hub.receipt import RECEIPT, read_receipt, weights_digest
 from hf_kd.verifying import verify
 
 from ..conftest import make_dataset
+from .taught import taught
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
 
@@ -110,6 +111,78 @@ def test_requests_that_build_on_each_other(model, processor, forget, tmp_path):
     assert verify(tmp_path / "two", [forget, more]).ok
     with pytest.raises(ValueError, match="2 requests"):
         verify(tmp_path / "two", forget)
+
+
+@pytest.mark.parametrize("method", ["cover", "leace", "mean-difference", "prototype-orthogonal", "esc"])
+@pytest.mark.parametrize("label", ["(erased)", None], ids=["renamed", "dropped"])
+def test_every_kind_of_request_is_carried_out_again(model, processor, tmp_path, method, label):
+    forget, retain = make_dataset([2] * 40), make_dataset([0, 1, 3, 4] * 12, seed=3)
+    options = {"k": 2, "renorm": True} if method == "esc" else {}
+    reads = method not in ("cover", "esc")
+    erased = ErasedModel.from_model(taught(model, processor), processor)
+    given = {"retain": retain if reads else None, "mask_head": True, "erased_label": label}
+    erased.erase(forget, method, progress=False, **given, **options).save_pretrained(tmp_path / "model")
+    assert erased.erasures[0].n_retain == (48 if reads else None)
+    result = verify(tmp_path / "model", forget, retain=retain)
+    assert result.ok, result
+    assert result.checks[-1].found == "the erasers are equal bit for bit"
+    assert {"masked classes", "masks and labels"} <= {check.what for check in result.checks}
+    (command,) = read_receipt(tmp_path / "model" / RECEIPT)["commands"]
+    assert "--mask-head" in command
+    assert ("--drop-label" in command) == (label is None)
+    assert ("--retain-limit 48" in command) == reads
+    assert ("--renorm" in command) == (method == "esc")
+    if reads:
+        with pytest.raises(ValueError, match="retain="):
+            verify(tmp_path / "model", forget)
+        few = verify(tmp_path / "model", forget, retain=retain.select(range(24)))
+        assert differing(few) == {"retained images of request 1", "erasure carried out again"}
+
+
+@pytest.mark.parametrize(
+    ("method", "buffer"), [("cover", "prototypes"), ("cover", "limits"), ("cover", "share_bias"), ("leace", "center")]
+)
+def test_what_a_matrix_does_not_show_is_compared_too(vit, processor, tmp_path, method, buffer):
+    """A cover map has no matrix, and an affine one also an offset."""
+    forget, retain = make_dataset([2] * 40), make_dataset([0, 1, 3, 4] * 12, seed=3)
+    erased = ErasedModel.from_model(taught(vit, processor), processor)
+    erased.erase(forget, method, retain=retain if method == "leace" else None, progress=False)
+    values = getattr(erased.sites[0].eraser, buffer)
+    values.copy_(torch.tensor([0.0, 0.3, 0.0]) if buffer == "limits" else values * 1.01)
+    erased.save_pretrained(tmp_path / "model")
+    assert verify(tmp_path / "model").ok
+    assert differing(verify(tmp_path / "model", forget, retain=retain)) == {"erasure carried out again"}
+
+
+def test_rounding_elsewhere_is_the_same_erasure(vit, processor, tmp_path):
+    erased = ErasedModel.from_model(taught(vit, processor), processor)
+    erased.erase(make_dataset([2] * 40), "cover", progress=False)
+    for buffer in (erased.sites[0].eraser.prototypes, erased.sites[0].eraser.share_bias):
+        buffer.mul_(1 + 1e-6)
+    erased.save_pretrained(tmp_path / "model")
+    result = verify(tmp_path / "model", make_dataset([2] * 40))
+    assert result.ok, result
+    assert "of its norm" in result.checks[-1].found
+
+
+def test_a_mask_that_the_records_do_not_speak_of_is_found(vit, processor, tmp_path):
+    erased = ErasedModel.from_model(taught(vit, processor), processor)
+    erased.erase(make_dataset([2] * 40), "cover", progress=False)
+    erased.config.masked = [2, 3]
+    erased.save_pretrained(tmp_path / "model")
+    assert differing(verify(tmp_path / "model")) == {"masked classes"}
+
+
+def test_several_requests_that_read_retained_images(resnet, processor, tmp_path):
+    sets = [make_dataset([label] * 20, seed=label) for label in (2, 4)]
+    stay = [make_dataset([0, 1, 3] * 12, seed=3), make_dataset([0, 1] * 12, seed=5)]
+    erased = ErasedModel.from_model(resnet, processor)
+    for forget, retain in zip(sets, stay, strict=True):
+        erased.erase(forget, "mean-difference", retain=retain, progress=False)
+    erased.save_pretrained(tmp_path / "two")
+    assert verify(tmp_path / "two", sets, retain=stay).ok
+    with pytest.raises(ValueError, match="list of their 2 sets"):
+        verify(tmp_path / "two", sets, retain=stay[:1] * 3)
 
 
 def test_the_base_model_is_what_the_receipt_says(model, processor, forget, tmp_path):

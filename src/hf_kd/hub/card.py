@@ -192,7 +192,7 @@ def _texts(values: CardValues) -> dict[str, Any]:
         "results_notes": None if report is None else _results_notes(report),
         "figures": [{"path": path, "alt": ALT.get(Path(path).stem, "Figure")} for path in values.figures],
         "full_report": None if report is None else nameless(report).to_markdown(3),
-        "requests": "\n".join(map(request_line, values.requests)),
+        "requests": "\n".join(request_line(request, values.folded) for request in values.requests),
         "method": _method(values),
         "usage": _usage(values),
         "reproduce": _reproduce(values),
