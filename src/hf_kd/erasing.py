@@ -111,7 +111,7 @@ def carry_out(
     _refuse_every_class(model, classes)
     given: dict[str, Any] = {}
     if method.views:
-        given["views"] = forget_views(model, loader, method.views, settings, count)
+        given["views"] = forget_views(model, loader, method.views, settings, data)
     if method.needs_retain:
         given["retain"] = retained_moments(model, retain, settings, method.needs_labels, classes)
     between = time.perf_counter()

@@ -75,7 +75,10 @@ def _silence(model: nn.Module, name: str, classes: Sequence[int]) -> None:
     """Head surgery: rows that are never answered."""
     _, linear = _only_linear(model.get_submodule(name), name)
     if linear.bias is None:
-        raise ValueError(f"The Linear of the head {name} has no bias, so masked classes cannot be written into it.")
+        raise ValueError(
+            f"The Linear of the head {name} has no bias, so masked classes cannot be written into it. Publish the model "
+            "unfolded: save_pretrained keeps the mask."
+        )
     linear.weight[list(classes)] = 0
     linear.bias[list(classes)] = NEVER
 
@@ -110,4 +113,7 @@ def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, const
     if target.bias is not None:
         target.bias.copy_(bias)
     elif float(bias.abs().max()) > 1e-12 * max(1.0, float(weight.abs().max())):
-        raise ValueError(f"The Linear of the head {name} has no bias to take up the offset of the layers before it.")
+        raise ValueError(
+            f"The Linear of the head {name} has no bias to take up the constant of the eraser or of the layers before it. "
+            "Publish the model unfolded: save_pretrained keeps the eraser."
+        )

@@ -35,7 +35,8 @@ def mask_classes(model: ErasedModel, classes: Sequence[int] | None, label: str |
 
     Dropped classes leave no column in the logits, and the others are numbered anew from 0.
 
-    Raises ValueError where classes are unknown, nothing would be left, or some were masked in the other way before.
+    Raises ValueError where classes are unknown, nothing would be left, or some were masked in the other way before. Nothing
+    has changed then.
     """
     config = model.config
     if not classes or not all(tap.heads for tap in model.taps):
@@ -52,12 +53,16 @@ def mask_classes(model: ErasedModel, classes: Sequence[int] | None, label: str |
     names = model.class_names
     if len(masked) >= len(names):
         raise ValueError(f"All {len(names)} classes would be masked; nothing would be left to answer.")
-    config.masked, config.dropped = masked, label is None
     if label is None:
-        config.id2label = dict(enumerate(name for c, name in names.items() if c not in masked))
+        if len(masked) == len(names) - 1:
+            raise ValueError(
+                "One class would be left, and transformers takes a model of one class for a regression. Keep the column: "
+                f"pass erased_label={ERASED!r}."
+            )
+        shown = dict(enumerate(name for c, name in names.items() if c not in masked))
     else:
-        shown = {c: config.id2label[c] for c in names}
-        config.id2label = _unique(shown | dict.fromkeys(classes, label))
+        shown = _renamed({c: config.id2label.get(c, name) for c, name in names.items()}, classes, label)
+    config.masked, config.dropped, config.id2label = masked, label is None, shown
     config.label2id = {name: c for c, name in config.id2label.items()}
     follow(model)
 
@@ -73,27 +78,42 @@ def unmask(model: ErasedModel) -> None:
 
 
 def follow(model: ErasedModel) -> None:
-    """Let the sites mask what the configuration says."""
+    """Let the sites mask what the configuration says. Raises ValueError for classes that the model inside does not have."""
+    strange = [c for c in model.config.masked if c not in model.class_names]
+    if strange:
+        raise ValueError(
+            f"config.json masks classes {strange}, and the model has {len(model.class_names)}: it is damaged. Save the "
+            "model again."
+        )
     for site in model.sites:
         site.masked = tuple(model.config.masked)
 
 
-def _unique(names: dict[int, str]) -> dict[int, str]:
-    """Labels of which none occurs twice: "(erased)" of several requests is numbered."""
-    seen: dict[str, int] = {}
-    found = {}
-    for c, name in names.items():
-        seen[name] = seen.get(name, 0) + 1
-        found[c] = name if seen[name] == 1 else f"{name} {seen[name]}"
-    return found
+def _renamed(names: dict[int, str], classes: Sequence[int], label: str) -> dict[int, str]:
+    """`names` with `label` for some classes, numbered from the second on; the names of all others stay as they are."""
+    found = {c: name for c, name in names.items() if c not in classes}
+    number = 1
+    for c in sorted(classes):
+        while (name := label if number == 1 else f"{label} {number}") in found.values():
+            number += 1
+        found[c] = name
+    return dict(sorted(found.items()))
 
 
 def inner_labels(model: ErasedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs with `labels` in the ids of the model inside, where dropped classes have changed them."""
+    """The inputs with `labels` in the ids of the model inside, where dropped classes have changed them.
+
+    Ids [n] (negative ones, which losses ignore, stay), or one column a class [n, C] of a multi-label model, whose loss goes
+    on being the mean over all columns of the model inside.
+    """
     labels = inputs.get("labels")
     if not model.config.dropped or labels is None:
         return inputs
-    return inputs | {"labels": torch.tensor(_kept(model), device=labels.device)[labels]}
+    kept = torch.tensor(_kept(model), device=labels.device)
+    if labels.is_floating_point():
+        wide = labels.new_zeros(*labels.shape[:-1], len(model.class_names))
+        return inputs | {"labels": wide.index_copy(-1, kept, labels)}
+    return inputs | {"labels": torch.where(labels < 0, labels, kept[labels.clamp(min=0)])}
 
 
 def kept_columns(model: ErasedModel, output: Any) -> Any:

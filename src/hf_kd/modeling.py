@@ -233,10 +233,12 @@ class ErasedModel(PreTrainedModel):
             image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress
         )
         fitted, erasure = erasing.carry_out(self, forget, method, settings, method_options, whole_classes, retain)
-        erasure = masking.as_asked(self, erasure, mask_head, erased_label)
-        for site, eraser in zip(self.sites, fitted, strict=True):
-            eraser = eraser.to(next(self.inner.parameters()).device)
-            site.eraser = eraser if site.eraser is None else site.eraser.then(eraser)
+        device = next(self.inner.parameters()).device
+        fitted = [eraser.to(device) for eraser in fitted]
+        erasers = [e if s.eraser is None else s.eraser.then(e) for s, e in zip(self.sites, fitted, strict=True)]
+        erasure = masking.as_asked(self, erasure, mask_head, erased_label)  # the last that can fail
+        for site, eraser in zip(self.sites, erasers, strict=True):
+            site.eraser = eraser
         self._describe_erasers()
         self.config.erasures = [*self.config.erasures, erasure.to_dict()]
         erasing.forget_compiled_graphs()

@@ -29,6 +29,7 @@ from .data import (
     seen_as,
     sum_over_processes,
 )
+from .data.loader import LoaderShare
 from .erasers import RetainMoments
 from .taps import main_input
 
@@ -100,36 +101,46 @@ def loader_of(model: ErasedModel, described: ForgetSet, settings: PassSettings) 
 
 
 def forget_views(
-    model: ErasedModel, loader: Any, wanted: int, settings: PassSettings, count: int
+    model: ErasedModel, loader: Any, wanted: int, settings: PassSettings, features: Sequence[Tensor]
 ) -> list[tuple[Tensor, ...]]:
     """For each tap the features [n, d] of further views of the forget images, in the order of the images.
 
-    Empty where inputs are no pictures [b, channels, height, width], and where the data cannot be read twice.
+    features: [n, d] at each tap, of the images as they are. Empty where inputs are no pictures [b, channels, height, width],
+    and where the data cannot be read twice in one order.
     """
     name = main_input(model.inner)
     first = next(iter(loader), None)
     pictures = first is None or first["inputs"][name].ndim == 4
+    nothing = [() for _ in model.sites]
     if not bool(sum_over_processes(torch.tensor([0.0 if pictures else 1.0], dtype=torch.float64))[0] == 0):
-        return [() for _ in model.sites]
+        return nothing
     found = []
-    for view in list(VIEWS)[:wanted]:
+    as_they_are = [None] if isinstance(loader, LoaderShare) else []  # a user's own loader may shuffle or augment
+    for view in [*as_they_are, *list(VIEWS)[:wanted]]:
         store = FeatureStore()
-        again = feature_pass(
+        feature_pass(
             model.inner,
             list(model.sites),
-            seen_as(loader, name, view),
+            loader if view is None else seen_as(loader, name, view),
             store,
             mixed_precision=settings.mixed_precision,
             progress=settings.progress,
-            description=f"forget set, {view}",
+            description=f"forget set, {view or 'again'}",
         )
-        if again != count:
+        seen = store.collect(len(model.sites))[0]
+        if seen[0].shape != features[0].shape or (view is None and not _all_close(seen, features)):
             logger.warning(
-                f"The forget set gave {count} images first and {again} again: views of them cannot be compared."
+                "The forget set gave other images, or in another order, when it was read again: views of them cannot be "
+                "compared. Give a data set, or a DataLoader without shuffling and random augmentation."
             )
-            return [() for _ in model.sites]
-        found.append(store.collect(len(model.sites))[0])
+            return nothing
+        if view is not None:
+            found.append(seen)
     return [tuple(features[i] for features in found) for i in range(len(model.sites))]
+
+
+def _all_close(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(b.std())) for a, b in zip(some, others, strict=True))
 
 
 def retained_moments(
