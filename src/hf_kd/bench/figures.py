@@ -199,33 +199,39 @@ def pareto(rows: Sequence[Line], original: Line | None, figure_class: Any) -> An
 
 
 def attackers(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
-    """The strongest attacker who sees one output against what features are still good for: CKA with the original on retained
-    images, and a probe on another data set. Down and right is better; the line is what a never-seen class gives."""
+    """The strongest attackers who see one output (recall minus false alarms; above those who name a class, below all)
+    against what features are still good for: CKA with the original on retained images, a probe on another data set.
+
+    Down and right is better; the dashed line is what a never-seen class gives.
+    """
     keys = [key for key in ("CKA", "transfer") if sum(bool(line.values(key)) for line in rows) > 1]
-    shown = [line for line in rows if line.values("worst/recall") and line.row.kind != "never-seen"]
+    shown = [line for line in rows if line.values("worst/advantage") and line.row.kind != "never-seen"]
     if len(shown) < 2 or not keys:
         return None
-    shown.sort(key=lambda line: -_mean(line, "worst/recall"))
-    figure = figure_class(figsize=(4.2 * len(keys) + 2.4, max(3.6, 0.2 * len(shown) + 1.0)))
-    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
-    reference = next((line for line in rows if line.row.kind == "never-seen" and line.values("worst/recall")), None)
-    for axes, key in zip(panels, keys, strict=True):
-        for number, line in enumerate(shown, 1):
-            if line.values(key):
-                point = (_mean(line, key), _mean(line, "worst/recall"))
-                axes.scatter(*point, s=22, color="black" if line is original else FORGET, zorder=3)
-                axes.annotate(str(number), point, xytext=(3, 3), textcoords="offset points", fontsize=7)
-        if reference is not None:
-            axes.axhline(_mean(reference, "worst/recall"), color=RETAIN, linewidth=0.8, linestyle="--")
-        axes.set_xlabel(
-            {"CKA": "CKA with the original, retained test images", "transfer": "probe on another data set, %"}[key]
-        )
-        axes.margins(0.08)
-    panels[0].set_ylabel("strongest attacker who sees one output, recall of D_ft, %")
+    shown.sort(key=lambda line: -_mean(line, "worst class/advantage"))
+    figure = figure_class(figsize=(3.6 * len(keys) + 2.4, 6.4))
+    panels = figure.subplots(2, len(keys), sharex="col", sharey="row", squeeze=False)
+    reference = next((line for line in rows if line.row.kind == "never-seen" and line.values("worst/advantage")), None)
+    for across, (who, title) in zip(
+        panels, (("worst class", "names one class"), ("worst", "false alarms allowed")), strict=True
+    ):
+        for axes, key in zip(across, keys, strict=True):
+            for number, line in enumerate(shown, 1):
+                if line.values(key) and line.values(f"{who}/advantage"):
+                    point = (_mean(line, key), _mean(line, f"{who}/advantage"))
+                    axes.scatter(*point, s=18, color="black" if line is original else FORGET, zorder=3)
+                    axes.annotate(str(number), point, xytext=(3, 3), textcoords="offset points", fontsize=7)
+            if reference is not None and reference.values(f"{who}/advantage"):
+                axes.axhline(_mean(reference, f"{who}/advantage"), color=RETAIN, linewidth=0.9, linestyle="--")
+            axes.margins(0.1)
+        across[0].set_ylabel(f"strongest of one output, {title}:\nrecall - false alarms, %")
+    labels = {"CKA": "CKA with the original, retained images", "transfer": "probe on another data set, %"}
+    for axes, key in zip(panels[-1], keys, strict=True):
+        axes.set_xlabel(labels[key])
     names = [f"{number} {shown_name(line.label)}" for number, line in enumerate(shown, 1)]
     names += ["- - never-seen classes"] * (reference is not None)
-    panels[-1].annotate(
-        "\n".join(names), (1.04, 1), xycoords="axes fraction", va="top", fontsize=7, annotation_clip=False
+    panels[0, -1].annotate(
+        "\n".join(names), (1.05, 1), xycoords="axes fraction", va="top", fontsize=7, annotation_clip=False
     )
     return figure
 

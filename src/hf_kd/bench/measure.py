@@ -25,8 +25,6 @@ MOST_FOR_CKA = 4000
 HEAD = "[head]"
 """Stands before the names of the heads' tensors: a component that no module has."""
 FEWEST_FOR_MIA = 10
-SEVERAL = ("views-", "groups-")
-"""Attacks that see more of a subject than one output."""
 
 
 @dataclass
@@ -124,10 +122,6 @@ def read_quantities(
             train_views=views[0], test_views=views[1],
         )  # fmt: skip
         scores["attacks"] = {result.name: _attack(result) for result in results}
-        single = [result for result in results if not result.name.startswith(SEVERAL)]
-        if single:
-            strongest = max(single, key=lambda result: result.advantage)
-            scores["worst"] = _attack(strongest) | {"name": strongest.name}
     return scores
 
 

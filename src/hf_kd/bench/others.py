@@ -104,14 +104,12 @@ def never_seen(
 
 
 def _mean_of(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Entry by entry; of the strongest attack's name the most frequent one."""
+    """The mean of each number, at any depth; None where none has one."""
     result: dict[str, Any] = {}
     for key, first in found[0].items():
         values = [each[key] for each in found if each.get(key) is not None]
         if isinstance(first, dict):
             result[key] = _mean_of(values)
-        elif isinstance(first, str):
-            result[key] = max(set(values), key=values.count)
         else:
             result[key] = sum(values) / len(values) if values else None
     return result
