@@ -378,6 +378,8 @@ def test_the_state_comes_back_from_its_description_and_casts_do_not_round_it(pro
     rebuilt = build(json.loads(json.dumps(describe(eraser))))
     with pytest.raises(ValueError, match="not loaded or is damaged"):
         rebuilt.check()
+    with pytest.raises(ValueError, match="not all among the 8"):
+        build(describe(eraser) | {"forgotten": [99]})
     rebuilt.load_state_dict(eraser.state_dict())
     rebuilt.check()
     before = eraser(problem[0])

@@ -47,13 +47,17 @@ class CoverMap(Eraser):
     def __init__(self, dim: int, num_labels: int, forgotten: Sequence[int], cover: Sequence[int]):
         super().__init__(dim)
         self.forgotten, self.cover = tuple(forgotten), tuple(cover)
+        if not {*self.forgotten, *self.cover} <= set(range(num_labels)):
+            raise ValueError(
+                f"Classes {self.forgotten} and {self.cover} are not all among the {num_labels} of the head."
+            )
         self.register_buffer("weight", torch.zeros(num_labels, dim))
         self.register_buffer("bias", torch.zeros(num_labels))
         self.register_buffer("prototypes", torch.zeros(len(self.cover), dim))
         self.register_buffer("share_weight", torch.zeros(len(self.cover), dim))
         self.register_buffer("share_bias", torch.zeros(len(self.cover)))
         self.register_buffer("limits", torch.zeros(3))
-        self.register_buffer("roles", torch.full((num_labels,), KEPT))
+        self.register_buffer("roles", torch.full((num_labels,), float(KEPT)))  # transformers casts integers on loading
         self.weight: Tensor
         """W of the head [C, d]."""
         self.bias: Tensor
@@ -67,7 +71,7 @@ class CoverMap(Eraser):
         """tau; the margin between the two largest logits above which anything is replaced (-inf: always); the margin of a
         forgotten class up to which it is a close call."""
         self.roles: Tensor
-        """Of each class [C]: row of its prototype, `KEPT` or `FORGOTTEN`."""
+        """Of each class [C], as a float: row of its prototype, `KEPT` or `FORGOTTEN`."""
 
     def erase(self, features: Tensor) -> Tensor:
         rows, replaced = self.decide(features)
@@ -80,7 +84,7 @@ class CoverMap(Eraser):
         weight, bias, share_weight, share_bias, limits = (
             b.to(device, dtype) for b in (self.weight, self.bias, self.share_weight, self.share_bias, self.limits)
         )
-        roles = self.roles.to(device)
+        roles = self.roles.to(device, torch.long)
         logits = features @ weight.T + bias
         retained, answer = logits.masked_fill(roles == FORGOTTEN, -torch.inf).max(dim=-1)
         margin = logits.masked_fill(roles != FORGOTTEN, -torch.inf).amax(dim=-1) - retained
@@ -109,7 +113,7 @@ class CoverMap(Eraser):
     def check(self) -> None:
         roles = torch.full_like(self.roles, KEPT)
         roles[list(self.forgotten)] = FORGOTTEN
-        roles[list(self.cover)] = torch.arange(len(self.cover), device=roles.device)
+        roles[list(self.cover)] = torch.arange(len(self.cover)).to(roles)
         logits = self.prototypes.double() @ self.weight.double().T + self.bias.double()
         own = torch.tensor(self.cover, device=roles.device)
         finite = all(bool(torch.isfinite(buffer).all()) for name, buffer in self.named_buffers() if name != "limits")
@@ -234,7 +238,7 @@ class Cover(Method):
         eraser.bias.copy_(bias)
         eraser.prototypes.copy_(torch.stack(list(chosen.values())))
         eraser.roles[forgotten] = FORGOTTEN
-        eraser.roles[cover] = torch.arange(len(cover))
+        eraser.roles[cover] = torch.arange(len(cover)).to(eraser.roles)
         shares, mass = self._wanted_shares(cover), self._mass(labels)
         scores = affine_scores(logits[:, cover], weight[cover], bias[cover], shares, mass)
         close = -torch.inf
