@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoModelForImageClassification, logging
 
 from hf_kd import ErasedModel
-from hf_kd.taps import find_taps, probe_inputs
+from hf_kd.taps import NEVER, find_taps, probe_inputs
 
 from . import zoo
 
@@ -335,6 +335,80 @@ def test_esc_t_makes_the_model_as_wrong_as_it_measured(name):
     assert len(model.erasures[0].measured) == len(model.sites)
 
 
+# Cover, and the answers it masks, under the contract of ESC.
+
+
+def covered(name: str, **options) -> tuple[ErasedModel, int]:
+    """A model that has covered the class its head answers most often, and that class."""
+    plain, inputs = zoo.build(name), images(name)
+    key = answer_name(name)
+    balance(plain, answers(plain, inputs)[key])
+    forgotten = int(answers(plain, inputs)[key].argmax(dim=1).mode().values)
+    model = ErasedModel.from_model(plain)
+    labels = torch.full((N_FORGET,), forgotten)
+    return model.erase(loader(inputs, labels), method="cover", progress=False, **options), forgotten
+
+
+@every_classifier
+def test_cover_keeps_the_contract(name, tmp_path):
+    model, forgotten = covered(name)
+    inputs, key = images(name, N_FORGET), answer_name(name)
+    erasers = [site.eraser for site in model.sites]
+    assert all(len(eraser.cover) == 2 and forgotten not in eraser.cover for eraser in erasers)
+    acted = False
+    for site, before, after in zip(
+        model.sites, pooled_in(model, inputs, "before"), pooled_in(model, inputs), strict=True
+    ):
+        hit = site.eraser.decide(before)[1]
+        assert torch.equal(after[~hit], before[~hit])
+        assert len(after[hit].unique(dim=0)) <= 2
+        acted |= bool(hit.any())
+    assert acted
+    output = answers(model, inputs)
+    assert (output[key][:, forgotten] == NEVER).all()
+    assert (output[key].softmax(dim=1)[:, forgotten] == 0).all()
+    assert torch.isfinite(output[key]).all()
+    model.save_pretrained(tmp_path)
+    for other in (ErasedModel.from_pretrained(tmp_path), copy.deepcopy(model)):
+        assert_bit_equal(answers(other, inputs), output)
+        assert other.erasures == model.erasures
+    if zoo.CASES[name].labels:
+        labels = torch.arange(N_FORGET) % zoo.NUM_LABELS
+        result = model(**inputs, labels=labels)
+        assert torch.allclose(result.loss, F.cross_entropy(result.logits, labels), rtol=1e-5)
+    with pytest.raises(ValueError, match="'cover' is not linear"):
+        model.fold()
+    model.reset()
+    assert not torch.equal(answers(model, inputs)[key], output[key])
+
+
+@some_families
+def test_cover_is_compiled_and_exported(name):
+    model, _ = covered(name)
+    inputs = images(name, 3)
+    expected = answers(model, inputs)["logits"]
+    with torch.no_grad():
+        logits = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).logits
+        program = torch.export.export(model, (), dict(inputs), strict=False)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert torch.allclose(program.module()(**inputs).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, case in zoo.CLASSIFIERS.items() if len(case.heads) == 2])
+def test_every_logit_of_two_heads_is_masked_or_dropped(name):
+    for label in ("(erased)", None):
+        model, forgotten = covered(name, erased_label=label)
+        for key, value in answers(model, images(name, 3)).items():
+            assert value.shape == (3, zoo.NUM_LABELS - (label is None)), key
+            assert label is None or (value[:, forgotten] == NEVER).all(), key
+
+
+@pytest.mark.parametrize("name", ["PPLCNetForImageClassification", "ViTForImageClassification"])
+def test_dropped_classes_leave_no_column_whatever_the_answer_is_called(name):
+    model, _ = covered(name, erased_label=None)
+    assert answers(model, images(name, 3))[answer_name(name)].shape == (3, zoo.NUM_LABELS - 1)
+
+
 def easiest_to_forget(model: nn.Module, predicted: Tensor) -> int:
     """Of the classes predicted three times or more, the one with the lowest logit when no feature is left."""
     case = zoo.CASES[type(model).__name__]
@@ -354,7 +428,8 @@ def balance(model: nn.Module, logits: Tensor) -> None:
     for head in zoo.CASES[type(model).__name__].heads:
         linear = next(m for m in model.get_submodule(head).modules() if isinstance(m, nn.Linear))
         with torch.no_grad():
-            linear.bias.sub_(logits.mean(dim=0)).div_(logits.std())
+            if linear.bias is not None:
+                linear.bias.sub_(logits.mean(dim=0)).div_(logits.std())
             linear.weight.div_(logits.std())
 
 
@@ -441,8 +516,8 @@ def test_in_bfloat16_it_erases_as_far_as_the_plain_model_runs(name):
         assert share_along(features.float(), site.eraser.directions) < 2e-2
 
 
-def pooled_in(model: ErasedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    features = model.pooled_features(**inputs)
+def pooled_in(model: ErasedModel, inputs: dict[str, Tensor], stage: str = "after") -> tuple[Tensor, ...]:
+    features = model.pooled_features(stage=stage, **inputs)
     return (features,) if isinstance(features, Tensor) else features
 
 

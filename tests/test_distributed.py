@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ from datasets import load_from_disk
 from hf_kd import ErasedModel
 
 from .conftest import make_dataset
+from .hub.taught import taught
 
 
 def loader_of(labels) -> torch.utils.data.DataLoader:
@@ -114,6 +116,57 @@ def test_two_processes_save_the_model_of_one(folders, vit, processor, method, fo
     pixels = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         assert torch.allclose(alone(pixels).logits, together(pixels).logits, atol=1e-5)
+
+
+SEVERAL_PASSES = """
+import json, sys
+import torch
+from hf_kd.data import process_state
+from datasets import load_from_disk
+from hf_kd import ErasedModel
+
+model_dir, data_dir, retain_dir, out = sys.argv[1:5]
+state = process_state()
+torch.set_num_threads(1)
+given = {"batch_size": 4, "progress": False}
+said = {}
+for method, more in (("leace", {"retain": load_from_disk(retain_dir)}), ("cover", {"m": 3})):
+    model = ErasedModel.from_pretrained(model_dir)
+    model.erase(load_from_disk(data_dir), method, **given, **more)
+    model.save_pretrained(f"{out}/{method}", is_main_process=state.is_main_process)
+    said[method] = [model.erasures[0].n_forget, model.erasures[0].n_retain, model.erasures[0].processes]
+state.wait_for_everyone()
+if state.is_main_process:
+    print(json.dumps(said))
+state.destroy_process_group()
+"""
+
+
+def test_retained_images_and_further_views_are_read_by_two_processes_as_by_one(folders, vit, processor):
+    taught(vit, processor).save_pretrained(folders / "model")
+    make_dataset([0, 1, 2, 4] * 8 + [0], seed=3).filter(lambda row: row["label"] != 2).save_to_disk(folders / "retain")
+    make_dataset([2] * 12 + [3] * 7).save_to_disk(folders / "both")
+    (folders / "passes.py").write_text(SEVERAL_PASSES)
+    said = launch(folders / "passes.py", folders / "model", folders / "both", folders / "retain", folders / "out")
+    assert said == {"leace": [19, 25, 2], "cover": [19, None, 2]}
+    pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for method, more in (("leace", {"retain": load_from_disk(folders / "retain")}), ("cover", {"m": 3})):
+        alone = ErasedModel.from_model(copy.deepcopy(vit), processor)
+        alone.erase(load_from_disk(folders / "both"), method, batch_size=4, progress=False, **more)
+        together = ErasedModel.from_pretrained(folders / "out" / method)
+        one, two = alone.state_dict(), together.state_dict()
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert torch.allclose(value, two[name], rtol=1e-4, atol=1e-4 * float(value.abs().max().clamp(max=1e4))), (
+                name
+            )
+        with torch.no_grad():
+            assert torch.allclose(alone(pixels).logits, together(pixels).logits, atol=1e-4)
+        if method == "cover":
+            assert together.config.masked == [2, 3]
+            one, two = (model.erasures[0].measured[0] for model in (alone, together))
+            for key in ("cover_classes", "shared_by", "shares", "moved_by_views", "share_of_forget_replaced"):
+                assert one[key] == pytest.approx(two[key]), key
 
 
 def test_a_process_without_any_sample_does_not_hang(folders):

@@ -112,6 +112,12 @@ def readable(what: str, value: Any) -> Iterator[None]:
         ) from error
 
 
+def label_names(config: PreTrainedConfig) -> dict[int, str]:
+    """The classes of a model: what its configuration names them, or what transformers does where it does not (PVT)."""
+    names = config.id2label or {c: f"LABEL_{c}" for c in range(config.num_labels or 0)}
+    return {int(label): str(name) for label, name in names.items()}
+
+
 def without_attention(stored: Any) -> Any:
     """A stored configuration without the attention it asks for.
 
@@ -213,6 +219,9 @@ class ErasedConfig(PreTrainedConfig):
             for name in ("id2label", "label2id", "problem_type")
             if getattr(inner, name, None) is not None
         }
+        if inner.id2label is None:
+            labels["id2label"] = label_names(inner)
+            labels["label2id"] = {name: c for c, name in labels["id2label"].items()}
         name = inner.name_or_path or None
         on_hub = name is not None and not os.path.exists(name)
         return cls(

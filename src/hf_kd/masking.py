@@ -120,8 +120,10 @@ def kept_columns(model: ErasedModel, output: Any) -> Any:
     """The output without the columns of dropped classes, in every field of logits [n, C]."""
     if not model.config.dropped or not isinstance(output, ModelOutput):
         return output
-    for name, value in output.items():
-        if "logits" in name and isinstance(value, Tensor) and value.shape[1:] == (len(model.class_names),):
+    named = [name for name in output if "logits" in name] or ["last_hidden_state"]  # PPLCNet calls its logits so
+    for name in named:
+        value = output.get(name)
+        if isinstance(value, Tensor) and value.shape[1:] == (len(model.class_names),):
             output[name] = value[:, torch.tensor(_kept(model), device=value.device)]
     return output
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from transformers.utils import ModelOutput, logging
 
 from . import erasing, loading, masking
-from .configuration import MODEL_TYPE, ErasedConfig, Erasure
+from .configuration import MODEL_TYPE, ErasedConfig, Erasure, label_names
 from .documenting import document
 from .erasers import Method, build, describe
 from .folding import fold_site
@@ -164,7 +164,7 @@ class ErasedModel(PreTrainedModel):
     @property
     def class_names(self) -> dict[int, str]:
         """The classes of the model inside, masked ones included: data sets and records speak of these ids."""
-        return {int(label): str(name) for label, name in (self.config.inner.id2label or {}).items()}
+        return label_names(self.config.inner)
 
     @property
     def is_erased(self) -> bool:

@@ -24,10 +24,11 @@ NEVER = -1e4
 
 
 def masked_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:
-    """Logits [n, C, ...] with `NEVER` for some classes."""
+    """Logits [n, C] with `NEVER` for some classes; also [n, 1, C] (Perceiver) and [n, C, 1, 1], as heads give them."""
     if not classes:
         return logits
-    return logits.index_fill(1, torch.tensor(classes, device=logits.device), NEVER)
+    rows = logits.flatten(1).index_fill(1, torch.tensor(classes, device=logits.device), NEVER)
+    return rows.reshape(logits.shape)
 
 
 class TapSite(nn.Module):
