@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from hf_kd import ESC, ESCT, ErasedModel
+from hf_kd import ESC, ESCT, Cover, ErasedModel
 from hf_kd.configuration import versions
 
 
@@ -231,9 +231,14 @@ def bench_inference(rounds: int) -> None:
     features = torch.randn(500, 768)
     variants = {}
     with torch.no_grad():
-        for name, method in (("ESC, k = 12", ESC()), ("ESC-T", ESCT(epochs=1))):
-            labels = vit.classifier(features).argmax(dim=1)
-            eraser = method.fit(features, labels, vit.classifier)
+        labels = vit.classifier(features).argmax(dim=1)
+        few = labels == labels.mode().values
+        erasers = {
+            "ESC, k = 12": ESC().fit(features),
+            "ESC-T": ESCT(epochs=1).fit(features, labels, vit.classifier),
+            "cover, m = 2": Cover().fit(features[few], labels[few], vit.classifier),
+        }
+        for name, eraser in erasers.items():
             clone = ErasedModel.from_model(
                 type(vit).from_pretrained(None, config=vit.config, state_dict=vit.state_dict())
             )
@@ -248,8 +253,7 @@ def bench_inference(rounds: int) -> None:
             variant()
         show("Inference, ViT-B/16 (d = 768), batch of 8", in_turn(alone, rounds * 4, "bare ViT-B/16"))
         seconds = {}
-        for name, method in (("ESC", ESC()), ("ESC-T", ESCT(epochs=1))):
-            eraser = method.fit(features, labels, vit.classifier)
+        for name, eraser in erasers.items():
             batch = torch.randn(8, 768)
             started = time.perf_counter()
             for _ in range(2000):
@@ -265,11 +269,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--parts", nargs="+", default=["features", "inference", "erase"])
     arguments = parser.parse_args()
     print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {torch.get_num_threads()} threads, {versions()}")
-    bench_features(arguments.rows)
-    bench_inference(arguments.rounds)
-    bench_erase(arguments.weights, arguments.data, arguments.images, arguments.rounds)
+    if "features" in arguments.parts:
+        bench_features(arguments.rows)
+    if "inference" in arguments.parts:
+        bench_inference(arguments.rounds)
+    if "erase" in arguments.parts:
+        bench_erase(arguments.weights, arguments.data, arguments.images, arguments.rounds)
     print(f"\nPeak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

@@ -11,7 +11,17 @@ from importlib.metadata import version
 from typing import Any
 
 from .configuration import ErasedConfig, Erasure
-from .erasers import ESC, ESCT, Eraser, Method, SecondMoment, available_methods, register_eraser, register_method
+from .erasers import (
+    ESC,
+    ESCT,
+    Cover,
+    Eraser,
+    Method,
+    SecondMoment,
+    available_methods,
+    register_eraser,
+    register_method,
+)
 from .modeling import ErasedModel
 
 __version__ = version("hf-kd")
@@ -19,6 +29,7 @@ __version__ = version("hf-kd")
 __all__ = [
     "ESC",
     "ESCT",
+    "Cover",
     "ErasedConfig",
     "ErasedModel",
     "Eraser",
