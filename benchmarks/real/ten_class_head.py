@@ -1,6 +1,6 @@
 """Give a network the ten classes of a data set: a converged linear head on its frozen features, saved as a stock checkpoint.
 
-    python benchmarks/real/ten_class_head.py --weights MOBILENET_V2 --data imagenette --output mobilenet10
+python benchmarks/real/ten_class_head.py --weights MOBILENET_V2 --data imagenette --output mobilenet10
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def _grad_cam(model, features, problem, original, settings, label, path) -> str 
     inputs = next(iter(loader))["inputs"]
     first, second = class_maps(original[0], inputs, target), class_maps(model, inputs, target)
     maps = replace(second, original=first.original)
-    names = model.config.id2label
+    names = model.class_names
     images = next(value for value in inputs.values() if value.ndim == 4)
     answers = [str(names[int(p)]) for p in maps.predicted]
     panel(images.float().cpu(), maps, str(names[target]), answers, path)
