@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hf_kd import SecondMoment
 from hf_kd.erasers import Cover, CoverMap, build, describe, make_method
@@ -457,6 +458,17 @@ def test_what_is_missing_is_named(problem):
         Cover().fit(features, torch.full_like(labels, CLASSES), head)
     with pytest.raises(ValueError, match="not affine"):
         Cover().fit(features, labels, nn.Sequential(head, nn.ReLU()))
+
+
+def test_a_head_on_an_accelerator_takes_features_that_were_kept_on_the_cpu():
+    """Features are stored on the CPU, the head is where the model is; fake tensors know devices without having them."""
+    head = nn.Linear(DIM, CLASSES, bias=False)
+    with FakeTensorMode() as mode:
+        weight = FakeTensor(mode, torch.empty(CLASSES, DIM, device="meta"), torch.device("xpu"))
+        head.weight = nn.Parameter(weight, requires_grad=False)
+        function = HeadFunction([(0, (DIM,), head)])
+        assert function([torch.zeros(5, DIM)]).device.type == "cpu"
+        assert function.of_tap(0)(torch.zeros(5, DIM).to(weight.device)).device.type == "xpu"
 
 
 def test_a_masked_row_weighs_nothing(problem):

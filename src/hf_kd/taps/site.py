@@ -197,8 +197,9 @@ class HeadFunction:
         outputs = []
         for i, shape, head in self._heads:
             rows = features[i]
-            answer = masked_logits(head(rows.reshape(rows.shape[0], *shape)), self.masked)
-            outputs.append(answer.reshape(rows.shape[0], -1))
+            device = next((p.device for p in head.parameters()), rows.device)  # stored features are on the CPU
+            answer = masked_logits(head(rows.to(device).reshape(rows.shape[0], *shape)), self.masked)
+            outputs.append(answer.reshape(rows.shape[0], -1).to(rows.device))
         return torch.stack(outputs).mean(dim=0) if len(outputs) > 1 else outputs[0]
 
     def of_tap(self, number: int) -> OneHead:
