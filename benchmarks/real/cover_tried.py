@@ -1,15 +1,15 @@
-"""What was tried to make cover erasure cheaper or steadier, and whether it helped: variants of one fitted map on cached features.
+"""What was tried to make cover erasure cheaper or steadier: variants of one fitted map on cached features.
 
     OMP_NUM_THREADS=1 python benchmarks/real/cover_tried.py --weights DIR --data CIFAR10 --other IMAGENETTE [--forget cat]
 
---weights: CIFAR ResNet-20 as in examples/cifar_resnet20.py. --data, --other: folders of train.parquet and test.parquet. Every
-variant replaces the same inputs; they differ in what is put there. Prints a Markdown table.
+--weights: CIFAR ResNet-20 as in examples/cifar_resnet20.py. --data, --other: folders of train.parquet and test.parquet.
+Every variant replaces the same inputs; they differ in what is put there. Prints a Markdown table.
 
-- several points a class: each cover class has L points along the first principal direction of D_f instead of one, and forgotten
-  and cover features are shared out among them by quantiles;
+- several points a class: each cover class has L points along the first principal direction of D_f instead of one, and
+  forgotten and cover features are shared out among them by quantiles;
 - content kept: P_c + rho (z - its class mean) instead of P_c;
 - close calls to the axis too: without the rule that a close call goes where its retained answer is;
-- averaged over the mirror image: decisions on the mean feature of an image and its mirror image. Costs a second forward pass.
+- averaged over the mirror image: decisions on the mean feature of an image and its mirror image, a second forward pass.
 """
 
 from __future__ import annotations
