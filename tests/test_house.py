@@ -38,6 +38,7 @@ OF_MODELING = {
     "masking",
     "measuring",
     "originals",
+    "passes",
     "publishing",
     "saving",
     "verifying",
