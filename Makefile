@@ -9,7 +9,7 @@ demo: $(VENV)/.ready
 	$(BIN)/hf-kd demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

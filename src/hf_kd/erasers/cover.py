@@ -9,6 +9,7 @@ through. Works where the head can tell the forgotten classes, and costs their co
 from __future__ import annotations
 
 import math
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -19,6 +20,8 @@ from torch import Tensor
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
 from .heads import affine_head, checked_labels, mirrored_prototypes, settled, still_answered
 from .sharing import affine_scores, axis_scores
+
+logger = logging.getLogger(__name__)
 
 KEPT, FORGOTTEN = -1, -2
 """Roles of classes that are no cover; the role of a cover class is its row among the prototypes."""
@@ -232,6 +235,11 @@ class Cover(Method):
         means = {f: features[labels == f].mean(dim=0) for f in forgotten}
         chosen, measured = self._choose(weight, bias, logits, means, retained)
         cover = list(chosen)
+        if len(cover) < 2 * len(forgotten) and self.class_sizes is None:
+            logger.warning(
+                f"{len(cover)} cover classes for {len(forgotten)} forgotten: if classes are of equal size, forgotten features are "
+                f"more than a third of what lies on a point, and attackers read some of them. Take {2 * len(forgotten)} or more."
+            )
 
         eraser = CoverMap(forget.shape[1], len(bias), forgotten, cover)
         eraser.weight.copy_(weight)
