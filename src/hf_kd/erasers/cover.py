@@ -8,8 +8,8 @@ through. Works where the head can tell the forgotten classes, and costs their co
 
 from __future__ import annotations
 
-import math
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -237,8 +237,8 @@ class Cover(Method):
         cover = list(chosen)
         if len(cover) < 2 * len(forgotten) and self.class_sizes is None:
             logger.warning(
-                f"{len(cover)} cover classes for {len(forgotten)} forgotten: if classes are of equal size, forgotten features are "
-                f"more than a third of what lies on a point, and attackers read some of them. Take {2 * len(forgotten)} or more."
+                f"{len(cover)} cover classes for {len(forgotten)} forgotten: with classes of equal size over a third of "
+                f"what lies on a point is forgotten, and attackers read some of it. Take {2 * len(forgotten)} or more."
             )
 
         eraser = CoverMap(forget.shape[1], len(bias), forgotten, cover)
