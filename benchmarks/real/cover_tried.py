@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from hf_kd import Cover, ErasedModel
-from hf_kd.audit import fit_linear_probe, linear_cka, run_attacks
+from hf_kd.audit import fit_linear_probe, run_attacks
+from hf_kd.audit.similarity import linear_cka
 from hf_kd.bench.others import open_other, read_other
 from hf_kd.data import load_source
 from hf_kd.erasing import PassSettings
