@@ -43,7 +43,7 @@ OF_MODELING = {
     "saving",
     "verifying",
 }
-OF_CLI = {"cli", "commands", "demo", "demo_page", "__main__", "__init__"}
+OF_CLI = {"cli", "command_facts", "commands", "demo", "demo_page", "__main__", "__init__"}
 
 
 def room(relative: Path) -> str:

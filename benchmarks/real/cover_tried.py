@@ -58,9 +58,11 @@ class Features:
 
 def row(name: str, erase: Callable[[Tensor], Tensor], features: Features, head, label: int) -> str:
     """One line: the head, retained CKA, another data set, attackers."""
-    behind = {key: erase(part) for key, part in features.views.items()}
+    with torch.no_grad():
+        behind = {key: erase(part) for key, part in features.views.items()}
+        other = [(erase(part[0]), own) for part, own in (features.other.train, features.other.test)]
+        logits = head([behind["test", None]]).clone()
     train, test = (features.labels[split] for split in ("train", "test"))
-    logits = head([behind["test", None]])
     logits[:, label] = float("-inf")
     kept = test != label
     right = 100 * float((logits.argmax(dim=1) == test)[kept].double().mean())
@@ -69,8 +71,8 @@ def row(name: str, erase: Callable[[Tensor], Tensor], features: Features, head, 
         train_views=[behind["train", view] for view in VIEWS[1:]],
         test_views=[behind["test", view] for view in VIEWS[1:]],
     )  # fmt: skip
-    probe = fit_linear_probe(erase(features.other.train[0][0]), features.other.train[1], tolerance=1e-5)
-    elsewhere = (probe.predict(erase(features.other.test[0][0])) == features.other.test[1]).double().mean()
+    probe = fit_linear_probe(*other[0], tolerance=1e-5)
+    elsewhere = (probe.predict(other[1][0]) == other[1][1]).double().mean()
     cka = linear_cka(features.views["test", None][kept], behind["test", None][kept])
     cells = [f"{right:.1f}", f"{cka:.3f}", f"{100 * float(elsewhere):.1f}"]
     return f"| {name} | " + " | ".join(cells + [f"{result.recall_forget:.1f}" for result in results]) + " |"
@@ -111,7 +113,6 @@ def content_kept(eraser, forgotten: Tensor, share: float, label: int) -> Callabl
     return erase
 
 
-@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("weights", "data", "other"):

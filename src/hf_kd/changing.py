@@ -20,6 +20,7 @@ from .configuration import Change, versions
 from .data import describe_forget_set, match_labels, probe_from_batch, process_state
 from .data.loader import make_loader
 from .data.samples import Samples
+from .erasers import available_methods
 from .erasing import PassSettings, preprocessor_of
 from .hub.receipt import tensors_digest
 from .modeling import ErasedModel
@@ -53,6 +54,10 @@ def unlearn(
     averaged. Raises ValueError for an unknown method or option, missing labels or retained images, labels the model does
     not know, an erased model, and a model without a classification head.
     """
+    if isinstance(method, str) and method in available_methods():
+        raise ValueError(
+            f"{method!r} fits an eraser and leaves weights alone: ErasedModel.from_model(model).erase(images, {method!r})."
+        )
     method = make_unlearning_method(method, **method_options)
     settings = PassSettings(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
     student = student_of(model, processor)

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from .audit import RetentionReport
-from .audit.scores import forget_retain_accuracy
 from .changing import unlearn as weights_changed
+from .command_facts import cover_in, head_accuracy
 from .configuration import Erasure
 from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
 from .documenting import CARD, REPORT, base_of, document
@@ -25,7 +25,7 @@ from .hub.spaces import demo_space, metric_space
 from .loading import load_processor
 from .looking import grad_cam as draw_grad_cam
 from .masking import ERASED
-from .measuring import model_has_head, predictions, read_features
+from .measuring import model_has_head
 from .metrics import KNOWLEDGE_RETENTION
 from .modeling import ErasedModel
 from .originals import PRETRAINED
@@ -84,7 +84,7 @@ def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | No
         erased_label=request.erased_label,
         **vars(settings),
     )
-    accuracy = _accuracy(model, source, ids, settings, request.test_split) if request.test_split else None
+    accuracy = head_accuracy(model, source, ids, settings, request.test_split) if request.test_split else None
     if state.is_main_process:
         if request.fold:
             with staged(request.output) as folder:
@@ -104,6 +104,7 @@ def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | No
         "erasure": model.erasures[-1].to_dict(),
         "class_names": _names_in(model, model.erasures[-1]),
         "accuracy": accuracy,
+        **cover_in(data, model, _settings(request)),
     }
 
 
@@ -165,10 +166,14 @@ def unlearn(model_name: str, source: str, request: Request, retain_limit: int | 
     retain = _retained_rows(data, request, ids, retain_limit)
     model = _load(model_name, request, state)
     changed = weights_changed(model, forget, method, retain=retain, **_training_settings(request))
+    accuracy = None
+    if request.test_split:
+        after = ErasedModel.from_model(changed, processor=model.processor)
+        accuracy = head_accuracy(model, source, ids, _settings(request), request.test_split, after)
     if state.is_main_process:
         _save_stock(changed.cpu(), model.processor, request.output)
     state.wait_for_everyone()
-    return changed.config.hf_kd_unlearned[-1] if state.is_main_process else None
+    return changed.config.hf_kd_unlearned[-1] | {"accuracy": accuracy} if state.is_main_process else None
 
 
 def train_original(
@@ -370,24 +375,3 @@ def _names_in(model: ErasedModel, erasure: Erasure) -> dict[int, str]:
     """Names of the classes that a record speaks of: forgotten ones and cover classes."""
     covers = {c for measured in erasure.measured for c in measured.get("cover_classes", ())}
     return {c: name for c, name in model.class_names.items() if c in covers | set(erasure.classes or ())}
-
-
-def _accuracy(
-    model: ErasedModel, source: str, ids: list[int], settings: PassSettings, split: str
-) -> dict[str, Any] | None:
-    if not model_has_head(model):
-        raise ValueError("--test-split measures the head's accuracy, and this model has no classification head.")
-    if not ids:
-        raise ValueError("--test-split measures forgotten against other labels; name the forgotten ones with --forget.")
-    data = load_source(source, split=split)
-    described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
-    mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)
-    earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
-    classes = sorted(earlier | set(mapping(torch.tensor(ids)).tolist()))
-    read = read_features(model, data, settings)
-    scores: dict[str, Any] = {"split": split, "classes": classes}
-    for when, features in (("original", read.before), ("erased", read.erased(model))):
-        answers = predictions(model, features, masked=when == "erased")
-        forget, retain = forget_retain_accuracy(answers, read.labels, classes)
-        scores[when] = {"forget": forget, "retain": retain}
-    return scores

@@ -31,7 +31,7 @@ from .data import (
     process_state,
     sum_over_processes,
 )
-from .erasers import Eraser, ForgetData, Method, SecondMoment, make_method
+from .erasers import Eraser, ForgetData, Method, SecondMoment, available_methods, make_method
 from .passes import (
     ABSENT,
     PassSettings,
@@ -42,6 +42,7 @@ from .passes import (
     retained_moments,
 )
 from .taps import head_function, main_input, probe_inputs
+from .unlearning import unlearning_methods
 
 if TYPE_CHECKING:
     from .modeling import ErasedModel
@@ -59,6 +60,11 @@ def carry_out(
     retain: Any = None,
 ) -> tuple[list[Eraser], Erasure]:
     """One fitted eraser for each tap, and the record of the request."""
+    if isinstance(method, str) and method in unlearning_methods() and method not in available_methods():
+        raise ValueError(
+            f"{method!r} changes weights and fits no eraser: use hf_kd.unlearn(model, images, {method!r}, ...), or "
+            "hf-kd unlearn on the command line."
+        )
     method = make_method(method, **options)
     if method.needs_retain and retain is None:
         raise ValueError(
@@ -74,7 +80,6 @@ def carry_out(
     forget_set = describe_forget_set(
         forget, settings.image_column, settings.label_column, main_input=main_input(model.inner)
     )
-    mapping = label_mapping(model, forget_set, settings.label_mapping, method.needs_head or method.needs_labels)
     loader = loader_of(model, forget_set, settings)
     if not model.sites:
         # Only the data itself shows what a loader or a callable makes; every process probes with the same batch, also
@@ -92,6 +97,7 @@ def carry_out(
             f"Method {method.name!r} needs a classification head, and {type(model.inner).__name__} has none: its pooled "
             "features are its answer. Use method='esc', which needs the images alone."
         )
+    mapping = label_mapping(model, forget_set, settings.label_mapping, method.needs_head or method.needs_labels)
 
     started = time.perf_counter()
     consumer = _MappedLabels(FeatureStore() if method.needs_features else _Moments(method.by_class), mapping)

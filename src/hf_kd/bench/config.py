@@ -189,10 +189,9 @@ def _experiment(
     name = str(content.get("name", stem))
     unknown, missing = set(content) - _TOP, {"model", "dataset", "protocol", "methods"} - set(content)
     if unknown or missing:
-        what = (
-            f"misses {', '.join(sorted(missing))}" if missing else f"has unknown settings {', '.join(sorted(unknown))}"
-        )
-        raise ValueError(f"Experiment {name!r} {what}; it may have {', '.join(sorted(_TOP))}.")
+        what = [f"misses {', '.join(sorted(missing))}"] if missing else []
+        what += [f"has unknown settings {', '.join(sorted(unknown))}"] if unknown else []
+        raise ValueError(f"Experiment {name!r} {' and '.join(what)}; it may have {', '.join(sorted(_TOP))}.")
     dataset = content["dataset"] if isinstance(content["dataset"], dict) else {"name": content["dataset"]}
     if set(dataset) - _DATASET or "name" not in dataset:
         raise ValueError(f"dataset of {name!r} is {dataset}; it takes {', '.join(sorted(_DATASET))}, and needs a name.")
@@ -314,6 +313,8 @@ def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> R
         if values:
             raise ValueError(f"The row {name} of {experiment!r} takes a label alone, not {', '.join(values)}.")
         return Row(name, name, str(label or name), {}, (0,))
+    if name is None:
+        raise ValueError(f"A row of {experiment!r} names no method: {dict(entry)}. Write {{method: NAME, ...}}.")
     erasers, others = available_methods(), unlearning_methods()
     if name not in erasers and name not in others:
         raise ValueError(

@@ -27,7 +27,7 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
         "model": fingerprint(experiment.model),
         "revision": experiment.revision,
         # a folder may move, and keeps its results; USER/NAME of the Hub is a name as a whole
-        "dataset": dict(experiment.dataset) | {"name": Path(where).name if os.path.exists(where) else where},
+        "dataset": dict(experiment.dataset) | _data(where),
         "protocol": dict(experiment.protocol),
         "kind": row.kind,
         "method": row.name,
@@ -46,7 +46,7 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
     for name in ("transfer", "unseen"):
         other = getattr(experiment.measures, name)
         if other and (name == "transfer") == (row.kind != "never-seen"):
-            about["measures"][name] = dict(other) | {"name": Path(other["name"]).name}
+            about["measures"][name] = dict(other) | _data(str(other["name"]))
     if row.forget_limit is not None:
         about["forget_limit"] = row.forget_limit
     if row.collect_in != "eval":
@@ -56,6 +56,22 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
     if row.kind == "checkpoint":
         about["options"] = {"path": fingerprint(row.options["path"])}
     return about
+
+
+def _data(where: str) -> dict[str, str]:
+    """What a data set is: of a folder or file its own name and a digest of what it holds, of the Hub its name as a whole."""
+    place = Path(where)
+    if not place.exists():
+        return {"name": where}
+    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    tables = tuple(
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in files
+        if path.suffix in (".parquet", ".arrow")
+    )
+    names = [(str(path.relative_to(place)) if place.is_dir() else "", path.stat().st_size) for path in files]
+    listing = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+    return {"name": place.name, "files": listing, "tables": _digest(tables)}
 
 
 def fingerprint(model: str) -> str:

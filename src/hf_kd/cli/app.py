@@ -56,6 +56,8 @@ def refusals() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
         hint = "On the command line: --label-map THEIR_NAME=MODEL_NAME." if "with a mapping" in str(error) else ""
+        if "does not recognize this architecture" in str(error):
+            hint = "If the class of this model is your own, name the file that registers it: --import FILE."
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
         errors.print(f"{error} {hint}".strip(), markup=False, highlight=False)
         raise typer.Exit(1) from error

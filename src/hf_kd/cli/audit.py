@@ -124,6 +124,13 @@ def audit(
         print(report.to_json(indent=None))
         return
     console.print(report)
+    if original_model is None and report.context.get("changes"):
+        console.print(
+            "Warning: the weights of this model were changed, and no --original-model was given. Both columns are the "
+            "changed model: this report cannot tell what was forgotten.",
+            style="yellow",
+            highlight=False,
+        )
     if output is not None:
         console.print(f"Written to [bold]{output}[/].", highlight=False)
     if grad_cam:

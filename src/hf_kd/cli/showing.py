@@ -14,16 +14,17 @@ from ..hub.wording import GETS_THROUGH
 def show_erasure(console: Console, result: dict[str, Any]) -> None:
     """The record of a carried-out request, the head's accuracies if they were measured, and what to keep in mind."""
     show_record(console, result["erasure"], result["class_names"])
-    accuracy = result["accuracy"]
-    if accuracy:
-        console.print(f"Top-1 of the model's own head on {accuracy['split']} (%), original = before any erasure:")
-        table = Table()
-        for column in ("", "forgotten", "others"):
-            table.add_column(column, justify="right" if column else "left")
-        for when in ("original", "erased"):
-            table.add_row(when, *(f"{accuracy[when][part]:.2f}" for part in ("forget", "retain")))
-        console.print(table)
-        console.print("This is not what the features still reveal: hf-kd audit measures that.")
+    show_accuracy(console, result["accuracy"], "before any erasure", ("original", "erased"))
+    if result["cover_missing"]:
+        missing = ", ".join(named(c, result["cover_names"]) for c in result["cover_missing"])
+        console.print(
+            f"Warning: there is no image of cover class {missing} in this data. Where a cover class does not occur, "
+            "nothing but forgotten images lies on its point, and cover erasure makes the class easier to find. Name "
+            "classes that occur: --option cover_classes=ID,ID.",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
     console.print(f"Saved to [bold]{result['output']}[/].", highlight=False)
     if result["folded"]:
         console.print("Folded: a stock checkpoint whose logits are erased and whose features are NOT.")
@@ -31,6 +32,20 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
         "The weights below the eraser still hold the knowledge, and whoever has them can take the eraser away.",
         style="dim",
     )
+
+
+def show_accuracy(console: Console, accuracy: dict[str, Any] | None, original: str, whens: tuple[str, str]) -> None:
+    """The head's accuracies before and after, where they were measured; `original` says what the first row is."""
+    if not accuracy:
+        return
+    console.print(f"Top-1 of the model's own head on {accuracy['split']} (%), original = {original}:")
+    table = Table()
+    for column in ("", "forgotten", "others"):
+        table.add_column(column, justify="right" if column else "left")
+    for when, shown in zip(("original", "erased"), whens, strict=True):
+        table.add_row(shown, *(f"{accuracy[when][part]:.2f}" for part in ("forget", "retain")))
+    console.print(table)
+    console.print("This is not what the features still reveal: hf-kd audit measures that.")
 
 
 def show_masks(console: Console, facts: dict[str, Any]) -> None:

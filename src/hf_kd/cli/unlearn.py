@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +27,7 @@ from .app import (
     name_and_value,
     refusals,
 )
+from .showing import show_accuracy
 
 OptionsOption = Annotated[
     list[str] | None, typer.Option("--option", help="NAME=VALUE of the method, such as epochs=2; may be repeated.")
@@ -40,6 +43,9 @@ def unlearn(
     forget: Annotated[list[str], typer.Option(help="Label of the data set to forget, name or id; repeat for several.")],
     method: Annotated[str, typer.Option(help="A method that changes weights; see `hf-kd methods`.")] = "scrub",
     split: Annotated[str, typer.Option(help="Split that holds the images.")] = "train",
+    test_split: Annotated[
+        str | None, typer.Option(help="Labelled split to measure the head's accuracy on, before and after.")
+    ] = None,
     retain_limit: Annotated[
         int | None, typer.Option(min=1, help="Use at most so many of the other labels' images.")
     ] = None,
@@ -68,6 +74,7 @@ def unlearn(
             output=output,
             forget=tuple(forget),
             split=split,
+            test_split=test_split,
             method=method,
             options=options,
             device=device,
@@ -88,6 +95,7 @@ def unlearn(
     classes = ", ".join(map(str, record["classes"]))
     console.print(f"[bold]{record['method']}[/] was asked to forget classes {classes}; {record['fit_seconds']:.1f} s.")
     console.print(", ".join(f"{key} {value}" for key, value in record["measured"][0].items()), highlight=False)
+    show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
     console.print(f"Written to [bold]{output}[/]. Its weights changed; measure what it still knows:", highlight=False)
     words = ["hf-kd", "audit", str(output), "--dataset", dataset, "--split", split, "--original-model", model]
     words += [word for path in imports or () for word in ("--import", str(path))]
@@ -95,13 +103,33 @@ def unlearn(
 
 
 @app.command()
-def methods(as_json: JsonOption = False) -> None:
-    """List every method: what data it needs, and where it and its defaults come from."""
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method: what it does, and its hyper-parameters.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List every method: what data it needs (D_f: the images to forget, D_r: those that stay) and where it comes from.
+
+    **Example:** `hf-kd methods scrub`
+    """
     from rich.table import Table
 
     from ..erasers import available_methods, get_method
     from ..unlearning import unlearning_methods
 
+    if name is not None:
+        with refusals():
+            known = unlearning_methods()
+            method = known[name] if name in known else get_method(name)
+        settings = {f.name: f.default for f in dataclasses.fields(method)}
+        if as_json:
+            console.print_json(data={"method": name, "about": method.__doc__, "settings": settings}, default=str)
+            return
+        console.print(f"[bold]{name}[/]\n\n", end="")
+        console.print(inspect.cleandoc(method.__doc__ or ""), markup=False, highlight=False)
+        console.print("\n--option NAME=VALUE:", markup=False, highlight=False)
+        for key, value in settings.items():
+            console.print(f"  {key} = {value}", markup=False, highlight=False)
+        return
     rows = []
     for name in available_methods():
         method = get_method(name)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
-from .heads import affine_head, checked_labels, mirrored_prototypes, settled, still_answered
-from .sharing import affine_scores, axis_scores
+from .heads import affine_head, checked_labels, mirrored_prototypes, recognised_by, settled, still_answered
+from .sharing import affine_scores, axis_scores, refuse_points
 
 logger = logging.getLogger(__name__)
 
@@ -230,8 +230,8 @@ class Cover(Method):
         retained = still_answered(head, len(bias), forgotten)
         self._check_classes(len(bias), retained)
         logits = features @ weight.T + bias
-        recognised = _recognised(logits, forgotten, self.tau)
-        _refuse_points(features, labels, recognised)
+        recognised = recognised_by(logits, forgotten, self.tau)
+        refuse_points(features, labels, recognised)
         means = {f: features[labels == f].mean(dim=0) for f in forgotten}
         chosen, measured = self._choose(weight, bias, logits, means, retained)
         cover = list(chosen)
@@ -291,6 +291,10 @@ class Cover(Method):
         forgotten = list(means)
         wanted = len(self.cover_classes) if self.cover_classes is not None else self.m or 2 * len(forgotten)
         strange = [c for c in self.cover_classes or () if c not in retained]
+        if set(strange) & set(forgotten):
+            raise ValueError(
+                f"Classes {sorted(set(strange) & set(forgotten))} are to be forgotten, and cannot be cover."
+            )
         if strange or wanted > len(retained):
             what = (
                 f"Classes {strange} are" if strange else f"{wanted} cover classes of {len(retained)} retained ones are"
@@ -373,23 +377,6 @@ class Cover(Method):
             rounding = 1e-5 * float(first.abs().max())  # the map works in float32
             return passed / len(margins), float(margins[passed]) - rounding
         return self.guard, float(torch.quantile(margins, self.guard))
-
-
-def _recognised(logits: Tensor, forgotten: Sequence[int], tau: float) -> Tensor:
-    mask = torch.zeros(logits.shape[1], dtype=torch.bool)
-    mask[list(forgotten)] = True
-    return logits[:, mask].amax(dim=1) > logits.masked_fill(mask, -torch.inf).amax(dim=1) + tau
-
-
-def _refuse_points(features: Tensor, labels: Tensor, recognised: Tensor) -> None:
-    for f in labels.unique().tolist():
-        seen = features[recognised & (labels == f)]
-        if len(seen) > 1 and bool((seen == seen[0]).all()):
-            raise ValueError(
-                f"All {len(seen)} features that the head recognises as class {f} are one and the same point, which cannot "
-                "be shared out among cover classes: wherever it went, it would be as frequent as its cover. Either the "
-                "class was cover in an earlier request (then call reset() and forget both together), or the images are one."
-            )
 
 
 def _sharing(eraser: CoverMap, features: Tensor, views: Sequence[Tensor], mass: Tensor) -> dict[str, Any]:

@@ -96,3 +96,10 @@ def settled(
             return None
         prototype = prototype + 1.01 * missing / square * normal
     return None
+
+
+def recognised_by(logits: Tensor, forgotten: Sequence[int], tau: float) -> Tensor:
+    """Mask [n] of logits [n, C] whose largest forgotten entry exceeds every other by more than tau."""
+    mask = torch.zeros(logits.shape[1], dtype=torch.bool)
+    mask[list(forgotten)] = True
+    return logits[:, mask].amax(dim=1) > logits.masked_fill(mask, -torch.inf).amax(dim=1) + tau

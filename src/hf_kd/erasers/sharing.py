@@ -92,3 +92,15 @@ def stable_axis(features: Tensor, views: Sequence[Tensor]) -> Tensor:
     axis = basis @ (whiten @ torch.linalg.eigh((ratio + ratio.T) / 2).eigenvectors[:, -1])
     axis = axis / axis.norm()
     return axis * torch.where(axis[axis.abs().argmax()] < 0, -1.0, 1.0)
+
+
+def refuse_points(features: Tensor, labels: Tensor, recognised: Tensor) -> None:
+    """Raise ValueError where all recognised features of a class are the same: they cannot be shared out."""
+    for f in labels.unique().tolist():
+        seen = features[recognised & (labels == f)]
+        if len(seen) > 1 and bool((seen == seen[0]).all()):
+            raise ValueError(
+                f"All {len(seen)} features that the head recognises as class {f} are one and the same point, which cannot "
+                "be shared out among cover classes: wherever it went, it would be as frequent as its cover. Either the "
+                "class was cover in an earlier request (then call reset() and forget both together), or the images are one."
+            )

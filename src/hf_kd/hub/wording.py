@@ -13,7 +13,7 @@ from .text import plain
 
 GETS_THROUGH = (
     "What gets through: whoever holds the weights, an attacker who accepts false alarms, several views of one image, groups "
-    "of images known to share a label."
+    "of images known to share a label, and anybody on data without the cover classes."
 )
 """Of cover erasure, in one line."""
 
@@ -188,7 +188,8 @@ def cover_limits(requests: Sequence[Request]) -> str:
         "  - several views of one image: forgotten images move between the points more than those of a cover class do;",
         "  - groups of images known to share a label: forgotten ones are shared out among the points, those of a cover "
         "class lie on their own;",
-        f"  - {strangers}.",
+        f"  - {strangers};",
+        "  - anybody, on data without the cover classes: then nothing but forgotten images lies on the points.",
         "- **A recall of the forgotten classes near 0 is no evidence of equivalence to retraining.** It is below what a "
         "class gives that the network has never seen (about 78 % for a converged linear probe on a CIFAR-10 ResNet-20); "
         "compare false alarms and AUC too.",

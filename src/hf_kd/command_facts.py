@@ -1,0 +1,54 @@
+"""What the commands measure beside what they do: the head's accuracy before and after, and whether cover classes occur."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .audit.scores import forget_retain_accuracy
+from .data import describe_forget_set, load_source, match_labels
+from .erasing import PassSettings
+from .measuring import model_has_head, predictions, read_features
+from .modeling import ErasedModel
+
+
+def cover_in(data: Any, model: ErasedModel, settings: PassSettings) -> dict[str, Any]:
+    """Cover classes of the last erasure that the data set has no image of, and the names of all of them."""
+    cover = sorted({c for measured in model.erasures[-1].measured for c in measured.get("cover_classes", ())})
+    missing: list[int] = []
+    described = describe_forget_set(data, settings.image_column, settings.label_column) if cover else None
+    if described is not None and described.label_column is not None:
+        mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)
+        present = set(mapping(torch.tensor(data[described.label_column])).tolist())
+        missing = [c for c in cover if c not in present]
+    return {"cover_missing": missing, "cover_names": {c: model.class_names.get(c, str(c)) for c in cover}}
+
+
+def head_accuracy(
+    model: ErasedModel,
+    source: str,
+    ids: list[int],
+    settings: PassSettings,
+    split: str,
+    changed: ErasedModel | None = None,
+) -> dict[str, Any] | None:
+    """Of the head, in percent, before and after: behind the eraser of `model`, or of the `changed` model."""
+    if not model_has_head(model):
+        raise ValueError("--test-split measures the head's accuracy, and this model has no classification head.")
+    if not ids:
+        raise ValueError("--test-split measures forgotten against other labels; name the forgotten ones with --forget.")
+    data = load_source(source, split=split)
+    described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
+    mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)
+    earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
+    classes = sorted(earlier | set(mapping(torch.tensor(ids)).tolist()))
+    read = read_features(model, data, settings)
+    scores: dict[str, Any] = {"split": split, "classes": classes}
+    for when, features in (("original", read.before), ("erased", read.erased(model))):
+        answers = predictions(model, features, masked=when == "erased")
+        if changed is not None and when == "erased":
+            answers = predictions(changed, read_features(changed, data, settings).before)
+        forget, retain = forget_retain_accuracy(answers, read.labels, classes)
+        scores[when] = {"forget": forget, "retain": retain}
+    return scores
