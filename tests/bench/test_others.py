@@ -19,10 +19,12 @@ from tests.conftest import make_dataset
 @pytest.fixture
 def other(tmp_path):
     """A data set of three classes of its own, images of 20 pixels, on disk."""
+    folder = tmp_path / "other"
+    folder.mkdir()
     for seed, split in enumerate(("train", "test")):
         data = make_dataset([0, 1, 2] * 8, 40 + seed, names=["x", "y", "z"])
-        data.to_parquet(tmp_path / f"{split}.parquet")
-    return tmp_path
+        data.to_parquet(folder / f"{split}.parquet")
+    return folder
 
 
 def test_another_data_set_is_cut_down_and_resized_as_asked(other):

@@ -390,3 +390,16 @@ def test_everything_is_written(one, tmp_path):
     written = {path.relative_to(tmp_path).as_posix() for path in write_tables([experiment], store, tmp_path)}
     assert written >= {"tables.md", "bench.tex", "figures/bench/time.png", "figures/bench/weights_by_layer.png"}
     assert all((tmp_path / name).is_file() for name in written)
+
+
+def test_another_data_set_under_the_same_name_is_another_cell(one, place, tmp_path):
+    """Results are found again when a folder moved, and not when it holds something else."""
+    import shutil
+
+    moved, changed = tmp_path / "a" / "data", tmp_path / "b" / "data"
+    shutil.copytree(place / "data", moved)
+    shutil.copytree(place / "data", changed)
+    shutil.copyfile(place / "data" / "test.parquet", changed / "train.parquet")
+    started_cells = [started(run(one(dataset={"name": str(folder), "label_column": "label"}), tmp_path / "out")[1])
+                     for folder in (place / "data", moved, changed)]  # fmt: skip
+    assert [len(cells) for cells in started_cells] == [1, 0, 1]
