@@ -161,6 +161,15 @@ def test_cover_erasure_says_what_it_costs_and_what_gets_through(place, tmp_path)
     assert "Masked, so never answered: 2 (cat); called (erased)." in again
 
 
+def test_cover_classes_that_the_data_lacks_are_warned_about(place, tmp_path):
+    (tmp_path / "few").mkdir()
+    make_dataset([0, 2] * 12).to_parquet(tmp_path / "few" / "train.parquet")
+    for data, warned in ((tmp_path / "few", True), (place / "parquet", False)):
+        arguments = ["--dataset", data, "--forget", "cat", "--method", "cover", "--option", "cover_classes=4;1"]
+        shown = hf_kd("erase", place / "taught", *arguments, "--output", tmp_path / f"out-{warned}").stdout
+        assert ("there is no image of cover class 1 (bee), 4 (elk)" in " ".join(shown.split())) == warned
+
+
 def test_masked_classes_by_option(place, tmp_path):
     arguments = ["--dataset", place / "parquet", "--forget", "cat", "--method", "cover", "--m", "1", "--json"]
     result = hf_kd("erase", place / "taught", *arguments, "--drop-label", "--output", tmp_path / "dropped")

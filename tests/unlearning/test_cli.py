@@ -187,3 +187,30 @@ def test_recipes_are_named_where_they_are_asked_for(place, tmp_path):
     arguments = ["--dataset", place / "data", "--output", tmp_path / "out", "--recipe", "resnet"]
     done = hf_kd("train-original", place / "model", *arguments, code=1)
     assert all(recipe in done.stderr for recipe in RECIPES)
+
+
+def test_accuracy_of_the_head_before_and_after(place, tmp_path):
+    arguments = ["--dataset", place / "data", "--forget", "cat", "--test-split", "test", "--output", tmp_path / "out"]
+    record = json.loads(hf_kd("unlearn", place / "model", *arguments, "--method", "head-surgery", "--json").stdout)
+    accuracy = record["accuracy"]
+    assert accuracy["classes"] == [2]
+    assert accuracy["erased"]["forget"] == 0, "the changed model's answers, not the original's"
+    assert accuracy["original"]["forget"] > 0 or accuracy["original"]["retain"] >= 0
+    text = hf_kd("unlearn", place / "model", *arguments[:-1], tmp_path / "again", "--method", "head-surgery").stdout
+    assert "before its weights were changed" in " ".join(text.split())
+
+
+def test_one_method_with_its_hyper_parameters():
+    text = hf_kd("methods", "scrub").stdout
+    assert "max_epochs = 2" in text
+    assert json.loads(hf_kd("methods", "esc-t", "--json").stdout)["settings"]["threshold"] == 0.7
+    assert "available" in hf_kd("methods", "skrub", code=1).stderr
+
+
+def test_a_report_without_the_original_says_that_it_cannot_tell(place, tmp_path):
+    arguments = ["--dataset", place / "data", "--forget", "cat", "--output", tmp_path / "out"]
+    hf_kd("unlearn", place / "model", *arguments, "--method", "head-surgery")
+    audit = ["audit", tmp_path / "out", "--dataset", place / "data", "--attacks", "linear"]
+    assert "cannot tell what was forgotten" in " ".join(hf_kd(*audit).stdout.split())
+    told = hf_kd(*audit, "--original-model", place / "model").stdout
+    assert "cannot tell what was forgotten" not in " ".join(told.split())

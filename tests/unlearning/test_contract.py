@@ -137,6 +137,10 @@ def test_a_wrapped_model_stays_wrapped_and_an_erased_one_is_refused(vit, process
 def test_refusals_say_what_is_possible(vit, processor, forget, retain):
     with pytest.raises(ValueError, match="available: amnesiac"):
         unlearn(vit, forget, "forget-me", processor=processor)
+    with pytest.raises(ValueError, match=r"fits an eraser.*\.erase\(images, 'leace'\)"):
+        unlearn(vit, forget, "leace", processor=processor)
+    with pytest.raises(ValueError, match=r"changes weights.*hf_kd\.unlearn"):
+        ErasedModel.from_model(vit, processor).erase(forget, "delete")
     with pytest.raises(TypeError, match="it takes"):
         unlearn(vit, forget, "scrub", retain=retain, processor=processor, strength=3)
     with pytest.raises(ValueError, match="bn_mode"):
@@ -149,6 +153,9 @@ def test_refusals_say_what_is_possible(vit, processor, forget, retain):
         from transformers import ViTModel
 
         unlearn(ViTModel(vit.config), forget, "delete", processor=processor)
+    embedding = ErasedModel.from_model(ViTModel(vit.config), processor)
+    with pytest.raises(ValueError, match="needs a classification head"):
+        embedding.erase(forget, "cover")  # before its labels are looked at
 
 
 def test_samples_that_do_not_fit_in_memory_give_the_same_batches(vit, processor, forget):
