@@ -410,6 +410,8 @@ def test_damage_is_noticed(problem, name):
         ({"m": 2, "cover_classes": [1, 2]}, "not both"),
         ({"cover_classes": []}, "cover_classes"),
         ({"cover_classes": [1, 1]}, "twice"),
+        ({"cover_classes": ["dog"]}, r"\['dog'\]: give a list of class ids"),
+        ({"cover_classes": 3}, "cover_classes=3: give a list of class ids"),
         ({"guard": 1.0}, "guard=1.0"),
         ({"guard": -0.1}, "guard=-0.1"),
         ({"guard": "most"}, "'most'"),

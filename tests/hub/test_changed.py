@@ -69,6 +69,11 @@ def test_an_audit_finds_the_classes_and_warns_without_the_original(changed, capl
     assert report.section("weights").scores
     assert not caplog.records
     assert report.context["changes"][0]["method"] == "delete"
+    assert "Cells: changed / original" in report.to_markdown()
+    assert "| erased |" not in report.to_markdown()
+    model.erase(make_dataset([3] * 8), k=2, progress=False)
+    assert "Cells: erased / original" in model.audit(*splits, original_model=original, **QUICK).to_markdown()
+    model.reset()
     model.audit(*splits, **QUICK)
     assert "changed model itself" in caplog.text
     with pytest.raises(ValueError, match="Nothing was erased"):

@@ -152,7 +152,7 @@ def class_means(report: RetentionReport, figure_class: Any) -> Any:
     size = max(2.6, 0.3 * len(classes))
     shown = [
         (before, numbers["norms_before"], "original against original", "original"),
-        (after, numbers["norms_after"], "original against erased", "erased"),
+        (after, numbers["norms_after"], f"original against {report.treatment}", "erased"),
     ]
     if "after_each" in numbers:
         own = np.asarray(numbers["after_each"])
@@ -199,7 +199,7 @@ def norms(report: RetentionReport, figure_class: Any) -> Any:
         edges = np.asarray(numbers["edges"])
         axes.stairs(100 * np.asarray(counts["retain"]), edges, fill=True, color="#C9C9C9", label="others (D_rt)")
         axes.stairs(100 * np.asarray(counts["forget"]), edges, color=ORANGE, linewidth=1.6, label="forgotten (D_ft)")
-        axes.set_title(version)
+        axes.set_title(_name(report, version))
         axes.set_xlabel("feature norm")
     panels[0].set_ylabel("% of the samples")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -291,7 +291,7 @@ def tsne(report: RetentionReport, figure_class: Any) -> Any:
                 name, centre, ha="center", va="center", fontsize=7, fontweight="bold" if bold else "normal",
                 bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
             )  # fmt: skip
-        axes.set_title(version)
+        axes.set_title(_name(report, version))
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(True)
@@ -323,7 +323,8 @@ def _share(value: float | None, whole: float) -> float | None:
 
 
 def _name(report: RetentionReport, version: str) -> str:
-    return f"reference ({report.reference})" if version == "reference" else version
+    names = {"reference": f"reference ({report.reference})", "erased": report.treatment}
+    return names.get(version, version)
 
 
 def short(name: str, most: int = 14) -> str:

@@ -86,7 +86,7 @@ def number(value: float | None, unit: str = "%", sd: float | None = None) -> str
 
 def screen(report: RetentionReport) -> Group:
     """The console form: converged KR and the strongest attack first, the rest in brief; at most 80 columns wide."""
-    columns = [("", "left"), ("erased", "right"), ("original", "right")]
+    columns = [("", "left"), (report.treatment, "right"), ("original", "right")]
     if report.reference != "none":
         columns.append((report.reference, "right"))
     table = Table(
@@ -249,7 +249,7 @@ def _wide(report: RetentionReport, section: Section) -> list[str]:
 
 def _versions(report: RetentionReport, scores: Iterable[Score]) -> list[tuple[str, str]]:
     scores = list(scores)
-    versions = [("erased", "value"), ("original", "original")]
+    versions = [(report.treatment, "value"), ("original", "original")]
     if any(score.before_projection is not None for score in scores):
         versions.append(("before projection", "before_projection"))
     if any(score.reference is not None for score in scores):

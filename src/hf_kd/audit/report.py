@@ -174,6 +174,11 @@ class RetentionReport:
         """Recall of the strongest attacker, the one with the highest recall minus false alarms; `group` names it."""
         return self.score("worst_case", "recall")
 
+    @property
+    def treatment(self) -> str:
+        """What was done to the audited model: "changed" where its weights were and no eraser stands in it, else "erased"."""
+        return "changed" if self.context.get("changes") and not self.context.get("erasures") else "erased"
+
     def label(self, label: int) -> str:
         """A class as the report names it: "3 (cat)"."""
         name = self.class_names.get(label)

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import index
 from typing import Any, ClassVar
 
 import torch
@@ -183,7 +184,10 @@ class Cover(Method):
         if not math.isfinite(self.tau):
             raise ValueError(f"tau={self.tau!r} is out of range: it is a difference of logits, and finite.")
         if self.cover_classes is not None:
-            chosen = tuple(int(label) for label in self.cover_classes)
+            try:
+                chosen = tuple(index(label) for label in self.cover_classes)
+            except TypeError:
+                raise ValueError(f"cover_classes={self.cover_classes!r}: give a list of class ids.") from None
             if not chosen or len(set(chosen)) < len(chosen):
                 what = "names a class twice" if chosen else "is empty"
                 raise ValueError(f"cover_classes={list(chosen)} {what}: give different retained classes, one or more.")

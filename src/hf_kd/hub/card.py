@@ -188,7 +188,7 @@ def _texts(values: CardValues) -> dict[str, Any]:
     return {
         "title": plain(_name(values)),
         "summary": _summary(values),
-        "results": None if report is None else results_table(report, "erased" if values.erased else "changed"),
+        "results": None if report is None else results_table(report),
         "results_notes": None if report is None else _results_notes(report),
         "figures": [{"path": path, "alt": ALT.get(Path(path).stem, "Figure")} for path in values.figures],
         "full_report": None if report is None else nameless(report).to_markdown(3),
@@ -249,12 +249,9 @@ def _method(values: CardValues) -> str:
     return f"{text} {methods_text(values.requests)}"
 
 
-def results_table(report: RetentionReport, what: str = "erased") -> str:
-    """The headline numbers: converged and strongest attack first, the paper's protocol after the label efficiency.
-
-    what: was done to the model, "erased" or "changed".
-    """
-    columns = ["", what, "original"] + ([f"reference ({report.reference})"] if report.reference != "none" else [])
+def results_table(report: RetentionReport) -> str:
+    """The headline numbers: converged and strongest attack first, the paper's protocol after the label efficiency."""
+    columns = ["", report.treatment, "original"] + ([f"reference ({report.reference})"] if report.reference != "none" else [])
     lines = [_row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]
 
     def add(text: str, section: str, name: str, group: str | None = None) -> None:
@@ -270,7 +267,7 @@ def results_table(report: RetentionReport, what: str = "erased") -> str:
     add("Converged linear probe, others (D_rt)", "converged", "D_rt")
     add(f"**Strongest attack ({plain(strongest)}), recall**", "worst_case", "recall", strongest)
     add("Its false alarms", "worst_case", "false_alarms", strongest)
-    if what == "erased":
+    if report.treatment == "erased":
         add("Whoever removes the eraser, recall", "worst_case", "recall_without_eraser")
     if any(score.name == "changed_vectors" for score in report.section("inputs").scores):
         for group, which in (("D_ft", "forgotten (D_ft)"), ("D_rt", "others (D_rt)")):
