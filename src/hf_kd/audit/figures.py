@@ -323,8 +323,9 @@ def _share(value: float | None, whole: float) -> float | None:
 
 
 def _name(report: RetentionReport, version: str) -> str:
-    names = {"reference": f"reference ({report.reference})", "erased": report.treatment}
-    return names.get(version, version)
+    if version == "erased":
+        return report.treatment
+    return f"reference ({report.reference})" if version == "reference" else version
 
 
 def short(name: str, most: int = 14) -> str:

@@ -37,6 +37,7 @@ class _Numbers:
     plot_samples: Any
     class_names: dict[int, str]
     forget_labels: tuple[int, ...]
+    treatment: str
 
 
 def file_name(label: str) -> str:
@@ -83,7 +84,8 @@ def _numbers(model, features, problem, original) -> _Numbers | str:
         versions.append(AuditData.of(train, problem.probe_train, test, problem.probe_test, forget))
     if versions[0].test.shape != versions[1].test.shape:
         return "the features have another dimension than the original's"
-    return _Numbers(plot_numbers(*versions), plot_samples(*versions), dict(problem.names), tuple(forget))
+    treatment = "erased" if model.is_erased else "changed"
+    return _Numbers(plot_numbers(*versions), plot_samples(*versions), dict(problem.names), tuple(forget), treatment)
 
 
 def _class_means(model, features, problem, original, settings, label, path) -> str | None:

@@ -251,7 +251,9 @@ def _method(values: CardValues) -> str:
 
 def results_table(report: RetentionReport) -> str:
     """The headline numbers: converged and strongest attack first, the paper's protocol after the label efficiency."""
-    columns = ["", report.treatment, "original"] + ([f"reference ({report.reference})"] if report.reference != "none" else [])
+    columns = ["", report.treatment, "original"] + (
+        [f"reference ({report.reference})"] if report.reference != "none" else []
+    )
     lines = [_row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]
 
     def add(text: str, section: str, name: str, group: str | None = None) -> None:
