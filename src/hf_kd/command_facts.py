@@ -44,11 +44,12 @@ def head_accuracy(
     earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
     classes = sorted(earlier | set(mapping(torch.tensor(ids)).tolist()))
     read = read_features(model, data, settings)
+    if changed is None:
+        after = predictions(model, read.erased(model))
+    else:
+        after = predictions(changed, read_features(changed, data, settings).before)
     scores: dict[str, Any] = {"split": split, "classes": classes}
-    for when, features in (("original", read.before), ("erased", read.erased(model))):
-        answers = predictions(model, features, masked=when == "erased")
-        if changed is not None and when == "erased":
-            answers = predictions(changed, read_features(changed, data, settings).before)
+    for when, answers in (("original", predictions(model, read.before, masked=False)), ("erased", after)):
         forget, retain = forget_retain_accuracy(answers, read.labels, classes)
         scores[when] = {"forget": forget, "retain": retain}
     return scores
