@@ -26,10 +26,11 @@ from datasets import load_dataset
 from torch import Tensor, nn
 
 from hf_kd import ESC, ESCT, ErasedModel, SecondMoment
-from hf_kd.audit import RetentionReport, audit_features
-from hf_kd.configuration import versions
-from hf_kd.measuring import read_features
-from hf_kd.taps import head_function
+from hf_kd.audit.audit_features import audit_features
+from hf_kd.audit.report import RetentionReport
+from hf_kd.features.heads import read_features
+from hf_kd.features.taps.site import head_function
+from hf_kd.model.configuration import versions
 
 UNSEEN = {
     10: ("tench", "cassette player", "church", "French horn", "golf ball"),

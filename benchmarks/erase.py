@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from hf_kd import ESC, ESCT, Cover, ErasedModel
-from hf_kd.configuration import versions
+from hf_kd.model.configuration import versions
 
 
 def in_turn(
@@ -59,7 +59,8 @@ def image_loader(weights: Path, data: Path, count: int) -> DataLoader:
     from datasets import load_dataset
     from transformers import AutoConfig, AutoImageProcessor
 
-    from hf_kd.data import ImagePreprocessor, match_labels
+    from hf_kd.data.labels import match_labels
+    from hf_kd.data.preprocess import ImagePreprocessor
 
     rows = load_dataset("parquet", data_files=str(data / "train.parquet"), split="train")
     rows = rows.shuffle(seed=0).select(range(min(count, len(rows))))

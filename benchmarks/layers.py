@@ -14,8 +14,9 @@ from pathlib import Path
 
 from audit import example, parquet
 from hf_kd import ErasedModel
-from hf_kd.data import filter_by_labels, resolve_forget_labels
-from hf_kd.looking import grad_cam
+from hf_kd.audit.hidden_states import grad_cam
+from hf_kd.data.labels import resolve_forget_labels
+from hf_kd.data.load import filter_by_labels
 
 
 def main() -> None:

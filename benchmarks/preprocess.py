@@ -16,7 +16,7 @@ import torch
 from datasets import load_dataset
 from transformers import ViTImageProcessorPil
 
-from hf_kd.data import ImagePreprocessor
+from hf_kd.data.preprocess import ImagePreprocessor
 
 
 def images_of(folder: Path, count: int) -> list:

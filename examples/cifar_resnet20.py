@@ -97,8 +97,8 @@ def main() -> None:
     from datasets import load_dataset
 
     from hf_kd import ErasedModel
-    from hf_kd.audit.scores import forget_retain_accuracy
-    from hf_kd.measuring import predictions, read_features
+    from hf_kd.features.heads import predictions, read_features
+    from hf_kd.metrics.scores import forget_retain_accuracy
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)

@@ -26,7 +26,8 @@ def publish(weights: str, data: Path, forget: str, repo: str, out: Path) -> None
     from safetensors.torch import save_file
 
     from hf_kd import ErasedModel
-    from hf_kd.data import filter_by_labels, resolve_forget_labels
+    from hf_kd.data.labels import resolve_forget_labels
+    from hf_kd.data.load import filter_by_labels
 
     images = load_dataset("parquet", data_files={split: str(data / f"{split}.parquet") for split in ("train", "test")})
     ids = resolve_forget_labels([forget], images["train"].features["label"].names)
@@ -52,7 +53,7 @@ def load(repo: str, out: Path) -> None:
     from transformers import pipeline
 
     from hf_kd import ErasedModel
-    from hf_kd.verifying import verify
+    from hf_kd.model.verify import verify
 
     model = ErasedModel.from_pretrained(repo).eval()
     there = load_file(out / "answers.safetensors")

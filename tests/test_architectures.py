@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoModelForImageClassification, logging
 
 from hf_kd import ErasedModel
-from hf_kd.taps import NEVER, find_taps, probe_inputs
-
-from . import zoo
+from hf_kd.features.taps.find import find_taps
+from hf_kd.features.taps.inputs import probe_inputs
+from hf_kd.features.taps.site import NEVER
+from tests.helpers import zoo
 
 K = 2
 N_FORGET = 10

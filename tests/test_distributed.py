@@ -14,9 +14,8 @@ import torch
 from datasets import load_from_disk
 
 from hf_kd import ErasedModel
-
-from .conftest import make_dataset
-from .hub.taught import taught
+from tests.conftest import make_dataset
+from tests.helpers.taught import taught
 
 
 def loader_of(labels) -> torch.utils.data.DataLoader:

@@ -13,9 +13,10 @@ from datasets import load_dataset
 from transformers import AutoConfig
 
 from hf_kd import ErasedModel
-from hf_kd.audit.scores import forget_retain_accuracy
-from hf_kd.data import filter_by_labels, match_labels
-from hf_kd.measuring import predictions, read_features
+from hf_kd.data.labels import match_labels
+from hf_kd.data.load import filter_by_labels
+from hf_kd.features.heads import predictions, read_features
+from hf_kd.metrics.scores import forget_retain_accuracy
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "cifar_resnet20.py"
 

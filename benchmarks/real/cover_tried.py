@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from hf_kd import Cover, ErasedModel
-from hf_kd.audit import fit_linear_probe, run_attacks
-from hf_kd.audit.similarity import linear_cka
-from hf_kd.bench.others import open_other, read_other
-from hf_kd.data import load_source
-from hf_kd.erasing import PassSettings
-from hf_kd.measuring import read_features
-from hf_kd.taps import head_function
+from hf_kd.bench.other_data import open_other, read_other
+from hf_kd.data.load import load_source
+from hf_kd.features.heads import read_features
+from hf_kd.features.taps.site import head_function
+from hf_kd.metrics.attacks import run_attacks
+from hf_kd.metrics.linear_probe import fit_linear_probe
+from hf_kd.metrics.similarity import linear_cka
+from hf_kd.model.erase import PassSettings
 
 VIEWS = (None, "mirrored", "cropped")
 ATTACKS = ("linear", "mlp-large", "knn-l2", "few-shot-5-l2", "views-2-linear", "views-3-linear")

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from hf_kd import ErasedModel
-from hf_kd.audit import fit_linear_probe
-from hf_kd.data import load_source
-from hf_kd.measuring import read_features
+from hf_kd.data.load import load_source
+from hf_kd.features.heads import read_features
+from hf_kd.metrics.linear_probe import fit_linear_probe
 
 
 def main() -> None:

@@ -10,19 +10,13 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from .configuration import ErasedConfig, Erasure
-from .erasers import (
-    ESC,
-    ESCT,
-    Cover,
-    Eraser,
-    Method,
-    SecondMoment,
-    available_methods,
-    register_eraser,
-    register_method,
-)
-from .modeling import ErasedModel
+from hf_kd.methods.erasers.base import Eraser, Method, available_methods, register_eraser, register_method
+from hf_kd.methods.erasers.cover import Cover
+from hf_kd.methods.erasers.esc import ESC
+from hf_kd.methods.erasers.esc_t import ESCT
+from hf_kd.methods.erasers.moments import SecondMoment
+from hf_kd.model.configuration import ErasedConfig, Erasure
+from hf_kd.model.erased_model import ErasedModel
 
 __version__ = version("hf-kd")
 
@@ -50,10 +44,10 @@ __all__ = [
 _LATER = {
     "RetentionReport": ".audit",
     "audit_features": ".audit",
-    "knowledge_retention": ".audit",
-    "train_original": ".originals",
-    "unlearn": ".changing",
-    "unlearning_methods": ".unlearning",
+    "knowledge_retention": ".metrics",
+    "train_original": ".model.train",
+    "unlearn": ".model.unlearn",
+    "unlearning_methods": ".methods.unlearning",
 }
 
 

@@ -11,11 +11,10 @@ from transformers import ViTModel
 from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
-from hf_kd.audit import RetentionReport
-from hf_kd.cli import app
-from hf_kd.measuring import read_features
-
-from ..conftest import make_dataset, randomise
+from hf_kd.audit.report import RetentionReport
+from hf_kd.cli import _app as app
+from hf_kd.features.heads import read_features
+from tests.conftest import make_dataset, randomise
 
 QUICK = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1, 5], "progress": False}
 
@@ -31,7 +30,7 @@ def erased(model, processor, forget):
 
 
 def test_one_pass_over_each_split_and_the_classes_of_the_records(erased, splits, monkeypatch):
-    from hf_kd import auditing
+    from hf_kd.audit import audit_model as auditing
 
     passes = []
     monkeypatch.setattr(auditing, "read_features", lambda *a, **k: passes.append(a[1]) or read_features(*a, **k))

@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_kd.audit.grad_cam import class_map, scaled
+from hf_kd.audit.class_maps import class_map, scaled
 
 
 def test_a_map_is_the_weighted_sum_of_channels_without_its_negative_part():

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_kd.audit import RetentionReport
-
-from .planted import planted
-from .test_report import audit
+from hf_kd.audit.report import RetentionReport
+from tests.audit.test_report import audit
+from tests.metrics.planted import planted
 
 pytest.importorskip("matplotlib")
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from hf_kd import ErasedModel
-from hf_kd.audit import knowledge_retention
-from hf_kd.audit.grad_cam import class_map
-from hf_kd.looking import _grid, blocks_of, class_maps, grad_cam, sampled_rows
-from hf_kd.measuring import read_features
-from hf_kd.taps import as_map, find_blocks, hidden_state, image_inputs, main_input
-
-from .. import zoo
-from ..conftest import make_dataset, randomise
+from hf_kd.audit.class_maps import class_map
+from hf_kd.audit.hidden_states import _grid, blocks_of, class_maps, grad_cam, sampled_rows
+from hf_kd.features.heads import read_features
+from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state
+from hf_kd.features.taps.inputs import image_inputs, main_input
+from hf_kd.metrics.linear_probe import knowledge_retention
+from tests.conftest import make_dataset, randomise
+from tests.helpers import zoo
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1], "progress": False}
 
@@ -105,7 +105,7 @@ def test_the_profile_of_a_model_ends_at_its_tap(erased, splits):
 
 
 def test_the_profile_of_few_images_is_the_retention_on_these(erased, splits, monkeypatch):
-    from hf_kd import auditing
+    from hf_kd.audit import audit_model as auditing
 
     monkeypatch.setattr(auditing, "MOST_ROWS", {"train": 60, "test": 30})
     report = erased.audit(*splits, **QUICK, layer_profile=True)

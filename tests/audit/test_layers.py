@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from hf_kd.audit import knowledge_retention
-from hf_kd.audit.layers import layers
-
-from .planted import noise, planted
+from hf_kd.audit.sections.layers import layers
+from hf_kd.metrics.linear_probe import knowledge_retention
+from tests.metrics.planted import noise, planted
 
 
 def test_planted_layers_are_read_and_blind_ones_are_not():

@@ -11,10 +11,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from hf_kd.audit import RetentionReport, Score, audit_features, knowledge_retention
-from hf_kd.audit.report import SCHEMA_VERSION, SECTIONS
-
-from .planted import planted
+from hf_kd.audit.audit_features import audit_features
+from hf_kd.audit.report import SCHEMA_VERSION, SECTIONS, RetentionReport, Score
+from hf_kd.metrics.linear_probe import knowledge_retention
+from tests.metrics.planted import planted
 
 CLAIMS = re.compile(r"irreversib|certif|guarantee|better than retrain", re.I)
 QUICK = {"attacks": ["linear", "few-shot-5-l2", "norm"], "draws": 3, "shots": [1, 5, 20]}

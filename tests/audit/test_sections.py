@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_kd.audit import audit_features
-from hf_kd.audit.change import weight_distance, weights
+from hf_kd.audit.audit_features import audit_features
 from hf_kd.audit.report import RetentionReport
-
-from .planted import planted
+from hf_kd.audit.sections.weights import weight_distance, weights
+from tests.metrics.planted import planted
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5]}
 
@@ -108,7 +107,7 @@ def test_identities_are_found_until_they_share_a_place_with_everybody():
 
 
 def test_identities_are_sampled_and_say_so(monkeypatch):
-    from hf_kd.audit import identity_scores
+    from hf_kd.audit.sections.retention import identities as identity_scores
 
     monkeypatch.setattr(identity_scores, "MOST_QUERIES", 40)
     monkeypatch.setattr(identity_scores, "MOST_ENROLLED", 30)

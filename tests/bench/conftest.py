@@ -11,10 +11,9 @@ import pytest
 from datasets import ClassLabel, Dataset
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
-from hf_kd.bench import Experiment, Store, experiments
-from hf_kd.bench.store import cell_settings, key_of
-
-from ..conftest import labelled, make_dataset, randomise
+from hf_kd.bench.config import Experiment, experiments
+from hf_kd.bench.store import Store, cell_settings, key_of
+from tests.conftest import labelled, make_dataset, randomise
 
 FINE = ["pug", "wolf", "sphynx", "tabby"]
 

@@ -8,9 +8,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hf_kd.cli import app
-
-from ..test_distributed import launch
+from hf_kd.cli import _app as app
+from tests.test_distributed import launch
 
 CONFIG = {
     "model": "model",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from hf_kd.bench import experiments, read_config
+from hf_kd.bench.config import experiments, read_config
 from hf_kd.bench.store import cell_settings, key_of
 
 GOOD = {"model": "m", "dataset": "d", "protocol": "class", "methods": ["original", "esc"]}

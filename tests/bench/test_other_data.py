@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_kd.bench import bench, markdown
 from hf_kd.bench.config import Measures
 from hf_kd.bench.measure import Features, _change
-from hf_kd.bench.others import OtherData, never_seen, open_other
+from hf_kd.bench.other_data import OtherData, never_seen, open_other
 from hf_kd.bench.protocols import Problem
-from hf_kd.bench.tables import lines
+from hf_kd.bench.run import bench
+from hf_kd.bench.tables import lines, markdown
 from tests.conftest import make_dataset
 
 

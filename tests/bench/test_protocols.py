@@ -8,11 +8,11 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 
-from hf_kd.bench import experiments, make_problem, split_identities
-from hf_kd.bench.making import forget_rows
-from hf_kd.data import match_labels
-
-from ..conftest import picture
+from hf_kd.bench.build import forget_rows
+from hf_kd.bench.config import experiments
+from hf_kd.bench.protocols import make_problem, split_identities
+from hf_kd.data.labels import match_labels
+from tests.conftest import picture
 
 FIVE = dict(enumerate(["ape", "bee", "cat", "dog", "elk"]))
 

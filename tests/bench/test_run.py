@@ -13,12 +13,16 @@ import pytest
 import torch
 
 from hf_kd import ErasedModel
-from hf_kd.bench import Store, bench, make_problem, markdown, write_tables
-from hf_kd.bench.making import make
-from hf_kd.data import match_labels
-from hf_kd.erasers import available_methods, get_method
-from hf_kd.erasing import PassSettings
-from hf_kd.unlearning import make_unlearning_method
+from hf_kd.bench import write_tables
+from hf_kd.bench.build import make
+from hf_kd.bench.protocols import make_problem
+from hf_kd.bench.run import bench
+from hf_kd.bench.store import Store
+from hf_kd.bench.tables import markdown
+from hf_kd.data.labels import match_labels
+from hf_kd.methods.erasers.base import available_methods, get_method
+from hf_kd.methods.unlearning.base import make_unlearning_method
+from hf_kd.model.erase import PassSettings
 
 QUICK = {"epochs": 1, "batch_size": 16}
 
@@ -122,7 +126,7 @@ def test_a_killed_run_continues_where_it_stopped(one, place, tmp_path):
     assert [json.loads(line)["seed"] for line in finished.splitlines()] == [0, 0], "two of four"
     with results.open("ab") as file:  # and as if the third had been cut short while it was written
         file.write(finished.splitlines()[-1][:200])
-    from hf_kd.bench import read_config
+    from hf_kd.bench.config import read_config
 
     (experiment,) = read_config(config)
     assert "Not run yet: esc-t (epochs=1) (2)" in markdown(experiment, Store(tmp_path))
@@ -365,7 +369,7 @@ def test_panels_and_reports_are_drawn_while_the_model_is_at_hand(one, tmp_path):
 
 def test_a_figure_that_fails_costs_no_result(one, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    import hf_kd.bench.panels as panels
+    import hf_kd.bench.row_figures as panels
 
     def refuse(*arguments):
         raise ValueError("nothing to draw")

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from hf_kd.bench import draw, latex, markdown
-from hf_kd.bench.tables import lines
+from hf_kd.bench.figures import draw
+from hf_kd.bench.tables import latex, lines, markdown
 
 
 def scores(df, dr, dft=None, drt=None, **more):

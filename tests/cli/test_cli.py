@@ -13,10 +13,9 @@ from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
-from hf_kd.cli import app
-
-from .conftest import make_dataset
-from .hub.taught import taught
+from hf_kd.cli import _app as app
+from tests.conftest import make_dataset
+from tests.helpers.taught import taught
 
 
 def hf_kd(*arguments, code: int = 0):
@@ -33,7 +32,7 @@ def place(tmp_path_factory):
     """A folder with a checkpoint and the same images as parquet files, saved data set and image folder."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-    from .conftest import labelled, randomise
+    from tests.conftest import labelled, randomise
 
     folder = tmp_path_factory.mktemp("cli")
     config = labelled(

@@ -12,10 +12,9 @@ from datasets import load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_kd import ErasedModel, available_methods, unlearning_methods
-from hf_kd.originals import RECIPES
-
-from ..conftest import labelled, make_dataset, randomise
-from ..test_cli import hf_kd
+from hf_kd.model.train import RECIPES
+from tests.cli.test_cli import hf_kd
+from tests.conftest import labelled, make_dataset, randomise
 
 ROOT = Path(__file__).resolve().parents[2]
 

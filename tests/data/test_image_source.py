@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from hf_kd.data.forget_set import describe_forget_set
+from hf_kd.data.image_source import describe_forget_set
 from hf_kd.data.images import UnreadableImageError
 from hf_kd.data.loader import LoaderShare, RowDataset, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor

@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_kd.data.sources import filter_by_labels, load_source
+from hf_kd.data.load import filter_by_labels, load_source
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import M
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_kd.data import preprocess, resize
+from hf_kd.data import _fast_preprocess as resize
+from hf_kd.data import preprocess
 from hf_kd.data.preprocess import ImagePreprocessor
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_kd import ErasedModel
-
-from ..conftest import make_dataset
+from tests.conftest import make_dataset
 
 
 def taught(model, processor) -> torch.nn.Module:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .server import Hub
+from tests.helpers.hub_server import Hub
 
 WRITER, READER, OTHER = "hf_writer_token", "hf_reader_token", "hf_other_token"
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,9 +16,8 @@ from hf_kd.hub.card import BEGIN, END, CardValues, Request, render, template
 from hf_kd.hub.receipt import commands
 from hf_kd.hub.text import plain
 from hf_kd.hub.wording import METHODS
-
-from ..audit.planted import planted
-from ..audit.test_report import audit
+from tests.audit.test_report import audit
+from tests.metrics.planted import planted
 
 ROOT = Path(__file__).resolve().parents[2]
 

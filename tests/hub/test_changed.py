@@ -7,14 +7,13 @@ import json
 import pytest
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
-from hf_kd.configuration import changes
-from hf_kd.documenting import document
+from hf_kd.hub.document import document
+from hf_kd.hub.publish import publishable
 from hf_kd.hub.receipt import RECEIPT, read_receipt
 from hf_kd.hub.text import plain
-from hf_kd.publishing import publishable
-from hf_kd.verifying import verify
-
-from ..conftest import make_dataset
+from hf_kd.model.configuration import changes
+from hf_kd.model.verify import verify
+from tests.conftest import make_dataset
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
 
@@ -114,7 +113,7 @@ def test_push_publishes_a_stock_checkpoint_and_loads_it_back(changed, hub, run_c
 from pathlib import Path
 from transformers import AutoModelForImageClassification
 from hf_kd import commands
-from hf_kd.verifying import verify
+from hf_kd.model.verify import verify
 model = AutoModelForImageClassification.from_pretrained("ana/forgetful")
 print(type(model).__name__, model.config.hf_kd_unlearned[0]["method"], verify("ana/forgetful").ok)
 for folder, options in (("original", {}), ("changed", {"folded": True})):

@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from hf_kd import ErasedModel
-from hf_kd.demo_page import answers
-from hf_kd.documenting import RECEIPT, REPORT, document
+from hf_kd.audit.hidden_states import grad_cam
+from hf_kd.features.heads import predictions, read_features
 from hf_kd.hub.card import results_table
-from hf_kd.looking import grad_cam
-from hf_kd.measuring import predictions, read_features
-
-from ..conftest import NAMES, make_dataset, picture
-from .taught import taught
+from hf_kd.hub.document import RECEIPT, REPORT, document
+from hf_kd.hub.spaces.demo_page import answers
+from tests.conftest import NAMES, make_dataset, picture
+from tests.helpers.taught import taught
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
 

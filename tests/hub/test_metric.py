@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_kd.audit import knowledge_retention
-from hf_kd.metrics import KNOWLEDGE_RETENTION
+from hf_kd.hub.spaces import KNOWLEDGE_RETENTION
+from hf_kd.metrics.linear_probe import knowledge_retention
 
 evaluate = pytest.importorskip("evaluate")
 

@@ -11,12 +11,11 @@ from huggingface_hub.utils import httpx
 from PIL import Image
 
 from hf_kd import ErasedModel
-from hf_kd.audit import RetentionReport
-from hf_kd.hub.push import PushError, upload
+from hf_kd.audit.report import RetentionReport
 from hf_kd.hub.receipt import RECEIPT
-
-from ..conftest import make_dataset
-from .conftest import OTHER, READER, WRITER
+from hf_kd.hub.upload import PushError, upload
+from tests.conftest import make_dataset
+from tests.hub.conftest import OTHER, READER, WRITER
 
 TOKEN = WRITER
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
@@ -265,7 +264,7 @@ def test_who_may_not_is_told_why(hub, run_client, place):
     hub.write("ana/files", "model-00001-of-00002.safetensors", b"old")
     run_client(START + """
 from pathlib import Path
-from hf_kd.hub.push import fetch_text, upload
+from hf_kd.hub.upload import fetch_text, upload
 assert "is public, and private was asked for" in refused(lambda: model.push_to_hub("ana/public", private=True))
 other = model.push_to_hub("ana/m", create_pr=True, token="hf_other_token")
 assert other.pull_request and other.verified

@@ -17,10 +17,9 @@ import pytest
 import yaml
 
 from hf_kd import ErasedModel
-from hf_kd.hub.spaces import demo_space
-
-from ..conftest import picture
-from .conftest import ROOT
+from hf_kd.hub.spaces.build import demo_space
+from tests.conftest import picture
+from tests.hub.conftest import ROOT
 
 
 def test_the_metric_space_loads_by_its_id(hub, run_client):

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from hf_kd import ESC, ESCT, available_methods
-from hf_kd.erasers import build, get_method, make_method, register_method
+from hf_kd.methods.erasers.base import build, get_method, make_method, register_method
 
 PLUGIN = '''
 """Removes the mean direction only; with an eraser class of its own."""
@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 from hf_kd import Eraser, Method, SecondMoment, register_eraser
-from hf_kd.erasers import Projection
+from hf_kd.methods.erasers import Projection
 
 
 @register_eraser

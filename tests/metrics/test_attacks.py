@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from hf_kd.audit.attack_data import AttackResult, AuditData
-from hf_kd.audit.attacks import ATTACKS, attack_names, run_attacks, strongest
-from hf_kd.audit.repetition import repeated_vectors, share_changed
-from tests.audit.planted import noise, planted
+from hf_kd.metrics.attack_data import AttackResult, AuditData
+from hf_kd.metrics.attacks import ATTACKS, attack_names, run_attacks, strongest
+from hf_kd.metrics.repetition import repeated_vectors, share_changed
+from tests.metrics.planted import noise, planted
 
 
 def audit_data(sample, forget=0):

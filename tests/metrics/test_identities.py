@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_kd.audit.identities import open_set_identification, retrieval, verification
+from hf_kd.metrics.identities import open_set_identification, retrieval, verification
 
 PEOPLE, IMAGES, DIM = 20, 10, 64
 
@@ -75,7 +75,7 @@ def test_sampled_pairs_estimate_all_pairs():
 
 
 def test_sampled_pairs_are_uniform_and_of_the_right_kind():
-    from hf_kd.audit.identities import _genuine_pairs, _impostor_pairs
+    from hf_kd.metrics.identities import _genuine_pairs, _impostor_pairs
 
     labels = np.array([5, 1, 1, 5, 9, 5, 1, 2])
     rows, rest = np.array([0, 1, 2, 3, 5, 6]), np.array([4, 7])

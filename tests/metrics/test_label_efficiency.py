@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_kd.audit.attack_data import AuditData
-from hf_kd.audit.label_efficiency import (
+from hf_kd.metrics.attack_data import AuditData
+from hf_kd.metrics.label_efficiency import (
     CodeLength,
     EfficiencyPoint,
     FewLabelAttack,
@@ -17,7 +17,7 @@ from hf_kd.audit.label_efficiency import (
     prequential_code_length,
     relative_area,
 )
-from tests.audit.planted import noise, planted
+from tests.metrics.planted import noise, planted
 
 
 def curve(values, shots=(1, 10, 100)):

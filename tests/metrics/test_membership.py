@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_kd.audit.membership import (
+from hf_kd.metrics.membership import (
     EFFICACY_STATISTICS,
     loss_attack,
     member_rate,
@@ -17,7 +17,7 @@ from hf_kd.audit.membership import (
     sample_statistics,
     separate,
 )
-from hf_kd.audit.membership_reference import lira_scores, rmia_attack, rmia_scores
+from hf_kd.metrics.membership_reference import lira_scores, rmia_attack, rmia_scores
 
 CLASSES = 10
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_kd.audit.scores import (
+from hf_kd.metrics.scores import (
     ForgetRetainScores,
     average_gap,
     forget_retain_accuracy,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_kd.audit.change import class_mean_cosines, weight_distance
-from hf_kd.audit.similarity import (
+from hf_kd.audit.sections.weights import class_mean_cosines, weight_distance
+from hf_kd.metrics.similarity import (
     activation_distances,
     completeness,
     js_divergence,

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd import ESC, ErasedModel
-from hf_kd.audit.nonlinear import fit_mlp_probe, knn_predictions
-from hf_kd.audit.probes import fit_linear_probe
-from hf_kd.erasers import Composition, Cover, CoverMap
-from hf_kd.taps.site import NEVER
-
-from ..conftest import make_dataset
-from ..erasers.test_cover import CLASSES, planted
-from ..hub.taught import taught
+from hf_kd.features.taps.site import NEVER
+from hf_kd.methods.erasers.base import Composition
+from hf_kd.methods.erasers.cover import Cover, CoverMap
+from hf_kd.metrics.linear_probe import fit_linear_probe
+from hf_kd.metrics.nonlinear_probes import fit_mlp_probe, knn_predictions
+from tests.conftest import make_dataset
+from tests.helpers.taught import taught
+from tests.methods.erasers.test_cover import CLASSES, planted
 
 QUICK = {"attacks": ["linear", "norm", "knn-l2"], "draws": 1, "shots": [1], "progress": False}
 
@@ -234,7 +234,7 @@ def test_streams_and_loaders_are_covered_as_data_sets_are(vit, processor, forget
 
 
 def test_inputs_that_are_no_pictures_are_shared_by_logits(vit, processor, forget, monkeypatch):
-    from hf_kd import passes
+    from hf_kd.features import reader as passes
 
     monkeypatch.setattr(passes, "VIEWS", {})
     erased = ErasedModel.from_model(taught(vit, processor), processor).erase(forget, method="cover", progress=False)

@@ -10,9 +10,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from hf_kd import ESC, ESCT, ErasedModel, SecondMoment
-from hf_kd.data import LabelMismatchError, UnreadableImageError
-
-from ..conftest import make_dataset, picture, randomise
+from hf_kd.data.images import UnreadableImageError
+from hf_kd.data.labels import LabelMismatchError
+from tests.conftest import make_dataset, picture, randomise
 
 
 def logits_of(model, pixels):

@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_kd import ErasedModel
-
-from ..conftest import make_dataset
-from .test_erase import logits_of
+from tests.conftest import make_dataset
+from tests.model.test_erase import logits_of
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_trainer_trains_saves_and_reloads_behind_the_eraser(erased, processor, p
 
 
 def test_training_mode_warns_that_training_can_restore(erased, capfd, monkeypatch):
-    from hf_kd import modeling
+    from hf_kd.model import erased_model as modeling
 
     said = []
     monkeypatch.setattr(modeling.logger, "warning_once", said.append)

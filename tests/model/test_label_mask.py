@@ -11,12 +11,12 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, pipeline
 
-from hf_kd import ESC, ErasedModel, masking
-from hf_kd.erasers import CoverMap
-from hf_kd.taps.site import NEVER
-
-from ..conftest import NAMES, make_dataset, picture
-from ..hub.taught import taught
+from hf_kd import ESC, ErasedModel
+from hf_kd.features.taps.site import NEVER
+from hf_kd.methods.erasers.cover import CoverMap
+from hf_kd.model import label_mask as masking
+from tests.conftest import NAMES, make_dataset, picture
+from tests.helpers.taught import taught
 
 QUICK = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1], "progress": False}
 KEPT = [0, 1, 3, 4]

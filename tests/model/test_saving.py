@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, pipeline
 
 from hf_kd import ErasedModel
-from hf_kd.configuration import ErasedConfig
-
-from ..conftest import picture
-from .test_erase import logits_of
+from hf_kd.model.configuration import ErasedConfig
+from tests.conftest import picture
+from tests.model.test_erase import logits_of
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from hf_kd import ErasedModel, train_original, unlearn
-from hf_kd.measuring import predictions, read_features
-from hf_kd.originals import PRETRAINED, RECIPES, with_labels
-from hf_kd.unlearning import Retrain
-
-from ..conftest import NAMES, labelled, make_dataset, randomise
+from hf_kd.features.heads import predictions, read_features
+from hf_kd.methods.unlearning.retrain import Retrain
+from hf_kd.model.train import PRETRAINED, RECIPES, with_labels
+from tests.conftest import NAMES, labelled, make_dataset, randomise
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"epochs": 2, "batch_size": 16, "lr": 0.05, "progress": False, "augment": "none"}
@@ -182,7 +181,7 @@ def test_the_allcnn_of_the_paper(allcnn, tmp_path):
 
 
 def test_every_ready_config_is_accepted():
-    from hf_kd.bench import read_config
+    from hf_kd.bench.config import read_config
 
     files = sorted((ROOT / "benchmarks" / "paper").glob("*.yaml"))
     assert len(files) >= 8

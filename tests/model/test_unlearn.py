@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
-from hf_kd.changing import fresh_model, make_task
-from hf_kd.data import describe_forget_set
+from hf_kd.data.image_source import describe_forget_set
 from hf_kd.data.samples import Samples
-from hf_kd.erasing import PassSettings, preprocessor_of
-from hf_kd.unlearning import Task, make_unlearning_method
-from hf_kd.unlearning.random_label import union
-
-from .. import zoo
-from ..conftest import make_dataset
-from .test_contract import METHODS, TRAINED, options
+from hf_kd.methods.unlearning.base import make_unlearning_method
+from hf_kd.methods.unlearning.random_label import union
+from hf_kd.methods.unlearning.task import Task
+from hf_kd.model.erase import PassSettings, preprocessor_of
+from hf_kd.model.unlearn import fresh_model, make_task
+from tests.conftest import make_dataset
+from tests.helpers import zoo
+from tests.methods.unlearning.test_contract import METHODS, TRAINED, options
 
 TEACHER = "DeiTForImageClassificationWithTeacher"
 
@@ -269,7 +269,7 @@ def test_less_than_a_sample_for_each_process_is_refused(name, task):
 
 def test_augmentation_is_optional_for_inputs_that_are_no_images(task):
     """The way out that the refusal names has to be one."""
-    from hf_kd.unlearning.retrain import augmented
+    from hf_kd.methods.unlearning.retrain import augmented
 
     patches = {"pixel_values": torch.randn(2, 16, 192)}
     with pytest.raises(ValueError, match="augment='none'"):

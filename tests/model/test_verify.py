@@ -10,13 +10,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
-from hf_kd.audit import RetentionReport
-from hf_kd.cli import app
+from hf_kd.audit.report import RetentionReport
+from hf_kd.cli import _app as app
 from hf_kd.hub.receipt import RECEIPT, read_receipt, weights_digest
-from hf_kd.verifying import verify
-
-from ..conftest import make_dataset
-from .taught import taught
+from hf_kd.model.verify import verify
+from tests.conftest import make_dataset
+from tests.helpers.taught import taught
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
 
@@ -246,7 +245,7 @@ def test_the_commands(folder, forget, tmp_path):
 
 
 def test_a_card_that_fails_costs_nothing(model, processor, forget, tmp_path, monkeypatch, caplog):
-    from hf_kd import documenting
+    from hf_kd.hub import document as documenting
 
     def broken(*arguments):
         raise ValueError("no card today")

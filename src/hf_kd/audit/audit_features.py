@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 
-from . import answers as heads
-from . import behaviour, sections
-from .attack_data import AuditData
-from .attacks import attack_names
-from .identity_scores import identities as identity_section
-from .membership_scores import membership
-from .preparation import ArrayLike, as_features, as_labels
-from .probes import count_shared_rows
-from .reading import Reading, mean_reading, read, unseen_data
+from hf_kd.audit.sections.identities import identities as identity_section
+from hf_kd.audit.sections.membership import membership
+from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels
+from hf_kd.metrics.attack_data import AuditData
+from hf_kd.metrics.attacks import attack_names
+from hf_kd.metrics.linear_probe import count_shared_rows
+
+from .measurement import Reading, mean_reading, read, unseen_data
 from .report import SECTIONS, RetentionReport, Section
+from .sections import features as behaviour
+from .sections import head as heads
+from .sections import retention as sections
 
 VERSIONS = ("original", "erased", "before_projection")
 

@@ -15,21 +15,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .audit import RetentionReport, audit_features
-from .audit.attacks import attack_names, views_needed
-from .audit.behaviour import FitClass
-from .audit.change import weight_distance, weights
-from .audit.layers import layers
-from .audit.report import Section
-from .configuration import changes
-from .data import VIEWS, resolve_forget_labels
-from .erasers import Eraser, SecondMoment, available_methods, make_method
-from .erasing import PassSettings
-from .looking import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
-from .measuring import ReadFeatures, erased, logits, model_has_head, read_features, untrained_logits
+from hf_kd.audit.sections.features import FitClass
+from hf_kd.audit.sections.layers import layers
+from hf_kd.audit.sections.weights import weight_distance, weights
+from hf_kd.data.labels import resolve_forget_labels
+from hf_kd.data.views import VIEWS
+from hf_kd.features.heads import ReadFeatures, erased, logits, model_has_head, read_features, untrained_logits
+from hf_kd.methods.erasers.base import Eraser, available_methods, make_method
+from hf_kd.methods.erasers.moments import SecondMoment
+from hf_kd.metrics.attacks import attack_names, views_needed
+from hf_kd.model.configuration import changes
+from hf_kd.model.erase import PassSettings
+
+from .audit_features import audit_features
+from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
+from .report import RetentionReport, Section
 
 if TYPE_CHECKING:
-    from .modeling import ErasedModel
+    from hf_kd.model.erased_model import ErasedModel
 
 logger = logging.getLogger(__name__)
 

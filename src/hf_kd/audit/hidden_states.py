@@ -15,26 +15,17 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from .audit.grad_cam import ClassMaps, class_map, panel
-from .data import gather_rows
-from .erasing import PassSettings, probe_batch
-from .measuring import batches_of, model_has_head
-from .taps import (
-    as_map,
-    drop_caches,
-    evaluating,
-    find_blocks,
-    head_function,
-    hidden_state,
-    image_inputs,
-    main_input,
-    pooled,
-    run,
-)
-from .taps.site import masked_logits
+from hf_kd.features.forward import gather_rows
+from hf_kd.features.heads import batches_of, model_has_head
+from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state, pooled
+from hf_kd.features.taps.inputs import image_inputs, main_input, run
+from hf_kd.features.taps.site import drop_caches, evaluating, head_function, masked_logits
+from hf_kd.model.erase import PassSettings, probe_batch
+
+from .class_maps import ClassMaps, class_map, panel
 
 if TYPE_CHECKING:
-    from .modeling import ErasedModel
+    from hf_kd.model.erased_model import ErasedModel
 
 MOST_ROWS = {"train": 4_000, "test": 2_000}
 """Samples of each split that the layer profile reads at most."""
@@ -117,7 +108,7 @@ def grad_cam(
     reading: as in `audit`. Raises ValueError without a head, without such images, without a map or where the model does not
     take images as pixels, and ImportError without matplotlib.
     """
-    from .auditing import forgotten_labels
+    from .audit_model import forgotten_labels
 
     if not model_has_head(model):
         raise ValueError(

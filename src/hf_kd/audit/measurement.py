@@ -14,18 +14,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .attack_data import AttackResult, AuditData
-from .attacks import ATTACKS
-from .label_efficiency import (
+from hf_kd.metrics._inputs import generator
+from hf_kd.metrics.attack_data import AttackResult, AuditData
+from hf_kd.metrics.attacks import ATTACKS
+from hf_kd.metrics.label_efficiency import (
     CodeLength,
     EfficiencyPoint,
     FewLabelAttack,
     LabelEfficiency,
     label_efficiency_of,
 )
-from .preparation import generator
-from .probes import Convergence, fit_paper_probe
-from .scores import ForgetRetainScores
+from hf_kd.metrics.linear_probe import Convergence, fit_paper_probe
+from hf_kd.metrics.scores import ForgetRetainScores
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from ..changing import unlearn
-from ..data import process_state
-from ..erasers import get_method
-from ..erasing import PassSettings
-from ..modeling import ErasedModel
+from hf_kd.features.forward import process_state
+from hf_kd.methods.erasers.base import get_method
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.erased_model import ErasedModel
+from hf_kd.model.unlearn import unlearn
+
 from .config import Experiment, Row
 from .protocols import Problem
 

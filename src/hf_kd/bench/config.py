@@ -23,9 +23,9 @@ from typing import Any
 
 import yaml
 
-from ..audit import ATTACKS
-from ..erasers import available_methods, get_method, make_method
-from ..unlearning import make_unlearning_method, unlearning_methods
+from hf_kd.methods.erasers.base import available_methods, get_method, make_method
+from hf_kd.methods.unlearning.base import make_unlearning_method, unlearning_methods
+from hf_kd.metrics.attacks import ATTACKS
 
 PROTOCOLS: dict[str, frozenset[str]] = {
     "class": frozenset({"forget"}),

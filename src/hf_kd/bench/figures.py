@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..audit.figures import STYLE
+from hf_kd.audit.figures import STYLE
+
 from .config import Experiment
 from .store import Store
 from .tables import Line, lines

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..audit import fit_linear_probe, fit_paper_probe, harmonic_mean, run_attacks
-from ..audit.attacks import views_needed
-from ..audit.change import weight_distance
-from ..audit.membership import loss_attack, member_rate
-from ..audit.similarity import linear_cka, uncentred_cosine
-from ..data import VIEWS
-from ..erasing import PassSettings
-from ..measuring import erased, logits, read_features
-from ..modeling import ErasedModel
+from hf_kd.audit.sections.weights import weight_distance
+from hf_kd.data.views import VIEWS
+from hf_kd.features.heads import erased, logits, read_features
+from hf_kd.metrics.attacks import run_attacks, views_needed
+from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
+from hf_kd.metrics.membership import loss_attack, member_rate
+from hf_kd.metrics.scores import harmonic_mean
+from hf_kd.metrics.similarity import linear_cka, uncentred_cosine
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.erased_model import ErasedModel
+
 from .config import Measures
 from .protocols import Problem
 

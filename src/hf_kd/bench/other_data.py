@@ -10,11 +10,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..audit import fit_linear_probe
-from ..data import describe_forget_set, load_source, resolve_forget_labels
-from ..erasing import PassSettings
-from ..measuring import erased, read_features
-from ..modeling import ErasedModel
+from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.labels import resolve_forget_labels
+from hf_kd.data.load import load_source
+from hf_kd.features.heads import erased, read_features
+from hf_kd.metrics.linear_probe import fit_linear_probe
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.erased_model import ErasedModel
+
 from .config import Measures
 from .measure import Features, joined, read_quantities
 from .protocols import Problem, limited

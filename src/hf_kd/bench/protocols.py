@@ -18,7 +18,10 @@ from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
 from torch import Tensor
 
-from ..data import describe_forget_set, load_source, resolve_forget_labels
+from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.labels import resolve_forget_labels
+from hf_kd.data.load import load_source
+
 from .config import Experiment
 
 

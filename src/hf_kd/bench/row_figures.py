@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
-from ..audit.attack_data import AuditData
-from ..audit.behaviour import plot_numbers, plot_samples
-from ..audit.figures import STYLE, class_means, tsne
-from ..audit.grad_cam import panel
-from ..data import process_state
-from ..erasing import PassSettings
-from ..looking import class_maps
-from ..measuring import batches_of, erased
-from ..modeling import ErasedModel
+from hf_kd.audit.class_maps import panel
+from hf_kd.audit.figures import STYLE, class_means, tsne
+from hf_kd.audit.hidden_states import class_maps
+from hf_kd.audit.sections.features import plot_numbers, plot_samples
+from hf_kd.features.forward import process_state
+from hf_kd.features.heads import batches_of, erased
+from hf_kd.metrics.attack_data import AuditData
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.erased_model import ErasedModel
+
 from .figures import shown_name
 from .measure import Features, joined
 from .protocols import Problem

@@ -17,18 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..configuration import versions
-from ..data import LabelMapping, gather_rows, match_labels, process_state
-from ..erasing import PassSettings
-from ..measuring import model_has_head
-from ..modeling import ErasedModel
+from hf_kd.data.labels import LabelMapping, match_labels
+from hf_kd.features.forward import gather_rows, process_state
+from hf_kd.features.heads import model_has_head
+from hf_kd.model.configuration import versions
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.erased_model import ErasedModel
+
+from .build import make, records_of
 from .config import PLAIN_ROWS, Experiment, Row
-from .making import make, records_of
 from .measure import Features, measure, read_both
 from .memory import PeakMemory
-from .others import OtherData, never_seen, open_other, read_other, transfer
-from .panels import draw_panels, file_name
+from .other_data import OtherData, never_seen, open_other, read_other, transfer
 from .protocols import Problem, make_problem
+from .row_figures import draw_panels, file_name
 from .store import Store, cell_settings, key_of
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..audit import average_gap, mean_and_sd
+from hf_kd.metrics.scores import average_gap, mean_and_sd
+
 from .config import Experiment, Row
 from .store import Store, cell_settings, key_of
 

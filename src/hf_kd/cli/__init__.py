@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from . import audit, bench, card, demo, erase, inspect, publish, push, unlearn, verify  # noqa: F401  (each registers its command)
-from .app import app
+from . import audit, bench, card, erase, inspect, publish, push, unlearn, verify  # noqa: F401  (each registers its command)
+from ._app import app
+from .demo import command as demo
 
 __all__ = ["app", "main"]
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..hub.wording import GETS_THROUGH
+from hf_kd.hub.wording import GETS_THROUGH
 
 
 def show_erasure(console: Console, result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import (
+from ._app import (
     BatchSizeOption,
     DeviceOption,
     ImageColumnOption,
@@ -83,7 +83,7 @@ def audit(
     with refusals():
         import_files(imports)
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
-        from .. import commands
+        from . import commands
 
         request = commands.Request(
             forget=tuple(forget or ()),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from .app import DeviceOption, ImportOption, app, console, import_files, refusals
+from ._app import DeviceOption, ImportOption, app, console, import_files, refusals
 
 
 @app.command()
@@ -38,8 +38,8 @@ def bench(
     """
     with refusals():
         import_files(imports)
-        from .. import bench as room
-        from ..data import process_state
+        from hf_kd import bench as room
+        from hf_kd.features.forward import process_state
 
         chosen = None if seeds is None else _numbers(seeds)
         found = room.read_config(config, limit, chosen)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import ImportOption, app, console, import_files, refusals
+from ._app import ImportOption, app, console, import_files, refusals
 
 
 @app.command()
@@ -26,7 +26,7 @@ def card(
     """Write model card, receipt, report and figures into FOLDER, as pushing would. Text of your own in README.md stays."""
     with refusals():
         import_files(imports)
-        from .. import commands
+        from . import commands
 
         written = commands.card(
             folder, report, repo_id=repo_id, datasets=dataset or (), show_class_names=show_class_names

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
-from .audit.scores import forget_retain_accuracy
-from .data import describe_forget_set, load_source, match_labels
-from .erasing import PassSettings
-from .measuring import model_has_head, predictions, read_features
-from .modeling import ErasedModel
+from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.labels import match_labels
+from hf_kd.data.load import load_source
+from hf_kd.features.heads import model_has_head, predictions, read_features
+from hf_kd.metrics.scores import forget_retain_accuracy
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.erased_model import ErasedModel
 
 
 def cover_in(data: Any, model: ErasedModel, settings: PassSettings) -> dict[str, Any]:

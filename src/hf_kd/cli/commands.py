@@ -12,29 +12,33 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from .audit import RetentionReport
-from .changing import unlearn as weights_changed
+from hf_kd.audit.hidden_states import grad_cam as draw_grad_cam
+from hf_kd.audit.report import RetentionReport
+from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.labels import match_labels, resolve_forget_labels
+from hf_kd.data.load import filter_by_labels, load_source
+from hf_kd.features.forward import process_state
+from hf_kd.features.heads import model_has_head
+from hf_kd.hub.document import CARD, REPORT, base_of, document
+from hf_kd.hub.publish import Pushed, base_license, publishable
+from hf_kd.hub.spaces import KNOWLEDGE_RETENTION
+from hf_kd.hub.spaces.build import demo_space, metric_space
+from hf_kd.hub.upload import Published, check_repo_id, prepare, upload
+from hf_kd.methods.erasers.base import Method, available_methods, make_method
+from hf_kd.methods.unlearning.base import make_unlearning_method
+from hf_kd.model.configuration import Erasure
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.erased_model import ErasedModel
+from hf_kd.model.label_mask import ERASED
+from hf_kd.model.loading import load_processor
+from hf_kd.model.saving import staged
+from hf_kd.model.train import PRETRAINED
+from hf_kd.model.train import train_original as train
+from hf_kd.model.unlearn import unlearn as weights_changed
+from hf_kd.model.verify import Verification
+from hf_kd.model.verify import verify as verify_source
+
 from .command_facts import cover_in, head_accuracy
-from .configuration import Erasure
-from .data import describe_forget_set, filter_by_labels, load_source, match_labels, process_state, resolve_forget_labels
-from .documenting import CARD, REPORT, base_of, document
-from .erasers import Method, available_methods, make_method
-from .erasing import PassSettings
-from .hub.push import Published, check_repo_id, prepare, upload
-from .hub.spaces import demo_space, metric_space
-from .loading import load_processor
-from .looking import grad_cam as draw_grad_cam
-from .masking import ERASED
-from .measuring import model_has_head
-from .metrics import KNOWLEDGE_RETENTION
-from .modeling import ErasedModel
-from .originals import PRETRAINED
-from .originals import train_original as train
-from .publishing import Pushed, base_license, publishable
-from .saving import staged
-from .unlearning import make_unlearning_method
-from .verifying import Verification
-from .verifying import verify as verify_source
 
 
 @dataclass(frozen=True)

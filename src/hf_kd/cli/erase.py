@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .app import (
+from ._app import (
     BatchSizeOption,
     DeviceOption,
     ImageColumnOption,
@@ -29,7 +29,7 @@ from .app import (
     name_and_value,
     refusals,
 )
-from .showing import show_erasure
+from ._tables import show_erasure
 
 ESC, TRAINED, COVER = "ESC", "ESC-T", "Cover erasure"
 RETAIN, MASKS = "Methods that read D_r", "Masked classes"
@@ -175,7 +175,7 @@ def erase(
         options |= dict(map(name_and_option, option or []))
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         label = {"erased_label": None} if drop_label else given(erased_label=erased_label)
-        from .. import commands
+        from . import commands
 
         result = commands.erase(
             model,

@@ -8,22 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ..configuration import changes
-from .app import (
-    ImportOption,
-    JsonOption,
-    ModelArgument,
-    RevisionOption,
-    app,
-    console,
-    given,
-    import_files,
-    refusals,
-)
-from .showing import show_masks, show_record
+from hf_kd.model.configuration import changes
+
+from ._app import ImportOption, JsonOption, ModelArgument, RevisionOption, app, console, given, import_files, refusals
+from ._tables import show_masks, show_record
 
 if TYPE_CHECKING:
-    from ..modeling import ErasedModel
+    from hf_kd.model.erased_model import ErasedModel
 
 
 @app.command()
@@ -37,7 +28,7 @@ def inspect(
     """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased."""
     with refusals():
         import_files(imports)
-        from ..modeling import ErasedModel
+        from hf_kd.model.erased_model import ErasedModel
 
         loaded = ErasedModel.from_pretrained(model, **given(tap=tap, revision=revision))
         loaded.find_taps()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .app import app, console, refusals
+from ._app import app, console, refusals
 
 PrivateOption = Annotated[bool | None, typer.Option("--private/--public", help="For a new Space.")]
 
@@ -18,7 +18,7 @@ def publish_metric(
 ) -> None:
     """Publish Knowledge Retention as a metric Space, for `evaluate.load("USER/NAME")`."""
     with refusals():
-        from .. import commands
+        from . import commands
 
         published = commands.publish_metric(repo_id, private)
     console.print(f'Published: {published.url}\nevaluate.load("{published.repo_id}") loads it.', highlight=False)
@@ -34,7 +34,7 @@ def publish_demo(
 ) -> None:
     """Publish a Space that shows the answers of an erased model beside those of its original."""
     with refusals():
-        from .. import commands
+        from . import commands
 
         published = commands.publish_demo(model_id, space, private)
     console.print(f"Published: {published.url}", highlight=False)

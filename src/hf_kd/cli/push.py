@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .app import ImportOption, JsonOption, RevisionOption, app, console, import_files, refusals
+from ._app import ImportOption, JsonOption, RevisionOption, app, console, import_files, refusals
 
 
 @app.command()
@@ -39,7 +39,7 @@ def push(
     """
     with refusals():
         import_files(imports)
-        from .. import commands
+        from . import commands
 
         result = commands.push(
             folder,

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from ..originals import PRETRAINED, RECIPES
-from .app import (
+from hf_kd.model.train import PRETRAINED, RECIPES
+
+from ._app import (
     DeviceOption,
     ImageColumnOption,
     ImportOption,
@@ -27,7 +28,7 @@ from .app import (
     name_and_value,
     refusals,
 )
-from .showing import show_accuracy
+from ._tables import show_accuracy
 
 OptionsOption = Annotated[
     list[str] | None, typer.Option("--option", help="NAME=VALUE of the method, such as epochs=2; may be repeated.")
@@ -68,7 +69,7 @@ def unlearn(
         import_files(imports)
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         options = dict(name_and_value(text, "--option") for text in option or [])
-        from .. import commands
+        from . import commands
 
         request = commands.Request(
             output=output,
@@ -113,8 +114,8 @@ def methods(
     """
     from rich.table import Table
 
-    from ..erasers import available_methods, get_method
-    from ..unlearning import unlearning_methods
+    from hf_kd.methods.erasers.base import available_methods, get_method
+    from hf_kd.methods.unlearning.base import unlearning_methods
 
     if name is not None:
         with refusals():
@@ -182,7 +183,7 @@ def train_original(
         import_files(imports)
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         options = dict(name_and_value(text, "--option") for text in option or [])
-        from .. import commands
+        from . import commands
 
         request = commands.Request(
             output=output,

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .app import (
+from ._app import (
     ImageColumnOption,
     ImportOption,
     JsonOption,
@@ -43,7 +43,7 @@ def verify(
     """Check an erased model against its receipt; with --dataset, carry the erasure out again. Exit code 1: it differs."""
     with refusals():
         import_files(imports)
-        from .. import commands
+        from . import commands
 
         request = commands.Request(
             forget=tuple(forget or ()),

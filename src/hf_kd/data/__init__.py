@@ -3,10 +3,10 @@
 `sources` opens what a command line can name, `forget_set` finds images and labels in it, `images` and `preprocess` make
 model inputs of them (`resize` holds the exact fast path), `loader` makes batches, `samples` reads them in any order,
 `views` shows them again, `labels` tells the data set's classes in the model's terms, and `features` runs the model. Knows
-`hf_kd.taps` and no other room.
+`hf_kd.features.taps` and no other room.
 """
 
-from .features import (
+from hf_kd.features.forward import (
     FeatureStore,
     feature_pass,
     gather_rows,
@@ -14,12 +14,13 @@ from .features import (
     process_state,
     sum_over_processes,
 )
-from .forget_set import ForgetSet, describe_forget_set
+
+from .image_source import ForgetSet, describe_forget_set
 from .images import UnreadableImageError, to_rgb
 from .labels import LabelMapping, LabelMismatchError, match_labels, resolve_forget_labels
+from .load import filter_by_labels, load_source
 from .loader import make_loader
 from .preprocess import ImagePreprocessor
-from .sources import filter_by_labels, load_source
 from .views import VIEWS, seen_as
 
 __all__ = [

@@ -16,7 +16,7 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from .forget_set import LABEL_KEYS, ForgetSet
+from .image_source import LABEL_KEYS, ForgetSet
 from .images import UnreadableImageError, to_rgb
 from .preprocess import ImagePreprocessor
 

@@ -32,7 +32,7 @@ from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import ChannelDimension
 
-from .resize import WORTH_PROVING, equal_to_pillow, resize_batch
+from ._fast_preprocess import WORTH_PROVING, equal_to_pillow, resize_batch
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .forget_set import ForgetSet
+from .image_source import ForgetSet
 from .loader import BatchLoader, Collate, RowDataset, make_loader
 from .preprocess import ImagePreprocessor
 

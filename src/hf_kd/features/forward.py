@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..taps import TapSite, evaluating, record, run
+from hf_kd.features.taps.inputs import run
+from hf_kd.features.taps.site import TapSite, evaluating, record
 
 MIXED_PRECISION = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -14,21 +14,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .data import (
-    FeatureStore,
-    describe_forget_set,
-    feature_pass,
-    gather_rows,
-    make_loader,
-    match_labels,
-    process_state,
-    seen_as,
-)
-from .erasing import PassSettings, preprocessor_of
-from .taps import head_function, main_input, run
+from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.labels import match_labels
+from hf_kd.data.loader import make_loader
+from hf_kd.data.views import seen_as
+from hf_kd.features.taps.inputs import main_input, run
+from hf_kd.features.taps.site import head_function
+from hf_kd.model.erase import PassSettings, preprocessor_of
+
+from .forward import FeatureStore, feature_pass, gather_rows, process_state
 
 if TYPE_CHECKING:
-    from .modeling import ErasedModel
+    from hf_kd.model.erased_model import ErasedModel
 
 
 @dataclass(frozen=True)

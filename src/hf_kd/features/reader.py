@@ -13,28 +13,18 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .data import (
-    VIEWS,
-    FeatureStore,
-    ForgetSet,
-    ImagePreprocessor,
-    LabelMapping,
-    LabelMismatchError,
-    describe_forget_set,
-    feature_pass,
-    gather_rows,
-    make_loader,
-    match_labels,
-    process_state,
-    seen_as,
-    sum_over_processes,
-)
-from .data.loader import LoaderShare
-from .erasers import RetainMoments
-from .taps import main_input
+from hf_kd.data.image_source import ForgetSet, describe_forget_set
+from hf_kd.data.labels import LabelMapping, LabelMismatchError, match_labels
+from hf_kd.data.loader import LoaderShare, make_loader
+from hf_kd.data.preprocess import ImagePreprocessor
+from hf_kd.data.views import VIEWS, seen_as
+from hf_kd.features.taps.inputs import main_input
+from hf_kd.methods.erasers.moments import RetainMoments
+
+from .forward import FeatureStore, feature_pass, gather_rows, process_state, sum_over_processes
 
 if TYPE_CHECKING:
-    from .modeling import ErasedModel
+    from hf_kd.model.erased_model import ErasedModel
 
 logger = logging.get_logger(__name__)
 

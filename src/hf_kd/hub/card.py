@@ -15,8 +15,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 
-from ..audit.render import number
-from ..audit.report import RetentionReport
+from hf_kd.audit.render import number
+from hf_kd.audit.report import RetentionReport
+
 from .text import is_repo_id, plain
 from .wording import Request, classes_of, cover_limits, methods_text, request_line
 
@@ -97,12 +98,8 @@ def render(values: CardValues, existing: str | None = None) -> str:
 
 
 def template() -> str:
-    """The text of `model_card_template.md`: beside this file in an installed package, at the top of a checkout."""
-    places = (Path(__file__).with_name(TEMPLATE), Path(__file__).parents[3] / TEMPLATE)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"{TEMPLATE} is missing from this installation of hf_kd; install it again.")
-    return found.read_text(encoding="utf-8")
+    """The text of `model_card_template.md`, which lies beside this file."""
+    return Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8")
 
 
 # Metadata

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 from yaml import YAMLError
 
-from .audit.report import RetentionReport
-from .configuration import Change, Erasure, changes, versions
-from .hub.card import BEGIN, END, CardValues, Request, render
-from .hub.receipt import RECEIPT, commands, receipt, tensors_digest, write_receipt
-from .measuring import model_has_head
-from .unlearning import unlearning_methods
+from hf_kd.audit.report import RetentionReport
+from hf_kd.features.heads import model_has_head
+from hf_kd.methods.unlearning.base import unlearning_methods
+from hf_kd.model.configuration import Change, Erasure, changes, versions
+
+from .card import BEGIN, END, CardValues, Request, render
+from .receipt import RECEIPT, commands, receipt, tensors_digest, write_receipt
 
 if TYPE_CHECKING:
-    from .modeling import ErasedModel
+    from hf_kd.model.erased_model import ErasedModel
 
 logger = logging.getLogger(__name__)
 

@@ -18,16 +18,18 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 from torch import Tensor
 
-from .audit.report import RetentionReport
-from .configuration import changes
-from .documenting import CARD, REPORT, base_of, document, records_of
-from .erasing import probe_batch
-from .hub.push import Published, fetch_text, prepare, upload
-from .saving import WEIGHT_PATTERNS
-from .taps import evaluating, record, run
+from hf_kd.audit.report import RetentionReport
+from hf_kd.features.taps.inputs import run
+from hf_kd.features.taps.site import evaluating, record
+from hf_kd.model.configuration import changes
+from hf_kd.model.erase import probe_batch
+from hf_kd.model.saving import WEIGHT_PATTERNS
+
+from .document import CARD, REPORT, base_of, document, records_of
+from .upload import Published, fetch_text, prepare, upload
 
 if TYPE_CHECKING:
-    from .modeling import ErasedModel
+    from hf_kd.model.erased_model import ErasedModel
 
 
 OF_AN_EARLIER_PUSH = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json", REPORT, "figures/*.png")
@@ -72,7 +74,7 @@ def push(
     show_class_names: name the forgotten classes in card, report and figures. datasets: Hub ids, for the card.
 
     A person's text in the repository's README is kept. Raises ValueError when nothing was erased or for a malformed id,
-    `hf_kd.hub.push.PushError` (an OSError) when the upload failed and left the repository as it was, and NotVerified (an
+    `hf_kd.hub.upload.PushError` (an OSError) when the upload failed and left the repository as it was, and NotVerified (an
     OSError) when it happened and what loads back is not this model, or nothing loads back.
     """
     if not publishable(model):

@@ -1,11 +1,62 @@
-"""Metric modules for `evaluate`: each folder here is loadable by its path, offline, and is what a metric Space holds.
+"""Numbers from arrays: what features [n, d] and answers [n, C] reveal about forgotten classes. Knows no model and no data set.
 
-`evaluate` is an optional extra (`pip install hf-kd[evaluate]`) and is not imported here.
+`scores` are the paper's accuracies, `linear_probe` and `knowledge_retention` measure KR, `attacks` try to get the forgotten
+classes back, `label_efficiency` tells knowing from learning anew by how few labels an attacker needs, `membership` asks who
+was in the training data, `identities` who is on a picture, `similarity` how far features moved.
 """
 
-from __future__ import annotations
+from .attack_data import AttackResult, AuditData
+from .attacks import ATTACKS, Attack, StrongestAttacks, run_attacks, strongest
+from .label_efficiency import LabelEfficiency, RelativeArea, label_efficiency, relative_area
+from .linear_probe import (
+    Convergence,
+    KnowledgeRetention,
+    LinearProbe,
+    fit_linear_probe,
+    fit_paper_probe,
+    knowledge_retention,
+)
+from .repetition import RepeatedVectors, repeated_vectors, share_changed
+from .scores import (
+    ForgetRetainScores,
+    average_gap,
+    harmonic_mean,
+    mean_and_sd,
+    nearest_retained_classes,
+    normalised_retention,
+    per_class_accuracy,
+    recovery_ratio,
+    scores_over_seeds,
+)
 
-from pathlib import Path
-
-KNOWLEDGE_RETENTION = str(Path(__file__).parent / "knowledge_retention")
-"""For `evaluate.load(KNOWLEDGE_RETENTION)`."""
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "AttackResult",
+    "AuditData",
+    "Convergence",
+    "ForgetRetainScores",
+    "KnowledgeRetention",
+    "LabelEfficiency",
+    "LinearProbe",
+    "RelativeArea",
+    "RepeatedVectors",
+    "StrongestAttacks",
+    "average_gap",
+    "fit_linear_probe",
+    "fit_paper_probe",
+    "harmonic_mean",
+    "knowledge_retention",
+    "label_efficiency",
+    "mean_and_sd",
+    "nearest_retained_classes",
+    "normalised_retention",
+    "per_class_accuracy",
+    "recovery_ratio",
+    "relative_area",
+    "repeated_vectors",
+    "run_attacks",
+    "scores_over_seeds",
+    "share_changed",
+    "strongest",
+]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .preparation import ArrayLike, as_labels
+from ._inputs import ArrayLike, as_labels
 
 CHUNK = 4096
 """Rows promoted to float64 at a time: bounds the memory of every pass to CHUNK x columns."""

@@ -10,9 +10,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from .nonlinear import MLPProbe, fit_mlp_probe
-from .preparation import ArrayLike, FeatureScale, as_features, as_forget_labels, is_in, principal_scales
-from .probes import LinearProbe, checked_splits, fit_linear_probe
+from ._inputs import ArrayLike, FeatureScale, as_features, as_forget_labels, is_in, principal_scales
+from .linear_probe import LinearProbe, checked_splits, fit_linear_probe
+from .nonlinear_probes import MLPProbe, fit_mlp_probe
 
 
 @dataclass(frozen=True)

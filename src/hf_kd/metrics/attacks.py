@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_curve
 
+from ._inputs import ArrayLike, generator, stratified_subset
 from .attack_data import AttackResult, AuditData, area_under_roc, result_from_flags, result_from_shares
-from .nonlinear import fit_mlp_probe, fit_rbf_probe, knn_predictions, prototype_predictions, tie_shares
-from .preparation import ArrayLike, generator, stratified_subset
-from .probes import fit_linear_probe
+from .linear_probe import fit_linear_probe
+from .nonlinear_probes import fit_mlp_probe, fit_rbf_probe, knn_predictions, prototype_predictions, tie_shares
 
 
 def linear(data: AuditData, seed: int = 0) -> AttackResult:

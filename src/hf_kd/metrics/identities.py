@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import acceptance, check_rate, percent_accepted, threshold_at, unit_rows
-from .preparation import ArrayLike, as_features, as_labels
+from ._arrays import acceptance, check_rate, percent_accepted, threshold_at, unit_rows
+from ._inputs import ArrayLike, as_features, as_labels
 
 SIMILARITIES = ("cosine", "centred")
 

@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ._inputs import ArrayLike, generator, is_in
 from .attack_data import AuditData, result_from_shares
-from .nonlinear import prototype_draws, tie_shares
-from .preparation import ArrayLike, generator, is_in
-from .probes import SAMPLES_PER_DIRECTION, fit_linear_probe
+from .linear_probe import SAMPLES_PER_DIRECTION, fit_linear_probe
+from .nonlinear_probes import prototype_draws, tie_shares
 from .scores import mean_and_sd
 
 UNIFORM_SHARE = 0.01

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .preparation import (
+from ._inputs import (
     ArrayLike,
     FeatureScale,
     as_features,
@@ -27,8 +27,8 @@ from .preparation import (
     principal_scales,
     stratified_subset,
 )
+from ._lbfgs import Solution, solve_multinomial
 from .scores import ForgetRetainScores, forget_mask
-from .solver import Solution, solve_multinomial
 
 SAMPLES_PER_DIRECTION = 10
 """Below this many training samples per feature direction, whitening starts to cost the probe accuracy."""

@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.svm import SVC
 from torch import Tensor
 
-from .arrays import (
+from ._arrays import (
     CHUNK,
     LOG_FLOOR,
     aligned_chunks,
@@ -34,7 +34,7 @@ from .arrays import (
     check_rate,
     percent_accepted,
 )
-from .preparation import ArrayLike
+from ._inputs import ArrayLike
 
 EFFICACY_STATISTICS = ("confidence", "correctness", "entropy", "modified_entropy", "probabilities")
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import LOG_FLOOR, as_classes, as_logits
+from ._arrays import LOG_FLOOR, as_classes, as_logits
+from ._inputs import ArrayLike
 from .membership import Separation, separate, true_class_log_probabilities
-from .preparation import ArrayLike
 
 SHADOWS_FOR_OWN_VARIANCE = 16
 """With fewer shadow models a side, LiRA pools one variance over all images (Carlini et al. 2022)."""

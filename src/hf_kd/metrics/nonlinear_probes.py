@@ -18,15 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .preparation import (
-    ROWS_PER_CHUNK,
-    FeatureScale,
-    fit_standardisation,
-    generator,
-    principal_scales,
-    stratified_subset,
-)
-from .probes import SAMPLES_PER_DIRECTION, require_classes
+from ._inputs import ROWS_PER_CHUNK, FeatureScale, fit_standardisation, generator, principal_scales, stratified_subset
+from .linear_probe import SAMPLES_PER_DIRECTION, require_classes
 
 
 def tie_shares(scores: Tensor, tolerance: float = 0.0) -> Tensor:

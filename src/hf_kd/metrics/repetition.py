@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .nonlinear import distinct_rows
-from .preparation import ArrayLike, as_features
+from ._inputs import ArrayLike, as_features
+from .nonlinear_probes import distinct_rows
 
 
 def share_changed(original: ArrayLike, erased: ArrayLike, tolerance: float = 0.0) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .preparation import ArrayLike, as_forget_labels, as_labels, is_in
+from ._inputs import ArrayLike, as_forget_labels, as_labels, is_in
 
 
 def harmonic_mean(forget_accuracy: float, retain_accuracy: float) -> float:

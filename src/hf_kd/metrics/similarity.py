@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arrays import LOG_FLOOR, aligned_chunks, as_logits, same_shape, unit_rows
-from .preparation import ArrayLike, as_features
+from ._arrays import LOG_FLOOR, aligned_chunks, as_logits, same_shape, unit_rows
+from ._inputs import ArrayLike, as_features
 
 NEGLIGIBLE = 1e-12
 """Centred energy below this share of the total is rounding: float32 rows that are equal differ by about 1e-7."""

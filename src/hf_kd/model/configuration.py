@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from .taps import Tap
+from hf_kd.features.taps.places import Tap
 
 MODEL_TYPE = "hf_kd_erased"
 

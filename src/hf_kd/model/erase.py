@@ -18,21 +18,19 @@ from torch import Tensor
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.utils import logging
 
-from .configuration import Erasure, versions
-from .data import (
+from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.labels import LabelMapping
+from hf_kd.data.loader import make_loader
+from hf_kd.data.preprocess import ImagePreprocessor
+from hf_kd.features.forward import (
     FeatureStore,
-    ImagePreprocessor,
-    LabelMapping,
-    describe_forget_set,
     feature_pass,
     gather_rows,
-    make_loader,
     probe_from_batch,
     process_state,
     sum_over_processes,
 )
-from .erasers import Eraser, ForgetData, Method, SecondMoment, available_methods, make_method
-from .passes import (
+from hf_kd.features.reader import (
     ABSENT,
     PassSettings,
     forget_views,
@@ -41,11 +39,16 @@ from .passes import (
     preprocessor_of,
     retained_moments,
 )
-from .taps import head_function, main_input, probe_inputs
-from .unlearning import unlearning_methods
+from hf_kd.features.taps.inputs import main_input, probe_inputs
+from hf_kd.features.taps.site import head_function
+from hf_kd.methods.erasers.base import Eraser, ForgetData, Method, available_methods, make_method
+from hf_kd.methods.erasers.moments import SecondMoment
+from hf_kd.methods.unlearning.base import unlearning_methods
+
+from .configuration import Erasure, versions
 
 if TYPE_CHECKING:
-    from .modeling import ErasedModel
+    from .erased_model import ErasedModel
 
 logger = logging.get_logger(__name__)
 

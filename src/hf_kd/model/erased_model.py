@@ -16,17 +16,23 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
-from . import erasing, loading, masking
+from hf_kd.features.taps.find import TapSearch, find_taps
+from hf_kd.features.taps.inputs import run
+from hf_kd.features.taps.places import Tap, without_fields
+from hf_kd.features.taps.site import TapSite, drop_caches, evaluating, record
+from hf_kd.hub.document import document
+from hf_kd.methods.erasers.base import Method, build, describe
+
+from . import erase as erasing
+from . import label_mask as masking
+from . import loading
 from .configuration import MODEL_TYPE, ErasedConfig, Erasure, label_names
-from .documenting import document
-from .erasers import Method, build, describe
-from .folding import fold_site
+from .fold import fold_site
 from .saving import staged
-from .taps import Tap, TapSearch, TapSite, drop_caches, evaluating, find_taps, record, run, without_fields
 
 if TYPE_CHECKING:
-    from .audit import RetentionReport
-    from .publishing import Pushed
+    from hf_kd.audit.report import RetentionReport
+    from hf_kd.hub.publish import Pushed
 
 logger = logging.get_logger(__name__)
 
@@ -85,7 +91,7 @@ class ErasedModel(PreTrainedModel):
 
         model: any `PreTrainedModel` that takes images, or a `PeftModel` of one (its adapters are merged).
         processor: its image processor, or any callable on one RGB PIL image that returns a tensor [C, H, W] or a dict.
-        tap: where the pooled features pass, if the search should not decide; see `hf_kd.taps.find_taps`.
+        tap: where the pooled features pass, if the search should not decide; see `hf_kd.features.taps.find_taps`.
 
         Raises TypeError for anything else (an ErasedModel, a text model, a bare nn.Module), and ValueError for a model that
         stands inside another ErasedModel already.
@@ -284,9 +290,9 @@ class ErasedModel(PreTrainedModel):
     ) -> RetentionReport:
         """Measure what the features behind the erasers still reveal of the forgotten classes: one pass over each split.
 
-        All arguments and errors: see `hf_kd.auditing.audit`. By default the forgotten classes are those of the records.
+        All arguments and errors: see `hf_kd.audit.audit_model.audit`. By default the forgotten classes are those of the records.
         """
-        from .auditing import audit  # scikit-learn takes a second to import, and only audits need it
+        from hf_kd.audit.audit_model import audit  # scikit-learn takes a second to import, and only audits need it
 
         given = {"retain": retain, "reference_model": reference_model, "unseen": unseen}
         return audit(self, train, test, forget_labels, **given, attacks=attacks, seeds=seeds, **more)
@@ -388,8 +394,8 @@ class ErasedModel(PreTrainedModel):
                 document(self, folder, keep=save_directory)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
-        """Publish the model in one commit, load it back and compare bit for bit; see `hf_kd.publishing.push`."""
-        from .publishing import push  # loads and compares what it published, so it knows this class
+        """Publish the model in one commit, load it back and compare bit for bit; see `hf_kd.hub.publish.push`."""
+        from hf_kd.hub.publish import push  # loads and compares what it published, so it knows this class
 
         return push(self, repo_id, **options)
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .erasers import Eraser
-from .taps import NEVER, Tap, TapSite
-from .taps.site import plain_copy
+from hf_kd.features.taps.places import Tap
+from hf_kd.features.taps.site import NEVER, TapSite, plain_copy
+from hf_kd.methods.erasers.base import Eraser
 
 
 @torch.no_grad()

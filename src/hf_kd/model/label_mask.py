@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 if TYPE_CHECKING:
     from .configuration import Erasure
-    from .modeling import ErasedModel
+    from .erased_model import ErasedModel
 
 ERASED = "(erased)"
 

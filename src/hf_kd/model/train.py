@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .changing import make_task, student_of, unwrapped
+from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.labels import LabelMismatchError, match_labels
+from hf_kd.features.taps.inputs import main_input
+from hf_kd.methods.unlearning.retrain import Retrain
+
 from .configuration import versions
-from .data import LabelMismatchError, describe_forget_set, match_labels
-from .erasing import PassSettings
-from .modeling import ErasedModel
-from .taps import main_input
-from .unlearning import Retrain
+from .erase import PassSettings
+from .erased_model import ErasedModel
+from .unlearn import make_task, student_of, unwrapped
 
 logger = logging.getLogger(__name__)
 

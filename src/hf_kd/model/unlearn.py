@@ -16,16 +16,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import ImageProcessingMixin
 
+from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.labels import match_labels
+from hf_kd.data.loader import make_loader
+from hf_kd.data.samples import Samples
+from hf_kd.features.forward import probe_from_batch, process_state
+from hf_kd.features.taps.inputs import main_input
+from hf_kd.hub.receipt import tensors_digest
+from hf_kd.methods.erasers.base import available_methods
+from hf_kd.methods.unlearning.base import UnlearningMethod, make_unlearning_method
+from hf_kd.methods.unlearning.task import Task
+
 from .configuration import Change, versions
-from .data import describe_forget_set, match_labels, probe_from_batch, process_state
-from .data.loader import make_loader
-from .data.samples import Samples
-from .erasers import available_methods
-from .erasing import PassSettings, preprocessor_of
-from .hub.receipt import tensors_digest
-from .modeling import ErasedModel
-from .taps import main_input
-from .unlearning import Task, UnlearningMethod, make_unlearning_method
+from .erase import PassSettings, preprocessor_of
+from .erased_model import ErasedModel
 
 
 def unlearn(
@@ -180,7 +184,7 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
                 "weights first, or fold the eraser: model.fold()."
             )
         model, processor = model.inner, processor or model.processor
-    from .taps import drop_caches, sites_on
+    from hf_kd.features.taps.site import drop_caches, sites_on
 
     drop_caches(model)
     student = copy.deepcopy(model)

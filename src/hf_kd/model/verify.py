@@ -15,12 +15,12 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
+from hf_kd.hub.document import inner_digest
+from hf_kd.hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
+from hf_kd.methods.erasers.base import Composition, Eraser, Method, make_method
+
 from .configuration import Change, Erasure, changes
-from .documenting import inner_digest
-from .erasers import Eraser, Method, make_method
-from .erasers.base import Composition
-from .hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
-from .modeling import ErasedModel
+from .erased_model import ErasedModel
 
 SAME = 1e-4
 """Relative difference of two erasers up to which they count as the same erasure on other hardware or versions."""

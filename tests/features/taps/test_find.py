@@ -11,9 +11,11 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, V
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 from hf_kd import ErasedModel
-from hf_kd.taps import Place, Tap, TapNotFoundError, TapSite, find_taps, probe_inputs, record, run
-
-from . import zoo
+from hf_kd.features.taps.find import TapNotFoundError, find_taps
+from hf_kd.features.taps.inputs import probe_inputs, run
+from hf_kd.features.taps.places import Place, Tap
+from hf_kd.features.taps.site import TapSite, record
+from tests.helpers import zoo
 
 D, CLASSES = 12, 5
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hf_kd import SecondMoment
-from hf_kd.erasers import Cover, CoverMap, build, describe, make_method
-from hf_kd.taps.site import NEVER, HeadFunction
+from hf_kd.features.taps.site import NEVER, HeadFunction
+from hf_kd.methods.erasers.base import build, describe, make_method
+from hf_kd.methods.erasers.cover import Cover, CoverMap
 
 CLASSES, DIM = 8, 20
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hf_kd import ESC, SecondMoment
-from hf_kd.erasers import Composition, NormedProjection, Projection, build, describe, make_method, orthonormal_union
-
-from .test_moments import features
+from hf_kd.methods.erasers.base import Composition, build, describe, make_method
+from hf_kd.methods.erasers.esc import NormedProjection, Projection, orthonormal_union
+from tests.methods.erasers.test_moments import features
 
 
 @pytest.mark.parametrize(("n", "d", "k"), [(200, 32, 1), (200, 32, 5), (10, 32, 3)])

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from hf_kd import ESC, ESCT, SecondMoment
-from hf_kd.erasers import Composition, MaskedProjection, build, describe
+from hf_kd.methods.erasers.base import Composition, build, describe
+from hf_kd.methods.erasers.esc_t import MaskedProjection
 
 
 @pytest.fixture

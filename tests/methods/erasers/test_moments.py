@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_kd import SecondMoment
-from hf_kd.erasers import RetainMoments
+from hf_kd.methods.erasers.moments import RetainMoments
 
 
 def features(n: int, d: int, seed: int = 0) -> torch.Tensor:

@@ -7,19 +7,10 @@ import torch
 from torch import Tensor
 
 from hf_kd import ESC, SecondMoment
-from hf_kd.erasers import (
-    LEACE,
-    Composition,
-    MeanDifference,
-    MeanProjection,
-    ObliqueProjection,
-    Projection,
-    PrototypeOrthogonal,
-    RetainMoments,
-    build,
-    describe,
-    make_method,
-)
+from hf_kd.methods.erasers.base import Composition, build, describe, make_method
+from hf_kd.methods.erasers.esc import Projection
+from hf_kd.methods.erasers.moments import RetainMoments
+from hf_kd.methods.erasers.oblique import LEACE, MeanDifference, MeanProjection, ObliqueProjection, PrototypeOrthogonal
 
 D, CLASSES = 16, 5
 

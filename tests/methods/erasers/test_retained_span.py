@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from hf_kd import SecondMoment
-from hf_kd.erasers import KeptSpan, RetainedSpan, build, describe
-from hf_kd.taps.site import HeadFunction
-
-from .test_cover import CLASSES, DIM, of, planted
+from hf_kd.features.taps.site import HeadFunction
+from hf_kd.methods.erasers.base import build, describe
+from hf_kd.methods.erasers.retained_span import KeptSpan, RetainedSpan
+from tests.methods.erasers.test_cover import CLASSES, DIM, of, planted
 
 
 @pytest.fixture(scope="module")

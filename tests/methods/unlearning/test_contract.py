@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
-from hf_kd.unlearning import TrainedMethod, make_unlearning_method
+from hf_kd.methods.unlearning.base import make_unlearning_method
+from hf_kd.methods.unlearning.training import TrainedMethod
 from tests.conftest import make_dataset
 
 QUICK = {
@@ -159,10 +160,10 @@ def test_refusals_say_what_is_possible(vit, processor, forget, retain):
 
 
 def test_samples_that_do_not_fit_in_memory_give_the_same_batches(vit, processor, forget):
-    from hf_kd.changing import make_task
-    from hf_kd.data import describe_forget_set
+    from hf_kd.data.image_source import describe_forget_set
     from hf_kd.data.samples import Samples
-    from hf_kd.erasing import PassSettings, preprocessor_of
+    from hf_kd.model.erase import PassSettings, preprocessor_of
+    from hf_kd.model.unlearn import make_task
 
     model = ErasedModel.from_model(vit, processor)
     whole = make_task(model, forget, None, PassSettings()).forget

@@ -14,9 +14,8 @@ from datasets import load_from_disk
 from transformers import AutoModelForImageClassification
 
 from hf_kd import train_original, unlearn
-
-from ..conftest import make_dataset
-from ..test_distributed import launch
+from tests.conftest import make_dataset
+from tests.test_distributed import launch
 
 SCRIPT = """
 import json, sys
@@ -72,7 +71,7 @@ def together(tmp_path_factory):
     """The folder that two processes left, and what they said; of the 12 and 20 samples each gets half of every batch."""
     from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
-    from ..conftest import labelled, randomise
+    from tests.conftest import labelled, randomise
 
     folder = tmp_path_factory.mktemp("processes")
     config = labelled(ResNetConfig, embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1], layer_type="basic")

@@ -11,20 +11,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_kd import ErasedModel, unlearn
-from hf_kd.changing import fresh_model, make_task
-from hf_kd.erasing import PassSettings
-from hf_kd.unlearning import make_unlearning_method
-from hf_kd.unlearning.bad_teaching import BadTeaching
-from hf_kd.unlearning.boundary import nearest_labels, pixel_range
-from hf_kd.unlearning.delete import without_classes
-from hf_kd.unlearning.fisher import fisher_information
-from hf_kd.unlearning.kodge import LayerInputs, editable, projection_of
-from hf_kd.unlearning.lau import attacked
-from hf_kd.unlearning.random_label import random_labels, relabelled, union
-from hf_kd.unlearning.retrain import augmented
-from hf_kd.unlearning.salun import saliency_mask
-from hf_kd.unlearning.ssd import dampening, importances
-from hf_kd.unlearning.task import parameters_from, soft_divergence
+from hf_kd.methods.unlearning.bad_teaching import BadTeaching
+from hf_kd.methods.unlearning.base import make_unlearning_method
+from hf_kd.methods.unlearning.boundary import nearest_labels, pixel_range
+from hf_kd.methods.unlearning.delete import without_classes
+from hf_kd.methods.unlearning.fisher import fisher_information
+from hf_kd.methods.unlearning.kodge import LayerInputs, editable, projection_of
+from hf_kd.methods.unlearning.lau import attacked
+from hf_kd.methods.unlearning.random_label import random_labels, relabelled, union
+from hf_kd.methods.unlearning.retrain import augmented
+from hf_kd.methods.unlearning.salun import saliency_mask
+from hf_kd.methods.unlearning.ssd import dampening, importances
+from hf_kd.methods.unlearning.task import parameters_from, soft_divergence
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.unlearn import fresh_model, make_task
 from tests.conftest import make_dataset, randomise
 
 
@@ -90,7 +90,7 @@ def test_fisher_information_is_of_single_samples_and_of_the_models_own_answer():
             return type("Output", (), {"logits": self.head(pixel_values)})
 
     from hf_kd.data.samples import Samples
-    from hf_kd.unlearning import Task
+    from hf_kd.methods.unlearning.task import Task
 
     samples = Samples(torch.zeros(5, dtype=torch.long), {"pixel_values": x})
     task = Task(Shell(), samples, samples, num_labels=4)

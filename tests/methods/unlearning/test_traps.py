@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_kd import ErasedModel
-from hf_kd.changing import fresh_model, make_task
-from hf_kd.erasing import PassSettings
-from hf_kd.unlearning import Descent, boundary, make_unlearning_method
-from hf_kd.unlearning.kodge import editable, projection_of
-from hf_kd.unlearning.task import NORMS, parameters_from
-
-from ..conftest import make_dataset, randomise
+from hf_kd.methods.unlearning import boundary
+from hf_kd.methods.unlearning.base import make_unlearning_method
+from hf_kd.methods.unlearning.kodge import editable, projection_of
+from hf_kd.methods.unlearning.task import NORMS, Descent, parameters_from
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.unlearn import fresh_model, make_task
+from tests.conftest import make_dataset, randomise
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_what_is_taught_is_never_the_own_label_nor_a_forgotten_class(resnet, pro
     seen, whole, logits = [], F.cross_entropy, task.logits
     monkeypatch.setattr(task, "logits", lambda inputs, *a: (seen.append(inputs["pixel_values"]), logits(inputs, *a))[1])
     monkeypatch.setattr(
-        "hf_kd.unlearning.salun.saliency_mask", lambda task, *a: [p == p for p in task.model.parameters()]
+        "hf_kd.methods.unlearning.salun.saliency_mask", lambda task, *a: [p == p for p in task.model.parameters()]
     )
     monkeypatch.setattr(F, "cross_entropy", spy)
     make_unlearning_method(name, epochs=3, batch_size=8).run(task)
@@ -198,7 +198,9 @@ def test_l1_penalty_is_the_sum_over_all_parameters_and_fades_by_epoch(task, monk
 
 def test_boundary_expand_keeps_the_rows_it_trained_and_teaches_the_shadow_class(task, monkeypatch):
     wide, put = [], boundary._put
-    monkeypatch.setattr("hf_kd.unlearning.boundary._put", lambda task, heads: (wide.append(heads), put(task, heads)))
+    monkeypatch.setattr(
+        "hf_kd.methods.unlearning.boundary._put", lambda task, heads: (wide.append(heads), put(task, heads))
+    )
     before = weights(task)
     labels, whole = [], F.cross_entropy
     monkeypatch.setattr(
@@ -240,7 +242,7 @@ def test_bad_teaching_sums_over_classes_and_gives_each_sample_its_teacher(task, 
 def test_ssd_compares_the_forget_set_with_all_of_the_data(task, monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        "hf_kd.unlearning.ssd.importances",
+        "hf_kd.methods.unlearning.ssd.importances",
         lambda task, samples, batch_size, free: (
             sizes.append((len(samples), batch_size)),
             [torch.full_like(p, 1.0 if len(samples) == 34 else 20.0) for p in task.model.parameters()],

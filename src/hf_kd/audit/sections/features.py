@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attack_data import AuditData
-from .change import class_mean_cosines
-from .nonlinear import distinct_rows
-from .repetition import repeated_vectors, share_changed
-from .report import PlotSamples, Score, Section
-from .similarity import linear_cka, uncentred_cosine
+from hf_kd.audit.report import PlotSamples, Score, Section
+from hf_kd.metrics.attack_data import AuditData
+from hf_kd.metrics.nonlinear_probes import distinct_rows
+from hf_kd.metrics.repetition import repeated_vectors, share_changed
+from hf_kd.metrics.similarity import linear_cka, uncentred_cosine
+
+from .weights import class_mean_cosines
 
 FitClass = Callable[[Tensor], Callable[[Tensor], Tensor] | None]
 """From features [n, d] of one class to the map that erases it; None where that cannot be fitted."""

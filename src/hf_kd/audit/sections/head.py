@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from .arrays import as_classes, as_logits
-from .attack_data import AuditData
-from .membership import member_rate
-from .preparation import ArrayLike
-from .report import Score, Section
-from .scores import ForgetRetainScores, average_gap, nearest_retained_classes, per_class_accuracy
-from .sections import RATES
-from .similarity import activation_distances, completeness, js_divergence, zrf, zrf_legacy
+from hf_kd.audit.report import Score, Section
+from hf_kd.metrics._arrays import as_classes, as_logits
+from hf_kd.metrics._inputs import ArrayLike
+from hf_kd.metrics.attack_data import AuditData
+from hf_kd.metrics.membership import member_rate
+from hf_kd.metrics.scores import ForgetRetainScores, average_gap, nearest_retained_classes, per_class_accuracy
+from hf_kd.metrics.similarity import activation_distances, completeness, js_divergence, zrf, zrf_legacy
+
+from .retention import RATES
 
 NEAREST = 5
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .answers import answer_score
-from .attack_data import AuditData
-from .identities import SIMILARITIES, open_set_identification, retrieval, verification
-from .preparation import generator
-from .report import Score, Section
+from hf_kd.audit.report import Score, Section
+from hf_kd.metrics._inputs import generator
+from hf_kd.metrics.attack_data import AuditData
+from hf_kd.metrics.identities import SIMILARITIES, open_set_identification, retrieval, verification
+
+from .head import answer_score
 
 MOST_QUERIES = 1_000
 MOST_ENROLLED = 5_000

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .preparation import ArrayLike, as_forget_labels, is_in
-from .probes import checked_splits, fit_linear_probe
-from .report import Score, Section
-from .scores import forget_retain_accuracy
+from hf_kd.audit.report import Score, Section
+from hf_kd.metrics._inputs import ArrayLike, as_forget_labels, is_in
+from hf_kd.metrics.linear_probe import checked_splits, fit_linear_probe
+from hf_kd.metrics.scores import forget_retain_accuracy
 
 PARTS = (("D_ft", "lower", "%", None), ("D_rt", "higher", "%", None), ("advantage", "lower", "points", 0.0))
 """Name, which way is forgetting, unit and chance of the scores of a layer."""

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from .answers import Answers, answer_score, part_of
-from .arrays import as_logits
-from .membership import LossAttack, loss_attack, member_rate, mia_efficacy
-from .membership_reference import rmia_attack
-from .preparation import ArrayLike
-from .report import Score, Section
+from hf_kd.audit.report import Score, Section
+from hf_kd.metrics._arrays import as_logits
+from hf_kd.metrics._inputs import ArrayLike
+from hf_kd.metrics.membership import LossAttack, loss_attack, member_rate, mia_efficacy
+from hf_kd.metrics.membership_reference import rmia_attack
+
+from .head import Answers, answer_score, part_of
 
 LEAST = 10
 """Images a side below which nothing is measured."""

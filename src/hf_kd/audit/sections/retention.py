@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .attack_data import AttackResult
-from .attacks import ATTACKS
-from .label_efficiency import RelativeArea, relative_area
-from .reading import Reading, mean
-from .report import Score, Section
-from .scores import ForgetRetainScores, mean_and_sd, normalised_retention, recovery_ratio
+from hf_kd.audit.measurement import Reading, mean
+from hf_kd.audit.report import Score, Section
+from hf_kd.metrics.attack_data import AttackResult
+from hf_kd.metrics.attacks import ATTACKS
+from hf_kd.metrics.label_efficiency import RelativeArea, relative_area
+from hf_kd.metrics.scores import ForgetRetainScores, mean_and_sd, normalised_retention, recovery_ratio
 
 RATES = {"D_ft": "lower", "D_rt": "higher", "D_f": "lower", "D_r": "higher", "HM_t": "higher", "HM": "higher"}
 """Score -> which way is forgetting; test before train, as what generalises counts."""

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import CHUNK, aligned_chunks, same_shape
-from .preparation import ArrayLike, as_features, as_labels
-from .report import Score, Section
+from hf_kd.audit.report import Score, Section
+from hf_kd.metrics._arrays import CHUNK, aligned_chunks, same_shape
+from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels
 
 
 @dataclass(frozen=True)

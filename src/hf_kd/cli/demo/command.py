@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .app import JsonOption, app, console, refusals
+from hf_kd.cli._app import JsonOption, app, console, refusals
 
 
 @app.command()
@@ -28,7 +28,7 @@ def demo(
         _open_page(model, None, port)
         return
     with refusals():
-        from ..demo import run_demo
+        from .run import run_demo
 
         result = run_demo(output, digit, say=(lambda text: None) if as_json else console.print)
     if as_json:
@@ -77,7 +77,7 @@ def demo(
 
 def _open_page(source: str, examples: Path | None, port: int | None) -> None:
     with refusals():
-        from ..demo_page import page
+        from hf_kd.hub.spaces.demo_page import page
 
         page(source, examples).launch(server_port=port, server_name="127.0.0.1")
 

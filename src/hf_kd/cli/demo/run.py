@@ -20,12 +20,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
-from .audit.probes import KnowledgeRetention, knowledge_retention
-from .audit.scores import ForgetRetainScores
-from .data import filter_by_labels
-from .erasing import PassSettings
-from .measuring import predictions, read_features
-from .modeling import ErasedModel
+from hf_kd.data.load import filter_by_labels
+from hf_kd.features.heads import predictions, read_features
+from hf_kd.metrics.linear_probe import KnowledgeRetention, knowledge_retention
+from hf_kd.metrics.scores import ForgetRetainScores
+from hf_kd.model.erase import PassSettings
+from hf_kd.model.erased_model import ErasedModel
 
 SIDE = 16
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -6,8 +6,8 @@ eraser act and a reader look; `blocks` finds what lies below.
 
 from .blocks import as_map, find_blocks, hidden_state, pooled
 from .find import TapNotFoundError, TapSearch, find_taps
+from .inputs import image_inputs, main_input, probe_inputs, run
 from .places import Place, Tap, without_fields
-from .probe import image_inputs, main_input, probe_inputs, run
 from .site import NEVER, TapSite, drop_caches, evaluating, head_function, record, sites_on
 
 __all__ = [

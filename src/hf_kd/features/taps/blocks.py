@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .find import answer_field
-from .probe import run
+from .inputs import run
 from .site import drop_caches, evaluating
 from .trace import fields
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .inputs import image_inputs, run
 from .places import Place, Tap
-from .probe import image_inputs, run
 from .site import TapSite, evaluating, place_value
 from .trace import Call, fields, is_affine, is_close, is_constant, is_equal, is_pooled, leaves, record_calls
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .probe import run
+from .inputs import run
 from .site import plain_copy
 
 

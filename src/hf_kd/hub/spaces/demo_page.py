@@ -14,11 +14,11 @@ import torch
 from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
-from .data import ImagePreprocessor
-from .hub.card import BEGIN
-from .hub.text import plain
-from .modeling import ErasedModel
-from .taps import run
+from hf_kd.data.preprocess import ImagePreprocessor
+from hf_kd.features.taps.inputs import run
+from hf_kd.hub.card import BEGIN
+from hf_kd.hub.text import plain
+from hf_kd.model.erased_model import ErasedModel
 
 if TYPE_CHECKING:
     import gradio

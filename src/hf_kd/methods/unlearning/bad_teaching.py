@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..data.samples import Batch
+from hf_kd.data.samples import Batch
+
 from .base import register
 from .random_label import relabelled, union
 from .task import Task, check_range, soft_divergence

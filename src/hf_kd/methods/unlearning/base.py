@@ -1,6 +1,6 @@
 """The contract of methods that change weights, and where they are found by name.
 
-Beside `hf_kd.erasers`: an eraser stands behind frozen weights, these methods train them. Each says what data it needs,
+Beside `hf_kd.methods.erasers`: an eraser stands behind frozen weights, these methods train them. Each says what data it needs,
 where its defaults come from, and in which mode BatchNorm is meanwhile; each is deterministic for a seed and stops at the
 last good weights when a loss is no longer finite.
 """
@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..data.samples import Samples
+from hf_kd.data.samples import Samples
+
 from .task import BN_MODES, Diverged, Task, check_range
 
 logger = logging.getLogger(__name__)

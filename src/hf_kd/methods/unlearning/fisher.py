@@ -13,7 +13,8 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor
 
-from ..data.samples import Samples
+from hf_kd.data.samples import Samples
+
 from .base import UnlearningMethod, register
 from .task import Task, check_range
 

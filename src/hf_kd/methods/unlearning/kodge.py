@@ -13,7 +13,8 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.samples import Samples
+from hf_kd.data.samples import Samples
+
 from .base import UnlearningMethod, register
 from .task import Task, check_range
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.samples import Samples
+from hf_kd.data.samples import Samples
+
 from .base import register
 from .task import Task
 from .training import TrainedMethod

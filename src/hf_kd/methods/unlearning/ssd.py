@@ -14,7 +14,8 @@ from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.samples import Samples
+from hf_kd.data.samples import Samples
+
 from .base import UnlearningMethod, register
 from .random_label import union
 from .task import Task, check_range

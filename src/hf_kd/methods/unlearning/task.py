@@ -17,9 +17,8 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data import process_state
-from ..data.features import MIXED_PRECISION
-from ..data.samples import Batch, Samples
+from hf_kd.data.samples import Batch, Samples
+from hf_kd.features.forward import MIXED_PRECISION, process_state
 
 BN_MODES = ("eval", "freeze", "train")
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.samples import Batch, Samples
+from hf_kd.data.samples import Batch, Samples
+
 from .base import UnlearningMethod
 from .task import Descent, Task, batch_count, check_range
 

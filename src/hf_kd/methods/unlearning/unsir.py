@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.samples import Batch, Samples
+from hf_kd.data.samples import Batch, Samples
+
 from .base import register
 from .random_label import union
 from .retrain import image_name
