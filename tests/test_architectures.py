@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForImageClassification, logging
 from hf_kd import ErasedModel
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
-from hf_kd.features.taps.site import NEVER
+from hf_kd.features.taps.site import MASKED_LOGIT
 from tests.helpers import zoo
 
 K = 2
@@ -366,7 +366,7 @@ def test_cover_keeps_the_contract(name, tmp_path):
         acted |= bool(hit.any())
     assert acted
     output = answers(model, inputs)
-    assert (output[key][:, forgotten] == NEVER).all()
+    assert (output[key][:, forgotten] == MASKED_LOGIT).all()
     assert (output[key].softmax(dim=1)[:, forgotten] == 0).all()
     assert torch.isfinite(output[key]).all()
     model.save_pretrained(tmp_path)
@@ -401,7 +401,7 @@ def test_every_logit_of_two_heads_is_masked_or_dropped(name):
         model, forgotten = covered(name, erased_label=label)
         for key, value in answers(model, images(name, 3)).items():
             assert value.shape == (3, zoo.NUM_LABELS - (label is None)), key
-            assert label is None or (value[:, forgotten] == NEVER).all(), key
+            assert label is None or (value[:, forgotten] == MASKED_LOGIT).all(), key
 
 
 @pytest.mark.parametrize("name", ["PPLCNetForImageClassification", "ViTForImageClassification"])

@@ -31,7 +31,7 @@ from hf_kd.features.taps.site import head_function
 from hf_kd.metrics.attacks import run_attacks
 from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.metrics.similarity import linear_cka
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 
 VIEWS = (None, "mirrored", "cropped")
 ATTACKS = ("linear", "mlp-large", "knn-l2", "few-shot-5-l2", "views-2-linear", "views-3-linear")
@@ -46,7 +46,7 @@ class Features:
         self.views = {key: part.before[0] for key, part in read.items()}
         self.labels = {split: read[split, None].labels for split in images}
         where = {"name": str(other), "resize": 32}
-        self.other = read_other(model, open_other(where), where, PassSettings())
+        self.other = read_other(model, open_other(where), where, ReadOptions())
 
     def partner(self, features: Tensor) -> Tensor:
         """The mean of an image's features and its mirror image's, of whichever view is asked for; else the features."""

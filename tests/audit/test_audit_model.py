@@ -1,4 +1,4 @@
-"""`ErasedModel.audit` and `hf-kd audit`: one pass, the classes of the records, references, controls, refusals."""
+"""`ErasedModel.audit` and `hf-kd audit`: one pass, the classes of the records, references, controls, exit_on_error."""
 
 from __future__ import annotations
 

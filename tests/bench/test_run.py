@@ -22,7 +22,7 @@ from hf_kd.bench.tables import markdown
 from hf_kd.data.labels import match_labels
 from hf_kd.methods.erasers.base import available_methods, get_method
 from hf_kd.methods.unlearning.base import make_unlearning_method
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 
 QUICK = {"epochs": 1, "batch_size": 16}
 
@@ -257,7 +257,7 @@ def making(experiment, row, seed=0):
     """The original as it was before and after, and what a row makes of it."""
     original = ErasedModel.from_pretrained(experiment.model)
     problem = make_problem(experiment, lambda names: match_labels(names, original.config.id2label, None))
-    settings = PassSettings(label_column="label", batch_size=experiment.batch_size, progress=False)
+    settings = ReadOptions(label_column="label", batch_size=experiment.batch_size, progress=False)
     original.find_taps()
     before = {name: tensor.clone() for name, tensor in original.inner.state_dict().items()}
     made, _ = make(row, seed, experiment, problem, original, settings, 0)

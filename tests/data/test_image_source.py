@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.images import UnreadableImageError
 from hf_kd.data.loader import LoaderShare, RowDataset, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
@@ -96,7 +96,7 @@ SOURCES = {
 def test_shares_of_all_processes_hold_each_sample_once(source, world):
     seen, rows = [], []
     for rank in range(world):
-        forget_set = describe_forget_set(source())
+        forget_set = inspect_images(source())
         assert forget_set.has_labels
         for batch in make_loader(forget_set, PREPROCESSOR, batch_size=3, rank=rank, world_size=world):
             values = batch["inputs"]["pixel_values"].float().mean(dim=(1, 2, 3)).round().long()
@@ -117,7 +117,7 @@ def test_shares_of_all_processes_hold_each_sample_once(source, world):
 def test_workers_drop_and_repeat_nothing(name, world):
     seen, rows = [], []
     for rank in range(world):
-        loader = make_loader(describe_forget_set(SOURCES[name]()), PREPROCESSOR, 2, 2, rank, world)
+        loader = make_loader(inspect_images(SOURCES[name]()), PREPROCESSOR, 2, 2, rank, world)
         for batch in loader:
             seen += batch["inputs"]["pixel_values"].mean(dim=(1, 2, 3)).long().tolist()
             rows += batch["rows"].tolist()
@@ -126,22 +126,22 @@ def test_workers_drop_and_repeat_nothing(name, world):
 
 
 def test_what_is_known_about_a_data_set():
-    forget_set = describe_forget_set(dataset())
+    forget_set = inspect_images(dataset())
     assert (forget_set.kind, forget_set.image_column, forget_set.label_column) == ("dataset", "image", "label")
     assert (forget_set.label_names, forget_set.length) == (("cat", "dog", "fish"), 11)
-    streamed = describe_forget_set(stream())
+    streamed = inspect_images(stream())
     assert (streamed.kind, streamed.label_names, streamed.length) == ("stream", ("cat", "dog", "fish"), None)
-    assert describe_forget_set(numbered_loader()).length == 6
+    assert inspect_images(numbered_loader()).length == 6
 
 
 def test_a_row_is_its_number_image_and_label():
-    number, image, label = RowDataset(describe_forget_set(dataset()), rank=1, world_size=2)[0]
+    number, image, label = RowDataset(inspect_images(dataset()), rank=1, world_size=2)[0]
     assert (number, image.getpixel((0, 0)), label) == (5, (5, 5, 5), 2)
 
 
 def test_images_alone_have_no_labels():
     for source in ([image for image, _ in rows_of()], dataset().remove_columns("label")):
-        forget_set = describe_forget_set(source)
+        forget_set = inspect_images(source)
         assert not forget_set.has_labels
         (batch,) = make_loader(forget_set, PREPROCESSOR)
         assert batch["labels"].tolist() == [-1] * 11
@@ -150,41 +150,41 @@ def test_images_alone_have_no_labels():
 def test_columns_are_chosen_by_name():
     data = dataset(mask=([{"bytes": png(99), "path": None}] * 11, ImageFeature()), kind=([1] * 11, LABEL))
     with pytest.raises(ValueError, match=r"several image columns \('image', 'mask'\).*image_column="):
-        describe_forget_set(data)
-    forget_set = describe_forget_set(data, image_column="mask", label_column="kind")
+        inspect_images(data)
+    forget_set = inspect_images(data, image_column="mask", label_column="kind")
     (batch,) = make_loader(forget_set, PREPROCESSOR)
     assert (batch["labels"] == 1).all()
     assert (batch["inputs"]["pixel_values"] == 99).all()
-    undecided = describe_forget_set(data, image_column="image")
+    undecided = inspect_images(data, image_column="image")
     assert not undecided.has_labels
     assert undecided.label_candidates == ("label", "kind")
     for argument in ("image_column", "label_column"):
         with pytest.raises(ValueError, match=rf"{argument}='nope'.*'label' \(ClassLabel\)"):
-            describe_forget_set(dataset(), **{argument: "nope"})
+            inspect_images(dataset(), **{argument: "nope"})
 
 
 def test_labels_of_other_types():
-    plain = describe_forget_set(dataset().cast_column("label", Value("int32")))
+    plain = inspect_images(dataset().cast_column("label", Value("int32")))
     assert (plain.label_column, plain.label_names) == ("label", None)
     strings = dataset(breed=([f"b{i % 2}" for i in range(11)], Value("string")))
-    forget_set = describe_forget_set(strings, label_column="breed")
+    forget_set = inspect_images(strings, label_column="breed")
     assert forget_set.label_names == ("b0", "b1")
     assert next(iter(make_loader(forget_set, PREPROCESSOR)))["labels"].tolist() == [i % 2 for i in range(11)]
     with pytest.raises(ValueError, match="cannot be the labels"):
-        describe_forget_set(dataset(box=([[0.0]] * 11, Sequence(Value("float32")))), label_column="box")
+        inspect_images(dataset(box=([[0.0]] * 11, Sequence(Value("float32")))), label_column="box")
     unlabelled = Dataset.from_dict({"image": [{"bytes": png(0), "path": None}], "label": [None]}, dataset().features)
-    assert next(iter(make_loader(describe_forget_set(unlabelled), PREPROCESSOR)))["labels"].tolist() == [-1]
+    assert next(iter(make_loader(inspect_images(unlabelled), PREPROCESSOR)))["labels"].tolist() == [-1]
 
 
 def test_parquet_of_other_programs_is_understood():
     data = Dataset.from_dict({"image": [{"bytes": png(3), "path": None}]})  # a struct, as pandas and polars write it
-    (batch,) = make_loader(describe_forget_set(data), PREPROCESSOR)
+    (batch,) = make_loader(inspect_images(data), PREPROCESSOR)
     assert (batch["inputs"]["pixel_values"] == 3).all()
 
 
 def test_further_inputs_of_a_loader_are_passed_on_and_labels_are_not():
     batch = {"pixel_values": torch.zeros(2, 3, 4, 4), "pixel_attention_mask": torch.ones(2, 4), "label": [0, 1]}
-    (out,) = make_loader(describe_forget_set(DataLoader([batch], batch_size=None)))
+    (out,) = make_loader(inspect_images(DataLoader([batch], batch_size=None)))
     assert set(out["inputs"]) == {"pixel_values", "pixel_attention_mask"}
     assert out["labels"].tolist() == [0, 1]
 
@@ -203,7 +203,7 @@ def test_further_inputs_of_a_loader_are_passed_on_and_labels_are_not():
 )
 def test_an_empty_forget_set_is_an_error(source):
     with pytest.raises(ValueError, match="empty"):
-        describe_forget_set(source())
+        inspect_images(source())
 
 
 @pytest.mark.parametrize(
@@ -219,19 +219,19 @@ def test_an_empty_forget_set_is_an_error(source):
 )
 def test_a_forget_set_without_images_is_an_error(source):
     with pytest.raises(ValueError, match="has no images"):
-        describe_forget_set(source())
+        inspect_images(source())
 
 
 def test_what_is_no_forget_set_says_what_would_be():
     with pytest.raises(TypeError, match=r"\['train'\]"):
-        describe_forget_set(DatasetDict(train=dataset()))
+        inspect_images(DatasetDict(train=dataset()))
     for source in (Image.new("RGB", (2, 2)), "user/pets", None, iter([])):
         with pytest.raises(TypeError, match="is no forget set"):
-            describe_forget_set(source)
+            inspect_images(source)
     with pytest.raises(ValueError, match="have to be dicts"):
-        describe_forget_set(DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4))))
+        inspect_images(DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4))))
     with pytest.raises(ValueError, match=r"\(image, label\) pairs"):
-        describe_forget_set([(Image.new("RGB", (2, 2)), "cat")])
+        inspect_images([(Image.new("RGB", (2, 2)), "cat")])
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("dataset", 0), ("stream", 0), ("rows", 0), ("dataset", 1)])
@@ -242,14 +242,14 @@ def test_an_unreadable_image_names_its_row(kind, workers):
     if kind == "rows":
         source = [{"image": image} for image in images]
     with pytest.raises(UnreadableImageError, match="row 7 ") as caught:
-        list(make_loader(describe_forget_set(source), PREPROCESSOR, batch_size=4, num_workers=workers))
+        list(make_loader(inspect_images(source), PREPROCESSOR, batch_size=4, num_workers=workers))
     assert caught.value.row == 7
     assert "secret-name" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
 
 def test_bad_settings_say_what_is_allowed():
-    forget_set = describe_forget_set(dataset())
+    forget_set = inspect_images(dataset())
     with pytest.raises(ValueError, match="batch_size"):
         make_loader(forget_set, PREPROCESSOR, batch_size=0)
     with pytest.raises(ValueError, match="num_workers"):
@@ -260,4 +260,4 @@ def test_bad_settings_say_what_is_allowed():
         make_loader(forget_set, PREPROCESSOR, rank=2, world_size=2)
     labels = {"pixel_values": torch.zeros(2, 3, 4, 4), "labels": torch.zeros(2, 5)}
     with pytest.raises(ValueError, match="2 integers"):
-        list(LoaderShare(describe_forget_set(DataLoader([labels], batch_size=None))))
+        list(LoaderShare(inspect_images(DataLoader([labels], batch_size=None))))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd import ESC, ErasedModel
-from hf_kd.features.taps.site import NEVER
+from hf_kd.features.taps.site import MASKED_LOGIT
 from hf_kd.methods.erasers.base import Composition
 from hf_kd.methods.erasers.cover import Cover, CoverMap
 from hf_kd.metrics.linear_probe import fit_linear_probe
@@ -119,7 +119,7 @@ def test_erased_saved_and_loaded_bit_for_bit(known, processor, forget, tmp_path)
     assert record.measured[0]["shared_by"] == "views"
     assert len(record.measured[0]["moved_by_views"]) == 2
     logits, features = answer(erased, pixels), erased.pooled_features(pixels)
-    assert (logits[:, 2] == NEVER).all()
+    assert (logits[:, 2] == MASKED_LOGIT).all()
     untouched = (features == erased.pooled_features(pixels, stage="before")).all(dim=1)
     assert 0 < int(untouched.sum()) < 30
     assert torch.equal(logits[untouched][:, [0, 1, 3, 4]], before[untouched][:, [0, 1, 3, 4]])
@@ -181,7 +181,7 @@ def test_requests_compose_and_what_cannot_is_refused(vit, processor, forget, tmp
     assert isinstance(erased.sites[0].eraser, Composition)
     assert erased.config.masked == sorted([2, others[0]])
     logits = answer(erased, pixels)
-    assert (logits[:, [2, others[0]]] == NEVER).all()
+    assert (logits[:, [2, others[0]]] == MASKED_LOGIT).all()
     erased.save_pretrained(tmp_path)
     assert torch.equal(answer(ErasedModel.from_pretrained(tmp_path), pixels), logits)
 
@@ -264,7 +264,7 @@ def test_comparators_are_saved_and_folded(known, processor, forget, retain, meth
     assert torch.equal(answer(again, pixels), logits)
     assert again.erasures == erased.erasures
     folded = answer(erased.fold(), pixels)
-    assert torch.allclose(folded, logits, atol=1e-4 * max(1.0, float(logits[logits > NEVER].abs().max())))
+    assert torch.allclose(folded, logits, atol=1e-4 * max(1.0, float(logits[logits > MASKED_LOGIT].abs().max())))
     reads = erased.erasures[0].n_retain
     assert reads == (60 if method in ("leace", "mean-difference", "prototype-orthogonal") else None)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, pipeline
 
 from hf_kd import ESC, ErasedModel
-from hf_kd.features.taps.site import NEVER
+from hf_kd.features.taps.site import MASKED_LOGIT
 from hf_kd.methods.erasers.cover import CoverMap
 from hf_kd.model import label_mask as masking
 from tests.conftest import NAMES, make_dataset, picture
@@ -45,7 +45,7 @@ def label(request):
 def test_a_masked_logit_is_never_and_its_probability_exactly_zero(model, processor, pixels, dtype):
     erased = erase(model, processor)
     logits = answer(erased, pixels)
-    assert (logits[:, 2] == NEVER).all()
+    assert (logits[:, 2] == MASKED_LOGIT).all()
     if dtype != torch.float32:
         erased.to(dtype)
         logits = answer(erased, pixels.to(dtype))
@@ -174,7 +174,7 @@ def test_compiled_before_masking_the_class_is_not_answered_afterwards(vit, proce
     with torch.no_grad():
         compiled(pixel_values=pixels)
         wrapped.erase(make_dataset([2] * 20), k=1, mask_head=True, progress=False)
-        assert (compiled(pixel_values=pixels).logits[:, 2] == NEVER).all()
+        assert (compiled(pixel_values=pixels).logits[:, 2] == MASKED_LOGIT).all()
 
 
 def test_reset_takes_the_mask_back(model, processor, pixels, label):
@@ -195,7 +195,7 @@ def test_two_requests(model, processor, pixels, label):
         assert erased.config.id2label == {0: "bee", 1: "dog", 2: "elk"}
         assert logits.shape == (10, 3)
     else:
-        assert (logits[:, [0, 2]] == NEVER).all()
+        assert (logits[:, [0, 2]] == MASKED_LOGIT).all()
     assert [erasure.classes for erasure in erased.erasures] == [(2,), (0,)]
     assert [erasure.masked for erasure in erased.erasures] == [True, True]
     third = make_dataset([3] * 20)
@@ -208,7 +208,7 @@ def test_folded_the_mask_is_in_the_head(model, processor, pixels, label):
     stock = erased.fold()
     assert type(stock) is type(model)
     logits = answer(stock, pixels)
-    assert (logits[:, 2] == NEVER).all()
+    assert (logits[:, 2] == MASKED_LOGIT).all()
     expected = answer(erased, pixels)
     assert torch.allclose(logits[:, KEPT], expected if label is None else expected[:, KEPT], atol=1e-4)
 
@@ -248,14 +248,14 @@ def test_cover_masks_unless_told_otherwise(vit, processor, pixels):
     left.erase(forget, method="cover", mask_head=False, progress=False)
     assert left.config.masked == []
     assert left.config.id2label[2] == "cat"
-    assert not (answer(left, pixels) == NEVER).any()
+    assert not (answer(left, pixels) == MASKED_LOGIT).any()
     assert isinstance(left.sites[0].eraser, CoverMap)
 
 
 def test_esc_masks_only_when_asked(model, processor, forget, pixels):
     plain = ErasedModel.from_model(model, processor).erase(forget, k=1, progress=False)
     assert plain.config.masked == []
-    assert not (answer(plain, pixels) == NEVER).any()
+    assert not (answer(plain, pixels) == MASKED_LOGIT).any()
 
 
 def test_a_method_of_ones_own_can_be_used_without_registering_it(vit, processor, forget):

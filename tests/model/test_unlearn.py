@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.samples import Samples
 from hf_kd.methods.unlearning.base import make_unlearning_method
 from hf_kd.methods.unlearning.random_label import union
 from hf_kd.methods.unlearning.task import Task
-from hf_kd.model.erase import PassSettings, preprocessor_of
+from hf_kd.model.erase import ReadOptions, preprocessor_of
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.conftest import make_dataset
 from tests.helpers import zoo
@@ -28,7 +28,7 @@ TEACHER = "DeiTForImageClassificationWithTeacher"
 def task(resnet, processor):
     model = ErasedModel.from_model(resnet, processor)
     return make_task(
-        model, make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3), PassSettings(progress=False)
+        model, make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3), ReadOptions(progress=False)
     )
 
 
@@ -86,7 +86,7 @@ def test_both_heads_of_a_distilled_model_are_changed(name, processor):
     names = {f"{head}.{kind}" for head in zoo.CASES[TEACHER].heads for kind in ("weight", "bias")}
     forget, retain = make_dataset([2] * 12 + [4] * 4), make_dataset([0, 1, 3] * 6, seed=3)
     wrapped = ErasedModel.from_model(copy.deepcopy(model), processor)
-    task = make_task(wrapped, forget, retain, PassSettings(progress=False))
+    task = make_task(wrapped, forget, retain, ReadOptions(progress=False))
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     run(task, name, **({"k": 2} if name in ("cf-k", "eu-k") else {}))
     assert {key: tensor.shape for key, tensor in task.model.state_dict().items()} == shapes
@@ -161,9 +161,9 @@ def test_images_that_do_not_fit_in_memory_make_no_difference(name, resnet, proce
     for cache_bytes in (1 << 20, 1):
         model = ErasedModel.from_model(copy.deepcopy(resnet), processor)
         data = [make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3)]
-        task = make_task(model, *data, PassSettings(progress=False))
+        task = make_task(model, *data, ReadOptions(progress=False))
         task.forget, task.retain = (
-            Samples.read(d := describe_forget_set(part), preprocessor_of(model, d), cache_bytes=cache_bytes)
+            Samples.read(d := inspect_images(part), preprocessor_of(model, d), cache_bytes=cache_bytes)
             for part in data
         )
         assert (task.forget._cached is None) == (cache_bytes == 1)
@@ -240,7 +240,7 @@ def test_processes_agree_on_every_order(name, resnet, processor, monkeypatch):
     for process in range(2):
         model = ErasedModel.from_model(copy.deepcopy(resnet), processor)
         data = make_dataset([2] * 15), make_dataset([0, 1, 3, 4] * 5 + [0], seed=3)
-        task = make_task(model, *data, PassSettings(progress=False))
+        task = make_task(model, *data, ReadOptions(progress=False))
         task.state = OneOf(process, 2)
         drawn, randperm = [], torch.randperm
 

@@ -84,7 +84,7 @@ def audit_features(
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; at least one is needed.")
     original, erased, before = (data[name] for name in VERSIONS)
-    names = sections.ran_attacks(attack_names(attacks, len(original.train_views)))
+    names = sections.attacks_to_run(attack_names(attacks, len(original.train_views)))
     notes = _overlap(original)
 
     first = read(original, names, seeds, shots, draws)
@@ -216,8 +216,8 @@ def _never_seen(
     in_turn = unseen_data(original, features, labels)
     names = tuple(name for name in erased.attacks[0] if not name.startswith("views-"))
     strongest = max(names, key=lambda name: sum(run[name].advantage for run in erased.attacks))
-    loudest = max(names, key=lambda name: sum(run[name].recall_forget for run in erased.attacks))
-    read_names = sections.ran_attacks((strongest, loudest))
+    highest_recall = max(names, key=lambda name: sum(run[name].recall_forget for run in erased.attacks))
+    read_names = sections.attacks_to_run((strongest, highest_recall))
     never = mean_reading([read(data, read_names, seeds, shots, draws) for data in in_turn])
     sizes = sorted({int(data.train_forget.sum()) for data in in_turn})
     note = (

@@ -25,7 +25,7 @@ from hf_kd.methods.erasers.base import Eraser, available_methods, make_method
 from hf_kd.methods.erasers.moments import SecondMoment
 from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.model.configuration import changes
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 
 from .audit_features import audit_features
 from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
@@ -81,12 +81,12 @@ def audit(
     without retained samples, for both references at once, for features that are not finite, for an original model of
     another feature dimension; TypeError for an unknown argument.
     """
-    unknown = set(reading) - {f.name for f in fields(PassSettings)}
+    unknown = set(reading) - {f.name for f in fields(ReadOptions)}
     if unknown:
         raise TypeError(f"audit() got unknown arguments {', '.join(sorted(unknown))}; see its documentation.")
     if reference_model is not None and unseen is not None:
         raise ValueError("Both reference_model and unseen were given; a report has one reference. Pass one of them.")
-    settings = PassSettings(**reading)
+    settings = ReadOptions(**reading)
     chosen = attack_names(attacks, len(VIEWS))
     names = model.class_names or None
     forget = forgotten_labels(model, forget_labels, names)
@@ -163,7 +163,7 @@ Split = tuple[Tensor, ...]
 class _Data:
     """Train and test images, and the features that models read from them: always a pair, train first."""
 
-    def __init__(self, model: ErasedModel, train: Any, test: Any, settings: PassSettings, wanted: Sequence[int] | None):
+    def __init__(self, model: ErasedModel, train: Any, test: Any, settings: ReadOptions, wanted: Sequence[int] | None):
         """The first pass: features before the erasers of `model`; of all labels, or of the `wanted` ones."""
         self._images, self._settings = {"train": train, "test": test}, settings
         read = {split: read_features(model, images, settings) for split, images in self._images.items()}

@@ -20,7 +20,7 @@ from hf_kd.features.heads import batches_of, model_has_head
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state, pooled
 from hf_kd.features.taps.inputs import image_inputs, main_input, run
 from hf_kd.features.taps.site import drop_caches, evaluating, head_function, masked_logits
-from hf_kd.model.erase import PassSettings, probe_batch
+from hf_kd.model.erase import ReadOptions, probe_batch
 
 from .class_maps import ClassMaps, class_map, panel
 
@@ -48,7 +48,7 @@ def blocks_of(model: ErasedModel, every: bool = False) -> tuple[str, ...]:
 
 
 def read_layers(
-    model: ErasedModel, data: Any, settings: PassSettings, blocks: Sequence[str], rows: Tensor
+    model: ErasedModel, data: Any, settings: ReadOptions, blocks: Sequence[str], rows: Tensor
 ) -> dict[str, Tensor]:
     """Pooled hidden states of the samples in `rows` (numbers, ascending): {block: float32 [len(rows), d]} on the CPU."""
     if isinstance(data, Dataset):  # only what is read needs to be decoded
@@ -116,7 +116,7 @@ def grad_cam(
         )
     names = model.class_names
     wanted = forgotten_labels(model, label, names)[0]
-    settings = PassSettings(**{"progress": False} | reading)
+    settings = ReadOptions(**{"progress": False} | reading)
     inputs = _images_of(model, data, settings, wanted, most)
     pictures = inputs[main_input(model.inner)]
     if pictures.ndim != 4 or not pictures.is_floating_point():
@@ -202,7 +202,7 @@ def _last_map(
     )
 
 
-def _images_of(model: ErasedModel, data: Any, settings: PassSettings, label: int, most: int) -> dict[str, Any]:
+def _images_of(model: ErasedModel, data: Any, settings: ReadOptions, label: int, most: int) -> dict[str, Any]:
     """Model inputs of the first `most` images with a label."""
     loader, mapping = batches_of(model, data, settings)
     parts: list[dict[str, Any]] = []

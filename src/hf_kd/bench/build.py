@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hf_kd.features.forward import process_state
 from hf_kd.methods.erasers.base import get_method
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import unlearn
 
@@ -32,7 +32,7 @@ def make(
     experiment: Experiment,
     problem: Problem,
     original: ErasedModel,
-    settings: PassSettings,
+    settings: ReadOptions,
     stage: int | None,
     before: ErasedModel | None = None,
 ) -> tuple[ErasedModel, Seconds]:
@@ -82,7 +82,7 @@ def records_of(model: ErasedModel) -> list[dict[str, Any]]:
 
 
 def _with_other_weights(
-    row: Row, seed: int, experiment: Experiment, start: ErasedModel, forget: Any, retain: Any, settings: PassSettings
+    row: Row, seed: int, experiment: Experiment, start: ErasedModel, forget: Any, retain: Any, settings: ReadOptions
 ) -> tuple[ErasedModel, Seconds]:
     reading = {name: value for name, value in vars(settings).items() if name != "batch_size"}
     reading["mixed_precision"] = experiment.train_precision or experiment.mixed_precision

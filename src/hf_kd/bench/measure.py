@@ -17,7 +17,7 @@ from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
 from hf_kd.metrics.membership import loss_attack, member_rate
 from hf_kd.metrics.scores import harmonic_mean
 from hf_kd.metrics.similarity import linear_cka, uncentred_cosine
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 from .config import Measures
@@ -39,7 +39,7 @@ class Features:
     test_views: tuple[tuple[Tensor, ...], ...] = ()
 
 
-def read_both(model: ErasedModel, problem: Problem, settings: PassSettings, attacks: Sequence[str]) -> Features:
+def read_both(model: ErasedModel, problem: Problem, settings: ReadOptions, attacks: Sequence[str]) -> Features:
     """One pass over both splits, and one more for each view that an attack needs."""
     views = list(VIEWS)[: max((views_needed(name) for name in attacks), default=0)]
 

@@ -10,12 +10,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.load import load_source
 from hf_kd.features.heads import erased, read_features
 from hf_kd.metrics.linear_probe import fit_linear_probe
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 from .config import Measures
@@ -42,7 +42,7 @@ def open_other(where: Mapping[str, Any]) -> dict[str, Dataset]:
     found = {}
     for split in ("train", "test"):
         data = load_source(where["name"], split=where.get(split, split))
-        described = describe_forget_set(data, where.get("image_column"), where.get("label_column"))
+        described = inspect_images(data, where.get("image_column"), where.get("label_column"))
         if described.label_column is None:
             raise ValueError(f"{where['name']} has no single label column; name it: label_column: ....")
         image, label = described.image_column, described.label_column
@@ -60,9 +60,9 @@ def open_other(where: Mapping[str, Any]) -> dict[str, Dataset]:
     return found
 
 
-def read_other(model: ErasedModel, data: Mapping[str, Dataset], where: Mapping[str, Any], settings: PassSettings):
+def read_other(model: ErasedModel, data: Mapping[str, Dataset], where: Mapping[str, Any], settings: ReadOptions):
     """The features of both splits before the erasers of `model`."""
-    own = PassSettings(
+    own = ReadOptions(
         where.get("image_column"),
         where.get("label_column"),
         None,

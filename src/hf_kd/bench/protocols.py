@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
 from torch import Tensor
 
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.load import load_source
 
@@ -181,7 +181,7 @@ def split_identities(data: Dataset, where: Mapping[str, Any], protocol: Mapping[
     ValueError where there are not enough.
     """
     column, _ = _columns(data, where)
-    image = describe_forget_set(data, where.get("image_column"), where.get("label_column")).image_column
+    image = inspect_images(data, where.get("image_column"), where.get("label_column")).image_column
     encoded = data.cast_column(image, ImageFeature(decode=False))
     seen: set[str] = set()
     by_person: dict[int, list[int]] = {}
@@ -225,7 +225,7 @@ def _renumbered(data: Dataset, column: str, people: Sequence[int]) -> Dataset:
 
 
 def _columns(data: Dataset, where: Mapping[str, Any]) -> tuple[str, tuple[str, ...] | None]:
-    described = describe_forget_set(data, where.get("image_column"), where.get("label_column"))
+    described = inspect_images(data, where.get("image_column"), where.get("label_column"))
     if described.label_column is None:
         among = f" (candidates: {', '.join(described.label_candidates)})" if described.label_candidates else ""
         raise ValueError(f"The data set has no single label column{among}; name it: dataset: {{label_column: ...}}.")

@@ -19,7 +19,7 @@ from hf_kd.audit.sections.features import plot_numbers, plot_samples
 from hf_kd.features.forward import process_state
 from hf_kd.features.heads import batches_of, erased
 from hf_kd.metrics.attack_data import AuditData
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 from .figures import shown_name
@@ -51,7 +51,7 @@ def draw_panels(
     features: Features,
     problem: Problem,
     original: tuple[ErasedModel, Features],
-    settings: PassSettings,
+    settings: ReadOptions,
     label: str,
     folder: Path,
     *,

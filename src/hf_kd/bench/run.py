@@ -21,7 +21,7 @@ from hf_kd.data.labels import LabelMapping, match_labels
 from hf_kd.features.forward import gather_rows, process_state
 from hf_kd.features.heads import model_has_head
 from hf_kd.model.configuration import versions
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 from .build import make, records_of
@@ -78,9 +78,9 @@ class _Shared:
         return make_problem(self.experiment, self.to_model_ids)
 
     @property
-    def settings(self) -> PassSettings:
+    def settings(self) -> ReadOptions:
         where = self.experiment.dataset
-        return PassSettings(
+        return ReadOptions(
             where.get("image_column"),
             where.get("label_column"),
             where.get("label_mapping"),

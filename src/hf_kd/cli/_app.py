@@ -1,4 +1,4 @@
-"""What all commands share: the application, common options, refusals. Exit codes: 0 done, 1 refused, 2 wrong usage."""
+"""What all commands share: the application, common options, exit_on_error. Exit codes: 0 done, 1 refused, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """What the library refuses ends as one message and exit code 1; everything else is a bug and keeps its traceback."""
     try:
         yield

@@ -23,7 +23,7 @@ from ._app import (
     console,
     import_files,
     name_and_value,
-    refusals,
+    exit_on_error,
 )
 
 
@@ -80,7 +80,7 @@ def audit(
 
     **Example:** `hf-kd audit erased --dataset user/pets --output report`
     """
-    with refusals():
+    with exit_on_error():
         import_files(imports)
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         from . import commands

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from ._app import DeviceOption, ImportOption, app, console, import_files, refusals
+from ._app import DeviceOption, ImportOption, app, console, import_files, exit_on_error
 
 
 @app.command()
@@ -36,7 +36,7 @@ def bench(
 
     **Example:** `hf-kd bench benchmarks/paper/cifar10-allcnn.yaml --output results --limit 500`
     """
-    with refusals():
+    with exit_on_error():
         import_files(imports)
         from hf_kd import bench as room
         from hf_kd.features.forward import process_state

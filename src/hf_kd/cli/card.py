@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._app import ImportOption, app, console, import_files, refusals
+from ._app import ImportOption, app, console, import_files, exit_on_error
 
 
 @app.command()
@@ -24,7 +24,7 @@ def card(
     imports: ImportOption = None,
 ) -> None:
     """Write model card, receipt, report and figures into FOLDER, as pushing would. Text of your own in README.md stays."""
-    with refusals():
+    with exit_on_error():
         import_files(imports)
         from . import commands
 

@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import match_labels
 from hf_kd.data.load import load_source
 from hf_kd.features.heads import model_has_head, predictions, read_features
 from hf_kd.metrics.scores import forget_retain_accuracy
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 
-def cover_in(data: Any, model: ErasedModel, settings: PassSettings) -> dict[str, Any]:
+def cover_in(data: Any, model: ErasedModel, settings: ReadOptions) -> dict[str, Any]:
     """Cover classes of the last erasure that the data set has no image of, and the names of all of them."""
     cover = sorted({c for measured in model.erasures[-1].measured for c in measured.get("cover_classes", ())})
     missing: list[int] = []
-    described = describe_forget_set(data, settings.image_column, settings.label_column) if cover else None
+    described = inspect_images(data, settings.image_column, settings.label_column) if cover else None
     if described is not None and described.label_column is not None:
         mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)
         present = set(mapping(torch.tensor(data[described.label_column])).tolist())
@@ -31,7 +31,7 @@ def head_accuracy(
     model: ErasedModel,
     source: str,
     ids: list[int],
-    settings: PassSettings,
+    settings: ReadOptions,
     split: str,
     changed: ErasedModel | None = None,
 ) -> dict[str, Any] | None:
@@ -41,7 +41,7 @@ def head_accuracy(
     if not ids:
         raise ValueError("--test-split measures forgotten against other labels; name the forgotten ones with --forget.")
     data = load_source(source, split=split)
-    described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
+    described = inspect_images(data, image_column=settings.image_column, label_column=settings.label_column)
     mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)
     earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
     classes = sorted(earlier | set(mapping(torch.tensor(ids)).tolist()))

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_kd.audit.hidden_states import grad_cam as draw_grad_cam
 from hf_kd.audit.report import RetentionReport
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import match_labels, resolve_forget_labels
 from hf_kd.data.load import filter_by_labels, load_source
 from hf_kd.features.forward import process_state
@@ -27,11 +27,11 @@ from hf_kd.hub.upload import Published, check_repo_id, prepare, upload
 from hf_kd.methods.erasers.base import Method, available_methods, make_method
 from hf_kd.methods.unlearning.base import make_unlearning_method
 from hf_kd.model.configuration import Erasure
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.label_mask import ERASED
 from hf_kd.model.loading import load_processor
-from hf_kd.model.saving import staged
+from hf_kd.model.saving import atomic_directory
 from hf_kd.model.train import PRETRAINED
 from hf_kd.model.train import train_original as train
 from hf_kd.model.unlearn import unlearn as weights_changed
@@ -69,7 +69,7 @@ class Request:
 
 def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | None:
     """Load, erase, measure, save. Returns the record and the accuracies; None on all processes but the main one."""
-    with staged(request.output):  # an output that cannot be written is refused before the work, not after it
+    with atomic_directory(request.output):  # an output that cannot be written is refused before the work, not after it
         pass
     method = make_method(request.method, **request.options)  # refused before anything is loaded
     _refuse_at_odds(request, method)
@@ -91,7 +91,7 @@ def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | No
     accuracy = head_accuracy(model, source, ids, settings, request.test_split) if request.test_split else None
     if state.is_main_process:
         if request.fold:
-            with staged(request.output) as folder:
+            with atomic_directory(request.output) as folder:
                 model.cpu().fold().save_pretrained(folder)
                 if hasattr(model.processor, "save_pretrained"):
                     model.processor.save_pretrained(folder)
@@ -128,7 +128,7 @@ def audit(
     are those of `ErasedModel.audit`. `grad_cam` forgotten test images are drawn into `output` too.
     """
     if output is not None:
-        with staged(output):  # refused before the work, not after it
+        with atomic_directory(output):  # refused before the work, not after it
             pass
     state = process_state()
     model = _load(model_name, request, state)
@@ -144,7 +144,7 @@ def audit(
     if not state.is_main_process:
         return None
     if output is not None:
-        with staged(output) as folder:
+        with atomic_directory(output) as folder:
             report.to_json(folder / "report.json")
             (folder / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
             if find_spec("matplotlib"):
@@ -162,7 +162,7 @@ def unlearn(model_name: str, source: str, request: Request, retain_limit: int | 
             f"{request.method!r} fits an eraser and leaves weights alone; that is hf-kd erase, with the same --method."
         )
     method = make_unlearning_method(request.method, **request.options)  # refused before anything is loaded
-    with staged(request.output):
+    with atomic_directory(request.output):
         pass
     state = process_state()
     data = load_source(source, split=request.split)
@@ -184,11 +184,11 @@ def train_original(
     model_name: str, source: str, request: Request, recipe: str, from_scratch: bool | None, limit: int | None
 ) -> dict[str, Any] | None:
     """Train a model of the configuration of `model_name` on a labelled split; None on all processes but the main one."""
-    with staged(request.output):
+    with atomic_directory(request.output):
         pass
     state = process_state()
     data = load_source(source, split=request.split)
-    described = describe_forget_set(data, request.image_column, request.label_column)
+    described = inspect_images(data, request.image_column, request.label_column)
     if described.label_names is None:
         among = f" (candidates: {', '.join(described.label_candidates)})" if described.label_candidates else ""
         raise ValueError(
@@ -220,7 +220,7 @@ def train_original(
 
 
 def _save_stock(model: Any, processor: Any, output: Path) -> None:
-    with staged(output) as folder:
+    with atomic_directory(output) as folder:
         model.save_pretrained(folder)
         if hasattr(processor, "save_pretrained"):
             processor.save_pretrained(folder)
@@ -236,7 +236,7 @@ def card(folder: Path, report: Path | None, **options: Any) -> list[str]:
     model = _erased_in(folder)
     found, readme = _report_of(folder, report), folder / CARD
     existing = readme.read_text(encoding="utf-8") if readme.is_file() else None
-    with staged(folder) as temporary:
+    with atomic_directory(folder) as temporary:
         for path in (folder / "config.json", *folder.glob("model*.safetensors*")):
             (temporary / path.name).symlink_to(path.resolve())  # what the receipt is about, not what is written
         licence = base_license(base_of(model)[0])
@@ -302,8 +302,8 @@ def _load(name: str, request: Request, state: Any) -> ErasedModel:
     return model.to(state.device if state.num_processes > 1 else device)
 
 
-def _settings(request: Request) -> PassSettings:
-    return PassSettings(
+def _settings(request: Request) -> ReadOptions:
+    return ReadOptions(
         request.image_column,
         request.label_column,
         request.label_mapping,
@@ -324,7 +324,7 @@ def _forget_ids(model: ErasedModel, source: str, request: Request) -> list[int]:
     """Model ids of the data set's labels that --forget names; none where it names none."""
     if not request.forget:
         return []
-    described = describe_forget_set(
+    described = inspect_images(
         load_source(source, split=request.split), image_column=request.image_column, label_column=request.label_column
     )
     ids = resolve_forget_labels(request.forget, described.label_names)
@@ -338,7 +338,7 @@ def _forget_rows(data: Any, request: Request) -> tuple[Any, list[int]]:
     """The rows to forget and their label ids in the data set (none where no label was named)."""
     if not request.forget:
         return data, []
-    described = describe_forget_set(data, image_column=request.image_column, label_column=request.label_column)
+    described = inspect_images(data, image_column=request.image_column, label_column=request.label_column)
     if described.label_column is None:
         among = f" (candidates: {', '.join(described.label_candidates)})" if described.label_candidates else ""
         raise ValueError(
@@ -368,7 +368,7 @@ def _refuse_at_odds(request: Request, method: Method) -> None:
 
 def _retained_rows(data: Any, request: Request, ids: Sequence[int], limit: int | None) -> Any:
     """The rows of all other labels, at most `limit` of them, drawn by a fixed seed; None where there are none."""
-    column = describe_forget_set(data, request.image_column, request.label_column).label_column
+    column = inspect_images(data, request.image_column, request.label_column).label_column
     rows = filter_by_labels(data, column, set(data.unique(column)) - set(ids))
     if limit is not None and limit < len(rows):
         rows = rows.shuffle(seed=0).select(range(limit))

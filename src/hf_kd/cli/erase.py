@@ -27,7 +27,7 @@ from ._app import (
     import_files,
     name_and_option,
     name_and_value,
-    refusals,
+    exit_on_error,
 )
 from ._tables import show_erasure
 
@@ -168,7 +168,7 @@ def erase(
     if guard is not None:
         with contextlib.suppress(ValueError):  # "auto" stays a word, and the method refuses all others
             options["guard"] = float(guard)
-    with refusals():
+    with exit_on_error():
         import_files(imports)
         if drop_label and erased_label is not None:
             raise ValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hf_kd.model.configuration import changes
 
-from ._app import ImportOption, JsonOption, ModelArgument, RevisionOption, app, console, given, import_files, refusals
+from ._app import ImportOption, JsonOption, ModelArgument, RevisionOption, app, console, given, import_files, exit_on_error
 from ._tables import show_masks, show_record
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased."""
-    with refusals():
+    with exit_on_error():
         import_files(imports)
         from hf_kd.model.erased_model import ErasedModel
 

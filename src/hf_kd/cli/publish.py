@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ._app import app, console, refusals
+from ._app import app, console, exit_on_error
 
 PrivateOption = Annotated[bool | None, typer.Option("--private/--public", help="For a new Space.")]
 
@@ -17,7 +17,7 @@ def publish_metric(
     private: PrivateOption = None,
 ) -> None:
     """Publish Knowledge Retention as a metric Space, for `evaluate.load("USER/NAME")`."""
-    with refusals():
+    with exit_on_error():
         from . import commands
 
         published = commands.publish_metric(repo_id, private)
@@ -33,7 +33,7 @@ def publish_demo(
     private: PrivateOption = None,
 ) -> None:
     """Publish a Space that shows the answers of an erased model beside those of its original."""
-    with refusals():
+    with exit_on_error():
         from . import commands
 
         published = commands.publish_demo(model_id, space, private)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ._app import ImportOption, JsonOption, RevisionOption, app, console, import_files, refusals
+from ._app import ImportOption, JsonOption, RevisionOption, app, console, import_files, exit_on_error
 
 
 @app.command()
@@ -37,7 +37,7 @@ def push(
 
     The token is that of `hf auth login`, or HF_TOKEN.
     """
-    with refusals():
+    with exit_on_error():
         import_files(imports)
         from . import commands
 

@@ -26,7 +26,7 @@ from ._app import (
     console,
     import_files,
     name_and_value,
-    refusals,
+    exit_on_error,
 )
 from ._tables import show_accuracy
 
@@ -65,7 +65,7 @@ def unlearn(
 
     **Example:** `hf-kd unlearn user/pets-classifier --dataset user/pets --forget tabby --method scrub --output scrubbed`
     """
-    with refusals():
+    with exit_on_error():
         import_files(imports)
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         options = dict(name_and_value(text, "--option") for text in option or [])
@@ -118,7 +118,7 @@ def methods(
     from hf_kd.methods.unlearning.base import unlearning_methods
 
     if name is not None:
-        with refusals():
+        with exit_on_error():
             known = unlearning_methods()
             method = known[name] if name in known else get_method(name)
         settings = {f.name: f.default for f in dataclasses.fields(method)}
@@ -179,7 +179,7 @@ def train_original(
 
     **Example:** `hf-kd train-original microsoft/resnet-18 --recipe resnet18-pretrained --dataset user/pets --output r18`
     """
-    with refusals():
+    with exit_on_error():
         import_files(imports)
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         options = dict(name_and_value(text, "--option") for text in option or [])

@@ -18,7 +18,7 @@ from ._app import (
     app,
     console,
     import_files,
-    refusals,
+    exit_on_error,
 )
 
 
@@ -41,7 +41,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check an erased model against its receipt; with --dataset, carry the erasure out again. Exit code 1: it differs."""
-    with refusals():
+    with exit_on_error():
         import_files(imports)
         from . import commands
 

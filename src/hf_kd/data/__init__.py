@@ -15,23 +15,23 @@ from hf_kd.features.forward import (
     sum_over_processes,
 )
 
-from .image_source import ForgetSet, describe_forget_set
+from .image_source import ImageSource, inspect_images
 from .images import UnreadableImageError, to_rgb
 from .labels import LabelMapping, LabelMismatchError, match_labels, resolve_forget_labels
 from .load import filter_by_labels, load_source
 from .loader import make_loader
 from .preprocess import ImagePreprocessor
-from .views import VIEWS, seen_as
+from .views import VIEWS, apply_view
 
 __all__ = [
     "VIEWS",
     "FeatureStore",
-    "ForgetSet",
+    "ImageSource",
     "ImagePreprocessor",
     "LabelMapping",
     "LabelMismatchError",
     "UnreadableImageError",
-    "describe_forget_set",
+    "inspect_images",
     "feature_pass",
     "filter_by_labels",
     "gather_rows",
@@ -41,7 +41,7 @@ __all__ = [
     "probe_from_batch",
     "process_state",
     "resolve_forget_labels",
-    "seen_as",
+    "apply_view",
     "sum_over_processes",
     "to_rgb",
 ]

@@ -1,6 +1,6 @@
 """What a forget set may be, and which of its columns are the images and the labels.
 
-`describe_forget_set` looks at whatever the user holds, once, and says in a `ForgetSet` how to read it; `loader.py`
+`inspect_images` looks at whatever the user holds, once, and says in a `ImageSource` how to read it; `loader.py`
 then reads. Images are never decoded by `datasets` where that can be avoided: undecoded, a damaged image is met by our
 own reader, which knows its row.
 """
@@ -30,8 +30,8 @@ _EMPTY = "The forget set is empty: there is nothing to forget. Check the filter 
 
 
 @dataclass(frozen=True)
-class ForgetSet:
-    """How to read a forget set; made by `describe_forget_set`."""
+class ImageSource:
+    """How to read a forget set; made by `inspect_images`."""
 
     source: Any = field(repr=False)
     """The data, with the columns reduced to images and labels and the images left encoded where possible."""
@@ -56,12 +56,12 @@ class ForgetSet:
         return self.label_column is not None
 
 
-def describe_forget_set(
+def inspect_images(
     source: Any,
     image_column: str | None = None,
     label_column: str | None = None,
     main_input: str = "pixel_values",
-) -> ForgetSet:
+) -> ImageSource:
     """Find out how to read `source`.
 
     `source` may be a `datasets.Dataset` or streaming `IterableDataset`; a list (or map-style torch Dataset) of images,
@@ -101,7 +101,7 @@ def describe_forget_set(
     return _describe_rows(source, image_column, label_column)
 
 
-def _describe_dataset(source: Dataset, image_column: str | None, label_column: str | None) -> ForgetSet:
+def _describe_dataset(source: Dataset, image_column: str | None, label_column: str | None) -> ImageSource:
     if len(source) == 0:
         raise ValueError(_EMPTY)
     if source.format["type"] == "custom":
@@ -117,10 +117,10 @@ def _describe_dataset(source: Dataset, image_column: str | None, label_column: s
         names = tuple(sorted(name for name in source.unique(label_column) if name is not None))
     if isinstance(features[image_column], ImageFeature):
         source = source.cast_column(image_column, ImageFeature(decode=False))
-    return ForgetSet(source, "dataset", image_column, label_column, names, len(source), label_candidates=candidates)
+    return ImageSource(source, "dataset", image_column, label_column, names, len(source), label_candidates=candidates)
 
 
-def _describe_stream(source: IterableDataset, image_column: str | None, label_column: str | None) -> ForgetSet:
+def _describe_stream(source: IterableDataset, image_column: str | None, label_column: str | None) -> ImageSource:
     features = source.features
     if features is None:  # as after .map(): only the rows themselves say what they hold
         first = next(iter(islice(source, 1)), None)
@@ -143,12 +143,12 @@ def _describe_stream(source: IterableDataset, image_column: str | None, label_co
             source = source.cast_column(image_column, ImageFeature(decode=False))
         if next(iter(islice(source, 1)), None) is None:
             raise ValueError(_EMPTY)
-    return ForgetSet(
+    return ImageSource(
         source, "stream", image_column, label_column, _names(features, label_column), label_candidates=candidates
     )
 
 
-def _describe_rows(source: Sequence[Any], image_column: str | None, label_column: str | None) -> ForgetSet:
+def _describe_rows(source: Sequence[Any], image_column: str | None, label_column: str | None) -> ImageSource:
     if len(source) == 0:
         raise ValueError(_EMPTY)
     first = source[0]
@@ -163,8 +163,8 @@ def _describe_rows(source: Sequence[Any], image_column: str | None, label_column
             )
         tensors = [key for key, value in first.items() if isinstance(value, Tensor) and value.is_floating_point()]
         if image_column is None and tensors and not _image_columns(features):
-            return ForgetSet(source, "rows", None, label_column, None, len(source), True, candidates)
-        return ForgetSet(
+            return ImageSource(source, "rows", None, label_column, None, len(source), True, candidates)
+        return ImageSource(
             source, "rows", _image_column(features, image_column), label_column, None, len(source), False, candidates
         )
     if image_column is not None or label_column is not None:
@@ -181,18 +181,18 @@ def _describe_rows(source: Sequence[Any], image_column: str | None, label_column
                 )
             kinds = ", ".join(type(value).__name__ for value in first)
             raise ValueError(f"Rows have to be (image, label) pairs, got ({kinds}). Give rows as dicts otherwise.")
-        return ForgetSet(source, "rows", 0, 1, None, len(source), _is_prepared(first[0]))
+        return ImageSource(source, "rows", 0, 1, None, len(source), _is_prepared(first[0]))
     if not _looks_like_image(first):
         raise ValueError(
             f"The forget set has no images: its first row is a {type(first).__name__}. Pass PIL images, (image, label) "
             "pairs, or dicts with an image."
         )
-    return ForgetSet(source, "rows", None, None, None, len(source), _is_prepared(first))
+    return ImageSource(source, "rows", None, None, None, len(source), _is_prepared(first))
 
 
 def _describe_loader(
     source: DataLoader, image_column: str | None, label_column: str | None, main_input: str
-) -> ForgetSet:
+) -> ImageSource:
     if image_column is not None:
         raise ValueError("image_column is for data sets; a DataLoader brings the model's inputs under their own names.")
     first = next(iter(source), None)
@@ -215,7 +215,7 @@ def _describe_loader(
     if label_column is not None and label_column not in first:
         raise ValueError(f"The batches have no {label_column!r}; they hold {', '.join(map(repr, first))}.")
     column = label_column or next((key for key in LABEL_KEYS if first.get(key) is not None), None)
-    return ForgetSet(source, "loader", None, column, None, _length(source), True)
+    return ImageSource(source, "loader", None, column, None, _length(source), True)
 
 
 def _image_column(features: Mapping[str, Any], wanted: str | None) -> str:

@@ -16,7 +16,7 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from .image_source import LABEL_KEYS, ForgetSet
+from .image_source import LABEL_KEYS, ImageSource
 from .images import UnreadableImageError, to_rgb
 from .preprocess import ImagePreprocessor
 
@@ -32,7 +32,7 @@ Row = tuple[int, Any, int]
 class RowDataset(Dataset):
     """The rows of a "dataset" or "rows" forget set that process `rank` of `world_size` reads: a contiguous part."""
 
-    def __init__(self, forget_set: ForgetSet, rank: int = 0, world_size: int = 1):
+    def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1):
         _check_rank(rank, world_size)
         self.reader = _RowReader(forget_set)
         self.source = forget_set.source
@@ -67,7 +67,7 @@ class StreamDataset(IterableDataset):
     it all; with several they are unique, and tell position p in part i of n as p * n + i.
     """
 
-    def __init__(self, forget_set: ForgetSet, rank: int = 0, world_size: int = 1):
+    def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1):
         super().__init__()
         _check_rank(rank, world_size)
         self.reader = _RowReader(forget_set)
@@ -93,7 +93,7 @@ class LoaderShare:
     with the same seed.
     """
 
-    def __init__(self, forget_set: ForgetSet, rank: int = 0, world_size: int = 1):
+    def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1):
         _check_rank(rank, world_size)
         self.loader: DataLoader = forget_set.source
         self.label_column = forget_set.label_column
@@ -117,7 +117,7 @@ class LoaderShare:
 
 
 def make_loader(
-    forget_set: ForgetSet,
+    forget_set: ImageSource,
     preprocessor: ImagePreprocessor | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
@@ -199,7 +199,7 @@ class Collate:
 class _RowReader:
     """One row of the source -> (row number, RGB image or inputs, label)."""
 
-    def __init__(self, forget_set: ForgetSet):
+    def __init__(self, forget_set: ImageSource):
         self.image_column = forget_set.image_column
         self.label_column = forget_set.label_column
         self.is_prepared = forget_set.is_prepared

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .image_source import ForgetSet
+from .image_source import ImageSource
 from .loader import BatchLoader, Collate, RowDataset, make_loader
 from .preprocess import ImagePreprocessor
 
@@ -48,7 +48,7 @@ class Samples:
     @classmethod
     def read(
         cls,
-        described: ForgetSet,
+        described: ImageSource,
         preprocessor: ImagePreprocessor | None,
         mapping: Callable[[Tensor], Tensor] | None = None,
         *,
@@ -56,7 +56,7 @@ class Samples:
         num_workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> Samples:
-        """Read a set that `describe_forget_set` has looked at; `mapping` puts its labels into the model's ids.
+        """Read a set that `inspect_images` has looked at; `mapping` puts its labels into the model's ids.
 
         Raises ValueError for a set without labels, with a sample without one, and for a stream or DataLoader that is
         larger than `cache_bytes`: those cannot be read in another order.

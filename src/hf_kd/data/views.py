@@ -21,7 +21,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"mirrored": lambda pixels: pixel
 """Further views of a batch of images [n, channels, height, width], in the order in which attacks use them."""
 
 
-def seen_as(loader: Iterable[Mapping[str, Any]], name: str, view: str) -> Iterator[dict[str, Any]]:
+def apply_view(loader: Iterable[Mapping[str, Any]], name: str, view: str) -> Iterator[dict[str, Any]]:
     """The batches of a loader with a key of `VIEWS` in place of the images that are under `name` in their inputs."""
     for batch in loader:
         yield {**batch, "inputs": {**batch["inputs"], name: VIEWS[view](batch["inputs"][name])}}

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import match_labels
 from hf_kd.data.loader import make_loader
-from hf_kd.data.views import seen_as
+from hf_kd.data.views import apply_view
 from hf_kd.features.taps.inputs import main_input, run
 from hf_kd.features.taps.site import head_function
-from hf_kd.model.erase import PassSettings, preprocessor_of
+from hf_kd.model.erase import ReadOptions, preprocessor_of
 
 from .forward import FeatureStore, feature_pass, gather_rows, process_state
 
@@ -52,7 +52,7 @@ def erased(model: ErasedModel, features: Sequence[Tensor]) -> tuple[Tensor, ...]
 def read_features(
     model: ErasedModel,
     data: Any,
-    settings: PassSettings | None = None,
+    settings: ReadOptions | None = None,
     *,
     own_labels: bool = False,
     view: str | None = None,
@@ -64,14 +64,14 @@ def read_features(
 
     Raises ValueError for an empty set and LabelMismatchError for labels the model does not know.
     """
-    settings = settings or PassSettings()
+    settings = settings or ReadOptions()
     loader, mapping = batches_of(model, data, settings, own_labels)
     model.find_taps()
     store = FeatureStore()
     feature_pass(
         model.inner,
         list(model.sites),
-        loader if view is None else seen_as(loader, main_input(model.inner), view),
+        loader if view is None else apply_view(loader, main_input(model.inner), view),
         store,
         stage="before",
         mixed_precision=settings.mixed_precision,
@@ -83,10 +83,10 @@ def read_features(
 
 
 def batches_of(
-    model: ErasedModel, data: Any, settings: PassSettings, own_labels: bool = False
+    model: ErasedModel, data: Any, settings: ReadOptions, own_labels: bool = False
 ) -> tuple[Iterable[dict[str, Any]], Callable[[Tensor], Tensor] | None]:
     """Batches of this process, and the map from the data set's labels to the model's where there is one."""
-    described = describe_forget_set(data, image_column=settings.image_column, label_column=settings.label_column)
+    described = inspect_images(data, image_column=settings.image_column, label_column=settings.label_column)
     mapping: Callable[[Tensor], Tensor] | None = None
     if not own_labels and described.has_labels and model.config.inner.id2label and model_has_head(model):
         mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)
@@ -102,7 +102,7 @@ def batches_of(
     return loader, mapping
 
 
-def untrained_logits(model: ErasedModel, data: Any, settings: PassSettings, labels: Sequence[int]) -> Tensor | None:
+def untrained_logits(model: ErasedModel, data: Any, settings: ReadOptions, labels: Sequence[int]) -> Tensor | None:
     """What the model's architecture answers before any training: logits [n, C] of the samples with `labels`, in order.
 
     The weights are those the class initialises itself with, by a fixed seed. None where its output has no `logits`.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_kd.data.image_source import ForgetSet, describe_forget_set
+from hf_kd.data.image_source import ImageSource, inspect_images
 from hf_kd.data.labels import LabelMapping, LabelMismatchError, match_labels
 from hf_kd.data.loader import LoaderShare, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
-from hf_kd.data.views import VIEWS, seen_as
+from hf_kd.data.views import VIEWS, apply_view
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.methods.erasers.moments import RetainMoments
 
@@ -32,7 +32,7 @@ ABSENT = -2  # stands for 'no row here' where processes exchange labels; -1 mean
 
 
 @dataclass(frozen=True)
-class PassSettings:
+class ReadOptions:
     """How a forget set is read and run; see `ErasedModel.erase`."""
 
     image_column: str | None = None
@@ -44,7 +44,7 @@ class PassSettings:
     progress: bool = True
 
 
-def preprocessor_of(model: ErasedModel, forget_set: ForgetSet) -> ImagePreprocessor | None:
+def preprocessor_of(model: ErasedModel, forget_set: ImageSource) -> ImagePreprocessor | None:
     """What turns images into the model's inputs; not needed for a forget set that brings inputs."""
     if forget_set.is_prepared:
         return None
@@ -57,7 +57,7 @@ def preprocessor_of(model: ErasedModel, forget_set: ForgetSet) -> ImagePreproces
 
 
 def label_mapping(
-    model: ErasedModel, forget_set: ForgetSet, given: Mapping[Any, Any] | None, required: bool
+    model: ErasedModel, forget_set: ImageSource, given: Mapping[Any, Any] | None, required: bool
 ) -> LabelMapping | None:
     id2label = model.class_names or None
     if id2label is None or not forget_set.has_labels:
@@ -77,7 +77,7 @@ def label_mapping(
         return None
 
 
-def loader_of(model: ErasedModel, described: ForgetSet, settings: PassSettings) -> Any:
+def loader_of(model: ErasedModel, described: ImageSource, settings: ReadOptions) -> Any:
     """Batches of this process's part of a set."""
     state = process_state()
     return make_loader(
@@ -91,7 +91,7 @@ def loader_of(model: ErasedModel, described: ForgetSet, settings: PassSettings) 
 
 
 def forget_views(
-    model: ErasedModel, loader: Any, wanted: int, settings: PassSettings, features: Sequence[Tensor]
+    model: ErasedModel, loader: Any, wanted: int, settings: ReadOptions, features: Sequence[Tensor]
 ) -> list[tuple[Tensor, ...]]:
     """For each tap the features [n, d] of further views of the forget images, in the order of the images.
 
@@ -111,7 +111,7 @@ def forget_views(
         feature_pass(
             model.inner,
             list(model.sites),
-            loader if view is None else seen_as(loader, name, view),
+            loader if view is None else apply_view(loader, name, view),
             store,
             mixed_precision=settings.mixed_precision,
             progress=settings.progress,
@@ -134,13 +134,13 @@ def _all_close(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 
 def retained_moments(
-    model: ErasedModel, retain: Any, settings: PassSettings, needs_labels: bool, forgotten: tuple[int, ...] | None
+    model: ErasedModel, retain: Any, settings: ReadOptions, needs_labels: bool, forgotten: tuple[int, ...] | None
 ) -> list[RetainMoments]:
     """The moments of retained images at each tap, of all processes: one pass, as over the forget set.
 
     Raises ValueError for an empty set, for images of the forgotten classes in it, and for missing labels where they count.
     """
-    described = describe_forget_set(
+    described = inspect_images(
         retain, settings.image_column, settings.label_column, main_input=main_input(model.inner)
     )
     mapping = label_mapping(model, described, settings.label_mapping, needs_labels)

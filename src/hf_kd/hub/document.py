@@ -19,7 +19,7 @@ from yaml import YAMLError
 from hf_kd.audit.report import RetentionReport
 from hf_kd.features.heads import model_has_head
 from hf_kd.methods.unlearning.base import unlearning_methods
-from hf_kd.model.configuration import Change, Erasure, changes, versions
+from hf_kd.model.configuration import WeightChange, Erasure, changes, versions
 
 from .card import BEGIN, END, CardValues, Request, render
 from .receipt import RECEIPT, commands, receipt, tensors_digest, write_receipt
@@ -133,7 +133,7 @@ def _request(model: ErasedModel, erasure: Erasure, named: bool) -> Request:
         condition_number=max((c for c in erasure.condition_number if c is not None), default=None)
         if None not in erasure.condition_number
         else None,
-        source=source_of(erasure) if isinstance(erasure, Change) else None,
+        source=source_of(erasure) if isinstance(erasure, WeightChange) else None,
         stopped=next((part["stopped"] for part in erasure.measured if "stopped" in part), None),
         retained=erasure.n_retain,
         masked=erasure.masked,
@@ -143,7 +143,7 @@ def _request(model: ErasedModel, erasure: Erasure, named: bool) -> Request:
     )
 
 
-def source_of(change: Change) -> str:
+def source_of(change: WeightChange) -> str:
     """Where the method of a change comes from, and what data it used; the method may be of a package not installed here."""
     method = unlearning_methods().get(change.method)
     needs = next((str(part["needs"]) for part in change.measured if "needs" in part), None)

@@ -73,7 +73,7 @@ class Erasure:
 
 
 @dataclass(frozen=True)
-class Change(Erasure):
+class WeightChange(Erasure):
     """The record of one request that changed weights (`hf_kd.unlearn`). No eraser stands for it: `taps` and the rest are
     empty. Kept by the changed model's own configuration as `hf_kd_unlearned`."""
 
@@ -84,14 +84,14 @@ class Change(Erasure):
     """Digest of its weights, as in the receipt."""
 
 
-def changes(config: PreTrainedConfig) -> tuple[Change, ...]:
+def changes(config: PreTrainedConfig) -> tuple[WeightChange, ...]:
     """What `hf_kd.unlearn` did to the weights of the model of this configuration (an erased model's: of the one inside).
 
     Oldest first; empty where nothing was done. Raises ValueError for records that cannot be read.
     """
     stored = getattr(getattr(config, "inner", None) or config, "hf_kd_unlearned", None) or []
-    with readable("hf_kd_unlearned", stored):
-        return tuple(Change.from_dict(record) for record in stored)
+    with config_errors("hf_kd_unlearned", stored):
+        return tuple(WeightChange.from_dict(record) for record in stored)
 
 
 LISTS = {"taps": dict, "erasers": (dict, type(None)), "leaking": str, "erasures": dict, "masked": int}
@@ -101,7 +101,7 @@ ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementatio
 
 
 @contextlib.contextmanager
-def readable(what: str, value: Any) -> Iterator[None]:
+def config_errors(what: str, value: Any) -> Iterator[None]:
     """What a config.json says wrongly is a ValueError, whatever it trips over."""
     try:
         yield
@@ -183,7 +183,7 @@ class ErasedConfig(PreTrainedConfig):
         if isinstance(inner, dict):
             settings = dict(inner)
             refuse_strange_dtype(settings)
-            with readable("the inner model", inner):
+            with config_errors("the inner model", inner):
                 inner = AutoConfig.for_model(settings.pop("model_type"), **settings)
         if isinstance(inner, ErasedConfig):
             raise ValueError("An erased model stands inside another one: config.json is not of hf_kd's making.")
@@ -199,7 +199,7 @@ class ErasedConfig(PreTrainedConfig):
         self.dropped = bool(dropped)
         attention = getattr(inner, "_attn_implementation", None)
         refuse_strange_dtype(kwargs)
-        with readable("the labels and the rest", kwargs):
+        with config_errors("the labels and the rest", kwargs):
             super().__init__(**kwargs)
         if inner is not None and getattr(inner, "_attn_implementation", None) is None:
             # building the outer configuration resets the attention of every inner one; give it back
@@ -234,10 +234,10 @@ class ErasedConfig(PreTrainedConfig):
 
     @property
     def tap_list(self) -> tuple[Tap, ...]:
-        with readable("taps", self.taps):
+        with config_errors("taps", self.taps):
             return tuple(Tap.from_dict(tap) for tap in self.taps)
 
     @property
     def records(self) -> tuple[Erasure, ...]:
-        with readable("erasures", self.erasures):
+        with config_errors("erasures", self.erasures):
             return tuple(Erasure.from_dict(record) for record in self.erasures)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.utils import logging
 
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMapping
 from hf_kd.data.loader import make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
@@ -32,7 +32,7 @@ from hf_kd.features.forward import (
 )
 from hf_kd.features.reader import (
     ABSENT,
-    PassSettings,
+    ReadOptions,
     forget_views,
     label_mapping,
     loader_of,
@@ -53,11 +53,11 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-def carry_out(
+def fit_erasers(
     model: ErasedModel,
     forget: Any,
     method: str | Method,
-    settings: PassSettings,
+    settings: ReadOptions,
     options: Mapping[str, Any],
     whole_classes: bool = True,
     retain: Any = None,
@@ -80,7 +80,7 @@ def carry_out(
             "there is nothing it could tell them by. Use method='esc', and audit what it leaves: for such requests no "
             "method on features does much."
         )
-    forget_set = describe_forget_set(
+    forget_set = inspect_images(
         forget, settings.image_column, settings.label_column, main_input=main_input(model.inner)
     )
     loader = loader_of(model, forget_set, settings)

@@ -28,7 +28,7 @@ from . import label_mask as masking
 from . import loading
 from .configuration import MODEL_TYPE, ErasedConfig, Erasure, label_names
 from .fold import fold_site
-from .saving import staged
+from .saving import atomic_directory
 
 if TYPE_CHECKING:
     from hf_kd.audit.report import RetentionReport
@@ -77,7 +77,7 @@ class ErasedModel(PreTrainedModel):
             for site, eraser in zip(self.sites, erasers, strict=True):
                 site.eraser = eraser
             self._describe_erasers()
-            masking.follow(self)
+            masking.sync_masks(self)
         if given:  # its values stay; one built here is initialised by its own class, buffers outside checkpoints too
             for module in self.modules():
                 module._is_hf_initialized = True
@@ -132,7 +132,7 @@ class ErasedModel(PreTrainedModel):
             loading.refuse_missing_path(name)
             stored = loading.stored_config(name, loading.hub_arguments(kwargs))
             if stored is None or stored.get("model_type") != MODEL_TYPE:
-                with loading.damage_reported(name):
+                with loading.checkpoint_errors(name):
                     inner = loading.load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
                 model = cls.from_model(inner, processor or loading.load_processor(name, kwargs), tap)
                 model.name_or_path = model.config.name_or_path = name
@@ -145,7 +145,7 @@ class ErasedModel(PreTrainedModel):
     def _load_erased(cls, name: str, config: Any, processor: Any, args: tuple, kwargs: dict[str, Any]):
         wants_info, _ = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", None)
         loading.refuse_pickles(name, kwargs)
-        with loading.damage_reported(name):
+        with loading.checkpoint_errors(name):
             model, info = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
         loading.refuse_incomplete(name, info, records_without_eraser=bool(model.erasures) and not model.is_erased)
         loading.align_memory(model)
@@ -235,14 +235,14 @@ class ErasedModel(PreTrainedModel):
         model stays as it was. Raises ValueError for an empty or unreadable forget set, for features that are not finite,
         for labels the model does not know (methods that need them), and for a request to forget every class.
         """
-        settings = erasing.PassSettings(
+        settings = erasing.ReadOptions(
             image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress
         )
-        fitted, erasure = erasing.carry_out(self, forget, method, settings, method_options, whole_classes, retain)
+        fitted, erasure = erasing.fit_erasers(self, forget, method, settings, method_options, whole_classes, retain)
         device = next(self.inner.parameters()).device
         fitted = [eraser.to(device) for eraser in fitted]
         erasers = [e if s.eraser is None else s.eraser.then(e) for s, e in zip(self.sites, fitted, strict=True)]
-        erasure = masking.as_asked(self, erasure, mask_head, erased_label)  # the last that can fail
+        erasure = masking.apply_mask_request(self, erasure, mask_head, erased_label)  # the last that can fail
         for site, eraser in zip(self.sites, erasers, strict=True):
             site.eraser = eraser
         self._describe_erasers()
@@ -317,7 +317,7 @@ class ErasedModel(PreTrainedModel):
         return_dict = inputs.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
-        output = masking.kept_columns(self, call(**masking.inner_labels(self, inputs), return_dict=True))
+        output = masking.drop_masked_columns(self, call(**masking.to_inner_ids(self, inputs), return_dict=True))
         asked = inputs.get("output_hidden_states") or getattr(self.config.inner, "output_hidden_states", False)
         if self.is_erased and not asked:
             output = without_fields(output, self.config.leaking)
@@ -386,7 +386,7 @@ class ErasedModel(PreTrainedModel):
             )
         if not is_main_process:
             return
-        with staged(save_directory) as folder:
+        with atomic_directory(save_directory) as folder:
             super().save_pretrained(folder, **kwargs)
             if hasattr(self.processor, "save_pretrained"):
                 self.processor.save_pretrained(folder)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd.features.taps.places import Tap
-from hf_kd.features.taps.site import NEVER, TapSite, plain_copy
+from hf_kd.features.taps.site import MASKED_LOGIT, TapSite, plain_copy
 from hf_kd.methods.erasers.base import Eraser
 
 
@@ -80,7 +80,7 @@ def _silence(model: nn.Module, name: str, classes: Sequence[int]) -> None:
             "unfolded: save_pretrained keeps the mask."
         )
     linear.weight[list(classes)] = 0
-    linear.bias[list(classes)] = NEVER
+    linear.bias[list(classes)] = MASKED_LOGIT
 
 
 def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, constant: Tensor) -> None:

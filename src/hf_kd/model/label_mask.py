@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ERASED = "(erased)"
 
 
-def as_asked(model: ErasedModel, erasure: Erasure, asked: bool | None, label: str | None) -> Erasure:
+def apply_mask_request(model: ErasedModel, erasure: Erasure, asked: bool | None, label: str | None) -> Erasure:
     """The record, after masking its classes where the user asked for it or, unless the user did say, the method does."""
     if not (erasure.masked is not None if asked is None else asked):
         return erasure
@@ -64,7 +64,7 @@ def mask_classes(model: ErasedModel, classes: Sequence[int] | None, label: str |
         shown = _renamed({c: config.id2label.get(c, name) for c, name in names.items()}, classes, label)
     config.masked, config.dropped, config.id2label = masked, label is None, shown
     config.label2id = {name: c for c, name in config.id2label.items()}
-    follow(model)
+    sync_masks(model)
 
 
 def unmask(model: ErasedModel) -> None:
@@ -74,10 +74,10 @@ def unmask(model: ErasedModel) -> None:
         config.masked, config.dropped = [], False
         config.id2label = dict(model.class_names)
         config.label2id = {name: c for c, name in config.id2label.items()}
-    follow(model)
+    sync_masks(model)
 
 
-def follow(model: ErasedModel) -> None:
+def sync_masks(model: ErasedModel) -> None:
     """Let the sites mask what the configuration says. Raises ValueError for classes that the model inside does not have."""
     strange = [c for c in model.config.masked if c not in model.class_names]
     if strange:
@@ -100,7 +100,7 @@ def _renamed(names: dict[int, str], classes: Sequence[int], label: str) -> dict[
     return dict(sorted(found.items()))
 
 
-def inner_labels(model: ErasedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+def to_inner_ids(model: ErasedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs with `labels` in the ids of the model inside, where dropped classes have changed them.
 
     Ids [n] (negative ones, which losses ignore, stay), or one column a class [n, C] of a multi-label model, whose loss goes
@@ -116,7 +116,7 @@ def inner_labels(model: ErasedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs | {"labels": torch.where(labels < 0, labels, kept[labels.clamp(min=0)])}
 
 
-def kept_columns(model: ErasedModel, output: Any) -> Any:
+def drop_masked_columns(model: ErasedModel, output: Any) -> Any:
     """The output without the columns of dropped classes, in every field of logits [n, C]."""
     if not model.config.dropped or not isinstance(output, ModelOutput):
         return output

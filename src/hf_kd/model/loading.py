@@ -228,7 +228,7 @@ def _refuse_other_shards(name: str, index: str) -> None:
 
 
 @contextlib.contextmanager
-def damage_reported(name: str) -> Iterator[None]:
+def checkpoint_errors(name: str) -> Iterator[None]:
     """Damaged weight files raise OSError, weights of other shapes than the configuration's ValueError."""
     try:
         yield

@@ -18,7 +18,7 @@ WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index.json")
 
 
 @contextlib.contextmanager
-def staged(directory: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder beside `directory`; on leaving without an error its files move into `directory`.
 
     When weights are among them, weight files of the previous save that the new one does not have (other shards) are removed

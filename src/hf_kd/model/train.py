@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMismatchError, match_labels
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.methods.unlearning.retrain import Retrain
 
 from .configuration import versions
-from .erase import PassSettings
+from .erase import ReadOptions
 from .erased_model import ErasedModel
 from .unlearn import make_task, student_of, unwrapped
 
@@ -81,7 +81,7 @@ def train_original(
     if chosen.init is not None and not fresh:
         raise ValueError(f"init={chosen.init!r} and the model's own weights are two places to start from; give one.")
     student = student_of(model, processor)
-    settings = PassSettings(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
+    settings = ReadOptions(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
     names = _new_labels(student, data, settings)
     if names is not None:
         logger.info(f"The head is new: {len(names)} labels of the data set instead of {student.config.num_labels}.")
@@ -147,9 +147,9 @@ def _recipe(recipe: str | Retrain, options: Mapping[str, Any]) -> Retrain:
     return Retrain(**{**chosen.settings(), **given})
 
 
-def _new_labels(student: ErasedModel, data: Any, settings: PassSettings) -> tuple[str, ...] | None:
+def _new_labels(student: ErasedModel, data: Any, settings: ReadOptions) -> tuple[str, ...] | None:
     """The data set's labels where they have to become the model's; None where the model's stay."""
-    described = describe_forget_set(
+    described = inspect_images(
         data, settings.image_column, settings.label_column, main_input=main_input(student.inner)
     )
     names = described.label_names

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import ImageProcessingMixin
 
-from hf_kd.data.image_source import describe_forget_set
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import match_labels
 from hf_kd.data.loader import make_loader
 from hf_kd.data.samples import Samples
@@ -27,8 +27,8 @@ from hf_kd.methods.erasers.base import available_methods
 from hf_kd.methods.unlearning.base import UnlearningMethod, make_unlearning_method
 from hf_kd.methods.unlearning.task import Task
 
-from .configuration import Change, versions
-from .erase import PassSettings, preprocessor_of
+from .configuration import WeightChange, versions
+from .erase import ReadOptions, preprocessor_of
 from .erased_model import ErasedModel
 
 
@@ -63,7 +63,7 @@ def unlearn(
             f"{method!r} fits an eraser and leaves weights alone: ErasedModel.from_model(model).erase(images, {method!r})."
         )
     method = make_unlearning_method(method, **method_options)
-    settings = PassSettings(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
+    settings = ReadOptions(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
     student = student_of(model, processor)
     before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
@@ -78,7 +78,7 @@ def unlearn(
     measured = method.run(task)
     finished = time.perf_counter()
     stock = unwrapped(student)
-    record = Change(
+    record = WeightChange(
         method=method.name,
         settings=method.settings(),
         taps=(),
@@ -103,7 +103,7 @@ def unlearn(
     return stock
 
 
-def make_task(student: ErasedModel, forget: Any, retain: Any, settings: PassSettings) -> Task:
+def make_task(student: ErasedModel, forget: Any, retain: Any, settings: ReadOptions) -> Task:
     """The task that a method is handed: the model inside `student`, its samples and its heads."""
     samples = {
         name: _samples(student, data, settings)
@@ -198,8 +198,8 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
     return ErasedModel.from_model(student.eval(), processor)
 
 
-def _samples(model: ErasedModel, data: Any, settings: PassSettings) -> Samples:
-    described = describe_forget_set(
+def _samples(model: ErasedModel, data: Any, settings: ReadOptions) -> Samples:
+    described = inspect_images(
         data, settings.image_column, settings.label_column, main_input=main_input(model.inner)
     )
     mapping = None
@@ -210,8 +210,8 @@ def _samples(model: ErasedModel, data: Any, settings: PassSettings) -> Samples:
     )  # fmt: skip
 
 
-def _probe(model: ErasedModel, data: Any, settings: PassSettings) -> dict[str, Any]:
-    described = describe_forget_set(
+def _probe(model: ErasedModel, data: Any, settings: ReadOptions) -> dict[str, Any]:
+    described = inspect_images(
         data, settings.image_column, settings.label_column, main_input=main_input(model.inner)
     )
     loader = make_loader(described, preprocessor_of(model, described), batch_size=2, num_workers=0)

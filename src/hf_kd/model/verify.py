@@ -19,7 +19,7 @@ from hf_kd.hub.document import inner_digest
 from hf_kd.hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
 from hf_kd.methods.erasers.base import Composition, Eraser, Method, make_method
 
-from .configuration import Change, Erasure, changes
+from .configuration import WeightChange, Erasure, changes
 from .erased_model import ErasedModel
 
 SAME = 1e-4
@@ -143,7 +143,7 @@ def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
 
 
 def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:
-    told = [Change.from_dict(record) for record in content.get("changes", [])]
+    told = [WeightChange.from_dict(record) for record in content.get("changes", [])]
     told += [Erasure.from_dict(record) for record in content["erasures"]]
     found = [*changes(model.config), *model.erasures]
     same = [record.to_dict() for record in found] == [record.to_dict() for record in told]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hf_kd import SecondMoment
-from hf_kd.features.taps.site import NEVER, HeadFunction
+from hf_kd.features.taps.site import MASKED_LOGIT, HeadFunction
 from hf_kd.methods.erasers.base import build, describe, make_method
 from hf_kd.methods.erasers.cover import Cover, CoverMap
 
@@ -353,7 +353,7 @@ def test_a_class_that_is_never_answered_cannot_be_told_by_its_answer(problem):
         Cover().fit(features, labels, masked(head, 3))
 
 
-# Settings, state, refusals.
+# Settings, state, exit_on_error.
 
 
 def test_settings_survive_json(problem):
@@ -477,5 +477,5 @@ def test_a_head_on_an_accelerator_takes_features_that_were_kept_on_the_cpu():
 def test_a_masked_row_weighs_nothing(problem):
     features = problem[0]
     logits = masked(problem[2], 3, 5)(features)
-    assert (logits[:, [3, 5]] == NEVER).all()
+    assert (logits[:, [3, 5]] == MASKED_LOGIT).all()
     assert (logits.softmax(dim=1)[:, [3, 5]] == 0).all()

@@ -23,7 +23,7 @@ from hf_kd.methods.unlearning.retrain import augmented
 from hf_kd.methods.unlearning.salun import saliency_mask
 from hf_kd.methods.unlearning.ssd import dampening, importances
 from hf_kd.methods.unlearning.task import parameters_from, soft_divergence
-from hf_kd.model.erase import PassSettings
+from hf_kd.model.erase import ReadOptions
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.conftest import make_dataset, randomise
 
@@ -31,7 +31,7 @@ from tests.conftest import make_dataset, randomise
 @pytest.fixture
 def task(resnet, processor):
     model = ErasedModel.from_model(resnet, processor)
-    made = make_task(model, make_dataset([2] * 12 + [4] * 4), make_dataset([0, 1, 3] * 6, seed=3), PassSettings())
+    made = make_task(model, make_dataset([2] * 12 + [4] * 4), make_dataset([0, 1, 3] * 6, seed=3), ReadOptions())
     made.progress = False
     return made
 

@@ -13,8 +13,8 @@ from hf_kd import ErasedModel
 from hf_kd.methods.unlearning import boundary
 from hf_kd.methods.unlearning.base import make_unlearning_method
 from hf_kd.methods.unlearning.kodge import editable, projection_of
-from hf_kd.methods.unlearning.task import NORMS, Descent, parameters_from
-from hf_kd.model.erase import PassSettings
+from hf_kd.methods.unlearning.task import NORMS, GradientSteps, parameters_from
+from hf_kd.model.erase import ReadOptions
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.conftest import make_dataset, randomise
 
@@ -23,7 +23,7 @@ from tests.conftest import make_dataset, randomise
 def task(resnet, processor):
     model = ErasedModel.from_model(resnet, processor)
     return make_task(
-        model, make_dataset([2] * 12 + [4] * 4), make_dataset([0, 1, 3] * 6, seed=3), PassSettings(progress=False)
+        model, make_dataset([2] * 12 + [4] * 4), make_dataset([0, 1, 3] * 6, seed=3), ReadOptions(progress=False)
     )
 
 
@@ -34,7 +34,7 @@ def weights(task) -> dict[str, torch.Tensor]:
 def losses_without_steps(monkeypatch) -> list[float]:
     """What every step would go down, with weights that stay where they are."""
     found = []
-    monkeypatch.setattr(Descent, "step", lambda self, loss, *change: found.append(float(loss.detach())))
+    monkeypatch.setattr(GradientSteps, "step", lambda self, loss, *change: found.append(float(loss.detach())))
     return found
 
 
@@ -95,7 +95,7 @@ def test_neggrad_plus_stays_near_its_start_when_it_is_pulled(task):
 @pytest.mark.parametrize("forget", [[2] * 12 + [4] * 4, [0, 1, 2, 3, 4] * 4], ids=["two classes", "random samples"])
 def test_what_is_taught_is_never_the_own_label_nor_a_forgotten_class(resnet, processor, monkeypatch, name, forget):
     model = ErasedModel.from_model(resnet, processor)
-    task = make_task(model, make_dataset(forget), make_dataset([0, 1, 3] * 2, seed=3), PassSettings(progress=False))
+    task = make_task(model, make_dataset(forget), make_dataset([0, 1, 3] * 2, seed=3), ReadOptions(progress=False))
     pixels = next(task.forget.batches(64)).inputs["pixel_values"]
     taught = {}
 
@@ -123,7 +123,7 @@ def test_fisher_takes_rows_only_of_classes_that_nobody_kept(resnet, processor):
     """Random samples, and a part of a class: D_r still needs the row."""
     for forget, retain, gone in (([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], []), ([2, 4], [0, 1, 2, 3], [4])):
         model = ErasedModel.from_model(copy.deepcopy(resnet), processor)
-        task = make_task(model, make_dataset(forget), make_dataset(retain, seed=3), PassSettings(progress=False))
+        task = make_task(model, make_dataset(forget), make_dataset(retain, seed=3), ReadOptions(progress=False))
         before = task.linear_heads()[0].weight.detach().clone()
         make_unlearning_method("fisher", alpha=0.0, samples=3).run(task)
         moved = (task.linear_heads()[0].weight != before).any(dim=1)
@@ -347,7 +347,7 @@ def test_unsir_refuses_to_forget_every_class(resnet, processor):
     model = ErasedModel.from_model(resnet, processor)
     every = make_dataset([0, 1, 2, 3, 4])
     with pytest.raises(ValueError, match="whole classes"):
-        make_unlearning_method("unsir").run(make_task(model, every, every, PassSettings(progress=False)))
+        make_unlearning_method("unsir").run(make_task(model, every, every, ReadOptions(progress=False)))
 
 
 @pytest.mark.parametrize("name", ["cf-k", "eu-k"])

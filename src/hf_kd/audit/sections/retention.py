@@ -140,13 +140,13 @@ def worst_case(readings: Readings) -> Section:
     """The strongest attacker on the erased features, and what whoever removes the eraser reads."""
     means = {name: _advantage(readings.erased, name) for name in readings.erased.attacks[0]}
     strongest = max(means, key=means.get)
-    loudest = max(means, key=lambda name: mean(run[name].recall_forget for run in readings.erased.attacks))
+    highest_recall = max(means, key=lambda name: mean(run[name].recall_forget for run in readings.erased.attacks))
     rule = "highest recall minus false alarms"
     scores = _attack_scores(readings, strongest, ("recall", "false_alarms", "advantage"), protocol=rule)
     notes = [f"Strongest of {len(means)} attacks by {rule}: {strongest}."]
-    if loudest != strongest:
-        scores += _attack_scores(readings, loudest, ("recall", "false_alarms"), protocol="highest recall")
-        notes.append(f"Highest recall, whatever the false alarms: {loudest}.")
+    if highest_recall != strongest:
+        scores += _attack_scores(readings, highest_recall, ("recall", "false_alarms"), protocol="highest recall")
+        notes.append(f"Highest recall, whatever the false alarms: {highest_recall}.")
     white = readings.before or readings.original
     scores.append(
         Score(
@@ -325,6 +325,6 @@ def recovery(readings: Readings, heads: Mapping[str, ForgetRetainScores]) -> Sec
     return Section("recovery", title, scores, ("Probe accuracy on D_ft over the original head's; 100 % is all of it.",))
 
 
-def ran_attacks(names: Sequence[str]) -> tuple[str, ...]:
+def attacks_to_run(names: Sequence[str]) -> tuple[str, ...]:
     """The attacks to run: those asked for and always the linear probe, in the order of the registry."""
     return tuple(name for name in ATTACKS if name in {"linear", *names})

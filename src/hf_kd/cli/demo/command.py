@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from hf_kd.cli._app import JsonOption, app, console, refusals
+from hf_kd.cli._app import JsonOption, app, console, exit_on_error
 
 
 @app.command()
@@ -27,7 +27,7 @@ def demo(
     if model is not None:
         _open_page(model, None, port)
         return
-    with refusals():
+    with exit_on_error():
         from .run import run_demo
 
         result = run_demo(output, digit, say=(lambda text: None) if as_json else console.print)
@@ -76,7 +76,7 @@ def demo(
 
 
 def _open_page(source: str, examples: Path | None, port: int | None) -> None:
-    with refusals():
+    with exit_on_error():
         from hf_kd.hub.spaces.demo_page import page
 
         page(source, examples).launch(server_port=port, server_name="127.0.0.1")

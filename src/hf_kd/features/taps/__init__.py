@@ -8,10 +8,10 @@ from .blocks import as_map, find_blocks, hidden_state, pooled
 from .find import TapNotFoundError, TapSearch, find_taps
 from .inputs import image_inputs, main_input, probe_inputs, run
 from .places import Place, Tap, without_fields
-from .site import NEVER, TapSite, drop_caches, evaluating, head_function, record, sites_on
+from .site import MASKED_LOGIT, TapSite, drop_caches, evaluating, head_function, record, sites_on
 
 __all__ = [
-    "NEVER",
+    "MASKED_LOGIT",
     "Place",
     "Tap",
     "TapNotFoundError",

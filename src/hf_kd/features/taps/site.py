@@ -19,15 +19,15 @@ from transformers.utils import ModelOutput
 
 from .places import Place, Tap
 
-NEVER = -1e4
+MASKED_LOGIT = -1e4
 """The logit of a class that is never answered: finite in every precision and in every loss, and its probability is 0."""
 
 
 def masked_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:
-    """Logits [n, C] with `NEVER` for some classes; also [n, 1, C] (Perceiver) and [n, C, 1, 1], as heads give them."""
+    """Logits [n, C] with `MASKED_LOGIT` for some classes; also [n, 1, C] (Perceiver) and [n, C, 1, 1], as heads give them."""
     if not classes:
         return logits
-    rows = logits.flatten(1).index_fill(1, torch.tensor(classes, device=logits.device), NEVER)
+    rows = logits.flatten(1).index_fill(1, torch.tensor(classes, device=logits.device), MASKED_LOGIT)
     return rows.reshape(logits.shape)
 
 

@@ -22,7 +22,7 @@ from .retrain import Retrain
 from .salun import SalUn
 from .scrub import Scrub
 from .ssd import SSD
-from .task import Descent, Diverged, Task
+from .task import GradientSteps, Diverged, Task
 from .training import TrainedMethod
 from .unsir import Unsir
 
@@ -35,7 +35,7 @@ __all__ = [
     "BoundaryShrink",
     "CatastrophicForgetting",
     "Delete",
-    "Descent",
+    "GradientSteps",
     "Diverged",
     "ExactUnlearning",
     "Finetune",

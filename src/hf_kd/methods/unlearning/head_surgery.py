@@ -13,14 +13,14 @@ import torch
 from .base import UnlearningMethod, register
 from .task import Task, check_range
 
-NEVER = -1e4
+MASKED_LOGIT = -1e4
 """The bias of a class that is never answered: finite in every precision, and its probability is 0."""
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
 class HeadSurgery(UnlearningMethod):
-    """W_c = 0, b_c = `NEVER` for the classes of D_f."""
+    """W_c = 0, b_c = `MASKED_LOGIT` for the classes of D_f."""
 
     name: ClassVar[str] = "head-surgery"
     needs: ClassVar[str] = "D_f"
@@ -47,5 +47,5 @@ class HeadSurgery(UnlearningMethod):
                         "head-surgery needs a last layer with a bias, and this one has none; lau trains the layer instead."
                     )
                 head.weight[classes.to(head.weight.device)] = 0
-                head.bias[classes.to(head.weight.device)] = NEVER
+                head.bias[classes.to(head.weight.device)] = MASKED_LOGIT
         return {"n_forget": len(task.forget), "classes_removed": len(classes)}

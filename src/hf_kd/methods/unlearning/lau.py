@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import register
-from .task import Descent, Task, check_range, soft_divergence
+from .task import GradientSteps, Task, check_range, soft_divergence
 from .training import TrainedMethod
 
 
@@ -82,7 +82,7 @@ class LAU(TrainedMethod):
 
     def _teach(self, task: Task, head: nn.Linear, features: Tensor, labels: Tensor) -> dict[str, Any]:
         optimizer = self.make_optimizer(head.parameters())
-        descent = Descent(task, optimizer, name=self.name)
+        descent = GradientSteps(task, optimizer, name=self.name)
         scale = float(features.std())
         kept = task.kept_classes.to(task.device)
         others = torch.ones(task.num_labels, dtype=torch.bool, device=task.device)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from .base import register
-from .task import Descent, Task, batch_count, check_range, soft_divergence
+from .task import GradientSteps, Task, batch_count, check_range, soft_divergence
 from .training import TrainedMethod
 
 
@@ -69,7 +69,7 @@ class Scrub(TrainedMethod):
         optimizer = self.make_optimizer(task.model.parameters())
         steps = self.epochs * batch_count(retain, self.batch_size)
         steps += self.max_epochs * batch_count(forget, self.forget_batch_size)
-        descent = Descent(task, optimizer, steps=steps, name=self.name)
+        descent = GradientSteps(task, optimizer, steps=steps, name=self.name)
         checkpoints = []
         for epoch in range(self.epochs):
             for group in optimizer.param_groups:

@@ -1,6 +1,6 @@
 """What a method that changes weights is handed: a model, its data, and the few things all such methods do with them.
 
-`Task` knows the samples and answers for them; `Descent` takes gradient steps that several processes share and that stop at
+`Task` knows the samples and answers for them; `GradientSteps` takes gradient steps that several processes share and that stop at
 the last good weights.
 """
 
@@ -191,7 +191,7 @@ class Task:
         return self.retain
 
 
-class Descent:
+class GradientSteps:
     """Gradient steps on the parameters of an optimizer: shared by processes, finite, with a count.
 
     optimizer: its parameters are stepped; those of other parts of the model get no update.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_kd.data.samples import Batch, Samples
 
 from .base import UnlearningMethod
-from .task import Descent, Task, batch_count, check_range
+from .task import GradientSteps, Task, batch_count, check_range
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("steps", "cosine")
@@ -81,7 +81,7 @@ class TrainedMethod(UnlearningMethod):
         optimizer = self.make_optimizer(task.model.parameters()) if optimizer is None else optimizer
         lrs = [group["lr"] for group in optimizer.param_groups]
         per_epoch = batch_count(samples, self.batch_size)
-        descent = Descent(task, optimizer, clip_norm=clip_norm, steps=self.epochs * per_epoch, name=self.name)
+        descent = GradientSteps(task, optimizer, clip_norm=clip_norm, steps=self.epochs * per_epoch, name=self.name)
         done = 0
         for epoch in range(self.epochs):
             with task.mode(self.bn_mode):
