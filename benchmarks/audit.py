@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from hf_kd import ESC, ESCT, ErasedModel, SecondMoment
 from hf_kd.audit.audit_features import audit_features
 from hf_kd.audit.report import RetentionReport
-from hf_kd.features.heads import read_features
+from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.site import head_function
-from hf_kd.model.configuration import versions
+from hf_kd.methods.records import versions
 
 UNSEEN = {
     10: ("tench", "cassette player", "church", "French horn", "golf ball"),
@@ -78,7 +78,7 @@ def read(weights: Path, data: Path, unseen: Path | None) -> Network:
     else:
         model = ErasedModel.from_model(*example().load(weights))
     started = time.perf_counter()
-    train, test = (read_features(model, parquet(data, split)) for split in ("train", "test"))
+    train, test = (ImageReader(model, parquet(data, split)).read() for split in ("train", "test"))
     seconds = time.perf_counter() - started
     strangers = None
     if unseen is not None:
@@ -90,7 +90,7 @@ def read(weights: Path, data: Path, unseen: Path | None) -> Network:
         rows = rows.filter(lambda label: label in ids, input_columns="label")
         if model.config.num_labels == 10:
             rows = rows.map(lambda row: {"image": row["image"].convert("RGB").resize((32, 32))})
-        found = read_features(model, rows.shuffle(seed=0).select(range(min(len(rows), 1000))), own_labels=True)
+        found = ImageReader(model, rows.shuffle(seed=0).select(range(min(len(rows), 1000)))).read(own_labels=True)
         strangers = found.before[0], found.labels
     return Network(model, train.before[0], train.labels, test.before[0], test.labels, strangers, seconds)
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from hf_kd import ESC, ESCT, Cover, ErasedModel
-from hf_kd.model.configuration import versions
+from hf_kd.methods.records import versions
 
 
 def in_turn(

@@ -28,6 +28,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from hf_kd.features.reader import ImageReader
+
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -97,7 +99,7 @@ def main() -> None:
     from datasets import load_dataset
 
     from hf_kd import ErasedModel
-    from hf_kd.features.heads import predictions, read_features
+    from hf_kd.features.heads import predictions
     from hf_kd.metrics.scores import forget_retain_accuracy
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +125,7 @@ def main() -> None:
 
     model = ErasedModel.from_model(*load(arguments.weights)).erase(forget, arguments.method, **options)
     print(model.erasures[0])
-    test = read_features(model, data["test"])
+    test = ImageReader(model, data["test"]).read()
     for name, features in (("original", test.before), ("erased", test.erased(model))):
         scores = forget_retain_accuracy(predictions(model, features), test.labels, label)
         print(f"{name}: D_ft {scores[0]:.2f} %, D_rt {scores[1]:.2f} %")

@@ -15,7 +15,8 @@ from transformers import AutoConfig
 from hf_kd import ErasedModel
 from hf_kd.data.labels import match_labels
 from hf_kd.data.load import filter_by_labels
-from hf_kd.features.heads import predictions, read_features
+from hf_kd.features.heads import predictions
+from hf_kd.features.reader import ImageReader
 from hf_kd.metrics.scores import forget_retain_accuracy
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "cifar_resnet20.py"
@@ -37,7 +38,7 @@ def test_resnet20_forgets_cats_as_expected_and_comes_back_from_disk(example, sha
     model.erase(filter_by_labels(data["train"], "label", [3]), k=1, progress=False)
     labels = np.asarray(data["test"]["label"])
     others = [rows[:150] for rows in (np.flatnonzero(labels == label) for label in range(10) if label != 3)]
-    read = read_features(model, data["test"].select(np.concatenate([np.flatnonzero(labels == 3), *others])))
+    read = ImageReader(model, data["test"].select(np.concatenate([np.flatnonzero(labels == 3), *others]))).read()
     original = forget_retain_accuracy(predictions(model, read.before), read.labels, 3)
     erased = forget_retain_accuracy(predictions(model, read.erased(model)), read.labels, 3)
     assert original[0] == pytest.approx(83.2, abs=0.1), "all 1,000 cats"
@@ -71,7 +72,7 @@ def test_a_trained_mobilenet_forgets_a_class(shared, tmp_path):
     )
     model = ErasedModel.from_pretrained(shared / "weights" / "mobilenet_v1_0.25_128")
     model.erase(filter_by_labels(data["train"], "label", [0]), "esc", progress=False)
-    read = read_features(model, data["test"])
+    read = ImageReader(model, data["test"]).read()
     original = forget_retain_accuracy(predictions(model, read.before), read.labels, 1)
     erased = forget_retain_accuracy(predictions(model, read.erased(model)), read.labels, 1)
     assert original[0] > 50

@@ -26,12 +26,11 @@ from torch import Tensor
 from hf_kd import Cover, ErasedModel
 from hf_kd.bench.other_data import open_other, read_other
 from hf_kd.data.load import load_source
-from hf_kd.features.heads import read_features
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.site import head_function
 from hf_kd.metrics.attacks import run_attacks
 from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.metrics.similarity import linear_cka
-from hf_kd.model.erase import ReadOptions
 
 VIEWS = (None, "mirrored", "cropped")
 ATTACKS = ("linear", "mlp-large", "knn-l2", "few-shot-5-l2", "views-2-linear", "views-3-linear")
@@ -42,7 +41,7 @@ class Features:
 
     def __init__(self, model: ErasedModel, data: Path, other: Path):
         images = {split: load_source(data, split=split) for split in ("train", "test")}
-        read = {(split, view): read_features(model, images[split], view=view) for split in images for view in VIEWS}
+        read = {(split, view): ImageReader(model, images[split]).read(view) for split in images for view in VIEWS}
         self.views = {key: part.before[0] for key, part in read.items()}
         self.labels = {split: read[split, None].labels for split in images}
         where = {"name": str(other), "resize": 32}

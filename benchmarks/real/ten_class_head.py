@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_kd import ErasedModel
 from hf_kd.data.load import load_source
-from hf_kd.features.heads import read_features
+from hf_kd.features.reader import ImageReader
 from hf_kd.metrics.linear_probe import fit_linear_probe
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     train, test = (load_source(arguments.data, split=split) for split in ("train", "test"))
     names = [name.partition(",")[0] for name in train.features["label"].names]
     model = ErasedModel.from_pretrained(arguments.weights)
-    read = [read_features(model, part, own_labels=True) for part in (train, test)]
+    read = [ImageReader(model, part).read(own_labels=True) for part in (train, test)]
     probe = fit_linear_probe(read[0].before[0], read[0].labels)
     stock = AutoModelForImageClassification.from_pretrained(
         arguments.weights,

@@ -15,7 +15,8 @@ from hf_kd.methods.erasers.cover import Cover
 from hf_kd.methods.erasers.esc import ESC
 from hf_kd.methods.erasers.esc_t import ESCT
 from hf_kd.methods.erasers.moments import SecondMoment
-from hf_kd.model.configuration import ErasedConfig, Erasure
+from hf_kd.methods.records import Erasure
+from hf_kd.model.configuration import ErasedConfig
 from hf_kd.model.erased_model import ErasedModel
 
 __version__ = version("hf-kd")

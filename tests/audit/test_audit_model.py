@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from hf_kd import ErasedModel
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import _app as app
-from hf_kd.features.heads import read_features
+from hf_kd.features.reader import ImageReader
 from tests.conftest import make_dataset, randomise
 
 QUICK = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1, 5], "progress": False}
@@ -30,10 +30,10 @@ def erased(model, processor, forget):
 
 
 def test_one_pass_over_each_split_and_the_classes_of_the_records(erased, splits, monkeypatch):
-    from hf_kd.audit import audit_model as auditing
 
     passes = []
-    monkeypatch.setattr(auditing, "read_features", lambda *a, **k: passes.append(a[1]) or read_features(*a, **k))
+    read = ImageReader.read
+    monkeypatch.setattr(ImageReader, "read", lambda self, *a, **k: passes.append(self.data) or read(self, *a, **k))
     report = erased.audit(*splits, **QUICK)
     assert passes == list(splits)
     assert "after_each" in report.plots["cosines"], "Fig. 3 with an eraser for each class"

@@ -8,7 +8,7 @@ import torch
 from hf_kd import ErasedModel
 from hf_kd.audit.class_maps import class_map
 from hf_kd.audit.hidden_states import _grid, blocks_of, class_maps, grad_cam, sampled_rows
-from hf_kd.features.heads import read_features
+from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state
 from hf_kd.features.taps.inputs import image_inputs, main_input
 from hf_kd.metrics.linear_probe import knowledge_retention
@@ -109,7 +109,7 @@ def test_the_profile_of_few_images_is_the_retention_on_these(erased, splits, mon
 
     monkeypatch.setattr(auditing, "MOST_ROWS", {"train": 60, "test": 30})
     report = erased.audit(*splits, **QUICK, layer_profile=True)
-    reads = [read_features(erased, split) for split in splits]
+    reads = [ImageReader(erased, split).read() for split in splits]
     labels = [read.labels for read in reads]
     rows = [sampled_rows(labels[0], labels[0] >= 0, [2], 60), sampled_rows(labels[1], labels[1] >= 0, [2], 30, 0.5)]
     pairs = zip(reads, labels, rows, strict=True)

@@ -20,9 +20,9 @@ from hf_kd.bench.run import bench
 from hf_kd.bench.store import Store
 from hf_kd.bench.tables import markdown
 from hf_kd.data.labels import match_labels
+from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.erasers.base import available_methods, get_method
 from hf_kd.methods.unlearning.base import make_unlearning_method
-from hf_kd.model.erase import ReadOptions
 
 QUICK = {"epochs": 1, "batch_size": 16}
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_kd.hub.card import BEGIN, END, CardValues, Request, render, template
+from hf_kd.hub.card import BEGIN, END, CardValues, render, template
 from hf_kd.hub.receipt import commands
 from hf_kd.hub.text import plain
-from hf_kd.hub.wording import METHODS
+from hf_kd.hub.wording import METHODS, Request
 from tests.audit.test_report import audit
 from tests.metrics.planted import planted
 

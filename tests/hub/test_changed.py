@@ -11,7 +11,7 @@ from hf_kd.hub.document import document
 from hf_kd.hub.publish import publishable
 from hf_kd.hub.receipt import RECEIPT, read_receipt
 from hf_kd.hub.text import plain
-from hf_kd.model.configuration import changes
+from hf_kd.methods.records import weight_changes
 from hf_kd.model.verify import verify
 from tests.conftest import make_dataset
 
@@ -103,7 +103,7 @@ def test_records_that_cannot_be_read_are_damage(changed, tmp_path):
     content = json.loads(config.read_text())
     config.write_text(json.dumps(content | {"hf_kd_unlearned": ["delete"]}))
     with pytest.raises(ValueError, match="hf_kd_unlearned"):
-        changes(ErasedModel.from_pretrained(tmp_path / "changed").config)
+        weight_changes(ErasedModel.from_pretrained(tmp_path / "changed").config)
 
 
 def test_push_publishes_a_stock_checkpoint_and_loads_it_back(changed, hub, run_client, tmp_path):

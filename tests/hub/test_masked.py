@@ -11,10 +11,12 @@ import torch
 
 from hf_kd import ErasedModel
 from hf_kd.audit.hidden_states import grad_cam
-from hf_kd.features.heads import predictions, read_features
+from hf_kd.cli.demo.page import answers
+from hf_kd.features.heads import predictions
+from hf_kd.features.reader import ImageReader
 from hf_kd.hub.card import results_table
-from hf_kd.hub.document import RECEIPT, REPORT, document
-from hf_kd.hub.spaces.demo_page import answers
+from hf_kd.hub.document import REPORT, document
+from hf_kd.hub.receipt import RECEIPT
 from tests.conftest import NAMES, make_dataset, picture
 from tests.helpers.taught import taught
 
@@ -48,7 +50,7 @@ def test_an_audit_knows_classes_by_the_names_inside_and_the_original_answers_wit
     assert report.class_names == dict(enumerate(NAMES))
     assert report.score("head", "D_ft").value == 0
     assert report.score("head", "D_ft").original > 50, "the original was not masked"
-    test = read_features(covered, splits[1])
+    test = ImageReader(covered, splits[1]).read()
     original = predictions(covered, test.before, masked=False)
     right = 100 * float((original[test.labels == 2] == 2).double().mean())
     assert report.score("head", "D_ft").original == pytest.approx(right)
@@ -59,7 +61,7 @@ def test_an_audit_knows_classes_by_the_names_inside_and_the_original_answers_wit
 
 def test_a_report_measures_what_a_map_replaces_and_is_silent_where_it_changes_everything(covered, splits, model):
     report = covered.audit(*splits, **QUICK)
-    test = read_features(covered, splits[1])
+    test = ImageReader(covered, splits[1]).read()
     rows = (test.before[0] != test.erased(covered)[0]).any(dim=1)
     cover = covered.erasures[0].measured[0]["cover_classes"]
     for group, mask in (("D_ft", test.labels == 2), ("D_rt", test.labels != 2)):

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from hf_kd import ErasedModel, train_original, unlearn
-from hf_kd.features.heads import predictions, read_features
+from hf_kd.features.heads import predictions
+from hf_kd.features.reader import ImageReader
 from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.model.train import PRETRAINED, RECIPES, with_labels
 from tests.conftest import NAMES, labelled, make_dataset, randomise
@@ -52,7 +53,7 @@ def test_it_learns_and_says_so_and_leaves_the_given_model_alone(resnet, processo
     assert record["measured"]["accuracy"] > 90
     model = ErasedModel.from_model(trained, processor)
     fresh = make_dataset([0, 1, 2, 3, 4] * 6, seed=3)
-    read = read_features(model, fresh)
+    read = ImageReader(model, fresh).read()
     right = (predictions(model, read.before) == read.labels).float().mean()
     assert right > 0.8, "on images it was not trained on"
     assert (record["recipe"], record["images"], record["from_scratch"], record["new_head"]) == (

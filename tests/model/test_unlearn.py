@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
-from hf_kd.data.image_source import inspect_images
 from hf_kd.data.samples import Samples
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.unlearning.base import make_unlearning_method
 from hf_kd.methods.unlearning.random_label import union
 from hf_kd.methods.unlearning.task import Task
-from hf_kd.model.erase import ReadOptions, preprocessor_of
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.conftest import make_dataset
 from tests.helpers import zoo
@@ -27,9 +26,7 @@ TEACHER = "DeiTForImageClassificationWithTeacher"
 @pytest.fixture
 def task(resnet, processor):
     model = ErasedModel.from_model(resnet, processor)
-    return make_task(
-        model, make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3), ReadOptions(progress=False)
-    )
+    return make_task(model, make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3), ReadOptions(progress=False))
 
 
 def run(task, name: str, **more) -> dict:
@@ -163,7 +160,7 @@ def test_images_that_do_not_fit_in_memory_make_no_difference(name, resnet, proce
         data = [make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3)]
         task = make_task(model, *data, ReadOptions(progress=False))
         task.forget, task.retain = (
-            Samples.read(d := inspect_images(part), preprocessor_of(model, d), cache_bytes=cache_bytes)
+            Samples.read((r := ImageReader(model, part)).images, r.preprocessor, cache_bytes=cache_bytes)
             for part in data
         )
         assert (task.forget._cached is None) == (cache_bytes == 1)

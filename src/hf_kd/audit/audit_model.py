@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,27 +18,25 @@ from torch import Tensor
 from hf_kd.audit.sections.features import FitClass
 from hf_kd.audit.sections.layers import layers
 from hf_kd.audit.sections.weights import weight_distance, weights
-from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.views import VIEWS
-from hf_kd.features.heads import ReadFeatures, erased, logits, model_has_head, read_features, untrained_logits
+from hf_kd.features.heads import apply_erasers, has_head, head_logits
+from hf_kd.features.protocol import TappedModel
+from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
 from hf_kd.methods.erasers.base import Eraser, available_methods, make_method
 from hf_kd.methods.erasers.moments import SecondMoment
+from hf_kd.methods.records import weight_changes
 from hf_kd.metrics.attacks import attack_names, views_needed
-from hf_kd.model.configuration import changes
-from hf_kd.model.erase import ReadOptions
 
 from .audit_features import audit_features
+from .classes import forgotten_labels, resolved_labels
 from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
 from .report import RetentionReport, Section
-
-if TYPE_CHECKING:
-    from hf_kd.model.erased_model import ErasedModel
 
 logger = logging.getLogger(__name__)
 
 
 def audit(
-    model: ErasedModel,
+    model: TappedModel,
     train: Any,
     test: Any,
     forget_labels: int | str | Iterable[int | str] | None = None,
@@ -74,7 +72,7 @@ def audit(
     seeds, draws, shots: see `hf_kd.audit.audit_features`.
     reading: image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress as in `erase`.
 
-    Other models may be an ErasedModel, any PreTrainedModel or the name of one. Of a model with several taps the features
+    Other models may be an TappedModel, any PreTrainedModel or the name of one. Of a model with several taps the features
     are joined. An embedding model is audited without the scores of a head.
 
     Raises ValueError where no forgotten classes are known, for samples without a label, for a split without forgotten or
@@ -86,18 +84,18 @@ def audit(
         raise TypeError(f"audit() got unknown arguments {', '.join(sorted(unknown))}; see its documentation.")
     if reference_model is not None and unseen is not None:
         raise ValueError("Both reference_model and unseen were given; a report has one reference. Pass one of them.")
-    settings = ReadOptions(**reading)
+    options = ReadOptions(**reading)
     chosen = attack_names(attacks, len(VIEWS))
     names = model.class_names or None
     forget = forgotten_labels(model, forget_labels, names)
-    if changes(model.config) and original_model is None:
+    if weight_changes(model.config) and original_model is None:
         logger.warning(
             "The weights of this model were changed, and without original_model (--original-model) what the report calls "
             "the original is the changed model itself: it cannot tell what was forgotten."
         )
-    wanted = None if retain is None else [*forget, *_resolved(retain, names)]
-    data = _Data(model, train, test, settings, wanted)
-    has_head = model_has_head(model)
+    wanted = None if retain is None else [*forget, *resolved_labels(retain, names)]
+    data = _Data(model, train, test, options, wanted)
+    classifies = has_head(model)
 
     before, after = data.before, data.behind(model)
     features = {"original": _joined(before), "erased": _joined(after)}
@@ -120,12 +118,12 @@ def audit(
         if other.class_names == model.class_names:
             answers["reference"] = _logits(other, behind)
     others = []
-    for one in membership_references if has_head else ():
+    for one in membership_references if classifies else ():
         other = _wrapped(model, one)
         others.append(_logits(other, data.behind(other, data.read_again(other))))
     never = None
     if unseen is not None:
-        strangers = read_features(model, unseen, settings, own_labels=True)
+        strangers = ImageReader(model, unseen, options).read(own_labels=True)
         never = (_side_by_side(strangers.before), _complete(strangers.labels, "unseen"))
     return audit_features(
         {version: pair[0] for version, pair in features.items()},
@@ -141,9 +139,11 @@ def audit(
         reference=reference,
         unseen=never,
         views=_views(model, data, chosen) if original_model is None else None,
-        random_logits=untrained_logits(model, train, settings, forget) if has_head and attacks == "full" else None,
+        random_logits=untrained_logits(ImageReader(model, train, options), forget)
+        if classifies and attacks == "full"
+        else None,
         membership_references=[pair for pair in others if pair is not None],
-        identities=not has_head if identities is None else identities,
+        identities=not classifies if identities is None else identities,
         fit_class=_fit_class(model),
         more=more,
         class_names=_names(names, data.labels),
@@ -151,7 +151,7 @@ def audit(
             "architecture": type(model.inner).__name__,
             "taps": [str(tap) for tap in model.taps],
             "erasures": [erasure.to_dict() for erasure in model.erasures],
-            "changes": [change.to_dict() for change in changes(model.config)],
+            "changes": [change.to_dict() for change in weight_changes(model.config)],
         },
     )
 
@@ -163,10 +163,10 @@ Split = tuple[Tensor, ...]
 class _Data:
     """Train and test images, and the features that models read from them: always a pair, train first."""
 
-    def __init__(self, model: ErasedModel, train: Any, test: Any, settings: ReadOptions, wanted: Sequence[int] | None):
+    def __init__(self, model: TappedModel, train: Any, test: Any, options: ReadOptions, wanted: Sequence[int] | None):
         """The first pass: features before the erasers of `model`; of all labels, or of the `wanted` ones."""
-        self._images, self._settings = {"train": train, "test": test}, settings
-        read = {split: read_features(model, images, settings) for split, images in self._images.items()}
+        self._images, self._options = {"train": train, "test": test}, options
+        read = {split: ImageReader(model, images, options).read() for split, images in self._images.items()}
         self._all = {split: _complete(part.labels, split) for split, part in read.items()}
         keep = None if wanted is None else torch.tensor(list(wanted))
         self._rows = {
@@ -180,11 +180,10 @@ class _Data:
         train, test = (tuple(part[self._rows[split]] for part in read[split].before) for split in self._images)
         return train, test
 
-    def read_again(self, other: ErasedModel, view: str | None = None) -> tuple[Split, Split]:
+    def read_again(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
         """Another model, or another view, on the same samples; before the erasers."""
-        settings = self._settings
         read = {
-            split: read_features(other, images, settings, own_labels=True, view=view)
+            split: ImageReader(other, images, self._options).read(view, own_labels=True)
             for split, images in self._images.items()
         }
         for split, part in read.items():
@@ -196,7 +195,7 @@ class _Data:
         return self._kept(read)
 
     def layers(
-        self, model: ErasedModel, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]
+        self, model: TappedModel, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]
     ) -> Section:
         """The layer profile, and the tap beside it on the same samples."""
         blocks = blocks_of(model)
@@ -204,16 +203,16 @@ class _Data:
         for number, (split, images) in enumerate(self._images.items()):
             kept = self._rows[split]
             rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split], FORGOTTEN_SHARE[split])
-            hidden.append(read_layers(model, images, self._settings, blocks, rows))
+            hidden.append(read_layers(model, images, self._options, blocks, rows))
             labels.append(self._all[split][rows])
             among = torch.isin(torch.nonzero(kept).flatten(), rows)
             before = features.get("before_projection", features["original"])[number]
             tap.append({"original": before[among], "erased": features["erased"][number][among]})
         return layers(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
 
-    def behind(self, model: ErasedModel, before: tuple[Split, Split] | None = None) -> tuple[Split, Split]:
+    def behind(self, model: TappedModel, before: tuple[Split, Split] | None = None) -> tuple[Split, Split]:
         """Behind the erasers of `model`."""
-        train, test = (erased(model, split) for split in (before or self.before))
+        train, test = (apply_erasers(model, split) for split in (before or self.before))
         return train, test
 
 
@@ -222,16 +221,16 @@ def _joined(pair: tuple[Split, Split]) -> tuple[Tensor, Tensor]:
     return train, test
 
 
-def _logits(model: ErasedModel, pair: tuple[Split, Split], masked: bool = True) -> tuple[Tensor, Tensor] | None:
+def _logits(model: TappedModel, pair: tuple[Split, Split], masked: bool = True) -> tuple[Tensor, Tensor] | None:
     """What the heads of `model` make of features, with or without the masks of its classes; None without a head."""
-    if not model_has_head(model):
+    if not has_head(model):
         return None
-    train, test = (logits(model, split, masked) for split in pair)
+    train, test = (head_logits(model, split, masked) for split in pair)
     return train, test
 
 
 def _views(
-    model: ErasedModel, data: _Data, attacks: Sequence[str]
+    model: TappedModel, data: _Data, attacks: Sequence[str]
 ) -> dict[str, tuple[list[Tensor], list[Tensor]]] | None:
     """Features of as many further views as the attacks need, for each version."""
     count = max(views_needed(name) for name in attacks)
@@ -246,7 +245,7 @@ def _views(
     return views
 
 
-def _wrapped(model: ErasedModel, other: Any) -> ErasedModel:
+def _wrapped(model: TappedModel, other: Any) -> TappedModel:
     if isinstance(other, str | os.PathLike):
         return type(model).from_pretrained(other)
     return other if isinstance(other, type(model)) else type(model).from_model(other, processor=model.processor)
@@ -261,7 +260,7 @@ def _check_dimension(features: dict[str, tuple[Tensor, Tensor]]) -> None:
         )
 
 
-def _weights(original: ErasedModel, model: ErasedModel) -> list[Section]:
+def _weights(original: TappedModel, model: TappedModel) -> list[Section]:
     """Fig. 2, where both are the same architecture with a head."""
     states = original.inner.state_dict(), model.inner.state_dict()
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
@@ -273,7 +272,7 @@ def _weights(original: ErasedModel, model: ErasedModel) -> list[Section]:
     return [weights(weight_distance(*states, head=sorted(heads)))] if heads and shapes[0] == shapes[1] else []
 
 
-def _fit_class(model: ErasedModel) -> FitClass | None:
+def _fit_class(model: TappedModel) -> FitClass | None:
     """The method of the last request, fitted on one class; None where it needs more than the moments of D_f, or several
     taps."""
     if not model.erasures or len(model.taps) > 1:
@@ -294,29 +293,6 @@ def _fit_class(model: ErasedModel) -> FitClass | None:
             return None
 
     return fit
-
-
-def forgotten_labels(model: ErasedModel, given: Any, names: Any) -> list[int]:
-    """Ids of the labels given by name or id, or else of all classes in the records of erasing and unlearning."""
-    if given is not None:
-        return _resolved(given, names)
-    records = [*changes(model.config), *model.erasures]
-    classes = {label for record in records for label in record.classes or ()}
-    if not records:
-        raise ValueError("Nothing was erased from this model, so forget_labels has to say which classes to look for.")
-    if any(record.classes is None for record in records):
-        raise ValueError(
-            "An erasure record does not name its classes (the forget set had no labels that the model knows). "
-            "Say which they are: forget_labels=[...]."
-        )
-    return sorted(classes)
-
-
-def _resolved(given: Any, names: Any) -> list[int]:
-    """Ids of labels given as names or ids, one or several."""
-    if isinstance(given, Tensor):
-        given = given.tolist()
-    return resolve_forget_labels([given] if isinstance(given, int | str) else given, names)
 
 
 def _complete(labels: Tensor, split: str) -> Tensor:

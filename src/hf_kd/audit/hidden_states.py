@@ -9,23 +9,22 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from hf_kd.features.forward import gather_rows
-from hf_kd.features.heads import batches_of, model_has_head
+from hf_kd.data.distributed import gather_rows
+from hf_kd.features.heads import has_head
+from hf_kd.features.protocol import TappedModel
+from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state, pooled
 from hf_kd.features.taps.inputs import image_inputs, main_input, run
 from hf_kd.features.taps.site import drop_caches, evaluating, head_function, masked_logits
-from hf_kd.model.erase import ReadOptions, probe_batch
 
 from .class_maps import ClassMaps, class_map, panel
-
-if TYPE_CHECKING:
-    from hf_kd.model.erased_model import ErasedModel
+from .classes import forgotten_labels
 
 MOST_ROWS = {"train": 4_000, "test": 2_000}
 """Samples of each split that the layer profile reads at most."""
@@ -38,9 +37,9 @@ MOST_SPECIAL = 8
 """Tokens before the grid of a map (class, distillation, registers); with more of them there is no grid."""
 
 
-def blocks_of(model: ErasedModel, every: bool = False) -> tuple[str, ...]:
+def blocks_of(model: TappedModel, every: bool = False) -> tuple[str, ...]:
     """Names of the blocks of the inner model, in order; see `taps.find_blocks`."""
-    name, inputs = main_input(model.inner), probe_batch(model, None)
+    name, inputs = main_input(model.inner), probe_batch(model)
     if name != "input_ids":  # which are text, then
         inputs = image_inputs(inputs)
     with _in_place_of_erasers(model, [None] * len(model.sites)):
@@ -48,16 +47,15 @@ def blocks_of(model: ErasedModel, every: bool = False) -> tuple[str, ...]:
 
 
 def read_layers(
-    model: ErasedModel, data: Any, settings: ReadOptions, blocks: Sequence[str], rows: Tensor
+    model: TappedModel, data: Any, options: ReadOptions, blocks: Sequence[str], rows: Tensor
 ) -> dict[str, Tensor]:
     """Pooled hidden states of the samples in `rows` (numbers, ascending): {block: float32 [len(rows), d]} on the CPU."""
     if isinstance(data, Dataset):  # only what is read needs to be decoded
         data, rows = data.select(rows.tolist()), torch.arange(rows.numel())
-    loader, _ = batches_of(model, data, settings)
     taken: dict[str, list[Tensor]] = {name: [] for name in blocks}
     numbers: list[Tensor] = []
     with evaluating(model.inner), torch.no_grad(), _hidden_states(model.inner, blocks) as take:
-        for batch in loader:
+        for batch in ImageReader(model, data, options).batches():
             chosen = torch.isin(batch["rows"], rows)
             if chosen.any():
                 run(model.inner, {name: value[chosen] for name, value in batch["inputs"].items()})
@@ -91,7 +89,7 @@ def sampled_rows(labels: Tensor, kept: Tensor, forget: Sequence[int], most: int,
 
 
 def grad_cam(
-    model: ErasedModel,
+    model: TappedModel,
     data: Any,
     path: str | Path,
     label: int | str | None = None,
@@ -108,16 +106,13 @@ def grad_cam(
     reading: as in `audit`. Raises ValueError without a head, without such images, without a map or where the model does not
     take images as pixels, and ImportError without matplotlib.
     """
-    from .audit_model import forgotten_labels
-
-    if not model_has_head(model):
+    if not has_head(model):
         raise ValueError(
             f"{type(model.inner).__name__} has no classification head: there is no class to draw a map for."
         )
     names = model.class_names
     wanted = forgotten_labels(model, label, names)[0]
-    settings = ReadOptions(**{"progress": False} | reading)
-    inputs = _images_of(model, data, settings, wanted, most)
+    inputs = _images_of(ImageReader(model, data, ReadOptions(**{"progress": False} | reading)), wanted, most)
     pictures = inputs[main_input(model.inner)]
     if pictures.ndim != 4 or not pictures.is_floating_point():
         raise ValueError(
@@ -131,7 +126,7 @@ def grad_cam(
     return path
 
 
-def class_maps(model: ErasedModel, inputs: dict[str, Any], label: int) -> ClassMaps:
+def class_maps(model: TappedModel, inputs: dict[str, Any], label: int) -> ClassMaps:
     """Grad-CAM maps [n, height, width] of `label` for the original and the erased model, and of what it answers now.
 
     The maps of a masked class are those of its logit before the mask, as a mask answers without looking.
@@ -202,21 +197,17 @@ def _last_map(
     )
 
 
-def _images_of(model: ErasedModel, data: Any, settings: ReadOptions, label: int, most: int) -> dict[str, Any]:
+def _images_of(reader: ImageReader, label: int, most: int) -> dict[str, Any]:
     """Model inputs of the first `most` images with a label."""
-    loader, mapping = batches_of(model, data, settings)
     parts: list[dict[str, Any]] = []
     found = 0
-    for batch in loader:
-        own = batch["labels"] if mapping is None else mapping(batch["labels"])
-        rows = torch.nonzero(own == label).flatten()[: most - found]
-        if rows.numel():
-            parts.append({name: value[rows] for name, value in batch["inputs"].items()})
-            found += rows.numel()
+    for inputs, rows in reader.inputs_with_labels([label]):
+        parts.append({name: value[: most - found] for name, value in inputs.items()})
+        found += len(rows)
         if found >= most:
             break
     if not parts:
-        raise ValueError(f"No image in the data has the label {label} ({model.class_names.get(label)}).")
+        raise ValueError(f"No image in the data has the label {label} ({reader.model.class_names.get(label)}).")
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -251,7 +242,7 @@ class _Keep(nn.Module):
 
 
 @contextlib.contextmanager
-def _in_place_of_erasers(model: ErasedModel, modules: Sequence[nn.Module | None]) -> Iterator[None]:
+def _in_place_of_erasers(model: TappedModel, modules: Sequence[nn.Module | None]) -> Iterator[None]:
     """Other modules at the sites inside; afterwards the erasers that were there."""
     kept = [site.eraser for site in model.sites]
     try:

@@ -14,9 +14,9 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from hf_kd.features.forward import process_state
+from hf_kd.data.distributed import process_state
+from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.erasers.base import get_method
-from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import unlearn
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from hf_kd.audit.sections.weights import weight_distance
 from hf_kd.data.views import VIEWS
-from hf_kd.features.heads import erased, logits, read_features
+from hf_kd.features.heads import apply_erasers, head_logits
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.attacks import run_attacks, views_needed
 from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
 from hf_kd.metrics.membership import loss_attack, member_rate
 from hf_kd.metrics.scores import harmonic_mean
 from hf_kd.metrics.similarity import linear_cka, uncentred_cosine
-from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 from .config import Measures
@@ -44,7 +44,7 @@ def read_both(model: ErasedModel, problem: Problem, settings: ReadOptions, attac
     views = list(VIEWS)[: max((views_needed(name) for name in attacks), default=0)]
 
     def read(data: Any, view: str | None = None) -> tuple[Tensor, ...]:
-        return read_features(model, data, settings, own_labels=True, view=view).before
+        return ImageReader(model, data, settings).read(view, own_labels=True).before
 
     return Features(
         read(problem.train),
@@ -67,12 +67,14 @@ def measure(
 
     Accuracies in percent. original: the model before anything was forgotten, and its features, for what changed.
     """
-    behind = {split: erased(model, getattr(features, split)) for split in ("train", "test")}
-    answers = {split: logits(model, parts) for split, parts in behind.items()}
+    behind = {split: apply_erasers(model, getattr(features, split)) for split in ("train", "test")}
+    answers = {split: head_logits(model, parts) for split, parts in behind.items()}
     forget_train, forget_test = problem.forget_train(stage), problem.forget_test(stage)
     scores = _head_scores(answers, problem, forget_train, forget_test)
     matrices = {split: joined(parts) for split, parts in behind.items()}
-    views = [[joined(erased(model, view)) for view in given] for given in (features.train_views, features.test_views)]
+    views = [
+        [joined(apply_erasers(model, view)) for view in given] for given in (features.train_views, features.test_views)
+    ]
     if forget_test is not None:
         scores |= read_quantities(
             [matrices["train"], matrices["test"]],

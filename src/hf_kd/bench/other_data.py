@@ -13,9 +13,9 @@ from torch import Tensor
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.load import load_source
-from hf_kd.features.heads import erased, read_features
+from hf_kd.features.heads import apply_erasers
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.linear_probe import fit_linear_probe
-from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 from .config import Measures
@@ -71,13 +71,13 @@ def read_other(model: ErasedModel, data: Mapping[str, Dataset], where: Mapping[s
         settings.num_workers,
         settings.progress,
     )
-    read = {split: read_features(model, part, own, own_labels=True) for split, part in data.items()}
+    read = {split: ImageReader(model, part, own).read(own_labels=True) for split, part in data.items()}
     return OtherData(*((read[split].before, read[split].labels) for split in ("train", "test")))
 
 
 def transfer(model: ErasedModel, other: OtherData) -> float:
     """Accuracy in percent of a converged linear probe on another data set, behind the erasers of `model`."""
-    train, test = (joined(erased(model, features)) for features, _ in (other.train, other.test))
+    train, test = (joined(apply_erasers(model, features)) for features, _ in (other.train, other.test))
     probe = fit_linear_probe(train, other.train[1], tolerance=1e-5)
     return 100.0 * float((probe.predict(test).cpu() == other.test[1]).double().mean())
 

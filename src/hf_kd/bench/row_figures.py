@@ -16,10 +16,10 @@ from hf_kd.audit.class_maps import panel
 from hf_kd.audit.figures import STYLE, class_means, tsne
 from hf_kd.audit.hidden_states import class_maps
 from hf_kd.audit.sections.features import plot_numbers, plot_samples
-from hf_kd.features.forward import process_state
-from hf_kd.features.heads import batches_of, erased
+from hf_kd.data.distributed import process_state
+from hf_kd.features.heads import apply_erasers
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.attack_data import AuditData
-from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 from .figures import shown_name
@@ -81,7 +81,7 @@ def _numbers(model, features, problem, original) -> _Numbers | str:
         return "no class is forgotten"
     versions = []
     for one, parts in (original, (model, features)):
-        train, test = (joined(erased(one, split)) for split in (parts.train, parts.test))
+        train, test = (joined(apply_erasers(one, split)) for split in (parts.train, parts.test))
         versions.append(AuditData.of(train, problem.probe_train, test, problem.probe_test, forget))
     if versions[0].test.shape != versions[1].test.shape:
         return "the features have another dimension than the original's"
@@ -130,8 +130,8 @@ def _grad_cam(model, features, problem, original, settings, label, path) -> str 
     rows = rows[problem.test_labels[rows] == target][:MOST_IMAGES]
     if not process_state().is_main_process:
         return None
-    loader, _ = batches_of(model, problem.test.select(rows.tolist()), replace(settings, batch_size=MOST_IMAGES), True)
-    inputs = next(iter(loader))["inputs"]
+    reader = ImageReader(model, problem.test.select(rows.tolist()), replace(settings, batch_size=MOST_IMAGES))
+    inputs = next(iter(reader.batches()))["inputs"]
     first, second = class_maps(original[0], inputs, target), class_maps(model, inputs, target)
     maps = replace(second, original=first.original)
     names = model.class_names

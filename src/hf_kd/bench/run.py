@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.data.distributed import gather_rows, process_state
 from hf_kd.data.labels import LabelMapping, match_labels
-from hf_kd.features.forward import gather_rows, process_state
-from hf_kd.features.heads import model_has_head
-from hf_kd.model.configuration import versions
-from hf_kd.model.erase import ReadOptions
+from hf_kd.features.heads import has_head
+from hf_kd.features.reader import ReadOptions
+from hf_kd.methods.records import versions
 from hf_kd.model.erased_model import ErasedModel
 
 from .build import make, records_of
@@ -61,7 +61,7 @@ class _Shared:
     def original(self) -> ErasedModel:
         options = {"revision": self.experiment.revision} if self.experiment.revision else {}
         model = ErasedModel.from_pretrained(self.experiment.model, **options).to(_device(self.device))
-        if not model_has_head(model):
+        if not has_head(model):
             raise ValueError(f"{self.experiment.model} has no classification head, which a bench measures first.")
         if model.is_erased:
             raise ValueError(f"{self.experiment.model} carries an eraser: name the model before anything was erased.")

@@ -6,7 +6,7 @@ import os
 
 from . import audit, bench, card, erase, inspect, publish, push, unlearn, verify  # noqa: F401  (each registers its command)
 from ._app import app
-from .demo import command as demo
+from .demo import command as demo  # noqa: F401
 
 __all__ = ["app", "main"]
 

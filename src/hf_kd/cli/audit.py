@@ -21,9 +21,9 @@ from ._app import (
     WorkersOption,
     app,
     console,
+    exit_on_error,
     import_files,
     name_and_value,
-    exit_on_error,
 )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from ._app import DeviceOption, ImportOption, app, console, import_files, exit_on_error
+from ._app import DeviceOption, ImportOption, app, console, exit_on_error, import_files
 
 
 @app.command()
@@ -39,7 +39,7 @@ def bench(
     with exit_on_error():
         import_files(imports)
         from hf_kd import bench as room
-        from hf_kd.features.forward import process_state
+        from hf_kd.data.distributed import process_state
 
         chosen = None if seeds is None else _numbers(seeds)
         found = room.read_config(config, limit, chosen)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._app import ImportOption, app, console, import_files, exit_on_error
+from ._app import ImportOption, app, console, exit_on_error, import_files
 
 
 @app.command()

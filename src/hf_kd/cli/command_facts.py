@@ -9,9 +9,9 @@ import torch
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import match_labels
 from hf_kd.data.load import load_source
-from hf_kd.features.heads import model_has_head, predictions, read_features
+from hf_kd.features.heads import has_head, predictions
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.scores import forget_retain_accuracy
-from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 
@@ -36,7 +36,7 @@ def head_accuracy(
     changed: ErasedModel | None = None,
 ) -> dict[str, Any] | None:
     """Of the head, in percent, before and after: behind the eraser of `model`, or of the `changed` model."""
-    if not model_has_head(model):
+    if not has_head(model):
         raise ValueError("--test-split measures the head's accuracy, and this model has no classification head.")
     if not ids:
         raise ValueError("--test-split measures forgotten against other labels; name the forgotten ones with --forget.")
@@ -45,11 +45,11 @@ def head_accuracy(
     mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)
     earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
     classes = sorted(earlier | set(mapping(torch.tensor(ids)).tolist()))
-    read = read_features(model, data, settings)
+    read = ImageReader(model, data, settings).read()
     if changed is None:
         after = predictions(model, read.erased(model))
     else:
-        after = predictions(changed, read_features(changed, data, settings).before)
+        after = predictions(changed, ImageReader(changed, data, settings).read().before)
     scores: dict[str, Any] = {"split": split, "classes": classes}
     for when, answers in (("original", predictions(model, read.before, masked=False)), ("erased", after)):
         forget, retain = forget_retain_accuracy(answers, read.labels, classes)

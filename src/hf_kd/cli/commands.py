@@ -14,20 +14,20 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_kd.audit.hidden_states import grad_cam as draw_grad_cam
 from hf_kd.audit.report import RetentionReport
+from hf_kd.data.distributed import process_state
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import match_labels, resolve_forget_labels
 from hf_kd.data.load import filter_by_labels, load_source
-from hf_kd.features.forward import process_state
-from hf_kd.features.heads import model_has_head
+from hf_kd.features.heads import has_head
+from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import CARD, REPORT, base_of, document
 from hf_kd.hub.publish import Pushed, base_license, publishable
 from hf_kd.hub.spaces import KNOWLEDGE_RETENTION
 from hf_kd.hub.spaces.build import demo_space, metric_space
 from hf_kd.hub.upload import Published, check_repo_id, prepare, upload
 from hf_kd.methods.erasers.base import Method, available_methods, make_method
+from hf_kd.methods.records import Erasure
 from hf_kd.methods.unlearning.base import make_unlearning_method
-from hf_kd.model.configuration import Erasure
-from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.label_mask import ERASED
 from hf_kd.model.loading import load_processor
@@ -328,7 +328,7 @@ def _forget_ids(model: ErasedModel, source: str, request: Request) -> list[int]:
         load_source(source, split=request.split), image_column=request.image_column, label_column=request.label_column
     )
     ids = resolve_forget_labels(request.forget, described.label_names)
-    if not model_has_head(model):
+    if not has_head(model):
         return ids
     mapping = match_labels(described.label_names, model.class_names, request.label_mapping)
     return mapping(torch.tensor(ids)).tolist()

@@ -23,11 +23,11 @@ from ._app import (
     WorkersOption,
     app,
     console,
+    exit_on_error,
     given,
     import_files,
     name_and_option,
     name_and_value,
-    exit_on_error,
 )
 from ._tables import show_erasure
 

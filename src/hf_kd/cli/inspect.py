@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from hf_kd.model.configuration import changes
+from hf_kd.methods.records import weight_changes
 
-from ._app import ImportOption, JsonOption, ModelArgument, RevisionOption, app, console, given, import_files, exit_on_error
+from ._app import (
+    ImportOption,
+    JsonOption,
+    ModelArgument,
+    RevisionOption,
+    app,
+    console,
+    exit_on_error,
+    given,
+    import_files,
+)
 from ._tables import show_masks, show_record
 
 if TYPE_CHECKING:
@@ -70,7 +80,7 @@ def _facts(name: str, model: ErasedModel) -> dict[str, Any]:
         "withheld": list(model.config.leaking),
         "erased": model.is_erased,
         "erasures": [erasure.to_dict() for erasure in model.erasures],
-        "changes": [change.to_dict() for change in changes(model.config)],
+        "changes": [change.to_dict() for change in weight_changes(model.config)],
         "masked": {
             "classes": list(model.config.masked),
             "dropped": model.config.dropped,

@@ -24,9 +24,9 @@ from ._app import (
     WorkersOption,
     app,
     console,
+    exit_on_error,
     import_files,
     name_and_value,
-    exit_on_error,
 )
 from ._tables import show_accuracy
 

@@ -17,8 +17,8 @@ from ._app import (
     RevisionOption,
     app,
     console,
-    import_files,
     exit_on_error,
+    import_files,
 )
 
 

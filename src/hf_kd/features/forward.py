@@ -6,22 +6,17 @@ batch of features goes to a consumer, which adds it to a second moment or stores
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather, reduce
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from hf_kd.data.distributed import autocast, gather_rows, process_state, sum_over_processes
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import TapSite, evaluating, record
-
-MIXED_PRECISION = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Consumer(Protocol):
@@ -56,7 +51,7 @@ def feature_pass(
     device = next(model.parameters()).device
     batches = tqdm(loader, desc=description, unit="batch", delay=1, disable=not (progress and state.is_main_process))
     count = 0
-    with evaluating(model), torch.no_grad(), _autocast(device, mixed_precision), record(sites, stage) as take:
+    with evaluating(model), torch.no_grad(), autocast(device, mixed_precision), record(sites, stage) as take:
         for batch in batches:
             run(model, batch["inputs"])
             features = take()
@@ -65,20 +60,6 @@ def feature_pass(
             consume(features, batch["labels"], batch["rows"])
             count += features[0].shape[0]
     return int(sum_over_processes(torch.tensor([count], dtype=torch.float64))[0])
-
-
-def process_state() -> PartialState:
-    """Which process of how many this is. On a machine without accelerator it has to be told that the CPU is meant, or
-    every process would take itself for the only one."""
-    return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
-
-
-def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of a float64 tensor over all processes, on the device it came from."""
-    state = process_state()
-    if state.num_processes == 1:
-        return tensor
-    return reduce(tensor.to(state.device), reduction="sum").to(tensor.device)
 
 
 class FeatureStore:
@@ -105,31 +86,6 @@ class FeatureStore:
         return [f[order] for f in features], labels[order]
 
 
-def gather_rows(tensor: Tensor, fill: int = 0) -> Tensor:
-    """Concatenate [n, ...] over processes whose numbers of rows differ; short ones are padded with `fill`."""
-    state = process_state()
-    if state.num_processes == 1:
-        return tensor
-    width = tensor.shape[1] if tensor.ndim == 2 else 0
-    widest = int(gather(torch.tensor([width], device=state.device)).max())
-    if tensor.ndim == 2 and width != widest:  # this process had no row, so it does not know d
-        tensor = tensor.new_zeros(0, widest)
-    longest = int(gather(torch.tensor([tensor.shape[0]], device=state.device)).max())
-    moved = tensor.to(state.device)
-    if moved.shape[0] < longest:
-        padding = moved.new_full((longest - moved.shape[0], *moved.shape[1:]), fill)
-        moved = torch.cat([moved, padding])
-    return gather(moved).cpu()
-
-
-def _autocast(device: torch.device, mixed_precision: str | None) -> contextlib.AbstractContextManager[Any]:
-    name = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if name not in MIXED_PRECISION:
-        raise ValueError(f"mixed_precision={name!r} is unknown; choose {', '.join(map(repr, MIXED_PRECISION))}.")
-    dtype = MIXED_PRECISION[name]
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-
 def _check_finite(features: Tensor, rows: Tensor) -> None:
     finite = torch.isfinite(features).all(dim=1)
     if not bool(finite.all()):
@@ -138,15 +94,3 @@ def _check_finite(features: Tensor, rows: Tensor) -> None:
             f"The model gives features that are not finite for row {row} of the data: check that image, and that the "
             "model's weights and precision (fp16 overflows where bf16 does not) are sound."
         )
-
-
-def probe_from_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Two different samples for the tap search, made from the first batch of a loader.
-
-    A batch of one gets a second sample by mirroring its pixels.
-    """
-    inputs = {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor)}
-    size = max((value.shape[0] for value in inputs.values() if value.ndim), default=0)
-    if size >= 2:
-        return {name: value[:2] for name, value in inputs.items()}
-    return {name: torch.cat([value, value.flip(-1)]) for name, value in inputs.items()}

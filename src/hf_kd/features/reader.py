@@ -1,39 +1,49 @@
-"""How a request reads its images: settings, labels, loaders, and the passes beside that over the forget set.
+"""The one way in which images reach a model: described, labels matched, preprocessed, batched, and read at the taps.
 
-Part of the modelling room, below `erasing`.
+`ImageReader(model, data, options)` is what erasing, auditing, changing weights, training, the bench and the command line
+read through. `ReadOptions` are its settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers.utils import logging
+from transformers.image_processing_utils import ImageProcessingMixin
 
-from hf_kd.data.image_source import ImageSource, inspect_images
-from hf_kd.data.labels import LabelMapping, LabelMismatchError, match_labels
+from hf_kd.data.distributed import gather_rows, process_state
+from hf_kd.data.image_source import inspect_images
+from hf_kd.data.labels import LabelMapping, match_labels
 from hf_kd.data.loader import LoaderShare, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
-from hf_kd.data.views import VIEWS, apply_view
-from hf_kd.features.taps.inputs import main_input
-from hf_kd.methods.erasers.moments import RetainMoments
-
-from .forward import FeatureStore, feature_pass, gather_rows, process_state, sum_over_processes
-
-if TYPE_CHECKING:
-    from hf_kd.model.erased_model import ErasedModel
-
-logger = logging.get_logger(__name__)
-
-ABSENT = -2  # stands for 'no row here' where processes exchange labels; -1 means 'a row without a label'
+from hf_kd.data.samples import Samples
+from hf_kd.data.views import apply_view
+from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
+from hf_kd.features.heads import apply_erasers, has_head
+from hf_kd.features.protocol import TappedModel
+from hf_kd.features.taps.inputs import main_input, probe_inputs, run
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a forget set is read and run; see `ErasedModel.erase`."""
+    """How images are read and run through a model.
+
+    Attributes:
+        image_column: Column of the images, where there are several.
+        label_column: Column of the labels, where there are several.
+        label_mapping: From the data set's labels (names or ids) to the model's, where names do not match.
+        batch_size: Images a forward pass; 64 by default. Without effect on a `DataLoader`.
+        mixed_precision: "no", "fp16" or "bf16" for the forward pass; by default what `accelerate launch` was told.
+        num_workers: Processes that decode images.
+        progress: Whether a bar is shown.
+    """
 
     image_column: str | None = None
     label_column: str | None = None
@@ -44,135 +54,216 @@ class ReadOptions:
     progress: bool = True
 
 
-def preprocessor_of(model: ErasedModel, forget_set: ImageSource) -> ImagePreprocessor | None:
-    """What turns images into the model's inputs; not needed for a forget set that brings inputs."""
-    if forget_set.is_prepared:
-        return None
-    if model.processor is None:
-        raise ValueError(
-            f"This {type(model.inner).__name__} has no image processor, so images cannot be turned into its inputs. Pass "
-            "one: ErasedModel.from_model(model, processor=...), or give a DataLoader of the model's own inputs."
-        )
-    return ImagePreprocessor(model.processor)
+@dataclass(frozen=True)
+class ReadFeatures:
+    """Pooled features of a data set before any eraser, on the CPU in float32, rows in the order of the data."""
+
+    before: tuple[Tensor, ...]
+    """[n, d] at each tap."""
+    labels: Tensor
+    """Class ids of the model [n] (of the data set where the model has no classes); -1 where there is none."""
+
+    def erased(self, model: TappedModel) -> tuple[Tensor, ...]:
+        """The features behind the erasers of `model`, [n, d] at each tap."""
+        return apply_erasers(model, self.before)
 
 
-def label_mapping(
-    model: ErasedModel, forget_set: ImageSource, given: Mapping[Any, Any] | None, required: bool
-) -> LabelMapping | None:
-    id2label = model.class_names or None
-    if id2label is None or not forget_set.has_labels:
-        if required and not forget_set.has_labels:
-            raise ValueError(
-                "This method needs the labels of the forget set and it has none. Name the column with label_column=..., "
-                "give (image, id) pairs instead of images, "
-                "or use method='esc', which needs the images alone."
-            )
-        return None
-    try:
-        return match_labels(forget_set.label_names, id2label, given)
-    except LabelMismatchError as error:
-        if required:
-            raise
-        logger.info(f"The classes of the forget set stay unknown in the record: {error}")
-        return None
+class ImageReader:
+    """One data set on its way into one model.
 
+    Args:
+        model: The model; its processor makes inputs of images, and its class names say which labels there are.
+        data: `datasets.Dataset` or `IterableDataset`, list of images or of (image, label) pairs, or a `DataLoader` of dict
+            batches with the model's own input names and optional `labels`.
+        options: How it is read.
 
-def loader_of(model: ErasedModel, described: ImageSource, settings: ReadOptions) -> Any:
-    """Batches of this process's part of a set."""
-    state = process_state()
-    return make_loader(
-        described,
-        preprocessor_of(model, described),
-        batch_size=settings.batch_size,
-        num_workers=settings.num_workers,
-        rank=state.process_index,
-        world_size=state.num_processes,
-    )
-
-
-def forget_views(
-    model: ErasedModel, loader: Any, wanted: int, settings: ReadOptions, features: Sequence[Tensor]
-) -> list[tuple[Tensor, ...]]:
-    """For each tap the features [n, d] of further views of the forget images, in the order of the images.
-
-    features: [n, d] at each tap, of the images as they are. Empty where inputs are no pictures [b, channels, height, width],
-    and where the data cannot be read twice in one order.
+    Raises:
+        ValueError: For an empty set, one without images, or columns that are not there.
     """
-    name = main_input(model.inner)
-    first = next(iter(loader), None)
-    pictures = first is None or first["inputs"][name].ndim == 4
-    nothing = [() for _ in model.sites]
-    if not bool(sum_over_processes(torch.tensor([0.0 if pictures else 1.0], dtype=torch.float64))[0] == 0):
-        return nothing
-    found = []
-    as_they_are = [None] if isinstance(loader, LoaderShare) else []  # a user's own loader may shuffle or augment
-    for view in [*as_they_are, *list(VIEWS)[:wanted]]:
+
+    def __init__(self, model: TappedModel, data: Any, options: ReadOptions | None = None):
+        self.model = model
+        self.data = data
+        self.options = options or ReadOptions()
+        self.images = inspect_images(
+            data, self.options.image_column, self.options.label_column, main_input=main_input(model.inner)
+        )
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """Name of each label id of the data set, where it knows them."""
+        return self.images.label_names
+
+    @cached_property
+    def preprocessor(self) -> ImagePreprocessor | None:
+        """What turns images into the model's inputs; None for data that brings inputs.
+
+        Raises:
+            ValueError: Where one is needed and the model has none.
+        """
+        if self.images.is_prepared:
+            return None
+        if self.model.processor is None:
+            raise ValueError(
+                f"This {type(self.model.inner).__name__} has no image processor, so images cannot be turned into its "
+                "inputs. Pass one: ErasedModel.from_model(model, processor=...), or give a DataLoader of the model's own "
+                "inputs."
+            )
+        return ImagePreprocessor(self.model.processor)
+
+    @cached_property
+    def mapping(self) -> LabelMapping | None:
+        """From the data set's labels to the model's; None where the data has no labels or the model no classes.
+
+        Raises:
+            LabelMismatchError: For labels that the model does not know.
+        """
+        if not self.images.has_labels or not self.model.class_names:
+            return None
+        return match_labels(self.label_names, self.model.class_names, self.options.label_mapping)
+
+    @cached_property
+    def _loader(self) -> Any:
+        state = process_state()
+        return make_loader(
+            self.images,
+            self.preprocessor,
+            batch_size=self.options.batch_size,
+            num_workers=self.options.num_workers,
+            rank=state.process_index,
+            world_size=state.num_processes,
+        )
+
+    def batches(self, view: str | None = None) -> Iterable[dict[str, Any]]:
+        """This process's batches {"inputs", "labels" (of the data set), "rows"}; `view`: a key of `VIEWS`."""
+        return self._loader if view is None else apply_view(self._loader, main_input(self.model.inner), view)
+
+    @property
+    def reads_the_same_again(self) -> bool:
+        """Whether a second pass sees the same images; a user's own loader may shuffle or augment."""
+        return not isinstance(self._loader, LoaderShare)
+
+    def samples(self) -> Samples:
+        """All samples with labels of the model, to be read in any order; see `Samples.read`."""
+        return Samples.read(self.images, self.preprocessor, self.mapping, num_workers=self.options.num_workers)
+
+    def find_taps(self) -> None:
+        """Find the model's taps, probing with the data where nothing else shows what its inputs look like.
+
+        Every process probes with the same batch, also one that gets none of its own.
+        """
+        if self.model.sites:
+            return
+        if isinstance(self.model.processor, ImageProcessingMixin) and self.images.kind != "loader":
+            self.model.find_taps()
+            return
+        first = next(iter(make_loader(self.images, self.preprocessor, batch_size=2, num_workers=0)))
+        self.model.find_taps(_probe_from_batch(first))
+
+    def run(
+        self, consumer: Consumer, *, stage: str = "after", view: str | None = None, description: str = "features"
+    ) -> int:
+        """One pass: the features at each tap to `consumer`, batch by batch; returns the number of images of all processes.
+
+        Args:
+            consumer: Takes features [b, d] at each tap, labels [b] of the data set and row numbers [b].
+            stage: "before" or "after" the erasers.
+            view: A key of `VIEWS`: another view of every image.
+            description: What the progress bar says.
+
+        Raises:
+            ValueError: Naming the row of a feature that is not finite.
+        """
+        self.find_taps()
+        return feature_pass(
+            self.model.inner,
+            list(self.model.sites),
+            self.batches(view),
+            consumer,
+            stage=stage,
+            mixed_precision=self.options.mixed_precision,
+            progress=self.options.progress,
+            description=description,
+        )
+
+    def read(self, view: str | None = None, own_labels: bool = False) -> ReadFeatures:
+        """One pass that keeps the features before the erasers.
+
+        Args:
+            view: A key of `VIEWS`: another view of every image.
+            own_labels: Keep the data set's class ids, for classes that the model does not know.
+
+        Raises:
+            ValueError: For an empty set, and naming the row of a feature that is not finite.
+            LabelMismatchError: For labels that the model does not know.
+        """
+        self.find_taps()
+        mapping = None if own_labels or not has_head(self.model) else self.mapping
         store = FeatureStore()
-        feature_pass(
-            model.inner,
-            list(model.sites),
-            loader if view is None else apply_view(loader, name, view),
-            store,
-            mixed_precision=settings.mixed_precision,
-            progress=settings.progress,
-            description=f"forget set, {view or 'again'}",
-        )
-        seen = store.collect(len(model.sites))[0]
-        if seen[0].shape != features[0].shape or (view is None and not _all_close(seen, features)):
-            logger.warning(
-                "The forget set gave other images, or in another order, when it was read again: views of them cannot be "
-                "compared. Give a data set, or a DataLoader without shuffling and random augmentation."
-            )
-            return nothing
-        if view is not None:
-            found.append(seen)
-    return [tuple(features[i] for features in found) for i in range(len(model.sites))]
+        self.run(store, stage="before", view=view)
+        features, labels = store.collect(len(self.model.sites))
+        return ReadFeatures(tuple(features), labels if mapping is None else mapping(labels))
+
+    def inputs_with_labels(self, labels: Sequence[int]) -> Iterable[tuple[dict[str, Tensor], Tensor]]:
+        """Model inputs and row numbers of the samples of this process with one of the model's `labels`, batch by batch."""
+        wanted = torch.tensor(list(labels))
+        for batch in self.batches():
+            own = batch["labels"] if self.mapping is None else self.mapping(batch["labels"])
+            chosen = torch.isin(own, wanted)
+            if chosen.any():
+                yield {name: value[chosen] for name, value in batch["inputs"].items()}, batch["rows"][chosen]
 
 
-def _all_close(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return all(torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(b.std())) for a, b in zip(some, others, strict=True))
+def probe_batch(model: TappedModel, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Inputs for the tap search: those given, two random images through the model's processor, or what its config says.
 
-
-def retained_moments(
-    model: ErasedModel, retain: Any, settings: ReadOptions, needs_labels: bool, forgotten: tuple[int, ...] | None
-) -> list[RetainMoments]:
-    """The moments of retained images at each tap, of all processes: one pass, as over the forget set.
-
-    Raises ValueError for an empty set, for images of the forgotten classes in it, and for missing labels where they count.
+    A two-tower model also gets text, or fields that only its whole forward returns would go unseen.
     """
-    described = inspect_images(
-        retain, settings.image_column, settings.label_column, main_input=main_input(model.inner)
-    )
-    mapping = label_mapping(model, described, settings.label_mapping, needs_labels)
-    loader = loader_of(model, described, settings)
-    found: list[RetainMoments] = []
+    inner = model.inner
+    if inputs is None and model.processor is not None:
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+        inputs = ImagePreprocessor(model.processor)([Image.fromarray(image) for image in pixels])
+    if inputs is None:
+        return probe_inputs(inner)
+    inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    if hasattr(inner, "get_image_features") and "input_ids" not in inputs:
+        inputs |= {
+            name: value for name, value in probe_inputs(inner).items() if name in ("input_ids", "attention_mask")
+        }
+    return inputs
 
-    def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
-        own = torch.full_like(labels, -1) if mapping is None else mapping(labels)
-        if forgotten and bool(torch.isin(own, torch.tensor(forgotten)).any()):
-            raise ValueError(
-                f"retain holds images of the forgotten classes {list(forgotten)}: it has to be D_r, what stays. "
-                "Filter them out."
-            )
-        if not found:
-            found.extend(RetainMoments(f.shape[1], f.device) for f in features)
-        for moments, part in zip(found, features, strict=True):
-            moments.update(part, own)
 
-    count = feature_pass(
-        model.inner,
-        list(model.sites),
-        loader,
-        keep,
-        mixed_precision=settings.mixed_precision,
-        progress=settings.progress,
-        description="retained",
-    )
-    if count == 0:
-        raise ValueError("The retained set is empty. Check the filter that selected it.")
-    if process_state().num_processes > 1:
-        found = found or [RetainMoments(tap.dim) for tap in model.taps]
-        own = torch.tensor(sorted(found[0].sums), dtype=torch.long)
-        labels = sorted(set(gather_rows(own, fill=ABSENT).tolist()) - {ABSENT})
-        found = [moments.all_reduce(sum_over_processes, labels) for moments in found]
-    return found
+def _probe_from_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Two different samples for the tap search, made from the first batch of a loader.
+
+    A batch of one gets a second sample by mirroring its pixels.
+    """
+    inputs = {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor)}
+    size = max((value.shape[0] for value in inputs.values() if value.ndim), default=0)
+    if size >= 2:
+        return {name: value[:2] for name, value in inputs.items()}
+    return {name: torch.cat([value, value.flip(-1)]) for name, value in inputs.items()}
+
+
+def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | None:
+    """What the model's architecture answers before any training: logits [n, C] of the samples with `labels`, in order.
+
+    The weights are those the class initialises itself with, by a fixed seed. None where its output has no `logits`.
+    """
+    inner = reader.model.inner
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = type(inner)(copy.deepcopy(inner.config)).eval()
+    untrained.to(next(inner.parameters()).device)
+    rows, answers = [torch.zeros(0, dtype=torch.long)], []
+    with torch.no_grad():
+        for inputs, numbers in reader.inputs_with_labels(labels):
+            output = run(untrained, inputs)
+            if getattr(output, "logits", None) is None:
+                return None
+            rows.append(numbers)
+            answers.append(output.logits.float().cpu())
+    numbers = gather_rows(torch.cat(rows), fill=-1)
+    gathered = gather_rows(torch.cat(answers) if answers else torch.zeros(0, 1))
+    present = numbers >= 0
+    return gathered[present][torch.argsort(numbers[present], stable=True)].cpu()

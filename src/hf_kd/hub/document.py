@@ -11,21 +11,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import TemplateError
 from yaml import YAMLError
 
 from hf_kd.audit.report import RetentionReport
-from hf_kd.features.heads import model_has_head
+from hf_kd.features.heads import has_head
+from hf_kd.features.protocol import TappedModel
+from hf_kd.methods.records import Erasure, WeightChange, versions, weight_changes
 from hf_kd.methods.unlearning.base import unlearning_methods
-from hf_kd.model.configuration import WeightChange, Erasure, changes, versions
 
-from .card import BEGIN, END, CardValues, Request, render
+from .card import BEGIN, END, CardValues, render
 from .receipt import RECEIPT, commands, receipt, tensors_digest, write_receipt
-
-if TYPE_CHECKING:
-    from hf_kd.model.erased_model import ErasedModel
+from .wording import Request
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ CARD = "README.md"
 
 
 def document(
-    model: ErasedModel,
+    model: TappedModel,
     folder: Path,
     *,
     report: RetentionReport | None = None,
@@ -81,7 +80,7 @@ def document(
         repo_id=repo_id,
         base_model=base,
         folded=folded,
-        classifies=model_has_head(model),
+        classifies=has_head(model),
         datasets=tuple(datasets),
         license=license,
         report=report,
@@ -92,14 +91,14 @@ def document(
     (folder / CARD).write_text(_card(values, existing_readme), encoding="utf-8")
 
 
-def records_of(model: ErasedModel) -> tuple[Erasure, ...]:
+def records_of(model: TappedModel) -> tuple[Erasure, ...]:
     """All requests carried out on a model: those that changed its weights, then those whose erasers stand in it."""
-    return (*changes(model.config), *model.erasures)
+    return (*weight_changes(model.config), *model.erasures)
 
 
-def base_of(model: ErasedModel) -> tuple[str | None, str | None]:
+def base_of(model: TappedModel) -> tuple[str | None, str | None]:
     """Hub id and commit of the model before the first request; None for one that came from somewhere else."""
-    changed = changes(model.config)
+    changed = weight_changes(model.config)
     first = changed[0] if changed else model.config
     return first.base_model, first.base_commit
 
@@ -119,7 +118,7 @@ def _card(values: CardValues, existing: str | None) -> str:
         )
 
 
-def _request(model: ErasedModel, erasure: Erasure, named: bool) -> Request:
+def _request(model: TappedModel, erasure: Erasure, named: bool) -> Request:
     names = model.class_names
     secret = set() if named else {label for record in records_of(model) for label in record.classes or ()}
     return Request(
@@ -150,13 +149,13 @@ def source_of(change: WeightChange) -> str:
     return "; ".join(([f"used {needs}"] if needs else []) + ([method.source] if method else ["source unknown"]))
 
 
-def _labels(model: ErasedModel) -> list[list[str]]:
+def _labels(model: TappedModel) -> list[list[str]]:
     names = model.class_names
     return [[str(names.get(label, label)) for label in erasure.classes or ("LABEL",)] for erasure in records_of(model)]
 
 
-def _receipt(model: ErasedModel, folder: Path, folded: bool, labels: Sequence[Sequence[str]] | None) -> dict[str, Any]:
-    changed = changes(model.config)
+def _receipt(model: TappedModel, folder: Path, folded: bool, labels: Sequence[Sequence[str]] | None) -> dict[str, Any]:
+    changed = weight_changes(model.config)
     return receipt(
         folder,
         [erasure.to_dict() for erasure in model.erasures],
@@ -170,6 +169,6 @@ def _receipt(model: ErasedModel, folder: Path, folded: bool, labels: Sequence[Se
     )
 
 
-def inner_digest(model: ErasedModel) -> str:
+def inner_digest(model: TappedModel) -> str:
     """Digest of the weights of the model inside, as `hub.receipt` computes it of a file."""
     return tensors_digest(model.inner.state_dict().values())

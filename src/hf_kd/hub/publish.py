@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
@@ -19,18 +19,15 @@ from huggingface_hub.utils import httpx
 from torch import Tensor
 
 from hf_kd.audit.report import RetentionReport
+from hf_kd.features.protocol import TappedModel
+from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating, record
-from hf_kd.model.configuration import changes
-from hf_kd.model.erase import probe_batch
-from hf_kd.model.saving import WEIGHT_PATTERNS
+from hf_kd.methods.records import weight_changes
 
 from .document import CARD, REPORT, base_of, document, records_of
+from .receipt import WEIGHT_PATTERNS
 from .upload import Published, fetch_text, prepare, upload
-
-if TYPE_CHECKING:
-    from hf_kd.model.erased_model import ErasedModel
-
 
 OF_AN_EARLIER_PUSH = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json", REPORT, "figures/*.png")
 """Files that would speak of another model if they stayed where a push does not bring them itself."""
@@ -51,7 +48,7 @@ class Pushed(Published):
 
 
 def push(
-    model: ErasedModel,
+    model: TappedModel,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -116,13 +113,13 @@ def push(
     return Pushed(**asdict(published), verified=verify)
 
 
-def publishable(model: ErasedModel) -> bool:
+def publishable(model: TappedModel) -> bool:
     """Whether erasers stand in a model, or its weights were changed by `unlearn` and nothing was folded into them since."""
     folded = getattr(model.config.inner, "hf_kd_folded", None)
-    return model.is_erased or (bool(changes(model.config)) and not folded)
+    return model.is_erased or (bool(weight_changes(model.config)) and not folded)
 
 
-def _save(model: ErasedModel, folder: Path, folded: bool) -> torch.nn.Module:
+def _save(model: TappedModel, folder: Path, folded: bool) -> torch.nn.Module:
     """Write the checkpoint; returns the module that was saved."""
     if model.is_erased and not folded:
         model.save_pretrained(folder)
@@ -144,7 +141,7 @@ def base_license(base_model: str | None, token: str | None = None) -> str | None
         return None
 
 
-def _compare(model: ErasedModel, saved: Any, published: Published, token: str | None) -> None:
+def _compare(model: TappedModel, saved: Any, published: Published, token: str | None) -> None:
     """Load the commit and compare answers and features on a fixed batch, bit for bit. Raises NotVerified."""
     attention = getattr(saved, "inner", saved).config._attn_implementation  # another one differs in the last bits
     options = {"dtype": "auto"} | ({"attn_implementation": attention} if attention else {})
@@ -182,7 +179,7 @@ def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str | None:
     return f"up to {max(float((a.double() - b.double()).abs().max()) for a, b in unequal):.1e}"
 
 
-def _behaviour(model: ErasedModel, module: Any) -> tuple[list[Tensor], list[Tensor]]:
+def _behaviour(model: TappedModel, module: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Tensors that `module` answers to the probe batch, and of an erased model the pooled features, else none."""
     inputs = probe_batch(model, None)
     with torch.no_grad(), evaluating(module):

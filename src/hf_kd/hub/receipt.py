@@ -23,6 +23,9 @@ RECEIPT = "erasures.json"
 SCHEMA_VERSION = 1
 KIND = "hf_kd.erasures"
 
+WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index.json")
+"""Files in which a saved model keeps its weights."""
+
 FLAGS = ("p", "k", "threshold", "lr", "epochs", "seed", "m", "guard")
 """Hyper-parameters that `hf-kd erase` has an option of its own for."""
 

@@ -1,1 +1,1 @@
-"""How to forget: `erasers` are fitted on features and know torch only, `unlearning` changes weights; `registry` names them all."""
+"""How to forget: `erasers` are fitted on features and know torch only, `unlearning` changes weights."""

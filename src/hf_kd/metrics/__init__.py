@@ -1,4 +1,4 @@
-"""Numbers from arrays: what features [n, d] and answers [n, C] reveal about forgotten classes. Knows no model and no data set.
+"""Numbers from arrays: what features [n, d] and answers [n, C] reveal of forgotten classes. Knows no model and no data set.
 
 `scores` are the paper's accuracies, `linear_probe` and `knowledge_retention` measure KR, `attacks` try to get the forgotten
 classes back, `label_efficiency` tells knowing from learning anew by how few labels an attacker needs, `membership` asks who

@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
+from hf_kd.features.reader import ReadOptions, probe_batch
 from hf_kd.features.taps.find import TapSearch, find_taps
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.places import Tap, without_fields
 from hf_kd.features.taps.site import TapSite, drop_caches, evaluating, record
 from hf_kd.hub.document import document
 from hf_kd.methods.erasers.base import Method, build, describe
+from hf_kd.methods.records import Erasure
 
-from . import erase as erasing
 from . import label_mask as masking
 from . import loading
-from .configuration import MODEL_TYPE, ErasedConfig, Erasure, label_names
+from .configuration import MODEL_TYPE, ErasedConfig, label_names
+from .erase import fit_erasers, forget_compiled_graphs
 from .fold import fold_site
 from .saving import atomic_directory
 
@@ -184,7 +186,7 @@ class ErasedModel(PreTrainedModel):
         if not self.sites or tap is not None:
             if self.is_erased:
                 raise ValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
-            self._stand_at(find_taps(self.inner, erasing.probe_batch(self, inputs), tap))
+            self._stand_at(find_taps(self.inner, probe_batch(self, inputs), tap))
         return self.taps
 
     def _stand_at(self, search: TapSearch) -> None:
@@ -235,10 +237,10 @@ class ErasedModel(PreTrainedModel):
         model stays as it was. Raises ValueError for an empty or unreadable forget set, for features that are not finite,
         for labels the model does not know (methods that need them), and for a request to forget every class.
         """
-        settings = erasing.ReadOptions(
+        options = ReadOptions(
             image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress
         )
-        fitted, erasure = erasing.fit_erasers(self, forget, method, settings, method_options, whole_classes, retain)
+        fitted, erasure = fit_erasers(self, forget, method, options, method_options, whole_classes, retain)
         device = next(self.inner.parameters()).device
         fitted = [eraser.to(device) for eraser in fitted]
         erasers = [e if s.eraser is None else s.eraser.then(e) for s, e in zip(self.sites, fitted, strict=True)]
@@ -247,7 +249,7 @@ class ErasedModel(PreTrainedModel):
             site.eraser = eraser
         self._describe_erasers()
         self.config.erasures = [*self.config.erasures, erasure.to_dict()]
-        erasing.forget_compiled_graphs()
+        forget_compiled_graphs()
         return self
 
     def reset(self) -> ErasedModel:
@@ -269,7 +271,7 @@ class ErasedModel(PreTrainedModel):
         masking.unmask(self)
         self.config.erasures = []
         self._describe_erasers()
-        erasing.forget_compiled_graphs()
+        forget_compiled_graphs()
         return self
 
     def _describe_erasers(self) -> None:
@@ -290,7 +292,7 @@ class ErasedModel(PreTrainedModel):
     ) -> RetentionReport:
         """Measure what the features behind the erasers still reveal of the forgotten classes: one pass over each split.
 
-        All arguments and errors: see `hf_kd.audit.audit_model.audit`. By default the forgotten classes are those of the records.
+        All arguments and errors: see `hf_kd.audit.audit_model.audit`. By default of the classes in the records.
         """
         from hf_kd.audit.audit_model import audit  # scikit-learn takes a second to import, and only audits need it
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-if TYPE_CHECKING:
-    from .configuration import Erasure
-    from .erased_model import ErasedModel
+from hf_kd.features.protocol import TappedModel
+from hf_kd.methods.records import Erasure
 
 ERASED = "(erased)"
 
 
-def apply_mask_request(model: ErasedModel, erasure: Erasure, asked: bool | None, label: str | None) -> Erasure:
+def apply_mask_request(model: TappedModel, erasure: Erasure, asked: bool | None, label: str | None) -> Erasure:
     """The record, after masking its classes where the user asked for it or, unless the user did say, the method does."""
     if not (erasure.masked is not None if asked is None else asked):
         return erasure
@@ -30,7 +29,7 @@ def apply_mask_request(model: ErasedModel, erasure: Erasure, asked: bool | None,
     return replace(erasure, masked=True, erased_label=label)
 
 
-def mask_classes(model: ErasedModel, classes: Sequence[int] | None, label: str | None) -> None:
+def mask_classes(model: TappedModel, classes: Sequence[int] | None, label: str | None) -> None:
     """Never answer `classes` (ids of the model inside) again; their label becomes `label`, None drops them altogether.
 
     Dropped classes leave no column in the logits, and the others are numbered anew from 0.
@@ -67,7 +66,7 @@ def mask_classes(model: ErasedModel, classes: Sequence[int] | None, label: str |
     sync_masks(model)
 
 
-def unmask(model: ErasedModel) -> None:
+def unmask(model: TappedModel) -> None:
     """Answer all classes again, under their names."""
     config = model.config
     if config.masked:
@@ -77,7 +76,7 @@ def unmask(model: ErasedModel) -> None:
     sync_masks(model)
 
 
-def sync_masks(model: ErasedModel) -> None:
+def sync_masks(model: TappedModel) -> None:
     """Let the sites mask what the configuration says. Raises ValueError for classes that the model inside does not have."""
     strange = [c for c in model.config.masked if c not in model.class_names]
     if strange:
@@ -100,7 +99,7 @@ def _renamed(names: dict[int, str], classes: Sequence[int], label: str) -> dict[
     return dict(sorted(found.items()))
 
 
-def to_inner_ids(model: ErasedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+def to_inner_ids(model: TappedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs with `labels` in the ids of the model inside, where dropped classes have changed them.
 
     Ids [n] (negative ones, which losses ignore, stay), or one column a class [n, C] of a multi-label model, whose loss goes
@@ -116,7 +115,7 @@ def to_inner_ids(model: ErasedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs | {"labels": torch.where(labels < 0, labels, kept[labels.clamp(min=0)])}
 
 
-def drop_masked_columns(model: ErasedModel, output: Any) -> Any:
+def drop_masked_columns(model: TappedModel, output: Any) -> Any:
     """The output without the columns of dropped classes, in every field of logits [n, C]."""
     if not model.config.dropped or not isinstance(output, ModelOutput):
         return output
@@ -128,7 +127,7 @@ def drop_masked_columns(model: ErasedModel, output: Any) -> Any:
     return output
 
 
-def _kept(model: ErasedModel) -> list[int]:
+def _kept(model: TappedModel) -> list[int]:
     """Ids of the model inside in the order of the logits' columns."""
     masked = set(model.config.masked)
     return [c for c in model.class_names if c not in masked]

@@ -166,7 +166,7 @@ def refuse_to_wrap(model: Any) -> None:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"ErasedModel wraps a transformers PreTrainedModel, got {type(model).__name__}. Derive your network from "
-            "PreTrainedModel with a PreTrainedConfig (20 lines), or use the erasers of hf_kd.methods.erasers on its features."
+            "PreTrainedModel with a PreTrainedConfig (20 lines), or use hf_kd.methods.erasers on its features."
         )
     modalities = getattr(model, "input_modalities", None) or ()
     modalities = (modalities,) if isinstance(modalities, str) else modalities

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index.json")
+from hf_kd.hub.receipt import WEIGHT_PATTERNS
 
 
 @contextlib.contextmanager

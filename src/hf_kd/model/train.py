@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMismatchError, match_labels
-from hf_kd.features.taps.inputs import main_input
+from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.methods.records import versions
 from hf_kd.methods.unlearning.retrain import Retrain
 
-from .configuration import versions
-from .erase import ReadOptions
 from .erased_model import ErasedModel
 from .unlearn import make_task, student_of, unwrapped
 
@@ -81,13 +79,13 @@ def train_original(
     if chosen.init is not None and not fresh:
         raise ValueError(f"init={chosen.init!r} and the model's own weights are two places to start from; give one.")
     student = student_of(model, processor)
-    settings = ReadOptions(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
-    names = _new_labels(student, data, settings)
+    reading = ReadOptions(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
+    names = _new_labels(student, data, reading)
     if names is not None:
         logger.info(f"The head is new: {len(names)} labels of the data set instead of {student.config.num_labels}.")
         other = with_labels(student.inner, names, chosen.seed)
         student = ErasedModel.from_model(other.eval(), student.processor)
-    task = make_task(student, data, None, settings)
+    task = make_task(student, data, None, reading)
     task.retain = task.forget
     if not fresh:
         start = copy.deepcopy(student.inner)
@@ -147,13 +145,10 @@ def _recipe(recipe: str | Retrain, options: Mapping[str, Any]) -> Retrain:
     return Retrain(**{**chosen.settings(), **given})
 
 
-def _new_labels(student: ErasedModel, data: Any, settings: ReadOptions) -> tuple[str, ...] | None:
+def _new_labels(student: ErasedModel, data: Any, reading: ReadOptions) -> tuple[str, ...] | None:
     """The data set's labels where they have to become the model's; None where the model's stay."""
-    described = inspect_images(
-        data, settings.image_column, settings.label_column, main_input=main_input(student.inner)
-    )
-    names = described.label_names
-    if names is None or settings.label_mapping is not None:
+    names = ImageReader(student, data, reading).label_names
+    if names is None or reading.label_mapping is not None:
         return None  # ids are the model's, and a mapping says which
     try:
         mapping = match_labels(names, student.config.id2label)

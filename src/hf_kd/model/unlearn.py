@@ -14,21 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.image_processing_utils import ImageProcessingMixin
 
-from hf_kd.data.image_source import inspect_images
-from hf_kd.data.labels import match_labels
-from hf_kd.data.loader import make_loader
-from hf_kd.data.samples import Samples
-from hf_kd.features.forward import probe_from_batch, process_state
-from hf_kd.features.taps.inputs import main_input
+from hf_kd.data.distributed import process_state
+from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.taps.site import drop_caches, sites_on
 from hf_kd.hub.receipt import tensors_digest
 from hf_kd.methods.erasers.base import available_methods
+from hf_kd.methods.records import WeightChange, versions
 from hf_kd.methods.unlearning.base import UnlearningMethod, make_unlearning_method
 from hf_kd.methods.unlearning.task import Task
 
-from .configuration import WeightChange, versions
-from .erase import ReadOptions, preprocessor_of
 from .erased_model import ErasedModel
 
 
@@ -63,7 +58,7 @@ def unlearn(
             f"{method!r} fits an eraser and leaves weights alone: ErasedModel.from_model(model).erase(images, {method!r})."
         )
     method = make_unlearning_method(method, **method_options)
-    settings = ReadOptions(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
+    options = ReadOptions(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
     student = student_of(model, processor)
     before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
@@ -73,7 +68,7 @@ def unlearn(
             "images of the other classes), or choose a method that needs D_f alone: "
             "neggrad, random-label, boundary-shrink, boundary-expand, lau, delete; or erase with esc."
         )
-    task = make_task(student, forget, retain if method.needs_retain else None, settings)
+    task = make_task(student, forget, retain if method.needs_retain else None, options)
     between = time.perf_counter()
     measured = method.run(task)
     finished = time.perf_counter()
@@ -103,16 +98,15 @@ def unlearn(
     return stock
 
 
-def make_task(student: ErasedModel, forget: Any, retain: Any, settings: ReadOptions) -> Task:
+def make_task(student: ErasedModel, forget: Any, retain: Any, options: ReadOptions) -> Task:
     """The task that a method is handed: the model inside `student`, its samples and its heads."""
-    samples = {
-        name: _samples(student, data, settings)
+    readers = {
+        name: ImageReader(student, data, options)
         for name, data in (("forget", forget), ("retain", retain))
         if data is not None
     }
-    if not student.sites:
-        known = isinstance(student.processor, ImageProcessingMixin)
-        student.find_taps(None if known else _probe(student, forget, settings))
+    samples = {name: reader.samples() for name, reader in readers.items()}
+    readers["forget"].find_taps()
     if not all(tap.heads for tap in student.taps):
         raise ValueError(
             f"{type(student.inner).__name__} has no classification head; methods that change weights train on its labels. "
@@ -131,8 +125,8 @@ def make_task(student: ErasedModel, forget: Any, retain: Any, settings: ReadOpti
         fresh=lambda seed, init: fresh_model(student.inner, seed, init),
         pixel_mean=mean,
         pixel_std=std,
-        mixed_precision=settings.mixed_precision or "no",
-        progress=settings.progress,
+        mixed_precision=options.mixed_precision or "no",
+        progress=options.progress,
     )
 
 
@@ -184,8 +178,6 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
                 "weights first, or fold the eraser: model.fold()."
             )
         model, processor = model.inner, processor or model.processor
-    from hf_kd.features.taps.site import drop_caches, sites_on
-
     drop_caches(model)
     student = copy.deepcopy(model)
     for site in sites_on(student):
@@ -196,26 +188,6 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
                 if type(getattr(getattr(hook, "func", None), "__self__", None)).__name__ == "TapSite":
                     del hooks[key]
     return ErasedModel.from_model(student.eval(), processor)
-
-
-def _samples(model: ErasedModel, data: Any, settings: ReadOptions) -> Samples:
-    described = inspect_images(
-        data, settings.image_column, settings.label_column, main_input=main_input(model.inner)
-    )
-    mapping = None
-    if described.has_labels:
-        mapping = match_labels(described.label_names, model.config.id2label, settings.label_mapping)
-    return Samples.read(
-        described, preprocessor_of(model, described), mapping, num_workers=settings.num_workers
-    )  # fmt: skip
-
-
-def _probe(model: ErasedModel, data: Any, settings: ReadOptions) -> dict[str, Any]:
-    described = inspect_images(
-        data, settings.image_column, settings.label_column, main_input=main_input(model.inner)
-    )
-    loader = make_loader(described, preprocessor_of(model, described), batch_size=2, num_workers=0)
-    return probe_from_batch(next(iter(loader)))
 
 
 def _normalisation(processor: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -18,8 +18,8 @@ from torch import Tensor
 from hf_kd.hub.document import inner_digest
 from hf_kd.hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
 from hf_kd.methods.erasers.base import Composition, Eraser, Method, make_method
+from hf_kd.methods.records import Erasure, WeightChange, weight_changes
 
-from .configuration import WeightChange, Erasure, changes
 from .erased_model import ErasedModel
 
 SAME = 1e-4
@@ -145,7 +145,7 @@ def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
 def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:
     told = [WeightChange.from_dict(record) for record in content.get("changes", [])]
     told += [Erasure.from_dict(record) for record in content["erasures"]]
-    found = [*changes(model.config), *model.erasures]
+    found = [*weight_changes(model.config), *model.erasures]
     same = [record.to_dict() for record in found] == [record.to_dict() for record in told]
     text = f"{len(found)} in config.json, {'equal' if same else 'other'} than in the receipt"
     checks = [Check("erasure records", same, text.replace("equal than", "the same as"))]

@@ -160,15 +160,14 @@ def test_refusals_say_what_is_possible(vit, processor, forget, retain):
 
 
 def test_samples_that_do_not_fit_in_memory_give_the_same_batches(vit, processor, forget):
-    from hf_kd.data.image_source import inspect_images
     from hf_kd.data.samples import Samples
-    from hf_kd.model.erase import ReadOptions, preprocessor_of
+    from hf_kd.features.reader import ImageReader, ReadOptions
     from hf_kd.model.unlearn import make_task
 
     model = ErasedModel.from_model(vit, processor)
     whole = make_task(model, forget, None, ReadOptions()).forget
-    described = inspect_images(forget)
-    small = Samples.read(described, preprocessor_of(model, described), cache_bytes=1)
+    reader = ImageReader(model, forget)
+    small = Samples.read(reader.images, reader.preprocessor, cache_bytes=1)
     assert small._cached is None
     order = torch.randperm(16)
     for a, b in zip(whole.batches(5, order), small.batches(5, order), strict=True):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_kd import ErasedModel, unlearn
+from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.unlearning.bad_teaching import BadTeaching
 from hf_kd.methods.unlearning.base import make_unlearning_method
 from hf_kd.methods.unlearning.boundary import nearest_labels, pixel_range
@@ -23,7 +24,6 @@ from hf_kd.methods.unlearning.retrain import augmented
 from hf_kd.methods.unlearning.salun import saliency_mask
 from hf_kd.methods.unlearning.ssd import dampening, importances
 from hf_kd.methods.unlearning.task import parameters_from, soft_divergence
-from hf_kd.model.erase import ReadOptions
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.conftest import make_dataset, randomise
 

@@ -77,7 +77,7 @@ def demo(
 
 def _open_page(source: str, examples: Path | None, port: int | None) -> None:
     with exit_on_error():
-        from hf_kd.hub.spaces.demo_page import page
+        from hf_kd.cli.demo.page import page
 
         page(source, examples).launch(server_port=port, server_name="127.0.0.1")
 

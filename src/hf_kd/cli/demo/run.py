@@ -21,10 +21,10 @@ from sklearn.model_selection import train_test_split
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
 from hf_kd.data.load import filter_by_labels
-from hf_kd.features.heads import predictions, read_features
+from hf_kd.features.heads import predictions
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.linear_probe import KnowledgeRetention, knowledge_retention
 from hf_kd.metrics.scores import ForgetRetainScores
-from hf_kd.model.erase import ReadOptions
 from hf_kd.model.erased_model import ErasedModel
 
 SIDE = 16
@@ -103,7 +103,7 @@ def run_demo(output: Path, digit: int = 3, say: Callable[[str], None] = print) -
     model, processor = train_classifier(train)
     forget = filter_by_labels(train, "label", [digit])
     original = ErasedModel.from_model(model, processor)
-    seen = [read_features(original, part, ReadOptions(progress=False)) for part in (train, test)]
+    seen = [ImageReader(original, part, ReadOptions(progress=False)).read() for part in (train, test)]
     labels = [part.labels for part in seen]
 
     def row(name: str, features: list, seconds: float) -> DemoRow:

@@ -24,7 +24,7 @@ MASKED_LOGIT = -1e4
 
 
 def masked_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:
-    """Logits [n, C] with `MASKED_LOGIT` for some classes; also [n, 1, C] (Perceiver) and [n, C, 1, 1], as heads give them."""
+    """Logits with `MASKED_LOGIT` for some classes: [n, C], also [n, 1, C] (Perceiver) and [n, C, 1, 1]."""
     if not classes:
         return logits
     rows = logits.flatten(1).index_fill(1, torch.tensor(classes, device=logits.device), MASKED_LOGIT)

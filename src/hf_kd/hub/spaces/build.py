@@ -63,7 +63,7 @@ APP = '''"""An erased model beside its original; which one stands in demo.json."
 import json
 from pathlib import Path
 
-from hf_kd.hub.spaces.demo_page import page
+from hf_kd.cli.demo.page import page
 
 settings = json.loads((Path(__file__).parent / "demo.json").read_text(encoding="utf-8"))
 page(settings["model"]).launch()

@@ -22,7 +22,7 @@ from .retrain import Retrain
 from .salun import SalUn
 from .scrub import Scrub
 from .ssd import SSD
-from .task import GradientSteps, Diverged, Task
+from .task import Diverged, GradientSteps, Task
 from .training import TrainedMethod
 from .unsir import Unsir
 
@@ -35,11 +35,11 @@ __all__ = [
     "BoundaryShrink",
     "CatastrophicForgetting",
     "Delete",
-    "GradientSteps",
     "Diverged",
     "ExactUnlearning",
     "Finetune",
     "Fisher",
+    "GradientSteps",
     "HeadSurgery",
     "Kodge",
     "L1Sparse",

@@ -1,8 +1,8 @@
 """The contract of methods that change weights, and where they are found by name.
 
-Beside `hf_kd.methods.erasers`: an eraser stands behind frozen weights, these methods train them. Each says what data it needs,
-where its defaults come from, and in which mode BatchNorm is meanwhile; each is deterministic for a seed and stops at the
-last good weights when a loss is no longer finite.
+An eraser stands behind frozen weights; these methods train them. Each says what data it needs, where its defaults come
+from, and in which mode BatchNorm is meanwhile; each is deterministic for a seed and stops at the last good weights when a
+loss is no longer finite.
 """
 
 from __future__ import annotations

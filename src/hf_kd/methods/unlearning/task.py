@@ -1,7 +1,7 @@
 """What a method that changes weights is handed: a model, its data, and the few things all such methods do with them.
 
-`Task` knows the samples and answers for them; `GradientSteps` takes gradient steps that several processes share and that stop at
-the last good weights.
+`Task` knows the samples and answers for them; `GradientSteps` takes steps that several processes share and that stop at the
+last good weights.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_kd.data.distributed import MIXED_PRECISION, process_state
 from hf_kd.data.samples import Batch, Samples
-from hf_kd.features.forward import MIXED_PRECISION, process_state
 
 BN_MODES = ("eval", "freeze", "train")
 

@@ -1,0 +1,34 @@
+"""Which classes an audit is about: those given by name or id, or those of the records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from hf_kd.data.labels import resolve_forget_labels
+from hf_kd.features.protocol import TappedModel
+from hf_kd.methods.records import weight_changes
+
+
+def forgotten_labels(model: TappedModel, given: Any, names: Any) -> list[int]:
+    """Ids of the labels given by name or id, or else of all classes in the records of erasing and unlearning."""
+    if given is not None:
+        return resolved_labels(given, names)
+    records = [*weight_changes(model.config), *model.erasures]
+    classes = {label for record in records for label in record.classes or ()}
+    if not records:
+        raise ValueError("Nothing was erased from this model, so forget_labels has to say which classes to look for.")
+    if any(record.classes is None for record in records):
+        raise ValueError(
+            "An erasure record does not name its classes (the forget set had no labels that the model knows). "
+            "Say which they are: forget_labels=[...]."
+        )
+    return sorted(classes)
+
+
+def resolved_labels(given: Any, names: Any) -> list[int]:
+    """Ids of labels given as names or ids, one or several."""
+    if isinstance(given, Tensor):
+        given = given.tolist()
+    return resolve_forget_labels([given] if isinstance(given, int | str) else given, names)

@@ -1,0 +1,57 @@
+"""One process of several: which one this is, sums over all of them, rows of all of them, and the precision they run in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, reduce
+from torch import Tensor
+
+MIXED_PRECISION = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+ABSENT = -2
+"""Stands for "no row here" where processes exchange labels; -1 means a row without a label."""
+
+
+def process_state() -> PartialState:
+    """Which process of how many this is. On a machine without accelerator it has to be told that the CPU is meant, or
+    every process would take itself for the only one."""
+    return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of a float64 tensor over all processes, on the device it came from."""
+    state = process_state()
+    if state.num_processes == 1:
+        return tensor
+    return reduce(tensor.to(state.device), reduction="sum").to(tensor.device)
+
+
+def gather_rows(tensor: Tensor, fill: int = 0) -> Tensor:
+    """Concatenate [n, ...] over processes whose numbers of rows differ; short ones are padded with `fill`."""
+    state = process_state()
+    if state.num_processes == 1:
+        return tensor
+    width = tensor.shape[1] if tensor.ndim == 2 else 0
+    widest = int(gather(torch.tensor([width], device=state.device)).max())
+    if tensor.ndim == 2 and width != widest:  # this process had no row, so it does not know d
+        tensor = tensor.new_zeros(0, widest)
+    longest = int(gather(torch.tensor([tensor.shape[0]], device=state.device)).max())
+    moved = tensor.to(state.device)
+    if moved.shape[0] < longest:
+        padding = moved.new_full((longest - moved.shape[0], *moved.shape[1:]), fill)
+        moved = torch.cat([moved, padding])
+    return gather(moved).cpu()
+
+
+def autocast(device: torch.device, mixed_precision: str | None) -> contextlib.AbstractContextManager[Any]:
+    """The forward pass in "no", "fp16" or "bf16"; by default what `accelerate launch` was told."""
+    name = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if name not in MIXED_PRECISION:
+        raise ValueError(f"mixed_precision={name!r} is unknown; choose {', '.join(map(repr, MIXED_PRECISION))}.")
+    dtype = MIXED_PRECISION[name]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -1,0 +1,103 @@
+"""The record of a carried-out request, as it stands in a configuration, a receipt and a report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """The record of one carried-out request. Holds no file names and no image data; classes are the model's own ids."""
+
+    method: str
+    settings: dict[str, Any]
+    """Hyper-parameters of the method."""
+    taps: tuple[str, ...]
+    n_forget: int
+    classes: tuple[int, ...] | None
+    """Ids of the forgotten classes in the `class_names` of the model; None when the labels are unknown to the model."""
+    measured: tuple[dict[str, Any], ...]
+    """What was measured while fitting, for each tap: k, share of forget energy removed, hits before and after, ..."""
+    rank_removed: tuple[int, ...]
+    condition_number: tuple[float | None, ...]
+    """Of each fitted eraser; None when it has a null space, so that no inverse exists."""
+    sha256: tuple[str, ...]
+    """Of the buffers of each fitted eraser, little-endian, in order of their names."""
+    dtype: str
+    """In which the features were computed."""
+    feature_seconds: float
+    fit_seconds: float
+    processes: int = 1
+    versions: dict[str, str] = field(default_factory=dict)
+    n_retain: int | None = None
+    """Images of D_r that were read; None where the method needs none."""
+    masked: bool | None = None
+    """Whether the head never answers the forgotten classes any more; None where neither method nor user asked for it."""
+    erased_label: str | None = None
+    """What masked classes are called; None where they were dropped from labels and logits."""
+
+    @property
+    def k(self) -> int:
+        """Directions removed, over all taps."""
+        return sum(self.rank_removed)
+
+    @property
+    def energy_removed(self) -> float | None:
+        """Share of sum ||h||^2 of D_f that was removed (first tap); None for methods that do not remove a subspace."""
+        return self.measured[0].get("energy_removed")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Erasure:
+        """Inverse of `to_dict`, also after JSON. Keys of a later version are ignored."""
+        known = {f.name for f in fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
+        for name in ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class WeightChange(Erasure):
+    """The record of one request that changed weights (`hf_kd.unlearn`). No eraser stands for it: `taps` and the rest are
+    empty. Kept by the changed model's own configuration as `hf_kd_unlearned`."""
+
+    base_model: str | None = None
+    """Hub id of the model before the change; None where it came from somewhere else."""
+    base_commit: str | None = None
+    weights_before: str | None = None
+    """Digest of its weights, as in the receipt."""
+
+
+def weight_changes(config: Any) -> tuple[WeightChange, ...]:
+    """What `hf_kd.unlearn` did to the weights of the model of this configuration (an erased model's: of the one inside).
+
+    Oldest first; empty where nothing was done. Raises ValueError for records that cannot be read.
+    """
+    stored = getattr(getattr(config, "inner", None) or config, "hf_kd_unlearned", None) or []
+    with config_errors("hf_kd_unlearned", stored):
+        return tuple(WeightChange.from_dict(record) for record in stored)
+
+
+@contextlib.contextmanager
+def config_errors(what: str, value: Any) -> Iterator[None]:
+    """What a config.json says wrongly is a ValueError, whatever it trips over."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"config.json describes {what} as {str(value)[:200]!r}, which cannot be read ({type(error).__name__}: {error}). "
+            "It is damaged, or of a later hf_kd: save the model again, or install a later version."
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Of what decides about the numbers."""
+    return {name: version(name) for name in ("hf-kd", "torch", "transformers", "datasets", "accelerate")}

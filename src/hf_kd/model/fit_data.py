@@ -1,0 +1,174 @@
+"""What a method is fitted on: moments or features of D_f, features of further views of it, moments of D_r."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_kd.data.distributed import ABSENT, gather_rows, process_state, sum_over_processes
+from hf_kd.data.labels import LabelMapping, LabelMismatchError
+from hf_kd.data.views import VIEWS
+from hf_kd.features.forward import FeatureStore
+from hf_kd.features.reader import ImageReader
+from hf_kd.features.taps.inputs import main_input
+from hf_kd.methods.erasers.base import ForgetData
+from hf_kd.methods.erasers.moments import RetainMoments, SecondMoment
+
+logger = logging.get_logger(__name__)
+
+
+def label_mapping(reader: ImageReader, required: bool) -> LabelMapping | None:
+    """From the data set's labels to the model's; None where they stay unknown and nothing needs them.
+
+    Raises:
+        ValueError: Where labels are `required` and there are none.
+        LabelMismatchError: Where they are `required` and the model does not know them.
+    """
+    if required and not reader.images.has_labels:
+        raise ValueError(
+            "This method needs the labels of the forget set and it has none. Name the column with label_column=..., "
+            "give (image, id) pairs instead of images, "
+            "or use method='esc', which needs the images alone."
+        )
+    try:
+        return reader.mapping
+    except LabelMismatchError as error:
+        if required:
+            raise
+        logger.info(f"The classes of the forget set stay unknown in the record: {error}")
+        return None
+
+
+class MomentsByTap:
+    """A consumer that keeps second moments at each tap, of all samples or of each class."""
+
+    def __init__(self, by_class: bool):
+        self.by_class = by_class
+        self.moments: dict[int, list[SecondMoment]] = {}
+        self.dims: list[int] = []
+
+    def __call__(self, features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
+        labels = labels.to(features[0].device)
+        for label in labels.unique().tolist() if self.by_class else [None]:
+            parts = features if label is None else [f[labels == label] for f in features]
+            moments = self.moments.setdefault(
+                -1 if label is None else label, [SecondMoment(f.shape[1], f.device) for f in features]
+            )
+            for moment, part in zip(moments, parts, strict=True):
+                moment.update(part)
+
+    def collect(self, taps: int) -> tuple[list[ForgetData], None]:
+        state = process_state()
+        if state.num_processes > 1:
+            self._share(taps)
+        if self.by_class:
+            return [{label: moments[i] for label, moments in self.moments.items()} for i in range(taps)], None
+        return [self.moments[-1][i] for i in range(taps)], None
+
+    def _share(self, taps: int) -> None:
+        """Give every process the same classes and dimensions, then add up over processes."""
+        labels = gather_rows(torch.tensor(sorted(self.moments), dtype=torch.long), fill=ABSENT)
+        own = [[moment.dim for moment in next(iter(self.moments.values()))]] if self.moments else [[0] * taps]
+        dims = gather_rows(torch.tensor(own, dtype=torch.long)).max(dim=0).values.tolist()
+        for label in sorted(set(labels.tolist()) - {ABSENT}):
+            moments = self.moments.setdefault(label, [SecondMoment(dim) for dim in dims])
+            for moment in moments:
+                moment.all_reduce(sum_over_processes)
+        self.moments = {label: self.moments[label] for label in sorted(self.moments)}
+
+
+class MappedLabels:
+    """Puts the data set's labels into the model's ids on their way, and remembers which classes came by."""
+
+    def __init__(self, consumer: Any, mapping: LabelMapping | None):
+        self.consumer = consumer
+        self.mapping = mapping
+        self.seen: set[int] = set()
+
+    def __call__(self, features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
+        if self.mapping is not None:
+            labels = self.mapping(labels)
+        self.seen |= set(labels.unique().tolist())
+        self.consumer(features, labels, rows)
+
+    def collect(self, taps: int) -> tuple[list[ForgetData], Tensor | None]:
+        return self.consumer.collect(taps)
+
+    def classes(self) -> tuple[int, ...] | None:
+        """Model ids of the classes that came by in any process; None when some or all are unknown."""
+        seen = set(gather_rows(torch.tensor(sorted(self.seen), dtype=torch.long), fill=ABSENT).tolist()) - {ABSENT}
+        if self.mapping is None or not seen or min(seen) < 0:
+            return None
+        return tuple(sorted(seen))
+
+
+def forget_views(reader: ImageReader, wanted: int, features: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """For each tap the features [n, d] of further views of the forget images, in the order of the images.
+
+    Empty where inputs are no pictures [b, channels, height, width], and where the data cannot be read twice in one order.
+
+    Args:
+        reader: Of the forget set.
+        wanted: How many views, in the order of `VIEWS`.
+        features: [n, d] at each tap, of the images as they are.
+    """
+    sites = len(reader.model.sites)
+    first = next(iter(reader.batches()), None)
+    pictures = first is None or first["inputs"][main_input(reader.model.inner)].ndim == 4
+    nothing: list[tuple[Tensor, ...]] = [() for _ in range(sites)]
+    if not bool(sum_over_processes(torch.tensor([0.0 if pictures else 1.0], dtype=torch.float64))[0] == 0):
+        return nothing
+    found = []
+    as_they_are = [] if reader.reads_the_same_again else [None]
+    for view in [*as_they_are, *list(VIEWS)[:wanted]]:
+        store = FeatureStore()
+        reader.run(store, view=view, description=f"forget set, {view or 'again'}")
+        seen = store.collect(sites)[0]
+        if seen[0].shape != features[0].shape or (view is None and not _all_close(seen, features)):
+            logger.warning(
+                "The forget set gave other images, or in another order, when it was read again: views of them cannot be "
+                "compared. Give a data set, or a DataLoader without shuffling and random augmentation."
+            )
+            return nothing
+        if view is not None:
+            found.append(seen)
+    return [tuple(features[i] for features in found) for i in range(sites)]
+
+
+def _all_close(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(b.std())) for a, b in zip(some, others, strict=True))
+
+
+def retained_moments(reader: ImageReader, needs_labels: bool, forgotten: tuple[int, ...] | None) -> list[RetainMoments]:
+    """The moments of retained images at each tap, of all processes: one pass, as over the forget set.
+
+    Raises:
+        ValueError: For an empty set, for images of the forgotten classes in it, and for missing labels where they count.
+    """
+    mapping = label_mapping(reader, needs_labels)
+    found: list[RetainMoments] = []
+
+    def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
+        own = torch.full_like(labels, -1) if mapping is None else mapping(labels)
+        if forgotten and bool(torch.isin(own, torch.tensor(forgotten)).any()):
+            raise ValueError(
+                f"retain holds images of the forgotten classes {list(forgotten)}: it has to be D_r, what stays. "
+                "Filter them out."
+            )
+        if not found:
+            found.extend(RetainMoments(f.shape[1], f.device) for f in features)
+        for moments, part in zip(found, features, strict=True):
+            moments.update(part, own)
+
+    if reader.run(keep, description="retained") == 0:
+        raise ValueError("The retained set is empty. Check the filter that selected it.")
+    if process_state().num_processes > 1:
+        found = found or [RetainMoments(tap.dim) for tap in reader.model.taps]
+        own = torch.tensor(sorted(found[0].sums), dtype=torch.long)
+        labels = sorted(set(gather_rows(own, fill=ABSENT).tolist()) - {ABSENT})
+        found = [moments.all_reduce(sum_over_processes, labels) for moments in found]
+    return found
