@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
 from hf_kd.audit.report import RetentionReport
-from hf_kd.cli import _app as app
+from hf_kd.cli import app
 from hf_kd.features.reader import ImageReader
 from tests.conftest import make_dataset, randomise
 

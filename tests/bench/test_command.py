@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hf_kd.cli import _app as app
+from hf_kd.cli import app
 from tests.test_distributed import launch
 
 CONFIG = {

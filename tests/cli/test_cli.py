@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
-from hf_kd.cli import _app as app
+from hf_kd.cli import app
 from tests.conftest import make_dataset
 from tests.helpers.taught import taught
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
 from hf_kd.audit.report import RetentionReport
-from hf_kd.cli import _app as app
+from hf_kd.cli import app
 from hf_kd.hub.receipt import RECEIPT, read_receipt, weights_digest
 from hf_kd.model.verify import verify
 from tests.conftest import make_dataset
