@@ -11,6 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "hf_kd"
 FILES = sorted(SOURCE.rglob("*.py"))
 
+
 def test_the_eraser_room_imports_torch_and_the_standard_library_only():
     import sys
 

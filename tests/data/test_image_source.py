@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from hf_kd.data.image_source import inspect_images
-from hf_kd.data.images import UnreadableImageError
 from hf_kd.data.loader import LoaderShare, RowDataset, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
+from hf_kd.errors import UnreadableImageError
 
 
 def png(value: int) -> bytes:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_kd.data.images import UnreadableImageError, to_rgb
+from hf_kd.data.images import to_rgb
+from hf_kd.errors import UnreadableImageError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_kd.data.labels import LabelMismatchError, match_labels, resolve_forget_labels
+from hf_kd.data.labels import match_labels, resolve_forget_labels
+from hf_kd.errors import LabelMismatchError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 MODEL = {0: "background", 1: "tench, Tinca tinca", 2: "Golf-Ball", 3: "crane", 4: "crane, machine", 5: "dog"}

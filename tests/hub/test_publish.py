@@ -12,8 +12,9 @@ from PIL import Image
 
 from hf_kd import ErasedModel
 from hf_kd.audit.report import RetentionReport
+from hf_kd.errors import PushError
 from hf_kd.hub.receipt import RECEIPT
-from hf_kd.hub.upload import PushError, upload
+from hf_kd.hub.upload import upload
 from tests.conftest import make_dataset
 from tests.hub.conftest import OTHER, READER, WRITER
 
@@ -130,7 +131,7 @@ def tampered(folder, *args, **kwargs):
     return upload(folder, *args, **kwargs)
 publishing.upload = tampered
 text = refused(lambda: model.push_to_hub("ana/tampered"))
-assert text.startswith("NotVerified: ana/tampered") and "other answers" in text, text
+assert text.startswith("NotVerifiedError: ana/tampered") and "other answers" in text, text
 """)  # fmt: skip
     files = hub.files("ana/forgetful")
     assert not {"model-00001-of-00002.safetensors", "pytorch_model.bin"} & set(files)
@@ -211,7 +212,7 @@ def test_what_goes_wrong_leaves_the_repository_as_it_was(hub, run_client, place)
 
     hub.fail(r"(HEAD|GET) /ana/m/resolve/[0-9a-f]{40}/config.json", status=418, times=9)
     done = run_client(["push", "model", "ana/m"], code=1)
-    assert "NotVerified: ana/m was published" in " ".join(done.text.split()), done.text
+    assert "NotVerifiedError: ana/m was published" in " ".join(done.text.split()), done.text
     assert "Traceback" not in done.text
 
 

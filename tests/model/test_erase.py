@@ -10,8 +10,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from hf_kd import ESC, ESCT, ErasedModel, SecondMoment
-from hf_kd.data.images import UnreadableImageError
-from hf_kd.data.labels import LabelMismatchError
+from hf_kd.errors import LabelMismatchError, UnreadableImageError
 from tests.conftest import make_dataset, picture, randomise
 
 

@@ -12,6 +12,7 @@ import torch
 
 from hf_kd.audit.sections.identities import identities as identity_section
 from hf_kd.audit.sections.membership import membership
+from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.attacks import attack_names
@@ -80,9 +81,9 @@ def audit_features(
     started = time.perf_counter()
     data = _checked(train, train_labels, test, test_labels, forget_labels, views or {})
     if reference is not None and unseen is not None:
-        raise ValueError("Both reference and unseen were given; a report has one reference. Pass one of them.")
+        raise InvalidValueError("Both reference and unseen were given; a report has one reference. Pass one of them.")
     if seeds < 1:
-        raise ValueError(f"seeds is {seeds}; at least one is needed.")
+        raise InvalidValueError(f"seeds is {seeds}; at least one is needed.")
     original, erased, before = (data[name] for name in VERSIONS)
     names = sections.attacks_to_run(attack_names(attacks, len(original.train_views)))
     notes = _overlap(original)
@@ -158,12 +159,12 @@ def _checked(
         missing = [version for version in VERSIONS[:2] if version not in versions]
         unknown = [version for version in versions if version not in VERSIONS]
         if missing or unknown:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} has the versions {list(versions)}; it needs 'original' and 'erased', may have "
                 "'before_projection', and nothing else. A reference goes into reference=."
             )
     if set(train) != set(test):
-        raise ValueError(f"train has the versions {sorted(train)} and test {sorted(test)}; give both the same.")
+        raise InvalidValueError(f"train has the versions {sorted(train)} and test {sorted(test)}; give both the same.")
     data: dict[str, AuditData] = {}
     for name in VERSIONS:
         if name not in train:
@@ -209,7 +210,7 @@ def _never_seen(
     features = as_features(unseen[0], "unseen features")
     labels = as_labels(unseen[1], len(features), name="unseen labels")
     if features.shape[1] != original.train.shape[1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"Unseen features have {features.shape[1]} columns and the others {original.train.shape[1]}; both have to come "
             "from the original model."
         )

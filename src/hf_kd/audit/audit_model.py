@@ -19,6 +19,7 @@ from hf_kd.audit.sections.features import FitClass
 from hf_kd.audit.sections.layers import layers
 from hf_kd.audit.sections.weights import weight_distance, weights
 from hf_kd.data.views import VIEWS
+from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.heads import apply_erasers, has_head, head_logits
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
@@ -81,9 +82,11 @@ def audit(
     """
     unknown = set(reading) - {f.name for f in fields(ReadOptions)}
     if unknown:
-        raise TypeError(f"audit() got unknown arguments {', '.join(sorted(unknown))}; see its documentation.")
+        raise InvalidTypeError(f"audit() got unknown arguments {', '.join(sorted(unknown))}; see its documentation.")
     if reference_model is not None and unseen is not None:
-        raise ValueError("Both reference_model and unseen were given; a report has one reference. Pass one of them.")
+        raise InvalidValueError(
+            "Both reference_model and unseen were given; a report has one reference. Pass one of them."
+        )
     options = ReadOptions(**reading)
     chosen = attack_names(attacks, len(VIEWS))
     names = model.class_names or None
@@ -188,7 +191,7 @@ class _Data:
         }
         for split, part in read.items():
             if len(part.labels) != len(self._all[split]):
-                raise ValueError(
+                raise InvalidValueError(
                     f"A second pass read {len(part.labels)} {split} samples and the first {len(self._all[split])}: the data "
                     "gives other samples each time. Pass data that can be read again in the same order."
                 )
@@ -254,7 +257,7 @@ def _wrapped(model: TappedModel, other: Any) -> TappedModel:
 def _check_dimension(features: dict[str, tuple[Tensor, Tensor]]) -> None:
     found = {version: pair[0].shape[1] for version, pair in features.items()}
     if found["original"] != found["erased"]:
-        raise ValueError(
+        raise InvalidValueError(
             f"The original model has features of dimension {found['original']} and this one of {found['erased']}: "
             "original_model has to be the same network before unlearning."
         )
@@ -298,7 +301,7 @@ def _fit_class(model: TappedModel) -> FitClass | None:
 def _complete(labels: Tensor, split: str) -> Tensor:
     missing = int((labels < 0).sum())
     if missing:
-        raise ValueError(
+        raise InvalidValueError(
             f"{missing} of {len(labels)} {split} samples have no label; an audit needs one for every image. Name the label "
             "column with label_column=..., or filter these samples out."
         )

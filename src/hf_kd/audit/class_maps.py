@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_kd.errors import require
+
 STATED = 8.5
 """Font size of titles."""
 
@@ -52,13 +54,7 @@ def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], pa
 
     name: the forgotten class; answers [n]: what is answered after erasing. Raises ImportError without matplotlib.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Grad-CAM figures need matplotlib, which is not installed. Install it: pip install 'hf-kd[figures]'."
-        ) from error
+    rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
     from .figures import STYLE, short
 
     name = short(name, 18)

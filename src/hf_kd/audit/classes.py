@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_kd.data.labels import resolve_forget_labels
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import weight_changes
 
@@ -18,9 +19,11 @@ def forgotten_labels(model: TappedModel, given: Any, names: Any) -> list[int]:
     records = [*weight_changes(model.config), *model.erasures]
     classes = {label for record in records for label in record.classes or ()}
     if not records:
-        raise ValueError("Nothing was erased from this model, so forget_labels has to say which classes to look for.")
+        raise InvalidValueError(
+            "Nothing was erased from this model, so forget_labels has to say which classes to look for."
+        )
     if any(record.classes is None for record in records):
-        raise ValueError(
+        raise InvalidValueError(
             "An erasure record does not name its classes (the forget set had no labels that the model knows). "
             "Say which they are: forget_labels=[...]."
         )

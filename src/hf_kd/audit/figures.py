@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_kd.errors import require
+
 from .report import RetentionReport
 
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#000000"
@@ -43,13 +45,7 @@ def draw(report: RetentionReport, directory: str | Path) -> tuple[Path, ...]:
 
     Raises ImportError, with the command to install it, without matplotlib.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Figures need matplotlib, which is not installed. Install it: pip install 'hf-kd[figures]'."
-        ) from error
+    rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     written = []

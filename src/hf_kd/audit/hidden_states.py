@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from hf_kd.data.distributed import gather_rows
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
@@ -107,7 +108,7 @@ def grad_cam(
     take images as pixels, and ImportError without matplotlib.
     """
     if not has_head(model):
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(model.inner).__name__} has no classification head: there is no class to draw a map for."
         )
     names = model.class_names
@@ -115,7 +116,7 @@ def grad_cam(
     inputs = _images_of(ImageReader(model, data, ReadOptions(**{"progress": False} | reading)), wanted, most)
     pictures = inputs[main_input(model.inner)]
     if pictures.ndim != 4 or not pictures.is_floating_point():
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(model.inner).__name__} takes its images as {list(pictures.shape)} and not as pixels [n, c, h, w]: there "
             "is no picture to lay a map over."
         )
@@ -191,7 +192,7 @@ def _last_map(
         (gradient,) = torch.autograd.grad(logits.sum(), hidden[name], retain_graph=True, allow_unused=True)
         if gradient is not None and int((as_map(gradient)[:, :, -places:].abs().amax(dim=(0, 1)) > 0).sum()) > 1:
             return name, False
-    raise ValueError(
+    raise InvalidValueError(
         "No module hands on a map of the image that the answers depend on at more than one place: Grad-CAM has nothing "
         "to draw."
     )
@@ -207,7 +208,7 @@ def _images_of(reader: ImageReader, label: int, most: int) -> dict[str, Any]:
         if found >= most:
             break
     if not parts:
-        raise ValueError(f"No image in the data has the label {label} ({reader.model.class_names.get(label)}).")
+        raise InvalidValueError(f"No image in the data has the label {label} ({reader.model.class_names.get(label)}).")
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._inputs import generator
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 from hf_kd.metrics.attacks import ATTACKS
@@ -86,7 +87,7 @@ def unseen_data(
     for label in labels.unique().tolist():
         rows = torch.nonzero(labels == label).flatten()
         if rows.numel() < 8:
-            raise ValueError(
+            raise InvalidValueError(
                 f"Unseen class {label} has {rows.numel()} samples; at least 8 are needed, a quarter of them for testing."
             )
         rows = rows[torch.randperm(rows.numel(), generator=rng)]

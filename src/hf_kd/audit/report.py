@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_kd.errors import InvalidValueError, UnknownNameError
+
 SCHEMA_VERSION = 1
 """Of the JSON form; raised when a reader of the old form would misread the new one."""
 
@@ -76,11 +78,13 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction is {self.direction!r}; expected one of {', '.join(DIRECTIONS)}.")
+            raise InvalidValueError(f"direction is {self.direction!r}; expected one of {', '.join(DIRECTIONS)}.")
         for name in ("value", "original", "reference", "before_projection", "sd", "chance"):
             number = getattr(self, name)
             if number is not None and not math.isfinite(number):
-                raise ValueError(f"{name} of score {self.name!r} is {number}; use None where there is no number.")
+                raise InvalidValueError(
+                    f"{name} of score {self.name!r} is {number}; use None where there is no number."
+                )
         object.__setattr__(self, "settings", plain(self.settings))
 
 
@@ -156,7 +160,7 @@ class RetentionReport:
         for section in self.sections:
             if section.key == key:
                 return section
-        raise KeyError(f"No section {key!r}; there are {', '.join(section.key for section in self.sections)}.")
+        raise UnknownNameError(f"No section {key!r}; there are {', '.join(section.key for section in self.sections)}.")
 
     def score(self, section: str, name: str, group: str | None = None) -> Score:
         """One score; `group` (attack, class, number of labels) may be left out where the section has one row."""
@@ -164,7 +168,9 @@ class RetentionReport:
             if score.name == name and group in (None, score.group):
                 return score
         known = sorted({f"{s.group + ': ' if s.group else ''}{s.name}" for s in self.section(section).scores})
-        raise KeyError(f"No score {name!r} (group {group!r}) in {section}; there are {', '.join(known) or 'none'}.")
+        raise UnknownNameError(
+            f"No score {name!r} (group {group!r}) in {section}; there are {', '.join(known) or 'none'}."
+        )
 
     def __iter__(self) -> Iterator[Score]:
         return (score for section in self.sections for score in section.scores)
@@ -227,11 +233,11 @@ class RetentionReport:
         """Inverse of `to_dict`; raises ValueError on another kind of object or a later schema."""
         found = data.get("schema_version")
         if data.get("kind") != "hf_kd.RetentionReport" or not isinstance(found, int):
-            raise ValueError(
+            raise InvalidValueError(
                 "This is no retention report: it lacks its kind and schema_version. Pass what to_json wrote."
             )
         if found > SCHEMA_VERSION:
-            raise ValueError(
+            raise InvalidValueError(
                 f"The report has schema version {found}, and this hf_kd reads up to {SCHEMA_VERSION}; install a later one."
             )
         values = {f.name: data[f.name] for f in fields(cls) if f.name in data}

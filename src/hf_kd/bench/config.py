@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.methods.erasers.base import available_methods, get_method, make_method
 from hf_kd.methods.unlearning.base import make_unlearning_method, unlearning_methods
 from hf_kd.metrics.attacks import ATTACKS
@@ -154,13 +155,15 @@ def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int]
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}; name a YAML file, such as one of benchmarks/paper/.")
+        raise MissingFileError(f"There is no file {path}; name a YAML file, such as one of benchmarks/paper/.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise InvalidValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; it has to be a mapping: model, dataset, ....")
+        raise InvalidValueError(
+            f"{path} holds a {type(content).__name__}; it has to be a mapping: model, dataset, ...."
+        )
     return experiments(content, path.parent, path.stem, limit, seeds)
 
 
@@ -175,11 +178,11 @@ def experiments(
     common = {key: value for key, value in content.items() if key != "experiments"}
     parts = content.get("experiments") or [{}]
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise ValueError("experiments has to be a list of mappings, each overruling the settings above it.")
+        raise InvalidValueError("experiments has to be a list of mappings, each overruling the settings above it.")
     found = [_experiment({**common, **part}, folder, stem, limit, seeds) for part in parts]
     names = [experiment.name for experiment in found]
     if len(set(names)) < len(names):
-        raise ValueError(f"Experiments need different names, got {', '.join(names)}.")
+        raise InvalidValueError(f"Experiments need different names, got {', '.join(names)}.")
     return found
 
 
@@ -191,20 +194,22 @@ def _experiment(
     if unknown or missing:
         what = [f"misses {', '.join(sorted(missing))}"] if missing else []
         what += [f"has unknown settings {', '.join(sorted(unknown))}"] if unknown else []
-        raise ValueError(f"Experiment {name!r} {' and '.join(what)}; it may have {', '.join(sorted(_TOP))}.")
+        raise InvalidValueError(f"Experiment {name!r} {' and '.join(what)}; it may have {', '.join(sorted(_TOP))}.")
     dataset = content["dataset"] if isinstance(content["dataset"], dict) else {"name": content["dataset"]}
     if set(dataset) - _DATASET or "name" not in dataset:
-        raise ValueError(f"dataset of {name!r} is {dataset}; it takes {', '.join(sorted(_DATASET))}, and needs a name.")
+        raise InvalidValueError(
+            f"dataset of {name!r} is {dataset}; it takes {', '.join(sorted(_DATASET))}, and needs a name."
+        )
     if any(sign in name for sign in "/\\") or name.startswith("."):
-        raise ValueError(f"The name {name!r} becomes a file's: use letters, digits, -, _ and spaces.")
+        raise InvalidValueError(f"The name {name!r} becomes a file's: use letters, digits, -, _ and spaces.")
     default_seeds = _seeds(seeds if seeds is not None else content.get("seeds", [0]), name)
     if not isinstance(content["methods"], list) or not content["methods"]:
-        raise ValueError(f"methods of {name!r} has to be a list of rows, got {content['methods']!r}.")
+        raise InvalidValueError(f"methods of {name!r} has to be a list of rows, got {content['methods']!r}.")
     rows = tuple(_row(entry, default_seeds, folder, name) for entry in content["methods"])
     labels = [row.label for row in rows]
     if len(set(labels)) < len(labels):
         twice = sorted({label for label in labels if labels.count(label) > 1})
-        raise ValueError(f"Rows of {name!r} need different labels; give label: to one of {', '.join(twice)}.")
+        raise InvalidValueError(f"Rows of {name!r} need different labels; give label: to one of {', '.join(twice)}.")
     return Experiment(
         name=name,
         model=_place(content["model"], folder),
@@ -225,19 +230,19 @@ def _measures(given: Any, rows: Sequence[Row], folder: Path, name: str) -> Measu
     labels = [row.label for row in rows]
     known = {f.name for f in dataclasses.fields(Measures)}
     if not isinstance(given, dict) or set(given) - known:
-        raise ValueError(f"measure of {name!r} is {given!r}; it is a mapping of {', '.join(sorted(known))}.")
+        raise InvalidValueError(f"measure of {name!r} is {given!r}; it is a mapping of {', '.join(sorted(known))}.")
     lists = {key: _listed(given.get(key)) for key in ("attacks", "panels")}
     strange = [attack for attack in lists["attacks"] if attack not in ATTACKS]
     if strange:
-        raise ValueError(f"Unknown attacks {strange} in {name!r}; choose among {', '.join(ATTACKS)}.")
+        raise InvalidValueError(f"Unknown attacks {strange} in {name!r}; choose among {', '.join(ATTACKS)}.")
     strange = [label for label in lists["panels"] if label not in labels]
     if strange:
-        raise ValueError(f"panels of {name!r} name no row: {strange}; the labels are {', '.join(labels)}.")
+        raise InvalidValueError(f"panels of {name!r} name no row: {strange}; the labels are {', '.join(labels)}.")
     if given.get("grad_cam") and not lists["panels"]:
-        raise ValueError(f"grad_cam of {name!r} needs panels: [labels of the rows to draw].")
+        raise InvalidValueError(f"grad_cam of {name!r} needs panels: [labels of the rows to draw].")
     others = {key: _other(given[key], folder, name) for key in ("transfer", "unseen") if given.get(key)}
     if "unseen" not in others and any(row.kind == "never-seen" for row in rows):
-        raise ValueError(
+        raise InvalidValueError(
             f"The row never-seen of {name!r} needs measure: {{unseen: DATA SET of classes the model never saw}}."
         )
     return Measures(**{**given, **lists, **others})
@@ -247,7 +252,9 @@ def _other(given: Any, folder: Path, name: str) -> dict[str, Any]:
     where = dict(given) if isinstance(given, dict) else {"name": given}
     known = _DATASET - {"label_mapping"} | {"resize", "classes", "limit"}
     if set(where) - known or "name" not in where:
-        raise ValueError(f"{where} of {name!r} is no data set: it takes {', '.join(sorted(known))}, and needs a name.")
+        raise InvalidValueError(
+            f"{where} of {name!r} is no data set: it takes {', '.join(sorted(known))}, and needs a name."
+        )
     for key in ("resize", "limit"):
         _count(where, key, name)
     return where | {"name": _place(where["name"], folder)} | {"classes": list(_listed(where.get("classes")))}
@@ -260,7 +267,7 @@ def _listed(value: Any) -> tuple[Any, ...]:
 def _count(content: Mapping[str, Any], key: str, name: str) -> int | None:
     value = content.get(key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"{key}={value!r} of {name!r} has to be a whole number above 0.")
+        raise InvalidValueError(f"{key}={value!r} of {name!r} has to be a whole number above 0.")
     return value
 
 
@@ -268,7 +275,7 @@ def _precision(content: Mapping[str, Any], key: str, name: str) -> str | None:
     value = content.get(key)
     value = "no" if value is False else value  # what YAML makes of a bare no
     if value is not None and value not in PRECISIONS:
-        raise ValueError(f"{key}={value!r} of {name!r} is unknown; choose {', '.join(PRECISIONS)}.")
+        raise InvalidValueError(f"{key}={value!r} of {name!r} is unknown; choose {', '.join(PRECISIONS)}.")
     return value
 
 
@@ -276,7 +283,9 @@ def _seeds(given: Any, name: str) -> tuple[int, ...]:
     """Different whole numbers, one or more."""
     seeds = _listed(given)
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ValueError(f"seeds of {name!r} are {given!r}: give a list of different whole numbers, as in [0, 1, 2].")
+        raise InvalidValueError(
+            f"seeds of {name!r} are {given!r}: give a list of different whole numbers, as in [0, 1, 2]."
+        )
     return seeds
 
 
@@ -284,40 +293,44 @@ def _protocol(given: Any, name: str) -> dict[str, Any]:
     protocol = dict(given) if isinstance(given, dict) else {"kind": given}
     kind = protocol.get("kind")
     if kind not in PROTOCOLS:
-        raise ValueError(f"protocol of {name!r} is {kind!r}; choose {', '.join(PROTOCOLS)}.")
+        raise InvalidValueError(f"protocol of {name!r} is {kind!r}; choose {', '.join(PROTOCOLS)}.")
     unknown = set(protocol) - {"kind"} - PROTOCOLS[kind]
     if unknown:
-        raise ValueError(
+        raise InvalidValueError(
             f"The {kind} protocol of {name!r} has no {', '.join(sorted(unknown))}; it takes "
             f"{', '.join(sorted(PROTOCOLS[kind]))}."
         )
     missing = REQUIRED.get(kind, frozenset()) - set(protocol)
     if missing:
-        raise ValueError(f"The {kind} protocol of {name!r} needs {', '.join(sorted(missing))}.")
+        raise InvalidValueError(f"The {kind} protocol of {name!r} needs {', '.join(sorted(missing))}.")
     return protocol
 
 
 def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> Row:
     if not isinstance(entry, str | dict):
-        raise ValueError(f"A row of {experiment!r} is {entry!r}: write a method's name, or {{method: NAME, ...}}.")
+        raise InvalidValueError(
+            f"A row of {experiment!r} is {entry!r}: write a method's name, or {{method: NAME, ...}}."
+        )
     values = {"method": entry} if isinstance(entry, str) else dict(entry)
     label, reference = values.pop("label", None), bool(values.pop("reference", False))
     own_seeds = _seeds(values.pop("seeds"), experiment) if "seeds" in values else seeds
     if "checkpoint" in values:
         path = _place(values.pop("checkpoint"), folder)
         if values:
-            raise ValueError(f"A checkpoint row of {experiment!r} takes label and reference, not {', '.join(values)}.")
+            raise InvalidValueError(
+                f"A checkpoint row of {experiment!r} takes label and reference, not {', '.join(values)}."
+            )
         return Row("checkpoint", "checkpoint", str(label or path), {"path": path}, (0,), reference)
     name = values.pop("method", None)
     if name in PLAIN_ROWS:
         if values:
-            raise ValueError(f"The row {name} of {experiment!r} takes a label alone, not {', '.join(values)}.")
+            raise InvalidValueError(f"The row {name} of {experiment!r} takes a label alone, not {', '.join(values)}.")
         return Row(name, name, str(label or name), {}, (0,))
     if name is None:
-        raise ValueError(f"A row of {experiment!r} names no method: {dict(entry)}. Write {{method: NAME, ...}}.")
+        raise InvalidValueError(f"A row of {experiment!r} names no method: {dict(entry)}. Write {{method: NAME, ...}}.")
     erasers, others = available_methods(), unlearning_methods()
     if name not in erasers and name not in others:
-        raise ValueError(
+        raise InvalidValueError(
             f"Unknown method {name!r} in {experiment!r}; choose among original, {', '.join([*erasers, *others])}, or give "
             "checkpoint: FOLDER for a model made elsewhere."
         )
@@ -326,7 +339,7 @@ def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> R
     limit = _count(values, "forget_limit", f"{label} in {experiment}")
     mode = values.get("collect_in", "eval")
     if mode not in COLLECT_IN or (kind != "eraser" and "collect_in" in values):
-        raise ValueError(
+        raise InvalidValueError(
             f"collect_in={mode!r} of {label!r} in {experiment!r}: erasers take {' or '.join(COLLECT_IN)}; methods that "
             "change weights have bn_mode instead."
         )
@@ -335,7 +348,7 @@ def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> R
     try:
         row.settings(0)  # bad options are refused before the first cell runs
     except (TypeError, ValueError) as error:
-        raise ValueError(f"Row {row.label!r} of {experiment!r}: {error}") from error
+        raise InvalidValueError(f"Row {row.label!r} of {experiment!r}: {error}") from error
     return row if row.varies else dataclasses.replace(row, seeds=own_seeds[:1])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_kd.audit.figures import STYLE
+from hf_kd.errors import require
 
 from .config import Experiment
 from .store import Store
@@ -28,13 +29,7 @@ def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
 
     Raises ImportError, with the command to install it, without matplotlib.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Figures need matplotlib, which is not installed. Install it: pip install 'hf-kd[figures]'."
-        ) from error
+    rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
     rows = [line for line in lines(experiment, store) if line.records]
     original = next((line for line in rows if line.row.kind == "original"), None)
     folder.mkdir(parents=True, exist_ok=True)

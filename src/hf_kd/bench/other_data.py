@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.load import load_source
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import apply_erasers
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.linear_probe import fit_linear_probe
@@ -44,7 +45,7 @@ def open_other(where: Mapping[str, Any]) -> dict[str, Dataset]:
         data = load_source(where["name"], split=where.get(split, split))
         described = inspect_images(data, where.get("image_column"), where.get("label_column"))
         if described.label_column is None:
-            raise ValueError(f"{where['name']} has no single label column; name it: label_column: ....")
+            raise InvalidValueError(f"{where['name']} has no single label column; name it: label_column: ....")
         image, label = described.image_column, described.label_column
         if where.get("classes"):
             wanted = set(resolve_forget_labels(where["classes"], described.label_names))

@@ -21,6 +21,7 @@ from torch import Tensor
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.load import load_source
+from hf_kd.errors import InvalidValueError
 
 from .config import Experiment
 
@@ -92,7 +93,7 @@ def make_problem(experiment: Experiment, to_model_ids: Callable[[Any], Callable[
     columns = [_columns(part, where) for part in (train, test)]
     fine = protocol.get("fine_column")
     if fine is not None and not all(fine in part.column_names for part in (train, test)):
-        raise ValueError(
+        raise InvalidValueError(
             f"The splits have no column {fine!r} of fine labels in common; the columns are {', '.join(train.column_names)}."
         )
     train, test = (
@@ -114,7 +115,7 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
     if wanted is None:
         ids = [label for label in present if label % 10 == 4]
         if not ids:
-            raise ValueError(
+            raise InvalidValueError(
                 "No class id ends in 4; say which classes to forget: protocol: {kind: class, forget: [...]}."
             )
     else:
@@ -124,11 +125,11 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
     stages = tuple(torch.nonzero(torch.isin(labels[0], torch.tensor(group))).flatten() for group in groups)
     for group, rows in zip(groups, stages, strict=True):
         if not len(rows) or not bool(torch.isin(labels[1], torch.tensor(group)).any()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Classes {group} have no images in one of the splits, so nothing can be measured of them."
             )
     if set(ids) >= set(present) or set(ids) >= set(labels[1].unique().tolist()):
-        raise ValueError(f"All {len(present)} classes are to be forgotten; nothing would be left to keep.")
+        raise InvalidValueError(f"All {len(present)} classes are to be forgotten; nothing would be left to keep.")
     titles = {} if names is None else dict(
         zip(to_model_ids(names)(torch.arange(len(names))).tolist(), names, strict=True)
     )  # fmt: skip
@@ -138,7 +139,7 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
 def _random(protocol, train, test, labels, names, to_model_ids) -> Problem:
     share = protocol.get("share", 0.1)
     if not isinstance(share, int | float) or not 0 < share < 1:
-        raise ValueError(f"share={share!r} of the random protocol is out of range: it lies between 0 and 1.")
+        raise InvalidValueError(f"share={share!r} of the random protocol is out of range: it lies between 0 and 1.")
     generator = torch.Generator().manual_seed(protocol.get("seed", 0))
     every = torch.arange(len(train))
     by_class = [every[labels[0] == label] for label in labels[0].unique()]
@@ -147,7 +148,7 @@ def _random(protocol, train, test, labels, names, to_model_ids) -> Problem:
         [part[torch.randperm(len(part), generator=generator)[: round(share * len(part))]] for part in parts]
     )
     if not 0 < len(rows) < len(train):
-        raise ValueError(
+        raise InvalidValueError(
             f"share={share} of {len(train)} images leaves {len(rows)} to forget; some have to stay and some go."
         )
     return Problem("random", train, test, *labels, (rows.sort().values,), ((),))
@@ -162,7 +163,7 @@ def _subclass(protocol, train, test, labels, names, to_model_ids) -> Problem:
     rows = torch.nonzero(torch.isin(fine[0], torch.tensor(ids))).flatten()
     asked = torch.isin(fine[1], torch.tensor(ids))
     if not len(rows) or not bool(asked.any()) or bool(asked.all()):
-        raise ValueError(
+        raise InvalidValueError(
             f"Of the fine labels {protocol['forget']} there are {len(rows)} training and {int(asked.sum())} test images; "
             "both splits need some, and test others too."
         )
@@ -198,7 +199,7 @@ def split_identities(data: Dataset, where: Mapping[str, Any], protocol: Mapping[
     enough = sorted(person for person, rows in by_person.items() if len(rows) >= train_images + test_images)
     people = protocol.get("people", len(enough))
     if people > len(enough) or not enough:
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(enough)} of {len(by_person)} people have {train_images + test_images} different images, and {people} are "
             "wanted. Lower people, train_images or test_images."
         )
@@ -228,7 +229,9 @@ def _columns(data: Dataset, where: Mapping[str, Any]) -> tuple[str, tuple[str, .
     described = inspect_images(data, where.get("image_column"), where.get("label_column"))
     if described.label_column is None:
         among = f" (candidates: {', '.join(described.label_candidates)})" if described.label_candidates else ""
-        raise ValueError(f"The data set has no single label column{among}; name it: dataset: {{label_column: ...}}.")
+        raise InvalidValueError(
+            f"The data set has no single label column{among}; name it: dataset: {{label_column: ...}}."
+        )
     return described.label_column, described.label_names
 
 

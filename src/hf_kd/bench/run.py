@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hf_kd.data.distributed import gather_rows, process_state
 from hf_kd.data.labels import LabelMapping, match_labels
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.records import versions
@@ -62,9 +63,13 @@ class _Shared:
         options = {"revision": self.experiment.revision} if self.experiment.revision else {}
         model = ErasedModel.from_pretrained(self.experiment.model, **options).to(_device(self.device))
         if not has_head(model):
-            raise ValueError(f"{self.experiment.model} has no classification head, which a bench measures first.")
+            raise InvalidValueError(
+                f"{self.experiment.model} has no classification head, which a bench measures first."
+            )
         if model.is_erased:
-            raise ValueError(f"{self.experiment.model} carries an eraser: name the model before anything was erased.")
+            raise InvalidValueError(
+                f"{self.experiment.model} carries an eraser: name the model before anything was erased."
+            )
         return model
 
     def to_model_ids(self, names: Any) -> Callable[[Tensor], Tensor]:
@@ -131,7 +136,7 @@ def bench(
     named = {name for experiment in experiments for row in experiment.rows for name in (row.label, row.name)}
     strange = [name for name in only if name not in named]
     if strange:
-        raise ValueError(f"No row is called {', '.join(strange)}; the rows are {', '.join(sorted(named))}.")
+        raise InvalidValueError(f"No row is called {', '.join(strange)}; the rows are {', '.join(sorted(named))}.")
     folder, state = Path(output), process_state()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +154,7 @@ def bench(
             say(f"{experiment.name}: {error}")
             unopened.append(f"{experiment.name}: {error}")
     if unopened:
-        raise ValueError("Experiments that could not be opened, so no cell of them ran: " + "; ".join(unopened))
+        raise InvalidValueError("Experiments that could not be opened, so no cell of them ran: " + "; ".join(unopened))
     return store
 
 
@@ -251,7 +256,7 @@ def _never_seen(shared: _Shared, seed: int) -> dict[str, Any]:
     strangers = read_other(shared.original, open_other(where), where, shared.settings)
     last = len(shared.problem.stages) - 1
     if not shared.problem.forget_classes(last):
-        raise ValueError(
+        raise InvalidValueError(
             f"The {shared.problem.kind} protocol forgets no class whose place a never-seen one could take."
         )
     return never_seen(shared.features, shared.problem, last, shared.experiment.measures, strangers, seed)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_kd.errors import InvalidValueError
+
 from .config import Experiment, Row
 
 
@@ -113,7 +115,7 @@ class Store:
                 record = json.loads(line)
             except ValueError as error:
                 if number < len(lines):
-                    raise ValueError(
+                    raise InvalidValueError(
                         f"Line {number} of {self.path} is not JSON ({error}): the file was changed by something else. "
                         "Mend or remove that line; every other result is kept."
                     ) from error
@@ -121,7 +123,9 @@ class Store:
                     self._rewrite(lines[:-1])
                 return
             if not isinstance(record, dict) or not {"key", "status", "seconds"} <= set(record):
-                raise ValueError(f"Line {number} of {self.path} is no result of a bench: write to another folder.")
+                raise InvalidValueError(
+                    f"Line {number} of {self.path} is no result of a bench: write to another folder."
+                )
             self.records[record["key"]] = record
         if self.writes and lines and not self._ends_a_line():
             self._rewrite(lines)  # cut short right before the end of the line

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from hf_kd.errors import InvalidValueError, MissingFileError
+
 app = typer.Typer(
     name="hf-kd",
     no_args_is_help=True,
@@ -72,7 +74,7 @@ def name_and_value(text: str, flag: str) -> tuple[str, Any]:
     """NAME=VALUE as a pair; the value is read as JSON where it is JSON. Raises ValueError for anything else."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"{flag} {text!r}: write it as NAME=VALUE.")
+        raise InvalidValueError(f"{flag} {text!r}: write it as NAME=VALUE.")
     with contextlib.suppress(json.JSONDecodeError):
         value = json.loads(value)
     return name, value
@@ -91,7 +93,7 @@ def import_files(paths: Sequence[Path] | None) -> None:
     """Run Python files that the user names on the command line. Raises FileNotFoundError for one that is not there."""
     for path in paths or ():
         if not path.is_file():
-            raise FileNotFoundError(f"--import {path}: there is no such file.")
+            raise MissingFileError(f"--import {path}: there is no such file.")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hf_kd.errors import InvalidValueError
+
 from ._app import (
     BatchSizeOption,
     DeviceOption,
@@ -100,7 +102,7 @@ def audit(
             progress=not as_json,
         )
         if grad_cam and output is None:
-            raise ValueError("--grad-cam draws into a folder; name it with --output.")
+            raise InvalidValueError("--grad-cam draws into a folder; name it with --output.")
         names = attacks if attacks in ("standard", "full") else attacks.split(",")
         report = commands.audit(
             model,

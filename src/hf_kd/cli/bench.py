@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
+
+from hf_kd.errors import InvalidValueError, has_package
 
 from ._app import DeviceOption, ImportOption, app, console, exit_on_error, import_files
 
@@ -57,7 +58,7 @@ def bench(
             )
         if not process_state().is_main_process:
             return
-        has_figures = importlib.util.find_spec("matplotlib") is not None
+        has_figures = has_package("matplotlib")
         written = room.write_tables(found, store, output, figures=has_figures)
     for one in found:
         console.print(Markdown(room.markdown(one, store)))
@@ -72,4 +73,6 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"--seeds {text}: write whole numbers with commas between them, as in 0,1,2.") from error
+        raise InvalidValueError(
+            f"--seeds {text}: write whole numbers with commas between them, as in 0,1,2."
+        ) from error

@@ -9,6 +9,7 @@ import torch
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import match_labels
 from hf_kd.data.load import load_source
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head, predictions
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.scores import forget_retain_accuracy
@@ -37,9 +38,11 @@ def head_accuracy(
 ) -> dict[str, Any] | None:
     """Of the head, in percent, before and after: behind the eraser of `model`, or of the `changed` model."""
     if not has_head(model):
-        raise ValueError("--test-split measures the head's accuracy, and this model has no classification head.")
+        raise InvalidValueError("--test-split measures the head's accuracy, and this model has no classification head.")
     if not ids:
-        raise ValueError("--test-split measures forgotten against other labels; name the forgotten ones with --forget.")
+        raise InvalidValueError(
+            "--test-split measures forgotten against other labels; name the forgotten ones with --forget."
+        )
     data = load_source(source, split=split)
     described = inspect_images(data, image_column=settings.image_column, label_column=settings.label_column)
     mapping = match_labels(described.label_names, model.class_names, settings.label_mapping)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from hf_kd.data.distributed import process_state
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import match_labels, resolve_forget_labels
 from hf_kd.data.load import filter_by_labels, load_source
+from hf_kd.errors import InvalidValueError, MissingFileError, has_package
 from hf_kd.features.heads import has_head
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import CARD, REPORT, base_of, document
@@ -147,7 +147,7 @@ def audit(
         with atomic_directory(output) as folder:
             report.to_json(folder / "report.json")
             (folder / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
-            if find_spec("matplotlib"):
+            if has_package("matplotlib"):
                 report.figures(folder)
             if grad_cam:
                 label = None if forget is None else forget[0]
@@ -158,7 +158,7 @@ def audit(
 def unlearn(model_name: str, source: str, request: Request, retain_limit: int | None = None) -> dict[str, Any] | None:
     """Load, change weights, save a stock checkpoint. Returns the record; None on all processes but the main one."""
     if request.method in available_methods():
-        raise ValueError(
+        raise InvalidValueError(
             f"{request.method!r} fits an eraser and leaves weights alone; that is hf-kd erase, with the same --method."
         )
     method = make_unlearning_method(request.method, **request.options)  # refused before anything is loaded
@@ -191,7 +191,7 @@ def train_original(
     described = inspect_images(data, request.image_column, request.label_column)
     if described.label_names is None:
         among = f" (candidates: {', '.join(described.label_candidates)})" if described.label_candidates else ""
-        raise ValueError(
+        raise InvalidValueError(
             f"The data set names no labels in a single column{among}. Name it with --label-column, or cast it to ClassLabel."
         )
     if limit is not None and limit < len(data):
@@ -278,10 +278,10 @@ def publish_demo(model_id: str, space: str | None = None, private: bool | None =
 
 def _erased_in(folder: Path) -> ErasedModel:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
+        raise MissingFileError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
     model = ErasedModel.from_pretrained(folder)
     if not publishable(model):
-        raise ValueError(
+        raise InvalidValueError(
             f"{folder} holds no eraser, and no weights changed by hf_kd, so there is nothing to publish. Make it forget "
             "something first: hf-kd erase or hf-kd unlearn."
         )
@@ -341,7 +341,7 @@ def _forget_rows(data: Any, request: Request) -> tuple[Any, list[int]]:
     described = inspect_images(data, image_column=request.image_column, label_column=request.label_column)
     if described.label_column is None:
         among = f" (candidates: {', '.join(described.label_candidates)})" if described.label_candidates else ""
-        raise ValueError(
+        raise InvalidValueError(
             f"--forget names labels, but the data set has no single label column{among}. Name it with --label-column."
         )
     ids = resolve_forget_labels(request.forget, described.label_names)
@@ -350,17 +350,17 @@ def _forget_rows(data: Any, request: Request) -> tuple[Any, list[int]]:
 
 def _refuse_at_odds(request: Request, method: Method) -> None:
     if method.needs_retain and not request.forget:
-        raise ValueError(
+        raise InvalidValueError(
             f"Method {method.name!r} reads the images of all other labels as D_r, and without --forget the whole split is "
             "D_f. Name the labels to forget with --forget, or use --method esc or mean-projection, which read D_f alone."
         )
     if request.retain_limit is not None and not method.needs_retain:
-        raise ValueError(
+        raise InvalidValueError(
             f"--retain-limit={request.retain_limit}: method {method.name!r} reads no images of other labels."
         )
     masks = method.masks_head if request.mask_head is None else request.mask_head
     if request.erased_label != ERASED and not masks:
-        raise ValueError(
+        raise InvalidValueError(
             "--erased-label and --drop-label say what becomes of the labels of masked classes, and none are masked here: "
             "add --mask-head, or leave them out."
         )

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from hf_kd.errors import InvalidValueError
+
 from ._app import (
     BatchSizeOption,
     DeviceOption,
@@ -171,7 +173,7 @@ def erase(
     with exit_on_error():
         import_files(imports)
         if drop_label and erased_label is not None:
-            raise ValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")
+            raise InvalidValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")
         options |= dict(map(name_and_option, option or []))
         mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
         label = {"erased_label": None} if drop_label else given(erased_label=erased_label)

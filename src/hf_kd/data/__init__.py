@@ -6,10 +6,12 @@ order, `views` shows them again, `labels` tells the data set's classes in the mo
 reads what.
 """
 
+from hf_kd.errors import LabelMismatchError, UnreadableImageError
+
 from .distributed import gather_rows, process_state, sum_over_processes
 from .image_source import ImageSource, inspect_images
-from .images import UnreadableImageError, to_rgb
-from .labels import LabelMapping, LabelMismatchError, match_labels, resolve_forget_labels
+from .images import to_rgb
+from .labels import LabelMapping, match_labels, resolve_forget_labels
 from .load import filter_by_labels, load_source
 from .loader import make_loader
 from .preprocess import ImagePreprocessor

@@ -11,6 +11,8 @@ from accelerate import PartialState
 from accelerate.utils import gather, reduce
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 MIXED_PRECISION = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 ABSENT = -2
@@ -52,6 +54,6 @@ def autocast(device: torch.device, mixed_precision: str | None) -> contextlib.Ab
     """The forward pass in "no", "fp16" or "bf16"; by default what `accelerate launch` was told."""
     name = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if name not in MIXED_PRECISION:
-        raise ValueError(f"mixed_precision={name!r} is unknown; choose {', '.join(map(repr, MIXED_PRECISION))}.")
+        raise InvalidValueError(f"mixed_precision={name!r} is unknown; choose {', '.join(map(repr, MIXED_PRECISION))}.")
     dtype = MIXED_PRECISION[name]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
+from hf_kd.errors import InvalidTypeError, InvalidValueError
+
 logger = logging.getLogger(__name__)
 
 LABEL_KEYS = ("labels", "label")
@@ -87,13 +89,13 @@ def inspect_images(
     if isinstance(source, DataLoader):
         return _describe_loader(source, image_column, label_column, main_input)
     if isinstance(source, Mapping):
-        raise TypeError(
+        raise InvalidTypeError(
             f"A forget set is one set of samples, not a {type(source).__name__} of several. Take one, for example "
             f"[{next(iter(source), 'train')!r}] (there are: {', '.join(map(repr, source))})."
         )
     is_map_style = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if isinstance(source, (str, bytes, Image.Image, TorchIterableDataset)) or not is_map_style:
-        raise TypeError(
+        raise InvalidTypeError(
             f"A {type(source).__name__} is no forget set. Pass a datasets.Dataset (also streaming), a list of images, "
             f"of "
             "(image, label) pairs or of dicts, or a DataLoader of dict batches; a single image goes into a list."
@@ -103,7 +105,7 @@ def inspect_images(
 
 def _describe_dataset(source: Dataset, image_column: str | None, label_column: str | None) -> ImageSource:
     if len(source) == 0:
-        raise ValueError(_EMPTY)
+        raise InvalidValueError(_EMPTY)
     if source.format["type"] == "custom":
         logger.warning(
             "The transform set on the forget set is not applied; its images go through the model's processor."
@@ -125,12 +127,12 @@ def _describe_stream(source: IterableDataset, image_column: str | None, label_co
     if features is None:  # as after .map(): only the rows themselves say what they hold
         first = next(iter(islice(source, 1)), None)
         if first is None:
-            raise ValueError(_EMPTY)
+            raise InvalidValueError(_EMPTY)
         features = _features_of(first)
     image_column = _image_column(features, image_column)
     label_column, candidates = _label_column(features, label_column)
     if label_column is not None and _is_string(features[label_column]):
-        raise ValueError(
+        raise InvalidValueError(
             f"Label column {label_column!r} of a streaming forget set holds strings, and which ones is not known "
             f"before its "
             f"end. Give it a type: ds.cast_column({label_column!r}, ClassLabel(names=[...])), or load it without "
@@ -142,7 +144,7 @@ def _describe_stream(source: IterableDataset, image_column: str | None, label_co
         if isinstance(features[image_column], ImageFeature):
             source = source.cast_column(image_column, ImageFeature(decode=False))
         if next(iter(islice(source, 1)), None) is None:
-            raise ValueError(_EMPTY)
+            raise InvalidValueError(_EMPTY)
     return ImageSource(
         source, "stream", image_column, label_column, _names(features, label_column), label_candidates=candidates
     )
@@ -150,13 +152,13 @@ def _describe_stream(source: IterableDataset, image_column: str | None, label_co
 
 def _describe_rows(source: Sequence[Any], image_column: str | None, label_column: str | None) -> ImageSource:
     if len(source) == 0:
-        raise ValueError(_EMPTY)
+        raise InvalidValueError(_EMPTY)
     first = source[0]
     if isinstance(first, Mapping):
         features = _features_of(first)
         label_column, candidates = _label_column(features, label_column)
         if label_column is not None and _is_string(features[label_column]):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Label column {label_column!r} holds strings. Give integer ids, or use a datasets.Dataset, which can "
                 f"name "
                 f"its labels: Dataset.from_list(rows).class_encode_column({label_column!r})."
@@ -168,22 +170,24 @@ def _describe_rows(source: Sequence[Any], image_column: str | None, label_column
             source, "rows", _image_column(features, image_column), label_column, None, len(source), False, candidates
         )
     if image_column is not None or label_column is not None:
-        raise ValueError(
+        raise InvalidValueError(
             "image_column and label_column name columns, but the rows of this forget set have none: the first one is a "
             f"{type(first).__name__}. Leave them out, or give rows as dicts."
         )
     if isinstance(first, (tuple, list)):
         if len(first) != 2 or not _looks_like_image(first[0]) or not _looks_like_label(first[1]):
             if len(first) == 2 and isinstance(first[1], str):
-                raise ValueError(
+                raise InvalidValueError(
                     f"Labels in (image, label) pairs have to be integer ids of the model, got {first[1]!r}. For names use a "
                     "datasets.Dataset, whose ClassLabel column knows them."
                 )
             kinds = ", ".join(type(value).__name__ for value in first)
-            raise ValueError(f"Rows have to be (image, label) pairs, got ({kinds}). Give rows as dicts otherwise.")
+            raise InvalidValueError(
+                f"Rows have to be (image, label) pairs, got ({kinds}). Give rows as dicts otherwise."
+            )
         return ImageSource(source, "rows", 0, 1, None, len(source), _is_prepared(first[0]))
     if not _looks_like_image(first):
-        raise ValueError(
+        raise InvalidValueError(
             f"The forget set has no images: its first row is a {type(first).__name__}. Pass PIL images, (image, label) "
             "pairs, or dicts with an image."
         )
@@ -194,12 +198,14 @@ def _describe_loader(
     source: DataLoader, image_column: str | None, label_column: str | None, main_input: str
 ) -> ImageSource:
     if image_column is not None:
-        raise ValueError("image_column is for data sets; a DataLoader brings the model's inputs under their own names.")
+        raise InvalidValueError(
+            "image_column is for data sets; a DataLoader brings the model's inputs under their own names."
+        )
     first = next(iter(source), None)
     if first is None:
-        raise ValueError(_EMPTY)
+        raise InvalidValueError(_EMPTY)
     if not isinstance(first, Mapping):
-        raise ValueError(
+        raise InvalidValueError(
             f"Batches of a forget DataLoader have to be dicts of the model's inputs (for example pixel_values, and "
             f"labels "
             f"if there are any), got a {type(first).__name__}. Use a collate_fn that returns a dict, or pass the data "
@@ -208,12 +214,12 @@ def _describe_loader(
         )
     inputs = [key for key, value in first.items() if isinstance(value, Tensor) and value.is_floating_point()]
     if not inputs and main_input not in first:
-        raise ValueError(
+        raise InvalidValueError(
             f"The forget set has no images: the batches hold {', '.join(map(repr, first)) or 'nothing'}, and no "
             "floating-point tensor such as pixel_values is among them."
         )
     if label_column is not None and label_column not in first:
-        raise ValueError(f"The batches have no {label_column!r}; they hold {', '.join(map(repr, first))}.")
+        raise InvalidValueError(f"The batches have no {label_column!r}; they hold {', '.join(map(repr, first))}.")
     column = label_column or next((key for key in LABEL_KEYS if first.get(key) is not None), None)
     return ImageSource(source, "loader", None, column, None, _length(source), True)
 
@@ -226,12 +232,12 @@ def _image_column(features: Mapping[str, Any], wanted: str | None) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(
+        raise InvalidValueError(
             f"The forget set has several image columns ({', '.join(map(repr, found))}). Choose one with "
             f"image_column=..., "
             f"for example image_column={found[0]!r}."
         )
-    raise ValueError(
+    raise InvalidValueError(
         f"The forget set has no images: none of its columns is of type datasets.Image. Its columns are "
         f"{_listing(features)}. "
         "If one of them holds paths or bytes of images, name it with image_column=..."
@@ -253,7 +259,7 @@ def _label_column(features: Mapping[str, Any], wanted: str | None) -> tuple[str 
         _require_column(features, wanted, "label_column")
         feature = features[wanted]
         if not (isinstance(feature, ClassLabel) or _is_integer(feature) or _is_string(feature)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Column {wanted!r} is {_type_name(feature)} and cannot be the labels: those are one class, integer or "
                 f"string a sample. The columns are {_listing(features)}."
             )
@@ -265,7 +271,9 @@ def _label_column(features: Mapping[str, Any], wanted: str | None) -> tuple[str 
 
 def _require_column(features: Mapping[str, Any], name: str, argument: str) -> None:
     if name not in features:
-        raise ValueError(f"{argument}={name!r} is no column of the forget set. Its columns are {_listing(features)}.")
+        raise InvalidValueError(
+            f"{argument}={name!r} is no column of the forget set. Its columns are {_listing(features)}."
+        )
 
 
 def _names(features: Mapping[str, Any], label_column: str | None) -> tuple[str, ...] | None:

@@ -21,6 +21,8 @@ import torch
 from datasets import Image as ImageFeature
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from hf_kd.errors import InvalidValueError, UnreadableImageError
+
 logger = logging.getLogger(__name__)
 
 _DECODER_ERRORS = (
@@ -35,17 +37,6 @@ _DECODER_ERRORS = (
 )
 _EXIF_ERRORS = (*_DECODER_ERRORS, KeyError, TypeError, ZeroDivisionError)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
-
-
-class UnreadableImageError(ValueError):
-    """An image of the data set cannot be read; `row` is its number, counted from 0."""
-
-    def __init__(self, message: str, row: int):
-        super().__init__(message, row)  # both among args, so that it can be pickled on its way out of a worker
-        self.row = row
-
-    def __str__(self) -> str:
-        return self.args[0]
 
 
 def to_rgb(value: Any, row: int) -> Image.Image:
@@ -79,24 +70,24 @@ def to_rgb(value: Any, row: int) -> Image.Image:
 
 def _open(value: Any) -> Image.Image:
     if value is None:
-        raise ValueError("it is empty (None)")
+        raise InvalidValueError("it is empty (None)")
     if isinstance(value, dict):
         if value.get("bytes") is not None:
             value = value["bytes"]
         elif value.get("path") is not None:
             return _open(value["path"])
         else:
-            raise ValueError("neither 'bytes' nor 'path' is filled")
+            raise InvalidValueError("neither 'bytes' nor 'path' is filled")
     if isinstance(value, (bytes, bytearray, memoryview)):
         if not len(value):
-            raise ValueError("it has 0 bytes")
+            raise InvalidValueError("it has 0 bytes")
         return Image.open(io.BytesIO(value))
     if isinstance(value, (str, os.PathLike)):
         path = os.fspath(value)
         if "://" in path:  # a file inside an archive or on the Hub, as streaming data sets name them
             return ImageFeature().decode_example({"path": path, "bytes": None})
         return Image.open(Path(path))
-    raise ValueError(
+    raise InvalidValueError(
         f"a {type(value).__name__} is no image; expected a PIL image, bytes, a path, a dict with 'bytes' or 'path', "
         "an array or a tensor"
     )
@@ -104,7 +95,7 @@ def _open(value: Any) -> Image.Image:
 
 def _pil_to_rgb(image: Image.Image, row: int) -> Image.Image:
     if 0 in image.size:
-        raise ValueError(f"its size is {image.width} x {image.height}")
+        raise InvalidValueError(f"its size is {image.width} x {image.height}")
     image.load()
     image = _upright(image, row)
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -139,13 +130,13 @@ def _from_array(array: np.ndarray, channels_first: bool) -> Image.Image:
         if first and (channels_first or not last):
             array = np.moveaxis(array, 0, -1)
         elif not last:
-            raise ValueError(f"no axis of an array of shape {array.shape} can be 1, 3 or 4 channels")
+            raise InvalidValueError(f"no axis of an array of shape {array.shape} can be 1, 3 or 4 channels")
         if array.shape[2] == 1:
             array = array[:, :, 0]
     elif array.ndim != 2:
-        raise ValueError(f"an array of shape {array.shape} is no single image")
+        raise InvalidValueError(f"an array of shape {array.shape} is no single image")
     if 0 in array.shape:
-        raise ValueError(f"its shape is {array.shape}")
+        raise InvalidValueError(f"its shape is {array.shape}")
     return Image.fromarray(np.ascontiguousarray(_to_uint8(array)))
 
 
@@ -157,10 +148,10 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
     low, high = pixels.min(), pixels.max()
     if np.issubdtype(pixels.dtype, np.floating):
         if not (low >= 0 and high <= 1):  # also catches NaN
-            raise ValueError(f"floating-point pixels have to lie in [0, 1], got [{low:g}, {high:g}]")
+            raise InvalidValueError(f"floating-point pixels have to lie in [0, 1], got [{low:g}, {high:g}]")
         return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
     if low < 0 or high > 65535:
-        raise ValueError(f"integer pixels have to lie in [0, 65535], got [{low}, {high}]")
+        raise InvalidValueError(f"integer pixels have to lie in [0, 65535], got [{low}, {high}]")
     if pixels.dtype.itemsize != 2 and high <= 255:
         return pixels.astype(np.uint8)
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(v * 255 / 65535)

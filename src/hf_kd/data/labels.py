@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.errors import LabelMismatchError
+
 logger = logging.getLogger(__name__)
 
 _SHOWN = 8
-
-
-class LabelMismatchError(ValueError):
-    """Labels of a data set could not be told in the terms of the model, or a requested label is not known."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from PIL import Image
 
+from hf_kd.errors import InvalidValueError, MissingFileError, UnreachableError
+
 _IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
 _SHARD = re.compile(r"^(?P<split>.+?)-\d{5}-of-\d{5}$")
 
@@ -53,13 +55,13 @@ def load_source(
     path = Path(spec).expanduser()
     if not path.exists():
         if _looks_like_path(os.fspath(spec)):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"There is no file or folder {os.fspath(spec)!r}. (A Hub data set is named USER/NAME.)"
             )
         return _from_hub(os.fspath(spec), split, token, revision, streaming, config_name)
     if path.is_file():
         if path.suffix != ".parquet":
-            raise ValueError(
+            raise InvalidValueError(
                 f"{os.fspath(spec)!r} is no .parquet file. Give one, a folder of them, or an image folder."
             )
         name = _split_of(path)
@@ -78,12 +80,12 @@ def filter_by_labels(dataset: Dataset, label_column: str, ids: Iterable[int]) ->
     Raises ValueError when the column does not exist or holds no integers.
     """
     if label_column not in dataset.column_names:
-        raise ValueError(
+        raise InvalidValueError(
             f"The data set has no column {label_column!r}; it has {', '.join(map(repr, dataset.column_names))}."
         )
     labels = np.asarray(dataset.select_columns([label_column]).with_format("numpy")[label_column][:])
     if labels.dtype.kind not in "iub":
-        raise ValueError(
+        raise InvalidValueError(
             f"Column {label_column!r} holds {labels.dtype} values and not integer ids. For strings call "
             f"dataset.class_encode_column({label_column!r}) first."
         )
@@ -104,7 +106,7 @@ def _from_hub(
             split = _choose(get_dataset_split_names(spec, config_name, **options), None, spec)
         return load_dataset(spec, config_name, split=split, streaming=streaming, **options)
     except (DatasetNotFoundError, HFValidationError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{spec!r} is neither a file or folder here nor a data set on the Hub that can be read with these "
             f"credentials: "
             f"{error} Check the spelling; a private or gated one needs a token (`hf auth login`)."
@@ -112,9 +114,11 @@ def _from_hub(
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        raise ValueError(f"{spec!r} can only be read by running its own code, which is not done. {error}") from error
+        raise InvalidValueError(
+            f"{spec!r} can only be read by running its own code, which is not done. {error}"
+        ) from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
-        raise ConnectionError(
+        raise UnreachableError(
             f"The data set {spec!r} could not be fetched: {error} Without a network give a local folder, or one that "
             f"is "
             "in the cache."
@@ -126,7 +130,7 @@ def _from_saved(path: Path, split: str | None, streaming: bool) -> Dataset | Ite
     if isinstance(saved, DatasetDict):
         saved = saved[_choose(list(saved), split, path)]
     elif split is not None and saved.split is not None and str(saved.split) != split:
-        raise ValueError(f"{os.fspath(path)!r} holds the split {str(saved.split)!r} only, not {split!r}.")
+        raise InvalidValueError(f"{os.fspath(path)!r} holds the split {str(saved.split)!r} only, not {split!r}.")
     return saved.to_iterable_dataset() if streaming else saved
 
 
@@ -168,7 +172,7 @@ def _from_image_folder(path: Path, split: str | None, streaming: bool) -> Datase
     elif not _class_folders(path):
         splits = {folder.name: folder for folder in _subfolders(path) if _has_images(folder) or _class_folders(folder)}
         if not splits:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{os.fspath(path)!r} holds no data set: neither .parquet files, nor what save_to_disk writes, nor "
                 f"folders of "
                 "images (one a class, CLASS/IMAGE or SPLIT/CLASS/IMAGE)."
@@ -205,9 +209,11 @@ def _choose(available: list[str], split: str | None, spec: str | os.PathLike[str
     if split is None:
         if len(available) == 1:
             return available[0]
-        raise ValueError(f"{os.fspath(spec)!r} has several splits: {listing}. Choose one with split=... (--split).")
+        raise InvalidValueError(
+            f"{os.fspath(spec)!r} has several splits: {listing}. Choose one with split=... (--split)."
+        )
     if split not in available:
-        raise ValueError(f"{os.fspath(spec)!r} has no split {split!r}. There are: {listing}.")
+        raise InvalidValueError(f"{os.fspath(spec)!r} has no split {split!r}. There are: {listing}.")
     return split
 
 

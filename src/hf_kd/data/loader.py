@@ -16,8 +16,10 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
+from hf_kd.errors import InvalidTypeError, InvalidValueError, UnreadableImageError
+
 from .image_source import LABEL_KEYS, ImageSource
-from .images import UnreadableImageError, to_rgb
+from .images import to_rgb
 from .preprocess import ImagePreprocessor
 
 DEFAULT_BATCH_SIZE = 64
@@ -102,7 +104,7 @@ class LoaderShare:
 
     def __len__(self) -> int:
         if self.length is None:
-            raise TypeError("The number of batches of this DataLoader is not known beforehand.")
+            raise InvalidTypeError("The number of batches of this DataLoader is not known beforehand.")
         return len(range(self.rank, self.length, self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -138,11 +140,11 @@ def make_loader(
     batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
     num_workers = default_num_workers() if num_workers is None else num_workers
     if batch_size < 1:
-        raise ValueError(f"batch_size has to be at least 1, got {batch_size}.")
+        raise InvalidValueError(f"batch_size has to be at least 1, got {batch_size}.")
     if num_workers < 0:
-        raise ValueError(f"num_workers has to be at least 0, got {num_workers}.")
+        raise InvalidValueError(f"num_workers has to be at least 0, got {num_workers}.")
     if preprocessor is None and not forget_set.is_prepared:
-        raise ValueError(
+        raise InvalidValueError(
             "This forget set holds images, so an ImagePreprocessor is needed to make model inputs of them."
         )
     if forget_set.kind == "stream":
@@ -229,7 +231,7 @@ class _RowReader:
         if isinstance(value, (np.ndarray, Tensor)):
             value = value.item() if value.ndim == 0 else value
         if not isinstance(value, (int, np.integer)):
-            raise ValueError(f"The label of row {number} has to be one integer, got {value!r}.")
+            raise InvalidValueError(f"The label of row {number} has to be one integer, got {value!r}.")
         return int(value)
 
 
@@ -239,7 +241,7 @@ def _batch_size(inputs: Mapping[str, Any]) -> int:
         [pixels] if isinstance(pixels, Tensor) else [v for v in inputs.values() if isinstance(v, Tensor) and v.ndim]
     )
     if not tensors:
-        raise ValueError(
+        raise InvalidValueError(
             f"A batch of the forget DataLoader holds no tensor, only {', '.join(map(repr, inputs)) or 'nothing'}."
         )
     return tensors[0].shape[0]
@@ -250,7 +252,7 @@ def _batch_labels(labels: Any, size: int) -> Tensor:
         return torch.full((size,), NO_LABEL, dtype=torch.int64)
     labels = torch.as_tensor(labels)
     if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(
+        raise InvalidValueError(
             f"The labels of a batch have to be {size} integers, one a sample, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}."
         )
@@ -259,4 +261,4 @@ def _batch_labels(labels: Any, size: int) -> Tensor:
 
 def _check_rank(rank: int, world_size: int) -> None:
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank has to lie in [0, world_size), got rank {rank} of {world_size}.")
+        raise InvalidValueError(f"rank has to lie in [0, world_size), got rank {rank} of {world_size}.")

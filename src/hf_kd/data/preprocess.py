@@ -32,6 +32,8 @@ from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import ChannelDimension
 
+from hf_kd.errors import InvalidTypeError, InvalidValueError
+
 from ._fast_preprocess import WORTH_PROVING, equal_to_pillow, resize_batch
 
 logger = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ class ImagePreprocessor:
         inner = getattr(processor, "image_processor", None)
         self.processor = processor if inner is None else inner
         if not callable(self.processor) or isinstance(self.processor, PreTrainedTokenizerBase):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{type(processor).__name__} is no image processor. Pass one of transformers, such as "
                 "AutoImageProcessor.from_pretrained(...), or a callable from an RGB PIL image to a tensor [C, H, W]."
             )
@@ -145,7 +147,7 @@ class ImagePreprocessor:
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         if len(images) == 0:
-            raise ValueError("There is nothing to preprocess: the list of images is empty.")
+            raise InvalidValueError("There is nothing to preprocess: the list of images is empty.")
         if not isinstance(self.processor, ImageProcessingMixin):
             return _batched([self.processor(image) for image in images])
         pixel_values = None if self._plain is None else self._by_shortcut(images, self._plain)
@@ -156,7 +158,7 @@ class ImagePreprocessor:
             outputs = self.processor(list(images), return_tensors="pt")
         except ValueError as error:
             sizes = sorted({image.size for image in images})
-            raise ValueError(
+            raise InvalidValueError(
                 f"{type(self.processor).__name__} makes no batch of {len(images)} images of (width, height) "
                 f"{', '.join(map(str, sizes[:5]))}{', ...' if len(sizes) > 5 else ''}: {str(error).splitlines()[0]}. "
                 "If it leaves images at different sizes, let it resize or crop to one, or use batch_size=1."
@@ -251,7 +253,7 @@ def _batched(outputs: list[Any]) -> dict[str, Tensor]:
         values = [row[name] for row in tensors]
         shapes = sorted({tuple(value.shape) for value in values})
         if len(shapes) > 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"The preprocessing callable gave {name} of different shapes, {shapes[0]} and {shapes[-1]}; "
                 "they make no batch. Let it resize or crop to one size, or use batch_size=1."
             )
@@ -259,7 +261,7 @@ def _batched(outputs: list[Any]) -> dict[str, Tensor]:
         of_one = "pixel_values" in tensors[0] and tensors[0]["pixel_values"].ndim == 4 and shapes[0][:1] == (1,)
         batch[name] = torch.cat(values) if of_one else torch.stack(values)
     if "pixel_values" in batch and batch["pixel_values"].ndim not in (3, 4):
-        raise ValueError(
+        raise InvalidValueError(
             f"The preprocessing callable has to return [C, H, W] for an image, got "
             f"{tuple(batch['pixel_values'].shape[1:])}."
         )
@@ -273,7 +275,7 @@ def _as_tensor(value: Any) -> Tensor:
         return torch.from_numpy(value)
     if isinstance(value, list) and len(value) == 1:  # a processor called without return_tensors
         return _as_tensor(value[0])
-    raise TypeError(
+    raise InvalidTypeError(
         f"The preprocessing callable returned a {type(value).__name__}; it has to return a tensor [C, H, W] or a "
         f"mapping "
         "with pixel_values."

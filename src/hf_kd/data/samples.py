@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hf_kd.errors import InvalidValueError
+
 from .image_source import ImageSource
 from .loader import BatchLoader, Collate, RowDataset, make_loader
 from .preprocess import ImagePreprocessor
@@ -62,7 +64,9 @@ class Samples:
         larger than `cache_bytes`: those cannot be read in another order.
         """
         if not described.has_labels:
-            raise ValueError("This method needs the labels of its images, and there are none. Name label_column=....")
+            raise InvalidValueError(
+                "This method needs the labels of its images, and there are none. Name label_column=...."
+            )
         parts: dict[str, list[Tensor]] = {}
         labels: list[Tensor] = []
         size = 0
@@ -79,7 +83,7 @@ class Samples:
             cached = {name: torch.cat(values) for name, values in parts.items()}
             return cls(_known(found, mapping), cached)
         if described.kind not in ("dataset", "rows"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"This {described.kind} holds more than {cache_bytes >> 20} MiB of inputs, and training has to read them in "
                 "random order. Pass a datasets.Dataset or a list, which can be read row by row."
             )
@@ -151,5 +155,7 @@ def _fetched(rows: RowDataset, order: Sequence[Sequence[int]], collate: Collate,
 def _known(labels: Tensor, mapping: Callable[[Tensor], Tensor] | None) -> Tensor:
     missing = int((labels < 0).sum())
     if missing:
-        raise ValueError(f"{missing} of {len(labels)} samples have no label; training needs one for every image.")
+        raise InvalidValueError(
+            f"{missing} of {len(labels)} samples have no label; training needs one for every image."
+        )
     return labels if mapping is None else mapping(labels)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_kd.data.distributed import autocast, gather_rows, process_state, sum_over_processes
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import TapSite, evaluating, record
 
@@ -90,7 +91,7 @@ def _check_finite(features: Tensor, rows: Tensor) -> None:
     finite = torch.isfinite(features).all(dim=1)
     if not bool(finite.all()):
         row = int(rows[int((~finite).nonzero()[0])])
-        raise ValueError(
+        raise InvalidValueError(
             f"The model gives features that are not finite for row {row} of the data: check that image, and that the "
             "model's weights and precision (fp16 overflows where bf16 does not) are sound."
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.taps.site import head_function
 
@@ -36,7 +37,9 @@ def head_logits(model: TappedModel, features: Sequence[Tensor], masked: bool = T
     """
     head = head_function(model.inner, model.taps, model.config.masked if masked else ())
     if head is None:
-        raise ValueError(f"{type(model.inner).__name__} has no classification head: it gives no class to compare with.")
+        raise InvalidValueError(
+            f"{type(model.inner).__name__} has no classification head: it gives no class to compare with."
+        )
     device = next(model.inner.parameters()).device
     batches = zip(*(torch.split(f, 4096) for f in features), strict=True)
     with torch.no_grad():

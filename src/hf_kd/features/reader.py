@@ -25,6 +25,7 @@ from hf_kd.data.loader import LoaderShare, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.data.samples import Samples
 from hf_kd.data.views import apply_view
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
@@ -104,7 +105,7 @@ class ImageReader:
         if self.images.is_prepared:
             return None
         if self.model.processor is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"This {type(self.model.inner).__name__} has no image processor, so images cannot be turned into its "
                 "inputs. Pass one: ErasedModel.from_model(model, processor=...), or give a DataLoader of the model's own "
                 "inputs."

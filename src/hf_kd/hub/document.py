@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jinja2 import TemplateError
 from yaml import YAMLError
 
 from hf_kd.audit.report import RetentionReport
+from hf_kd.errors import has_package
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import Erasure, WeightChange, versions, weight_changes
@@ -60,7 +60,7 @@ def document(
     figures: list[str] = []
     if report is not None:
         report.to_json(folder / REPORT)
-        if find_spec("matplotlib"):
+        if has_package("matplotlib"):
             figures = [path.relative_to(folder).as_posix() for path in report.figures(folder / "figures")]
         else:
             logger.warning(

@@ -19,6 +19,7 @@ from huggingface_hub.utils import httpx
 from torch import Tensor
 
 from hf_kd.audit.report import RetentionReport
+from hf_kd.errors import InvalidValueError, NotVerifiedError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import run
@@ -31,10 +32,6 @@ from .upload import Published, fetch_text, prepare, upload
 
 OF_AN_EARLIER_PUSH = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json", REPORT, "figures/*.png")
 """Files that would speak of another model if they stayed where a push does not bring them itself."""
-
-
-class NotVerified(OSError):
-    """The upload happened, and what loads from there is not, or is not known to be, the model here."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,11 @@ def push(
     show_class_names: name the forgotten classes in card, report and figures. datasets: Hub ids, for the card.
 
     A person's text in the repository's README is kept. Raises ValueError when nothing was erased or for a malformed id,
-    `hf_kd.hub.upload.PushError` (an OSError) when the upload failed and left the repository as it was, and NotVerified (an
-    OSError) when it happened and what loads back is not this model, or nothing loads back.
+    PushError (an OSError) when the upload failed and left the repository as it was, and NotVerifiedError (an OSError) when it
+    happened and what loads back is not this model, or nothing loads back.
     """
     if not publishable(model):
-        raise ValueError(
+        raise InvalidValueError(
             "The erasure of this model is folded into its weights, and without the eraser no receipt can be made for it. "
             "Load the erased model it was folded from, and call push_to_hub(repo_id, folded=True) on that."
             if getattr(model.config.inner, "hf_kd_folded", None)
@@ -142,27 +139,27 @@ def base_license(base_model: str | None, token: str | None = None) -> str | None
 
 
 def _compare(model: TappedModel, saved: Any, published: Published, token: str | None) -> None:
-    """Load the commit and compare answers and features on a fixed batch, bit for bit. Raises NotVerified."""
+    """Load the commit and compare answers and features on a fixed batch, bit for bit. Raises NotVerifiedError."""
     attention = getattr(saved, "inner", saved).config._attn_implementation  # another one differs in the last bits
     options = {"dtype": "auto"} | ({"attn_implementation": attention} if attention else {})
     try:
         loaded = type(saved).from_pretrained(published.repo_id, revision=published.commit, token=token, **options)
     except (OSError, ValueError, httpx.HTTPError) as error:
-        raise NotVerified(
+        raise NotVerifiedError(
             f"{published.repo_id} was published ({published.url}), but could not be loaded back to be compared: {error} Do "
             "not rely on it before it loads."
         ) from error
     loaded.to(next(saved.parameters()).device)
     here, there = _behaviour(model, saved), _behaviour(model, loaded)
     if not any(here):
-        raise NotVerified(
+        raise NotVerifiedError(
             f"{published.repo_id} was published ({published.url}), but {type(saved).__name__} answers with no tensors that "
             "could be compared. Load it and compare what matters to you."
         )
     for what, ours, theirs in zip(("answers", "features"), here, there, strict=True):
         difference = _difference(ours, theirs)
         if difference is not None:
-            raise NotVerified(
+            raise NotVerifiedError(
                 f"{published.repo_id} at {published.commit[:8]} gives other {what} than the model here ({difference}): do "
                 "not rely on this upload. Push again; if it happens again, saving loses something of this model."
             )

@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError, MissingFileError
+
 RECEIPT = "erasures.json"
 SCHEMA_VERSION = 1
 KIND = "hf_kd.erasures"
@@ -75,17 +77,17 @@ def read_receipt(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is not JSON ({error}): the receipt is damaged.") from error
+        raise InvalidValueError(f"{path.name} is not JSON ({error}): the receipt is damaged.") from error
     if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise ValueError(f"{path.name} is no receipt of hf_kd: it lacks the kind {KIND!r}.")
+        raise InvalidValueError(f"{path.name} is no receipt of hf_kd: it lacks the kind {KIND!r}.")
     if not isinstance(found.get("schema_version"), int) or found["schema_version"] > SCHEMA_VERSION:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path.name} has schema version {found.get('schema_version')}, and this hf_kd reads up to {SCHEMA_VERSION}; "
             "install a later one."
         )
     missing = {"erasures", "weights", "erasers", "files", "folded"} - set(found)
     if missing:
-        raise ValueError(f"{path.name} lacks {', '.join(sorted(missing))}: the receipt is damaged.")
+        raise InvalidValueError(f"{path.name} lacks {', '.join(sorted(missing))}: the receipt is damaged.")
     return found
 
 
@@ -140,9 +142,9 @@ def _names(folder: Path) -> dict[str, Path]:
             with safe_open(path, framework="pt") as file:
                 found |= dict.fromkeys(file.keys(), path)
         except SafetensorError as error:
-            raise ValueError(f"{path.name} is damaged ({error}).") from error
+            raise InvalidValueError(f"{path.name} is damaged ({error}).") from error
     if not found:
-        raise FileNotFoundError(f"No model*.safetensors in {folder.name}: there are no weights to check.")
+        raise MissingFileError(f"No model*.safetensors in {folder.name}: there are no weights to check.")
     return dict(sorted(found.items()))
 
 

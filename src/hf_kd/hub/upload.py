@@ -20,16 +20,14 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx, validate_repo_id
 
+from hf_kd.errors import InvalidValueError, PushError
+
 IGNORED = (".git", ".git/*", ".cache/*", "*.lock", "*.tmp", ".*-saving-*", "__pycache__/*")
 UNCHANGED = "The repository is as it was; the command can be repeated."
 WHOLE_OR_NOT = (
     "All files arrive in one commit, so the repository has the new version or the old one; repeat the command."
 )
 """Where the answer to a request was lost, nobody here knows whether it was carried out."""
-
-
-class PushError(OSError):
-    """An upload that did not happen. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{repo_id!r} is no repository id: it has the form USER/NAME with letters, digits, '-', '_' and '.', at most 96 "
             "characters."
         ) from error
@@ -164,7 +162,7 @@ def _refuse_links(folder: Path) -> None:
     inside = folder.resolve()
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path.relative_to(folder)} is a link that leads out of the folder; what it points to would be published. "
                 "Replace it by the file itself."
             )

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
+from hf_kd.errors import InvalidValueError
+
 
 @dataclass(frozen=True)
 class Erasure:
@@ -92,7 +94,7 @@ def config_errors(what: str, value: Any) -> Iterator[None]:
     try:
         yield
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json describes {what} as {str(value)[:200]!r}, which cannot be read ({type(error).__name__}: {error}). "
             "It is damaged, or of a later hf_kd: save the model again, or install a later version."
         ) from error

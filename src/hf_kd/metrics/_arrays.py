@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from ._inputs import ArrayLike, as_labels
 
 CHUNK = 4096
@@ -29,19 +31,21 @@ def as_logits(values: ArrayLike, name: str, dims: int = 2) -> Tensor:
     """
     logits = torch.as_tensor(values).detach()
     if not logits.is_floating_point():
-        raise ValueError(f"{name} has dtype {logits.dtype}; logits are floating point. Convert them to float32.")
+        raise InvalidValueError(f"{name} has dtype {logits.dtype}; logits are floating point. Convert them to float32.")
     if logits.ndim != dims or 0 in logits.shape or logits.shape[-1] < 2:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} has shape {tuple(logits.shape)}; logits need {dims} dimensions, at least one sample and at least "
             "two classes in the last one."
         )
     if torch.isnan(logits).any() or torch.isposinf(logits).any():
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} contains NaN or +inf; logits have to be finite, or -inf for a class that was removed from the "
             "head. Compute them in float32."
         )
     if torch.isneginf(logits).all(dim=-1).any():
-        raise ValueError(f"{name} has rows in which every logit is -inf: the softmax of such a row does not exist.")
+        raise InvalidValueError(
+            f"{name} has rows in which every logit is -inf: the softmax of such a row does not exist."
+        )
     return logits.cpu() if logits.device.type == "mps" else logits  # no float64 there
 
 
@@ -49,7 +53,7 @@ def as_classes(values: ArrayLike, logits: Tensor, name: str) -> Tensor:
     """The true class of each row of `logits` [n, C], int64 [n] on its device; raises ValueError outside 0..C-1."""
     labels = as_labels(values, logits.shape[-2], logits.device, name)
     if int(labels.max()) >= logits.shape[-1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"The {name} reach {int(labels.max())}, but the logits have {logits.shape[-1]} columns; labels have to lie "
             f"in 0..{logits.shape[-1] - 1}. Map the dataset's labels to the model's own ids first."
         )
@@ -60,7 +64,7 @@ def same_shape(a: Tensor, b: Tensor, names: str, rows_only: bool = False) -> Non
     """Raise ValueError unless two matrices describe the same samples (and, unless `rows_only`, the same columns)."""
     if a.shape[0] != b.shape[0] or (not rows_only and a.shape != b.shape):
         rule = "the same samples in the same order" + ("" if rows_only else " and the same columns")
-        raise ValueError(f"{names} have shapes {tuple(a.shape)} and {tuple(b.shape)}; they have to hold {rule}.")
+        raise InvalidValueError(f"{names} have shapes {tuple(a.shape)} and {tuple(b.shape)}; they have to hold {rule}.")
 
 
 def aligned_chunks(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -108,4 +112,4 @@ def area_under_curve(positives: np.ndarray, negatives: np.ndarray) -> float:
 def check_rate(rate: float, name: str) -> None:
     """Raise ValueError unless 0 < rate < 1."""
     if not 0 < rate < 1:
-        raise ValueError(f"{name}={rate}; a rate is a fraction between 0 and 1: 0.01 stands for 1 %.")
+        raise InvalidValueError(f"{name}={rate}; a rate is a fraction between 0 and 1: 0.01 stands for 1 %.")

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 ArrayLike = Tensor | np.ndarray | Sequence
 ROWS_PER_CHUNK = 8192
 
@@ -29,19 +31,21 @@ def as_features(features: ArrayLike, name: str = "features") -> Tensor:
         try:
             array = np.asarray(features)
         except ValueError as error:
-            raise ValueError(f"The {name} are ragged: every row has to have the same number of columns.") from error
+            raise InvalidValueError(
+                f"The {name} are ragged: every row has to have the same number of columns."
+            ) from error
         if array.dtype.kind not in "fiub":
-            raise ValueError(
+            raise InvalidValueError(
                 f"The {name} have dtype {array.dtype}; expected numbers in [n, d] with rows of equal length."
             )
         features = torch.from_numpy(np.ascontiguousarray(array))
     features = features.detach()
     if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"The {name} have shape {tuple(features.shape)}; expected [n, d] with n, d >= 1. Flatten or pool."
         )
     if features.is_complex():
-        raise ValueError(f"The {name} are complex; expected real numbers.")
+        raise InvalidValueError(f"The {name} are complex; expected real numbers.")
     if not features.is_floating_point():
         features = features.to(torch.float32)
     if features.device.type == "mps":  # no float64 there
@@ -49,7 +53,7 @@ def as_features(features: ArrayLike, name: str = "features") -> Tensor:
     finite = torch.isfinite(features)
     if not finite.all():
         bad = torch.nonzero(~finite.all(dim=1)).flatten()
-        raise ValueError(
+        raise InvalidValueError(
             f"Row {int(bad[0])} of the {name} is not finite ({bad.numel()} such rows of {features.shape[0]}); "
             "drop these samples or fix the model's precision."
         )
@@ -63,13 +67,17 @@ def as_labels(labels: ArrayLike, n: int, device: torch.device | str = "cpu", nam
     """
     labels = torch.as_tensor(labels if isinstance(labels, Tensor) else np.asarray(labels)).detach()
     if labels.ndim != 1 or labels.shape[0] != n:
-        raise ValueError(f"The {name} have shape {tuple(labels.shape)}; expected one label for each of the {n} rows.")
+        raise InvalidValueError(
+            f"The {name} have shape {tuple(labels.shape)}; expected one label for each of the {n} rows."
+        )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"The {name} have dtype {labels.dtype}; expected integer class ids.")
+        raise InvalidValueError(f"The {name} have dtype {labels.dtype}; expected integer class ids.")
     labels = labels.to(device, torch.int64)
     if labels.numel() and int(labels.min()) < 0:
         row = int(torch.nonzero(labels < 0)[0])
-        raise ValueError(f"Row {row} of the {name} is {int(labels[row])}; class ids are >= 0. Drop unlabelled samples.")
+        raise InvalidValueError(
+            f"Row {row} of the {name} is {int(labels[row])}; class ids are >= 0. Drop unlabelled samples."
+        )
     return labels
 
 
@@ -81,7 +89,7 @@ def as_forget_labels(forget_labels: int | ArrayLike) -> tuple[int, ...]:
         forget_labels = [forget_labels]
     forget = tuple(sorted({int(label) for label in forget_labels}))
     if not forget:
-        raise ValueError("forget_labels is empty; name at least one class that was to be forgotten.")
+        raise InvalidValueError("forget_labels is empty; name at least one class that was to be forgotten.")
     return forget
 
 
@@ -183,7 +191,7 @@ def _floor(features: Tensor, mean: Tensor, covariance: Tensor, rank_tolerance: f
     if rank_tolerance is None:
         return rounding_floor(features, mean, covariance)
     if not 0 <= rank_tolerance < 1:
-        raise ValueError(f"rank_tolerance is {rank_tolerance}; expected a share of the feature norm in [0, 1).")
+        raise InvalidValueError(f"rank_tolerance is {rank_tolerance}; expected a share of the feature norm in [0, 1).")
     return rank_tolerance * math.sqrt(float(mean.square().sum() + covariance.diagonal().sum()))
 
 

@@ -10,6 +10,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from ._inputs import ArrayLike, FeatureScale, as_features, as_forget_labels, is_in, principal_scales
 from .linear_probe import LinearProbe, checked_splits, fit_linear_probe
 from .nonlinear_probes import MLPProbe, fit_mlp_probe
@@ -66,13 +68,15 @@ class AuditData:
             train_features, train_labels, test_features, test_labels, forget_labels
         )
         if len(train_views) != len(test_views):
-            raise ValueError(f"Got {len(train_views)} further views of train and {len(test_views)} of test; give both.")
+            raise InvalidValueError(
+                f"Got {len(train_views)} further views of train and {len(test_views)} of test; give both."
+            )
         views = []
         for name, given, base in (("training", train_views, train), ("test", test_views, test)):
             checked = tuple(as_features(view, f"{name} view").to(train.device) for view in given)
             for view in checked:
                 if view.shape != base.shape:
-                    raise ValueError(
+                    raise InvalidValueError(
                         f"A {name} view has shape {tuple(view.shape)}; expected {tuple(base.shape)}, a row for each "
                         "image."
                     )

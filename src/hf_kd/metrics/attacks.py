@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_curve
 
+from hf_kd.errors import InvalidValueError
+
 from ._inputs import ArrayLike, generator, stratified_subset
 from .attack_data import AttackResult, AuditData, area_under_roc, result_from_flags, result_from_shares
 from .linear_probe import fit_linear_probe
@@ -171,7 +173,7 @@ def views(data: AuditData, seed: int = 0, *, reader: str, count: int) -> AttackR
     Raises ValueError where `data` has fewer.
     """
     if len(data.train_views) < count - 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"The attack on {count} views needs features of {count - 1} further views of every image (the mirrored one, "
             f"say), and there are {len(data.train_views)}; pass train_views and test_views."
         )
@@ -234,7 +236,9 @@ def attack_names(names: str | Sequence[str], views: int = 0) -> tuple[str, ...]:
     chosen = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in chosen if name not in ATTACKS]
     if unknown or not chosen:
-        raise ValueError(f"Unknown attacks {unknown}; expected 'standard', 'full' or names among {', '.join(ATTACKS)}.")
+        raise InvalidValueError(
+            f"Unknown attacks {unknown}; expected 'standard', 'full' or names among {', '.join(ATTACKS)}."
+        )
     return chosen
 
 
@@ -275,7 +279,7 @@ class StrongestAttacks:
 def strongest(results: Sequence[AttackResult]) -> StrongestAttacks:
     """The strongest attackers among `results`; raises ValueError on none."""
     if not results:
-        raise ValueError("There are no attack results to compare; run at least one attack.")
+        raise InvalidValueError("There are no attack results to compare; run at least one attack.")
     return StrongestAttacks(
         max(results, key=lambda result: result.advantage), max(results, key=lambda result: result.recall_forget)
     )

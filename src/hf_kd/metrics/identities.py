@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from ._arrays import acceptance, check_rate, percent_accepted, threshold_at, unit_rows
 from ._inputs import ArrayLike, as_features, as_labels
 
@@ -112,7 +114,7 @@ def verification(
     for rate in far:
         check_rate(rate, "far")
     if max_pairs < 1:
-        raise ValueError(f"max_pairs={max_pairs}; at least one pair of each kind has to be compared.")
+        raise InvalidValueError(f"max_pairs={max_pairs}; at least one pair of each kind has to be compared.")
     x = as_features(embeddings, "embeddings")
     labels = as_labels(identities, len(x), name="identities").numpy()
     is_erased = _erased_mask(labels, erased, "identities")
@@ -128,7 +130,7 @@ def verification(
     counts = {kind: available for kind, (_, available) in pairs.items()}
     genuine, impostor, genuine_r, impostor_r = (_cosines(unit, drawn) for drawn, _ in pairs.values())
     if not len(genuine) or not len(impostor):
-        raise ValueError(
+        raise InvalidValueError(
             f"The erased identities give {len(genuine)} genuine and {len(impostor)} impostor pairs; verification needs "
             "two images of an erased identity and one of somebody else."
         )
@@ -166,7 +168,7 @@ def retrieval(
     )
     strangers = ~np.isin(q_labels, g_labels)
     if strangers.any():
-        raise ValueError(
+        raise InvalidValueError(
             f"{int(strangers.sum())} queries show identities that are not in the gallery (such as "
             f"{q_labels[strangers][0]}); a closed set has every queried identity enrolled. Drop them, or use "
             "`open_set_identification`."
@@ -226,13 +228,13 @@ def open_set_identification(
     )
     known = np.isin(q_labels, g_labels)
     if known.all():
-        raise ValueError(
+        raise InvalidValueError(
             "Every query's identity is in the gallery; an open set needs strangers to set the threshold on. Leave some "
             "identities out of the gallery, or use `retrieval`."
         )
     is_erased = known & _erased_mask(q_labels, erased, "query_identities")
     if not is_erased.any():
-        raise ValueError(
+        raise InvalidValueError(
             f"No query is of an erased identity ({_some(erased)}) that is in the gallery; enrol some of its images."
         )
     best, right = np.zeros(len(q_labels)), np.zeros(len(q_labels))
@@ -336,7 +338,7 @@ def _query_and_gallery(
     q, g = as_features(queries, "queries"), as_features(gallery, "gallery images")
     g = g.to(q.device)
     if q.shape[1] != g.shape[1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"queries have {q.shape[1]} and the gallery {g.shape[1]} dimensions; embed both with the same model."
         )
     q_labels = as_labels(query_identities, len(q), name="query identities").numpy()
@@ -348,18 +350,18 @@ def _query_and_gallery(
 def _centre(embeddings: Tensor, retained: np.ndarray, similarity: str) -> Tensor:
     """What to subtract from every embedding, float64 [d]."""
     if similarity not in SIMILARITIES:
-        raise ValueError(f"similarity={similarity!r}; expected 'cosine' or 'centred'.")
+        raise InvalidValueError(f"similarity={similarity!r}; expected 'cosine' or 'centred'.")
     if similarity == "cosine":
         return embeddings.new_zeros(embeddings.shape[1], dtype=torch.float64)
     if not retained.any():
-        raise ValueError("Every identity is erased; similarity='centred' needs retained ones for the mean.")
+        raise InvalidValueError("Every identity is erased; similarity='centred' needs retained ones for the mean.")
     return embeddings[torch.from_numpy(retained).to(embeddings.device)].to(torch.float64).mean(dim=0)
 
 
 def _erased_mask(labels: np.ndarray, erased: Sequence[int], name: str) -> np.ndarray:
     mask = np.isin(labels, np.asarray(list(erased), dtype=np.int64))
     if not mask.any():
-        raise ValueError(
+        raise InvalidValueError(
             f"None of the erased identities ({_some(erased)}) occurs in {name}; pass images that show them."
         )
     return mask

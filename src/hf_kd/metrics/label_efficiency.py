@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from ._inputs import ArrayLike, generator, is_in
 from .attack_data import AuditData, result_from_shares
 from .linear_probe import SAMPLES_PER_DIRECTION, fit_linear_probe
@@ -121,7 +123,9 @@ def label_efficiency_of(
     most = max(int((data.train_labels == label).sum()) for label in data.forget)
     shots = default_shots(most) if shots is None else sorted({min(int(n), most) for n in shots})
     if not shots or shots[0] < 1 or draws < 1:
-        raise ValueError(f"shots are {list(shots)} and draws {draws}; expected at least one, all of them positive.")
+        raise InvalidValueError(
+            f"shots are {list(shots)} and draws {draws}; expected at least one, all of them positive."
+        )
     points = tuple(_point(data, n, most, draws, seed) for n in shots)
     return LabelEfficiency(points, prequential_code_length(data, seed), seed)
 
@@ -254,7 +258,7 @@ def relative_area(
     None and `reason` says so.
     """
     if measure not in ("recall", "advantage"):
-        raise ValueError(f"measure is {measure!r}; expected 'recall' or 'advantage'.")
+        raise InvalidValueError(f"measure is {measure!r}; expected 'recall' or 'advantage'.")
     curves = [
         sorted((math.log(point.n), getattr(point, measure)) for point in curve.points)
         for curve in (erased, original, reference)

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from ._inputs import (
     ArrayLike,
     FeatureScale,
@@ -108,14 +110,14 @@ def fit_linear_probe(
     classes, targets = require_classes(labels)
     weights = _sample_weights(sample_weights, features)
     if l2 is not None and not l2 > 0:
-        raise ValueError(f"l2 is {l2}; the optimum is only finite for a penalty above 0 (default 1/n).")
+        raise InvalidValueError(f"l2 is {l2}; the optimum is only finite for a penalty above 0 (default 1/n).")
     if geometry not in ("auto", "whitened", "principal"):
-        raise ValueError(f"geometry is {geometry!r}; expected 'auto', 'whitened' or 'principal'.")
+        raise InvalidValueError(f"geometry is {geometry!r}; expected 'auto', 'whitened' or 'principal'.")
     if scales is None:
         scales = principal_scales(features, rank_tolerance)
     n, rank = features.shape[0], scales["whitened"].rank
     if rank == 0:
-        raise ValueError("The training features do not vary beyond rounding: all rows are the same vector.")
+        raise InvalidValueError("The training features do not vary beyond rounding: all rows are the same vector.")
 
     def solve(name: str, rows: Tensor | None = None) -> Solution:
         x, y, w = features, targets, weights
@@ -245,7 +247,7 @@ def knowledge_retention(
     elif protocol == "paper":
         probe = fit_paper_probe(train, train_y, seed=seed, **probe_settings)
     else:
-        raise ValueError(f"protocol is {protocol!r}; expected 'converged' or 'paper'.")
+        raise InvalidValueError(f"protocol is {protocol!r}; expected 'converged' or 'paper'.")
     repeated = count_shared_rows(train, test)
     if repeated:
         warnings.warn(
@@ -272,7 +274,7 @@ def checked_splits(
     train_y = as_labels(train_labels, train.shape[0], train.device, "training labels")
     test_y = as_labels(test_labels, test.shape[0], train.device, "test labels")
     if train.shape[1] != test.shape[1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"Training features have {train.shape[1]} columns and test features {test.shape[1]}; both have to come "
             "from the same tap of the same model."
         )
@@ -281,7 +283,7 @@ def checked_splits(
     forget_mask(test_y, forget_labels, "test")
     unseen = sorted(set(test_y.unique().tolist()) - set(train_y.unique().tolist()))
     if unseen:
-        raise ValueError(
+        raise InvalidValueError(
             f"Test labels {unseen[:10]} do not occur among the training labels; a probe cannot predict them. "
             "Add training samples of these classes or drop them from the test split."
         )
@@ -295,11 +297,11 @@ def require_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     classes, targets = labels.unique(return_inverse=True)
     if classes.numel() < 2:
-        raise ValueError(
+        raise InvalidValueError(
             f"All {labels.numel()} samples have label {int(labels[0])}; a probe needs samples of at least two classes."
         )
     if labels.numel() <= classes.numel():
-        raise ValueError(
+        raise InvalidValueError(
             f"{labels.numel()} samples for {classes.numel()} classes are too few to fit a probe; pass several a class."
         )
     return classes, targets
@@ -317,7 +319,9 @@ def _sample_weights(sample_weights: ArrayLike | None, features: Tensor) -> Tenso
         return None
     weights = torch.as_tensor(sample_weights).to(features.device, torch.float64)
     if weights.shape != (features.shape[0],) or not torch.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError(f"sample_weights have to be {features.shape[0]} finite numbers >= 0, one for each sample.")
+        raise InvalidValueError(
+            f"sample_weights have to be {features.shape[0]} finite numbers >= 0, one for each sample."
+        )
     if not weights.sum() > 0:
-        raise ValueError("sample_weights are all 0; at least one sample has to count.")
+        raise InvalidValueError("sample_weights are all 0; at least one sample has to count.")
     return weights

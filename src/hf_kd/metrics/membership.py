@@ -24,6 +24,8 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.svm import SVC
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from ._arrays import (
     CHUNK,
     LOG_FLOOR,
@@ -137,7 +139,7 @@ def loss_attack(
     ]
     size = min(map(len, losses))
     if size < 10:
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(losses[0])} members and {len(losses[1])} non-members; the attack splits off a tenth of each side "
             "and needs at least 10. Use more images of the forgotten classes."
         )
@@ -306,10 +308,10 @@ def _member_share(
     seed: int,
 ) -> MemberShare:
     if attacker not in ATTACKERS:
-        raise ValueError(f"attacker={attacker!r}; the attackers are {', '.join(map(repr, ATTACKERS))}.")
+        raise InvalidValueError(f"attacker={attacker!r}; the attackers are {', '.join(map(repr, ATTACKERS))}.")
     size = min(len(retain), len(test), max_samples)
     if size < 4:
-        raise ValueError(
+        raise InvalidValueError(
             f"{len(retain)} retain and {len(test)} test images, max_samples={max_samples}: the attacker is fitted on "
             "equally many of both and needs at least 4."
         )
@@ -348,7 +350,7 @@ def _with_labels(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tenso
 def _scores(values: np.ndarray | Tensor, name: str) -> np.ndarray:
     scores = torch.as_tensor(values).detach().cpu().double().numpy()
     if scores.ndim != 1 or len(scores) == 0 or np.isnan(scores).any():
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} has shape {scores.shape} and {int(np.isnan(scores).sum())} NaN; one score a sample is needed."
         )
     return scores

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from ._arrays import LOG_FLOOR, as_classes, as_logits
 from ._inputs import ArrayLike
 from .membership import Separation, separate, true_class_log_probabilities
@@ -44,9 +46,9 @@ def rmia_scores(
     outside [0, 1].
     """
     if not gamma > 0:
-        raise ValueError(f"gamma={gamma}; the likelihood ratio is compared with a positive number, usually 1.")
+        raise InvalidValueError(f"gamma={gamma}; the likelihood ratio is compared with a positive number, usually 1.")
     if not 0 <= a <= 1:
-        raise ValueError(f"a={a}; the offline correction lies in [0, 1], 0.3 by default.")
+        raise InvalidValueError(f"a={a}; the offline correction lies in [0, 1], 0.3 by default.")
     ratio = _relative_likelihood(logits, reference_logits, labels, a, "")
     population = np.sort(
         _relative_likelihood(population_logits, population_reference_logits, population_labels, a, "population_")
@@ -98,7 +100,7 @@ def lira_scores(
         return torch.special.log_ndtr((phi - mean) / deviation).numpy()
     inside = torch.as_tensor(trained_on).cpu()
     if inside.dtype != torch.bool or inside.shape != shadow_phi.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"trained_on is {inside.dtype} {tuple(inside.shape)}; it says for each shadow model and image whether the "
             f"model was trained on it: bool {tuple(shadow_phi.shape)}."
         )
@@ -124,7 +126,7 @@ def _relative_likelihood(
 def _reference(values: ArrayLike, logits: Tensor, name: str) -> Tensor:
     models = as_logits(values, name, dims=3)
     if models.shape[1:] != logits.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} has shape {tuple(models.shape)}; it holds the logits of m models on the same images, "
             f"[m, {logits.shape[0]}, {logits.shape[1]}]. Stack the models' logits along a first dimension."
         )
@@ -142,7 +144,7 @@ def _gaussian(phi: Tensor, mask: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [n] of phi [m, n] over the shadow models selected by `mask`."""
     count = mask.sum(0)
     if int(count.min()) < 2:
-        raise ValueError(
+        raise InvalidValueError(
             f"Image {int(count.argmin())} has {int(count.min())} shadow models trained {name} it; a Gaussian needs at "
             "least 2. Train more shadow models, or use `rmia_scores`, which works with one."
         )

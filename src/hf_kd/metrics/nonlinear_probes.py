@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_kd.errors import InvalidValueError
+
 from ._inputs import ROWS_PER_CHUNK, FeatureScale, fit_standardisation, generator, principal_scales, stratified_subset
 from .linear_probe import SAMPLES_PER_DIRECTION, require_classes
 
@@ -101,7 +103,7 @@ def nonlinear_scale(features: Tensor, geometry: str) -> FeatureScale:
     if geometry == "standardised":
         return fit_standardisation(features)
     if geometry != "whitened":
-        raise ValueError(f"geometry is {geometry!r}; expected 'whitened' or 'standardised'.")
+        raise InvalidValueError(f"geometry is {geometry!r}; expected 'whitened' or 'standardised'.")
     scales = principal_scales(features)
     few = features.shape[0] < SAMPLES_PER_DIRECTION * scales["whitened"].rank
     return scales["principal" if few else "whitened"]
@@ -216,7 +218,7 @@ def knn_predictions(
     """
     classes, targets = train_labels.unique(return_inverse=True)
     if k < 1:
-        raise ValueError(f"k is {k}; a vote needs at least one neighbour.")
+        raise InvalidValueError(f"k is {k}; a vote needs at least one neighbour.")
     k = min(k, train.shape[0])
     reference, queries = _metric_space(train, test, metric)
     points, group = distinct_rows(reference)
@@ -264,7 +266,7 @@ def _metric_space(train: Tensor, test: Tensor, metric: str) -> tuple[Tensor, Ten
         return (train.double() - mean).float(), (test.double() - mean).float()
     if metric == "cosine":
         return tuple(F.normalize(x.double(), dim=1).mul(2**20).round().div(2**20).float() for x in (train, test))
-    raise ValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
+    raise InvalidValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -311,14 +313,14 @@ def prototype_draws(
     """
     classes, targets = train_labels.unique(return_inverse=True)
     if shots < 1:
-        raise ValueError(f"shots is {shots}; a prototype needs at least one labelled sample.")
+        raise InvalidValueError(f"shots is {shots}; a prototype needs at least one labelled sample.")
     if metric == "cosine":
         reference, queries = (F.normalize(x.double(), dim=1) for x in (train, test))
     elif metric == "l2":
         centre = train.double().mean(dim=0)
         reference, queries = train.double() - centre, test.double() - centre
     else:
-        raise ValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
+        raise InvalidValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
     sums = reference.new_zeros(classes.numel(), train.shape[1]).index_add_(0, targets, reference)
     means = sums / targets.bincount(minlength=classes.numel()).unsqueeze(1)
     members = {

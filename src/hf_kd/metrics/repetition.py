@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hf_kd.errors import InvalidValueError
+
 from ._inputs import ArrayLike, as_features
 from .nonlinear_probes import distinct_rows
 
@@ -12,7 +14,9 @@ def share_changed(original: ArrayLike, erased: ArrayLike, tolerance: float = 0.0
     """Percent of rows [n, d] that differ in any entry by more than `tolerance`; raises ValueError on unequal shapes."""
     before, after = as_features(original, "original features"), as_features(erased, "erased features")
     if before.shape != after.shape:
-        raise ValueError(f"Shapes {tuple(before.shape)} and {tuple(after.shape)} differ; compare the same samples.")
+        raise InvalidValueError(
+            f"Shapes {tuple(before.shape)} and {tuple(after.shape)} differ; compare the same samples."
+        )
     difference = (after.to(before.device).double() - before.double()).abs().amax(dim=1)
     return 100 * float((difference > tolerance).double().mean())
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from ._inputs import ArrayLike, as_forget_labels, as_labels, is_in
 
 
@@ -24,7 +26,7 @@ def harmonic_mean(forget_accuracy: float, retain_accuracy: float) -> float:
     """
     for name, value in (("forget_accuracy", forget_accuracy), ("retain_accuracy", retain_accuracy)):
         if not 0 <= value <= 100:
-            raise ValueError(f"{name} is {value}; expected percent in [0, 100].")
+            raise InvalidValueError(f"{name} is {value}; expected percent in [0, 100].")
     forgotten = 100.0 - forget_accuracy
     total = forgotten + retain_accuracy
     return 2 * forgotten * retain_accuracy / total if total else 0.0
@@ -82,12 +84,12 @@ def forget_mask(labels: Tensor, forget_labels: int | ArrayLike, split: str) -> T
     forget = as_forget_labels(forget_labels)
     mask = is_in(labels, forget)
     if not mask.any():
-        raise ValueError(
+        raise InvalidValueError(
             f"No {split} sample has a label in forget_labels {list(forget)} (labels run from {int(labels.min())} to "
             f"{int(labels.max())}); pass samples of the forgotten classes, or correct forget_labels."
         )
     if mask.all():
-        raise ValueError(
+        raise InvalidValueError(
             f"Every {split} sample has a label in forget_labels {list(forget)}; "
             "what was retained can only be measured with samples of other classes."
         )
@@ -153,7 +155,7 @@ def recovery_ratio(probe_accuracy: float, original_accuracy: float) -> float:
     Raises ValueError where the original accuracy is 0: nothing was known that could come back.
     """
     if original_accuracy <= 0:
-        raise ValueError(f"The original accuracy is {original_accuracy}; a recovery ratio needs one above 0.")
+        raise InvalidValueError(f"The original accuracy is {original_accuracy}; a recovery ratio needs one above 0.")
     return 100 * probe_accuracy / original_accuracy
 
 
@@ -174,7 +176,9 @@ def average_gap(scores: Sequence[float], reference: Sequence[float]) -> float:
     Raises ValueError on empty or unequal lengths.
     """
     if not scores or len(scores) != len(reference):
-        raise ValueError(f"Got {len(scores)} scores and {len(reference)} reference values; expected as many of each.")
+        raise InvalidValueError(
+            f"Got {len(scores)} scores and {len(reference)} reference values; expected as many of each."
+        )
     return sum(abs(a - b) for a, b in zip(scores, reference, strict=True)) / len(scores)
 
 
@@ -194,7 +198,7 @@ def mean_and_sd(values: Sequence[float]) -> MeanAndSD:
     """
     values = [float(value) for value in values]
     if not values:
-        raise ValueError("There are no values to average; pass at least one.")
+        raise InvalidValueError("There are no values to average; pass at least one.")
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return MeanAndSD(mean, None, 1)
@@ -211,5 +215,5 @@ def _pair(predictions: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
     labels = torch.as_tensor(labels)
     labels = as_labels(labels, labels.shape[0] if labels.ndim else 1)
     if not labels.numel():
-        raise ValueError("There are no samples to score.")
+        raise InvalidValueError("There are no samples to score.")
     return as_labels(predictions, labels.shape[0], name="predictions"), labels

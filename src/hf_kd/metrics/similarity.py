@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from ._arrays import LOG_FLOOR, aligned_chunks, as_logits, same_shape, unit_rows
 from ._inputs import ArrayLike, as_features
 
@@ -138,7 +140,7 @@ def minibatch_cka(features: ArrayLike, other_features: ArrayLike, batch_size: in
     same_shape(x, y, "features and other_features", rows_only=True)
     batch_size = min(batch_size, len(x))
     if batch_size < 4:
-        raise ValueError(f"{batch_size} samples a batch; the unbiased HSIC needs at least 4. Use `linear_cka`.")
+        raise InvalidValueError(f"{batch_size} samples a batch; the unbiased HSIC needs at least 4. Use `linear_cka`.")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     xy = xx = yy = energy_x = energy_y = 0.0
     for start in range(0, len(x) - batch_size + 1, batch_size):
@@ -189,4 +191,4 @@ def _probabilities(logits: ArrayLike, other_logits: ArrayLike) -> Iterator[tuple
 
 def _check_base(log_base: float) -> None:
     if not log_base > 1:
-        raise ValueError(f"log_base={log_base}; use 2 for a score in [0, 1], or math.e for nats.")
+        raise InvalidValueError(f"log_base={log_base}; use 2 for a score in [0, 1], or math.e for nats.")

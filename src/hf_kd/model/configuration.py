@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.places import Tap
 from hf_kd.methods.records import Erasure, config_errors
 
@@ -41,7 +42,7 @@ def refuse_strange_dtype(settings: dict[str, Any]) -> None:
     for key in ("dtype", "torch_dtype"):
         dtype = settings.get(key)
         if isinstance(dtype, str) and not isinstance(getattr(torch, dtype.removeprefix("torch."), None), torch.dtype):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{key}={dtype!r} is no number type of torch: config.json is damaged; save the model again."
             )
 
@@ -74,22 +75,24 @@ class ErasedConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         if erasers and len(erasers) != len(taps or ()):
-            raise ValueError(f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged.")
+            raise InvalidValueError(f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged.")
         given = {"taps": taps, "erasers": erasers, "leaking": leaking, "erasures": erasures, "masked": masked}
         for name, values in given.items():
             if values is not None and not (
                 isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)
             ):
-                raise ValueError(f"{name}={str(values)[:200]!r}: config.json is damaged; save the model again.")
+                raise InvalidValueError(f"{name}={str(values)[:200]!r}: config.json is damaged; save the model again.")
         if not isinstance(inner_class, (str, type(None))):
-            raise ValueError(f"inner_class={inner_class!r} is no name: config.json is damaged; save the model again.")
+            raise InvalidValueError(
+                f"inner_class={inner_class!r} is no name: config.json is damaged; save the model again."
+            )
         if isinstance(inner, dict):
             settings = dict(inner)
             refuse_strange_dtype(settings)
             with config_errors("the inner model", inner):
                 inner = AutoConfig.for_model(settings.pop("model_type"), **settings)
         if isinstance(inner, ErasedConfig):
-            raise ValueError("An erased model stands inside another one: config.json is not of hf_kd's making.")
+            raise InvalidValueError("An erased model stands inside another one: config.json is not of hf_kd's making.")
         self.inner = inner
         self.inner_class = inner_class
         self.taps = taps or []

@@ -6,15 +6,16 @@ Part of the modelling room: `ErasedModel.erase` puts the result in place.
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from hf_kd.data.distributed import process_state
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.forward import FeatureStore
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
@@ -25,7 +26,7 @@ from hf_kd.methods.unlearning.base import unlearning_methods
 
 from .fit_data import MappedLabels, MomentsByTap, forget_views, label_mapping, retained_moments
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def fit_erasers(
@@ -39,18 +40,18 @@ def fit_erasers(
 ) -> tuple[list[Eraser], Erasure]:
     """One fitted eraser for each tap, and the record of the request."""
     if isinstance(method, str) and method in unlearning_methods() and method not in available_methods():
-        raise ValueError(
+        raise InvalidValueError(
             f"{method!r} changes weights and fits no eraser: use hf_kd.unlearn(model, images, {method!r}, ...), or "
             "hf-kd unlearn on the command line."
         )
     method = make_method(method, **method_options)
     if method.needs_retain and retain is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"Method {method.name!r} reads retained images and none were given: pass retain=... (images of the classes that "
             "stay), or use method='esc' or 'mean-projection', which need the forget set alone."
         )
     if method.masks_head and not whole_classes:
-        raise ValueError(
+        raise InvalidValueError(
             f"Method {method.name!r} takes whole classes out by what the head answers; for samples of classes that stay "
             "there is nothing it could tell them by. Use method='esc', and audit what it leaves: for such requests no "
             "method on features does much."
@@ -59,7 +60,7 @@ def fit_erasers(
     reader.find_taps()
     head = head_function(model.inner, model.taps, model.config.masked) if method.needs_head else None
     if method.needs_head and head is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"Method {method.name!r} needs a classification head, and {type(model.inner).__name__} has none: its pooled "
             "features are its answer. Use method='esc', which needs the images alone."
         )
@@ -69,7 +70,9 @@ def fit_erasers(
     consumer = MappedLabels(FeatureStore() if method.needs_features else MomentsByTap(method.by_class), mapping)
     count = reader.run(consumer, description="forget set")
     if count == 0:
-        raise ValueError("The forget set is empty: there is nothing to forget. Check the filter that selected it.")
+        raise InvalidValueError(
+            "The forget set is empty: there is nothing to forget. Check the filter that selected it."
+        )
     data, labels = consumer.collect(len(model.sites))
     classes = consumer.classes() if whole_classes else None
     _refuse_every_class(model, classes)
@@ -107,7 +110,7 @@ def fit_erasers(
 
 def _refuse_every_class(model: TappedModel, classes: tuple[int, ...] | None) -> None:
     if classes is not None and model.taps[0].heads and len(classes) >= len(model.class_names):
-        raise ValueError(
+        raise InvalidValueError(
             f"The forget set holds all {len(model.class_names)} classes of the model; nothing would be left to answer. "
             "Forget fewer classes; if these are samples of classes that stay, say so: whole_classes=False."
         )

@@ -7,6 +7,7 @@ sites at the taps, so they move, save and load with it, and a checkpoint without
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
+from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import ReadOptions, probe_batch
 from hf_kd.features.taps.find import TapSearch, find_taps
 from hf_kd.features.taps.inputs import run
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from hf_kd.audit.report import RetentionReport
     from hf_kd.hub.publish import Pushed
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ErasedModel(PreTrainedModel):
@@ -59,7 +61,9 @@ class ErasedModel(PreTrainedModel):
 
     def __init__(self, config: ErasedConfig, inner: PreTrainedModel | None = None):
         if inner is None and config.inner is None:
-            raise ValueError("An ErasedModel wraps a model: use ErasedModel.from_pretrained or ErasedModel.from_model.")
+            raise InvalidValueError(
+                "An ErasedModel wraps a model: use ErasedModel.from_pretrained or ErasedModel.from_model."
+            )
         attention = getattr(config.inner, "_attn_implementation", None)
         super().__init__(config)
         given = inner is not None
@@ -99,7 +103,7 @@ class ErasedModel(PreTrainedModel):
         stands inside another ErasedModel already.
         """
         if isinstance(model, ErasedModel):
-            raise TypeError(
+            raise InvalidTypeError(
                 "This is an ErasedModel already. Call erase on it again: requests compose, and the union of what they "
                 "remove is kept as one."
             )
@@ -140,7 +144,7 @@ class ErasedModel(PreTrainedModel):
                 model.name_or_path = model.config.name_or_path = name
                 return model
         if tap is not None:
-            raise ValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
+            raise InvalidValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
         return cls._load_erased(name, config, processor, args, kwargs)
 
     @classmethod
@@ -185,7 +189,7 @@ class ErasedModel(PreTrainedModel):
         """
         if not self.sites or tap is not None:
             if self.is_erased:
-                raise ValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
+                raise InvalidValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
             self._stand_at(find_taps(self.inner, probe_batch(self, inputs), tap))
         return self.taps
 
@@ -265,7 +269,7 @@ class ErasedModel(PreTrainedModel):
                 if folded
                 else "nothing has been erased, so the model already answers as the original."
             )
-            raise ValueError(f"There is no eraser to take away: {reason}")
+            raise InvalidValueError(f"There is no eraser to take away: {reason}")
         for site in self.sites:
             site.eraser = None
         masking.unmask(self)
@@ -355,7 +359,7 @@ class ErasedModel(PreTrainedModel):
         The result is a copy. Raises ValueError when an eraser is not linear or there is no weight to take it.
         """
         if not self.is_erased:
-            raise ValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
+            raise InvalidValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
         drop_caches(self.inner)
         clone = copy.deepcopy(self)
         for site in clone.sites:
@@ -378,10 +382,10 @@ class ErasedModel(PreTrainedModel):
         a place that cannot be written to.
         """
         if push_to_hub:
-            raise ValueError("save_pretrained does not push; call model.push_to_hub(repo_id).")
+            raise InvalidValueError("save_pretrained does not push; call model.push_to_hub(repo_id).")
         if not loading.can_be_found_again(self.inner):
             name, config = type(self.inner).__name__, type(self.inner.config).__name__
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} is neither a class of transformers nor registered, so the saved model could not be loaded "
                 f"again. Register it first: AutoConfig.register({config}.model_type, {config}) and "
                 f"AutoModelForImageClassification.register({config}, {name})."

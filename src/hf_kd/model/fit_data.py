@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from hf_kd.data.distributed import ABSENT, gather_rows, process_state, sum_over_processes
-from hf_kd.data.labels import LabelMapping, LabelMismatchError
+from hf_kd.data.labels import LabelMapping
 from hf_kd.data.views import VIEWS
+from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.forward import FeatureStore
 from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.methods.erasers.base import ForgetData
 from hf_kd.methods.erasers.moments import RetainMoments, SecondMoment
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def label_mapping(reader: ImageReader, required: bool) -> LabelMapping | None:
@@ -29,7 +30,7 @@ def label_mapping(reader: ImageReader, required: bool) -> LabelMapping | None:
         LabelMismatchError: Where they are `required` and the model does not know them.
     """
     if required and not reader.images.has_labels:
-        raise ValueError(
+        raise InvalidValueError(
             "This method needs the labels of the forget set and it has none. Name the column with label_column=..., "
             "give (image, id) pairs instead of images, "
             "or use method='esc', which needs the images alone."
@@ -155,7 +156,7 @@ def retained_moments(reader: ImageReader, needs_labels: bool, forgotten: tuple[i
     def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
         own = torch.full_like(labels, -1) if mapping is None else mapping(labels)
         if forgotten and bool(torch.isin(own, torch.tensor(forgotten)).any()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"retain holds images of the forgotten classes {list(forgotten)}: it has to be D_r, what stays. "
                 "Filter them out."
             )
@@ -165,7 +166,7 @@ def retained_moments(reader: ImageReader, needs_labels: bool, forgotten: tuple[i
             moments.update(part, own)
 
     if reader.run(keep, description="retained") == 0:
-        raise ValueError("The retained set is empty. Check the filter that selected it.")
+        raise InvalidValueError("The retained set is empty. Check the filter that selected it.")
     if process_state().num_processes > 1:
         found = found or [RetainMoments(tap.dim) for tap in reader.model.taps]
         own = torch.tensor(sorted(found[0].sums), dtype=torch.long)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.places import Tap
 from hf_kd.features.taps.site import MASKED_LOGIT, TapSite, plain_copy
 from hf_kd.methods.erasers.base import Eraser
@@ -32,7 +33,7 @@ def fold_site(model: nn.Module, site: TapSite) -> None:
 
 def _fold(model: nn.Module, tap: Tap, eraser: nn.Module) -> None:
     if not isinstance(eraser, Eraser) or not eraser.is_linear:
-        raise ValueError(
+        raise InvalidValueError(
             f"An eraser of kind {getattr(eraser, 'kind', type(eraser).__name__)!r} is not linear and cannot be folded "
             "into a weight. Publish the model unfolded: save_pretrained keeps the eraser."
         )
@@ -46,7 +47,7 @@ def _fold(model: nn.Module, tap: Tap, eraser: nn.Module) -> None:
     if place.side == "output" and place.field is None and isinstance(producer, nn.Linear):
         bias = constant if producer.bias is None else producer.bias.double().cpu() @ matrix + constant
         if producer.bias is None and float(bias.abs().max()) > 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{place.module} makes the features without a bias that could take up the eraser's constant. Publish the "
                 "model unfolded: save_pretrained keeps the eraser."
             )
@@ -55,7 +56,7 @@ def _fold(model: nn.Module, tap: Tap, eraser: nn.Module) -> None:
         if producer.bias is not None:
             producer.bias.copy_(bias)
         return
-    raise ValueError(
+    raise InvalidValueError(
         f"The features at the {tap} are read by no classification head and made by no Linear, so there is no weight to "
         "fold the eraser into. Publish the model unfolded: save_pretrained keeps the eraser."
     )
@@ -64,7 +65,7 @@ def _fold(model: nn.Module, tap: Tap, eraser: nn.Module) -> None:
 def _only_linear(head: nn.Module, name: str) -> tuple[str, nn.Linear]:
     linears = [(path, module) for path, module in head.named_modules() if isinstance(module, nn.Linear)]
     if len(linears) != 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"The head {name} holds {len(linears)} Linear layers; folding needs exactly one. Publish the model unfolded: "
             "save_pretrained keeps the eraser."
         )
@@ -75,7 +76,7 @@ def _silence(model: nn.Module, name: str, classes: Sequence[int]) -> None:
     """Head surgery: rows that are never answered."""
     _, linear = _only_linear(model.get_submodule(name), name)
     if linear.bias is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"The Linear of the head {name} has no bias, so masked classes cannot be written into it. Publish the model "
             "unfolded: save_pretrained keeps the mask."
         )
@@ -99,7 +100,7 @@ def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, const
     weight = (torch.linalg.pinv(inner) @ wanted).T
     error = float((inner @ weight.T - wanted).abs().max())
     if error > 1e-6 * max(1.0, float(wanted.abs().max())):
-        raise ValueError(
+        raise InvalidValueError(
             f"The head {name} drops part of the features before its Linear (error {error:.2g}), so the eraser cannot be "
             "folded exactly. Publish the model unfolded: save_pretrained keeps the eraser."
         )
@@ -113,7 +114,7 @@ def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, const
     if target.bias is not None:
         target.bias.copy_(bias)
     elif float(bias.abs().max()) > 1e-12 * max(1.0, float(weight.abs().max())):
-        raise ValueError(
+        raise InvalidValueError(
             f"The Linear of the head {name} has no bias to take up the constant of the eraser or of the layers before it. "
             "Publish the model unfolded: save_pretrained keeps the eraser."
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import Erasure
 
@@ -39,22 +40,22 @@ def mask_classes(model: TappedModel, classes: Sequence[int] | None, label: str |
     """
     config = model.config
     if not classes or not all(tap.heads for tap in model.taps):
-        raise ValueError(
+        raise InvalidValueError(
             "Only known classes of a model with a classification head can be masked: give the images their labels, or pass "
             "mask_head=False."
         )
     if config.masked and config.dropped != (label is None):
-        raise ValueError(
+        raise InvalidValueError(
             f"Classes {config.masked} were masked {'and dropped' if config.dropped else 'under a label'} before; one model "
             f"does one of both. Pass erased_label={'None' if config.dropped else repr(ERASED)}."
         )
     masked = sorted({*config.masked, *classes})
     names = model.class_names
     if len(masked) >= len(names):
-        raise ValueError(f"All {len(names)} classes would be masked; nothing would be left to answer.")
+        raise InvalidValueError(f"All {len(names)} classes would be masked; nothing would be left to answer.")
     if label is None:
         if len(masked) == len(names) - 1:
-            raise ValueError(
+            raise InvalidValueError(
                 "One class would be left, and transformers takes a model of one class for a regression. Keep the column: "
                 f"pass erased_label={ERASED!r}."
             )
@@ -80,7 +81,7 @@ def sync_masks(model: TappedModel) -> None:
     """Let the sites mask what the configuration says. Raises ValueError for classes that the model inside does not have."""
     strange = [c for c in model.config.masked if c not in model.class_names]
     if strange:
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json masks classes {strange}, and the model has {len(model.class_names)}: it is damaged. Save the "
             "model again."
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,12 +33,12 @@ from transformers.utils import (
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
     cached_file,
-    logging,
 )
 
+from hf_kd.errors import CheckpointError, InvalidTypeError, InvalidValueError, MissingFileError, require
 from hf_kd.features.taps.site import sites_on
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -60,13 +61,15 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
             raise
         return None
     except RecursionError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json of {name_or_path} is nested too deep for a configuration: it is damaged."
         ) from error
     if not found and _find(name_or_path, CONFIG_NAME, hub) is None:  # the Hub has none, which reads as an empty one
         return None
     if not isinstance(found, dict):
-        raise ValueError(f"config.json of {name_or_path} holds a {type(found).__name__}, not an object: it is damaged.")
+        raise InvalidValueError(
+            f"config.json of {name_or_path} holds a {type(found).__name__}, not an object: it is damaged."
+        )
     return found
 
 
@@ -105,7 +108,7 @@ def class_for(config: PreTrainedConfig, name: str = "this model") -> type[PreTra
             return cls
     if flat and wanted is None:
         return flat[0]
-    raise ValueError(
+    raise InvalidValueError(
         f"{name} names the architecture {wanted!r}, which neither transformers nor the Auto classes know. Remote code is "
         "never run: import the package that defines the class (it registers itself with AutoConfig and "
         "AutoModelForImageClassification), or build the model yourself and pass it to ErasedModel.from_model."
@@ -117,7 +120,7 @@ def class_named(name: str | None, config: PreTrainedConfig) -> type[PreTrainedMo
     cls = getattr(transformers, name or "", None)
     if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
         if cls.config_class is not None and not isinstance(config, cls.config_class):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} is built from a {cls.config_class.__name__}, and config.json brings a {type(config).__name__}: it "
                 "is damaged. Save the model again with save_pretrained."
             )
@@ -164,20 +167,20 @@ def refuse_to_wrap(model: Any) -> None:
     Sites of an earlier wrapper that never erased anything are taken off.
     """
     if not isinstance(model, PreTrainedModel):
-        raise TypeError(
+        raise InvalidTypeError(
             f"ErasedModel wraps a transformers PreTrainedModel, got {type(model).__name__}. Derive your network from "
             "PreTrainedModel with a PreTrainedConfig (20 lines), or use hf_kd.methods.erasers on its features."
         )
     modalities = getattr(model, "input_modalities", None) or ()
     modalities = (modalities,) if isinstance(modalities, str) else modalities
     if "image" not in modalities and getattr(model, "main_input_name", "") != "pixel_values":
-        raise TypeError(
+        raise InvalidTypeError(
             f"{type(model).__name__} takes {', '.join(modalities) or 'no images'}: hf_kd erases features of images. "
             "Load a vision model."
         )
     for site in sites_on(model):
         if site.eraser is not None:
-            raise ValueError(
+            raise InvalidValueError(
                 "This model stands inside an ErasedModel that has erased something, whose erasers would act here too. "
                 "Use that ErasedModel, reset() it, or wrap a copy of the original: copy.deepcopy(model) before erasing."
             )
@@ -188,7 +191,7 @@ def refuse_missing_path(name: str) -> None:
     """Raise FileNotFoundError for what can only be meant as a folder and is none; a Hub would be asked in vain."""
     looks_like_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
     if looks_like_path and not Path(name).exists():
-        raise FileNotFoundError(f"There is no folder {name!r}. (A model on the Hub is named USER/NAME.)")
+        raise MissingFileError(f"There is no folder {name!r}. (A model on the Hub is named USER/NAME.)")
 
 
 def refuse_pickles(name: str, kwargs: dict[str, Any]) -> None:
@@ -206,7 +209,7 @@ def refuse_pickles(name: str, kwargs: dict[str, Any]) -> None:
         return
     for file in map(named, (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if _find(name, file, hub) is not None:
-            raise OSError(
+            raise CheckpointError(
                 f"The weights of {name} are {file}, a pickle, which hf_kd does not read. Erased models are saved as "
                 f"{SAFE_WEIGHTS_NAME}: save it again with save_pretrained."
             )
@@ -217,11 +220,11 @@ def _refuse_other_shards(name: str, index: str) -> None:
         shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
         strange = sorted(file for file in shards if Path(file).name != file or not file.endswith(".safetensors"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise OSError(
+        raise CheckpointError(
             f"{SAFE_WEIGHTS_INDEX_NAME} of {name} is damaged ({type(error).__name__}: {error}); download or save it again."
         ) from error
     if strange:
-        raise OSError(
+        raise CheckpointError(
             f"{SAFE_WEIGHTS_INDEX_NAME} of {name} names {strange[0]!r}, which is no safetensors file beside it. hf_kd reads "
             "no other: save the model again with save_pretrained."
         )
@@ -233,9 +236,9 @@ def checkpoint_errors(name: str) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
+        raise CheckpointError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
     except RuntimeError as error:
-        raise ValueError(f"The weights of {name} do not fit its configuration: {error}") from error
+        raise InvalidValueError(f"The weights of {name} do not fit its configuration: {error}") from error
 
 
 def refuse_incomplete(name: str, info: dict[str, Any], records_without_eraser: bool) -> None:
@@ -251,7 +254,7 @@ def refuse_incomplete(name: str, info: dict[str, Any], records_without_eraser: b
         what = "records erasures, but its configuration does not describe the erasers they made"
     else:
         return
-    raise ValueError(
+    raise InvalidValueError(
         f"The checkpoint {name} {what}. Loading it would give a model that has not forgotten, or is random in part; it is "
         "refused. Save the erased model again with save_pretrained."
     )
@@ -278,7 +281,7 @@ def merge_adapters(model: Any) -> PreTrainedModel:
         logger.warning("The adapters are merged into the weights before erasing: erasers act on the merged model.")
         return model.merge_and_unload()
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError(
+        raise InvalidValueError(
             "This model carries adapters loaded by load_adapter, which cannot be merged in place. Load it as a "
             "PeftModel (peft.PeftModel.from_pretrained(base, adapter)) and pass that."
         )
@@ -289,17 +292,14 @@ def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     hub = hub_arguments(kwargs)
     found = _find(name_or_path, ADAPTER_CONFIG, hub)
     if found is None:
-        raise OSError(f"{name_or_path} has neither config.json nor {ADAPTER_CONFIG}: it is not a model to load.")
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ImportError(
-            f"{name_or_path} is a PEFT adapter repository; install peft to load it: pip install 'hf-kd[peft]'."
-        ) from error
+        raise CheckpointError(
+            f"{name_or_path} has neither config.json nor {ADAPTER_CONFIG}: it is not a model to load."
+        )
+    PeftModel = require("peft", "peft").PeftModel
     adapter = json.loads(Path(found).read_text(encoding="utf-8"))
     base = adapter.get("base_model_name_or_path")
     if not base:
-        raise ValueError(
+        raise InvalidValueError(
             f"{ADAPTER_CONFIG} of {name_or_path} names no base model; load base and adapter yourself with peft and pass "
             "the PeftModel to ErasedModel.from_model."
         )

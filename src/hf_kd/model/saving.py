@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from hf_kd.errors import NotAFolderError, OutputError
 from hf_kd.hub.receipt import WEIGHT_PATTERNS
 
 
@@ -27,17 +28,17 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(directory).expanduser().resolve()
     if target.exists() and not target.is_dir():
-        raise NotADirectoryError(f"{directory} is a file; a model is saved into a folder. Choose another path.")
+        raise NotAFolderError(f"{directory} is a file; a model is saved into a folder. Choose another path.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-saving-", dir=target.parent))
     except OSError as error:
-        raise PermissionError(
+        raise OutputError(
             f"Cannot write to {target.parent} ({error.strerror}): choose a folder you may write to."
         ) from error
     try:
         if target.exists() and not os.access(target, os.W_OK):
-            raise PermissionError(f"Cannot write to {target}: choose a folder you may write to.")
+            raise OutputError(f"Cannot write to {target}: choose a folder you may write to.")
         yield temporary
         _move_in(temporary, target)
     finally:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_kd.data.labels import LabelMismatchError, match_labels
+from hf_kd.data.labels import match_labels
+from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.records import versions
 from hf_kd.methods.unlearning.retrain import Retrain
@@ -77,7 +78,9 @@ def train_original(
     chosen = _recipe(recipe, options)
     fresh = name not in PRETRAINED if from_scratch is None else from_scratch
     if chosen.init is not None and not fresh:
-        raise ValueError(f"init={chosen.init!r} and the model's own weights are two places to start from; give one.")
+        raise InvalidValueError(
+            f"init={chosen.init!r} and the model's own weights are two places to start from; give one."
+        )
     student = student_of(model, processor)
     reading = ReadOptions(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
     names = _new_labels(student, data, reading)
@@ -136,11 +139,11 @@ def _config_for(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedConfi
 
 def _recipe(recipe: str | Retrain, options: Mapping[str, Any]) -> Retrain:
     if isinstance(recipe, str) and recipe not in RECIPES:
-        raise ValueError(f"Unknown recipe {recipe!r}; choose {', '.join(RECIPES)}.")
+        raise InvalidValueError(f"Unknown recipe {recipe!r}; choose {', '.join(RECIPES)}.")
     chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
     unknown = sorted(set(options) - set(chosen.settings()))
     if unknown:
-        raise TypeError(f"A recipe has no option {', '.join(unknown)}; it takes {', '.join(chosen.settings())}.")
+        raise InvalidTypeError(f"A recipe has no option {', '.join(unknown)}; it takes {', '.join(chosen.settings())}.")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return Retrain(**{**chosen.settings(), **given})
 

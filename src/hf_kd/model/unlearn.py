@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_kd.data.distributed import process_state
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.site import drop_caches, sites_on
 from hf_kd.hub.receipt import tensors_digest
@@ -54,7 +55,7 @@ def unlearn(
     not know, an erased model, and a model without a classification head.
     """
     if isinstance(method, str) and method in available_methods():
-        raise ValueError(
+        raise InvalidValueError(
             f"{method!r} fits an eraser and leaves weights alone: ErasedModel.from_model(model).erase(images, {method!r})."
         )
     method = make_unlearning_method(method, **method_options)
@@ -63,7 +64,7 @@ def unlearn(
     before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
     if method.needs_retain and retain is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"Method {method.name!r} needs {method.needs}, and no retained images were given: pass retain=... (labelled "
             "images of the other classes), or choose a method that needs D_f alone: "
             "neggrad, random-label, boundary-shrink, boundary-expand, lau, delete; or erase with esc."
@@ -108,7 +109,7 @@ def make_task(student: ErasedModel, forget: Any, retain: Any, options: ReadOptio
     samples = {name: reader.samples() for name, reader in readers.items()}
     readers["forget"].find_taps()
     if not all(tap.heads for tap in student.taps):
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(student.inner).__name__} has no classification head; methods that change weights train on its labels. "
             "Erase with method='esc', which needs the images alone."
         )
@@ -173,7 +174,7 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
     """A copy that may be changed, of a model or of what an ErasedModel holds. Raises ValueError for an erased one."""
     if isinstance(model, ErasedModel):
         if model.is_erased:
-            raise ValueError(
+            raise InvalidValueError(
                 "This model carries an eraser, and changing the weights below it would change what it erases. Change the "
                 "weights first, or fold the eraser: model.fold()."
             )

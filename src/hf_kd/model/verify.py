@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.hub.document import inner_digest
 from hf_kd.hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
 from hf_kd.methods.erasers.base import Composition, Eraser, Method, make_method
@@ -79,7 +80,7 @@ def verify(
     folder = _folder(source, revision, token)
     path = folder / RECEIPT
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{source} has no {RECEIPT}, so there is nothing to check it against. hf_kd writes one with save_pretrained and "
             "push_to_hub; `hf-kd card` writes it into a folder."
         )
@@ -117,7 +118,7 @@ def _files(folder: Path, content: dict[str, Any]) -> list[Check]:
     checks = []
     for name, expected in content["files"].items():
         if Path(name).name != name:
-            raise ValueError(f"{RECEIPT} names the file {name!r}: it may only name files beside itself.")
+            raise InvalidValueError(f"{RECEIPT} names the file {name!r}: it may only name files beside itself.")
         path = folder / name
         found = file_digest(path) if path.is_file() else None
         checks.append(
@@ -174,13 +175,13 @@ def _again(
     """Carry all requests out again, on the same weights, and compare what comes out with what was published."""
     records = [Erasure.from_dict(record) for record in content["erasures"]]
     if not records:
-        raise ValueError(
+        raise InvalidValueError(
             "No eraser was fitted here: weights were changed, and only the command in the receipt, with the images of all "
             "labels, does that again. Verify without the data set."
         )
     sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
     if len(sets) != len(records):
-        raise ValueError(
+        raise InvalidValueError(
             f"The receipt has {len(records)} requests that build on each other; pass a list of their {len(records)} forget "
             "sets, in order."
         )
@@ -192,7 +193,9 @@ def _again(
         published, labels = [site.eraser for site in model.sites], _labels(model)
         model.reset()
     elif original is None:
-        raise ValueError("A folded checkpoint holds no eraser to take away; name the model before erasing: base=...")
+        raise InvalidValueError(
+            "A folded checkpoint holds no eraser to take away; name the model before erasing: base=..."
+        )
     else:
         model = original
     for record, method, images, others in zip(records, methods, sets, stay, strict=True):
@@ -232,14 +235,16 @@ def _retained_sets(methods: Sequence[Method], retain: Any) -> list[Any]:
     """The retained images of each request; None where it reads none."""
     readers = [n for n, method in enumerate(methods) if method.needs_retain]
     if readers and retain is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"Method {methods[readers[0]].name!r} of request {readers[0] + 1} read images of the classes that stay, and "
             "none were given: pass retain=.... On the command line name the forgotten labels with --forget, and the images "
             "of all others are read."
         )
     given = list(retain) if isinstance(retain, list) and len(readers) > 1 else [retain] * len(readers)
     if len(given) != len(readers):
-        raise ValueError(f"{len(readers)} requests read retained images; pass a list of their {len(readers)} sets.")
+        raise InvalidValueError(
+            f"{len(readers)} requests read retained images; pass a list of their {len(readers)} sets."
+        )
     sets: list[Any] = [None] * len(methods)
     for n, images in zip(readers, given, strict=True):
         sets[n] = images

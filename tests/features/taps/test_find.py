@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, V
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 from hf_kd import ErasedModel
-from hf_kd.features.taps.find import TapNotFoundError, find_taps
+from hf_kd.errors import TapNotFoundError
+from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs, run
 from hf_kd.features.taps.places import Place, Tap
 from hf_kd.features.taps.site import TapSite, record

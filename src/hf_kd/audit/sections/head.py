@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_kd.audit.report import Score, Section
+from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._arrays import as_classes, as_logits
 from hf_kd.metrics._inputs import ArrayLike
 from hf_kd.metrics.attack_data import AuditData
@@ -32,7 +33,7 @@ class Answers:
         self.train, self.test = as_logits(train, f"{name} train logits"), as_logits(test, f"{name} test logits")
         for logits, labels, split in ((self.train, data.train_labels, "train"), (self.test, data.test_labels, "test")):
             if len(logits) != len(labels):
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} {split} logits have {len(logits)} rows and the features {len(labels)}; pass one row for each "
                     "sample, in the same order."
                 )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from hf_kd.audit.report import Score, Section
+from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._arrays import as_logits
 from hf_kd.metrics._inputs import ArrayLike
 from hf_kd.metrics.membership import LossAttack, loss_attack, member_rate, mia_efficacy
@@ -99,7 +100,7 @@ def _by_references(answers: Mapping[str, Answers], references: Sequence[tuple[Ar
     for number, (train, test) in enumerate(checked):
         for split, logits, own in (("train", train, answers["erased"].train), ("test", test, answers["erased"].test)):
             if logits.shape != own.shape:
-                raise ValueError(
+                raise InvalidValueError(
                     f"Membership reference {number} has {split} logits {tuple(logits.shape)}; expected {tuple(own.shape)}, "
                     "a row for each sample and a column for each label of the model."
                 )

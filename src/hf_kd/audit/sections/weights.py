@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.audit.report import Score, Section
+from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._arrays import CHUNK, aligned_chunks, same_shape
 from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels
 
@@ -70,7 +71,7 @@ def weight_distance(
     """
     if original.keys() != current.keys():
         difference = sorted(original.keys() ^ current.keys())
-        raise ValueError(
+        raise InvalidValueError(
             f"The state dicts differ in {len(difference)} names ({', '.join(difference[:4])}); both have to come from "
             "the same architecture. Compare the inner models, without eraser and wrapper."
         )
@@ -80,7 +81,7 @@ def weight_distance(
         if not before.is_floating_point():
             continue
         if before.shape != after.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} has shape {tuple(before.shape)} and {tuple(after.shape)}; layer-wise distance needs equal "
                 "shapes. Compare models with the same head."
             )
@@ -91,7 +92,7 @@ def weight_distance(
         rows.append((name, squares, size, float(delta.abs().sum()), delta.numel(), a.numel() - delta.numel()))
     in_head = [bool(set(row[0].split(".")[:-1]) & set(head)) for row in rows]
     if not any(in_head):
-        raise ValueError(
+        raise InvalidValueError(
             f"No tensor has a module named {', '.join(map(repr, head))} in its name; name the classification head's "
             f"module in head=. The last tensor is {rows[-1][0] if rows else 'missing: no floating-point tensors'!r}."
         )

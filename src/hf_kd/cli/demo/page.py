@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
 from hf_kd.data.preprocess import ImagePreprocessor
+from hf_kd.errors import InvalidValueError, require
 from hf_kd.features.taps.inputs import run
 from hf_kd.hub.card import BEGIN
 from hf_kd.hub.text import plain
@@ -38,15 +39,12 @@ def page(source: str | Path, examples: str | Path | None = None) -> gradio.Block
     without a classification head.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio as gr
-    except ImportError as error:
-        raise ImportError(
-            "The demo page needs gradio, which is not installed. Install it: pip install 'hf-kd[ui]'."
-        ) from error
+    gr = require("gradio", "ui")
     model = ErasedModel.from_pretrained(source).eval()
     if not model.is_erased or not model.class_names:
-        raise ValueError(f"{source} is no erased classifier: there is no second answer to show beside the first.")
+        raise InvalidValueError(
+            f"{source} is no erased classifier: there is no second answer to show beside the first."
+        )
 
     def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, float]]:
         if image is None:

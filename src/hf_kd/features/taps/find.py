@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_kd.errors import InvalidValueError, TapNotFoundError
+
 from .inputs import image_inputs, run
 from .places import Place, Tap
 from .site import TapSite, evaluating, place_value
@@ -25,10 +27,6 @@ from .trace import Call, fields, is_affine, is_close, is_constant, is_equal, is_
 
 EMBEDDING_FIELDS = ("image_embeds", "pooler_output")
 ANSWERS = ("logits", "logits_per_image", *EMBEDDING_FIELDS)
-
-
-class TapNotFoundError(ValueError):
-    """No place was found where pooled features pass; the message lists what was seen."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ def _explicit_tap(model: nn.Module, calls: list[Call], answer: Any, spec: str) -
     name, _, side = spec.partition(":")
     side, _, field = side.partition(".")
     if side not in ("", "input", "output") or (field and side != "output"):
-        raise ValueError(
+        raise InvalidValueError(
             f"tap={spec!r} is not a place; write 'path.to.module' (its input), 'path.to.module:output' or "
             "'path.to.module:output.field'."
         )
@@ -209,7 +207,7 @@ def _explicit_tap(model: nn.Module, calls: list[Call], answer: Any, spec: str) -
     call = next((c for c in calls if c.name == name), None)
     if call is None:
         known = [c.name for c in calls if c.name and c.value is not None and is_pooled(c.value)]
-        raise ValueError(
+        raise InvalidValueError(
             f"tap={spec!r}: {type(model).__name__} ran no module of that name. Modules that take pooled features: "
             f"{', '.join(known) or 'none'}."
         )
@@ -218,7 +216,9 @@ def _explicit_tap(model: nn.Module, calls: list[Call], answer: Any, spec: str) -
         value = place_value(place, call.value, call.output)
     if not is_pooled(value):
         seen = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "no single tensor"
-        raise ValueError(f"tap={spec!r}: the {place} carries {seen}; pooled features are one vector [B, d] per image.")
+        raise InvalidValueError(
+            f"tap={spec!r}: the {place} carries {seen}; pooled features are one vector [B, d] per image."
+        )
     is_head = place.side == "input" and is_equal(call.output, answer) and is_affine(call)
     return Tap(value[0].numel(), (place,), (name,) if is_head else (), tuple(value.shape[1:]))
 

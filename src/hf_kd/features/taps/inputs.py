@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_kd.errors import InvalidValueError
+
 PROBE_BATCH = 2
 """Two samples: enough to tell what depends on the image from what does not."""
 
@@ -28,7 +30,7 @@ def probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         length, colours = vision.n_positions, vision.vocab_size - 1
         return {"input_ids": torch.randint(colours, (PROBE_BATCH, length), generator=generator)}
     if name not in ("pixel_values", "inputs"):
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(model).__name__} takes {name!r} as its main input: this does not look like a vision model. hf_kd "
             "erases features of images; load a vision model, or pass a batch of its inputs if it is one."
         )

@@ -17,6 +17,8 @@ from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from hf_kd.errors import InvalidTypeError, InvalidValueError, NotErasedError
+
 from .places import Place, Tap
 
 MASKED_LOGIT = -1e4
@@ -50,7 +52,7 @@ class TapSite(nn.Module):
             try:
                 module = model.get_submodule(place.module)
             except AttributeError as error:
-                raise ValueError(
+                raise InvalidValueError(
                     f"A tap stands at {place.module!r}, which {type(model).__name__} does not have: the description of the "
                     "taps is not of this model."
                 ) from error
@@ -87,7 +89,7 @@ class TapSite(nn.Module):
     def _as_rows(self, features: Tensor) -> Tensor:
         per_sample = features[:1].numel() if features.ndim else 0
         if per_sample != self.tap.dim and features.shape[0] > 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"Pooled features at the {self.tap} have shape {tuple(features.shape)} here, but d = {self.tap.dim} "
                 "values per sample were found there when the model was tapped. The model was called differently; call "
                 "it through ErasedModel, or give the tap explicitly."
@@ -104,7 +106,7 @@ class TapSite(nn.Module):
         if field is None:
             return self.pass_through(output, number)
         if not isinstance(output, ModelOutput):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"The pooled features pass in field {field!r} of a structured output, but {type(module).__name__} "
                 f"returned a {type(output).__name__}: they cannot be erased there. Call the model through ErasedModel, "
                 "whose forward asks the inner model for structured outputs and still returns a tuple on request."
@@ -143,7 +145,7 @@ def record(
         taken = []
         for site in sites:
             if len(site._recorded or ()) != 1:
-                raise RuntimeError(
+                raise NotErasedError(
                     f"Features passed the {site.tap} {len(site._recorded or ())} times in one forward; expected once."
                 )
             taken.append(site._recorded.pop())

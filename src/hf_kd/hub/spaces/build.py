@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from hf_kd.errors import InvalidValueError
 from hf_kd.hub.text import plain
 from hf_kd.hub.upload import check_repo_id
 
@@ -22,7 +23,7 @@ def metric_space(source: Path, folder: Path, repo_id: str) -> None:
     """
     name = repo_id.rpartition("/")[2]
     if not name.isidentifier():
-        raise ValueError(
+        raise InvalidValueError(
             f"The Space {repo_id!r} cannot hold a metric: evaluate imports a module named {name!r}, which is no Python "
             "name. Use letters, digits and '_', for instance knowledge_retention."
         )

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hf_kd.errors import InvalidTypeError, InvalidValueError
+
 from .moments import SecondMoment
 
 ENTRY_POINT_GROUP = "hf_kd.methods"
@@ -92,7 +94,7 @@ class Eraser(nn.Module, ABC):
     def forward(self, features: Tensor) -> Tensor:
         """Erase features [..., d]; dtype and device of the result are those of the input."""
         if features.shape[-1] != self.dim:
-            raise ValueError(
+            raise InvalidValueError(
                 f"This eraser was fitted on features of d = {self.dim}, got a tensor of shape {tuple(features.shape)}; "
                 "its last dimension has to be d. Fit the eraser on features of the model it is used in."
             )
@@ -198,7 +200,7 @@ class Method(ABC):
         own, which is exact for methods that never look at the head.
         """
         if self.needs_head and len(forget) > 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"Method {self.name!r} needs the head and this model has {len(forget)} taps; it has to implement "
                 "fit_taps to fit them together. Use method='esc', or name one tap with tap='path.to.module'."
             )
@@ -238,7 +240,7 @@ def register_eraser(cls: type[Eraser]) -> type[Eraser]:
 def _register(table: dict[str, _Class], name: str, cls: _Class) -> _Class:
     known = table.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(
+        raise InvalidValueError(
             f"{name!r} is already registered by {known.__module__}.{known.__qualname__}; choose another name."
         )
     table[name] = cls
@@ -265,10 +267,10 @@ def get_method(name: str) -> type[Method]:
     if name not in _METHODS:
         point = _third_party().get(name)
         if point is None:
-            raise ValueError(f"Unknown method {name!r}; available: {', '.join(available_methods())}.")
+            raise InvalidValueError(f"Unknown method {name!r}; available: {', '.join(available_methods())}.")
         loaded = point.load()
         if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"The entry point {point.value!r} of group {ENTRY_POINT_GROUP!r} gives {loaded!r}; it has to name a "
                 "subclass of hf_kd.Method."
             )
@@ -280,18 +282,18 @@ def make_method(method: str | Method, **options: Any) -> Method:
     """A method from its name and hyper-parameters; a `Method` instance passes through and takes no further options."""
     if isinstance(method, Method):
         if options:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{method!r} already has its settings; got options {sorted(options)} too. "
                 "Pass either a Method or a name with options."
             )
         return method
     if not isinstance(method, str):
-        raise TypeError(f"method has to be a name or a Method, got {type(method).__name__}.")
+        raise InvalidTypeError(f"method has to be a name or a Method, got {type(method).__name__}.")
     cls = get_method(method)
     fields = [field.name for field in dataclasses.fields(cls)]
     unknown = sorted(set(options) - set(fields))
     if unknown:
-        raise TypeError(f"Method {method!r} has no option {', '.join(unknown)}; it takes {', '.join(fields)}.")
+        raise InvalidTypeError(f"Method {method!r} has no option {', '.join(unknown)}; it takes {', '.join(fields)}.")
     return cls(**options)
 
 
@@ -308,13 +310,13 @@ def build(description: Mapping[str, Any]) -> Eraser:
         for name in _third_party():
             get_method(name)  # an eraser class registers itself when the package of its method is imported
     if kind not in _ERASERS:
-        raise ValueError(
+        raise InvalidValueError(
             f"Unknown eraser kind {kind!r}; known: {', '.join(sorted(_ERASERS))}. Install the package whose method "
             f"wrote this model (it registers itself in the entry-point group {ENTRY_POINT_GROUP!r})."
         )
     try:
         return _ERASERS[kind].from_spec(spec)
     except (TypeError, KeyError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"The eraser {kind!r} cannot be built from {spec}: {error}. The description is damaged."
         ) from error

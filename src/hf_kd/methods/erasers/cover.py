@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
 from .heads import affine_head, checked_labels, mirrored_prototypes, recognised_by, settled, still_answered
 from .sharing import affine_scores, axis_scores, refuse_points
@@ -52,7 +54,7 @@ class CoverMap(Eraser):
         super().__init__(dim)
         self.forgotten, self.cover = tuple(forgotten), tuple(cover)
         if not {*self.forgotten, *self.cover} <= set(range(num_labels)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Classes {self.forgotten} and {self.cover} are not all among the {num_labels} of the head."
             )
         self.register_buffer("weight", torch.zeros(num_labels, dim))
@@ -123,7 +125,7 @@ class CoverMap(Eraser):
         finite = all(bool(torch.isfinite(buffer).all()) for name, buffer in self.named_buffers() if name != "limits")
         finite = finite and not bool(torch.isnan(self.limits).any())
         if not (finite and torch.equal(roles, self.roles) and torch.equal(logits.argmax(dim=1), own)):
-            raise ValueError(
+            raise InvalidValueError(
                 "The prototypes of a cover eraser have to be answered as their own classes, and its roles to be those its "
                 "description names: the eraser was not loaded or is damaged."
             )
@@ -165,32 +167,38 @@ class Cover(Method):
 
     def __post_init__(self):
         if self.m is not None and (isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1):
-            raise ValueError(f"m={self.m!r} is out of range: it has to be a whole number of cover classes, 1 or more.")
+            raise InvalidValueError(
+                f"m={self.m!r} is out of range: it has to be a whole number of cover classes, 1 or more."
+            )
         if self.m is not None and self.cover_classes is not None:
-            raise ValueError(f"Give m or cover_classes, not both (got m={self.m}, cover_classes={self.cover_classes}).")
+            raise InvalidValueError(
+                f"Give m or cover_classes, not both (got m={self.m}, cover_classes={self.cover_classes})."
+            )
         if isinstance(self.guard, str):
             if self.guard != "auto":
-                raise ValueError(f"guard={self.guard!r} is unknown: give a quantile, 'auto' or None.")
+                raise InvalidValueError(f"guard={self.guard!r} is unknown: give a quantile, 'auto' or None.")
         elif self.guard is not None and not 0 <= self.guard < 1:
-            raise ValueError(f"guard={self.guard!r} is out of range: it is a quantile, 0 <= guard < 1.")
+            raise InvalidValueError(f"guard={self.guard!r} is out of range: it is a quantile, 0 <= guard < 1.")
         for name in ("class_sizes", "prototypes"):  # from JSON the keys are strings
             given = getattr(self, name)
             if given is not None:
                 object.__setattr__(self, name, {int(label): value for label, value in given.items()})
         if self.class_sizes is not None and not all(size > 0 for size in self.class_sizes.values()):
-            raise ValueError(f"class_sizes={self.class_sizes!r}: every class has to have an image or more.")
+            raise InvalidValueError(f"class_sizes={self.class_sizes!r}: every class has to have an image or more.")
         if self.views not in (0, 1, 2):
-            raise ValueError(f"views={self.views!r} is out of range: there are 0, 1 or 2 further views.")
+            raise InvalidValueError(f"views={self.views!r} is out of range: there are 0, 1 or 2 further views.")
         if not math.isfinite(self.tau):
-            raise ValueError(f"tau={self.tau!r} is out of range: it is a difference of logits, and finite.")
+            raise InvalidValueError(f"tau={self.tau!r} is out of range: it is a difference of logits, and finite.")
         if self.cover_classes is not None:
             try:
                 chosen = tuple(index(label) for label in self.cover_classes)
             except TypeError:
-                raise ValueError(f"cover_classes={self.cover_classes!r}: give a list of class ids.") from None
+                raise InvalidValueError(f"cover_classes={self.cover_classes!r}: give a list of class ids.") from None
             if not chosen or len(set(chosen)) < len(chosen):
                 what = "names a class twice" if chosen else "is empty"
-                raise ValueError(f"cover_classes={list(chosen)} {what}: give different retained classes, one or more.")
+                raise InvalidValueError(
+                    f"cover_classes={list(chosen)} {what}: give different retained classes, one or more."
+                )
             object.__setattr__(self, "cover_classes", chosen)
 
     def settings(self) -> dict[str, Any]:
@@ -224,7 +232,7 @@ class Cover(Method):
         """
         if head is None or labels is None or not isinstance(forget, Tensor):
             missing = "a classification head" if head is None else "labels" if labels is None else "the features of D_f"
-            raise ValueError(
+            raise InvalidValueError(
                 f"Cover erasure is fitted on features [n, d], labels and the head, and {missing} is missing here. Without "
                 "them use method='esc', which needs the images alone."
             )
@@ -296,14 +304,14 @@ class Cover(Method):
         wanted = len(self.cover_classes) if self.cover_classes is not None else self.m or 2 * len(forgotten)
         strange = [c for c in self.cover_classes or () if c not in retained]
         if set(strange) & set(forgotten):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Classes {sorted(set(strange) & set(forgotten))} are to be forgotten, and cannot be cover."
             )
         if strange or wanted > len(retained):
             what = (
                 f"Classes {strange} are" if strange else f"{wanted} cover classes of {len(retained)} retained ones are"
             )
-            raise ValueError(
+            raise InvalidValueError(
                 f"{what} not to be had: cover classes are retained classes of the model, and the {len(forgotten)} forgotten "
                 "ones need more cover than that. Choose a smaller m, or forget fewer classes."
             )
@@ -327,7 +335,7 @@ class Cover(Method):
             found[c] = place
         had = sum(self._size(c) for c in found) if mass else 0
         if len(found) < wanted or had < mass:
-            raise ValueError(
+            raise InvalidValueError(
                 f"Only {len(found)} cover classes{f' of {had} images' if mass else ''} could be had (skipped, because no "
                 f"point near their prototype is answered as them: {skipped}); {wanted} are wanted"
                 + (f", of {mass} images or more, twice what is forgotten." if mass else ".")
@@ -337,13 +345,13 @@ class Cover(Method):
     def _check_classes(self, num_labels: int, retained: Sequence[int]) -> None:
         strange = [c for c in self.prototypes or {} if c not in retained]
         if strange:
-            raise ValueError(
+            raise InvalidValueError(
                 f"prototypes of classes {strange}: only retained classes of the model can be cover. Leave the others out."
             )
         if self.class_sizes is not None and set(self.class_sizes) != set(range(num_labels)):
             missing = sorted(set(range(num_labels)) - set(self.class_sizes))
             strange = sorted(set(self.class_sizes) - set(range(num_labels)))
-            raise ValueError(
+            raise InvalidValueError(
                 f"class_sizes has to give the size of every class of the model; missing: {missing}, unknown: {strange}."
             )
 
@@ -353,7 +361,7 @@ class Cover(Method):
     def _prototype(self, label: int, dim: int) -> Tensor:
         given = torch.as_tensor(self.prototypes[label], dtype=torch.float64).flatten()
         if len(given) != dim or not bool(torch.isfinite(given).all()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"The prototype of class {label} has {len(given)} values; it has to be d = {dim} finite ones."
             )
         return given

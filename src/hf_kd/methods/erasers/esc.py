@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
 from .moments import SecondMoment
 
@@ -60,7 +62,7 @@ class Projection(Eraser):
         gram = self.directions.double().T @ self.directions.double()
         error = float((gram - torch.eye(self.rank_removed, dtype=gram.dtype, device=gram.device)).abs().max())
         if not error < 1e-2:  # catches NaN too; a checkpoint stored in bfloat16 is off by 4e-3
-            raise ValueError(
+            raise InvalidValueError(
                 f"The directions of a projection have to be orthonormal, but Q^T Q differs from I by {error:.3g}: the "
                 "eraser was not loaded or is damaged, and the model would answer as if nothing had been erased."
             )
@@ -133,11 +135,15 @@ class ESC(Method):
 
     def __post_init__(self):
         if self.p is not None and self.k is not None:
-            raise ValueError(f"Give p or k, not both (got p={self.p}, k={self.k}).")
+            raise InvalidValueError(f"Give p or k, not both (got p={self.p}, k={self.k}).")
         if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
-            raise ValueError(f"k={self.k!r} is out of range: it has to be a whole number of directions, 1 or more.")
+            raise InvalidValueError(
+                f"k={self.k!r} is out of range: it has to be a whole number of directions, 1 or more."
+            )
         if self.p is not None and not 0 < self.p < 100:
-            raise ValueError(f"p={self.p!r} is out of range: it is a percentage of the d directions, 0 < p < 100.")
+            raise InvalidValueError(
+                f"p={self.p!r} is out of range: it is a percentage of the d directions, 0 < p < 100."
+            )
         if self.p is None and self.k is None:
             object.__setattr__(self, "p", 1.5)
 
@@ -185,12 +191,12 @@ class ESC(Method):
             return [forget[label] for label in sorted(forget)]
         if isinstance(forget, SecondMoment):
             if self.per_class:
-                raise ValueError("per_class=True needs the moments of each class: pass {label: SecondMoment}.")
+                raise InvalidValueError("per_class=True needs the moments of each class: pass {label: SecondMoment}.")
             return [forget]
         if not self.per_class:
             return [SecondMoment.of(forget)]
         if labels is None:
-            raise ValueError("per_class=True needs the labels of the forget set; none were given.")
+            raise InvalidValueError("per_class=True needs the labels of the forget set; none were given.")
         return [SecondMoment.of(forget[labels == label]) for label in labels.unique()]
 
     def _check_k(self, k: int, dim: int, rank: int, count: int) -> None:
@@ -198,7 +204,7 @@ class ESC(Method):
         if k >= limit:
             wanted = f"k={self.k}" if self.k is not None else f"p={self.p} (k={k} of d={dim})"
             way_out = f"Choose k of at most {limit - 1}, or add" if limit > 1 else "Add"
-            raise ValueError(
+            raise InvalidValueError(
                 f"{wanted} removes {k} directions, but the {count} forget samples span only {rank} of d={dim}: "
                 f"k has to be below {limit}. {way_out} forget samples: more than k are needed."
             )

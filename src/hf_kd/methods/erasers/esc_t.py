@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_kd.errors import DivergedError, InvalidValueError
+
 from .base import Eraser, ForgetData, Head, Method, condition_number, register_eraser, register_method
 from .moments import SecondMoment
 
@@ -61,7 +63,7 @@ class MaskedProjection(Eraser):
         norm = float(self.operator.double().norm())
         asymmetry = float((self.operator - self.operator.T).double().norm())
         if not (norm > 0 and asymmetry <= 1e-2 * norm):  # catches NaN too
-            raise ValueError(
+            raise InvalidValueError(
                 f"The operator of ESC-T has to be symmetric and not zero, but its norm is {norm:.3g} and its asymmetry "
                 f"{asymmetry:.3g}: the eraser was not loaded or is damaged."
             )
@@ -98,14 +100,16 @@ class ESCT(Method):
 
     def __post_init__(self):
         if self.loss not in ("pce", "ce"):
-            raise ValueError(f"loss={self.loss!r} is unknown: choose 'pce' or 'ce'.")
+            raise InvalidValueError(f"loss={self.loss!r} is unknown: choose 'pce' or 'ce'.")
         if self.threshold is not None and not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold={self.threshold!r} is out of range: mask entries lie in [0, 1], 0 <= tau < 1.")
+            raise InvalidValueError(
+                f"threshold={self.threshold!r} is out of range: mask entries lie in [0, 1], 0 <= tau < 1."
+            )
         if not self.lr > 0:
-            raise ValueError(f"lr={self.lr!r} is out of range: the step size has to be positive.")
+            raise InvalidValueError(f"lr={self.lr!r} is out of range: the step size has to be positive.")
         for field in ("epochs", "batch_size"):
             if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)!r} is out of range: at least 1.")
+                raise InvalidValueError(f"{field}={getattr(self, field)!r} is out of range: at least 1.")
 
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> MaskedProjection:
         """The masked projection for features [n, d] and labels [n] in the head's own classes.
@@ -126,14 +130,16 @@ class ESCT(Method):
         """One mask per tap, trained together: a prediction is the model's, whatever the number of its heads."""
         if head is None or labels is None or not all(isinstance(features, Tensor) for features in forget):
             missing = "a classification head" if head is None else "labels" if labels is None else "the features of D_f"
-            raise ValueError(
+            raise InvalidValueError(
                 f"ESC-T trains its mask on features [n, d], labels and the head, and {missing} is missing here. "
                 "Without them use method='esc', which needs the images alone."
             )
         features = [f.detach().float() for f in forget]
         labels = labels.to(features[0].device)
         if features[0].shape[0] != labels.shape[0]:
-            raise ValueError(f"Got {features[0].shape[0]} features and {labels.shape[0]} labels; they have to match.")
+            raise InvalidValueError(
+                f"Got {features[0].shape[0]} features and {labels.shape[0]} labels; they have to match."
+            )
         directions = [SecondMoment.of(f).principal_directions()[0].to(f) for f in features]
         masks = [torch.ones_like(u, requires_grad=True) for u in directions]
         optimizer = torch.optim.SGD(masks, lr=self.lr)
@@ -168,7 +174,7 @@ class ESCT(Method):
                     for mask in masks if self.clip else ():
                         mask.clamp_(0, 1)
             if not all(bool(torch.isfinite(mask).all()) for mask in masks):
-                raise ArithmeticError(
+                raise DivergedError(
                     f"The mask of ESC-T is no longer finite after {epochs_run + 1} epochs with lr={self.lr}, "
                     f"loss={self.loss!r} and clip={self.clip}: use a smaller lr, or loss='pce' and clip=True."
                 )

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from .base import Head
 
 
@@ -24,7 +26,7 @@ def affine_head(head: Head, like: Tensor) -> tuple[Tensor, Tensor]:
         wanted, got = head(seen).double().cpu(), seen.double().cpu() @ found.T + expected
     error = float((wanted - got).abs().max())
     if not error <= 1e-3 * max(1.0, float((wanted - expected).abs().max())):
-        raise ValueError(
+        raise InvalidValueError(
             f"The head is not affine in the features (off by {error:.3g}), so it has no class directions to work with. Use "
             "method='esc', which never looks at the head."
         )
@@ -34,11 +36,11 @@ def affine_head(head: Head, like: Tensor) -> tuple[Tensor, Tensor]:
 def checked_labels(features: Tensor, labels: Tensor, num_labels: int) -> list[int]:
     """The forgotten classes, ascending. Raises ValueError for labels that do not fit the features [n, d] or the head."""
     if labels.shape != features.shape[:1] or not len(labels):
-        raise ValueError(f"{len(features)} features and {labels.numel()} labels: every feature needs its label.")
+        raise InvalidValueError(f"{len(features)} features and {labels.numel()} labels: every feature needs its label.")
     forgotten = sorted(set(labels.tolist()))
     strange = [label for label in forgotten if not 0 <= label < num_labels]
     if strange:
-        raise ValueError(f"labels {strange} are no classes of the head, which answers 0 to {num_labels - 1}.")
+        raise InvalidValueError(f"labels {strange} are no classes of the head, which answers 0 to {num_labels - 1}.")
     return forgotten
 
 
@@ -50,7 +52,7 @@ def still_answered(head: Head, num_labels: int, forgotten: Sequence[int]) -> lis
     masked = set(getattr(head, "masked", ()))
     gone = [f for f in forgotten if f in masked]
     if gone:
-        raise ValueError(
+        raise InvalidValueError(
             f"Classes {gone} are never answered since an earlier request, so the head tells nothing of them any more. Leave "
             "them out, or call reset() and forget all classes together."
         )

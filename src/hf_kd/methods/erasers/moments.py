@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 
 class SecondMoment:
     """G = sum_i h_i h_i^T and sum_i h_i over features h_i in R^d, in float64.
@@ -32,7 +34,7 @@ class SecondMoment:
     def of(cls, features: Tensor) -> SecondMoment:
         """The moment of features [n, d] that are at hand at once."""
         if features.ndim != 2:
-            raise ValueError(f"Features have to be [n, d], got shape {tuple(features.shape)}.")
+            raise InvalidValueError(f"Features have to be [n, d], got shape {tuple(features.shape)}.")
         return cls(features.shape[1], features.device).update(features)
 
     def update(self, batch: Tensor) -> SecondMoment:
@@ -42,14 +44,14 @@ class SecondMoment:
         added in that case.
         """
         if batch.ndim != 2 or batch.shape[1] != self.dim:
-            raise ValueError(f"Expected features of shape [n, {self.dim}], got {tuple(batch.shape)}.")
+            raise InvalidValueError(f"Expected features of shape [n, {self.dim}], got {tuple(batch.shape)}.")
         wide = batch.detach().to(self.outer_sum.device, torch.float64)
         outer = wide.T @ wide
         if not torch.isfinite(outer.diagonal()).all():
             finite = torch.isfinite(wide).all(dim=1)
             rows = torch.nonzero(~finite).flatten().tolist()
             detail = f"features of row {rows[0]} of the batch are" if rows else "squares of the features are"
-            raise ValueError(f"The {detail} not finite; a second moment needs finite features.")
+            raise InvalidValueError(f"The {detail} not finite; a second moment needs finite features.")
         self.outer_sum += outer
         self.feature_sum += wide.sum(dim=0)
         self.count += batch.shape[0]
@@ -58,7 +60,7 @@ class SecondMoment:
     def merge(self, other: SecondMoment) -> SecondMoment:
         """Add the moment of other, disjoint samples; returns self."""
         if other.dim != self.dim:
-            raise ValueError(f"Cannot merge moments of d = {other.dim} into moments of d = {self.dim}.")
+            raise InvalidValueError(f"Cannot merge moments of d = {other.dim} into moments of d = {self.dim}.")
         self.outer_sum += other.outer_sum.to(self.outer_sum.device)
         self.feature_sum += other.feature_sum.to(self.feature_sum.device)
         self.count += other.count
@@ -69,7 +71,7 @@ class SecondMoment:
         """The moment of all parts together."""
         parts = list(parts)
         if not parts:
-            raise ValueError("The union of no moments has no dimension; pass at least one.")
+            raise InvalidValueError("The union of no moments has no dimension; pass at least one.")
         total = cls(parts[0].dim, parts[0].outer_sum.device)
         for part in parts:
             total.merge(part)
@@ -97,7 +99,7 @@ class SecondMoment:
         Raises ValueError when nothing was added or all features are zero (or, centred, all equal).
         """
         if self.count == 0:
-            raise ValueError("No features were added: the forget set is empty.")
+            raise InvalidValueError("No features were added: the forget set is empty.")
         # LAPACK on the CPU, so that a result does not depend on the accelerator at hand.
         gram = self.outer_sum.cpu()
         if center:
@@ -109,7 +111,7 @@ class SecondMoment:
         noise = float(self.outer_sum.diagonal().sum()) * max(self.dim, 64) * torch.finfo(torch.float64).eps
         rank = int((values > noise).sum())
         if rank == 0:
-            raise ValueError(
+            raise InvalidValueError(
                 "All forget features are zero" + (" after centring" if center else "") + ": they have no direction."
             )
         if rank < self.dim:

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
 from .esc import Projection, energy_share, orthonormal_union
 from .moments import RetainMoments, SecondMoment
@@ -66,7 +68,7 @@ class ObliqueProjection(Eraser):
         gram = self.read.double().T @ self.write.double()
         error = float((gram - torch.eye(self.rank_removed, dtype=gram.dtype, device=gram.device)).abs().max())
         if not (error < 5e-2 and bool(torch.isfinite(self.center).all())):  # catches NaN too
-            raise ValueError(
+            raise InvalidValueError(
                 f"R^T W of an oblique projection has to be I, but differs from it by {error:.3g}: the eraser was not loaded "
                 "or is damaged."
             )
@@ -85,7 +87,7 @@ def _by_class(forget: ForgetData, labels: Tensor | None) -> dict[int, SecondMome
 
 def _mean(moment: SecondMoment) -> Tensor:
     if moment.count == 0:
-        raise ValueError("No features were added: a class of the forget set is empty.")
+        raise InvalidValueError("No features were added: a class of the forget set is empty.")
     return moment.feature_sum.cpu() / moment.count
 
 
@@ -93,7 +95,7 @@ def _complement(columns: list[Tensor], groups: Mapping[int, SecondMoment]) -> Pr
     """The projection that removes the span of `columns` [d] each."""
     zero = [i for i, column in enumerate(columns) if not float(column.norm()) > 0]
     if zero:
-        raise ValueError("A mean direction of the forget features is zero, so there is nothing to project on.")
+        raise InvalidValueError("A mean direction of the forget features is zero, so there is nothing to project on.")
     union = orthonormal_union([column[:, None] for column in columns])
     total = SecondMoment.union(groups.values())
     measured = {"k": union.shape[1], "n_forget": total.count, "energy_removed": energy_share(total, union)}
@@ -161,7 +163,9 @@ class LEACE(_ByClass):
 
     def __post_init__(self):
         if not 0 <= self.tolerance < 1:
-            raise ValueError(f"tolerance={self.tolerance!r} is out of range: it is a correlation, 0 <= tolerance < 1.")
+            raise InvalidValueError(
+                f"tolerance={self.tolerance!r} is out of range: it is a correlation, 0 <= tolerance < 1."
+            )
 
     def fit(
         self,
@@ -188,7 +192,7 @@ class LEACE(_ByClass):
         left, values, _ = torch.linalg.svd(whiten @ torch.stack(columns, dim=1), full_matrices=False)
         left = left[:, values > self.tolerance]
         if not left.shape[1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"No direction is correlated with being forgotten by more than {self.tolerance}: forgotten and retained "
                 "features have the same mean, and there is nothing for LEACE to erase."
             )
@@ -242,14 +246,14 @@ class PrototypeOrthogonal(_ByClass):
         groups = _by_class(forget, labels)
         others = {label: mean.cpu() for label, mean in _given(self, retain).means().items() if label not in groups}
         if -1 in groups or -1 in others or not others:
-            raise ValueError(
+            raise InvalidValueError(
                 "prototype-orthogonal needs the classes of all forgotten and retained images; some are unknown."
             )
         own = [_mean(moment) for moment in groups.values()]
         prototypes = torch.stack([*own, *others.values()], dim=1)
         values = torch.linalg.svdvals(prototypes)
         if prototypes.shape[1] > prototypes.shape[0] or float(values[-1]) <= 1e-6 * float(values[0]):
-            raise ValueError(
+            raise InvalidValueError(
                 f"The {prototypes.shape[1]} class means are not linearly independent in d = {prototypes.shape[0]}: their "
                 "coordinates are not unique. Use method='leace' or 'mean-difference' here."
             )
@@ -268,7 +272,7 @@ class PrototypeOrthogonal(_ByClass):
 
 def _given(method: Method, retain: RetainMoments | None) -> RetainMoments:
     if retain is None or retain.moment.count == 0:
-        raise ValueError(
+        raise InvalidValueError(
             f"Method {method.name!r} reads retained images and none were given: pass retain=..., or use method='esc' or "
             "'mean-projection', which need the forget set alone."
         )

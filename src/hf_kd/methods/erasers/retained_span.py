@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
 from .heads import affine_head, checked_labels, mirrored_prototypes, still_answered
 
@@ -51,7 +53,7 @@ class KeptSpan(Eraser):
         gram = self.basis.double().T @ self.basis.double()
         error = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
         if not (error < 1e-2 and bool(torch.isfinite(self.center).all())):  # catches NaN too
-            raise ValueError(
+            raise InvalidValueError(
                 f"The basis of a kept span has to be orthonormal, but B^T B differs from I by {error:.3g}: the eraser was "
                 "not loaded or is damaged."
             )
@@ -78,17 +80,19 @@ class RetainedSpan(Method):
         forgotten class is never answered any more.
         """
         if head is None or labels is None or not isinstance(forget, Tensor):
-            raise ValueError("retained-span is fitted on features [n, d], their labels and the head; one is missing.")
+            raise InvalidValueError(
+                "retained-span is fitted on features [n, d], their labels and the head; one is missing."
+            )
         weight, bias = affine_head(head, forget.detach().float())
         forgotten = checked_labels(forget, labels, len(bias))
         retained = still_answered(head, len(bias), forgotten)
         if len(retained) < 2:
-            raise ValueError(f"{len(retained)} classes are retained; a span needs two or more.")
+            raise InvalidValueError(f"{len(retained)} classes are retained; a span needs two or more.")
         rows = weight[retained] - weight[retained].mean(dim=0)
         _, values, directions = torch.linalg.svd(rows, full_matrices=False)
         basis = directions[values > 1e-6 * values[0]].T
         if basis.shape[1] >= basis.shape[0]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{len(retained)} retained classes span all d = {basis.shape[0]} dimensions, so keeping their span removes "
                 "nothing. Use another method."
             )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 Scores = tuple[Tensor, Tensor]
 """S [m, d] and t [m], float64."""
 
@@ -99,7 +101,7 @@ def refuse_points(features: Tensor, labels: Tensor, recognised: Tensor) -> None:
     for f in labels.unique().tolist():
         seen = features[recognised & (labels == f)]
         if len(seen) > 1 and bool((seen == seen[0]).all()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"All {len(seen)} features that the head recognises as class {f} are one and the same point, which cannot "
                 "be shared out among cover classes: wherever it went, it would be as frequent as its cover. Either the "
                 "class was cover in an earlier request (then call reset() and forget both together), or the images are one."

@@ -4,6 +4,8 @@
 loop of those that train by epochs. Re-implemented from the papers' formulas; knows `hf_kd.data` and no other room.
 """
 
+from hf_kd.errors import DivergedError
+
 from .bad_teaching import BadTeaching
 from .base import UnlearningMethod, make_unlearning_method, register, unlearning_methods
 from .boundary import BoundaryExpand, BoundaryShrink
@@ -22,7 +24,7 @@ from .retrain import Retrain
 from .salun import SalUn
 from .scrub import Scrub
 from .ssd import SSD
-from .task import Diverged, GradientSteps, Task
+from .task import GradientSteps, Task
 from .training import TrainedMethod
 from .unsir import Unsir
 
@@ -35,7 +37,7 @@ __all__ = [
     "BoundaryShrink",
     "CatastrophicForgetting",
     "Delete",
-    "Diverged",
+    "DivergedError",
     "ExactUnlearning",
     "Finetune",
     "Fisher",

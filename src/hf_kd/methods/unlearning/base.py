@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from hf_kd.data.samples import Samples
+from hf_kd.errors import DivergedError, InvalidTypeError, InvalidValueError
 
-from .task import BN_MODES, Diverged, Task, check_range
+from .task import BN_MODES, Task, check_range
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class UnlearningMethod(ABC):
 
     def __post_init__(self):
         if self.bn_mode not in BN_MODES:
-            raise ValueError(f"{self.name}: bn_mode={self.bn_mode!r} is unknown; choose {', '.join(BN_MODES)}.")
+            raise InvalidValueError(f"{self.name}: bn_mode={self.bn_mode!r} is unknown; choose {', '.join(BN_MODES)}.")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = {name: value for name, value in values.items() if value is not None}
         for name in set(COUNTS) & set(given):
@@ -91,7 +92,7 @@ class UnlearningMethod(ABC):
             try:
                 with torch.enable_grad(), in_float32(task.model), task.channels_last():
                     measured = self.change(task)
-            except Diverged as stop:
+            except DivergedError as stop:
                 logger.warning(f"{self.name} stopped: {stop}. A smaller lr may help.")
                 measured = {"stopped": str(stop)}
             finally:
@@ -105,7 +106,9 @@ class UnlearningMethod(ABC):
         """A model like the task's with weights that have seen nothing, or those of the checkpoint `init`; in eval mode, on
         the same device. Raises ValueError where the task does not say how to make one."""
         if task.fresh is None:
-            raise ValueError(f"{self.name} needs a model with fresh weights: give the task `fresh`, a way to make one.")
+            raise InvalidValueError(
+                f"{self.name} needs a model with fresh weights: give the task `fresh`, a way to make one."
+            )
         return task.fresh(self.seed, init).to(task.device).eval()
 
     def _check_shares(self, task: Task, retain: Samples | None) -> None:
@@ -143,7 +146,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 def _check_finite(name: str, task: Task) -> None:
     for path, tensor in task.model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ArithmeticError(
+            raise DivergedError(
                 f"{name} left values in {path} that are not finite, so the result was thrown away. Use a smaller lr or "
                 "strength."
             )
@@ -155,10 +158,10 @@ _METHODS: dict[str, type[UnlearningMethod]] = {}
 def register(cls: type[UnlearningMethod]) -> type[UnlearningMethod]:
     """Class decorator: make a method available under its `name`."""
     if cls.needs not in NEEDS:
-        raise ValueError(f"{cls.name}: needs={cls.needs!r}; it has to be one of {', '.join(NEEDS)}.")
+        raise InvalidValueError(f"{cls.name}: needs={cls.needs!r}; it has to be one of {', '.join(NEEDS)}.")
     known = _METHODS.get(cls.name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"{cls.name!r} is already registered by {known.__module__}.{known.__qualname__}.")
+        raise InvalidValueError(f"{cls.name!r} is already registered by {known.__module__}.{known.__qualname__}.")
     _METHODS[cls.name] = cls
     return cls
 
@@ -175,13 +178,13 @@ def make_unlearning_method(method: str | UnlearningMethod, **options: Any) -> Un
     """
     if isinstance(method, UnlearningMethod):
         if options:
-            raise TypeError(f"{method!r} already has its settings; got options {sorted(options)} too.")
+            raise InvalidTypeError(f"{method!r} already has its settings; got options {sorted(options)} too.")
         return method
     if method not in _METHODS:
-        raise ValueError(f"Unknown unlearning method {method!r}; available: {', '.join(sorted(_METHODS))}.")
+        raise InvalidValueError(f"Unknown unlearning method {method!r}; available: {', '.join(sorted(_METHODS))}.")
     cls = _METHODS[method]
     fields = [field.name for field in dataclasses.fields(cls)]
     unknown = sorted(set(options) - set(fields))
     if unknown:
-        raise TypeError(f"Method {method!r} has no option {', '.join(unknown)}; it takes {', '.join(fields)}.")
+        raise InvalidTypeError(f"Method {method!r} has no option {', '.join(unknown)}; it takes {', '.join(fields)}.")
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from hf_kd.errors import InvalidValueError
+
 from .base import UnlearningMethod, register
 from .task import Task, check_range
 
@@ -43,7 +45,7 @@ class HeadSurgery(UnlearningMethod):
         with torch.no_grad():
             for head in task.linear_heads():
                 if head.bias is None:
-                    raise ValueError(
+                    raise InvalidValueError(
                         "head-surgery needs a last layer with a bias, and this one has none; lau trains the layer instead."
                     )
                 head.weight[classes.to(head.weight.device)] = 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_kd.data.samples import Samples
+from hf_kd.errors import InvalidValueError
 
 from .base import register
 from .task import Task
@@ -26,7 +27,7 @@ def random_labels(labels: Tensor, allowed: Tensor) -> Tensor:
     Raises ValueError where a label is the only one allowed.
     """
     if len(allowed) < 2 and bool(torch.isin(labels, allowed).any()):
-        raise ValueError("There is no wrong label to give: the model would need one more class.")
+        raise InvalidValueError("There is no wrong label to give: the model would need one more class.")
     drawn = allowed[torch.randint(len(allowed), (len(labels),))]
     while bool((clash := drawn == labels).any()):
         drawn[clash] = allowed[torch.randint(len(allowed), (int(clash.sum()),))]

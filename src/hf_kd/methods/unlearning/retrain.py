@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_kd.errors import InvalidValueError
+
 from .base import register
 from .task import Task, check_range
 from .training import TrainedMethod
@@ -101,7 +103,7 @@ def image_name(inputs: dict[str, Tensor]) -> str:
     for name, value in inputs.items():
         if value.ndim == 4 and value.is_floating_point():
             return name
-    raise ValueError(
+    raise InvalidValueError(
         f"This method changes pixels, and the inputs {', '.join(inputs)} hold no images [b, channels, height, width]. "
         "Choose another method, or augment='none'."
     )

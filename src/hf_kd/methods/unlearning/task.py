@@ -19,15 +19,12 @@ from tqdm.auto import tqdm
 
 from hf_kd.data.distributed import MIXED_PRECISION, process_state
 from hf_kd.data.samples import Batch, Samples
+from hf_kd.errors import DivergedError, InvalidValueError
 
 BN_MODES = ("eval", "freeze", "train")
 
 NORMS = (nn.modules.batchnorm._NormBase,)
 """Layers with running statistics."""
-
-
-class Diverged(ArithmeticError):
-    """A loss that is not finite; the weights are back at the last step whose loss was."""
 
 
 @dataclass
@@ -55,7 +52,7 @@ class Task:
 
     def __post_init__(self):
         if self.mixed_precision not in MIXED_PRECISION:
-            raise ValueError(
+            raise InvalidValueError(
                 f"mixed_precision={self.mixed_precision!r}: choose {', '.join(map(repr, MIXED_PRECISION))}."
             )
         self.state = process_state()
@@ -152,7 +149,7 @@ class Task:
         """The Linear layers that give the logits. Raises ValueError where the head is something else."""
         found = [self.model.get_submodule(name) for name in self.heads]
         if not found or not all(isinstance(module, nn.Linear) for module in found):
-            raise ValueError(
+            raise InvalidValueError(
                 f"This method works on the last Linear layer, and {type(self.model).__name__} has none that gives its "
                 "logits. Choose a method that changes all weights."
             )
@@ -184,7 +181,7 @@ class Task:
     def needed_retain(self, name: str) -> Samples:
         """D_r. Raises ValueError where it was not given."""
         if self.retain is None or not len(self.retain):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Method {name!r} trains on retained images and none were given: pass retain=..., or choose a method that "
                 "needs the forget set alone (neggrad, random-label, boundary-shrink, lau, delete, or erase with esc)."
             )
@@ -219,12 +216,12 @@ class GradientSteps:
         """One step down `loss`, the mean over this process's samples; returns the mean over all processes.
 
         change_gradients: called once gradients are those of all processes, before the optimizer steps.
-        Raises Diverged when the loss is not finite, with the weights of the last finite one back in place.
+        Raises DivergedError when the loss is not finite, with the weights of the last finite one back in place.
         """
         value = float(_over_processes(self.task.state, loss.detach().float().reshape(1), "mean"))
         if not torch.isfinite(torch.tensor(value)):
             self.restore()
-            raise Diverged(
+            raise DivergedError(
                 f"the loss became {value} in step {self.steps + 1}; the weights are those of step {self.steps - 1}"
             )
         with torch.no_grad():
@@ -277,7 +274,7 @@ def endless(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
             empty = False
             yield batch
         if empty:
-            raise ValueError("There are fewer samples than processes; run with fewer processes.")
+            raise InvalidValueError("There are fewer samples than processes; run with fewer processes.")
 
 
 def batch_count(samples: Samples, batch_size: int) -> int:
@@ -289,7 +286,9 @@ def parameters_from(model: nn.Module, layers: int) -> tuple[list[str], list[str]
     of them on, the norms between them included."""
     names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
     if not 0 < layers <= len(names):
-        raise ValueError(f"k={layers} is out of range: this model has {len(names)} convolutions and Linear layers.")
+        raise InvalidValueError(
+            f"k={layers} is out of range: this model has {len(names)} convolutions and Linear layers."
+        )
     chosen = names[-layers:]
     every = [name for name, _ in model.named_parameters()]
     first = min(i for i, name in enumerate(every) if name.rpartition(".")[0] == chosen[0])
@@ -304,4 +303,4 @@ def check_range(name: str, values: Sequence[tuple[str, float, bool, str]]) -> No
     """Raise ValueError for the first (setting, value, holds, rule) that does not hold."""
     for setting, value, holds, rule in values:
         if not holds:
-            raise ValueError(f"{name}: {setting}={value!r} is out of range: it has to be {rule}.")
+            raise InvalidValueError(f"{name}: {setting}={value!r} is out of range: it has to be {rule}.")

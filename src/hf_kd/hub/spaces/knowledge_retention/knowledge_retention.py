@@ -8,6 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from hf_kd.errors import InvalidValueError
 from hf_kd.metrics.linear_probe import knowledge_retention
 
 _DESCRIPTION = """\
@@ -61,7 +62,7 @@ class KnowledgeRetention(evaluate.Metric):
 
     def __init__(self, config_name=None, **kwargs):
         if (config_name or "default") not in PROTOCOLS:
-            raise ValueError(f"The configuration is {config_name!r}; expected 'converged' (default) or 'paper'.")
+            raise InvalidValueError(f"The configuration is {config_name!r}; expected 'converged' (default) or 'paper'.")
         super().__init__(config_name=config_name, **kwargs)
         self.info.format = "numpy"  # refused by the constructor of MetricInfo for columns that hold vectors
         self._width = None
@@ -94,20 +95,20 @@ class KnowledgeRetention(evaluate.Metric):
         Raises ValueError on ragged, non-finite or misaligned input; what was added before stays.
         """
         if any(value is not None for value in kwargs.values()):
-            raise ValueError(f"Unknown inputs {sorted(kwargs)}; this metric takes features, labels and split.")
+            raise InvalidValueError(f"Unknown inputs {sorted(kwargs)}; this metric takes features, labels and split.")
         missing = [k for k, v in {"features": features, "labels": labels, "split": split}.items() if v is None]
         if missing:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{', '.join(missing)} missing; a batch has features [b, d], labels [b] and split [b]: 0 train, 1 test."
             )
         features = _matrix(features, "features")
         labels, split = _integers(labels, "labels", len(features)), _integers(split, "split", len(features))
         if not np.isin(split, (0, 1)).all():
-            raise ValueError(
+            raise InvalidValueError(
                 f"split contains {sorted(set(split.tolist()) - {0, 1})[:5]}; it is 0 for train, 1 for test."
             )
         if self.writer is not None and features.shape[1] != self._width:
-            raise ValueError(
+            raise InvalidValueError(
                 f"features have {features.shape[1]} columns, those added before {self._width}; all have to come from "
                 "the same tap of the same model."
             )
@@ -125,15 +126,15 @@ class KnowledgeRetention(evaluate.Metric):
         no forget or no retain sample. Returns None on processes other than the first.
         """
         if forget_labels is None and self.process_id == 0:
-            raise ValueError("forget_labels is missing; name the class or classes that were to be forgotten.")
+            raise InvalidValueError("forget_labels is missing; name the class or classes that were to be forgotten.")
         given = [name for name in PAIR if kwargs.get(name) is not None]
         if not given:
             for name in ("predictions", "references"):
                 if kwargs.pop(name, None) is not None:
-                    raise ValueError(f"{name} is unknown to this metric; it takes features, labels and split.")
+                    raise InvalidValueError(f"{name} is unknown to this metric; it takes features, labels and split.")
             return super().compute(forget_labels=forget_labels, **kwargs)
         if len(given) < 4 or self.writer is not None or any(kwargs.get(n) is not None for n in self._feature_names()):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Got {', '.join(given)}; pass {', '.join(PAIR)} together and nothing through features, labels, split "
                 "or add_batch, or everything through those."
             )
@@ -146,11 +147,13 @@ class KnowledgeRetention(evaluate.Metric):
     def _compute(self, *, features, labels, split, forget_labels, **settings):
         features = np.asarray(features)
         if features.dtype == object:
-            raise ValueError("The processes added features of different widths; all have to come from the same tap.")
+            raise InvalidValueError(
+                "The processes added features of different widths; all have to come from the same tap."
+            )
         features = features.reshape(len(features), -1)
         sizes = [int((split == part).sum()) for part in (0, 1)]
         if 0 in sizes:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{sizes[0]} training (split 0) and {sizes[1]} test samples (split 1); both are needed: the probe is "
                 "fitted on one and scored on the other."
             )
@@ -189,12 +192,16 @@ def _matrix(values, name):
     try:
         matrix = np.asarray(values, dtype=np.float32)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name} are ragged or not numbers; every row needs the same number of columns.") from error
+        raise InvalidValueError(
+            f"{name} are ragged or not numbers; every row needs the same number of columns."
+        ) from error
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"{name} have shape {matrix.shape}; expected [n, d], at least 1 x 1. Flatten or pool first.")
+        raise InvalidValueError(
+            f"{name} have shape {matrix.shape}; expected [n, d], at least 1 x 1. Flatten or pool first."
+        )
     finite = np.isfinite(matrix).all(axis=1)
     if not finite.all():
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} have {int((~finite).sum())} of {len(matrix)} rows with NaN or infinite entries (first: row "
             f"{int(np.argmin(finite))}); drop these samples or compute the features in float32."
         )
@@ -206,7 +213,7 @@ def _integers(values, name, rows):
         values = values.detach().cpu()
     array = np.asarray(values)
     if array.shape != (rows,) or array.dtype.kind not in "iu":
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} have shape {array.shape} and dtype {array.dtype}; expected {rows} integers, one a row."
         )
     return array.astype(np.int64)

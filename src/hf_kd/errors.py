@@ -1,0 +1,112 @@
+"""The errors of hf_kd: each says the value, the rule and the way out, and is an `HfKdError` beside its builtin.
+
+`except HfKdError` catches whatever the library refuses; `except ValueError` and the like go on working.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+
+class HfKdError(Exception):
+    """Base of all errors that hf_kd raises itself."""
+
+
+class InvalidValueError(HfKdError, ValueError):
+    """A value that cannot be worked with: an argument, a setting, an image, a checkpoint, a record."""
+
+
+class InvalidTypeError(HfKdError, TypeError):
+    """An argument of the wrong kind, or one that does not exist."""
+
+
+class MissingFileError(HfKdError, FileNotFoundError):
+    """A file or folder that is named and not there."""
+
+
+class OutputError(HfKdError, PermissionError):
+    """A place that cannot be written to."""
+
+
+class NotAFolderError(HfKdError, NotADirectoryError):
+    """A file where a folder has to be."""
+
+
+class CheckpointError(HfKdError, OSError):
+    """A checkpoint that cannot be read: damaged, incomplete, or of another kind than its configuration says."""
+
+
+class LabelMismatchError(InvalidValueError):
+    """Labels of a data set could not be told in the terms of the model, or a requested label is not known."""
+
+
+class UnreadableImageError(InvalidValueError):
+    """An image of the data set cannot be read; `row` is its number, counted from 0."""
+
+    def __init__(self, message: str, row: int):
+        super().__init__(message, row)  # both among args, so that it can be pickled on its way out of a worker
+        self.row = row
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class TapNotFoundError(InvalidValueError):
+    """No place was found where pooled features pass; the message lists what was seen."""
+
+
+class NotErasedError(HfKdError, RuntimeError):
+    """An answer that did not pass an eraser where one stands."""
+
+
+class DivergedError(HfKdError, ArithmeticError):
+    """A loss that is not finite; the weights are back at the last step whose loss was."""
+
+
+class PushError(HfKdError, OSError):
+    """An upload that did not happen. The message says why, and what to do."""
+
+
+class NotVerifiedError(HfKdError, OSError):
+    """The upload happened, and what loads from there is not, or is not known to be, the model here."""
+
+
+class UnreachableError(HfKdError, ConnectionError):
+    """A Hub that does not answer."""
+
+
+class UnknownNameError(HfKdError, KeyError):
+    """A section or score that a report does not have; the message lists those it has."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would quote it
+
+
+class MissingPackageError(HfKdError, ImportError):
+    """An optional package that is not installed; the message says how to install it."""
+
+
+def has_package(package: str) -> bool:
+    """Whether an optional package is installed, without importing it."""
+    return find_spec(package.partition(".")[0]) is not None
+
+
+def require(package: str, extra: str) -> ModuleType:
+    """Import an optional package.
+
+    Args:
+        package: Its import name, such as "matplotlib.pyplot".
+        extra: The extra of hf_kd that installs it.
+
+    Raises:
+        MissingPackageError: Where it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{package.partition('.')[0]} is not installed or cannot be imported ({error}). Install it: "
+            f"pip install 'hf-kd[{extra}]'."
+        ) from error
