@@ -68,8 +68,8 @@ def push(
     show_class_names: name the forgotten classes in card, report and figures. datasets: Hub ids, for the card.
 
     A person's text in the repository's README is kept. Raises ValueError when nothing was erased or for a malformed id,
-    PushError (an OSError) when the upload failed and left the repository as it was, and NotVerifiedError (an OSError) when it
-    happened and what loads back is not this model, or nothing loads back.
+    PushError (an OSError) when the upload failed and left the repository as it was, and NotVerifiedError (an OSError) when
+    it happened and what loads back is not this model, or nothing loads back.
     """
     if not publishable(model):
         raise InvalidValueError(
