@@ -1,0 +1,32 @@
+"""What stands beside the code for others to read agrees with it: how to cite, which version."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper_that_cards_cite():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert cited["cff-version"] == "1.2.0"
+    assert cited["version"] == re.search(r'^version = "(.*)"$', project, re.MULTILINE)[1]
+    assert cited["license"] == re.search(r'^license = "(.*)"$', project, re.MULTILINE)[1]
+    card = (ROOT / "model_card_template.md").read_text(encoding="utf-8")
+    (paper,) = cited["references"]
+    names = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert f"author    = {{{' and '.join(names)}}}" in card
+    assert f"title     = {{{paper['title']}}}" in card
+    assert f"booktitle = {{{paper['collection-title']}}}" in card
+    assert f"pages     = {{{paper['start']}-{paper['end']}}}" in card
+
+
+def test_the_changelog_knows_this_version():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    version = re.search(r'^version = "(.*)"$', project, re.MULTILINE)[1]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(version)}\b", changelog, re.MULTILINE)
