@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from hf_kd import ErasedModel
+from hf_kd import ErasedModel, ReadOptions
 from tests.conftest import make_dataset
 from tests.helpers.taught import taught
 
@@ -29,7 +29,7 @@ import json, sys
 import torch
 from hf_kd.data import process_state
 from datasets import load_from_disk
-from hf_kd import ErasedModel
+from hf_kd import ErasedModel, ReadOptions
 
 model_dir, data_dir, out, method, form = sys.argv[1:6]
 state = process_state()
@@ -44,7 +44,7 @@ elif form == "loader":
     )
 model = ErasedModel.from_pretrained(model_dir)
 options = {"esc": {"k": 2}, "esc-per-class": {"k": 1, "per_class": True}, "esc-t": {"lr": 1.0, "epochs": 3}}[method]
-model.erase(data, method.removesuffix("-per-class"), batch_size=4, progress=False, **options)
+model.erase(data, method.removesuffix("-per-class"), reading=ReadOptions(batch_size=4), progress=False, **options)
 model.save_pretrained(out, is_main_process=state.is_main_process)
 state.wait_for_everyone()
 if state.is_main_process:
@@ -102,7 +102,9 @@ def test_two_processes_save_the_model_of_one(folders, vit, processor, method, fo
     if form == "loader":
         data = loader_of(data["label"])
     alone = ErasedModel.from_model(vit, processor)
-    alone.erase(data, method.removesuffix("-per-class"), batch_size=4, progress=False, **OPTIONS[method])
+    alone.erase(
+        data, method.removesuffix("-per-class"), reading=ReadOptions(batch_size=4), progress=False, **OPTIONS[method]
+    )
     together = ErasedModel.from_pretrained(out)
     one, two = alone.state_dict(), together.state_dict()
     assert one.keys() == two.keys()
@@ -122,7 +124,7 @@ import json, sys
 import torch
 from hf_kd.data import process_state
 from datasets import load_from_disk
-from hf_kd import ErasedModel
+from hf_kd import ErasedModel, ReadOptions
 
 model_dir, data_dir, retain_dir, out = sys.argv[1:5]
 state = process_state()
@@ -151,7 +153,7 @@ def test_retained_images_and_further_views_are_read_by_two_processes_as_by_one(f
     pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for method, more in (("leace", {"retain": load_from_disk(folders / "retain")}), ("cover", {"m": 3})):
         alone = ErasedModel.from_model(copy.deepcopy(vit), processor)
-        alone.erase(load_from_disk(folders / "both"), method, batch_size=4, progress=False, **more)
+        alone.erase(load_from_disk(folders / "both"), method, reading=ReadOptions(batch_size=4), progress=False, **more)
         together = ErasedModel.from_pretrained(folders / "out" / method)
         one, two = alone.state_dict(), together.state_dict()
         assert one.keys() == two.keys()

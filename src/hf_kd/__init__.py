@@ -30,6 +30,7 @@ __all__ = [
     "Eraser",
     "Erasure",
     "Method",
+    "ReadOptions",
     "RetentionReport",
     "SecondMoment",
     "audit_features",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "ReadOptions": ".features.reader",
     "RetentionReport": ".audit",
     "audit_features": ".audit",
     "knowledge_retention": ".metrics",

@@ -88,6 +88,12 @@ class MissingPackageError(HfKdError, ImportError):
     """An optional package that is not installed; the message says how to install it."""
 
 
+def shortened(value: object, most: int = 80) -> str:
+    """The `repr` of a value for a message: at most `most` characters, however long a text, a list or an array is."""
+    text = repr(value[: most + 1] if isinstance(value, str | bytes | list | tuple) else value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def has_package(package: str) -> bool:
     """Whether an optional package is installed, without importing it."""
     return find_spec(package.partition(".")[0]) is not None

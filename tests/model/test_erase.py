@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from hf_kd import ESC, ESCT, ErasedModel, SecondMoment
+from hf_kd import ESC, ESCT, ErasedModel, ReadOptions, SecondMoment
 from hf_kd.errors import LabelMismatchError, UnreadableImageError
 from tests.conftest import make_dataset, picture, randomise
 
@@ -34,7 +34,7 @@ def test_the_directions_are_those_of_the_forget_features(model, processor, forge
     erased = ErasedModel.from_model(model, processor)
     images = processor([image.convert("RGB") for image in forget["image"]], return_tensors="pt")["pixel_values"]
     h = erased.pooled_features(images)
-    erased.erase(forget, k=3, batch_size=7, progress=False)
+    erased.erase(forget, k=3, reading=ReadOptions(batch_size=7), progress=False)
     u = SecondMoment.of(h).principal_directions()[0][:, :3]
     residual = u - erased.sites[0].eraser.directions.double() @ (erased.sites[0].eraser.directions.double().T @ u)
     assert float(torch.linalg.svdvals(residual)[0]) < 1e-6
@@ -189,11 +189,13 @@ def test_cast_to_bfloat16_keeps_erasing(model, processor, forget, pixels):
 
 def test_mixed_precision_of_the_pass(vit, processor, forget):
     plain = ErasedModel.from_model(copy.deepcopy(vit), processor).erase(forget, k=1, progress=False)
-    mixed = ErasedModel.from_model(vit, processor).erase(forget, k=1, mixed_precision="bf16", progress=False)
+    mixed = ErasedModel.from_model(vit, processor).erase(
+        forget, k=1, reading=ReadOptions(mixed_precision="bf16"), progress=False
+    )
     cosine = float((plain.sites[0].eraser.directions * mixed.sites[0].eraser.directions).sum())
     assert cosine > 0.999
     with pytest.raises(ValueError, match="mixed_precision='fp8'"):
-        ErasedModel.from_model(vit_copy(vit), processor).erase(forget, mixed_precision="fp8")
+        ErasedModel.from_model(vit_copy(vit), processor).erase(forget, reading=ReadOptions(mixed_precision="fp8"))
 
 
 def vit_copy(vit):
@@ -228,7 +230,13 @@ def unreadable(row: int) -> Dataset:
         (lambda: make_dataset([0, 1, 2, 3, 4] * 8), {"k": 1}, ValueError, "all 5 classes"),
         (lambda: make_dataset([2] * 20), {"strength": 3}, TypeError, "no option strength"),
         (lambda: make_dataset([2] * 20), {"method": "esq"}, ValueError, "Unknown method 'esq'"),
-        (lambda: make_dataset([2] * 20), {"image_column": "img"}, ValueError, "'img'"),
+        (lambda: make_dataset([2] * 20), {"reading": ReadOptions(image_column="img")}, ValueError, "'img'"),
+        (
+            lambda: make_dataset([2] * 20),
+            {"image_column": "img"},
+            TypeError,
+            r"reading=ReadOptions\(image_column='img'\)",
+        ),
         (
             lambda: make_dataset([2] * 20, names=["v", "w", "x", "y", "z"]),
             {"method": "esc-t"},
@@ -253,7 +261,7 @@ def test_labels_that_do_not_match_do_not_matter_to_esc(vit, processor):
     data = make_dataset([2] * 20, names=["v", "w", "x", "y", "z"])
     erased = ErasedModel.from_model(vit, processor).erase(data, k=1, progress=False)
     assert erased.erasures[0].classes is None
-    erased.erase(data, "esc-t", label_mapping={"x": "cat"}, epochs=1, progress=False)
+    erased.erase(data, "esc-t", reading=ReadOptions(label_mapping={"x": "cat"}), epochs=1, progress=False)
     assert erased.erasures[1].classes == (2,)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, pipeline
 
-from hf_kd import ESC, ErasedModel
+from hf_kd import ESC, ErasedModel, ReadOptions
 from hf_kd.features.taps.site import MASKED_LOGIT
 from hf_kd.methods.erasers.cover import CoverMap
 from hf_kd.model import label_mask as masking
@@ -346,5 +346,7 @@ def test_a_configuration_that_masks_what_is_not_there_is_damaged(vit, processor,
 def test_masks_are_those_of_the_classes_of_the_model_whatever_the_data_set_calls_them(vit, processor, pixels):
     data = make_dataset([1] * 20, names=("x", "felines"))
     erased = ErasedModel.from_model(vit, processor)
-    erased.erase(data, k=1, mask_head=True, label_mapping={"felines": "cat", "x": "ape"}, progress=False)
+    erased.erase(
+        data, k=1, mask_head=True, reading=ReadOptions(label_mapping={"felines": "cat", "x": "ape"}), progress=False
+    )
     assert erased.config.masked == [2]

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_kd import ErasedModel, train_original, unlearn
 from hf_kd.features.heads import predictions
-from hf_kd.features.reader import ImageReader
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.model.train import PRETRAINED, RECIPES, with_labels
 from tests.conftest import NAMES, labelled, make_dataset, randomise
@@ -128,7 +128,7 @@ def test_the_models_labels_stay_where_they_are_the_data_sets(vit, processor, dat
     assert not trained.config.hf_kd_trained["new_head"]
     mapping = {"cat": "bee", "fox": "elk", "gnu": "ape"}
     named = make_dataset([0, 1, 2] * 4, names=OTHER)
-    mapped = train_original(vit, named, processor=processor, label_mapping=mapping, **QUICK)
+    mapped = train_original(vit, named, processor=processor, reading=ReadOptions(label_mapping=mapping), **QUICK)
     assert list(mapped.config.id2label.values()) == NAMES
     unnamed = type(vit)(type(vit.config)(**{**vit.config.to_dict(), "id2label": {i: f"LABEL_{i}" for i in range(5)}}))
     assert list(train_original(unnamed, data, processor=processor, **QUICK).config.id2label.values()) == NAMES

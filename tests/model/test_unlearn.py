@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_kd import ErasedModel, unlearn, unlearning_methods
+from hf_kd import ErasedModel, train_original, unlearn, unlearning_methods
 from hf_kd.data.samples import Samples
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.unlearning.base import make_unlearning_method
@@ -69,7 +69,7 @@ def test_weights_in_bfloat16_are_changed_as_finely_as_in_float32(name, task):
 def test_mixed_precision_gives_finite_float32_weights(name, vit, processor):
     forget, retain = make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3)
     changed = unlearn(
-        vit, forget, name, retain=retain, processor=processor, mixed_precision="bf16", **options(name)
+        vit, forget, name, retain=retain, processor=processor, reading=ReadOptions(mixed_precision="bf16"), **options(name)
     )  # fmt: skip
     state = changed.state_dict()
     assert all(tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in state.values())
@@ -285,3 +285,21 @@ def test_fresh_weights_do_not_depend_on_the_precision_of_the_original(vit):
     single = fresh_model(vit, 0).state_dict()
     half = fresh_model(copy.deepcopy(vit).to(torch.bfloat16), 0).state_dict()
     assert all(torch.equal(tensor.to(torch.bfloat16), half[key]) for key, tensor in single.items())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"image_column": "img"},
+        {"label_column": "y"},
+        {"label_mapping": {0: 1}},
+        {"mixed_precision": "bf16"},
+        {"num_workers": 1},
+    ],
+)
+def test_how_images_are_read_is_said_in_one_place(vit, processor, forget, option):
+    (name,) = option
+    with pytest.raises(TypeError, match=rf"reading=ReadOptions\({name}="):
+        unlearn(vit, forget, "neggrad", processor=processor, progress=False, **option)
+    with pytest.raises(TypeError, match=rf"reading=ReadOptions\({name}="):
+        train_original(vit, forget, processor=processor, progress=False, **option)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def make(
     options = dict(row.options) | ({"seed": seed} if row.has_seed else {})
     with _collecting(model, row.collect_in, seed):
         model.erase(
-            forget, row.name, **wants, **vars(settings), **options, whole_classes=problem.probe_test is not None
+            forget, row.name, **wants, reading=settings, **options, whole_classes=problem.probe_test is not None
         )
     record = model.erasures[-1]
     return model, {"features": record.feature_seconds, "fit": record.fit_seconds}
@@ -84,9 +85,8 @@ def records_of(model: ErasedModel) -> list[dict[str, Any]]:
 def _with_other_weights(
     row: Row, seed: int, experiment: Experiment, start: ErasedModel, forget: Any, retain: Any, settings: ReadOptions
 ) -> tuple[ErasedModel, Seconds]:
-    reading = {name: value for name, value in vars(settings).items() if name != "batch_size"}
-    reading["mixed_precision"] = experiment.train_precision or experiment.mixed_precision
-    stock = unlearn(start, forget, row.name, retain=retain, **reading, **row.settings(seed))
+    reading = replace(settings, mixed_precision=experiment.train_precision or experiment.mixed_precision)
+    stock = unlearn(start, forget, row.name, retain=retain, reading=reading, **row.settings(seed))
     model = ErasedModel.from_model(stock, processor=start.processor)
     record = records_of(model)[-1]
     return model, {"features": record["feature_seconds"], "fit": record["fit_seconds"]}

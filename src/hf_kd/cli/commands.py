@@ -86,7 +86,7 @@ def erase(model_name: str, source: str, request: Request) -> dict[str, Any] | No
         retain=retain,
         mask_head=request.mask_head,
         erased_label=request.erased_label,
-        **vars(settings),
+        reading=settings,
     )
     accuracy = head_accuracy(model, source, ids, settings, request.test_split) if request.test_split else None
     if state.is_main_process:
@@ -169,7 +169,7 @@ def unlearn(model_name: str, source: str, request: Request, retain_limit: int | 
     forget, ids = _forget_rows(data, request)
     retain = _retained_rows(data, request, ids, retain_limit)
     model = _load(model_name, request, state)
-    changed = weights_changed(model, forget, method, retain=retain, **_training_settings(request))
+    changed = weights_changed(model, forget, method, retain=retain, reading=_settings(request))
     accuracy = None
     if request.test_split:
         after = ErasedModel.from_model(changed, processor=model.processor)
@@ -209,7 +209,7 @@ def train_original(
         recipe,
         processor=processor,
         from_scratch=fresh,
-        **_training_settings(request),
+        reading=_settings(request),
         **request.options,
     )
     if state.is_main_process:
@@ -255,8 +255,9 @@ def verify(source: str, dataset: str | None, request: Request, base: str | None)
     data = load_source(dataset, split=request.split)
     forget, ids = _forget_rows(data, request)
     retain = _retained_rows(data, request, ids, request.retain_limit) if ids else None
-    reading = vars(_settings(request))
-    return verify_source(source, forget, retain=retain, base=base, revision=request.revision, **reading)
+    return verify_source(
+        source, forget, retain=retain, base=base, revision=request.revision, reading=_settings(request)
+    )
 
 
 def publish_metric(repo_id: str, private: bool | None = None) -> Published:
@@ -312,12 +313,6 @@ def _settings(request: Request) -> ReadOptions:
         request.num_workers,
         request.progress,
     )
-
-
-def _training_settings(request: Request) -> dict[str, Any]:
-    """Reading settings of methods that train, whose batch size is an option of their own."""
-    settings = {name: value for name, value in vars(_settings(request)).items() if name != "batch_size"}
-    return settings | {"mixed_precision": request.mixed_precision or "no"}
 
 
 def _forget_ids(model: ErasedModel, source: str, request: Request) -> list[int]:

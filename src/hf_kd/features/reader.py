@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from hf_kd.data.loader import LoaderShare, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.data.samples import Samples
 from hf_kd.data.views import apply_view
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidTypeError, InvalidValueError, shortened
 from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
@@ -53,6 +53,34 @@ class ReadOptions:
     mixed_precision: str | None = None
     num_workers: int | None = None
     progress: bool = True
+
+    @classmethod
+    def given(
+        cls,
+        reading: ReadOptions | None,
+        progress: bool = True,
+        others: Mapping[str, Any] | None = None,
+        own: Sequence[str] = (),
+    ) -> ReadOptions:
+        """The options that a function was given as `reading` and `progress`.
+
+        Args:
+            reading: As the user gave them; None for the defaults.
+            progress: False shows no bar, whatever `reading` says.
+            others: The function's further keywords, among which none may be one of these options.
+            own: Those of them that are the function's own.
+
+        Raises:
+            TypeError: For an option of reading among `others`.
+        """
+        stray = [field.name for field in fields(cls) if field.name in (others or {}) and field.name not in own]
+        if stray:
+            shown = ", ".join(f"{name}={shortened(others[name], 40)}" for name in stray)
+            raise InvalidTypeError(
+                f"How images are read is said in one place: reading=ReadOptions({shown}), not {', '.join(stray)} on its own."
+            )
+        reading = reading or cls()
+        return reading if progress else replace(reading, progress=False)
 
 
 @dataclass(frozen=True)

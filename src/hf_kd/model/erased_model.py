@@ -211,12 +211,7 @@ class ErasedModel(PreTrainedModel):
         forget: Any,
         method: str | Method = "esc",
         *,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        label_mapping: Mapping[Any, Any] | None = None,
-        batch_size: int | None = None,
-        mixed_precision: str | None = None,
-        num_workers: int | None = None,
+        reading: ReadOptions | None = None,
         progress: bool = True,
         whole_classes: bool = True,
         retain: Any = None,
@@ -229,8 +224,8 @@ class ErasedModel(PreTrainedModel):
         forget: `datasets.Dataset` or `IterableDataset`, list of PIL images, or a `DataLoader` of dict batches with the
             model's own input names and optional `labels`.
         method: "esc", "esc-t", the name of a registered method, or a Method with its settings.
-        label_mapping: from the data set's labels (names or ids) to the model's, where names do not match.
-        mixed_precision: "no", "fp16" or "bf16" for the forward pass; statistics are float64 in any case.
+        reading: how images are read: columns, label mapping, batch size, precision of the forward pass, ...
+        progress: False shows no bar, whatever `reading` says.
         whole_classes: False for samples of classes that stay; the record then names no classes.
         retain: images of the classes that stay, for methods that read them ("leace", "mean-difference", ...).
         mask_head: whether the forgotten classes are never answered again (probability 0); by default as the method says.
@@ -241,9 +236,7 @@ class ErasedModel(PreTrainedModel):
         model stays as it was. Raises ValueError for an empty or unreadable forget set, for features that are not finite,
         for labels the model does not know (methods that need them), and for a request to forget every class.
         """
-        options = ReadOptions(
-            image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress
-        )
+        options = ReadOptions.given(reading, progress, method_options)
         fitted, erasure = fit_erasers(self, forget, method, options, method_options, whole_classes, retain)
         device = next(self.inner.parameters()).device
         fitted = [eraser.to(device) for eraser in fitted]

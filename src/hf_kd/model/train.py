@@ -55,11 +55,7 @@ def train_original(
     *,
     processor: Any = None,
     from_scratch: bool | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    label_mapping: Mapping[Any, Any] | None = None,
-    mixed_precision: str = "no",
-    num_workers: int | None = None,
+    reading: ReadOptions | None = None,
     progress: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
@@ -67,14 +63,15 @@ def train_original(
 
     recipe: a key of `RECIPES` or a `Retrain`; options overrule its settings (epochs, lr, seed, ...).
     from_scratch: start from fresh weights instead of the model's own; by default so, but for the recipes of `PRETRAINED`.
-    label_mapping: from the data set's labels to the model's. With it, and where the data set has just the labels of the
-        model, the model's labels stay; otherwise the result has the data set's labels and a new head.
+    reading: how images are read. With a label mapping, and where the data set has just the labels of the model, the
+        model's labels stay; otherwise the result has the data set's labels and a new head.
 
     The rest is as in `unlearn`. The last epoch's weights are taken: the published code keeps the epoch that is best on the
     test images. Raises ValueError for an unknown recipe, images without labels, a setting out of range, an erased model
     and a model without a classification head, and TypeError for an unknown option.
     """
     name = recipe if isinstance(recipe, str) else None
+    reading = ReadOptions.given(reading, progress, options, own=["batch_size"])
     chosen = _recipe(recipe, options)
     fresh = name not in PRETRAINED if from_scratch is None else from_scratch
     if chosen.init is not None and not fresh:
@@ -82,7 +79,6 @@ def train_original(
             f"init={chosen.init!r} and the model's own weights are two places to start from; give one."
         )
     student = student_of(model, processor)
-    reading = ReadOptions(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
     names = _new_labels(student, data, reading)
     if names is not None:
         logger.info(f"The head is new: {len(names)} labels of the data set instead of {student.config.num_labels}.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,11 +34,7 @@ def unlearn(
     *,
     retain: Any = None,
     processor: Any = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    label_mapping: Mapping[Any, Any] | None = None,
-    mixed_precision: str = "no",
-    num_workers: int | None = None,
+    reading: ReadOptions | None = None,
     progress: bool = True,
     **method_options: Any,
 ) -> PreTrainedModel:
@@ -48,7 +43,8 @@ def unlearn(
     forget, retain: labelled images, anything `ErasedModel.erase` takes. retain is D_r or the part of it that may be used.
     method: a name in `hf_kd.unlearning_methods()` or a method with its settings; method_options are its hyper-parameters.
     processor: the image processor, where `model` is not an ErasedModel that has one.
-    mixed_precision: "no", "bf16" or "fp16" for the forward passes.
+    reading: how images are read, and the precision of the forward passes. Images a step: `batch_size` of the method.
+    progress: False shows no bar, whatever `reading` says.
 
     Runs on the device of `model`; under `accelerate launch` each process takes its part of every batch and gradients are
     averaged. Raises ValueError for an unknown method or option, missing labels or retained images, labels the model does
@@ -58,8 +54,8 @@ def unlearn(
         raise InvalidValueError(
             f"{method!r} fits an eraser and leaves weights alone: ErasedModel.from_model(model).erase(images, {method!r})."
         )
+    options = ReadOptions.given(reading, progress, method_options, own=["batch_size"])
     method = make_unlearning_method(method, **method_options)
-    options = ReadOptions(image_column, label_column, label_mapping, None, mixed_precision, num_workers, progress)
     student = student_of(model, processor)
     before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
@@ -84,9 +80,9 @@ def unlearn(
         rank_removed=(),
         condition_number=(),
         sha256=(),
-        dtype=mixed_precision
-        if mixed_precision != "no"
-        else str(next(stock.parameters()).dtype).removeprefix("torch."),
+        dtype=str(next(stock.parameters()).dtype).removeprefix("torch.")
+        if options.mixed_precision in (None, "no")
+        else options.mixed_precision,
         feature_seconds=round(between - started, 3),
         fit_seconds=round(finished - between, 3),
         processes=process_state().num_processes,

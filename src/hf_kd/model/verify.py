@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError, MissingFileError
+from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import inner_digest
 from hf_kd.hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
 from hf_kd.methods.erasers.base import Composition, Eraser, Method, make_method
@@ -64,7 +65,7 @@ def verify(
     base: str | None = None,
     revision: str | None = None,
     token: str | None = None,
-    **reading: Any,
+    reading: ReadOptions | None = None,
 ) -> Verification:
     """Recompute every hash of a receipt; with the forget set, carry the erasure out again and compare the erasers.
 
@@ -72,7 +73,7 @@ def verify(
         requests a list with the forget set of each, in order. retain: the images of the classes that stay, where a
         method read them; of several such requests a list, in order. base: the model before erasing (name or folder):
         compares its weights with the receipt; needed to repeat the erasure of a folded checkpoint.
-    reading: as in `ErasedModel.erase`.
+    reading: how images are read, as in `ErasedModel.erase`; by default without a bar.
 
     Raises FileNotFoundError where there is no receipt or no weights, and ValueError for a damaged one and for
     a request that read retained images where none are given.
@@ -170,7 +171,7 @@ def _again(
     original: ErasedModel | None,
     forget: Any,
     retain: Any,
-    reading: dict[str, Any],
+    reading: ReadOptions | None,
 ) -> list[Check]:
     """Carry all requests out again, on the same weights, and compare what comes out with what was published."""
     records = [Erasure.from_dict(record) for record in content["erasures"]]
@@ -187,6 +188,7 @@ def _again(
         )
     methods = [make_method(record.method, **record.settings) for record in records]
     stay = _retained_sets(methods, retain)
+    reading = reading or ReadOptions(progress=False)
     published: list[Any] = []
     if not content["folded"]:
         model = ErasedModel.from_pretrained(folder)
@@ -201,9 +203,7 @@ def _again(
     for record, method, images, others in zip(records, methods, sets, stay, strict=True):
         asked = {"mask_head": record.masked, "erased_label": record.erased_label} if record.masked is not None else {}
         whole = record.classes is not None
-        model.erase(
-            images, method, retain=others, whole_classes=whole, **asked, **{"progress": False} | reading
-        )  # fmt: skip
+        model.erase(images, method, retain=others, whole_classes=whole, reading=reading, **asked)
     checks = []
     for n, (old, new) in enumerate(zip(records, model.erasures, strict=True), 1):
         for what, told, found in (
