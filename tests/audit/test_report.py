@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 
 from hf_kd.audit.audit_features import audit_features
-from hf_kd.audit.report import SCHEMA_VERSION, SECTIONS, RetentionReport, Score
+from hf_kd.audit.report import RetentionReport
+from hf_kd.audit.report_data import SCHEMA_VERSION
+from hf_kd.audit.schema import SECTIONS, Score
 from hf_kd.metrics.linear_probe import knowledge_retention
 from tests.metrics.planted import planted
 

@@ -107,7 +107,7 @@ def test_identities_are_found_until_they_share_a_place_with_everybody():
 
 
 def test_identities_are_sampled_and_say_so(monkeypatch):
-    from hf_kd.audit.sections.identities import identities as identity_scores
+    from hf_kd.audit.sections import identities as identity_scores
 
     monkeypatch.setattr(identity_scores, "MOST_QUERIES", 40)
     monkeypatch.setattr(identity_scores, "MOST_ENROLLED", 30)

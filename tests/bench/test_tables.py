@@ -170,7 +170,7 @@ def test_no_name_covers_another_or_a_point(many):
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    from hf_kd.audit.figures import STYLE
+    from hf_kd.audit.plotting import STYLE
     from hf_kd.bench.figures import FIGURES
 
     rows = lines(*many)

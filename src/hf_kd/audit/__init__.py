@@ -4,6 +4,7 @@
 """
 
 from .audit_features import audit_features
-from .report import RetentionReport, Score, Section
+from .report import RetentionReport
+from .schema import Score, Section
 
 __all__ = ["RetentionReport", "Score", "Section", "audit_features"]

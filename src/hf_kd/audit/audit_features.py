@@ -19,7 +19,8 @@ from hf_kd.metrics.attacks import attack_names
 from hf_kd.metrics.linear_probe import count_shared_rows
 
 from .measurement import Reading, mean_reading, read, unseen_data
-from .report import SECTIONS, RetentionReport, Section
+from .report import RetentionReport
+from .schema import SECTIONS, Section
 from .sections import features as behaviour
 from .sections import head as heads
 from .sections import retention as sections

@@ -31,7 +31,8 @@ from hf_kd.metrics.attacks import attack_names, views_needed
 from .audit_features import audit_features
 from .classes import forgotten_labels, resolved_labels
 from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
-from .report import RetentionReport, Section
+from .report import RetentionReport
+from .schema import Section
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from hf_kd.errors import require
 
+from .plotting import STYLE, short
+
 STATED = 8.5
 """Font size of titles."""
 
@@ -55,8 +57,6 @@ def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], pa
     name: the forgotten class; answers [n]: what is answered after erasing. Raises ImportError without matplotlib.
     """
     rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
-    from .figures import STYLE, short
-
     name = short(name, 18)
 
     columns = [

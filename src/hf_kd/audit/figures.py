@@ -1,8 +1,4 @@
-"""Figures of a report: what the numbers look like, for a card or a paper. Needs the optional extra `figures`.
-
-Colours are Okabe and Ito's, which readers with any colour vision tell apart, and every series also has its own marker,
-hatch or line, so that the figures survive a black-and-white printer. Originals are blue, erased orange, references green.
-"""
+"""Figures of a report: what the numbers look like, for a card or a paper. Needs the optional extra `figures`."""
 
 from __future__ import annotations
 
@@ -14,30 +10,14 @@ import numpy as np
 
 from hf_kd.errors import require
 
-from .report import RetentionReport
+from .plotting import BLACK, BLUE, GREY, ORANGE, STYLE, VERSIONS, short
+from .report_data import ReportData
 
-BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#000000"
-VERSIONS = {
-    "original": (BLUE, "o", "-", ""),
-    "erased": (ORANGE, "s", "--", "//"),
-    "reference": (GREEN, "^", ":", ".."),
-}
-"""Colour, marker, line style and hatch of each version."""
-
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
-    "legend.frameon": False,
-}
 MOST_MARKED = 6
 """Classes beside the forgotten ones that t-SNE names."""
 
 
-def draw(report: RetentionReport, directory: str | Path) -> tuple[Path, ...]:
+def draw(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
     """Draw every figure whose numbers the report has into `directory`, as PNG, and return the files.
 
     `recovery.png` (Fig. 1), `label_efficiency.png`, `class_means.png` (Fig. 3), `norms.png`, `layer_profile.png`, and
@@ -58,7 +38,7 @@ def draw(report: RetentionReport, directory: str | Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def recovery(report: RetentionReport, figure_class: Any) -> Any:
+def recovery(report: ReportData, figure_class: Any) -> Any:
     """Fig. 1: how much of the original head's accuracy on D_ft each probe reads, beside the head itself."""
     section = report.section("recovery")
     if not section.scores:
@@ -96,7 +76,7 @@ def recovery(report: RetentionReport, figure_class: Any) -> Any:
     return figure
 
 
-def label_efficiency(report: RetentionReport, figure_class: Any) -> Any:
+def label_efficiency(report: ReportData, figure_class: Any) -> Any:
     """Recall minus false alarms of the best attacker against the labelled images of the forgotten class it has."""
     points = [score for score in report.section("label_efficiency").scores if score.name == "advantage"]
     if len(points) < 2:
@@ -134,7 +114,7 @@ def label_efficiency(report: RetentionReport, figure_class: Any) -> Any:
     return figure
 
 
-def class_means(report: RetentionReport, figure_class: Any) -> Any:
+def class_means(report: ReportData, figure_class: Any) -> Any:
     """Fig. 3: cosines between class means, original against original and against erased, with the means' lengths.
 
     The paper's right panel erases every class with an eraser of its own: the third, where the method allows it.
@@ -183,7 +163,7 @@ def class_means(report: RetentionReport, figure_class: Any) -> Any:
     return figure
 
 
-def norms(report: RetentionReport, figure_class: Any) -> Any:
+def norms(report: ReportData, figure_class: Any) -> Any:
     """Histograms of the feature norms of forgotten and other test samples, original and erased."""
     numbers = report.plots.get("norms")
     if not numbers:
@@ -203,7 +183,7 @@ def norms(report: RetentionReport, figure_class: Any) -> Any:
     return figure
 
 
-def layer_profile(report: RetentionReport, figure_class: Any) -> Any:
+def layer_profile(report: ReportData, figure_class: Any) -> Any:
     """The converged probe at every block and at the tap, where alone the eraser acts: open markers."""
     section = next((section for section in report.sections if section.key == "layers"), None)
     if section is None or not section.scores:
@@ -256,7 +236,7 @@ def _without_common_start(names: list[str]) -> list[str]:
     return [name if name == "tap" else ".".join(name.split(".")[same:]) for name in names]
 
 
-def tsne(report: RetentionReport, figure_class: Any) -> Any:
+def tsne(report: ReportData, figure_class: Any) -> Any:
     """t-SNE of a few hundred test samples, original and erased fitted together so that places can be compared."""
     samples = report.plot_samples
     if samples is None or len(samples.labels) < 30:
@@ -299,7 +279,7 @@ def tsne(report: RetentionReport, figure_class: Any) -> Any:
     return figure
 
 
-FIGURES: dict[str, Callable[[RetentionReport, Any], Any]] = {
+FIGURES: dict[str, Callable[[ReportData, Any], Any]] = {
     "recovery": recovery,
     "label_efficiency": label_efficiency,
     "class_means": class_means,
@@ -318,12 +298,7 @@ def _share(value: float | None, whole: float) -> float | None:
     return None if value is None else 100 * value / whole
 
 
-def _name(report: RetentionReport, version: str) -> str:
+def _name(report: ReportData, version: str) -> str:
     if version == "erased":
         return report.treatment
     return f"reference ({report.reference})" if version == "reference" else version
-
-
-def short(name: str, most: int = 14) -> str:
-    name = name.partition(",")[0]
-    return name if len(name) <= most else name[: most - 1] + "…"

@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .report import RetentionReport, Score, Section
+from .report_data import ReportData
+from .schema import Score, Section
 
 WIDTH = 80
 """Columns of the screen."""
@@ -84,7 +85,7 @@ def number(value: float | None, unit: str = "%", sd: float | None = None) -> str
     return f"{value:.2f}" + (f" ± {sd:.2f}" if sd else "")
 
 
-def screen(report: RetentionReport) -> Group:
+def screen(report: ReportData) -> Group:
     """The console form: converged KR and the strongest attack first, the rest in brief; at most 80 columns wide."""
     columns = [("", "left"), (report.treatment, "right"), ("original", "right")]
     if report.reference != "none":
@@ -144,7 +145,7 @@ def screen(report: RetentionReport) -> Group:
     return Group(table, *(Text(note, style="dim") for note in _footnotes(report)))
 
 
-def _footnotes(report: RetentionReport) -> list[str]:
+def _footnotes(report: ReportData) -> list[str]:
     counts = ", ".join(f"{name} {count:,}" for name, count in report.samples.items())
     seeds = f"; mean ± sd of {report.seeds} seeds" if report.seeds > 1 else ""
     notes = [f"Accuracies in %. {counts}; d = {report.dimension}{seeds}."]
@@ -163,12 +164,12 @@ def _some_points(section: Section) -> list[Score]:
     return [*few, *points[-1:]]
 
 
-def _converged(report: RetentionReport) -> bool:
+def _converged(report: ReportData) -> bool:
     settings = report.section("converged").settings
     return all(fit["converged"] for fit in settings.values())
 
 
-def _forgotten(report: RetentionReport) -> str:
+def _forgotten(report: ReportData) -> str:
     labels = [report.label(label) for label in report.forget_labels]
     if len(labels) > 3:
         return f"{len(labels)} classes"
@@ -178,7 +179,7 @@ def _forgotten(report: RetentionReport) -> str:
 # Markdown
 
 
-def markdown(report: RetentionReport, heading: int = 2) -> str:
+def markdown(report: ReportData, heading: int = 2) -> str:
     """Every section in reading order, a table each, with its notes."""
     lines = [f"{'#' * heading} Retention audit: what is left of {_forgotten(report)}", ""]
     lines += [f"- {note}" for note in (*_footnotes(report), *report.notes)]
@@ -199,7 +200,7 @@ def markdown(report: RetentionReport, heading: int = 2) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _long(report: RetentionReport, section: Section) -> list[str]:
+def _long(report: ReportData, section: Section) -> list[str]:
     """A row for each score."""
     versions = _versions(report, section.scores)
     head = ["", *(title for title, _ in versions), "chance", "forgetting"]
@@ -228,7 +229,7 @@ def _shown(section: Section, most: int = 30) -> list[Score]:
     return [score for score in section.scores if score not in classes or score.group in kept]
 
 
-def _wide(report: RetentionReport, section: Section) -> list[str]:
+def _wide(report: ReportData, section: Section) -> list[str]:
     """A row for each group and a column for each score of it, erased / original / reference in one cell."""
     names = list(dict.fromkeys(score.name for score in section.scores))
     lines: list[str] = []
@@ -247,7 +248,7 @@ def _wide(report: RetentionReport, section: Section) -> list[str]:
     return [*lines, ""]
 
 
-def _versions(report: RetentionReport, scores: Iterable[Score]) -> list[tuple[str, str]]:
+def _versions(report: ReportData, scores: Iterable[Score]) -> list[tuple[str, str]]:
     scores = list(scores)
     versions = [(report.treatment, "value"), ("original", "original")]
     if any(score.before_projection is not None for score in scores):

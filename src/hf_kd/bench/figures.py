@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_kd.audit.figures import STYLE
+from hf_kd.audit.plotting import STYLE
 from hf_kd.errors import require
 
 from .config import Experiment

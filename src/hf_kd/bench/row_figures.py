@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from hf_kd.audit.class_maps import panel
-from hf_kd.audit.figures import STYLE, class_means, tsne
+from hf_kd.audit.figures import class_means, tsne
 from hf_kd.audit.hidden_states import class_maps
+from hf_kd.audit.plotting import STYLE
 from hf_kd.audit.sections.features import plot_numbers, plot_samples
 from hf_kd.data.distributed import process_state
 from hf_kd.features.heads import apply_erasers

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_kd.audit.report import PlotSamples, Score, Section
+from hf_kd.audit.report_data import PlotSamples
+from hf_kd.audit.schema import Score, Section
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.nonlinear_probes import distinct_rows
 from hf_kd.metrics.repetition import repeated_vectors, share_changed

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_kd.audit.report import Score, Section
+from hf_kd.audit.schema import Score, Section
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._arrays import as_classes, as_logits
 from hf_kd.metrics._inputs import ArrayLike

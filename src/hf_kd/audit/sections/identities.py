@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_kd.audit.report import Score, Section
+from hf_kd.audit.schema import Score, Section
 from hf_kd.metrics._inputs import generator
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.identities import SIMILARITIES, open_set_identification, retrieval, verification

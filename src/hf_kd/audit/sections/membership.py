@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from hf_kd.audit.report import Score, Section
+from hf_kd.audit.schema import Score, Section
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._arrays import as_logits
 from hf_kd.metrics._inputs import ArrayLike

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_kd.audit.measurement import Reading, mean
-from hf_kd.audit.report import Score, Section
+from hf_kd.audit.schema import Score, Section
 from hf_kd.metrics.attack_data import AttackResult
 from hf_kd.metrics.attacks import ATTACKS
 from hf_kd.metrics.label_efficiency import RelativeArea, relative_area

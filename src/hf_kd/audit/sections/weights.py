@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_kd.audit.report import Score, Section
+from hf_kd.audit.schema import Score, Section
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._arrays import CHUNK, aligned_chunks, same_shape
 from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels

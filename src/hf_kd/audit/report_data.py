@@ -1,0 +1,149 @@
+"""The data of a report: its sections and what was audited, how they are looked up, and their form as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from hf_kd.errors import InvalidValueError, UnknownNameError
+
+from .schema import Score, Section, json_ready
+
+SCHEMA_VERSION = 1
+"""Of the JSON form; raised when a reader of the old form would misread the new one."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlotSamples:
+    """A few test features for the figures that need points; stays in memory and is not part of the JSON."""
+
+    original: np.ndarray
+    """[n, d]."""
+    erased: np.ndarray
+    """[n, d], the same samples."""
+    labels: np.ndarray
+    """[n]."""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What erased features still reveal about forgotten classes, and what it took to find out. Rates are in percent.
+
+    D_f and D_r are forgotten and retained training samples, D_ft and D_rt their test counterparts (paper, Table 1).
+    """
+
+    forget_labels: tuple[int, ...]
+    reference: str
+    """`none`; `retrained`: a model trained without the forgotten classes; `unseen`: classes never trained on."""
+    samples: Mapping[str, int]
+    """Numbers of samples: D_f, D_r, D_ft, D_rt."""
+    dimension: int
+    seeds: int
+    """Number of seeds behind means and standard deviations."""
+    sections: tuple[Section, ...]
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What concerns the audit as a whole, such as splits that overlap."""
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """What was audited, as far as the caller knows: model, erasures, taps."""
+    plots: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers behind the figures: cosines and lengths of class means, norm histograms."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Wall time of the probes and attacks, without the feature pass."""
+    plot_samples: PlotSamples | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "context", "plots", "versions"):
+            object.__setattr__(self, name, json_ready(getattr(self, name)))
+
+    # Reading
+
+    def section(self, key: str) -> Section:
+        """A section by its key; raises KeyError listing the keys."""
+        for section in self.sections:
+            if section.key == key:
+                return section
+        raise UnknownNameError(f"No section {key!r}; there are {', '.join(section.key for section in self.sections)}.")
+
+    def score(self, section: str, name: str, group: str | None = None) -> Score:
+        """One score; `group` (attack, class, number of labels) may be left out where the section has one row."""
+        for score in self.section(section).scores:
+            if score.name == name and group in (None, score.group):
+                return score
+        known = sorted({f"{s.group + ': ' if s.group else ''}{s.name}" for s in self.section(section).scores})
+        raise UnknownNameError(
+            f"No score {name!r} (group {group!r}) in {section}; there are {', '.join(known) or 'none'}."
+        )
+
+    def __iter__(self) -> Iterator[Score]:
+        return (score for section in self.sections for score in section.scores)
+
+    @property
+    def worst_case(self) -> Score:
+        """Recall of the strongest attacker, the one with the highest recall minus false alarms; `group` names it."""
+        return self.score("worst_case", "recall")
+
+    @property
+    def treatment(self) -> str:
+        """What was done to the audited model: "changed" where its weights were and no eraser stands in it, else "erased"."""
+        return "changed" if self.context.get("changes") and not self.context.get("erasures") else "erased"
+
+    def label(self, label: int) -> str:
+        """A class as the report names it: "3 (cat)"."""
+        name = self.class_names.get(label)
+        return f"{label} ({name})" if name else str(label)
+
+    # Keeping
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts and numbers; `plot_samples` is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plot_samples", "sections")}
+        values["class_names"] = {str(label): name for label, name in self.class_names.items()}
+        values["sections"] = [asdict(section) for section in self.sections]
+        return {"schema_version": SCHEMA_VERSION, "kind": "hf_kd.RetentionReport"} | json_ready(values)
+
+    def to_json(self, path: str | Path | None = None, indent: int | None = 1) -> str:
+        """The report as JSON text, written to `path` where one is given."""
+        text = json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; raises ValueError on another kind of object or a later schema."""
+        found = data.get("schema_version")
+        if data.get("kind") != "hf_kd.RetentionReport" or not isinstance(found, int):
+            raise InvalidValueError(
+                "This is no retention report: it lacks its kind and schema_version. Pass what to_json wrote."
+            )
+        if found > SCHEMA_VERSION:
+            raise InvalidValueError(
+                f"The report has schema version {found}, and this hf_kd reads up to {SCHEMA_VERSION}; install a later one."
+            )
+        values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        values["forget_labels"] = tuple(values["forget_labels"])
+        values["class_names"] = {int(label): name for label, name in values.get("class_names", {}).items()}
+        values["notes"] = tuple(values.get("notes", ()))
+        values["sections"] = tuple(
+            Section(
+                **{
+                    **section,
+                    "scores": tuple(Score(**score) for score in section["scores"]),
+                    "notes": tuple(section["notes"]),
+                }
+            )
+            for section in values["sections"]
+        )
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str | Path) -> Self:
+        """Load what `to_json` gave: the text itself, or a `Path` to it."""
+        return cls.from_dict(json.loads(text.read_text(encoding="utf-8") if isinstance(text, Path) else text))

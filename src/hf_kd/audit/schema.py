@@ -1,0 +1,112 @@
+"""What a report is made of: scores, each with its meaning, and the sections in which they are read together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hf_kd.errors import InvalidValueError
+
+SECTIONS = (
+    "converged",
+    "worst_case",
+    "label_efficiency",
+    "paper",
+    "head",
+    "recovery",
+    "attacks",
+    "layers",
+    "identities",
+    "membership",
+    "agreement",
+    "gap",
+    "similarity",
+    "weights",
+    "inputs",
+    "norms",
+)
+"""Keys of all sections in reading order: what misleads least comes first. A section can be empty but for a note; layers,
+identities, gap and weights are there only where they were asked for or can exist."""
+
+DIRECTIONS = {
+    "lower": "forgetting lowers it",
+    "higher": "higher is better: what should be kept was kept, or forgotten and kept are weighed together",
+    "chance": "forgetting moves it towards what the reference has; chance, where given, is no leak",
+    "none": "describes; neither way is forgetting",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number, measured on the erased features, beside the same number of other features."""
+
+    name: str
+    value: float | None
+    """On the erased features; None where it does not exist, and a note of the section says why."""
+    direction: str
+    """A key of `DIRECTIONS`."""
+    group: str = ""
+    """The row it belongs to in a table: the attack, the class, the number of labels."""
+    unit: str = "%"
+    chance: float | None = None
+    """What guessing gives; None where that is no fixed number."""
+    original: float | None = None
+    """The same score of the original model."""
+    reference: float | None = None
+    """The same score of what never knew the forgotten classes; see `RetentionReport.reference`."""
+    before_projection: float | None = None
+    """The same score on the features before the eraser; None where these are the original's."""
+    sd: float | None = None
+    """Standard deviation of `value` over seeds, or over what `settings["sd_over"]` names; None for a single seed or where
+    nothing depends on it."""
+    protocol: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise InvalidValueError(f"direction is {self.direction!r}; expected one of {', '.join(DIRECTIONS)}.")
+        for name in ("value", "original", "reference", "before_projection", "sd", "chance"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                raise InvalidValueError(
+                    f"{name} of score {self.name!r} is {number}; use None where there is no number."
+                )
+        object.__setattr__(self, "settings", json_ready(self.settings))
+
+
+@dataclass(frozen=True)
+class Section:
+    """Scores that are read together, and the sentences without which they would mislead."""
+
+    key: str
+    title: str
+    scores: tuple[Score, ...] = ()
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", json_ready(self.settings))
+
+    def rows(self) -> dict[str, tuple[Score, ...]]:
+        """Scores by group, in order."""
+        rows: dict[str, list[Score]] = {}
+        for score in self.scores:
+            rows.setdefault(score.group, []).append(score)
+        return {group: tuple(scores) for group, scores in rows.items()}
+
+
+def json_ready(value: Any) -> Any:
+    """Tuples to lists, arrays to lists, keys to strings: what JSON gives back unchanged."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return json_ready(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_ready(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
