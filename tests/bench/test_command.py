@@ -67,7 +67,7 @@ from hf_kd.data import process_state
 torch.set_num_threads(1)
 state = process_state()
 told = []
-store = bench(read_config(sys.argv[1]), sys.argv[2], progress=False, tell=told.append)
+store = bench(read_config(sys.argv[1]), sys.argv[2], progress=False, log=told.append)
 known = [None, None]
 torch.distributed.all_gather_object(known, [sorted(store.records), len(told)])
 if state.is_main_process:

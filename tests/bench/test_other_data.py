@@ -9,7 +9,7 @@ import torch
 
 from hf_kd.bench.config import Measures
 from hf_kd.bench.measure import Features, _change
-from hf_kd.bench.other_data import OtherData, never_seen, open_other
+from hf_kd.bench.other_data import OtherData, open_other, unseen_classes
 from hf_kd.bench.protocols import Problem
 from hf_kd.bench.run import bench
 from hf_kd.bench.tables import lines, markdown
@@ -57,17 +57,17 @@ def test_a_never_seen_class_stands_where_the_forgotten_one_stood():
     for name, place in (("far", torch.tensor([0, 0, 0, 0, 9.0, 9.0])), ("inside", means[2])):
         strangers = place + torch.randn(20, 6, generator=generator)
         other = OtherData(((strangers,), torch.full((20,), 7)), ((strangers,), torch.full((20,), 7)))
-        found[name] = never_seen(Features((own,), (own,)), problem_of(labels), 0, measures, other, seed=0)
+        found[name] = unseen_classes(Features((own,), (own,)), problem_of(labels), 0, measures, other, seed=0)
     assert found["far"]["KR D_ft"] == 100
     assert found["inside"]["KR D_ft"] < 50
     assert found["far"]["attacks"]["linear"]["recall"] == 100
     assert set(found["far"]["attacks"]) == {"linear"}, "strangers have no further views"
-    assert found["far"]["strangers"] == 1
+    assert found["far"]["unseen classes"] == 1
 
 
 def test_cells_with_transfer_and_strangers_in_a_table(one, other, tmp_path):
     experiment = one(
-        methods=["original", "never-seen", {"method": "esc", "k": 1}, {"method": "finetune", "epochs": 1}],
+        methods=["original", "unseen", {"method": "esc", "k": 1}, {"method": "finetune", "epochs": 1}],
         measure={
             "attacks": ["linear", "norm"],
             "membership": False,
@@ -80,15 +80,15 @@ def test_cells_with_transfer_and_strangers_in_a_table(one, other, tmp_path):
     assert all(not line.failed for line in by_label.values()), [line.failed for line in by_label.values()]
     for label in ("original", "esc (k=1)", "finetune (epochs=1)"):
         assert 0 <= by_label[label].values("transfer")[0] <= 100
-    assert by_label["never-seen"].values("strangers") == [2]
-    assert not by_label["never-seen"].values("D_ft"), "it has no head of its own"
+    assert by_label["unseen"].values("unseen classes") == [2]
+    assert not by_label["unseen"].values("D_ft"), "it has no head of its own"
     worst, named = (
         by_label["esc (k=1)"].values("worst/advantage")[0],
         by_label["esc (k=1)"].values("worst class/advantage"),
     )
     assert worst >= named[0], "allowing false alarms adds attackers"
     text = markdown(experiment, store)
-    assert "never-seen" in text
+    assert "unseen" in text
     assert "another data set" in text
     other_settings = one(methods=["original"], measure={"transfer": {"name": str(other), "limit": 6}})
     assert len(bench([other_settings], tmp_path / "out", progress=False).records) == 5, (
@@ -97,8 +97,8 @@ def test_cells_with_transfer_and_strangers_in_a_table(one, other, tmp_path):
 
 
 def test_the_row_needs_its_data_set(one):
-    with pytest.raises(ValueError, match="never-seen"):
-        one(methods=["never-seen"])
+    with pytest.raises(ValueError, match="unseen"):
+        one(methods=["unseen"])
     with pytest.raises(ValueError, match="takes"):
         one(methods=["original"], measure={"transfer": {"name": "x", "size": 3}})
 

@@ -15,9 +15,10 @@ import torch
 from hf_kd import ErasedModel
 from hf_kd.bench import write_tables
 from hf_kd.bench.build import make
+from hf_kd.bench.memory import PeakMemory
 from hf_kd.bench.protocols import make_problem
 from hf_kd.bench.run import bench
-from hf_kd.bench.store import Store
+from hf_kd.bench.store import Store, only_bench_in
 from hf_kd.bench.tables import markdown
 from hf_kd.data.labels import match_labels
 from hf_kd.features.reader import ReadOptions
@@ -31,7 +32,7 @@ def run(experiment, output, **options):
     """The store, and what was told of it."""
     told: list[str] = []
     experiments = experiment if isinstance(experiment, list) else [experiment]
-    return bench(experiments, output, progress=False, tell=told.append, **options), told
+    return bench(experiments, output, progress=False, log=told.append, **options), told
 
 
 def by_row(store) -> dict:
@@ -106,7 +107,7 @@ KILLED = """
         if text.startswith("[3/4]"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    bench(read_config(sys.argv[1]), sys.argv[2], progress=False, tell=tell)
+    bench(read_config(sys.argv[1]), sys.argv[2], progress=False, log=tell)
 """
 
 
@@ -407,3 +408,26 @@ def test_another_data_set_under_the_same_name_is_another_cell(one, place, tmp_pa
     started_cells = [started(run(one(dataset={"name": str(folder), "label_column": "label"}), tmp_path / "out")[1])
                      for folder in (place / "data", moved, changed)]  # fmt: skip
     assert [len(cells) for cells in started_cells] == [1, 0, 1]
+
+
+def test_a_second_bench_in_the_same_folder_is_refused_and_the_first_goes_on(one, tmp_path):
+    experiment = one(methods=["esc"], measure={"knowledge_retention": False, "membership": False})
+    with only_bench_in(tmp_path), pytest.raises(ValueError, match="Another bench is writing"):
+        run(experiment, tmp_path)
+    assert not (tmp_path / "results.jsonl").exists()
+    store, _ = run(experiment, tmp_path)
+    assert [record["status"] for record in store.records.values()] == ["ok"]
+
+
+def test_memory_of_a_method_is_what_it_took_above_what_was_held():
+    with PeakMemory() as memory:
+        before = torch.zeros(30 << 18)  # 30 MiB, held all the time
+        with memory.of_method():
+            torch.zeros(50 << 18)
+        torch.zeros(100 << 18)  # of no method
+    found = memory.mib()
+    if not found:
+        pytest.skip("this system does not let the peak of a process be cleared")
+    assert 45 <= found["method"] <= 60
+    assert found["process_peak"] - found["process_before"] >= 125
+    assert len(before)

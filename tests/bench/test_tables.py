@@ -121,12 +121,10 @@ def test_several_lines_of_an_error_are_one(one, results):
     assert "- esc, seed 0: ValueError: first second" in text
 
 
-def test_results_of_before_methods_were_watched_are_marked(one, results):
+def test_memory_that_is_not_known_is_a_dash(one, results):
     experiment = one(methods=["esc"])
-    old = {"memory_mib": {"process_before": 100, "process_peak": 150}}
-    assert cells(markdown(experiment, results(experiment, {"esc": [scores(1, 97)]}, **old)), "Rest", "esc")[
-        "peak MiB"
-    ] == "≤ 50"  # fmt: skip
+    table = markdown(experiment, results(experiment, {"esc": [scores(1, 97)]}, memory_mib={}))
+    assert cells(table, "Rest", "esc")["peak MiB"] == "-"
 
 
 def test_lines_know_what_is_missing(one, results):

@@ -39,7 +39,7 @@ PROTOCOLS: dict[str, frozenset[str]] = {
 
 REQUIRED: dict[str, frozenset[str]] = {"subclass": frozenset({"forget", "fine_column"})}
 
-PLAIN_ROWS = ("original", "never-seen")
+PLAIN_ROWS = ("original", "unseen")
 
 COLLECT_IN = ("eval", "train")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -51,7 +51,7 @@ class Row:
     never trained on in the place of the forgotten ones (`measure: {unseen: ...}`)."""
 
     kind: str
-    """"original", "never-seen", "eraser", "weights" or "checkpoint"."""
+    """"original", "unseen", "eraser", "weights" or "checkpoint"."""
     name: str
     label: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class Measures:
     """Another labelled data set, as `dataset` and with `resize`, `classes`, `limit`: what a converged probe reads of it
     behind the eraser, for what the features are still good for."""
     unseen: Mapping[str, Any] | None = None
-    """One whose classes the model never saw, for the row `never-seen`."""
+    """One whose classes the model never saw, for the row `unseen`."""
     panels: tuple[str, ...] = ()
     """Labels of rows whose class means (Fig. 3) and t-SNE are drawn beside the original's, first seed, in `panels/`. The
     original itself stands in every one of them and gets none of its own."""
@@ -241,9 +241,9 @@ def _measures(given: Any, rows: Sequence[Row], folder: Path, name: str) -> Measu
     if given.get("grad_cam") and not lists["panels"]:
         raise InvalidValueError(f"grad_cam of {name!r} needs panels: [labels of the rows to draw].")
     others = {key: _other(given[key], folder, name) for key in ("transfer", "unseen") if given.get(key)}
-    if "unseen" not in others and any(row.kind == "never-seen" for row in rows):
+    if "unseen" not in others and any(row.kind == "unseen" for row in rows):
         raise InvalidValueError(
-            f"The row never-seen of {name!r} needs measure: {{unseen: DATA SET of classes the model never saw}}."
+            f"The row unseen of {name!r} needs measure: {{unseen: DATA SET of classes the model never saw}}."
         )
     return Measures(**{**given, **lists, **others})
 

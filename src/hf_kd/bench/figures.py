@@ -198,16 +198,16 @@ def attackers(rows: Sequence[Line], original: Line | None, figure_class: Any) ->
     """The strongest attackers who see one output (recall minus false alarms; above those who name a class, below all)
     against what features are still good for: CKA with the original on retained images, a probe on another data set.
 
-    Down and right is better; the dashed line is what a never-seen class gives.
+    Down and right is better; the dashed line is what an unseen class gives.
     """
     keys = [key for key in ("CKA", "transfer") if sum(bool(line.values(key)) for line in rows) > 1]
-    shown = [line for line in rows if line.values("worst/advantage") and line.row.kind != "never-seen"]
+    shown = [line for line in rows if line.values("worst/advantage") and line.row.kind != "unseen"]
     if len(shown) < 2 or not keys:
         return None
     shown.sort(key=lambda line: -_mean(line, "worst class/advantage"))
     figure = figure_class(figsize=(3.6 * len(keys) + 2.4, 6.4))
     panels = figure.subplots(2, len(keys), sharex="col", sharey="row", squeeze=False)
-    reference = next((line for line in rows if line.row.kind == "never-seen" and line.values("worst/advantage")), None)
+    reference = next((line for line in rows if line.row.kind == "unseen" and line.values("worst/advantage")), None)
     for across, (who, title) in zip(
         panels, (("worst class", "names one class"), ("worst", "false alarms allowed")), strict=True
     ):
@@ -225,7 +225,7 @@ def attackers(rows: Sequence[Line], original: Line | None, figure_class: Any) ->
     for axes, key in zip(panels[-1], keys, strict=True):
         axes.set_xlabel(labels[key])
     names = [f"{number} {shown_name(line.label)}" for number, line in enumerate(shown, 1)]
-    names += ["- - never-seen classes"] * (reference is not None)
+    names += ["- - unseen classes"] * (reference is not None)
     panels[0, -1].annotate(
         "\n".join(names), (1.05, 1), xycoords="axes fraction", va="top", fontsize=7, annotation_clip=False
     )

@@ -6,80 +6,73 @@ import contextlib
 import ctypes
 import gc
 import sys
-import threading
 from collections.abc import Iterator
+from pathlib import Path
 
-import psutil
 import torch
 
-EVERY = 0.02
-"""Seconds between two looks at the process."""
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """A context in which the process is watched. `mib()` afterwards: `process_before` and `process_peak` of the whole,
-    `method` (what `of_method` stretches took at most above what was held when each began), and on a GPU `gpu_peak` of the
-    whole and `gpu_method`.
+    """A context that watches the process. `mib()` afterwards: `process_before` and `process_peak` of the whole, `method`
+    (what `of_method` stretches took at most above what was held when each began), and on a GPU `gpu_peak` and `gpu_method`.
 
-    The process is looked at from a thread, now and then, so on a CPU the numbers are lower bounds; what was freed before a
-    stretch is given back first, or a method would take it unseen. The GPU's are exact, of tensors.
+    The kernel keeps the peak of a process (VmHWM), and Linux lets it be cleared; elsewhere only the GPU's is known. What was
+    freed before a stretch is given back first, or a method would take it unseen. The GPU's are of tensors.
     """
 
     def __init__(self) -> None:
-        self._process, self._cuda = psutil.Process(), torch.cuda.is_available()
-        self._over = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._top = self._top_in_method = self._before = 0.0
-        self._gpu_top = 0.0
-        self._found: dict[str, float] = {}
+        self._known, self._cuda = CLEAR.exists(), torch.cuda.is_available()
+        self._bytes: dict[str, float] = {}
 
     def __enter__(self) -> PeakMemory:
-        self._before = float(self._process.memory_info().rss)
-        self._look()
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-        self._watcher.start()
+        if self._known:
+            self._bytes["process_before"] = _read("VmRSS")
+        self._clear()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        self._watcher.join()
-        self._look()
-        if self._cuda:
-            self._gpu_top = max(self._gpu_top, float(torch.cuda.max_memory_allocated()))
+        self._note()
 
     @contextlib.contextmanager
     def of_method(self) -> Iterator[None]:
         """A stretch in which a method works, and nothing measures it."""
         _give_back()
-        base = float(self._process.memory_info().rss)
-        self._top_in_method = base
-        if self._cuda:
-            self._gpu_top = max(self._gpu_top, float(torch.cuda.max_memory_allocated()))
-            torch.cuda.reset_peak_memory_stats()
-            gpu_base = float(torch.cuda.memory_allocated())
+        self._note()
+        self._clear()
+        held = _read("VmRSS") if self._known else 0.0
+        held_gpu = torch.cuda.memory_allocated() if self._cuda else 0
         yield
-        self._look()
-        self._keep("method", self._top_in_method - base)
+        if self._known:
+            self._keep("method", _read("VmHWM") - held)
         if self._cuda:
-            self._keep("gpu_method", torch.cuda.max_memory_allocated() - gpu_base)
+            self._keep("gpu_method", torch.cuda.max_memory_allocated() - held_gpu)
 
     def mib(self) -> dict[str, int]:
-        found = {"process_before": self._before, "process_peak": self._top} | self._found
+        """What was found, in MiB."""
+        return {name: round(value / 2**20) for name, value in self._bytes.items()}
+
+    def _note(self) -> None:
+        if self._known:
+            self._keep("process_peak", _read("VmHWM"))
         if self._cuda:
-            found["gpu_peak"] = self._gpu_top
-        return {name: round(value / 2**20) for name, value in found.items()}
+            self._keep("gpu_peak", torch.cuda.max_memory_allocated())
+
+    def _clear(self) -> None:
+        if self._known:
+            CLEAR.write_text("5")  # the peak is what is held now
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
 
     def _keep(self, name: str, value: float) -> None:
-        self._found[name] = max(self._found.get(name, 0.0), value)
+        self._bytes[name] = max(self._bytes.get(name, 0.0), value)
 
-    def _look(self) -> None:
-        held = float(self._process.memory_info().rss)
-        self._top, self._top_in_method = max(self._top, held), max(self._top_in_method, held)
 
-    def _watch(self) -> None:
-        while not self._over.wait(EVERY):
-            self._look()
+def _read(field: str) -> float:
+    """A field of /proc/self/status, in bytes."""
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return float(line.split()[1]) * 1024
 
 
 def _give_back() -> None:

@@ -83,13 +83,13 @@ def transfer(model: ErasedModel, other: OtherData) -> float:
     return 100.0 * float((probe.predict(test).cpu() == other.test[1]).double().mean())
 
 
-def never_seen(
-    features: Features, problem: Problem, stage: int, measures: Measures, strangers: OtherData, seed: int
+def unseen_classes(
+    features: Features, problem: Problem, stage: int, measures: Measures, unseen: OtherData, seed: int
 ) -> dict[str, Any]:
     """What probes and attacks read of a class the model was never trained on, in the place of the forgotten ones.
 
-    Each class of `strangers` in turn stands where D_f stood; the rest is as for any row, on the original's features. The
-    mean over these classes. Attacks that need further views are left out: strangers were read once.
+    Each class of `unseen` in turn stands where D_f stood; the rest is as for any row, on the original's features. The
+    mean over these classes. Attacks that need further views are left out: these were read once.
     """
     forget = problem.forget_classes(stage)
     kept = [~torch.isin(labels, torch.tensor(forget)) for labels in (problem.probe_train, problem.probe_test)]
@@ -97,14 +97,14 @@ def never_seen(
     labels = [part[rows] for part, rows in zip((problem.probe_train, problem.probe_test), kept, strict=True)]
     single = tuple(name for name in measures.attacks if not name.startswith("views-"))
     found = []
-    for stranger in strangers.train[1].unique().tolist():
+    for label in unseen.train[1].unique().tolist():
         matrices, targets = [], []
-        for part, target, (other, classes) in zip(own, labels, (strangers.train, strangers.test), strict=True):
-            rows = joined(other)[classes == stranger]
+        for part, target, (other, classes) in zip(own, labels, (unseen.train, unseen.test), strict=True):
+            rows = joined(other)[classes == label]
             matrices.append(torch.cat([part, rows]))
             targets.append(torch.cat([target, torch.full((len(rows),), forget[0])]))
         found.append(read_quantities(matrices, targets, forget[:1], measures, single, seed))
-    return _mean_of(found) | {"strangers": len(found)}
+    return _mean_of(found) | {"unseen classes": len(found)}
 
 
 def _mean_of(found: list[dict[str, Any]]) -> dict[str, Any]:

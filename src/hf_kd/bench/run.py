@@ -6,6 +6,7 @@ the original model - is read once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +30,10 @@ from .build import make, records_of
 from .config import PLAIN_ROWS, Experiment, Row
 from .measure import Features, measure, read_both
 from .memory import PeakMemory
-from .other_data import OtherData, never_seen, open_other, read_other, transfer
+from .other_data import OtherData, open_other, read_other, transfer, unseen_classes
 from .protocols import Problem, make_problem
 from .row_figures import draw_panels, file_name
-from .store import Store, cell_settings, key_of
+from .store import Store, cell_settings, key_of, only_bench_in
 
 logger = logging.getLogger(__name__)
 
@@ -123,39 +124,63 @@ def bench(
     retry_failed: bool = False,
     device: str | None = None,
     progress: bool = True,
-    tell: Callable[[str], None] = logger.info,
+    log: Callable[[str], None] = logger.info,
 ) -> Store:
     """Run every cell that `output`/results.jsonl does not have yet, and return all results.
 
-    only: labels or methods of the rows to run. retry_failed: also those that failed before. device: of one process; under
-    `accelerate launch` each process has its own. tell: is told of each cell when it starts and ends.
+    Args:
+        experiments: As `read_config` gives them.
+        output: Folder of the results; one bench at a time writes to it.
+        only: Labels or methods of the rows to run.
+        retry_failed: Also run those that failed before.
+        device: Of one process; under `accelerate launch` each process has its own.
+        progress: Whether bars are shown.
+        log: Gets a line for each cell when it starts and when it ends.
 
-    Raises ValueError for an `only` that names no row, and, once everything else has run, for experiments whose model or
-    data could not be opened.
+    Returns:
+        The store of all results.
+
+    Raises:
+        InvalidValueError: For an `only` that names no row, for a folder that another bench is writing to, and, once
+            everything else has run, for experiments whose model or data could not be opened.
     """
     named = {name for experiment in experiments for row in experiment.rows for name in (row.label, row.name)}
     strange = [name for name in only if name not in named]
     if strange:
         raise InvalidValueError(f"No row is called {', '.join(strange)}; the rows are {', '.join(sorted(named))}.")
     folder, state = Path(output), process_state()
-    if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-    with state.main_process_first():  # which mends a last line that was cut short
-        store = Store(folder, writes=state.is_main_process)
-    state.wait_for_everyone()
-    say = tell if state.is_main_process else _nothing
+    log = log if state.is_main_process else _nothing
+    with only_bench_in(folder) if state.is_main_process else contextlib.nullcontext():
+        with state.main_process_first():  # which mends a last line that was cut short
+            store = Store(folder, writes=state.is_main_process)
+        state.wait_for_everyone()
+        unopened = _run_experiments(experiments, store, folder, only, retry_failed, device, progress, log)
+    if unopened:
+        raise InvalidValueError("Experiments that could not be opened, so no cell of them ran: " + "; ".join(unopened))
+    return store
+
+
+def _run_experiments(
+    experiments: Sequence[Experiment],
+    store: Store,
+    folder: Path,
+    only: Sequence[str],
+    retry_failed: bool,
+    device: str | None,
+    progress: bool,
+    log: Callable[[str], None],
+) -> list[str]:
+    """Run them one after the other; returns what kept some from being opened."""
     unopened = []
     for experiment in experiments:
         cells = [(r, s) for r, s in experiment.cells() if not only or r.label in only or r.name in only]
         shared = _Shared(experiment, device, progress)
         try:
-            _run_cells(shared, cells, store, folder, retry_failed, say)
+            _run_cells(shared, cells, store, folder, retry_failed, log)
         except _NotOpened as error:
-            say(f"{experiment.name}: {error}")
+            log(f"{experiment.name}: {error}")
             unopened.append(f"{experiment.name}: {error}")
-    if unopened:
-        raise InvalidValueError("Experiments that could not be opened, so no cell of them ran: " + "; ".join(unopened))
-    return store
+    return unopened
 
 
 class _NotOpened(Exception):
@@ -168,7 +193,7 @@ def _run_cells(
     store: Store,
     folder: Path,
     retry_failed: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     experiment = shared.experiment
     for number, (row, seed) in enumerate(cells, 1):
@@ -179,7 +204,7 @@ def _run_cells(
         if store.done(key, retry_failed) and not (drawn and _undrawn(store.records[key], experiment)):
             continue
         where = f"[{number}/{len(cells)}] {experiment.name}: {row.label}, seed {seed}"
-        say(f"{where} ...")
+        log(f"{where} ...")
         try:
             _ = shared.problem, shared.features
         except FAILURES as error:
@@ -188,7 +213,7 @@ def _run_cells(
         record |= _run(shared, row, seed, folder if first else None)
         record |= {"versions": versions(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         store.add(record)
-        say(f"{where}: {record['status']}, {record['seconds']['cell']:.1f} s{_failure(record)}")
+        log(f"{where}: {record['status']}, {record['seconds']['cell']:.1f} s{_failure(record)}")
 
 
 def _undrawn(record: Mapping[str, Any], experiment: Experiment) -> bool:
@@ -217,8 +242,8 @@ def _run(shared: _Shared, row: Row, seed: int, folder: Path | None) -> dict[str,
 def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory: PeakMemory) -> dict[str, Any]:
     experiment, problem = shared.experiment, shared.problem
     original = (shared.original, shared.features)
-    if row.kind == "never-seen":
-        return {"scores": _never_seen(shared, seed), "stages": [], "seconds": {"features": 0.0, "fit": 0.0}}
+    if row.kind == "unseen":
+        return {"scores": _unseen(shared, seed), "stages": [], "seconds": {"features": 0.0, "fit": 0.0}}
 
     def made(stage: int | None, before: ErasedModel | None) -> tuple[ErasedModel, dict[str, float]]:
         with memory.of_method():
@@ -251,15 +276,15 @@ def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory:
     return found
 
 
-def _never_seen(shared: _Shared, seed: int) -> dict[str, Any]:
+def _unseen(shared: _Shared, seed: int) -> dict[str, Any]:
     where = shared.experiment.measures.unseen
-    strangers = read_other(shared.original, open_other(where), where, shared.settings)
+    unseen = read_other(shared.original, open_other(where), where, shared.settings)
     last = len(shared.problem.stages) - 1
     if not shared.problem.forget_classes(last):
         raise InvalidValueError(
-            f"The {shared.problem.kind} protocol forgets no class whose place a never-seen one could take."
+            f"The {shared.problem.kind} protocol forgets no class whose place an unseen one could take."
         )
-    return never_seen(shared.features, shared.problem, last, shared.experiment.measures, strangers, seed)
+    return unseen_classes(shared.features, shared.problem, last, shared.experiment.measures, unseen, seed)
 
 
 def _drawn(shared: _Shared, model: ErasedModel, features: Features, row: Row, folder: Path) -> dict[str, Any]:

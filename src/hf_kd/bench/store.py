@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from hf_kd.errors import InvalidValueError
 
@@ -44,10 +47,10 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
             "attacks": list(experiment.measures.attacks),
         },
     }
-    # settings that are not used leave no trace, so that results from before they existed are found
+    # settings that a cell does not use leave no trace in its key
     for name in ("transfer", "unseen"):
         other = getattr(experiment.measures, name)
-        if other and (name == "transfer") == (row.kind != "never-seen"):
+        if other and (name == "transfer") == (row.kind != "unseen"):
             about["measures"][name] = dict(other) | _data(str(other["name"]))
     if row.forget_limit is not None:
         about["forget_limit"] = row.forget_limit
@@ -98,10 +101,29 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def only_bench_in(folder: Path) -> Iterator[None]:
+    """Keep other benches out of `folder`. Raises InvalidValueError where one is writing to it already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".bench.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise InvalidValueError(
+            f"Another bench is writing to {folder}: two would run the same cells twice. Wait for it, or choose another "
+            "folder."
+        ) from error
+
+
 class Store:
     """`results.jsonl` in a folder. A line that an interruption cut short is dropped when the file is opened again.
 
-    writes: False for a process that only follows what another one writes.
+    Args:
+        folder: Where it is.
+        writes: False for a process that only follows what another one writes.
+
+    Raises:
+        InvalidValueError: For lines that are no results.
     """
 
     def __init__(self, folder: Path, writes: bool = True):

@@ -251,12 +251,7 @@ def _memory(line: Line) -> str:
         return "-"
     taken = [record.get("memory_mib", {}) for record in line.records]
     own = [each.get("gpu_method", each["method"]) for each in taken if "method" in each]
-    if own:
-        return str(max(own))
-    whole = [each.get("gpu_peak", each["process_peak"] - each["process_before"]) for each in taken if each]
-    return (
-        f"≤ {max(whole)}" if whole else "-"
-    )  # of results from before methods were watched apart from what measures them
+    return str(max(own)) if own else "-"
 
 
 def _incremental(rows: Sequence[Line]) -> str:

@@ -54,7 +54,7 @@ def bench(
                 retry_failed=retry_failed,
                 device=device,
                 progress=sys.stderr.isatty(),
-                tell=lambda text: console.print(text, markup=False, highlight=False),
+                log=lambda text: console.print(text, markup=False, highlight=False),
             )
         if not process_state().is_main_process:
             return
