@@ -11,7 +11,7 @@ from hf_kd.audit.hidden_states import _grid, blocks_of, class_maps, grad_cam, sa
 from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state
 from hf_kd.features.taps.inputs import image_inputs, main_input
-from hf_kd.metrics.linear_probe import knowledge_retention
+from hf_kd.metrics.knowledge_retention import knowledge_retention
 from tests.conftest import make_dataset, randomise
 from tests.helpers import zoo
 

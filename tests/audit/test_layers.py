@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_kd.audit.sections.layers import layers
-from hf_kd.metrics.linear_probe import knowledge_retention
+from hf_kd.metrics.knowledge_retention import knowledge_retention
 from tests.metrics.planted import noise, planted
 
 

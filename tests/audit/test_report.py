@@ -15,7 +15,7 @@ from hf_kd.audit.audit_features import audit_features
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.report_data import SCHEMA_VERSION
 from hf_kd.audit.schema import SECTIONS, Score
-from hf_kd.metrics.linear_probe import knowledge_retention
+from hf_kd.metrics.knowledge_retention import knowledge_retention
 from tests.metrics.planted import planted
 
 CLAIMS = re.compile(r"irreversib|certif|guarantee|better than retrain", re.I)

@@ -7,7 +7,8 @@ import torch
 
 from hf_kd.audit.audit_features import audit_features
 from hf_kd.audit.report import RetentionReport
-from hf_kd.audit.sections.weights import weight_distance, weights
+from hf_kd.audit.sections.weights import weights
+from hf_kd.metrics.weights import weight_distance
 from tests.metrics.planted import planted
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5]}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_kd.hub.spaces import KNOWLEDGE_RETENTION
-from hf_kd.metrics.linear_probe import knowledge_retention
+from hf_kd.metrics.knowledge_retention import knowledge_retention
 
 evaluate = pytest.importorskip("evaluate")
 

@@ -7,7 +7,7 @@ import torch
 
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 from hf_kd.metrics.attacks import ATTACKS, attack_names, run_attacks, strongest
-from hf_kd.metrics.repetition import repeated_vectors, share_changed
+from hf_kd.metrics.similarity import repeated_vectors, share_changed
 from tests.metrics.planted import noise, planted
 
 

@@ -9,15 +9,11 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from hf_kd.metrics._inputs import fit_whitening
-from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe, knowledge_retention
-from hf_kd.metrics.nonlinear_probes import (
-    fit_mlp_probe,
-    fit_rbf_probe,
-    knn_predictions,
-    prototype_predictions,
-    tie_shares,
-)
+from hf_kd.metrics.knowledge_retention import knowledge_retention
+from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
+from hf_kd.metrics.neighbours import knn_predictions, prototype_predictions, tie_shares
+from hf_kd.metrics.nonlinear_probes import fit_mlp_probe, fit_rbf_probe
+from hf_kd.metrics.scaling import fit_whitening
 from tests.metrics.planted import noise, planted
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_kd.audit.sections.weights import class_mean_cosines, weight_distance
 from hf_kd.metrics.similarity import (
     activation_distances,
     completeness,
@@ -19,6 +18,7 @@ from hf_kd.metrics.similarity import (
     zrf,
     zrf_legacy,
 )
+from hf_kd.metrics.weights import class_mean_cosines, weight_distance
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:

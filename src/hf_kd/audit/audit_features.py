@@ -13,10 +13,9 @@ import torch
 from hf_kd.audit.sections.identities import identities as identity_section
 from hf_kd.audit.sections.membership import membership
 from hf_kd.errors import InvalidValueError
-from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels
+from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels, count_shared_rows
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.attacks import attack_names
-from hf_kd.metrics.linear_probe import count_shared_rows
 
 from .measurement import Reading, mean_reading, read, unseen_data
 from .report import RetentionReport

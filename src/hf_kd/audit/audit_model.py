@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_kd.audit.sections.features import FitClass
 from hf_kd.audit.sections.layers import layers
-from hf_kd.audit.sections.weights import weight_distance, weights
+from hf_kd.audit.sections.weights import weights
 from hf_kd.data.views import VIEWS
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.heads import apply_erasers, has_head, head_logits
@@ -27,6 +27,7 @@ from hf_kd.methods.erasers.base import Eraser, available_methods, make_method
 from hf_kd.methods.erasers.moments import SecondMoment
 from hf_kd.methods.records import weight_changes
 from hf_kd.metrics.attacks import attack_names, views_needed
+from hf_kd.metrics.weights import weight_distance
 
 from .audit_features import audit_features
 from .classes import forgotten_labels, resolved_labels

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_kd.audit.sections.weights import weight_distance
 from hf_kd.data.views import VIEWS
 from hf_kd.features.heads import apply_erasers, head_logits
 from hf_kd.features.reader import ImageReader, ReadOptions
@@ -18,6 +17,7 @@ from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
 from hf_kd.metrics.membership import loss_attack, member_rate
 from hf_kd.metrics.scores import harmonic_mean
 from hf_kd.metrics.similarity import linear_cka, uncentred_cosine
+from hf_kd.metrics.weights import weight_distance
 from hf_kd.model.erased_model import ErasedModel
 
 from .config import Measures

@@ -7,16 +7,9 @@ was in the training data, `identities` who is on a picture, `similarity` how far
 
 from .attack_data import AttackResult, AuditData
 from .attacks import ATTACKS, Attack, StrongestAttacks, run_attacks, strongest
+from .knowledge_retention import KnowledgeRetentionResult, knowledge_retention
 from .label_efficiency import LabelEfficiency, RelativeArea, label_efficiency, relative_area
-from .linear_probe import (
-    Convergence,
-    KnowledgeRetention,
-    LinearProbe,
-    fit_linear_probe,
-    fit_paper_probe,
-    knowledge_retention,
-)
-from .repetition import RepeatedVectors, repeated_vectors, share_changed
+from .linear_probe import Convergence, LinearProbe, fit_linear_probe, fit_paper_probe
 from .scores import (
     ForgetRetainScores,
     average_gap,
@@ -28,6 +21,7 @@ from .scores import (
     recovery_ratio,
     scores_over_seeds,
 )
+from .similarity import RepeatedVectors, repeated_vectors, share_changed
 
 __all__ = [
     "ATTACKS",
@@ -36,7 +30,7 @@ __all__ = [
     "AuditData",
     "Convergence",
     "ForgetRetainScores",
-    "KnowledgeRetention",
+    "KnowledgeRetentionResult",
     "LabelEfficiency",
     "LinearProbe",
     "RelativeArea",

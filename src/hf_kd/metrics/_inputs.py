@@ -1,15 +1,11 @@
-"""What every probe and attack does first: check features and labels, and put features on a comparable scale.
+"""What everything in `metrics` does first: check features, labels and logits, and walk through them in float64.
 
-Statistics are float64 whatever the features are stored in. Directions in which the features do not vary beyond the
-rounding of that storage are dropped and never rescaled: an erased direction keeps a residue of about 1e-7 of the
-feature norm in float32, and dividing by its standard deviation would hand the attacker noise as if it were signal.
+Errors name the argument, the value found, the rule and the way out.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +14,12 @@ from torch import Tensor
 from hf_kd.errors import InvalidValueError
 
 ArrayLike = Tensor | np.ndarray | Sequence
+
 ROWS_PER_CHUNK = 8192
+"""Rows of features that `chunks` promotes to float64 at a time."""
+
+CHUNK = 4096
+"""Rows promoted to float64 at a time: bounds the memory of every pass to CHUNK x columns."""
 
 
 def as_features(features: ArrayLike, name: str = "features") -> Tensor:
@@ -98,101 +99,130 @@ def is_in(labels: Tensor, classes: Sequence[int]) -> Tensor:
     return torch.isin(labels, torch.tensor(list(classes), dtype=labels.dtype, device=labels.device))
 
 
+def forget_mask(labels: Tensor, forget_labels: int | ArrayLike, split: str) -> Tensor:
+    """Boolean [n]: which samples are to be forgotten. Raises ValueError where that is none of them, or all."""
+    forget = as_forget_labels(forget_labels)
+    mask = is_in(labels, forget)
+    if not mask.any():
+        raise InvalidValueError(
+            f"No {split} sample has a label in forget_labels {list(forget)} (labels run from {int(labels.min())} to "
+            f"{int(labels.max())}); pass samples of the forgotten classes, or correct forget_labels."
+        )
+    if mask.all():
+        raise InvalidValueError(
+            f"Every {split} sample has a label in forget_labels {list(forget)}; "
+            "what was retained can only be measured with samples of other classes."
+        )
+    return mask
+
+
+def checked_splits(
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
+    forget_labels: int | ArrayLike,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Train and test features and labels as tensors on the training features' device, or a ValueError that says why."""
+    train = as_features(train_features, "training features")
+    test = as_features(test_features, "test features").to(train.device)
+    train_y = as_labels(train_labels, train.shape[0], train.device, "training labels")
+    test_y = as_labels(test_labels, test.shape[0], train.device, "test labels")
+    if train.shape[1] != test.shape[1]:
+        raise InvalidValueError(
+            f"Training features have {train.shape[1]} columns and test features {test.shape[1]}; both have to come "
+            "from the same tap of the same model."
+        )
+    require_classes(train_y)
+    forget_mask(train_y, forget_labels, "training")
+    forget_mask(test_y, forget_labels, "test")
+    unseen = sorted(set(test_y.unique().tolist()) - set(train_y.unique().tolist()))
+    if unseen:
+        raise InvalidValueError(
+            f"Test labels {unseen[:10]} do not occur among the training labels; a probe cannot predict them. "
+            "Add training samples of these classes or drop them from the test split."
+        )
+    return train, train_y, test, test_y
+
+
+def require_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes present (ascending) and each sample's position among them.
+
+    Raises ValueError on a single class and on no more samples than classes.
+    """
+    classes, targets = labels.unique(return_inverse=True)
+    if classes.numel() < 2:
+        raise InvalidValueError(
+            f"All {labels.numel()} samples have label {int(labels[0])}; a probe needs samples of at least two classes."
+        )
+    if labels.numel() <= classes.numel():
+        raise InvalidValueError(
+            f"{labels.numel()} samples for {classes.numel()} classes are too few to fit a probe; pass several a class."
+        )
+    return classes, targets
+
+
+def count_shared_rows(train: Tensor, test: Tensor) -> int:
+    """Number of test rows that equal some training row bit for bit."""
+    wide = train.dtype if train.dtype == torch.float64 else torch.float32
+    known = {row.tobytes() for row in train.to("cpu", wide).numpy()}
+    return sum(row.tobytes() in known for row in test.to("cpu", wide).numpy())
+
+
+def as_logits(values: ArrayLike, name: str, dims: int = 2) -> Tensor:
+    """Logits [..., C] as a tensor; -inf is a class the model cannot answer (head surgery, masking) and is allowed.
+
+    Raises ValueError on NaN, +inf, rows that are -inf throughout, fewer than two classes, or another number of
+    dimensions than `dims`.
+    """
+    logits = torch.as_tensor(values).detach()
+    if not logits.is_floating_point():
+        raise InvalidValueError(f"{name} has dtype {logits.dtype}; logits are floating point. Convert them to float32.")
+    if logits.ndim != dims or 0 in logits.shape or logits.shape[-1] < 2:
+        raise InvalidValueError(
+            f"{name} has shape {tuple(logits.shape)}; logits need {dims} dimensions, at least one sample and at least "
+            "two classes in the last one."
+        )
+    if torch.isnan(logits).any() or torch.isposinf(logits).any():
+        raise InvalidValueError(
+            f"{name} contains NaN or +inf; logits have to be finite, or -inf for a class that was removed from the "
+            "head. Compute them in float32."
+        )
+    if torch.isneginf(logits).all(dim=-1).any():
+        raise InvalidValueError(
+            f"{name} has rows in which every logit is -inf: the softmax of such a row does not exist."
+        )
+    return logits.cpu() if logits.device.type == "mps" else logits  # no float64 there
+
+
+def as_classes(values: ArrayLike, logits: Tensor, name: str) -> Tensor:
+    """The true class of each row of `logits` [n, C], int64 [n] on its device; raises ValueError outside 0..C-1."""
+    labels = as_labels(values, logits.shape[-2], logits.device, name)
+    if int(labels.max()) >= logits.shape[-1]:
+        raise InvalidValueError(
+            f"The {name} reach {int(labels.max())}, but the logits have {logits.shape[-1]} columns; labels have to lie "
+            f"in 0..{logits.shape[-1] - 1}. Map the dataset's labels to the model's own ids first."
+        )
+    return labels
+
+
+def same_shape(a: Tensor, b: Tensor, names: str, rows_only: bool = False) -> None:
+    """Raise ValueError unless two matrices describe the same samples (and, unless `rows_only`, the same columns)."""
+    if a.shape[0] != b.shape[0] or (not rows_only and a.shape != b.shape):
+        rule = "the same samples in the same order" + ("" if rows_only else " and the same columns")
+        raise InvalidValueError(f"{names} have shapes {tuple(a.shape)} and {tuple(b.shape)}; they have to hold {rule}.")
+
+
 def chunks(features: Tensor, rows: int = ROWS_PER_CHUNK) -> Iterator[Tensor]:
     """The features in float64, a few thousand rows at a time, so that a copy of everything is never needed."""
     for part in features.split(rows):
         yield part.to(torch.float64)
 
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [d] and covariance [d, d] (divided by n) in float64, centred before squaring."""
-    mean = sum(part.sum(dim=0) for part in chunks(features)) / features.shape[0]
-    covariance = sum((part - mean).T @ (part - mean) for part in chunks(features)) / features.shape[0]
-    return mean, covariance
-
-
-def rounding_floor(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
-    """The standard deviation below which variation along a direction is rounding of the storage, not signal.
-
-    float32 and wider: 8 eps of float32 times the root mean square norm (a projection done in float32 leaves a residue
-    proportional to the whole norm, and float64 input has usually been float32 before). Half precisions: half an eps of
-    the dtype times the same norm over sqrt(d), the spread of independent rounding of each coordinate.
-    """
-    norm = math.sqrt(float(mean.square().sum() + covariance.diagonal().sum()))
-    if features.dtype in (torch.float16, torch.bfloat16):
-        return 0.5 * torch.finfo(features.dtype).eps * norm / math.sqrt(features.shape[1])
-    return 8 * torch.finfo(torch.float32).eps * norm
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureScale:
-    """An affine map x -> (x - mean) transform from features [n, d] to [n, rank], fitted on training features."""
-
-    mean: Tensor
-    """[d], float64."""
-    transform: Tensor
-    """[d, rank], float64. Dropped directions have no column."""
-    floor: float
-    """Standard deviation below which a direction counted as constant."""
-
-    @property
-    def rank(self) -> int:
-        return self.transform.shape[1]
-
-    def __call__(self, features: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Rescaled features [n, rank]."""
-        out = torch.empty(features.shape[0], self.rank, dtype=dtype, device=features.device)
-        mean, transform = self.mean.to(features.device), self.transform.to(features.device)
-        for source, target in zip(chunks(features), out.split(ROWS_PER_CHUNK), strict=True):
-            target.copy_((source - mean) @ transform)
-        return out
-
-
-def fit_whitening(features: Tensor, rank_tolerance: float | None = None) -> FeatureScale:
-    """Centre and decorrelate to unit variance, keeping only directions above the rounding floor.
-
-    The result is unique up to a rotation whatever invertible affine map the features went through. `rank_tolerance`
-    replaces the floor: the smallest standard deviation kept, relative to the root mean square feature norm.
-    """
-    return principal_scales(features, rank_tolerance)["whitened"]
-
-
-def principal_scales(features: Tensor, rank_tolerance: float | None = None) -> dict[str, FeatureScale]:
-    """Two scales from one eigendecomposition of the covariance, with the same directions kept.
-
-    `whitened`: every direction at unit variance. `principal`: relative spread as it is, one common factor that brings
-    the mean variance of the kept directions to 1; a ridge penalty then trusts wide directions more, which matters where
-    samples are few.
-    """
-    mean, covariance = moments(features)
-    floor = _floor(features, mean, covariance, rank_tolerance)
-    variances, directions = torch.linalg.eigh(covariance)
-    keep = variances > floor**2
-    variances, directions = variances[keep], directions[:, keep]
-    common = variances.mean().sqrt() if keep.any() else torch.ones_like(mean[0])
-    return {
-        "whitened": FeatureScale(mean, directions / variances.sqrt(), floor),
-        "principal": FeatureScale(mean, directions / common, floor),
-    }
-
-
-def fit_standardisation(features: Tensor, rank_tolerance: float | None = None) -> FeatureScale:
-    """Centre and scale each coordinate to unit variance, dropping coordinates below the rounding floor."""
-    mean, covariance = moments(features)
-    floor = _floor(features, mean, covariance, rank_tolerance)
-    deviation = covariance.diagonal().clamp_min(0).sqrt()
-    keep = torch.nonzero(deviation > floor).flatten()
-    transform = torch.zeros(features.shape[1], keep.numel(), dtype=torch.float64, device=features.device)
-    transform[keep, torch.arange(keep.numel(), device=features.device)] = 1 / deviation[keep]
-    return FeatureScale(mean, transform, floor)
-
-
-def _floor(features: Tensor, mean: Tensor, covariance: Tensor, rank_tolerance: float | None) -> float:
-    if rank_tolerance is None:
-        return rounding_floor(features, mean, covariance)
-    if not 0 <= rank_tolerance < 1:
-        raise InvalidValueError(f"rank_tolerance is {rank_tolerance}; expected a share of the feature norm in [0, 1).")
-    return rank_tolerance * math.sqrt(float(mean.square().sum() + covariance.diagonal().sum()))
+def aligned_chunks(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same few thousand rows of each matrix, in float64 on the device of the first."""
+    for start in range(0, len(matrices[0]), CHUNK):
+        yield tuple(matrix[start : start + CHUNK].to(matrices[0].device, torch.float64) for matrix in matrices)
 
 
 def generator(seed: int) -> torch.Generator:

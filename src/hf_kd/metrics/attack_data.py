@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._inputs import ArrayLike, FeatureScale, as_features, as_forget_labels, is_in, principal_scales
-from .linear_probe import LinearProbe, checked_splits, fit_linear_probe
+from ._inputs import ArrayLike, as_features, as_forget_labels, checked_splits, is_in
+from .linear_probe import LinearProbe, fit_linear_probe
 from .nonlinear_probes import MLPProbe, fit_mlp_probe
+from .scaling import FeatureScale, principal_scales
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from hf_kd.errors import InvalidValueError
 from ._inputs import ArrayLike, generator, stratified_subset
 from .attack_data import AttackResult, AuditData, area_under_roc, result_from_flags, result_from_shares
 from .linear_probe import fit_linear_probe
-from .nonlinear_probes import fit_mlp_probe, fit_rbf_probe, knn_predictions, prototype_predictions, tie_shares
+from .neighbours import knn_predictions, prototype_predictions, tie_shares
+from .nonlinear_probes import fit_mlp_probe, fit_rbf_probe
 
 
 def linear(data: AuditData, seed: int = 0) -> AttackResult:

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._arrays import acceptance, check_rate, percent_accepted, threshold_at, unit_rows
 from ._inputs import ArrayLike, as_features, as_labels
+from .scaling import unit_rows
+from .scores import acceptance, check_rate, percent_accepted, threshold_at
 
 SIMILARITIES = ("cosine", "centred")
 

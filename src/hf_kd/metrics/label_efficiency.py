@@ -22,7 +22,7 @@ from hf_kd.errors import InvalidValueError
 from ._inputs import ArrayLike, generator, is_in
 from .attack_data import AuditData, result_from_shares
 from .linear_probe import SAMPLES_PER_DIRECTION, fit_linear_probe
-from .nonlinear_probes import prototype_draws, tie_shares
+from .neighbours import prototype_draws, tie_shares
 from .scores import mean_and_sd
 
 UNIFORM_SHARE = 0.01

@@ -1,14 +1,8 @@
-"""Knowledge Retention: how well a fresh linear classifier reads the forgotten labels from features.
-
-Two protocols. `converged` is the headline: multinomial logistic regression at its optimum, which no scaling, rotation
-or other invertible map of the features can fool. `paper` is the published recipe, ten epochs of plain SGD from scratch:
-it stops long before the optimum and mostly measures how large the features are, so it is kept for comparability only.
-"""
+"""Linear probes on features: multinomial logistic regression at its optimum, and the paper's, stopped long before it."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,19 +12,9 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._inputs import (
-    ArrayLike,
-    FeatureScale,
-    as_features,
-    as_forget_labels,
-    as_labels,
-    chunks,
-    generator,
-    principal_scales,
-    stratified_subset,
-)
+from ._inputs import ArrayLike, as_features, as_labels, chunks, generator, require_classes, stratified_subset
 from ._lbfgs import Solution, solve_multinomial
-from .scores import ForgetRetainScores, forget_mask
+from .scaling import FeatureScale, principal_scales
 
 SAMPLES_PER_DIRECTION = 10
 """Below this many training samples per feature direction, whitening starts to cost the probe accuracy."""
@@ -204,114 +188,6 @@ def fit_paper_probe(
     loss = float(torch.nn.functional.cross_entropy(logits, targets))
     convergence = Convergence(float(norm), None, False, steps, d, d, n, 0.0, loss, "raw")
     return LinearProbe(weight.double(), bias.double(), classes, convergence)
-
-
-@dataclass(frozen=True)
-class KnowledgeRetention:
-    """KR: the paper's four accuracies, read by a fresh linear probe instead of the model's own head."""
-
-    scores: ForgetRetainScores
-    protocol: str
-    forget_labels: tuple[int, ...]
-    convergence: Convergence
-    repeated_test_rows: int
-    """Test rows that also occur, bit for bit, among the training rows."""
-    seed: int
-
-
-def knowledge_retention(
-    train_features: ArrayLike,
-    train_labels: ArrayLike,
-    test_features: ArrayLike,
-    test_labels: ArrayLike,
-    forget_labels: int | ArrayLike,
-    protocol: Literal["converged", "paper"] = "converged",
-    *,
-    seed: int = 0,
-    **probe_settings,
-) -> KnowledgeRetention:
-    """Knowledge Retention of `forget_labels` in features [n, d]: fit a linear probe on train, score train and test.
-
-    `probe_settings` go to `fit_linear_probe` or `fit_paper_probe`. Warns, with the count, where test rows are exact
-    copies of training rows: of few, the split overlaps; of many, the features collapse inputs onto shared vectors.
-
-    Raises ValueError on features that are not finite [n, d] (naming the row), on labels that do not fit them, where a
-    split has no forget or no retain sample, on fewer samples than classes, and on test labels that training never
-    shows.
-    """
-    train, train_y, test, test_y = checked_splits(
-        train_features, train_labels, test_features, test_labels, forget_labels
-    )
-    if protocol == "converged":
-        probe = fit_linear_probe(train, train_y, seed=seed, **probe_settings)
-    elif protocol == "paper":
-        probe = fit_paper_probe(train, train_y, seed=seed, **probe_settings)
-    else:
-        raise InvalidValueError(f"protocol is {protocol!r}; expected 'converged' or 'paper'.")
-    repeated = count_shared_rows(train, test)
-    if repeated:
-        warnings.warn(
-            f"{repeated} of {test.shape[0]} test rows are exact copies of training rows. Either the splits overlap, or "
-            "the features send many inputs to the same vector; in the first case the test scores are too high.",
-            stacklevel=2,
-        )
-    scores = ForgetRetainScores.from_predictions(
-        probe.predict(train), train_y, probe.predict(test), test_y, forget_labels
-    )
-    return KnowledgeRetention(scores, protocol, as_forget_labels(forget_labels), probe.convergence, repeated, seed)
-
-
-def checked_splits(
-    train_features: ArrayLike,
-    train_labels: ArrayLike,
-    test_features: ArrayLike,
-    test_labels: ArrayLike,
-    forget_labels: int | ArrayLike,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train and test features and labels as tensors on the training features' device, or a ValueError that says why."""
-    train = as_features(train_features, "training features")
-    test = as_features(test_features, "test features").to(train.device)
-    train_y = as_labels(train_labels, train.shape[0], train.device, "training labels")
-    test_y = as_labels(test_labels, test.shape[0], train.device, "test labels")
-    if train.shape[1] != test.shape[1]:
-        raise InvalidValueError(
-            f"Training features have {train.shape[1]} columns and test features {test.shape[1]}; both have to come "
-            "from the same tap of the same model."
-        )
-    require_classes(train_y)
-    forget_mask(train_y, forget_labels, "training")
-    forget_mask(test_y, forget_labels, "test")
-    unseen = sorted(set(test_y.unique().tolist()) - set(train_y.unique().tolist()))
-    if unseen:
-        raise InvalidValueError(
-            f"Test labels {unseen[:10]} do not occur among the training labels; a probe cannot predict them. "
-            "Add training samples of these classes or drop them from the test split."
-        )
-    return train, train_y, test, test_y
-
-
-def require_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes present (ascending) and each sample's position among them.
-
-    Raises ValueError on a single class and on no more samples than classes.
-    """
-    classes, targets = labels.unique(return_inverse=True)
-    if classes.numel() < 2:
-        raise InvalidValueError(
-            f"All {labels.numel()} samples have label {int(labels[0])}; a probe needs samples of at least two classes."
-        )
-    if labels.numel() <= classes.numel():
-        raise InvalidValueError(
-            f"{labels.numel()} samples for {classes.numel()} classes are too few to fit a probe; pass several a class."
-        )
-    return classes, targets
-
-
-def count_shared_rows(train: Tensor, test: Tensor) -> int:
-    """Number of test rows that equal some training row bit for bit."""
-    wide = train.dtype if train.dtype == torch.float64 else torch.float32
-    known = {row.tobytes() for row in train.to("cpu", wide).numpy()}
-    return sum(row.tobytes() in known for row in test.to("cpu", wide).numpy())
 
 
 def _sample_weights(sample_weights: ArrayLike | None, features: Tensor) -> Tensor | None:

@@ -26,17 +26,11 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._arrays import (
-    CHUNK,
-    LOG_FLOOR,
-    aligned_chunks,
-    area_under_curve,
-    as_classes,
-    as_logits,
-    check_rate,
-    percent_accepted,
-)
-from ._inputs import ArrayLike
+from ._inputs import CHUNK, ArrayLike, aligned_chunks, as_classes, as_logits
+from .scores import area_under_curve, check_rate, percent_accepted
+
+LOG_FLOOR = -100.0
+"""Log-probabilities are clipped here, as SCRUB clips its losses: a class whose logit was removed has log p = -inf."""
 
 EFFICACY_STATISTICS = ("confidence", "correctness", "entropy", "modified_entropy", "probabilities")
 

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._arrays import LOG_FLOOR, as_classes, as_logits
-from ._inputs import ArrayLike
-from .membership import Separation, separate, true_class_log_probabilities
+from ._inputs import ArrayLike, as_classes, as_logits
+from .membership import LOG_FLOOR, Separation, separate, true_class_log_probabilities
 
 SHADOWS_FOR_OWN_VARIANCE = 16
 """With fewer shadow models a side, LiRA pools one variance over all images (Carlini et al. 2022)."""

@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._inputs import ArrayLike, as_forget_labels, as_labels, is_in
+from ._inputs import ArrayLike, as_forget_labels, as_labels, forget_mask
 
 
 def harmonic_mean(forget_accuracy: float, retain_accuracy: float) -> float:
@@ -77,23 +78,6 @@ def forget_retain_accuracy(
     forget = forget_mask(labels, forget_labels, split)
     hits = (predictions == labels).double()
     return 100 * float(hits[forget].mean()), 100 * float(hits[~forget].mean())
-
-
-def forget_mask(labels: Tensor, forget_labels: int | ArrayLike, split: str) -> Tensor:
-    """Boolean [n]: which samples are to be forgotten. Raises ValueError where that is none of them, or all."""
-    forget = as_forget_labels(forget_labels)
-    mask = is_in(labels, forget)
-    if not mask.any():
-        raise InvalidValueError(
-            f"No {split} sample has a label in forget_labels {list(forget)} (labels run from {int(labels.min())} to "
-            f"{int(labels.max())}); pass samples of the forgotten classes, or correct forget_labels."
-        )
-    if mask.all():
-        raise InvalidValueError(
-            f"Every {split} sample has a label in forget_labels {list(forget)}; "
-            "what was retained can only be measured with samples of other classes."
-        )
-    return mask
 
 
 @dataclass(frozen=True)
@@ -217,3 +201,38 @@ def _pair(predictions: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
     if not labels.numel():
         raise InvalidValueError("There are no samples to score.")
     return as_labels(predictions, labels.shape[0], name="predictions"), labels
+
+
+def acceptance(scores: np.ndarray, negatives: np.ndarray, rate: float) -> np.ndarray:
+    """Probability that each score is accepted by the test that accepts exactly the share `rate` of the negatives.
+
+    Scores equal to the threshold are accepted with the probability that makes the rate exact: the mean over random
+    tie-breaking. Where all scores are equal each is accepted with probability `rate`, which is chance.
+    """
+    threshold = threshold_at(negatives, rate)
+    above, tied = np.sum(negatives > threshold), np.sum(negatives == threshold)
+    share = (rate * len(negatives) - above) / tied
+    return np.where(scores == threshold, share, (scores > threshold).astype(float))
+
+
+def threshold_at(negatives: np.ndarray, rate: float) -> float:
+    """The score which at most the share `rate` of the negatives exceeds."""
+    return float(np.sort(negatives)[::-1][min(int(rate * len(negatives)), len(negatives) - 1)])
+
+
+def percent_accepted(positives: np.ndarray, negatives: np.ndarray, rate: float) -> float:
+    """Share of positives accepted when the share `rate` of the negatives is, in percent: TPR at FPR, TAR at FAR."""
+    return 100 * float(np.mean(acceptance(positives, negatives, rate)))
+
+
+def area_under_curve(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """P(positive scores above negative), ties counted half, in percent (Mann-Whitney)."""
+    ordered = np.sort(negatives)
+    wins = np.searchsorted(ordered, positives, side="left") + np.searchsorted(ordered, positives, side="right")
+    return 100 * float(np.mean(wins)) / (2 * len(ordered))
+
+
+def check_rate(rate: float, name: str) -> None:
+    """Raise ValueError unless 0 < rate < 1."""
+    if not 0 < rate < 1:
+        raise InvalidValueError(f"{name}={rate}; a rate is a fraction between 0 and 1: 0.01 stands for 1 %.")

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._arrays import LOG_FLOOR, aligned_chunks, as_logits, same_shape, unit_rows
-from ._inputs import ArrayLike, as_features
+from ._inputs import ArrayLike, aligned_chunks, as_features, as_logits, same_shape
+from .membership import LOG_FLOOR
+from .neighbours import distinct_rows
+from .scaling import unit_rows
 
 NEGLIGIBLE = 1e-12
 """Centred energy below this share of the total is rounding: float32 rows that are equal differ by about 1e-7."""
@@ -167,6 +169,42 @@ def uncentred_cosine(features: ArrayLike, other_features: ArrayLike) -> CosineAg
         zero_rows += int(((length_a == 0) | (length_b == 0)).sum())
     cosine = torch.cat(cosines)
     return CosineAgreement(float(cosine.mean()), float(cosine.std(unbiased=False)), zero_rows)
+
+
+def share_changed(original: ArrayLike, erased: ArrayLike, tolerance: float = 0.0) -> float:
+    """Percent of rows [n, d] that differ in any entry by more than `tolerance`; raises ValueError on unequal shapes."""
+    before, after = as_features(original, "original features"), as_features(erased, "erased features")
+    if before.shape != after.shape:
+        raise InvalidValueError(
+            f"Shapes {tuple(before.shape)} and {tuple(after.shape)} differ; compare the same samples."
+        )
+    difference = (after.to(before.device).double() - before.double()).abs().amax(dim=1)
+    return 100 * float((difference > tolerance).double().mean())
+
+
+@dataclass(frozen=True)
+class RepeatedVectors:
+    """How many inputs share their feature vector with another input, bit for bit."""
+
+    rows: int
+    distinct: int
+    """Different vectors among all rows."""
+    repeated: int
+    """Vectors that occur more than once."""
+    share: float
+    """Percent of rows whose vector occurs more than once."""
+    largest: int
+    """Rows that share the most frequent vector."""
+
+
+def repeated_vectors(features: ArrayLike) -> RepeatedVectors:
+    """Count exact copies among the rows of features [n, d]."""
+    features = as_features(features)
+    _, group = distinct_rows(features)
+    sizes = group.bincount()
+    shared = sizes[sizes > 1]
+    share = 100 * int(shared.sum()) / features.shape[0]
+    return RepeatedVectors(features.shape[0], sizes.numel(), shared.numel(), share, int(sizes.max()))
 
 
 def _column_sums(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

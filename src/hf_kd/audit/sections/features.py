@@ -12,11 +12,9 @@ from torch import Tensor
 from hf_kd.audit.report_data import PlotSamples
 from hf_kd.audit.schema import Score, Section
 from hf_kd.metrics.attack_data import AuditData
-from hf_kd.metrics.nonlinear_probes import distinct_rows
-from hf_kd.metrics.repetition import repeated_vectors, share_changed
-from hf_kd.metrics.similarity import linear_cka, uncentred_cosine
-
-from .weights import class_mean_cosines
+from hf_kd.metrics.neighbours import distinct_rows
+from hf_kd.metrics.similarity import linear_cka, repeated_vectors, share_changed, uncentred_cosine
+from hf_kd.metrics.weights import class_mean_cosines
 
 FitClass = Callable[[Tensor], Callable[[Tensor], Tensor] | None]
 """From features [n, d] of one class to the map that erases it; None where that cannot be fitted."""

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from hf_kd.audit.schema import Score, Section
 from hf_kd.errors import InvalidValueError
-from hf_kd.metrics._arrays import as_classes, as_logits
-from hf_kd.metrics._inputs import ArrayLike
+from hf_kd.metrics._inputs import ArrayLike, as_classes, as_logits
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.membership import member_rate
 from hf_kd.metrics.scores import ForgetRetainScores, average_gap, nearest_retained_classes, per_class_accuracy

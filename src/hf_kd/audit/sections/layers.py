@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_kd.audit.schema import Score, Section
-from hf_kd.metrics._inputs import ArrayLike, as_forget_labels, is_in
-from hf_kd.metrics.linear_probe import checked_splits, fit_linear_probe
+from hf_kd.metrics._inputs import ArrayLike, as_forget_labels, checked_splits, is_in
+from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.metrics.scores import forget_retain_accuracy
 
 PARTS = (("D_ft", "lower", "%", None), ("D_rt", "higher", "%", None), ("advantage", "lower", "points", 0.0))

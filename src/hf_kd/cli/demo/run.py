@@ -23,7 +23,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 from hf_kd.data.load import filter_by_labels
 from hf_kd.features.heads import predictions
 from hf_kd.features.reader import ImageReader, ReadOptions
-from hf_kd.metrics.linear_probe import KnowledgeRetention, knowledge_retention
+from hf_kd.metrics.knowledge_retention import KnowledgeRetentionResult, knowledge_retention
 from hf_kd.metrics.scores import ForgetRetainScores
 from hf_kd.model.erased_model import ErasedModel
 
@@ -37,7 +37,7 @@ class DemoRow:
 
     method: str
     head: ForgetRetainScores
-    probe: KnowledgeRetention
+    probe: KnowledgeRetentionResult
     seconds: float
 
 

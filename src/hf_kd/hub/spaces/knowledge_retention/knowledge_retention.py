@@ -9,7 +9,7 @@ import evaluate
 import numpy as np
 
 from hf_kd.errors import InvalidValueError
-from hf_kd.metrics.linear_probe import knowledge_retention
+from hf_kd.metrics.knowledge_retention import knowledge_retention
 
 _DESCRIPTION = """\
 Knowledge Retention (KR): how well a fresh linear classifier still reads the forgotten labels from a model's features.

@@ -1,0 +1,75 @@
+"""Knowledge Retention: how well a fresh linear classifier reads the forgotten labels from features.
+
+Two protocols. `converged` is the headline: multinomial logistic regression at its optimum, which no scaling, rotation
+or other invertible map of the features can fool. `paper` is the published recipe, ten epochs of plain SGD from scratch:
+it stops long before the optimum and mostly measures how large the features are, so it is kept for comparability only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_kd.errors import InvalidValueError
+
+from ._inputs import ArrayLike, as_forget_labels, checked_splits, count_shared_rows
+from .linear_probe import Convergence, fit_linear_probe, fit_paper_probe
+from .scores import ForgetRetainScores
+
+
+@dataclass(frozen=True)
+class KnowledgeRetentionResult:
+    """KR: the paper's four accuracies, read by a fresh linear probe instead of the model's own head."""
+
+    scores: ForgetRetainScores
+    protocol: str
+    forget_labels: tuple[int, ...]
+    convergence: Convergence
+    repeated_test_rows: int
+    """Test rows that also occur, bit for bit, among the training rows."""
+    seed: int
+
+
+def knowledge_retention(
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
+    forget_labels: int | ArrayLike,
+    protocol: Literal["converged", "paper"] = "converged",
+    *,
+    seed: int = 0,
+    **probe_settings,
+) -> KnowledgeRetentionResult:
+    """Knowledge Retention of `forget_labels` in features [n, d]: fit a linear probe on train, score train and test.
+
+    `probe_settings` go to `fit_linear_probe` or `fit_paper_probe`. Warns, with the count, where test rows are exact
+    copies of training rows: of few, the split overlaps; of many, the features collapse inputs onto shared vectors.
+
+    Raises ValueError on features that are not finite [n, d] (naming the row), on labels that do not fit them, where a
+    split has no forget or no retain sample, on fewer samples than classes, and on test labels that training never
+    shows.
+    """
+    train, train_y, test, test_y = checked_splits(
+        train_features, train_labels, test_features, test_labels, forget_labels
+    )
+    if protocol == "converged":
+        probe = fit_linear_probe(train, train_y, seed=seed, **probe_settings)
+    elif protocol == "paper":
+        probe = fit_paper_probe(train, train_y, seed=seed, **probe_settings)
+    else:
+        raise InvalidValueError(f"protocol is {protocol!r}; expected 'converged' or 'paper'.")
+    repeated = count_shared_rows(train, test)
+    if repeated:
+        warnings.warn(
+            f"{repeated} of {test.shape[0]} test rows are exact copies of training rows. Either the splits overlap, or "
+            "the features send many inputs to the same vector; in the first case the test scores are too high.",
+            stacklevel=2,
+        )
+    scores = ForgetRetainScores.from_predictions(
+        probe.predict(train), train_y, probe.predict(test), test_y, forget_labels
+    )
+    return KnowledgeRetentionResult(
+        scores, protocol, as_forget_labels(forget_labels), probe.convergence, repeated, seed
+    )

@@ -1,0 +1,171 @@
+"""Nearest neighbours and class prototypes: classifiers that compare distances, and how they treat exact ties.
+
+Each returns the probability with which each class is predicted. Erasers that map many inputs onto one vector produce
+exact ties; breaking them by row order would let the order of the data set decide, so ties are broken at random and the
+expectation is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_kd.errors import InvalidValueError
+
+from ._inputs import generator
+
+
+def tie_shares(scores: Tensor, tolerance: float = 0.0) -> Tensor:
+    """Probability [n, K] of predicting each class when the highest score wins and ties are broken at random."""
+    best = scores >= scores.max(dim=1, keepdim=True).values - tolerance
+    return best.double() / best.sum(dim=1, keepdim=True)
+
+
+def knn_predictions(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    k: int = 20,
+    metric: Literal["l2", "cosine"] = "l2",
+    draws: int = 8,
+    seed: int = 0,
+) -> Tensor:
+    """Probability [n_test, K] that a k-nearest-neighbour vote predicts each class (columns: classes ascending).
+
+    Training rows that are one and the same vector (for cosine: the same direction) lie at one distance. Where only some
+    of them fit among the k nearest, that many are drawn from them without replacement, `draws` times; tied votes are
+    shared.
+    """
+    classes, targets = train_labels.unique(return_inverse=True)
+    if k < 1:
+        raise InvalidValueError(f"k is {k}; a vote needs at least one neighbour.")
+    k = min(k, train.shape[0])
+    reference, queries = _metric_space(train, test, metric)
+    points, group = distinct_rows(reference)
+    size = group.bincount(minlength=points.shape[0])
+    counts = torch.zeros(points.shape[0], classes.numel(), dtype=torch.int32, device=train.device)
+    counts.index_put_((group, targets), torch.ones_like(targets, dtype=torch.int32), accumulate=True)
+    half_norm = points.square().sum(dim=1) / 2
+    rng = np.random.default_rng(seed)
+    out = []
+    for part in queries.split(max(1, 2**25 // points.shape[0])):
+        closeness = torch.addmm(-half_norm, part, points.T)
+        nearest = closeness.topk(min(k, points.shape[0]), dim=1).indices
+        members = size[nearest]
+        before = members.cumsum(dim=1) - members
+        taken = (k - before).clamp_min(0).minimum(members)
+        whole = (taken == members) & (taken > 0)
+        votes = torch.einsum("nj,njc->nc", whole.double(), counts[nearest].double())
+        partial = (taken > 0) & ~whole  # at most one a row: the group at the boundary
+        rows = torch.nonzero(partial.any(dim=1)).flatten()
+        shares = tie_shares(votes)
+        if rows.numel():
+            at = partial[rows].double().argmax(dim=1)
+            pool, wanted = counts[nearest[rows, at]].cpu().numpy(), taken[rows, at].cpu().numpy()
+            drawn = [_draw_without_replacement(pool, wanted, rng) for _ in range(draws)]
+            drawn = [tie_shares(votes[rows] + torch.from_numpy(d).to(votes)) for d in drawn]
+            shares[rows] = sum(drawn) / draws
+        out.append(shares)
+    return torch.cat(out)
+
+
+def _draw_without_replacement(pool: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Multivariate hypergeometric draws: from each row of class counts [m, K], wanted [m] members at random."""
+    drawn = np.zeros_like(pool)
+    left, rest = wanted.astype(np.int64), pool.sum(axis=1).astype(np.int64)
+    for column in range(pool.shape[1]):
+        rest = rest - pool[:, column]
+        drawn[:, column] = rng.hypergeometric(pool[:, column], rest, left)
+        left = left - drawn[:, column]
+    return drawn
+
+
+def _metric_space(train: Tensor, test: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    if metric == "l2":
+        mean = train.double().mean(dim=0)  # centring keeps float32 distances accurate far from the origin
+        return (train.double() - mean).float(), (test.double() - mean).float()
+    if metric == "cosine":
+        return tuple(F.normalize(x.double(), dim=1).mul(2**20).round().div(2**20).float() for x in (train, test))
+    raise InvalidValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
+
+
+def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows and, for every row, which of them it is; compared as bytes, so only exact copies are one."""
+    wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    array = np.ascontiguousarray((wide + 0.0).cpu().numpy())  # + 0.0 turns -0.0 into 0.0
+    keys = array.view(np.dtype((np.void, array.dtype.itemsize * array.shape[1]))).ravel()
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    return rows[torch.from_numpy(first).to(rows.device)], torch.from_numpy(group.ravel()).to(rows.device)
+
+
+def prototype_predictions(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    forget: tuple[int, ...],
+    shots: int,
+    metric: Literal["l2", "cosine"] = "l2",
+    draws: int = 20,
+    seed: int = 0,
+) -> Tensor:
+    """Probability [n_test, K] of each class by the nearest class mean, with few labelled samples of forgotten classes.
+
+    The mean over `prototype_draws`.
+    """
+    drawn = list(prototype_draws(train, train_labels, test, forget, shots, metric, draws, seed))
+    return sum(drawn) / len(drawn)
+
+
+def prototype_draws(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    forget: tuple[int, ...],
+    shots: int,
+    metric: Literal["l2", "cosine"] = "l2",
+    draws: int = 20,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Nearest class mean, once for every random choice of `shots` labelled samples of each forgotten class.
+
+    Retained means come from all their training samples. Means at the same distance up to rounding share the prediction.
+    A single draw is made where all forgotten samples are used.
+    """
+    classes, targets = train_labels.unique(return_inverse=True)
+    if shots < 1:
+        raise InvalidValueError(f"shots is {shots}; a prototype needs at least one labelled sample.")
+    if metric == "cosine":
+        reference, queries = (F.normalize(x.double(), dim=1) for x in (train, test))
+    elif metric == "l2":
+        centre = train.double().mean(dim=0)
+        reference, queries = train.double() - centre, test.double() - centre
+    else:
+        raise InvalidValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
+    sums = reference.new_zeros(classes.numel(), train.shape[1]).index_add_(0, targets, reference)
+    means = sums / targets.bincount(minlength=classes.numel()).unsqueeze(1)
+    members = {
+        column: torch.nonzero(targets == column).flatten()
+        for column in torch.searchsorted(classes, torch.tensor(forget, device=classes.device)).tolist()
+    }
+    if shots >= max(rows.numel() for rows in members.values()):
+        draws = 1
+    rng = generator(seed)
+    # 1e-9: class means of one repeated vector differ by float64 rounding only
+    tolerance = 1e-9 * float(queries.square().sum(dim=1).mean())
+    scores = _closeness(queries, means, metric)
+    for _ in range(draws):
+        for column, rows in members.items():
+            chosen = rows[torch.randperm(rows.numel(), generator=rng)[:shots].to(rows.device)]
+            scores[:, column] = _closeness(queries, reference[chosen].mean(dim=0, keepdim=True), metric)[:, 0]
+        yield tie_shares(scores, tolerance)
+
+
+def _closeness(queries: Tensor, means: Tensor, metric: str) -> Tensor:
+    if metric == "cosine":
+        return queries @ F.normalize(means, dim=1).T
+    return queries @ means.T - means.square().sum(dim=1) / 2

@@ -1,0 +1,116 @@
+"""Put features on a comparable scale: whitening, principal axes at their own spread, standardisation, rows of length 1.
+
+Statistics are float64 whatever the features are stored in. Directions in which the features do not vary beyond the
+rounding of that storage are dropped and never rescaled: an erased direction keeps a residue of about 1e-7 of the
+feature norm in float32, and dividing by its standard deviation would hand the attacker noise as if it were signal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_kd.errors import InvalidValueError
+
+from ._inputs import ROWS_PER_CHUNK, chunks
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [d] and covariance [d, d] (divided by n) in float64, centred before squaring."""
+    mean = sum(part.sum(dim=0) for part in chunks(features)) / features.shape[0]
+    covariance = sum((part - mean).T @ (part - mean) for part in chunks(features)) / features.shape[0]
+    return mean, covariance
+
+
+def rounding_floor(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
+    """The standard deviation below which variation along a direction is rounding of the storage, not signal.
+
+    float32 and wider: 8 eps of float32 times the root mean square norm (a projection done in float32 leaves a residue
+    proportional to the whole norm, and float64 input has usually been float32 before). Half precisions: half an eps of
+    the dtype times the same norm over sqrt(d), the spread of independent rounding of each coordinate.
+    """
+    norm = math.sqrt(float(mean.square().sum() + covariance.diagonal().sum()))
+    if features.dtype in (torch.float16, torch.bfloat16):
+        return 0.5 * torch.finfo(features.dtype).eps * norm / math.sqrt(features.shape[1])
+    return 8 * torch.finfo(torch.float32).eps * norm
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureScale:
+    """An affine map x -> (x - mean) transform from features [n, d] to [n, rank], fitted on training features."""
+
+    mean: Tensor
+    """[d], float64."""
+    transform: Tensor
+    """[d, rank], float64. Dropped directions have no column."""
+    floor: float
+    """Standard deviation below which a direction counted as constant."""
+
+    @property
+    def rank(self) -> int:
+        return self.transform.shape[1]
+
+    def __call__(self, features: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Rescaled features [n, rank]."""
+        out = torch.empty(features.shape[0], self.rank, dtype=dtype, device=features.device)
+        mean, transform = self.mean.to(features.device), self.transform.to(features.device)
+        for source, target in zip(chunks(features), out.split(ROWS_PER_CHUNK), strict=True):
+            target.copy_((source - mean) @ transform)
+        return out
+
+
+def fit_whitening(features: Tensor, rank_tolerance: float | None = None) -> FeatureScale:
+    """Centre and decorrelate to unit variance, keeping only directions above the rounding floor.
+
+    The result is unique up to a rotation whatever invertible affine map the features went through. `rank_tolerance`
+    replaces the floor: the smallest standard deviation kept, relative to the root mean square feature norm.
+    """
+    return principal_scales(features, rank_tolerance)["whitened"]
+
+
+def principal_scales(features: Tensor, rank_tolerance: float | None = None) -> dict[str, FeatureScale]:
+    """Two scales from one eigendecomposition of the covariance, with the same directions kept.
+
+    `whitened`: every direction at unit variance. `principal`: relative spread as it is, one common factor that brings
+    the mean variance of the kept directions to 1; a ridge penalty then trusts wide directions more, which matters where
+    samples are few.
+    """
+    mean, covariance = moments(features)
+    floor = _floor(features, mean, covariance, rank_tolerance)
+    variances, directions = torch.linalg.eigh(covariance)
+    keep = variances > floor**2
+    variances, directions = variances[keep], directions[:, keep]
+    common = variances.mean().sqrt() if keep.any() else torch.ones_like(mean[0])
+    return {
+        "whitened": FeatureScale(mean, directions / variances.sqrt(), floor),
+        "principal": FeatureScale(mean, directions / common, floor),
+    }
+
+
+def fit_standardisation(features: Tensor, rank_tolerance: float | None = None) -> FeatureScale:
+    """Centre and scale each coordinate to unit variance, dropping coordinates below the rounding floor."""
+    mean, covariance = moments(features)
+    floor = _floor(features, mean, covariance, rank_tolerance)
+    deviation = covariance.diagonal().clamp_min(0).sqrt()
+    keep = torch.nonzero(deviation > floor).flatten()
+    transform = torch.zeros(features.shape[1], keep.numel(), dtype=torch.float64, device=features.device)
+    transform[keep, torch.arange(keep.numel(), device=features.device)] = 1 / deviation[keep]
+    return FeatureScale(mean, transform, floor)
+
+
+def _floor(features: Tensor, mean: Tensor, covariance: Tensor, rank_tolerance: float | None) -> float:
+    if rank_tolerance is None:
+        return rounding_floor(features, mean, covariance)
+    if not 0 <= rank_tolerance < 1:
+        raise InvalidValueError(f"rank_tolerance is {rank_tolerance}; expected a share of the feature norm in [0, 1).")
+    return rank_tolerance * math.sqrt(float(mean.square().sum() + covariance.diagonal().sum()))
+
+
+def unit_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows scaled to length 1, float64 [n, d], and their lengths [n]; a row of zeros stays one: cosine 0 to all."""
+    matrix = matrix.to(torch.float64)
+    lengths = torch.linalg.vector_norm(matrix, dim=1)
+    return matrix / torch.where(lengths > 0, lengths, torch.ones_like(lengths))[:, None], lengths
