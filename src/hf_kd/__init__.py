@@ -10,12 +10,13 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from hf_kd.methods.erasers.base import Eraser, Method, available_methods, register_eraser, register_method
+from hf_kd.methods.erasers.base import Eraser, Method
 from hf_kd.methods.erasers.cover import Cover
 from hf_kd.methods.erasers.esc import ESC
 from hf_kd.methods.erasers.esc_t import ESCT
 from hf_kd.methods.erasers.moments import SecondMoment
 from hf_kd.methods.records import Erasure
+from hf_kd.methods.registry import available_methods, register_eraser, register_method
 from hf_kd.model.configuration import ErasedConfig
 from hf_kd.model.erased_model import ErasedModel
 
@@ -50,7 +51,7 @@ _LATER = {
     "knowledge_retention": ".metrics",
     "train_original": ".model.train",
     "unlearn": ".model.unlearn",
-    "unlearning_methods": ".methods.unlearning",
+    "unlearning_methods": ".methods.registry",
 }
 
 

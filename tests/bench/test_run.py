@@ -22,8 +22,7 @@ from hf_kd.bench.store import Store, only_bench_in
 from hf_kd.bench.tables import markdown
 from hf_kd.data.labels import match_labels
 from hf_kd.features.reader import ReadOptions
-from hf_kd.methods.erasers.base import available_methods, get_method
-from hf_kd.methods.unlearning.base import make_unlearning_method
+from hf_kd.methods.registry import available_methods, get_method, make_unlearning_method
 
 QUICK = {"epochs": 1, "batch_size": 16}
 

@@ -1,4 +1,4 @@
-"""Methods are an open set: built-in ones by name, and those of any installed package through its entry point."""
+"""One registry: built-in methods are described without being imported, and any package may add methods of its own."""
 
 from __future__ import annotations
 
@@ -6,11 +6,27 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from hf_kd import ESC, ESCT, available_methods
-from hf_kd.methods.erasers.base import build, get_method, make_method, register_method
+from hf_kd import ESC, ESCT, available_methods, unlearning_methods
+from hf_kd.methods import registry
+from hf_kd.methods.erasers.base import Method, build
+from hf_kd.methods.registry import (
+    MethodInfo,
+    get_method,
+    make_method,
+    make_unlearning_method,
+    method_info,
+    method_infos,
+    register_method,
+)
+from hf_kd.methods.unlearning.base import UnlearningMethod
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PLUGIN = '''
 """Removes the mean direction only; with an eraser class of its own."""
@@ -113,6 +129,16 @@ def test_names_and_options():
     ("action", "error", "message"),
     [
         (lambda: make_method("escc"), ValueError, "Unknown method 'escc'; available: cover, esc"),
+        (lambda: make_unlearning_method("scrap"), ValueError, "Unknown method 'scrap'; available: amnesiac.*scrub"),
+        (lambda: get_method("scrap"), ValueError, "available: eraser: cover.*; weights: amnesiac"),
+        (lambda: make_method("scrub"), ValueError, "'scrub' changes weights and fits no eraser: use hf_kd.unlearn"),
+        (
+            lambda: make_method(make_unlearning_method("scrub")),
+            ValueError,
+            "'scrub' changes weights and fits no eraser",
+        ),
+        (lambda: make_unlearning_method("esc"), ValueError, "'esc' fits an eraser and leaves weights alone"),
+        (lambda: make_unlearning_method(ESC()), ValueError, "'esc' fits an eraser and leaves weights alone"),
         (lambda: make_method("esc", tau=1), TypeError, "no option tau; it takes p, k, center, per_class"),
         (lambda: make_method(ESC(), k=1), TypeError, "already has its settings"),
         (lambda: make_method(3), TypeError, "name or a Method"),
@@ -130,3 +156,111 @@ def test_a_name_is_taken_once():
         @register_method
         class Other(ESC):
             pass
+
+    with pytest.raises(TypeError, match="subclass of hf_kd.Method"):
+        register_method(dict)
+
+
+def test_the_registry_imports_no_method_and_no_torch():
+    code = """
+import sys, types
+package = types.ModuleType("hf_kd")  # the package without its public names, which bring torch
+package.__path__ = [sys.argv[1]]
+sys.modules["hf_kd"] = package
+from hf_kd.methods import registry
+assert registry.method_info("scrub").options and registry.available_methods() and registry.method_infos("eraser")
+print([name for name in sys.modules if name.split(".")[0] in ("torch", "transformers", "numpy", "sklearn")])
+"""
+    command = [sys.executable, "-c", code, str(ROOT / "src" / "hf_kd")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_what_is_stored_of_the_built_in_methods_is_what_their_classes_say():
+    command = [sys.executable, str(ROOT / "tools" / "methods_table.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", available_methods(None))
+def test_a_built_in_info_agrees_with_its_class(name):
+    info, cls = method_info(name), get_method(name)
+    assert info == MethodInfo.of(cls)
+    assert info.kind == ("eraser" if issubclass(cls, Method) else "weights")
+    assert info.needs_retain == (cls.needs_retain if info.kind == "eraser" else "D_r" in cls.needs)
+    assert info.needs in registry.NEEDS
+    assert all((info.source, info.about, info.when))
+    own = {option.name: (option.type, option.default) for option in info.options}
+    assert own == {field.name: (field.type, field.default) for field in fields(cls)}
+
+
+def test_infos_are_those_of_all_methods_erasers_first():
+    infos = method_infos()
+    assert (
+        {info.name for info in infos} == {*available_methods(), *unlearning_methods()} == set(available_methods(None))
+    )
+    assert [info.kind for info in infos] == sorted(info.kind for info in infos)
+    assert [info.name for info in method_infos("weights")] == list(unlearning_methods())
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is gone after it."""
+    for table in ("_METHODS", "_ERASERS"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+
+
+class _Point:
+    """An entry point of an installed package."""
+
+    def __init__(self, name: str, found: object):
+        self.name, self.value, self.load = name, f"somewhere:{name}", lambda: found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink(UnlearningMethod):
+    """Every weight shrinks a little.
+
+    Attributes:
+        factor: What each is multiplied by,
+            once.
+    """
+
+    name: ClassVar[str] = "shrink"
+    needs: ClassVar[str] = "D_f"
+
+    factor: float = 0.5
+    layers: tuple[str, ...] = ()
+
+    def change(self, task):
+        return {}
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_methods_that_change_weights_come_through_the_same_entry_points(monkeypatch):
+    monkeypatch.setattr(registry, "entry_points", lambda group: [_Point("shrink", Shrink), _Point("odd", dict)])
+    assert "shrink" in available_methods(None)
+    assert make_unlearning_method("shrink", layers=["head"]) == Shrink(layers=("head",))
+    assert "shrink" not in available_methods(), "once loaded its kind is known"
+    info = method_info("shrink")
+    assert (info.kind, info.needs, info.about) == ("weights", "D_f", "Every weight shrinks a little.")
+    told = {option.name: option.about for option in info.options}
+    assert told["factor"] == "What each is multiplied by, once."
+    assert [option.name for option in info.options] == ["seed", "bn_mode", "factor", "layers"]
+    with pytest.raises(ValueError, match="changes weights and fits no eraser"):
+        make_method("shrink")
+    with pytest.raises(TypeError, match=r"entry point 'somewhere:odd' .* has to be a subclass of hf_kd\.Method"):
+        get_method("odd")
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_one_decorator_registers_both_kinds():
+    assert register_method(Shrink) is Shrink
+    assert unlearning_methods()["shrink"] is Shrink
+
+    @dataclass(frozen=True, kw_only=True)
+    class Vague(Shrink):
+        name: ClassVar[str] = "vague"
+        needs: ClassVar[str] = "something"
+
+    with pytest.raises(ValueError, match="needs='something'"):
+        register_method(Vague)

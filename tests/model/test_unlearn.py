@@ -12,7 +12,7 @@ from torch import nn
 from hf_kd import ErasedModel, train_original, unlearn, unlearning_methods
 from hf_kd.data.samples import Samples
 from hf_kd.features.reader import ImageReader, ReadOptions
-from hf_kd.methods.unlearning.base import make_unlearning_method
+from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.random_label import union
 from hf_kd.methods.unlearning.task import Task
 from hf_kd.model.unlearn import fresh_model, make_task

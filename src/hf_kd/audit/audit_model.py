@@ -23,9 +23,10 @@ from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.heads import apply_erasers, has_head, head_logits
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
-from hf_kd.methods.erasers.base import Eraser, available_methods, make_method
+from hf_kd.methods.erasers.base import Eraser
 from hf_kd.methods.erasers.moments import SecondMoment
 from hf_kd.methods.records import weight_changes
+from hf_kd.methods.registry import available_methods, make_method
 from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_kd.data.distributed import process_state
 from hf_kd.features.reader import ReadOptions
-from hf_kd.methods.erasers.base import get_method
+from hf_kd.methods.registry import method_info
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import unlearn
 
@@ -53,7 +53,7 @@ def make(
     if row.kind == "weights":
         return _with_other_weights(row, seed, experiment, before or original, forget, retain, settings)
     model = before if before is not None else _same_inner(original)
-    wants = {"retain": retain} if getattr(get_method(row.name), "needs_retain", False) else {}
+    wants = {"retain": retain} if method_info(row.name).needs_retain else {}
     # as the row gives them, since a method may refuse two settings that exclude each other
     options = dict(row.options) | ({"seed": seed} if row.has_seed else {})
     with _collecting(model, row.collect_in, seed):

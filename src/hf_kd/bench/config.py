@@ -24,8 +24,7 @@ from typing import Any
 import yaml
 
 from hf_kd.errors import InvalidValueError, MissingFileError
-from hf_kd.methods.erasers.base import available_methods, get_method, make_method
-from hf_kd.methods.unlearning.base import make_unlearning_method, unlearning_methods
+from hf_kd.methods.registry import available_methods, make_method, make_unlearning_method, method_info
 from hf_kd.metrics.attacks import ATTACKS
 
 PROTOCOLS: dict[str, frozenset[str]] = {
@@ -77,9 +76,7 @@ class Row:
 
     @property
     def has_seed(self) -> bool:
-        if self.kind == "weights":
-            return True
-        return self.kind == "eraser" and "seed" in {f.name for f in dataclasses.fields(get_method(self.name))}
+        return self.is_method and "seed" in {option.name for option in method_info(self.name).options}
 
     @property
     def varies(self) -> bool:
@@ -89,11 +86,11 @@ class Row:
     @property
     def needs(self) -> str:
         """What the method reads; "" for what is no method."""
-        if self.kind == "weights":
-            return unlearning_methods()[self.name].needs
-        if self.kind == "eraser":
-            return "D_f and D_r" if getattr(get_method(self.name), "needs_retain", False) else "D_f"
-        return ""
+        return method_info(self.name).needs if self.is_method else ""
+
+    @property
+    def is_method(self) -> bool:
+        return self.kind in ("eraser", "weights")
 
 
 @dataclass(frozen=True)
@@ -328,13 +325,13 @@ def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> R
         return Row(name, name, str(label or name), {}, (0,))
     if name is None:
         raise InvalidValueError(f"A row of {experiment!r} names no method: {dict(entry)}. Write {{method: NAME, ...}}.")
-    erasers, others = available_methods(), unlearning_methods()
-    if name not in erasers and name not in others:
+    known = available_methods(None)
+    if name not in known:
         raise InvalidValueError(
-            f"Unknown method {name!r} in {experiment!r}; choose among original, {', '.join([*erasers, *others])}, or give "
+            f"Unknown method {name!r} in {experiment!r}; choose among original, {', '.join(known)}, or give "
             "checkpoint: FOLDER for a model made elsewhere."
         )
-    kind = "eraser" if name in erasers else "weights"
+    kind = method_info(name).kind
     label = str(label or _label(name, values))
     limit = _count(values, "forget_limit", f"{label} in {experiment}")
     mode = values.get("collect_in", "eval")

@@ -25,9 +25,9 @@ from hf_kd.hub.publish import Pushed, base_license, publishable
 from hf_kd.hub.spaces import KNOWLEDGE_RETENTION
 from hf_kd.hub.spaces.build import demo_space, metric_space
 from hf_kd.hub.upload import Published, check_repo_id, prepare, upload
-from hf_kd.methods.erasers.base import Method, available_methods, make_method
+from hf_kd.methods.erasers.base import Method
 from hf_kd.methods.records import Erasure
-from hf_kd.methods.unlearning.base import make_unlearning_method
+from hf_kd.methods.registry import make_method, make_unlearning_method
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.label_mask import ERASED
 from hf_kd.model.loading import load_processor
@@ -157,10 +157,6 @@ def audit(
 
 def unlearn(model_name: str, source: str, request: Request, retain_limit: int | None = None) -> dict[str, Any] | None:
     """Load, change weights, save a stock checkpoint. Returns the record; None on all processes but the main one."""
-    if request.method in available_methods():
-        raise InvalidValueError(
-            f"{request.method!r} fits an eraser and leaves weights alone; that is hf-kd erase, with the same --method."
-        )
     method = make_unlearning_method(request.method, **request.options)  # refused before anything is loaded
     with atomic_directory(request.output):
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import shlex
 from pathlib import Path
@@ -114,14 +113,12 @@ def methods(
     """
     from rich.table import Table
 
-    from hf_kd.methods.erasers.base import available_methods, get_method
-    from hf_kd.methods.unlearning.base import unlearning_methods
+    from hf_kd.methods.registry import get_method, method_info, method_infos
 
     if name is not None:
         with exit_on_error():
-            known = unlearning_methods()
-            method = known[name] if name in known else get_method(name)
-        settings = {f.name: f.default for f in dataclasses.fields(method)}
+            method, info = get_method(name), method_info(name)
+        settings = {option.name: option.default for option in info.options}
         if as_json:
             console.print_json(data={"method": name, "about": method.__doc__, "settings": settings}, default=str)
             return
@@ -131,20 +128,25 @@ def methods(
         for key, value in settings.items():
             console.print(f"  {key} = {value}", markup=False, highlight=False)
         return
-    rows = []
-    for name in available_methods():
-        method = get_method(name)
-        retain = " and D_r" if getattr(method, "needs_retain", False) else ""
-        about = " ".join((method.__doc__ or "").strip().split("\n\n")[0].split())
-        rows.append({"method": name, "acts on": "features", "needs": f"D_f{retain}", "about": about})
-    for name, method in unlearning_methods().items():
-        rows.append({"method": name, "acts on": "weights", "needs": method.needs, "about": method.source})
+    acts_on = {"eraser": "features", "weights": "weights"}
+    rows = [
+        {
+            "method": info.name,
+            "acts on": acts_on[info.kind],
+            "needs": info.needs,
+            "when": info.when,
+            "about": info.about,
+            "source": info.source,
+        }
+        for info in method_infos()
+    ]
     if as_json:
         console.print_json(data=rows)
         return
-    table = Table(*rows[0])
+    shown = ("method", "acts on", "needs", "when")
+    table = Table(*shown)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(row[key] for key in shown))
     console.print(table)
 
 

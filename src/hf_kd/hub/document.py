@@ -20,7 +20,7 @@ from hf_kd.errors import has_package
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import Erasure, WeightChange, versions, weight_changes
-from hf_kd.methods.unlearning.base import unlearning_methods
+from hf_kd.methods.registry import available_methods, method_info
 
 from .card import BEGIN, END, CardValues, render
 from .receipt import RECEIPT, commands, receipt, tensors_digest, write_receipt
@@ -144,9 +144,11 @@ def _request(model: TappedModel, erasure: Erasure, named: bool) -> Request:
 
 def source_of(change: WeightChange) -> str:
     """Where the method of a change comes from, and what data it used; the method may be of a package not installed here."""
-    method = unlearning_methods().get(change.method)
-    needs = next((str(part["needs"]) for part in change.measured if "needs" in part), None)
-    return "; ".join(([f"used {needs}"] if needs else []) + ([method.source] if method else ["source unknown"]))
+    needs, source = change.needs, change.source
+    if needs is None:  # 0.1.0 kept what was used among what was measured, and no source
+        needs = next((str(part["needs"]) for part in change.measured if "needs" in part), None)
+        source = method_info(change.method).source if change.method in available_methods("weights") else None
+    return "; ".join([*([f"used {needs}"] if needs else []), source or "source unknown"])
 
 
 def _labels(model: TappedModel) -> list[list[str]]:

@@ -41,6 +41,10 @@ class Erasure:
     """Whether the head never answers the forgotten classes any more; None where neither method nor user asked for it."""
     erased_label: str | None = None
     """What masked classes are called; None where they were dropped from labels and logits."""
+    needs: str | None = None
+    """What the method reads, as in its `MethodInfo`; None in records of 0.1.0."""
+    source: str | None = None
+    """Where the method and its defaults come from; None in records of 0.1.0."""
 
     @property
     def k(self) -> int:

@@ -20,9 +20,9 @@ from hf_kd.features.forward import FeatureStore
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.site import head_function
-from hf_kd.methods.erasers.base import Eraser, Method, available_methods, make_method
+from hf_kd.methods.erasers.base import Eraser, Method
 from hf_kd.methods.records import Erasure, versions
-from hf_kd.methods.unlearning.base import unlearning_methods
+from hf_kd.methods.registry import MethodInfo, make_method, missing_retain
 
 from .fit_data import MappedLabels, MomentsByTap, forget_views, label_mapping, retained_moments
 
@@ -39,17 +39,10 @@ def fit_erasers(
     retain: Any = None,
 ) -> tuple[list[Eraser], Erasure]:
     """One fitted eraser for each tap, and the record of the request."""
-    if isinstance(method, str) and method in unlearning_methods() and method not in available_methods():
-        raise InvalidValueError(
-            f"{method!r} changes weights and fits no eraser: use hf_kd.unlearn(model, images, {method!r}, ...), or "
-            "hf-kd unlearn on the command line."
-        )
     method = make_method(method, **method_options)
+    info = MethodInfo.of(type(method))
     if method.needs_retain and retain is None:
-        raise InvalidValueError(
-            f"Method {method.name!r} reads retained images and none were given: pass retain=... (images of the classes that "
-            "stay), or use method='esc' or 'mean-projection', which need the forget set alone."
-        )
+        raise missing_retain(method.name, info.kind)
     if method.masks_head and not whole_classes:
         raise InvalidValueError(
             f"Method {method.name!r} takes whole classes out by what the head answers; for samples of classes that stay "
@@ -105,6 +98,8 @@ def fit_erasers(
         versions=versions(),
         n_retain=given["retain"][0].moment.count if method.needs_retain else None,
         masked=False if method.masks_head else None,
+        needs=info.needs,
+        source=info.source or None,
     )
 
 

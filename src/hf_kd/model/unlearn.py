@@ -19,9 +19,9 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.site import drop_caches, sites_on
 from hf_kd.hub.receipt import tensors_digest
-from hf_kd.methods.erasers.base import available_methods
 from hf_kd.methods.records import WeightChange, versions
-from hf_kd.methods.unlearning.base import UnlearningMethod, make_unlearning_method
+from hf_kd.methods.registry import make_unlearning_method, missing_retain
+from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
 
 from .erased_model import ErasedModel
@@ -50,21 +50,13 @@ def unlearn(
     averaged. Raises ValueError for an unknown method or option, missing labels or retained images, labels the model does
     not know, an erased model, and a model without a classification head.
     """
-    if isinstance(method, str) and method in available_methods():
-        raise InvalidValueError(
-            f"{method!r} fits an eraser and leaves weights alone: ErasedModel.from_model(model).erase(images, {method!r})."
-        )
     options = ReadOptions.given(reading, progress, method_options, own=["batch_size"])
     method = make_unlearning_method(method, **method_options)
     student = student_of(model, processor)
     before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
     if method.needs_retain and retain is None:
-        raise InvalidValueError(
-            f"Method {method.name!r} needs {method.needs}, and no retained images were given: pass retain=... (labelled "
-            "images of the other classes), or choose a method that needs D_f alone: "
-            "neggrad, random-label, boundary-shrink, boundary-expand, lau, delete; or erase with esc."
-        )
+        raise missing_retain(method.name, "weights")
     task = make_task(student, forget, retain if method.needs_retain else None, options)
     between = time.perf_counter()
     measured = method.run(task)
@@ -76,7 +68,7 @@ def unlearn(
         taps=(),
         n_forget=len(task.forget),
         classes=tuple(task.forget_classes.tolist()),
-        measured=({**measured, "needs": method.needs},),
+        measured=(measured,),
         rank_removed=(),
         condition_number=(),
         sha256=(),
@@ -90,6 +82,8 @@ def unlearn(
         base_model=student.config.base_model,
         base_commit=student.config.base_commit,
         weights_before=before,
+        needs=method.needs,
+        source=method.source or None,
     )
     stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict()]
     return stock

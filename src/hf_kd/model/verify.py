@@ -19,8 +19,9 @@ from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import inner_digest
 from hf_kd.hub.receipt import RECEIPT, erasers_digest, file_digest, read_receipt, weights_digest
-from hf_kd.methods.erasers.base import Composition, Eraser, Method, make_method
+from hf_kd.methods.erasers.base import Composition, Eraser, Method
 from hf_kd.methods.records import Erasure, WeightChange, weight_changes
+from hf_kd.methods.registry import make_method
 
 from .erased_model import ErasedModel
 

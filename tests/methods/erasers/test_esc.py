@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from hf_kd import ESC, SecondMoment
-from hf_kd.methods.erasers.base import Composition, build, describe, make_method
+from hf_kd.methods.erasers.base import Composition, build, describe
 from hf_kd.methods.erasers.esc import NormedProjection, Projection, orthonormal_union
+from hf_kd.methods.registry import make_method
 from tests.methods.erasers.test_moments import features
 
 

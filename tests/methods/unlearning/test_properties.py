@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from hf_kd import ErasedModel, unlearn
 from hf_kd.features.reader import ReadOptions
+from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.bad_teaching import BadTeaching
-from hf_kd.methods.unlearning.base import make_unlearning_method
 from hf_kd.methods.unlearning.boundary import nearest_labels, pixel_range
 from hf_kd.methods.unlearning.delete import without_classes
 from hf_kd.methods.unlearning.fisher import fisher_information

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from hf_kd import ErasedModel
 from hf_kd.features.reader import ReadOptions
+from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning import boundary
-from hf_kd.methods.unlearning.base import make_unlearning_method
 from hf_kd.methods.unlearning.kodge import editable, projection_of
 from hf_kd.methods.unlearning.task import NORMS, GradientSteps, parameters_from
 from hf_kd.model.unlearn import fresh_model, make_task

@@ -1,20 +1,7 @@
 """The mathematics of erasing: moments of the forget features, methods that fit erasers, erasers. Imports torch only."""
 
-from .base import (
-    Composition,
-    Eraser,
-    ForgetData,
-    Head,
-    Method,
-    available_methods,
-    build,
-    condition_number,
-    describe,
-    get_method,
-    make_method,
-    register_eraser,
-    register_method,
-)
+from ..registry import available_methods, get_method, make_method, register_eraser, register_method
+from .base import Composition, Eraser, ForgetData, Head, Method, build, condition_number, describe
 from .cover import Cover, CoverMap
 from .esc import ESC, NormedProjection, Projection, energy_share, orthonormal_union
 from .esc_t import ESCT, MaskedProjection

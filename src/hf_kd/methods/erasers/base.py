@@ -1,4 +1,4 @@
-"""What an eraser is, how one is fitted, and where both are found by name.
+"""What an eraser is, and how one is fitted.
 
 An *eraser* is a fitted map R^d -> R^d: an `nn.Module` whose state is buffers. A *method* is the recipe that fits one: a
 frozen dataclass of hyper-parameters. Both are open: a package of its own adds a method through the entry-point group
@@ -10,17 +10,15 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.errors import InvalidValueError
 
+from ..registry import eraser_class
 from .moments import SecondMoment
-
-ENTRY_POINT_GROUP = "hf_kd.methods"
 
 ForgetData = SecondMoment | Mapping[int, SecondMoment] | Tensor
 """What a method is fitted on: the moments of D_f, the moments of each forget class, or the features [n, d] themselves."""
@@ -162,6 +160,10 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    source: ClassVar[str] = ""
+    """Where the method and its defaults come from."""
+    when: ClassVar[str] = ""
+    """When to choose it, in a sentence."""
     needs_features: ClassVar[bool] = False
     """Fitted on the features [n, d] themselves instead of their second moment."""
     needs_head: ClassVar[bool] = False
@@ -222,81 +224,6 @@ def condition_number(matrix: Tensor) -> float:
     return float("inf") if smallest <= 1e-6 * largest else largest / smallest
 
 
-_METHODS: dict[str, type[Method]] = {}
-_ERASERS: dict[str, type[Eraser]] = {}
-_Class = TypeVar("_Class", bound=type)
-
-
-def register_method(cls: type[Method]) -> type[Method]:
-    """Class decorator: make a method available under its `name`."""
-    return _register(_METHODS, cls.name, cls)
-
-
-def register_eraser(cls: type[Eraser]) -> type[Eraser]:
-    """Class decorator: let saved models rebuild this eraser from its `kind`."""
-    return _register(_ERASERS, cls.kind, cls)
-
-
-def _register(table: dict[str, _Class], name: str, cls: _Class) -> _Class:
-    known = table.get(name)
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise InvalidValueError(
-            f"{name!r} is already registered by {known.__module__}.{known.__qualname__}; choose another name."
-        )
-    table[name] = cls
-    return cls
-
-
-register_eraser(Composition)
-
-
-def _third_party() -> dict[str, Any]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
-
-
-def available_methods() -> list[str]:
-    """Names of all methods, those of installed packages included (their code is not imported)."""
-    return sorted(set(_METHODS) | set(_third_party()))
-
-
-def get_method(name: str) -> type[Method]:
-    """The method class registered under `name`: first the registry, then the entry points of installed packages.
-
-    Raises ValueError for an unknown name and TypeError when an entry point does not give a `Method`.
-    """
-    if name not in _METHODS:
-        point = _third_party().get(name)
-        if point is None:
-            raise InvalidValueError(f"Unknown method {name!r}; available: {', '.join(available_methods())}.")
-        loaded = point.load()
-        if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-            raise InvalidTypeError(
-                f"The entry point {point.value!r} of group {ENTRY_POINT_GROUP!r} gives {loaded!r}; it has to name a "
-                "subclass of hf_kd.Method."
-            )
-        _METHODS[name] = loaded
-    return _METHODS[name]
-
-
-def make_method(method: str | Method, **options: Any) -> Method:
-    """A method from its name and hyper-parameters; a `Method` instance passes through and takes no further options."""
-    if isinstance(method, Method):
-        if options:
-            raise InvalidTypeError(
-                f"{method!r} already has its settings; got options {sorted(options)} too. "
-                "Pass either a Method or a name with options."
-            )
-        return method
-    if not isinstance(method, str):
-        raise InvalidTypeError(f"method has to be a name or a Method, got {type(method).__name__}.")
-    cls = get_method(method)
-    fields = [field.name for field in dataclasses.fields(cls)]
-    unknown = sorted(set(options) - set(fields))
-    if unknown:
-        raise InvalidTypeError(f"Method {method!r} has no option {', '.join(unknown)}; it takes {', '.join(fields)}.")
-    return cls(**options)
-
-
 def describe(eraser: Eraser) -> dict[str, Any]:
     """`{"kind": ..., **spec}`: what a configuration stores about an eraser."""
     return {"kind": eraser.kind, **eraser.spec()}
@@ -306,16 +233,9 @@ def build(description: Mapping[str, Any]) -> Eraser:
     """The eraser of `describe`, with empty buffers. Raises ValueError for an unknown kind or unfit settings."""
     spec = dict(description)
     kind = spec.pop("kind", None)
-    if kind not in _ERASERS:
-        for name in _third_party():
-            get_method(name)  # an eraser class registers itself when the package of its method is imported
-    if kind not in _ERASERS:
-        raise InvalidValueError(
-            f"Unknown eraser kind {kind!r}; known: {', '.join(sorted(_ERASERS))}. Install the package whose method "
-            f"wrote this model (it registers itself in the entry-point group {ENTRY_POINT_GROUP!r})."
-        )
+    cls = eraser_class(kind)
     try:
-        return _ERASERS[kind].from_spec(spec)
+        return cls.from_spec(spec)
     except (TypeError, KeyError) as error:
         raise InvalidValueError(
             f"The eraser {kind!r} cannot be built from {spec}: {error}. The description is damaged."

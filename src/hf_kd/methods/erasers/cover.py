@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
+from .base import Eraser, ForgetData, Head, Method
 from .heads import affine_head, checked_labels, mirrored_prototypes, recognised_by, settled, still_answered
 from .sharing import affine_scores, axis_scores, refuse_points
 
@@ -36,7 +36,6 @@ CLOSE_CALLS = 0.05
 """Share of the recognised forget features that are taken for close calls, and put where their retained answer is."""
 
 
-@register_eraser
 class CoverMap(Eraser):
     """A(z) = P_argmax_M s(z) where the head sees a forgotten class, P_r where its retained answer r is a cover class, and z
     elsewhere.
@@ -131,7 +130,6 @@ class CoverMap(Eraser):
             )
 
 
-@register_method
 @dataclass(frozen=True)
 class Cover(Method):
     """Cover erasure, from the forget features, their labels and the head alone.
@@ -153,6 +151,8 @@ class Cover(Method):
     """
 
     name: ClassVar[str] = "cover"
+    source: ClassVar[str] = "ours, see docs/cover.md"
+    when: ClassVar[str] = "Whole classes are to be hard to tell from a few retained ones for whoever sees the features."
     needs_features: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True
     masks_head: ClassVar[bool] = True

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
+from .base import Eraser, ForgetData, Head, Method
 from .moments import SecondMoment
 
 ROUNDING = 1e-5
 """What is shorter than this, relative to the feature it came from, is what float32 directions leave of nothing."""
 
 
-@register_eraser
 class Projection(Eraser):
     """P = I - Q Q^T with orthonormal Q [d, k]: removes k directions and touches nothing else."""
 
@@ -75,7 +74,6 @@ class Projection(Eraser):
         return type(self).onto_complement_of(union, **later.measured)
 
 
-@register_eraser
 class NormedProjection(Projection):
     """h -> ||h|| P h / ||P h||: the projection, with every feature as long as it was.
 
@@ -110,7 +108,6 @@ def orthonormal_union(bases: Sequence[Tensor], tolerance: float = 1e-6) -> Tenso
     return union
 
 
-@register_method
 @dataclass(frozen=True)
 class ESC(Method):
     """ESC (paper, section 3.3): h_P = h - U_k U_k^T h, U the left singular vectors of Z_f, no training.
@@ -126,6 +123,8 @@ class ESC(Method):
     """
 
     name: ClassVar[str] = "esc"
+    source: ClassVar[str] = "ESC, section 3.3; p = 1.5 as in the published code"
+    when: ClassVar[str] = "The default: closed form, needs the images to forget alone."
 
     p: float | None = None
     k: int | None = None

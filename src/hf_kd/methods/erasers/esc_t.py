@@ -16,11 +16,10 @@ from torch.nn import functional as F
 
 from hf_kd.errors import DivergedError, InvalidValueError
 
-from .base import Eraser, ForgetData, Head, Method, condition_number, register_eraser, register_method
+from .base import Eraser, ForgetData, Head, Method, condition_number
 from .moments import SecondMoment
 
 
-@register_eraser
 class MaskedProjection(Eraser):
     """h_R = P_R h with P_R = (U o M)(U o M)^T, stored dense.
 
@@ -69,7 +68,6 @@ class MaskedProjection(Eraser):
             )
 
 
-@register_method
 @dataclass(frozen=True)
 class ESCT(Method):
     """ESC-T (paper, section 3.4, eq. 4): train M by gradient ascent on the cross entropy of D_f, then binarise it.
@@ -87,6 +85,8 @@ class ESCT(Method):
     """
 
     name: ClassVar[str] = "esc-t"
+    source: ClassVar[str] = "ESC, section 3.4; threshold of the paper, lr is ours (the published 1e-3 moves nothing)"
+    when: ClassVar[str] = "To compare with the paper; where its condition number is finite, a linear probe undoes it."
     needs_features: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
+from ..registry import missing_retain
+from .base import Eraser, ForgetData, Head, Method
 from .esc import Projection, energy_share, orthonormal_union
 from .moments import RetainMoments, SecondMoment
 
 
-@register_eraser
 class ObliqueProjection(Eraser):
     """h -> h - W R^T (h - c) with R^T W = I: removes r directions W as R reads them, along the null space of R^T."""
 
@@ -111,12 +111,13 @@ class _ByClass(Method):
         return True
 
 
-@register_method
 @dataclass(frozen=True)
 class MeanProjection(_ByClass):
     """h - v v^T h with v = mu_f / ||mu_f|| for each forget class: what ESC at k = 1 all but is, without an SVD."""
 
     name: ClassVar[str] = "mean-projection"
+    source: ClassVar[str] = "a control, no paper's"
+    when: ClassVar[str] = "A control for ESC: one direction for each class and no SVD."
 
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> Projection:
         """The projection for moments (by class) or features [n, d]. Raises ValueError for a zero mean."""
@@ -124,12 +125,13 @@ class MeanProjection(_ByClass):
         return _complement([_mean(moment) for moment in groups.values()], groups)
 
 
-@register_method
 @dataclass(frozen=True)
 class MeanDifference(_ByClass):
     """h - v v^T h with v = (mu_f - mu_r) / ||mu_f - mu_r|| for each forget class; mu_r is the mean of D_r."""
 
     name: ClassVar[str] = "mean-difference"
+    source: ClassVar[str] = "a control: the difference of means, as in linear guarding"
+    when: ClassVar[str] = "A control that reads retained images: one direction for each class."
     needs_retain: ClassVar[bool] = True
 
     def fit(
@@ -144,7 +146,6 @@ class MeanDifference(_ByClass):
         return _complement([_mean(moment) - other for moment in groups.values()], groups)
 
 
-@register_method
 @dataclass(frozen=True)
 class LEACE(_ByClass):
     """Least-squares concept erasure (Belrose et al. 2023): the smallest affine change after which no linear predictor of
@@ -157,6 +158,8 @@ class LEACE(_ByClass):
     """
 
     name: ClassVar[str] = "leace"
+    source: ClassVar[str] = "Belrose et al. 2023; tolerance is ours"
+    when: ClassVar[str] = "Linear predictors of the forgotten classes are to fail, and retained images may be read."
     needs_retain: ClassVar[bool] = True
 
     tolerance: float = 0.01
@@ -216,7 +219,6 @@ def _square_roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return (directions * inverse) @ directions.T, (directions * roots) @ directions.T
 
 
-@register_method
 @dataclass(frozen=True)
 class PrototypeOrthogonal(_ByClass):
     """h - P_f (P^+ h)_f, P [d, C] the means of all classes: the coordinates of the forget classes go, those of the retained
@@ -226,6 +228,8 @@ class PrototypeOrthogonal(_ByClass):
     """
 
     name: ClassVar[str] = "prototype-orthogonal"
+    source: ClassVar[str] = "after MoRE (2026)"
+    when: ClassVar[str] = "Means of all classes are known and fewer than d: retained ones stay exactly where they are."
     needs_retain: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
 
@@ -272,8 +276,5 @@ class PrototypeOrthogonal(_ByClass):
 
 def _given(method: Method, retain: RetainMoments | None) -> RetainMoments:
     if retain is None or retain.moment.count == 0:
-        raise InvalidValueError(
-            f"Method {method.name!r} reads retained images and none were given: pass retain=..., or use method='esc' or "
-            "'mean-projection', which need the forget set alone."
-        )
+        raise missing_retain(method.name, "eraser")
     return retain

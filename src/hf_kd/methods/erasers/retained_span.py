@@ -14,11 +14,10 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from .base import Eraser, ForgetData, Head, Method, register_eraser, register_method
+from .base import Eraser, ForgetData, Head, Method
 from .heads import affine_head, checked_labels, mirrored_prototypes, still_answered
 
 
-@register_eraser
 class KeptSpan(Eraser):
     """h -> c + B B^T (h - c) with orthonormal B [d, r]: keeps r directions, and c in all others."""
 
@@ -59,7 +58,6 @@ class KeptSpan(Eraser):
             )
 
 
-@register_method
 @dataclass(frozen=True)
 class RetainedSpan(Method):
     """Keep the span of w_c - mean w over the retained classes c; elsewhere every feature gets the same value.
@@ -69,6 +67,10 @@ class RetainedSpan(Method):
     """
 
     name: ClassVar[str] = "retained-span"
+    source: ClassVar[str] = "ours"
+    when: ClassVar[str] = (
+        "Only the answers among the retained classes matter: keeps what the head reads and nothing else."
+    )
     needs_features: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True
     masks_head: ClassVar[bool] = True

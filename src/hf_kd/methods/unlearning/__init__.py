@@ -1,13 +1,15 @@
 """Methods that change weights: what ESC is compared with. One file each, one contract.
 
-`base` has the contract and the registry, `task` what a method is handed and how gradient steps are taken, `training` the
-loop of those that train by epochs. Re-implemented from the papers' formulas; knows `hf_kd.data` and no other room.
+`base` has the contract, `task` what a method is handed and how gradient steps are taken, `training` the
+loop of those that train by epochs. Re-implemented from the papers' formulas; knows `hf_kd.data` and no other layer.
 """
 
 from hf_kd.errors import DivergedError
 
+from ..registry import make_unlearning_method, unlearning_methods
+from ..registry import register_method as register
 from .bad_teaching import BadTeaching
-from .base import UnlearningMethod, make_unlearning_method, register, unlearning_methods
+from .base import UnlearningMethod
 from .boundary import BoundaryExpand, BoundaryShrink
 from .delete import Delete
 from .finetune import Finetune

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from hf_kd.data.samples import Batch
 
-from .base import register
 from .random_label import relabelled, union
 from .task import Task, check_range, soft_divergence
 from .training import TrainedMethod
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class BadTeaching(TrainedMethod):
     """min KL(T_d(x) || S(x)) on D_f and KL(T_s(x) || S(x)) on a share of D_r.
@@ -27,6 +25,7 @@ class BadTeaching(TrainedMethod):
     """
 
     name: ClassVar[str] = "bad-teaching"
+    when: ClassVar[str] = "One epoch on both sets is all that may be spent."
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = "Chundawat et al. 2023"
 

@@ -1,4 +1,4 @@
-"""The contract of methods that change weights, and where they are found by name.
+"""The contract of methods that change weights.
 
 An eraser stands behind frozen weights; these methods train them. Each says what data it needs, where its defaults come
 from, and in which mode BatchNorm is meanwhile; each is deterministic for a seed and stops at the last good weights when a
@@ -18,13 +18,11 @@ import torch
 from torch import nn
 
 from hf_kd.data.samples import Samples
-from hf_kd.errors import DivergedError, InvalidTypeError, InvalidValueError
+from hf_kd.errors import DivergedError, InvalidValueError
 
 from .task import BN_MODES, Task, check_range
 
 logger = logging.getLogger(__name__)
-
-NEEDS = ("D_f", "D_r", "D_f and D_r")
 
 COUNTS = (
     "epochs", "batch_size", "forget_batch_size", "k", "samples", "forget_samples", "retain_samples", "columns",
@@ -43,9 +41,11 @@ class UnlearningMethod(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[str]
-    """One of `NEEDS`."""
-    source: ClassVar[str]
+    """One of `hf_kd.methods.registry.NEEDS`."""
+    source: ClassVar[str] = ""
     """Where the method and its defaults come from."""
+    when: ClassVar[str] = ""
+    """When to choose it, in a sentence."""
     needs_head: ClassVar[bool] = False
     """Works on the last Linear layer, which has to exist."""
 
@@ -150,41 +150,3 @@ def _check_finite(name: str, task: Task) -> None:
                 f"{name} left values in {path} that are not finite, so the result was thrown away. Use a smaller lr or "
                 "strength."
             )
-
-
-_METHODS: dict[str, type[UnlearningMethod]] = {}
-
-
-def register(cls: type[UnlearningMethod]) -> type[UnlearningMethod]:
-    """Class decorator: make a method available under its `name`."""
-    if cls.needs not in NEEDS:
-        raise InvalidValueError(f"{cls.name}: needs={cls.needs!r}; it has to be one of {', '.join(NEEDS)}.")
-    known = _METHODS.get(cls.name)
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise InvalidValueError(f"{cls.name!r} is already registered by {known.__module__}.{known.__qualname__}.")
-    _METHODS[cls.name] = cls
-    return cls
-
-
-def unlearning_methods() -> dict[str, type[UnlearningMethod]]:
-    """All methods that change weights, by name."""
-    return dict(sorted(_METHODS.items()))
-
-
-def make_unlearning_method(method: str | UnlearningMethod, **options: Any) -> UnlearningMethod:
-    """A method from its name and hyper-parameters; an instance passes through and takes no further options.
-
-    Raises ValueError for an unknown name and TypeError for an unknown option.
-    """
-    if isinstance(method, UnlearningMethod):
-        if options:
-            raise InvalidTypeError(f"{method!r} already has its settings; got options {sorted(options)} too.")
-        return method
-    if method not in _METHODS:
-        raise InvalidValueError(f"Unknown unlearning method {method!r}; available: {', '.join(sorted(_METHODS))}.")
-    cls = _METHODS[method]
-    fields = [field.name for field in dataclasses.fields(cls)]
-    unknown = sorted(set(options) - set(fields))
-    if unknown:
-        raise InvalidTypeError(f"Method {method!r} has no option {', '.join(unknown)}; it takes {', '.join(fields)}.")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})

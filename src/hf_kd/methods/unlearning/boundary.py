@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import register
 from .random_label import relabelled
 from .retrain import image_name
 from .task import Task, check_range
@@ -55,12 +54,12 @@ def pixel_range(task: Task, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return 1 / std, -mean / std, (1 - mean) / std
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class BoundaryShrink(TrainedMethod):
     """min CE(f(x), y') on D_f, y' the class on the other side of the nearest boundary. bound: of FGSM, in [0, 1] pixels."""
 
     name: ClassVar[str] = "boundary-shrink"
+    when: ClassVar[str] = "D_f is all there is; each image is to be answered as its nearest other class."
     needs: ClassVar[str] = "D_f"
     source: ClassVar[str] = "Chen et al. 2023"
 
@@ -81,12 +80,12 @@ class BoundaryShrink(TrainedMethod):
         return {"n_forget": len(task.forget), **self.descend(task, nearest, loss)}
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class BoundaryExpand(TrainedMethod):
     """min CE(f(x), C) on D_f, where C is a shadow class with a row of its own, which is dropped afterwards."""
 
     name: ClassVar[str] = "boundary-expand"
+    when: ClassVar[str] = "D_f is all there is; images are pushed towards a class that is dropped afterwards."
     needs: ClassVar[str] = "D_f"
     needs_head: ClassVar[bool] = True
     source: ClassVar[str] = "Chen et al. 2023"

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import register
 from .task import Task, soft_divergence
 from .training import TrainedMethod
 
@@ -23,12 +22,12 @@ def without_classes(logits: Tensor, labels: Tensor, forget_classes: Tensor, num_
     return logits.scatter(1, labels[:, None], MASKED)
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class Delete(TrainedMethod):
     """min KL(softmax(t with the forgotten logits at -inf) || softmax(s)) on D_f, t the original model."""
 
     name: ClassVar[str] = "delete"
+    when: ClassVar[str] = "D_f is all there is; distils the model into itself, without the forgotten classes' logits."
     needs: ClassVar[str] = "D_f"
     source: ClassVar[str] = "DELETE (CVPR 2025), CIFAR-10 ResNet-18"
 

@@ -7,17 +7,16 @@ from typing import Any, ClassVar
 
 from torch.nn import functional as F
 
-from .base import register
 from .task import Task
 from .training import TrainedMethod
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class Finetune(TrainedMethod):
     """min CE(D_r)."""
 
     name: ClassVar[str] = "finetune"
+    when: ClassVar[str] = "A baseline: what going on with the training does anyway."
     needs: ClassVar[str] = "D_r"
     source: ClassVar[str] = "Warnecke et al. 2021; settings of Unlearn-Sparse (Jia et al. 2023)"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_kd.data.samples import Samples
 
-from .base import UnlearningMethod, register
+from .base import UnlearningMethod
 from .task import Task, check_range
 
 
@@ -42,7 +42,6 @@ def fisher_information(task: Task, samples: Samples) -> list[Tensor]:
     return [sum_ / max(count, 1) for sum_ in total]
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class Fisher(UnlearningMethod):
     """theta + sqrt(var) N(0, 1), var = alpha min(1 / (F + 1e-8), 1e3).
@@ -54,6 +53,7 @@ class Fisher(UnlearningMethod):
     """
 
     name: ClassVar[str] = "fisher"
+    when: ClassVar[str] = "Only retained images may be read, and no training is wanted; slow for many classes."
     needs: ClassVar[str] = "D_r"
     needs_head: ClassVar[bool] = True
     source: ClassVar[str] = (

@@ -12,19 +12,19 @@ import torch
 
 from hf_kd.errors import InvalidValueError
 
-from .base import UnlearningMethod, register
+from .base import UnlearningMethod
 from .task import Task, check_range
 
 MASKED_LOGIT = -1e4
 """The bias of a class that is never answered: finite in every precision, and its probability is 0."""
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class HeadSurgery(UnlearningMethod):
     """W_c = 0, b_c = `MASKED_LOGIT` for the classes of D_f."""
 
     name: ClassVar[str] = "head-surgery"
+    when: ClassVar[str] = "A control that costs nothing: the head answers other classes, features keep all they knew."
     needs: ClassVar[str] = "D_f"
     needs_head: ClassVar[bool] = True
     source: ClassVar[str] = "a control, no paper's"

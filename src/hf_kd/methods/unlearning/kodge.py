@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.samples import Samples
 
-from .base import UnlearningMethod, register
+from .base import UnlearningMethod
 from .task import Task, check_range
 
 
@@ -68,7 +68,6 @@ def editable(module: nn.Module) -> bool:
     return type(module).forward is nn.Linear.forward
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class Kodge(UnlearningMethod):
     """W <- W (I - P_dis)^T, P_dis = P_f (I - P_r), for every convolution and Linear, or the last layer only.
@@ -79,6 +78,7 @@ class Kodge(UnlearningMethod):
     """
 
     name: ClassVar[str] = "kodge"
+    when: ClassVar[str] = "No training: both sets are read once, and every layer is edited."
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = "Kodge et al. 2024, CIFAR-10"
 

@@ -8,12 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from .base import register
 from .task import Task, check_range
 from .training import TrainedMethod
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class L1Sparse(TrainedMethod):
     """min CE(D_r) + a_e ||theta||_1 over all parameters, a_e = alpha (1 - e / (E - E_0)) for e < E - E_0, else 0.
@@ -23,6 +21,7 @@ class L1Sparse(TrainedMethod):
     """
 
     name: ClassVar[str] = "l1-sparse"
+    when: ClassVar[str] = "Only retained images may be read, and weights may become sparse."
     needs: ClassVar[str] = "D_r"
     source: ClassVar[str] = (
         "Jia et al. 2023; alpha is within what the literature uses (the default of the published flag, 0.2, is not)"

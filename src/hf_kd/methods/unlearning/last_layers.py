@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from .base import register
 from .task import NORMS, Task, parameters_from
 from .training import TrainedMethod
 
@@ -49,24 +48,24 @@ class _LastLayers(TrainedMethod):
         return {"n_retain": len(retain), "layers": layers, **self.descend(task, retain, loss, optimizer)}
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class CatastrophicForgetting(_LastLayers):
     """CF-k: fine-tune the last k layers on D_r."""
 
     name: ClassVar[str] = "cf-k"
+    when: ClassVar[str] = "A baseline: only the last layers are trained on."
     source: ClassVar[str] = "Goel et al. 2022; settings of SCRUB's comparison; k is ours"
 
     def change(self, task: Task) -> dict[str, Any]:
         return self._train(task, start_anew=False)
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class ExactUnlearning(_LastLayers):
     """EU-k: give the last k layers fresh weights and train them on D_r as from scratch, with new BatchNorm statistics."""
 
     name: ClassVar[str] = "eu-k"
+    when: ClassVar[str] = "A baseline: only the last layers are trained anew."
     source: ClassVar[str] = "Goel et al. 2022; settings of SCRUB's comparison; k is ours"
 
     epochs: int = 30

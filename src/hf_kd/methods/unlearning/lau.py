@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import register
 from .task import GradientSteps, Task, check_range, soft_divergence
 from .training import TrainedMethod
 
@@ -36,7 +35,6 @@ def attacked(head: nn.Module, features: Tensor, labels: Tensor, bound: float, st
     return moved.detach()
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class LAU(TrainedMethod):
     """min (1 - a) CE(s, y_hat) + a T^2 KL(softmax(t / T) || softmax(s / T)) over the last layer, on cached features.
@@ -47,6 +45,7 @@ class LAU(TrainedMethod):
     """
 
     name: ClassVar[str] = "lau"
+    when: ClassVar[str] = "A control: the last layer alone changes, features keep all they knew."
     needs: ClassVar[str] = "D_f"
     needs_head: ClassVar[bool] = True
     source: ClassVar[str] = (

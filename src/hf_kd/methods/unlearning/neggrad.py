@@ -12,17 +12,16 @@ from typing import Any, ClassVar
 
 from torch.nn import functional as F
 
-from .base import register
 from .task import Task, check_range
 from .training import TrainedMethod
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class NegGrad(TrainedMethod):
     """max CE(D_f), each sample's capped at `cap` log C; ends after an epoch that leaves at most `target` % of D_f right."""
 
     name: ClassVar[str] = "neggrad"
+    when: ClassVar[str] = "D_f is all there is, and the answers on it are to be wrong."
     needs: ClassVar[str] = "D_f"
     source: ClassVar[str] = (
         "Thudi et al. 2022; lr and epochs of the grid in DELETE (2025); cap, clip_norm and target are ours"

@@ -8,17 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from .base import register
 from .task import Task, check_range, endless
 from .training import TrainedMethod
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class NegGradPlus(TrainedMethod):
     """min alpha CE(D_r) - (1 - alpha) CE(D_f) + l2_to_init / 2 ||theta - theta_0||^2; D_f is repeated as often as needed."""
 
     name: ClassVar[str] = "neggrad+"
+    when: ClassVar[str] = "As neggrad, where retained images may hold the model together."
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = "Kurmanji et al. 2023, small scale"
 

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 
-from .base import register
 from .task import Task
 from .training import TrainedMethod
 
@@ -60,12 +59,12 @@ def union(*parts: Samples) -> Samples:
     return Samples(torch.cat([part.labels for part in parts]), fetch=fetch)
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class RandomLabel(TrainedMethod):
     """min CE(f(x), y~) on D_f, y~ drawn once from the classes that are not forgotten (random samples: from all others)."""
 
     name: ClassVar[str] = "random-label"
+    when: ClassVar[str] = "D_f is all there is; milder than climbing its loss."
     needs: ClassVar[str] = "D_f"
     source: ClassVar[str] = "Golatkar et al. 2020; lr and epochs of the grid in DELETE (2025)"
 
@@ -82,12 +81,12 @@ class RandomLabel(TrainedMethod):
         return {"n_forget": len(task.forget), **self.descend(task, wrong, loss)}
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class Amnesiac(TrainedMethod):
     """min CE on D_f with random wrong labels and D_r with its own, in one shuffled union."""
 
     name: ClassVar[str] = "amnesiac"
+    when: ClassVar[str] = "As random-label, with retained images in the same batches."
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = "Graves et al. 2021; settings of SSD's comparison (Foster et al. 2024)"
 

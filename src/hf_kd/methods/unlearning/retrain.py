@@ -15,14 +15,12 @@ from torch.nn import functional as F
 
 from hf_kd.errors import InvalidValueError
 
-from .base import register
 from .task import Task, check_range
 from .training import TrainedMethod
 
 AUGMENTATIONS = ("none", "flip", "flip-crop")
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class Retrain(TrainedMethod):
     """min CE(D_r) from fresh weights.
@@ -32,6 +30,7 @@ class Retrain(TrainedMethod):
     """
 
     name: ClassVar[str] = "retrain"
+    when: ClassVar[str] = "The reference: what a model that has never seen D_f knows. Costs a whole training."
     needs: ClassVar[str] = "D_r"
     source: ClassVar[str] = "ESC, section 4; recipe of SalUn (Fan et al. 2024) for originals, ResNet-18 on CIFAR-10"
 

@@ -13,7 +13,6 @@ from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import register
 from .random_label import random_labels, relabelled, union
 from .task import Task, check_range
 from .training import TrainedMethod
@@ -41,7 +40,6 @@ def saliency_mask(task: Task, ratio: float, batch_size: int) -> list[Tensor]:
     return [(part.abs() >= threshold) & (part != 0) for part in total]
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class SalUn(TrainedMethod):
     """Random labels on D_f and true ones on D_r, in one shuffled union, for the weights of the saliency mask.
@@ -50,6 +48,7 @@ class SalUn(TrainedMethod):
     """
 
     name: ClassVar[str] = "salun"
+    when: ClassVar[str] = "As amnesiac, with half of the weights left alone."
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = "Fan et al. 2024, 10 % of CIFAR-10"
 

@@ -11,12 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from .base import register
 from .task import GradientSteps, Task, batch_count, check_range, soft_divergence
 from .training import TrainedMethod
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class Scrub(TrainedMethod):
     """Epoch e <= max_epochs: max KL_T(teacher || student) on D_f; then min gamma CE + alpha KL_T on D_r.
@@ -28,6 +26,7 @@ class Scrub(TrainedMethod):
     """
 
     name: ClassVar[str] = "scrub"
+    when: ClassVar[str] = "The default of `hf_kd.unlearn`: a strong baseline that reads both sets."
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = (
         "Kurmanji et al. 2023, CIFAR-10 class forgetting (large scale), whose decays come after these 3 epochs; cap and "

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.samples import Samples
 
-from .base import UnlearningMethod, register
+from .base import UnlearningMethod
 from .random_label import union
 from .task import Task, check_range
 
@@ -46,7 +46,6 @@ def dampening(forget: Tensor, every: Tensor, selection: float, strength: float) 
     return torch.where(chosen, (strength * every / forget.clamp(min=torch.finfo(forget.dtype).tiny)).clamp(max=1), 1.0)
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class SSD(UnlearningMethod):
     """theta_i *= min(lambda I_D,i / I_f,i, 1) where I_f,i > alpha I_D,i.
@@ -55,6 +54,7 @@ class SSD(UnlearningMethod):
     """
 
     name: ClassVar[str] = "ssd"
+    when: ClassVar[str] = "No training: two passes over the data, then some weights shrink."
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = "Foster et al. 2024, ResNet"
 

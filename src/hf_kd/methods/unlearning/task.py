@@ -21,6 +21,8 @@ from hf_kd.data.distributed import MIXED_PRECISION, process_state
 from hf_kd.data.samples import Batch, Samples
 from hf_kd.errors import DivergedError, InvalidValueError
 
+from ..registry import missing_retain
+
 BN_MODES = ("eval", "freeze", "train")
 
 NORMS = (nn.modules.batchnorm._NormBase,)
@@ -181,10 +183,7 @@ class Task:
     def needed_retain(self, name: str) -> Samples:
         """D_r. Raises ValueError where it was not given."""
         if self.retain is None or not len(self.retain):
-            raise InvalidValueError(
-                f"Method {name!r} trains on retained images and none were given: pass retain=..., or choose a method that "
-                "needs the forget set alone (neggrad, random-label, boundary-shrink, lau, delete, or erase with esc)."
-            )
+            raise missing_retain(name, "weights")
         return self.retain
 
 

@@ -16,14 +16,12 @@ from torch.nn import functional as F
 
 from hf_kd.data.samples import Batch, Samples
 
-from .base import register
 from .random_label import union
 from .retrain import image_name
 from .task import Task, check_range
 from .training import TrainedMethod
 
 
-@register
 @dataclass(frozen=True, kw_only=True)
 class Unsir(TrainedMethod):
     """Noise: min -CE(f(N), c) + 0.1 mean ||N||^2. Impair: CE on noise labelled c and D_r. Repair: CE on D_r.
@@ -33,6 +31,7 @@ class Unsir(TrainedMethod):
     """
 
     name: ClassVar[str] = "unsir"
+    when: ClassVar[str] = "No image of D_f may be read any more, only its classes are known."
     needs: ClassVar[str] = "D_r"
     source: ClassVar[str] = (
         "Tarun et al. 2023; lr of pre-trained networks; batch_size and noise_images are ours (256 there)"
