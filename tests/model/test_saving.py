@@ -329,3 +329,17 @@ def test_a_fresh_process_needs_only_the_import(erased, saved, pixels):
     assert (name, is_erased) == ("ErasedModel", "True")
     expected = float(logits_of(erased, torch.ones(1, 3, 16, 16)).sum())
     assert float(total) == pytest.approx(expected, rel=1e-4)
+
+
+def test_nothing_that_is_saved_says_where_the_model_lay(vit, processor, forget, tmp_path):
+    place = tmp_path / "a-folder-of-mine"
+    vit.save_pretrained(place)
+    processor.save_pretrained(place)
+    model = ErasedModel.from_pretrained(place).erase(forget, k=2, progress=False)
+    model.save_pretrained(tmp_path / "saved")
+    model.fold().save_pretrained(tmp_path / "folded")
+    files = [path for name in ("saved", "folded") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert not [path for path in files if b"a-folder-of-mine" in path.read_bytes()]
+    again = ErasedModel.from_pretrained(tmp_path / "saved")
+    again.save_pretrained(tmp_path / "again")
+    assert str(tmp_path).encode() not in (tmp_path / "again" / "config.json").read_bytes()

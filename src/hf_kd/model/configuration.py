@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,8 +33,13 @@ def without_attention(stored: Any) -> Any:
 
     It may name a repository with code, and which code runs is for the user who loads to say, not for a file.
     """
+    return _without(stored, ATTENTION)
+
+
+def _without(stored: Any, names: Sequence[str]) -> Any:
+    """A stored configuration without some settings, at any depth."""
     if isinstance(stored, dict):
-        return {name: without_attention(value) for name, value in stored.items() if name not in ATTENTION}
+        return {name: _without(value, names) for name, value in stored.items() if name not in names}
     return stored
 
 
@@ -115,6 +121,10 @@ class ErasedConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> ErasedConfig:
         """As in transformers; attention is what `kwargs` ask for, never what a file does."""
         return super().from_dict(without_attention(config_dict), **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What config.json holds: nothing of where a model lay on this machine."""
+        return _without(super().to_diff_dict(), ("_name_or_path",))
 
     @classmethod
     def around(cls, model: Any) -> ErasedConfig:
