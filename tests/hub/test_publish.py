@@ -265,7 +265,7 @@ def test_who_may_not_is_told_why(hub, run_client, place):
     hub.write("ana/files", "model-00001-of-00002.safetensors", b"old")
     run_client(START + """
 from pathlib import Path
-from hf_kd.hub.upload import fetch_text, upload
+from hf_kd.hub.upload import fetch, upload
 assert "is public, and private was asked for" in refused(lambda: model.push_to_hub("ana/public", private=True))
 other = model.push_to_hub("ana/m", create_pr=True, token="hf_other_token")
 assert other.pull_request and other.verified
@@ -275,7 +275,7 @@ for name in ("a.txt", "sub/b.txt", ".git/config", "sub/.git/config", ".cache/x/y
     (folder / name).write_text("t")
 (folder / "inside.txt").symlink_to("a.txt")
 upload(folder, "ana/files", message="files", replaces=["model*.safetensors"])
-assert fetch_text("ana/files", "a.txt") == "t" and fetch_text("ana/files", "nothing") is None
+assert fetch("ana/files", "a.txt") == b"t" and fetch("ana/files", "nothing") is None
 """)  # fmt: skip
     assert set(hub.files("ana/files")) == {"a.txt", "sub/b.txt", "inside.txt"}
     assert hub.files("ana/public") == {"notes.txt": b"public"}

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from hf_kd import ErasedModel
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
-from hf_kd.hub.receipt import RECEIPT, read_receipt, weights_digest
+from hf_kd.hub.files import RECEIPT, checkpoint_files
+from hf_kd.hub.receipt import read_receipt, weights_digest
 from hf_kd.model.verify import verify
 from tests.conftest import make_dataset
 from tests.helpers.taught import taught
@@ -49,7 +50,7 @@ def test_an_untouched_folder_matches_and_the_erasure_repeats_bit_for_bit(folder,
 def test_the_digest_does_not_depend_on_shards(folder, tmp_path):
     ErasedModel.from_pretrained(folder).save_pretrained(tmp_path / "sharded", max_shard_size="20kB")
     assert len(list((tmp_path / "sharded").glob("model*.safetensors"))) > 1
-    assert weights_digest(folder) == weights_digest(tmp_path / "sharded")
+    assert weights_digest(checkpoint_files(folder)) == weights_digest(checkpoint_files(tmp_path / "sharded"))
     assert verify(tmp_path / "sharded").ok
 
 

@@ -20,7 +20,7 @@ from hf_kd.data.load import filter_by_labels, load_source
 from hf_kd.errors import InvalidValueError, MissingFileError, has_package
 from hf_kd.features.heads import has_head
 from hf_kd.features.reader import ReadOptions
-from hf_kd.hub.document import CARD, REPORT, base_of, document
+from hf_kd.hub.document import REPORT, base_of, document
 from hf_kd.hub.publish import Pushed, base_license, publishable
 from hf_kd.hub.spaces import KNOWLEDGE_RETENTION
 from hf_kd.hub.spaces.build import demo_space, metric_space
@@ -230,16 +230,9 @@ def push(folder: Path, repo_id: str, report: Path | None, **options: Any) -> Pus
 def card(folder: Path, report: Path | None, **options: Any) -> list[str]:
     """Write card, receipt, report and figures of the erased model in `folder` beside it; returns what was written."""
     model = _erased_in(folder)
-    found, readme = _report_of(folder, report), folder / CARD
-    existing = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    found, licence = _report_of(folder, report), base_license(base_of(model)[0])
     with atomic_directory(folder) as temporary:
-        for path in (folder / "config.json", *folder.glob("model*.safetensors*")):
-            (temporary / path.name).symlink_to(path.resolve())  # what the receipt is about, not what is written
-        licence = base_license(base_of(model)[0])
-        document(model, temporary, report=found, existing_readme=existing, license=licence, **options)
-        for path in temporary.iterdir():
-            if path.is_symlink():
-                path.unlink()
+        document(model, temporary, report=found, beside=folder, license=licence, **options)
         written = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
     return written
 

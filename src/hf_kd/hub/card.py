@@ -80,21 +80,30 @@ def render(values: CardValues, existing: str | None = None) -> str:
     """
     card = ModelCard(existing, ignore_metadata_errors=True) if existing and _has_metadata(existing) else None
     data = metadata(values, card.data if card else ModelCardData())
-    text = Environment(keep_trailing_newline=True, autoescape=False).from_string(template()).render(
-        front_matter=data.to_yaml(), begin=BEGIN, end=END, hf_kd_version=values.versions.get("hf-kd"), **_texts(values)
-    )  # fmt: skip
+    text = (
+        Environment(keep_trailing_newline=True, autoescape=False)
+        .from_string(template())
+        .render(
+            front_matter=data.to_yaml(line_break="\n"),
+            begin=BEGIN,
+            end=END,
+            hf_kd_version=values.versions.get("hf-kd"),
+            **_texts(values),
+        )
+    )
     if not existing:
         return text
     head, ours = text.split(BEGIN, 1)
-    section = BEGIN + ours.rstrip("\n")
+    end = "\r\n" if "\r\n" in existing else "\n"
+    head, section = head.rstrip("\n").replace("\n", end), (BEGIN + ours.rstrip("\n")).replace("\n", end)
     body = card.text if card else existing
     first, last = body.find(BEGIN), body.find(END)
     if body.count(BEGIN) == 1 and body.count(END) == 1 and first < last:
         body = body[:first] + section + body[last + len(END) :]
     else:
         body = body.replace(BEGIN, STRAY).replace(END, STRAY)
-        body = body.rstrip("\n") + ("\n\n" if body.strip() else "") + section + "\n"
-    return head.rstrip("\n") + "\n\n" + body.lstrip("\n")
+        body = body.rstrip("\r\n") + (2 * end if body.strip() else "") + section + end
+    return head + 2 * end + body.lstrip("\r\n")
 
 
 def template() -> str:

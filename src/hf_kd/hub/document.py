@@ -23,7 +23,8 @@ from hf_kd.methods.records import Erasure, WeightChange, versions, weight_change
 from hf_kd.methods.registry import available_methods, method_info
 
 from .card import BEGIN, END, CardValues, render
-from .receipt import RECEIPT, commands, receipt, tensors_digest, write_receipt
+from .files import RECEIPT
+from .receipt import commands, receipt, tensors_digest, write_receipt
 from .wording import Request
 
 logger = logging.getLogger(__name__)
@@ -40,20 +41,21 @@ def document(
     repo_id: str | None = None,
     folded: bool = False,
     show_class_names: bool = False,
-    existing_readme: str | None = None,
-    keep: str | os.PathLike[str] | None = None,
+    beside: str | os.PathLike[str] | None = None,
+    add_card: bool = True,
     datasets: Sequence[str] = (),
     license: str | None = None,
 ) -> None:
     """Write README.md, erasures.json, retention_report.json and figures/ into `folder`, which holds the saved model.
 
     show_class_names: name the forgotten classes in card, report and figures. Their ids are in the records either way.
-    existing_readme: what stands there already; a person's text in it is kept.
-    keep: a folder whose README is left alone unless it has a section of ours, which is refreshed then.
+    A README that lies in `folder`, or else in `beside`, keeps all of a person's text; one that is not UTF-8 is left alone.
+    beside: the folder these files are about to be put into; what stays there is part of the receipt.
+    add_card: False leaves a README alone that has no section of ours.
     """
     folder = Path(folder)
-    if keep is not None and (Path(keep) / CARD).is_file():
-        existing_readme = (Path(keep) / CARD).read_text(encoding="utf-8")
+    places = [folder] if beside is None else [folder, Path(beside)]
+    existing, changeable = read_card(places)
     labels = _labels(model) if show_class_names else None
     if report is not None and not show_class_names:
         report = replace(report, class_names={})
@@ -68,8 +70,8 @@ def document(
             )
     base, records = base_of(model)[0], records_of(model)
     model.find_taps()
-    write_receipt(folder / RECEIPT, _receipt(model, folder, folded, labels))
-    if keep is not None and existing_readme is not None and BEGIN not in existing_readme:
+    write_receipt(folder, _receipt(model, folder, folded, labels, beside))
+    if not changeable or (existing is not None and BEGIN not in existing and not add_card):
         return
     values = CardValues(
         requests=tuple(_request(model, record, show_class_names) for record in records),
@@ -88,7 +90,21 @@ def document(
         commands=tuple(commands([record.to_dict() for record in records], base, labels)),
         versions=versions(),
     )
-    (folder / CARD).write_text(_card(values, existing_readme), encoding="utf-8")
+    (folder / CARD).write_bytes(_card(values, existing).encode("utf-8"))
+
+
+def read_card(places: Sequence[Path]) -> tuple[str | None, bool]:
+    """The first README there is, with the line endings it has, and whether it may be written anew.
+
+    A byte order mark is taken off: it would hide the metadata. What is no UTF-8 text is nobody's to change: that is logged.
+    """
+    for path in (place / CARD for place in places if os.path.lexists(place / CARD)):
+        try:
+            return path.read_bytes().decode("utf-8-sig"), True
+        except (OSError, UnicodeDecodeError) as error:
+            logger.warning(f"{CARD} is left as it is, without a card: it cannot be read as UTF-8 text ({error}).")
+            return None, False
+    return None, True
 
 
 def records_of(model: TappedModel) -> tuple[Erasure, ...]:
@@ -106,7 +122,7 @@ def base_of(model: TappedModel) -> tuple[str | None, str | None]:
 def _card(values: CardValues, existing: str | None) -> str:
     try:
         return render(values, existing)
-    except (ValueError, TypeError, KeyError, OSError, TemplateError, YAMLError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, TemplateError, YAMLError) as error:
         logger.warning(
             f"The model card could not be written ({type(error).__name__}: {error}); the model is not affected."
         )
@@ -156,12 +172,19 @@ def _labels(model: TappedModel) -> list[list[str]]:
     return [[str(names.get(label, label)) for label in erasure.classes or ("LABEL",)] for erasure in records_of(model)]
 
 
-def _receipt(model: TappedModel, folder: Path, folded: bool, labels: Sequence[Sequence[str]] | None) -> dict[str, Any]:
+def _receipt(
+    model: TappedModel,
+    folder: Path,
+    folded: bool,
+    labels: Sequence[Sequence[str]] | None,
+    beside: str | os.PathLike[str] | None,
+) -> dict[str, Any]:
     changed = weight_changes(model.config)
     return receipt(
         folder,
         [erasure.to_dict() for erasure in model.erasures],
         changed[0].weights_before if changed and changed[0].weights_before else inner_digest(model),
+        beside=None if beside is None else Path(beside),
         changes=[change.to_dict() for change in changed],
         folded=folded,
         base_model=base_of(model)[0],

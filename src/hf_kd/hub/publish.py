@@ -27,8 +27,8 @@ from hf_kd.features.taps.site import evaluating, record
 from hf_kd.methods.records import weight_changes
 
 from .document import CARD, REPORT, base_of, document, records_of
-from .receipt import WEIGHT_PATTERNS
-from .upload import Published, fetch_text, prepare, upload
+from .files import WEIGHT_PATTERNS
+from .upload import Published, fetch, prepare, upload
 
 OF_AN_EARLIER_PUSH = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json", REPORT, "figures/*.png")
 """Files that would speak of another model if they stayed where a push does not bring them itself."""
@@ -80,10 +80,13 @@ def push(
             "model itself goes to the Hub with model.inner.push_to_hub."
         )
     full = prepare(repo_id, private=private, token=token, revision=revision)
-    existing = fetch_text(full, CARD, revision=revision, token=token)
+    existing = fetch(full, CARD, revision=revision, token=token)
     with tempfile.TemporaryDirectory(prefix="hf-kd-push-") as name:
         folder = Path(name) / "model"
         saved = _save(model, folder, folded)
+        (folder / CARD).unlink(missing_ok=True)  # what saving wrote knows no repository
+        if existing is not None:
+            (folder / CARD).write_bytes(existing)
         document(
             model,
             folder,
@@ -91,7 +94,6 @@ def push(
             repo_id=full,
             folded=folded,
             show_class_names=show_class_names,
-            existing_readme=existing,
             datasets=datasets,
             license=base_license(base_of(model)[0], token),
         )

@@ -21,12 +21,11 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError, MissingFileError
 
-RECEIPT = "erasures.json"
-SCHEMA_VERSION = 1
-KIND = "hf_kd.erasures"
+from .files import RECEIPT, checkpoint_files, weight_files
 
-WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index.json")
-"""Files in which a saved model keeps its weights."""
+SCHEMA_VERSION = 2
+"""From 2 on a receipt names every file that changes an answer; before, config.json and weights."""
+KIND = "hf_kd.erasures"
 
 FLAGS = ("p", "k", "threshold", "lr", "epochs", "seed", "m", "guard")
 """Hyper-parameters that `hf-kd erase` has an option of its own for."""
@@ -40,6 +39,7 @@ def receipt(
     erasures: Sequence[Mapping[str, Any]],
     before: str,
     *,
+    beside: Path | None = None,
     changes: Sequence[Mapping[str, Any]] = (),
     folded: bool,
     base_model: str | None = None,
@@ -49,11 +49,13 @@ def receipt(
 ) -> dict[str, Any]:
     """The receipt of the checkpoint in `folder`.
 
+    beside: the folder that these files are about to be put into.
     erasures: the records of erasers. changes: those of what changed the weights before any eraser was fitted.
     before: digest of the weights as the first request found them (`tensors_digest`).
     labels: names of the forgotten classes of each record, changes first, if they may be named.
     """
-    after = weights_digest(folder)
+    files = checkpoint_files(folder, beside)
+    after = weights_digest(files)
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -64,8 +66,8 @@ def receipt(
         "erasures": [dict(record) for record in erasures],
         "changes": [dict(record) for record in changes],
         "weights": {"before": before, "after": after, "unchanged": before == after},
-        "erasers": erasers_digest(folder),
-        "files": {path.name: file_digest(path) for path in _checkpoint_files(folder)},
+        "erasers": erasers_digest(files),
+        "files": {name: file_digest(path) for name, path in files.items()},
         "seeds": [record["settings"].get("seed") for record in (*changes, *erasures)],
         "commands": commands([*changes, *erasures], base_model, labels),
         "versions": dict(versions or {}),
@@ -91,8 +93,8 @@ def read_receipt(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_receipt(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+def write_receipt(folder: Path, content: Mapping[str, Any]) -> None:
+    (folder / RECEIPT).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 # Hashes
@@ -119,40 +121,29 @@ def _tensor_digest(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def weights_digest(folder: Path) -> str:
-    """Digest of the weights in a checkpoint, without its erasers."""
-    return tensors_digest(tensor for name, tensor in _tensors(folder) if not name.startswith("sites."))
+def weights_digest(files: Mapping[str, Path]) -> str:
+    """Digest of the weights among the files of a checkpoint (`checkpoint_files`), without its erasers."""
+    return tensors_digest(tensor for name, tensor in _tensors(files) if not name.startswith("sites."))
 
 
-def erasers_digest(folder: Path) -> str | None:
-    """Digest of the erasers in a checkpoint; None where it has none."""
-    found = [tensor for name, tensor in _tensors(folder) if name.startswith("sites.")]
+def erasers_digest(files: Mapping[str, Path]) -> str | None:
+    """Digest of the erasers among the files of a checkpoint; None where it has none."""
+    found = [tensor for name, tensor in _tensors(files) if name.startswith("sites.")]
     return tensors_digest(found) if found else None
 
 
-def _checkpoint_files(folder: Path) -> list[Path]:
-    patterns = ("config.json", "model*.safetensors", "model*.safetensors.index.json")
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
-
-
-def _names(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
+def _tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a checkpoint, one in memory at a time."""
+    paths = weight_files(files)
+    if not paths:
+        raise MissingFileError("No model*.safetensors in this folder: there are no weights to check.")
+    for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
-                found |= dict.fromkeys(file.keys(), path)
+                for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    yield name, file.get_tensor(name)
         except SafetensorError as error:
             raise InvalidValueError(f"{path.name} is damaged ({error}).") from error
-    if not found:
-        raise MissingFileError(f"No model*.safetensors in {folder.name}: there are no weights to check.")
-    return dict(sorted(found.items()))
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a checkpoint in the order of their names, one in memory at a time."""
-    for name, path in _names(folder).items():
-        with safe_open(path, framework="pt") as file:
-            yield name, file.get_tensor(name)
 
 
 # Commands

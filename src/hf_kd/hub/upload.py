@@ -134,10 +134,10 @@ def upload(
     return Published(repo_id, info.commit_url, info.oid, info.pr_revision or revision or "main", info.pr_url)
 
 
-def fetch_text(
+def fetch(
     repo_id: str, name: str, *, repo_type: str = "model", revision: str | None = None, token: str | None = None
-) -> str | None:
-    """A text file as it is in a repository that is there (see `prepare`); None where the Hub says that it has none.
+) -> bytes | None:
+    """A file as it is in a repository that is there (see `prepare`); None where the Hub says that it has none.
 
     Raises PushError where it could not be read: then nobody knows what an upload would overwrite.
     """
@@ -150,12 +150,7 @@ def fetch_text(
             return None
         except ValueError as error:  # so huggingface_hub wraps what failed when the cache may not answer
             raise error.__cause__ or error from None
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PushError(
-            f"{name} of {repo_id} is no UTF-8 text, so it cannot be kept. Correct it there first."
-        ) from error
+    return Path(path).read_bytes()
 
 
 def _refuse_links(folder: Path) -> None:

@@ -32,7 +32,7 @@ from . import loading
 from .configuration import MODEL_TYPE, ErasedConfig, label_names
 from .erase import fit_erasers, forget_compiled_graphs
 from .fold import fold_site
-from .saving import atomic_directory
+from .saving import atomic_directory, refuse_other_model
 
 if TYPE_CHECKING:
     from hf_kd.audit.report import RetentionReport
@@ -387,10 +387,11 @@ class ErasedModel(PreTrainedModel):
             return
         with atomic_directory(save_directory) as folder:
             super().save_pretrained(folder, **kwargs)
+            refuse_other_model(save_directory, folder)
             if hasattr(self.processor, "save_pretrained"):
                 self.processor.save_pretrained(folder)
             if self.is_erased:
-                document(self, folder, keep=save_directory)
+                document(self, folder, beside=save_directory, add_card=False)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
         """Publish the model in one commit, load it back and compare bit for bit; see `hf_kd.hub.publish.push`."""

@@ -1,0 +1,97 @@
+"""Which files of a folder belong to the checkpoint in it: its weights by variant, and all that changes an answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+RECEIPT = "erasures.json"
+WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index*.json")
+"""Files in which a saved model keeps its weights, as patterns for the Hub."""
+
+WEIGHTS = re.compile(r"model(?:\.(?P<variant>.+?))?(?:-\d{5}-of-\d{5})?\.safetensors")
+INDEX = re.compile(r"model\.safetensors\.index(?:\.(?P<variant>.+))?\.json")
+"""Names that transformers gives weights, whole or in shards, and the index of shards. Any other file is the user's."""
+
+PROCESSORS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+)
+"""Names under which transformers has kept what turns images into tensors; a later name wins over an earlier one."""
+
+ANSWERING = (
+    "*.safetensors",
+    "*.safetensors.index*.json",
+    "*config.json",
+    "adapter_model*",
+    "pytorch_model*",
+    "tokenizer*",
+    "*.model",
+    "vocab*",
+    "merges.txt",
+    "normalizer.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+)
+"""Files that change what a model answers once they lie beside it, as patterns."""
+
+
+def variant_of(name: str) -> str | None:
+    """The variant that a weight file is of, "" for none; None for the name of any other file."""
+    found = WEIGHTS.fullmatch(name) or INDEX.fullmatch(name)
+    return None if found is None else found["variant"] or ""
+
+
+def superseded(there: Iterable[str], new: Iterable[str]) -> set[str]:
+    """Of the files that are there, those that a save of `new` makes untrue.
+
+    Weights of the same variant in other shards, another name of the processor, and the receipt of the model before; other
+    variants and a user's own files stay. Nothing where `new` brings no weights: a report beside a model is no other model.
+    """
+    new = set(new)
+    variants = {variant_of(name) for name in new} - {None}
+    if not variants:
+        return set()
+    processors = set(PROCESSORS) if new & set(PROCESSORS) else set()
+    return {name for name in there if variant_of(name) in variants or name in processors or name == RECEIPT} - new
+
+
+def checkpoint_files(folder: Path, beside: Path | None = None) -> dict[str, Path]:
+    """Every file that changes an answer, by name.
+
+    Args:
+        folder: Where a model has been written.
+        beside: The folder these files are about to be put into; what stays there counts too.
+    """
+    found = _answering(folder)
+    if beside is not None and beside.is_dir():
+        stay = _answering(beside)
+        found = {name: path for name, path in stay.items() if name not in superseded(stay, found)} | found
+    return dict(sorted(found.items()))
+
+
+def _answering(folder: Path) -> dict[str, Path]:
+    # is_file follows links: what a killed save left leading nowhere is not there
+    return {
+        path.name: path
+        for path in folder.iterdir()
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in ANSWERING)
+    }
+
+
+def weight_files(files: dict[str, Path]) -> list[Path]:
+    """The safetensors files of the weights: those without a variant, or where there are none of the first variant.
+
+    A whole file wins over shards, as in transformers.
+    """
+    found = {name: path for name, path in files.items() if WEIGHTS.fullmatch(name)}
+    first = min((variant_of(name) or "" for name in found), default="")
+    whole = f"model.{first}.safetensors" if first else "model.safetensors"
+    if whole in found:
+        return [found[whole]]
+    return [path for name, path in sorted(found.items()) if variant_of(name) == first]
