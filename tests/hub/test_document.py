@@ -1,0 +1,81 @@
+"""What lies beside a model: a person's README is kept byte for byte, and nothing that lies there costs the model."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hf_kd import ErasedModel
+from hf_kd.hub.card import BEGIN, END
+from hf_kd.hub.document import document
+from hf_kd.model.verify import verify
+
+TEXT = "---\nlicense: mit\ntags:\n- pets\n---\n\n# Café pets\n\nMy own words.\n\n\n| a | b |\n"
+
+
+@pytest.fixture
+def erased(vit, processor, forget):
+    return ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "shift-jis", "cp1252"])
+def test_a_readme_in_another_encoding_is_left_alone_and_the_model_is_saved(erased, tmp_path, encoding, caplog):
+    written = "\u00e9" if encoding != "shift-jis" else "\u732b"
+    (tmp_path / "README.md").write_bytes(f"# Caf{written} pets\n".encode(encoding))
+    before = (tmp_path / "README.md").read_bytes()
+    erased.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == before
+    assert [record.message for record in caplog.records if "README.md" in record.message] != []
+    assert verify(tmp_path).ok
+    document(erased, tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "what", ["folder", "dangling link", "empty", "metadata that is no YAML", "metadata that is a list"]
+)
+def test_whatever_is_called_readme_does_not_cost_the_model(erased, tmp_path, what):
+    readme = tmp_path / "README.md"
+    if what == "folder":
+        readme.mkdir()
+    elif what == "dangling link":
+        readme.symlink_to("nowhere.md")
+    else:
+        text = {
+            "empty": "",
+            "metadata that is no YAML": "---\na: [\n---\n",
+            "metadata that is a list": "---\n- a\n---\n",
+        }
+        readme.write_text(text[what])
+    erased.save_pretrained(tmp_path)
+    assert verify(tmp_path).ok
+    assert readme.is_dir() == (what == "folder")
+    document(erased, tmp_path)
+    assert ErasedModel.from_pretrained(tmp_path).is_erased
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+def test_a_persons_text_keeps_its_line_ends_and_its_metadata(erased, tmp_path, end, mark):
+    body = TEXT.split("---\n\n", 1)[1].replace("\n", end).encode()
+    erased.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_bytes(mark + TEXT.replace("\n", end).encode())
+    document(erased, tmp_path)
+    once = (tmp_path / "README.md").read_bytes()
+    assert body in once
+    assert (b"\r\n" in once) == (end == "\r\n")
+    if end == "\r\n":
+        assert once.count(b"\n") == once.count(b"\r\n"), "one kind of line end in a file"
+    card = ModelCard(once.decode("utf-8"))
+    assert card.data.license == "mit"
+    assert {"pets", "machine-unlearning"} <= set(card.data.tags)
+    assert once.count(b"license:") == 1
+    document(erased, tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == once, "a second time changes nothing"
+    erased.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_bytes().count(BEGIN.encode()) == 1
+    assert body in (tmp_path / "README.md").read_bytes()
+    assert END in once.decode()
+    assert os.listdir(tmp_path).count("README.md") == 1
