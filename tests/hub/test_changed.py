@@ -112,7 +112,7 @@ def test_push_publishes_a_stock_checkpoint_and_loads_it_back(changed, hub, run_c
     done = run_client("""
 from pathlib import Path
 from transformers import AutoModelForImageClassification
-from hf_kd import commands
+from hf_kd.cli import commands
 from hf_kd.model.verify import verify
 model = AutoModelForImageClassification.from_pretrained("ana/forgetful")
 print(type(model).__name__, model.config.hf_kd_unlearned[0]["method"], verify("ana/forgetful").ok)
