@@ -8,6 +8,7 @@ import torch
 
 from hf_kd.metrics.scores import (
     ForgetRetainScores,
+    area_under_roc,
     average_gap,
     forget_retain_accuracy,
     harmonic_mean,
@@ -15,6 +16,7 @@ from hf_kd.metrics.scores import (
     nearest_retained_classes,
     normalised_retention,
     per_class_accuracy,
+    recall_at,
     recovery_ratio,
     scores_over_seeds,
 )
@@ -112,3 +114,46 @@ def test_mean_and_sd():
     assert mean_and_sd([1, 3]).sd == pytest.approx(2**0.5)
     with pytest.raises(ValueError, match="at least one"):
         mean_and_sd([])
+
+
+def scored(seed: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of 40 to 200 samples, some positive; with ties most of them are equal to others, or infinite."""
+    rng = np.random.default_rng(seed)
+    positive = rng.random(rng.integers(40, 200)) < 0.3
+    positive[:2] = True, False
+    score = rng.normal(size=len(positive)) + positive
+    if ties:
+        score = score.round()
+        score[rng.random(len(score)) < 0.1] = rng.choice([-np.inf, np.inf])
+    return score, positive
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_area_under_roc_is_the_share_of_pairs_in_order(ties):
+    for seed in range(50):
+        score, positive = scored(seed, ties)
+        wins = np.sign(np.subtract.outer(np.clip(score[positive], -99, 99), np.clip(score[~positive], -99, 99)))
+        assert area_under_roc(score, positive) == pytest.approx(100 * float((wins + 1).mean()) / 2, abs=1e-10)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_recall_at_a_rate_accepts_exactly_that_share_of_the_negatives(ties):
+    """The threshold is on a negative; scores equal to it are accepted with the probability that makes the rate exact."""
+    for seed in range(50):
+        score, positive = scored(seed, ties)
+        negatives = np.sort(score[~positive])[::-1]
+        for rate in (0.013, 0.1, 0.5, 0.77):
+            threshold = negatives[int(rate * len(negatives))]
+            tied = (rate * len(negatives) - np.sum(negatives > threshold)) / np.sum(negatives == threshold)
+            accepted = np.where(score == threshold, tied, score > threshold)
+            assert accepted[~positive].mean() == pytest.approx(rate)
+            assert recall_at(score, positive, rate) == pytest.approx(100 * accepted[positive].mean(), abs=1e-10)
+
+
+def test_recall_counts_samples_by_their_weights():
+    score, positive = scored(0, ties=True)
+    weights = 1 + np.arange(len(score)) % 3
+    repeated = np.repeat(np.arange(len(score)), weights)
+    assert recall_at(score, positive, 0.1, weights) == pytest.approx(
+        recall_at(score[repeated], positive[repeated], 0.1)
+    )

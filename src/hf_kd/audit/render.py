@@ -56,7 +56,6 @@ NAMES = {
     "rms": "RMS",
     "same_answer": "same answer",
     "zrf": "ZRF",
-    "zrf_legacy": "ZRF, legacy",
     "relative": "relative",
     "mean_abs": "mean abs",
     "tar": "TAR",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
@@ -16,6 +15,7 @@ from ._inputs import ArrayLike, as_features, as_forget_labels, checked_splits, i
 from .linear_probe import LinearProbe, fit_linear_probe
 from .nonlinear_probes import MLPProbe, fit_mlp_probe
 from .scaling import FeatureScale, principal_scales
+from .scores import area_under_roc
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,3 @@ def result_from_flags(
     return AttackResult(
         name, recall, 100 - alarms, alarms, area_under_roc(score, forget), {"task": "binary", **settings}
     )
-
-
-def area_under_roc(score: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve in percent, ties counted half."""
-    return 100 * float(roc_auc_score(positive.cpu().numpy(), score.double().cpu().numpy()))

@@ -13,15 +13,15 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_curve
 
 from hf_kd.errors import InvalidValueError
 
 from ._inputs import ArrayLike, generator, stratified_subset
-from .attack_data import AttackResult, AuditData, area_under_roc, result_from_flags, result_from_shares
+from .attack_data import AttackResult, AuditData, result_from_flags, result_from_shares
 from .linear_probe import fit_linear_probe
 from .neighbours import knn_predictions, prototype_predictions, tie_shares
 from .nonlinear_probes import fit_mlp_probe, fit_rbf_probe
+from .scores import area_under_roc, recall_at
 
 
 def linear(data: AuditData, seed: int = 0) -> AttackResult:
@@ -49,7 +49,7 @@ def mlp(data: AuditData, seed: int = 0, *, size: str) -> AttackResult:
     """A multi-layer perceptron; see `AuditData.mlp` for the two sizes."""
     probe = data.mlp(size, seed)
     logits = probe.logits(data.test)
-    hidden = "-".join(str(weight.shape[0]) for weight, _ in probe.layers[:-1])
+    hidden = "-".join(str(layer.out_features) for layer in probe.network[:-1:2])
     return result_from_shares(
         data, f"mlp-{size}", tie_shares(logits), data.forget_score(logits), hidden=hidden, epochs=probe.epochs
     )
@@ -100,6 +100,8 @@ def norm(data: AuditData, seed: int = 0) -> AttackResult:
 
     Threshold and side are the best on train; the AUC is two-sided, max(AUC, 100 - AUC).
     """
+    from sklearn.metrics import roc_curve
+
     length, test_length = data.train.double().norm(dim=1), data.test.double().norm(dim=1)
     positive = data.train_forget.cpu().numpy()
     options = []
@@ -130,12 +132,10 @@ def at_false_alarms(data: AuditData, seed: int = 0, *, percent: float) -> Attack
 
     Read off the test ROC curve; between two attainable points the attacker tosses a coin, so the curve is interpolated.
     """
-    positive = data.test_forget.cpu().numpy()
     best = None
     for reader in (data.linear_probe, data.mlp("large", seed)):
         score = data.forget_score(reader.logits(data.test))
-        alarms, recall, _ = roc_curve(positive, score.cpu().numpy())
-        value = 100 * float(np.interp(percent / 100, alarms, recall))
+        value = recall_at(score, data.test_forget, percent / 100)
         if best is None or value > best[0]:
             best = (value, area_under_roc(score, data.test_forget), type(reader).__name__)
     recall, auc, reader = best

@@ -2,8 +2,8 @@
 
 Class accuracy is the wrong question for embeddings: identities that the model was never trained on stay verifiable.
 Here the questions are whether two images of the erased person are still matched (verification), whether the person is
-found in a gallery (closed set), and whether that works when most queries are strangers (open set). Always beside the
-retained identities, and to be compared with identities that the model never saw.
+found in a gallery (closed set), and whether that works when most queries show people who are not enrolled (open set).
+Always beside the retained identities, and to be compared with identities that the model was never trained on.
 
 Similarity is the cosine, as usual for faces, or the cosine after the mean of the retained identities was subtracted.
 Report both: ESC moves the erased identity next to the origin, where raw cosines are noise and it seems gone, and one
@@ -27,9 +27,12 @@ from hf_kd.errors import InvalidValueError
 
 from ._inputs import ArrayLike, as_features, as_labels
 from .scaling import unit_rows
-from .scores import acceptance, check_rate, percent_accepted, threshold_at
+from .scores import check_rate, recall_at
 
 SIMILARITIES = ("cosine", "centred")
+
+MOST_IMAGES = 1400
+"""Images whose pairs are all compared, about a million; of more that many are drawn."""
 
 QUERIES = 256
 """Queries compared with the whole gallery at a time."""
@@ -59,8 +62,10 @@ class Verification:
     genuine_retained: int
     impostor_retained: int
     similarity: str
+    images: int
+    """Images whose pairs were compared."""
     sampled: bool
-    """Whether some kind of pair was more numerous than `max_pairs` and drawn at random."""
+    """Whether these were drawn from more."""
 
 
 @dataclass(frozen=True)
@@ -100,36 +105,42 @@ def verification(
     *,
     far: Sequence[float] = (1e-2, 1e-3),
     similarity: str = "cosine",
-    max_pairs: int = 500_000,
+    max_images: int = MOST_IMAGES,
     seed: int = 0,
 ) -> Verification:
     """True-accept rate (TAR) of erased identities at stated false-accept rates (FAR).
 
     Genuine pairs show one identity twice, impostor pairs two identities; a pair is "erased" when one of its images
-    shows an erased identity. All pairs of a kind are compared, or `max_pairs` drawn with `seed`. `similarity` is
-    "cosine" or "centred" (cosine after subtracting the mean of the retained images).
+    shows an erased identity. All pairs of the images are compared. Of more than `max_images` that many are drawn with
+    `seed`, identity by identity and at most half of them erased while there are retained ones. `similarity` is "cosine"
+    or "centred" (cosine after subtracting the mean of the retained images).
 
     Shapes: embeddings [n, d], identities [n]. Raises ValueError when no erased identity has two images, no other
     identity is there to compare with, or a FAR is outside (0, 1).
     """
     for rate in far:
         check_rate(rate, "far")
-    if max_pairs < 1:
-        raise InvalidValueError(f"max_pairs={max_pairs}; at least one pair of each kind has to be compared.")
+    if max_images < 2:
+        raise InvalidValueError(f"max_images={max_images}; a pair has two images.")
     x = as_features(embeddings, "embeddings")
     labels = as_labels(identities, len(x), name="identities").numpy()
     is_erased = _erased_mask(labels, erased, "identities")
-    unit, _ = unit_rows(x - _centre(x, ~is_erased, similarity))
-    generator = np.random.default_rng(seed)
-    inside, outside, nobody = np.flatnonzero(is_erased), np.flatnonzero(~is_erased), np.empty(0, np.int64)
-    pairs = {
-        "genuine_erased": _genuine_pairs(labels, inside, max_pairs, generator),
-        "impostor_erased": _impostor_pairs(labels, inside, outside, max_pairs, generator),
-        "genuine_retained": _genuine_pairs(labels, outside, max_pairs, generator),
-        "impostor_retained": _impostor_pairs(labels, outside, nobody, max_pairs, generator),
-    }
-    counts = {kind: available for kind, (_, available) in pairs.items()}
-    genuine, impostor, genuine_r, impostor_r = (_cosines(unit, drawn) for drawn, _ in pairs.values())
+    centre = _centre(x, ~is_erased, similarity)
+    rows = _drawn_images(labels, is_erased, max_images, seed)
+    labels, is_erased, unit = (
+        labels[rows],
+        is_erased[rows],
+        unit_rows(x[torch.from_numpy(rows).to(x.device)] - centre)[0],
+    )
+    left, right = np.triu_indices(len(rows), 1)
+    cosines, same, touched = (
+        _rounded(unit @ unit.T)[left, right],
+        labels[left] == labels[right],
+        is_erased[left] | is_erased[right],
+    )
+    genuine, impostor, genuine_r, impostor_r = (
+        cosines[kind] for kind in (same & touched, ~same & touched, same & ~touched, ~same & ~touched)
+    )
     if not len(genuine) or not len(impostor):
         raise InvalidValueError(
             f"The erased identities give {len(genuine)} genuine and {len(impostor)} impostor pairs; verification needs "
@@ -139,12 +150,19 @@ def verification(
     for rate in far:
         deployed = deployed_far = retained = None
         if len(impostor_r):
-            deployed, deployed_far = (percent_accepted(side, impostor_r, rate) for side in (genuine, impostor))
-            retained = percent_accepted(genuine_r, impostor_r, rate) if len(genuine_r) else None
-        points.append(
-            VerificationPoint(rate, percent_accepted(genuine, impostor, rate), deployed, deployed_far, retained)
-        )
-    return Verification(points=tuple(points), similarity=similarity, sampled=max(counts.values()) > max_pairs, **counts)
+            deployed, deployed_far = (_accepted(side, impostor_r, rate) for side in (genuine, impostor))
+            retained = _accepted(genuine_r, impostor_r, rate) if len(genuine_r) else None
+        points.append(VerificationPoint(rate, _accepted(genuine, impostor, rate), deployed, deployed_far, retained))
+    return Verification(
+        points=tuple(points),
+        genuine_erased=len(genuine),
+        impostor_erased=len(impostor),
+        genuine_retained=len(genuine_r),
+        impostor_retained=len(impostor_r),
+        similarity=similarity,
+        images=len(rows),
+        sampled=len(rows) < len(x),
+    )
 
 
 def retrieval(
@@ -167,11 +185,11 @@ def retrieval(
     q, q_labels, g, g_labels = _query_and_gallery(
         queries, query_identities, gallery, gallery_identities, erased, similarity
     )
-    strangers = ~np.isin(q_labels, g_labels)
-    if strangers.any():
+    unknown = ~np.isin(q_labels, g_labels)
+    if unknown.any():
         raise InvalidValueError(
-            f"{int(strangers.sum())} queries show identities that are not in the gallery (such as "
-            f"{q_labels[strangers][0]}); a closed set has every queried identity enrolled. Drop them, or use "
+            f"{int(unknown.sum())} queries show identities that are not in the gallery (such as "
+            f"{q_labels[unknown][0]}); a closed set has every queried identity enrolled. Drop them, or use "
             "`open_set_identification`."
         )
     is_erased = _erased_mask(q_labels, erased, "query_identities")
@@ -213,14 +231,14 @@ def open_set_identification(
     fpir: Sequence[float] = (1e-1, 1e-2),
     similarity: str = "cosine",
 ) -> tuple[OpenSetPoint, ...]:
-    """Detection-and-identification rate when strangers ask too (open set), one point for each `fpir`.
+    """Detection-and-identification rate when people who are not enrolled ask too (open set), a point for each `fpir`.
 
     The threshold on the best gallery match is set so that the share `fpir` of the queries whose identity is not
     enrolled exceeds it. A query of an enrolled identity counts when it exceeds the threshold and its best match shows
     the right identity; of equally good matches the share that does.
 
-    Shapes and `similarity` as in `retrieval`. Raises ValueError when no query is a stranger, or no query is of an
-    erased identity that is enrolled.
+    Shapes and `similarity` as in `retrieval`. Raises ValueError when every query's identity is enrolled, or no query is
+    of an erased identity that is enrolled.
     """
     for rate in fpir:
         check_rate(rate, "fpir")
@@ -230,7 +248,7 @@ def open_set_identification(
     known = np.isin(q_labels, g_labels)
     if known.all():
         raise InvalidValueError(
-            "Every query's identity is in the gallery; an open set needs strangers to set the threshold on. Leave some "
+            "Every query's identity is in the gallery; an open set needs others to set the threshold on. Leave some "
             "identities out of the gallery, or use `retrieval`."
         )
     is_erased = known & _erased_mask(q_labels, erased, "query_identities")
@@ -246,81 +264,46 @@ def open_set_identification(
         top = cosines == best[rows, None]
         right[rows] = (top & (g_labels == q_labels[rows, None])).sum(1) / top.sum(1)
 
-    points = []
+    points, retained = [], known & ~is_erased
     for rate in fpir:
-        identified = acceptance(best, best[~known], rate) * right
-        retained = known & ~is_erased
         points.append(
             OpenSetPoint(
                 fpir=rate,
                 similarity=similarity,
-                threshold=threshold_at(best[~known], rate),
-                erased=_percent(identified[is_erased]),
-                retained=_percent(identified[retained]) if retained.any() else None,
+                threshold=float(np.sort(best[~known])[::-1][int(rate * np.sum(~known))]),
+                erased=_identified(best, right, is_erased, ~known, rate),
+                retained=_identified(best, right, retained, ~known, rate) if retained.any() else None,
             )
         )
     return tuple(points)
 
 
-def _genuine_pairs(
-    labels: np.ndarray, rows: np.ndarray, limit: int, generator: np.random.Generator
-) -> tuple[np.ndarray, int]:
-    """Pairs [p, 2] of different rows with one label, and how many exist."""
-    groups = [rows[labels[rows] == label] for label in np.unique(labels[rows])]
-    sizes = np.array([len(group) * (len(group) - 1) // 2 for group in groups], dtype=np.int64)
-    available = int(sizes.sum())
-    if available <= limit:
-        parts = [group[np.stack(np.triu_indices(len(group), 1), 1)] for group in groups]
-        return np.concatenate([np.empty((0, 2), np.int64), *parts]), available
-    drawn = generator.multinomial(limit, sizes / available)
-    parts = []
-    for group, number in zip(groups, drawn, strict=True):
-        if number:
-            left = generator.integers(len(group), size=number)
-            right = (left + generator.integers(1, len(group), size=number)) % len(group)
-            parts.append(np.stack([group[left], group[right]], 1))
-    return np.concatenate(parts), available
+def _drawn_images(labels: np.ndarray, is_erased: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Row numbers, ascending: all, or `most` of them, identity by identity in random order and the erased first."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    generator = np.random.default_rng(seed)
+    _, identity = np.unique(labels, return_inverse=True)
+    place = generator.permutation(identity.max() + 1)[identity]
+    order = np.lexsort((generator.random(len(labels)), place))
+    inside, outside = order[is_erased[order]], order[~is_erased[order]]
+    inside = inside[: max(most // 2, most - len(outside))]
+    return np.sort(np.concatenate([inside, outside[: most - len(inside)]]))
 
 
-def _impostor_pairs(
-    labels: np.ndarray, rows: np.ndarray, rest: np.ndarray, limit: int, generator: np.random.Generator
-) -> tuple[np.ndarray, int]:
-    """Pairs [p, 2] with different labels, one image of `rows` and one of `rows` or `rest`, and how many exist.
-
-    No label occurs in both `rows` and `rest`; a pair with both images in `rows` counts once.
-    """
-    classes, size = np.unique(labels[rows], return_counts=True)
-    rows = rows[np.argsort(labels[rows], kind="stable")]
-    start = np.cumsum(size) - size
-    within = int((len(rows) ** 2 - (size.astype(np.int64) ** 2).sum()) // 2)
-    available = within + len(rows) * len(rest)
-    if available <= limit:
-        inner = [_cross(rows[a : a + n], rows[a + n :]) for a, n in zip(start, size, strict=True)]
-        return np.concatenate([np.empty((0, 2), np.int64), *inner, _cross(rows, rest)]), available
-    number = int(generator.binomial(limit, within / available))
-    chosen = []
-    if number:
-        # The first image's class with the weight of its pairs; the second image skips over that class.
-        weights = size * (len(rows) - size)
-        drawn = np.repeat(np.arange(len(classes)), generator.multinomial(number, weights / weights.sum()))
-        first = start[drawn] + generator.integers(size[drawn])
-        second = generator.integers(len(rows) - size[drawn])
-        second = np.where(second < start[drawn], second, second + size[drawn])
-        chosen.append(np.stack([rows[first], rows[second]], 1))
-    if limit > number:
-        chosen.append(np.stack([side[generator.integers(len(side), size=limit - number)] for side in (rows, rest)], 1))
-    return np.concatenate(chosen), available
+def _accepted(genuine: np.ndarray, impostor: np.ndarray, rate: float) -> float:
+    """Percent of `genuine` accepted where the share `rate` of `impostor` is."""
+    positive = np.repeat([True, False], [len(genuine), len(impostor)])
+    return recall_at(np.concatenate([genuine, impostor]), positive, rate)
 
 
-def _cross(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return np.stack(np.meshgrid(rows, others, indexing="ij"), -1).reshape(-1, 2)
-
-
-def _cosines(unit: Tensor, pairs: np.ndarray, size: int = 16_384) -> np.ndarray:
-    parts = [
-        (unit[part[:, 0]] * unit[part[:, 1]]).sum(1) for part in torch.from_numpy(pairs).to(unit.device).split(size)
-    ]
-    return _rounded(torch.cat(parts))
+def _identified(best: np.ndarray, right: np.ndarray, asked: np.ndarray, unknown: np.ndarray, rate: float) -> float:
+    """Percent of the queries `asked` above the threshold, each counted with the share `right` of its best match."""
+    if not right[asked].any():
+        return 0.0
+    rows = asked | unknown
+    weights = np.where(unknown, 1.0, right)[rows]
+    return recall_at(best[rows], asked[rows], rate, weights) * float(np.mean(right[asked]))
 
 
 def _rounded(cosines: Tensor) -> np.ndarray:

@@ -13,21 +13,21 @@ with a retrained model's, not with chance. Rates are in percent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedShuffleSplit
-from sklearn.svm import SVC
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
 from ._inputs import CHUNK, ArrayLike, aligned_chunks, as_classes, as_logits
-from .scores import area_under_curve, check_rate, percent_accepted
+from .scores import area_under_roc, check_rate, recall_at
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
 
 LOG_FLOOR = -100.0
 """Log-probabilities are clipped here, as SCRUB clips its losses: a class whose logit was removed has log p = -inf."""
@@ -126,6 +126,9 @@ def loss_attack(
 
     Shapes: logits [n, C], labels [n]. Raises ValueError on fewer than 10 images a side or malformed input.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedShuffleSplit
+
     check_rate(fpr, "fpr")
     losses = [
         sample_losses(*_checked(member_logits, member_labels, "member")).numpy(),
@@ -165,17 +168,20 @@ def separate(
     """
     check_rate(fpr, "fpr")
     members, nonmembers = _scores(member_scores, "member_scores"), _scores(nonmember_scores, "nonmember_scores")
+    positive = np.repeat([True, False], [len(members), len(nonmembers)])
+    scores = np.concatenate([members, nonmembers])
     aucs, tprs = [], []
     for generator in np.random.default_rng(seed).spawn(draws):
         resampled = [side[generator.integers(len(side), size=len(side))] for side in (members, nonmembers)]
-        aucs.append(area_under_curve(*resampled))
-        tprs.append(percent_accepted(*resampled, fpr))
+        resampled = np.concatenate(resampled)
+        aucs.append(area_under_roc(resampled, positive))
+        tprs.append(recall_at(resampled, positive, fpr))
     return Separation(
-        auc=area_under_curve(members, nonmembers),
+        auc=area_under_roc(scores, positive),
         auc_sd=float(np.std(aucs)),
-        tpr=percent_accepted(members, nonmembers, fpr),
+        tpr=recall_at(scores, positive, fpr),
         tpr_sd=float(np.std(tprs)),
-        tpr_reversed=percent_accepted(-members, -nonmembers, fpr),
+        tpr_reversed=recall_at(-scores, positive, fpr),
         fpr=fpr,
         members=len(members),
         nonmembers=len(nonmembers),
@@ -285,10 +291,15 @@ def _modified_entropy(logits: Tensor, log_p: Tensor, of_label: Tensor) -> Tensor
     return -log_not_p.gather(1, of_label).exp() * log_p.gather(1, of_label).clamp(min=LOG_FLOOR) - wrong
 
 
-ATTACKERS: dict[str, Callable[[], BaseEstimator]] = {
-    "logistic": lambda: LogisticRegression(class_weight="balanced"),
-    "svc": lambda: SVC(C=3, kernel="rbf", gamma="auto", class_weight="balanced"),
-}
+def _attackers() -> dict[str, BaseEstimator]:
+    """The unfitted classifiers of `member_rate` by name."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import SVC
+
+    return {
+        "logistic": LogisticRegression(class_weight="balanced"),
+        "svc": SVC(C=3, kernel="rbf", gamma="auto", class_weight="balanced"),
+    }
 
 
 def _member_share(
@@ -301,8 +312,9 @@ def _member_share(
     max_samples: int,
     seed: int,
 ) -> MemberShare:
-    if attacker not in ATTACKERS:
-        raise InvalidValueError(f"attacker={attacker!r}; the attackers are {', '.join(map(repr, ATTACKERS))}.")
+    attackers = _attackers()
+    if attacker not in attackers:
+        raise InvalidValueError(f"attacker={attacker!r}; the attackers are {', '.join(map(repr, attackers))}.")
     size = min(len(retain), len(test), max_samples)
     if size < 4:
         raise InvalidValueError(
@@ -314,14 +326,14 @@ def _member_share(
 
     def fitted(rows: slice) -> BaseEstimator:
         inputs = np.concatenate([members[rows], nonmembers[rows]])
-        return ATTACKERS[attacker]().fit(inputs, np.repeat([1, 0], len(inputs) // 2))
+        return attackers[attacker].fit(inputs, np.repeat([1, 0], len(inputs) // 2))
 
     even, odd = slice(0, None, 2), slice(1, None, 2)
     called = {"forget": [], "unseen": []}
     for fit, held_out in ((even, odd), (odd, even)):
-        judge = fitted(fit)
-        called["forget"].append(judge.predict(forget))
-        called["unseen"].append(judge.predict(nonmembers[held_out]))
+        fitted_attacker = fitted(fit)
+        called["forget"].append(fitted_attacker.predict(forget))
+        called["unseen"].append(fitted_attacker.predict(nonmembers[held_out]))
     return MemberShare(
         statistic=statistic,
         attacker=attacker,

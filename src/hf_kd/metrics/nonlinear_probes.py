@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kd.errors import InvalidValueError
@@ -23,8 +25,8 @@ class MLPProbe:
     """A fitted multi-layer perceptron on rescaled features."""
 
     scale: FeatureScale
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    """(weight [out, in], bias [out]) of each layer, float32."""
+    network: nn.Sequential
+    """Linear layers and ReLUs in turn, float32."""
     classes: Tensor
     held_out_loss: float
     """Cross-entropy in nats on the tenth of the training samples that chose the epoch."""
@@ -33,7 +35,7 @@ class MLPProbe:
     def logits(self, features: Tensor) -> Tensor:
         """Class scores [n, K] in float32."""
         with torch.no_grad():
-            return _perceptron(self.scale(features, torch.float32), self.layers)
+            return self.network(self.scale(features, torch.float32))
 
 
 def fit_mlp_probe(
@@ -60,30 +62,26 @@ def fit_mlp_probe(
     held_out &= targets.bincount()[targets] > 1
     x = scale(features, torch.float32)
     fit_x, fit_y, val_x, val_y = x[~held_out], targets[~held_out], x[held_out], targets[held_out]
-    widths = (x.shape[1], *hidden, classes.numel())
-    parameters = []
-    for fan_in, fan_out in pairwise(widths):
-        weight = torch.randn(fan_out, fan_in, generator=rng) * math.sqrt(2 / max(1, fan_in))
-        parameters += [weight.to(x.device).requires_grad_(), x.new_zeros(fan_out).requires_grad_()]
-    layers = list(zip(parameters[::2], parameters[1::2], strict=True))
+    network = _perceptron((x.shape[1], *hidden, classes.numel()), rng).to(x.device)
     steps_per_epoch = math.ceil(fit_x.shape[0] / batch_size)
     epochs = min(60, max(12, round(1200 / steps_per_epoch)))
-    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * steps_per_epoch)
     best, kept = math.inf, None
     for _ in range(epochs):
         order = torch.randperm(fit_x.shape[0], generator=rng).to(x.device)
         for rows in order.split(batch_size):
-            loss = F.cross_entropy(_perceptron(fit_x[rows], layers), fit_y[rows])
+            loss = F.cross_entropy(network(fit_x[rows]), fit_y[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
         with torch.no_grad():
-            value = float(F.cross_entropy(_perceptron(val_x, layers), val_y)) if val_y.numel() else -1.0
+            value = float(F.cross_entropy(network(val_x), val_y)) if val_y.numel() else -1.0
         if value < best or kept is None or not val_y.numel():
-            best, kept = value, [tensor.detach().clone() for tensor in parameters]
-    return MLPProbe(scale, tuple(zip(kept[::2], kept[1::2], strict=True)), classes, best, epochs)
+            best, kept = value, copy.deepcopy(network.state_dict())
+    network.load_state_dict(kept)
+    return MLPProbe(scale, network.requires_grad_(False), classes, best, epochs)
 
 
 def nonlinear_scale(features: Tensor, geometry: str) -> FeatureScale:
@@ -97,10 +95,16 @@ def nonlinear_scale(features: Tensor, geometry: str) -> FeatureScale:
     return scales["principal" if few else "whitened"]
 
 
-def _perceptron(x: Tensor, layers) -> Tensor:
-    for weight, bias in layers[:-1]:
-        x = F.relu(F.linear(x, weight, bias))
-    return F.linear(x, *layers[-1])
+def _perceptron(widths: Sequence[int], rng: torch.Generator) -> nn.Sequential:
+    """Linear layers of these widths with ReLUs between them; He's initialisation from `rng`, biases 0."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths):
+        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # the global generator is not moved
+        with torch.no_grad():
+            linear.weight.copy_(torch.randn(fan_out, fan_in, generator=rng) * math.sqrt(2 / max(1, fan_in)))
+            linear.bias.zero_()
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 @dataclass(frozen=True, eq=False)

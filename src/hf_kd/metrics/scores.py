@@ -203,33 +203,32 @@ def _pair(predictions: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
     return as_labels(predictions, labels.shape[0], name="predictions"), labels
 
 
-def acceptance(scores: np.ndarray, negatives: np.ndarray, rate: float) -> np.ndarray:
-    """Probability that each score is accepted by the test that accepts exactly the share `rate` of the negatives.
+def area_under_roc(score: ArrayLike, positive: ArrayLike) -> float:
+    """P(a positive scores above a negative), ties counted half, in percent; `score` [n], `positive` bool [n]."""
+    from sklearn.metrics import roc_auc_score
 
-    Scores equal to the threshold are accepted with the probability that makes the rate exact: the mean over random
-    tie-breaking. Where all scores are equal each is accepted with probability `rate`, which is chance.
+    return 100 * float(roc_auc_score(_flat(positive, bool), _flat(score, float)))
+
+
+def recall_at(score: ArrayLike, positive: ArrayLike, rate: float, weights: ArrayLike | None = None) -> float:
+    """Share of positives accepted when the share `rate` of the negatives is, in percent: TPR at FPR, TAR at FAR.
+
+    `weights` [n], 1 by default, say how much each sample counts. Scores equal to the threshold are accepted with the
+    probability that makes the rate exact, the mean over random tie-breaking, so the ROC curve is interpolated.
     """
-    threshold = threshold_at(negatives, rate)
-    above, tied = np.sum(negatives > threshold), np.sum(negatives == threshold)
-    share = (rate * len(negatives) - above) / tied
-    return np.where(scores == threshold, share, (scores > threshold).astype(float))
+    from sklearn.metrics import roc_curve
+
+    weights = None if weights is None else _flat(weights, float)
+    alarms, recall, _ = roc_curve(
+        _flat(positive, bool), _flat(score, float), sample_weight=weights, drop_intermediate=False
+    )
+    return 100 * float(np.interp(rate, alarms, recall))
 
 
-def threshold_at(negatives: np.ndarray, rate: float) -> float:
-    """The score which at most the share `rate` of the negatives exceeds."""
-    return float(np.sort(negatives)[::-1][min(int(rate * len(negatives)), len(negatives) - 1)])
-
-
-def percent_accepted(positives: np.ndarray, negatives: np.ndarray, rate: float) -> float:
-    """Share of positives accepted when the share `rate` of the negatives is, in percent: TPR at FPR, TAR at FAR."""
-    return 100 * float(np.mean(acceptance(positives, negatives, rate)))
-
-
-def area_under_curve(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """P(positive scores above negative), ties counted half, in percent (Mann-Whitney)."""
-    ordered = np.sort(negatives)
-    wins = np.searchsorted(ordered, positives, side="left") + np.searchsorted(ordered, positives, side="right")
-    return 100 * float(np.mean(wins)) / (2 * len(ordered))
+def _flat(values: ArrayLike, dtype: type) -> np.ndarray:
+    """Values [n] as an array; infinite scores become the largest finite ones, which changes no order."""
+    array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return np.nan_to_num(array).astype(dtype)
 
 
 def check_rate(rate: float, name: str) -> None:

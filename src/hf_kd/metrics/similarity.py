@@ -19,7 +19,6 @@ from torch import Tensor
 from hf_kd.errors import InvalidValueError
 
 from ._inputs import ArrayLike, aligned_chunks, as_features, as_logits, same_shape
-from .membership import LOG_FLOOR
 from .neighbours import distinct_rows
 from .scaling import unit_rows
 
@@ -73,21 +72,6 @@ def zrf(logits: ArrayLike, random_logits: ArrayLike, log_base: float = 2) -> flo
     return 1 - float(js_divergence(logits, random_logits, log_base).mean())
 
 
-def zrf_legacy(logits: ArrayLike, random_logits: ArrayLike) -> float:
-    """ZRF as the public BadT / SSD code computes it; only for comparison with numbers printed from that code.
-
-    Its divergence has the arguments reversed, (KL(m || p) + KL(m || q)) / 2, and is divided by the number of classes,
-    so that with 100 classes or more everything scores near 1. log p is clipped at -100, where that code gives inf.
-    """
-    total, entries = 0.0, 0
-    for p, q in _probabilities(logits, random_logits):
-        middle = (p + q) / 2
-        for r in (p, q):
-            total += float((torch.xlogy(middle, middle) - middle * r.log().clamp(min=LOG_FLOOR)).sum())
-        entries += p.numel()
-    return 1 - total / (2 * entries)
-
-
 def activation_distances(logits: ArrayLike, other_logits: ArrayLike) -> ActivationDistances:
     """Mean L1, mean L2 and root-mean-square L2 distance of softmax outputs; papers use each under the same name."""
     l1, l2 = [], []
@@ -111,7 +95,7 @@ def linear_cka(features: ArrayLike, other_features: ArrayLike) -> float:
     """Linear centred kernel alignment of [n, d] and [n, d'], in [0, 1]: 1 when equal up to rotation, scale and shift.
 
     ||Yc^T Xc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F) with columns centred (Kornblith et al. 2019). Biased upwards when n
-    is not much larger than d: see `minibatch_cka`. Centring hides the removal of a common mean, which is most of
+    is not much larger than d. Centring hides the removal of a common mean, which is most of
     what ESC at k = 1 does: read it with `uncentred_cosine`. Features that are all equal align with nothing: 0.
 
     Raises ValueError on different numbers of samples.
@@ -130,32 +114,6 @@ def linear_cka(features: ArrayLike, other_features: ArrayLike) -> float:
     if float(xx.trace()) <= NEGLIGIBLE * total_x or float(yy.trace()) <= NEGLIGIBLE * total_y:
         return 0.0
     return float((gram[: x.shape[1], x.shape[1] :] ** 2).sum() / (torch.linalg.norm(xx) * torch.linalg.norm(yy)))
-
-
-def minibatch_cka(features: ArrayLike, other_features: ArrayLike, batch_size: int = 256, seed: int = 0) -> float:
-    """Linear CKA from the unbiased HSIC_1 of random minibatches (Nguyen et al. 2021): near 0 on unrelated features.
-
-    The estimate can fall slightly below 0. Memory is `batch_size`^2; a last batch that is not full is left out.
-    Raises ValueError on fewer than 4 samples a batch or different numbers of samples.
-    """
-    x, y = as_features(features, "features"), as_features(other_features, "other features")
-    same_shape(x, y, "features and other_features", rows_only=True)
-    batch_size = min(batch_size, len(x))
-    if batch_size < 4:
-        raise InvalidValueError(f"{batch_size} samples a batch; the unbiased HSIC needs at least 4. Use `linear_cka`.")
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    xy = xx = yy = energy_x = energy_y = 0.0
-    for start in range(0, len(x) - batch_size + 1, batch_size):
-        rows = order[start : start + batch_size]
-        a, b = (matrix[rows.to(matrix.device)].to(x.device, torch.float64) for matrix in (x, y))
-        energy_x, energy_y = energy_x + float((a**2).sum() ** 2), energy_y + float((b**2).sum() ** 2)
-        kernel_x, kernel_y = ((m - m.mean(0)) @ (m - m.mean(0)).T for m in (a, b))
-        xy += _hsic(kernel_x, kernel_y)
-        xx += _hsic(kernel_x, kernel_x)
-        yy += _hsic(kernel_y, kernel_y)
-    if xx <= NEGLIGIBLE**2 * energy_x or yy <= NEGLIGIBLE**2 * energy_y:
-        return 0.0
-    return xy / math.sqrt(xx * yy)
 
 
 def uncentred_cosine(features: ArrayLike, other_features: ArrayLike) -> CosineAgreement:
@@ -210,14 +168,6 @@ def repeated_vectors(features: ArrayLike) -> RepeatedVectors:
 def _column_sums(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for part_x, part_y in aligned_chunks(x, y):
         yield part_x.sum(0), part_y.sum(0)
-
-
-def _hsic(kernel: Tensor, other: Tensor) -> float:
-    """Unbiased HSIC_1 of two kernel matrices (Song et al. 2012, eq. 5); shifts of the data cancel in it."""
-    n = len(kernel)
-    kernel, other = (matrix - torch.diag(matrix.diagonal()) for matrix in (kernel, other))
-    total = (kernel * other).sum() + kernel.sum() * other.sum() / ((n - 1) * (n - 2))
-    return float(total - 2 / (n - 2) * (kernel.sum(0) @ other.sum(1))) / (n * (n - 3))
 
 
 def _probabilities(logits: ArrayLike, other_logits: ArrayLike) -> Iterator[tuple[Tensor, Tensor]]:

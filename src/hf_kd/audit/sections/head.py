@@ -15,7 +15,7 @@ from hf_kd.metrics._inputs import ArrayLike, as_classes, as_logits
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.membership import member_rate
 from hf_kd.metrics.scores import ForgetRetainScores, average_gap, nearest_retained_classes, per_class_accuracy
-from hf_kd.metrics.similarity import activation_distances, completeness, js_divergence, zrf, zrf_legacy
+from hf_kd.metrics.similarity import activation_distances, completeness, js_divergence, zrf
 
 from .retention import RATES
 
@@ -153,22 +153,14 @@ def agreement(answers: Mapping[str, Answers], random_logits: ArrayLike | None = 
                     )
                 )
     if random_logits is not None:
-        for name, function in (("zrf", zrf), ("zrf_legacy", zrf_legacy)):
-            values = {version: function(a.part("D_f")[0], random_logits) for version, a in answers.items()}
-            scores.append(
-                answer_score(name, "chance", values, lambda v: v, "D_f, random model", unit="", protocol="1 - mean JS")
-            )
+        values = {version: zrf(a.part("D_f")[0], random_logits) for version, a in answers.items()}
+        scores.append(
+            answer_score("zrf", "chance", values, lambda v: v, "D_f, random model", unit="", protocol="1 - mean JS")
+        )
     notes = (
         "JS: Jensen-Shannon divergence in base 2, 0 (equal) to 1. l1, l2, rms: mean L1, mean L2 and root-mean-square L2 "
         'distance of the softmax outputs; papers use each as "activation distance". Same answer: share of images.',
-        *(
-            (
-                "ZRF: 1 = answers as a randomly initialised model does. zrf_legacy is the number of the published code, "
-                "whose divergence has its arguments reversed and is divided by the number of classes: for comparison.",
-            )
-            if random_logits is not None
-            else ()
-        ),
+        *(("ZRF: 1 = answers as a randomly initialised model does.",) if random_logits is not None else ()),
     )
     return Section("agreement", title, tuple(scores), notes)
 
