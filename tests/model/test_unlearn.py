@@ -18,7 +18,7 @@ from hf_kd.methods.unlearning.task import Task
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.conftest import make_dataset
 from tests.helpers import zoo
-from tests.methods.unlearning.test_contract import METHODS, TRAINED, options
+from tests.methods.unlearning.test_unlearn import METHODS, TRAINED, options
 
 TEACHER = "DeiTForImageClassificationWithTeacher"
 

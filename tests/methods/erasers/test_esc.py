@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -82,6 +81,17 @@ def test_a_second_request_composes_to_the_union():
     assert torch.allclose(gram, torch.eye(5, dtype=torch.float64), atol=1e-6)
 
 
+@pytest.mark.parametrize("gap", [1e-5, 1e-9])
+def test_the_union_stays_orthonormal_where_columns_are_nearly_parallel(gap):
+    """One pass of Gram-Schmidt leaves 1e-16 / gap of the first column in the second."""
+    draws = torch.Generator().manual_seed(0)
+    first = torch.nn.functional.normalize(torch.randn(32, 3, dtype=torch.float64, generator=draws), dim=0)
+    other = torch.randn(32, 3, dtype=torch.float64, generator=draws)
+    union = orthonormal_union([first, first + gap * other], tolerance=gap / 100)
+    assert union.shape == (32, 6)
+    assert float((union.T @ union - torch.eye(6, dtype=torch.float64)).abs().max()) < 1e-13
+
+
 def test_the_union_drops_dependent_directions_and_keeps_the_span():
     a = torch.linalg.qr(torch.randn(20, 3, dtype=torch.float64)).Q
     mixed = torch.linalg.qr(torch.cat([a[:, :1] + 1e-9, torch.randn(20, 1, dtype=torch.float64)], dim=1)).Q
@@ -89,15 +99,6 @@ def test_the_union_drops_dependent_directions_and_keeps_the_span():
     assert union.shape == (20, 4)
     assert torch.allclose(union.T @ union, torch.eye(4, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(union @ (union.T @ mixed), mixed, atol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtype_and_shape_of_the_input_come_back(dtype):
-    eraser = ESC(k=1).fit(features(50, 8))
-    for shape in [(8,), (3, 8), (2, 3, 8), (0, 8)]:
-        out = eraser(torch.ones(shape, dtype=dtype))
-        assert out.shape == shape
-        assert out.dtype == dtype
 
 
 def test_casting_the_model_does_not_round_the_directions():
@@ -119,16 +120,6 @@ def test_the_state_is_small_and_comes_back_from_its_description():
     x = torch.randn(5, 32)
     assert torch.equal(rebuilt(x), eraser(x))
     assert torch.equal(copy.deepcopy(eraser)(x), eraser(x))
-
-
-def test_an_eraser_that_was_not_loaded_is_noticed():
-    with pytest.raises(ValueError, match="not loaded or is damaged"):
-        Projection(8, 2).check()
-    eraser = ESC(k=2).fit(features(50, 8))
-    eraser.check()
-    eraser.directions[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="damaged"):
-        eraser.check()
 
 
 @pytest.mark.parametrize(
@@ -154,12 +145,6 @@ def test_k_has_to_stay_below_dimension_and_rank(n, k):
         ESC(k=k).fit(features(n, 16))
 
 
-def test_wrong_width_is_refused(caplog):
-    eraser = ESC(k=1).fit(features(50, 8))
-    with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match="d = 8"):
-        eraser(torch.zeros(3, 9))
-
-
 # renorm: every feature as long as it was.
 
 
@@ -176,16 +161,6 @@ def test_renorm_keeps_the_norm_and_the_direction_of_the_projection(dtype):
     assert float(cosine.min()) > 1 - tolerance
     assert float((out @ normed.directions.double()).abs().max()) < tolerance * float(h.double().norm(dim=1).max())
     assert normed(h).dtype == dtype
-
-
-def test_renorm_twice_is_once_and_is_not_linear():
-    h = features(200, 32)
-    eraser = ESC(k=3, renorm=True).fit(h)
-    assert torch.allclose(eraser(eraser(h)), eraser(h), atol=1e-5)
-    assert eraser.is_projection
-    assert not eraser.is_linear
-    assert eraser.rank_removed == 3
-    assert eraser.condition_number == float("inf")
 
 
 def test_renorm_of_a_feature_of_which_nothing_is_left():

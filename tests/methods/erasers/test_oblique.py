@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from hf_kd import ESC, SecondMoment
-from hf_kd.methods.erasers.base import Composition, build, describe
+from hf_kd.methods.erasers.base import Composition
 from hf_kd.methods.erasers.esc import Projection
 from hf_kd.methods.erasers.moments import RetainMoments
 from hf_kd.methods.erasers.oblique import LEACE, MeanDifference, MeanProjection, ObliqueProjection, PrototypeOrthogonal
-from hf_kd.methods.registry import make_method
 
 D, CLASSES = 16, 5
 
@@ -92,44 +91,6 @@ def test_streamed_moments_give_what_the_features_give(method, problem):
     for name, value in direct.state_dict().items():
         assert torch.allclose(again.state_dict()[name], value, atol=1e-5), name
     assert retain.moment.count == streamed.moment.count
-
-
-@every_method
-def test_state_description_and_settings_come_back(method, problem):
-    eraser = fit(method, problem, 2)
-    rebuilt = build(describe(eraser))
-    with pytest.raises(ValueError, match="not loaded or is damaged"):
-        rebuilt.check()
-    rebuilt.load_state_dict(eraser.state_dict())
-    rebuilt.check()
-    assert torch.equal(rebuilt(problem[0]), eraser(problem[0]))
-    assert make_method(method.name, **method.settings()) == method
-    half = eraser(problem[0].bfloat16())
-    assert half.dtype == torch.bfloat16
-    assert torch.equal(half, eraser(problem[0].bfloat16().float()).bfloat16())
-
-
-@every_method
-def test_retained_features_have_to_be_given_where_they_are_read(method, problem):
-    forget, labels, _ = split(problem, 2)
-    if not method.needs_retain:
-        method.fit(forget, labels)
-        return
-    for retain in (None, RetainMoments(D)):
-        with pytest.raises(ValueError, match=r"retain=.*the forget set alone: cover, esc,"):
-            method.fit(forget, labels, retain=retain)
-
-
-def test_composing_keeps_the_order(problem):
-    features = problem[0].double()
-    first = fit(LEACE(), problem, 2)
-    second = ESC(k=1).fit(first(problem[0][problem[1] == 3]))
-    both = first.then(second)
-    assert isinstance(both, Composition)
-    assert both.is_linear
-    assert torch.allclose(both(features), second(first(features)), atol=1e-6)
-    assert torch.allclose(features @ both.matrix() + both.offset(), both(features), atol=1e-4)
-    assert both.condition_number == float("inf")
 
 
 # LEACE.

@@ -1,0 +1,102 @@
+"""What all methods that change weights owe, held by the tester that packages with methods of their own inherit too."""
+
+from __future__ import annotations
+
+from hf_kd import unlearning_methods
+from hf_kd.methods import unlearning as u
+from hf_kd.testing import UnlearningTester
+
+QUICK = {"epochs": 1, "batch_size": 16}
+
+
+class TestAmnesiac(UnlearningTester):
+    method = u.Amnesiac(**QUICK)
+
+
+class TestBadTeaching(UnlearningTester):
+    method = u.BadTeaching(**QUICK)
+
+
+class TestBoundaryExpand(UnlearningTester):
+    method = u.BoundaryExpand(**QUICK)
+
+
+class TestBoundaryShrink(UnlearningTester):
+    method = u.BoundaryShrink(**QUICK)
+
+
+class TestCatastrophicForgetting(UnlearningTester):
+    method = u.CatastrophicForgetting(**QUICK, k=2)
+
+
+class TestDelete(UnlearningTester):
+    method = u.Delete(**QUICK)
+
+
+class TestExactUnlearning(UnlearningTester):
+    method = u.ExactUnlearning(epochs=8, batch_size=16, k=2)
+
+
+class TestFinetune(UnlearningTester):
+    method = u.Finetune(**QUICK)
+
+
+class TestFisher(UnlearningTester):
+    method = u.Fisher(samples=6)
+
+
+class TestHeadSurgery(UnlearningTester):
+    method = u.HeadSurgery()
+
+
+class TestKodge(UnlearningTester):
+    method = u.Kodge(forget_samples=12, retain_samples=48)
+
+
+class TestL1Sparse(UnlearningTester):
+    method = u.L1Sparse(**QUICK)
+
+
+class TestLAU(UnlearningTester):
+    method = u.LAU(epochs=2, batch_size=16)
+
+
+class TestNegGrad(UnlearningTester):
+    method = u.NegGrad(epochs=2, batch_size=16)
+
+
+class TestNegGradPlus(UnlearningTester):
+    method = u.NegGradPlus(**QUICK)
+
+
+class TestRandomLabel(UnlearningTester):
+    method = u.RandomLabel(**QUICK)
+
+
+class TestRetrain(UnlearningTester):
+    method = u.Retrain(epochs=12, batch_size=16, augment="flip", lr=0.05)
+
+
+class TestSalUn(UnlearningTester):
+    method = u.SalUn(**QUICK)
+
+
+class TestScrub(UnlearningTester):
+    method = u.Scrub(epochs=2, max_epochs=1, batch_size=16)
+
+
+class TestScrubRewind(UnlearningTester):
+    method = u.Scrub(epochs=2, max_epochs=2, batch_size=16, rewind=True)
+
+
+class TestSSD(UnlearningTester):
+    method = u.SSD()
+
+
+class TestUnsir(UnlearningTester):
+    method = u.Unsir(**QUICK, noise_images=8, noise_steps=3, noise_repeats=2, per_class=12)
+
+
+def test_no_method_is_left_out():
+    tested = {tester.method.name for name, tester in globals().items() if name.startswith("Test")}
+    assert tested == set(unlearning_methods())
