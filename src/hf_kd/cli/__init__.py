@@ -12,10 +12,14 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Entry point: quiet libraries, then the commands."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
+    """Entry point: the commands, with the progress bars of libraries off; the feature pass has its own.
 
-    logging.disable_progress_bar()  # shards and weights; the feature pass has its own bar
+    By environment, which they read when they are imported: help and errors in usage import none of them.
+    """
+    for name, value in (
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+    ):
+        os.environ.setdefault(name, value)
     app()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hf_kd.model.train import PRETRAINED, RECIPES
+from hf_kd.model.recipes import PRETRAINED, RECIPES
 
 from ._app import (
     DeviceOption,

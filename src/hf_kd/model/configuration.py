@@ -1,17 +1,23 @@
-"""What a saved erased model says about itself: the inner model, its taps, its erasers, and what was asked."""
+"""What a saved erased model says about itself: the inner model, its taps, its erasers, and what was asked.
+
+Imports what a configuration needs and no more: it is loaded wherever both `hf_kd` and `AutoConfig` are.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.taps.places import Tap
 from hf_kd.methods.records import Erasure, config_errors
+
+from . import auto_classes
+
+if TYPE_CHECKING:
+    from hf_kd.features.taps.places import Tap
 
 MODEL_TYPE = "hf_kd_erased"
 
@@ -45,6 +51,8 @@ def _without(stored: Any, names: Sequence[str]) -> Any:
 
 def refuse_strange_dtype(settings: dict[str, Any]) -> None:
     """Raise ValueError for a dtype that is another attribute of torch; transformers looks names up there."""
+    import torch
+
     for key in ("dtype", "torch_dtype"):
         dtype = settings.get(key)
         if isinstance(dtype, str) and not isinstance(getattr(torch, dtype.removeprefix("torch."), None), torch.dtype):
@@ -65,6 +73,10 @@ class ErasedConfig(PreTrainedConfig):
 
     model_type = MODEL_TYPE
     sub_configs = {"inner": AutoConfig}  # noqa: RUF012  (as transformers declares it)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> ErasedConfig:
+        auto_classes.register_model()  # here and not in __init__, which unpickling and copying pass by
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -150,6 +162,8 @@ class ErasedConfig(PreTrainedConfig):
 
     @property
     def tap_list(self) -> tuple[Tap, ...]:
+        from hf_kd.features.taps.places import Tap
+
         with config_errors("taps", self.taps):
             return tuple(Tap.from_dict(tap) for tap in self.taps)
 

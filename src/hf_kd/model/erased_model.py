@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_kd.errors import InvalidTypeError, InvalidValueError
@@ -23,7 +23,6 @@ from hf_kd.features.taps.find import TapSearch, find_taps
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.places import Tap, without_fields
 from hf_kd.features.taps.site import TapSite, drop_caches, evaluating, record
-from hf_kd.hub.document import document
 from hf_kd.methods.erasers.base import Method, build, describe
 from hf_kd.methods.records import Erasure
 
@@ -385,6 +384,8 @@ class ErasedModel(PreTrainedModel):
             )
         if not is_main_process:
             return
+        from hf_kd.hub.document import document  # reports and figures, which only a saved model needs
+
         with atomic_directory(save_directory) as folder:
             super().save_pretrained(folder, **kwargs)
             refuse_other_model(save_directory, folder)
@@ -398,8 +399,3 @@ class ErasedModel(PreTrainedModel):
         from hf_kd.hub.publish import push  # loads and compares what it published, so it knows this class
 
         return push(self, repo_id, **options)
-
-
-AutoConfig.register(MODEL_TYPE, ErasedConfig, exist_ok=True)
-AutoModelForImageClassification.register(ErasedConfig, ErasedModel, exist_ok=True)
-AutoModel.register(ErasedConfig, ErasedModel, exist_ok=True)

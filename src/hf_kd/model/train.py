@@ -19,33 +19,15 @@ from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.records import versions
 from hf_kd.methods.unlearning.retrain import Retrain
 
+from . import recipes
 from .erased_model import ErasedModel
+from .recipes import PRETRAINED
 from .unlearn import make_task, student_of, unwrapped
 
 logger = logging.getLogger(__name__)
 
-RECIPES: dict[str, Retrain] = {
-    "allcnn-cifar10": Retrain(epochs=50, lr=0.01, weight_decay=0.0, batch_size=64, decay_epochs=(), augment="flip"),
-    "resnet18-cifar10": Retrain(),
-    "resnet18-pretrained": Retrain(epochs=25, lr=0.01, batch_size=128, schedule="cosine", warmup=1.0, decay_epochs=()),
-    "vit-pretrained": Retrain(
-        epochs=8,
-        lr=5e-5,
-        head_lr=1e-3,
-        optimizer="adamw",
-        weight_decay=0.05,
-        batch_size=128,
-        schedule="cosine",
-        warmup=0.5,
-        decay_epochs=(),
-        augment="flip",
-    ),
-}
-"""By name. The first is the published code's; the second fits the numbers of Table 5; the paper gives none for the others,
-and these are ours."""
-
-PRETRAINED = ("resnet18-pretrained", "vit-pretrained")
-"""Recipes that start from the model's own weights where nobody says otherwise; the others start from fresh ones."""
+RECIPES: dict[str, Retrain] = {name: Retrain(**settings) for name, settings in recipes.RECIPES.items()}
+"""Those of `hf_kd.model.recipes`, by name."""
 
 
 def train_original(

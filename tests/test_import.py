@@ -1,0 +1,171 @@
+"""`import hf_kd` loads nothing heavy, and yet the Auto classes of transformers load a saved model, whoever comes first."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import hf_kd
+
+SAVED = Path(__file__).parent / "saved_0_1_0"
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "sklearn",
+    "scipy",
+    "peft",
+    "accelerate",
+    "matplotlib",
+    "evaluate",
+    "gradio",
+)
+ABOVE = ("hf_kd.audit", "hf_kd.metrics", "hf_kd.bench", "hf_kd.hub", "hf_kd.methods.unlearning")
+"""Parts of hf_kd that a model only needs when it is asked for what they do."""
+
+
+def python(code: str, code_wanted: int = 0) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code_wanted, done.stdout + done.stderr
+    return done.stdout
+
+
+def loaded(code: str, among: tuple[str, ...]) -> set[str]:
+    """Which of these modules a fresh interpreter has imported after `code`."""
+    return set(ast.literal_eval(python(f"{code}\nimport sys\nprint([m for m in {among!r} if m in sys.modules])")))
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert loaded("import hf_kd", HEAVY + ABOVE) == set()
+    assert loaded("import hf_kd; dir(hf_kd); hf_kd.__version__; hf_kd.HfKdError", HEAVY + ABOVE) == set()
+    assert loaded("import hf_kd.cli", HEAVY + ABOVE[:3]) == set()
+
+
+def test_a_model_brings_what_a_model_needs():
+    of_transformers = loaded("from transformers import PreTrainedModel, AutoModel, AutoImageProcessor", HEAVY)
+    above = (*(name for name in ABOVE if name != "hf_kd.hub"), "hf_kd.hub.document", "hf_kd.hub.card")
+    ours = loaded("from hf_kd import ErasedModel", HEAVY + above)
+    assert ours - of_transformers <= {"datasets"}, "readers of images know the data sets of `datasets`"
+
+
+def test_every_public_name_is_there_and_where_it_says():
+    assert sorted(hf_kd.__all__) == sorted(hf_kd._HOME)
+    assert set(hf_kd.__all__) <= set(dir(hf_kd))
+    for name, home in hf_kd._HOME.items():
+        assert getattr(hf_kd, name) is getattr(import_module(f"hf_kd.{home}"), name)
+    for name in hf_kd._PACKAGES:
+        assert getattr(hf_kd, name) is import_module(f"hf_kd.{name}")
+    assert not hasattr(hf_kd, "erase_everything")
+    tree = ast.parse(Path(hf_kd.__file__).read_text(encoding="utf-8"))
+    typed = next(node for node in tree.body if isinstance(node, ast.If))
+    names = {alias.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names == {name: f"hf_kd.{home}" for name, home in hf_kd._HOME.items()}, "tools see what runs"
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [("KNOWLEDGE_RETENTION", "/hub/spaces/knowledge_retention"), ("metrics.run_attacks.__name__", "run_attacks"),
+     ("audit.RetentionReport.__name__", "RetentionReport"), ("__version__", hf_kd.__version__)],
+)  # fmt: skip
+def test_after_importing_the_package_and_nothing_else(name, after):
+    assert python(f"import hf_kd; print(hf_kd.{name})").strip().endswith(after)
+
+
+LOAD = """
+assert type(AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
+for auto in (AutoModelForImageClassification, AutoModel):
+    assert type(auto.from_pretrained(FOLDER)).__name__ == "ErasedModel"
+assert type(pipeline("image-classification", model=FOLDER).model).__name__ == "ErasedModel"
+print("loaded")
+"""
+
+ORDERS = {
+    "hf_kd first": "import hf_kd; from transformers import {names}",
+    "transformers first": "from transformers import {names}; import hf_kd",
+    "in the middle of processors": "import hf_kd; from transformers import AutoProcessor; from transformers import {names}",
+    "in the middle of layers": "import hf_kd, transformers.modeling_layers; from transformers import {names}",
+    "our model first": "from hf_kd.model.erased_model import ErasedModel; from transformers import {names}",
+}
+
+
+@pytest.mark.parametrize("order", list(ORDERS))
+def test_auto_classes_load_a_saved_model(order):
+    start = ORDERS[order].format(names="AutoConfig, AutoModel, AutoModelForImageClassification, pipeline")
+    assert "loaded" in python(f"FOLDER = {str(SAVED / 'projection')!r}\n{start}\n{LOAD}")
+
+
+def test_registration_outlives_reloads_pickles_and_other_finders():
+    assert "loaded" in python(f"""
+import importlib, pickle, sys
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+
+class Delegating(MetaPathFinder):  # as instrumentation does it: asks all others, itself apart
+    asked = False
+    def find_spec(self, name, path=None, target=None):
+        if self.asked or name not in sys.modules and "auto" not in name:
+            return None
+        self.asked = True
+        try:
+            return find_spec(name)
+        finally:
+            self.asked = False
+
+import hf_kd
+sys.meta_path.insert(0, Delegating())
+sys.meta_path.insert(2, Delegating())
+from transformers import AutoConfig
+from transformers.models.auto import configuration_auto, modeling_auto
+FOLDER = {str(SAVED / "projection")!r}
+stored = pickle.dumps(AutoConfig.from_pretrained(FOLDER))
+assert configuration_auto.__spec__.loader is configuration_auto.__loader__
+assert type(configuration_auto.__loader__).__name__ == "SourceFileLoader"
+importlib.reload(configuration_auto), importlib.reload(modeling_auto), importlib.reload(hf_kd)
+assert type(configuration_auto.AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
+assert type(modeling_auto.AutoModel.from_pretrained(FOLDER)).__name__ == "ErasedModel"
+assert sum(type(finder).__name__ == "AutoConfigFinder" for finder in sys.meta_path) == 1
+import subprocess
+code = "import pickle, sys; from transformers import AutoModel; c = pickle.load(sys.stdin.buffer); AutoModel.from_config(c)"
+subprocess.run([sys.executable, "-c", code], input=stored, check=True)
+print("loaded")
+""")
+
+
+def test_threads_that_load_at_once():
+    assert "loaded" in python(f"""
+import hf_kd
+from concurrent.futures import ThreadPoolExecutor
+from transformers import AutoModel
+FOLDER = {str(SAVED / "projection")!r}
+loads = [AutoModel.from_pretrained, lambda folder: hf_kd.ErasedModel.from_pretrained(folder)] * 2
+with ThreadPoolExecutor(4) as pool:
+    models = list(pool.map(lambda load: load(FOLDER), loads))
+assert len({{type(model) for model in models}}) == 1 and type(models[0]) is hf_kd.ErasedModel
+print("loaded")
+""")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [([], 2), (["--help"], 0), (["erase", "--help"], 0), (["train-original", "--help"], 0), (["demo", "--help"], 0),
+     (["erase"], 2), (["erase", "model", "--no-such-option"], 2), (["no-such-command"], 2)],
+)  # fmt: skip
+def test_help_and_errors_in_usage_import_nothing_heavy(arguments, code):
+    text = f"""
+import sys
+sys.argv = ["hf-kd", *{arguments!r}]
+from hf_kd.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code == {code}, end.code
+print("\\n", [name for name in {HEAVY + ABOVE[:3]!r} if name in sys.modules])
+"""
+    assert ast.literal_eval(python(text).splitlines()[-1].strip()) == []
