@@ -89,7 +89,7 @@ _HOME = {
 }
 """Where each public name is defined."""
 
-_PACKAGES = ("audit", "bench", "data", "errors", "features", "hub", "methods", "metrics")
+_PACKAGES = ("audit", "bench", "data", "errors", "features", "hub", "methods", "metrics", "testing")
 """Parts that are reached as attributes: `hf_kd.metrics.run_attacks`."""
 
 
