@@ -265,3 +265,65 @@ def test_saving_leaves_a_persons_readme_alone(model, processor, forget, tmp_path
     erased.save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "README.md").read_text() == "mine"
     assert (tmp_path / "model" / RECEIPT).exists()
+
+
+# The weights since
+
+
+def train(model, pixels):
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    model(pixel_values=pixels, labels=torch.zeros(len(pixels), dtype=torch.long)).loss.backward()
+    optimizer.step()
+    return model.eval()
+
+
+def told(folder) -> tuple:
+    weights = read_receipt(folder / RECEIPT)["weights"]
+    words = " ".join(check.found for check in verify(folder).checks)
+    card = (folder / "README.md").read_text()
+    for text in (words, card):
+        assert ("trained since" in text.lower()) == (weights["since"] == "trained")
+    assert ("the weights of the base model are unchanged" in card) == (weights["since"] == "unchanged")
+    return weights["since"], weights["unchanged"], verify(folder).ok
+
+
+@pytest.mark.parametrize("saved_between", [False, True])
+def test_training_after_erasing_is_told_by_receipt_card_and_verify(
+    model, processor, forget, pixels, tmp_path, saved_between
+):
+    erased = ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+    erased.save_pretrained(tmp_path / "erased")
+    assert told(tmp_path / "erased") == ("unchanged", True, True)
+    if saved_between:
+        erased = ErasedModel.from_pretrained(tmp_path / "erased")
+    train(erased, pixels).save_pretrained(tmp_path / "trained")
+    assert told(tmp_path / "trained") == ("trained", False, True)
+    ErasedModel.from_pretrained(tmp_path / "trained").save_pretrained(tmp_path / "again")
+    assert told(tmp_path / "again") == ("trained", False, True)
+    more = ErasedModel.from_pretrained(tmp_path / "again").erase(make_dataset([1] * 20), k=1, progress=False)
+    more.save_pretrained(tmp_path / "more")
+    assert told(tmp_path / "more") == ("trained", False, True), "the first request counts"
+    more.reset().erase(forget, k=2, progress=False).save_pretrained(tmp_path / "anew")
+    assert told(tmp_path / "anew") == ("unchanged", True, True)
+
+
+def test_another_precision_is_no_training(vit, processor, forget, tmp_path):
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+    erased.to(torch.bfloat16).save_pretrained(tmp_path)
+    assert told(tmp_path) == ("converted", False, True)
+
+
+def test_a_receipt_that_hides_training_is_found(vit, processor, forget, pixels, tmp_path):
+    train(ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False), pixels).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / RECEIPT).read_text())
+    content["weights"] |= {"since": "unchanged", "before": content["weights"]["after"], "unchanged": True}
+    (tmp_path / RECEIPT).write_text(json.dumps(content))
+    assert differing(verify(tmp_path)) == {"weights since the erasure"}
+
+
+def test_where_nobody_took_a_digest_nothing_is_claimed(vit, processor, forget, tmp_path):
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+    erased.config.weights_erased = None  # as in models of hf_kd 0.1
+    erased.save_pretrained(tmp_path)
+    assert told(tmp_path) == ("unknown", None, True)

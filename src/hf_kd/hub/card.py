@@ -41,6 +41,8 @@ class CardValues:
     repo_id: str | None = None
     base_model: str | None = None
     folded: bool = False
+    since: str = "unknown"
+    """What became of the weights since they were erased: one of `receipt.SINCE`."""
     classifies: bool = True
     datasets: tuple[str, ...] = ()
     license: str | None = None
@@ -193,7 +195,7 @@ def _texts(values: CardValues) -> dict[str, Any]:
     report = values.report
     return {
         "title": plain(_name(values)),
-        "summary": _summary(values),
+        "summary": _summary(values) + SINCE_NOTES.get(values.since, ""),
         "results": None if report is None else results_table(report),
         "results_notes": None if report is None else _results_notes(report),
         "figures": [{"path": path, "alt": ALT.get(Path(path).stem, "Figure")} for path in values.figures],
@@ -210,9 +212,18 @@ def _texts(values: CardValues) -> dict[str, Any]:
             if values.folded
             else "**Whoever holds the weights can take the eraser away** and has the model as its weights were changed."
             if values.changed
+            else "**Whoever holds the weights can take the eraser away** and has the model as it was trained since."
+            if values.since == "trained"
             else "**Whoever holds the weights can take the eraser away** and has the original model again."
         ),
     }
+
+
+SINCE_NOTES = {
+    "trained": "\n\n**Trained since.** The weights are not those that were erased: training can restore what was, and an "
+    "audit from before says nothing of this model.",
+    "converted": "\n\nThe weights are stored in another precision than they were erased in.",
+}
 
 
 def _name(values: CardValues) -> str:
@@ -240,6 +251,8 @@ def _summary(values: CardValues) -> str:
         "The erasure is folded into its head: a stock checkpoint whose logits are erased and whose features are not."
         if values.folded
         else "An eraser stands where its pooled features pass; the weights of the base model are unchanged."
+        if values.since == "unchanged"
+        else "An eraser stands where its pooled features pass."
     )
     return f"{what}, from {images:,} images and without training the backbone. {how}"
 

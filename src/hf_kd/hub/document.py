@@ -24,7 +24,7 @@ from hf_kd.methods.registry import available_methods, method_info
 
 from .card import BEGIN, END, CardValues, render
 from .files import RECEIPT
-from .receipt import commands, receipt, tensors_digest, write_receipt
+from .receipt import commands, inner_digest, receipt, write_receipt
 from .wording import Request
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def document(
         repo_id=repo_id,
         base_model=base,
         folded=folded,
+        since=weights_since(model),
         classifies=has_head(model),
         datasets=tuple(datasets),
         license=license,
@@ -172,6 +173,12 @@ def _labels(model: TappedModel) -> list[list[str]]:
     return [[str(names.get(label, label)) for label in erasure.classes or ("LABEL",)] for erasure in records_of(model)]
 
 
+def _before(model: TappedModel) -> str | None:
+    """Digest of the weights before the first of all requests; None where nobody took it then."""
+    changed = weight_changes(model.config)
+    return changed[0].weights_before if changed else model.config.weights_erased
+
+
 def _receipt(
     model: TappedModel,
     folder: Path,
@@ -183,7 +190,8 @@ def _receipt(
     return receipt(
         folder,
         [erasure.to_dict() for erasure in model.erasures],
-        changed[0].weights_before if changed and changed[0].weights_before else inner_digest(model),
+        _before(model),
+        since=weights_since(model),
         beside=None if beside is None else Path(beside),
         changes=[change.to_dict() for change in changed],
         folded=folded,
@@ -194,6 +202,12 @@ def _receipt(
     )
 
 
-def inner_digest(model: TappedModel) -> str:
-    """Digest of the weights of the model inside, as `hub.receipt` computes it of a file."""
-    return tensors_digest(model.inner.state_dict().values())
+def weights_since(model: TappedModel) -> str:
+    """What became of the weights since the first request: one of `receipt.SINCE`."""
+    erased = model.config.weights_erased
+    if not model.erasures or erased is None:
+        return "unknown"
+    if inner_digest(model) == erased:
+        return "unchanged"
+    converted = str(next(model.inner.parameters()).dtype).removeprefix("torch.") != model.erasures[0].dtype
+    return "converted" if converted else "trained"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -16,16 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError, MissingFileError
+from hf_kd.features.protocol import TappedModel
 
 from .files import RECEIPT, checkpoint_files, weight_files
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 """From 2 on a receipt names every file that changes an answer; before, config.json and weights."""
 KIND = "hf_kd.erasures"
+
+SINCE = {
+    "unchanged": "the weights are those that were erased",
+    "trained": "trained since: the weights are not those that were erased, and training can restore what was",
+    "converted": "the weights are stored in another precision than they were erased in",
+    "unknown": "nobody took a digest of the weights when they were erased",
+}
+"""What became of the weights since the first erasure, in words."""
 
 FLAGS = ("p", "k", "threshold", "lr", "epochs", "seed", "m", "guard")
 """Hyper-parameters that `hf-kd erase` has an option of its own for."""
@@ -37,8 +50,9 @@ SWITCHES = ("per_class", "center", "renorm")
 def receipt(
     folder: Path,
     erasures: Sequence[Mapping[str, Any]],
-    before: str,
+    before: str | None,
     *,
+    since: str = "unknown",
     beside: Path | None = None,
     changes: Sequence[Mapping[str, Any]] = (),
     folded: bool,
@@ -51,7 +65,8 @@ def receipt(
 
     beside: the folder that these files are about to be put into.
     erasures: the records of erasers. changes: those of what changed the weights before any eraser was fitted.
-    before: digest of the weights as the first request found them (`tensors_digest`).
+    before: digest of the weights as the first request found them (`tensors_digest`); None where nobody took it then.
+    since: what became of the weights since they were erased, one of `SINCE`.
     labels: names of the forgotten classes of each record, changes first, if they may be named.
     """
     files = checkpoint_files(folder, beside)
@@ -65,7 +80,12 @@ def receipt(
         "folded": folded,
         "erasures": [dict(record) for record in erasures],
         "changes": [dict(record) for record in changes],
-        "weights": {"before": before, "after": after, "unchanged": before == after},
+        "weights": {
+            "before": before,
+            "after": after,
+            "unchanged": None if before is None else before == after,
+            "since": since,
+        },
         "erasers": erasers_digest(files),
         "files": {name: file_digest(path) for name, path in files.items()},
         "seeds": [record["settings"].get("seed") for record in (*changes, *erasures)],
@@ -113,8 +133,25 @@ def tensors_digest(tensors: Iterable[Tensor]) -> str:
     return hashlib.sha256("\n".join(sorted({_tensor_digest(tensor) for tensor in tensors})).encode()).hexdigest()
 
 
+def inner_digest(model: TappedModel) -> str | None:
+    """Digest of the weights of the model inside, the same as of a file they are saved in; one pass over them.
+
+    None where they cannot be read as plain tensors here, such as those that lie on another machine.
+    """
+    try:
+        state = model.inner.state_dict()
+        if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in state.values()):
+            state = get_state_dict_offloaded_model(model.inner)
+        return tensors_digest(tensor for tensor in state.values() if isinstance(tensor, Tensor))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        logger.info(f"The weights cannot be hashed here ({error}): the receipt says nothing of what was before.")
+        return None
+
+
 def _tensor_digest(tensor: Tensor) -> str:
-    values = tensor.detach().cpu().contiguous()
+    values = (
+        getattr(tensor, "full_tensor", lambda: tensor)().detach().cpu().contiguous()
+    )  # one spread over processes too
     digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
     if values.numel():
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)

@@ -69,6 +69,7 @@ class ErasedConfig(PreTrainedConfig):
     that carry knowledge past the taps and are withheld. erasures: one record per request. base_model, base_commit: where
     the model inside came from, on the Hub; None where it came from somewhere else. masked: ids of the model inside that are
     never answered; dropped: whether they also leave no column in the logits.
+    weights_erased: digest of the inner model's weights as the first request found them; None where it is not known.
     """
 
     model_type = MODEL_TYPE
@@ -90,6 +91,7 @@ class ErasedConfig(PreTrainedConfig):
         base_commit: str | None = None,
         masked: list[int] | None = None,
         dropped: bool = False,
+        weights_erased: str | None = None,
         **kwargs: Any,
     ):
         if erasers and len(erasers) != len(taps or ()):
@@ -121,6 +123,7 @@ class ErasedConfig(PreTrainedConfig):
         self.base_commit = base_commit
         self.masked = masked or []
         self.dropped = bool(dropped)
+        self.weights_erased = weights_erased
         attention = getattr(inner, "_attn_implementation", None)
         refuse_strange_dtype(kwargs)
         with config_errors("the labels and the rest", kwargs):

@@ -23,6 +23,7 @@ from hf_kd.features.taps.find import TapSearch, find_taps
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.places import Tap, without_fields
 from hf_kd.features.taps.site import TapSite, drop_caches, evaluating, record
+from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Method, build, describe
 from hf_kd.methods.records import Erasure
 
@@ -241,6 +242,8 @@ class ErasedModel(PreTrainedModel):
         fitted = [eraser.to(device) for eraser in fitted]
         erasers = [e if s.eraser is None else s.eraser.then(e) for s, e in zip(self.sites, fitted, strict=True)]
         erasure = masking.apply_mask_request(self, erasure, mask_head, erased_label)  # the last that can fail
+        if not self.config.erasures:
+            self.config.weights_erased = inner_digest(self)
         for site, eraser in zip(self.sites, erasers, strict=True):
             site.eraser = eraser
         self._describe_erasers()
@@ -265,7 +268,7 @@ class ErasedModel(PreTrainedModel):
         for site in self.sites:
             site.eraser = None
         masking.unmask(self)
-        self.config.erasures = []
+        self.config.erasures, self.config.weights_erased = [], None
         self._describe_erasers()
         forget_compiled_graphs()
         return self

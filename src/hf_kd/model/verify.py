@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.features.reader import ReadOptions
-from hf_kd.hub.document import inner_digest
+from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files
-from hf_kd.hub.receipt import erasers_digest, file_digest, read_receipt, weights_digest
+from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, inner_digest, read_receipt, weights_digest
 from hf_kd.methods.erasers.base import Composition, Eraser, Method
 from hf_kd.methods.records import Erasure, WeightChange, weight_changes
 from hf_kd.methods.registry import make_method
@@ -135,9 +135,15 @@ def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
     checks = [_same("weights", weights["after"], weights_digest(files))]
     if content["erasers"] is not None or not content["folded"]:
         checks.append(_same("erasers", content["erasers"], erasers_digest(files)))
-    told = weights.get("unchanged")
-    really = weights["before"] == weights["after"]
-    text = "the base model's weights are unchanged" if really else "the base model's weights were changed"
+    told, before = weights.get("unchanged"), weights["before"]
+    really = None if before is None else before == weights["after"]
+    text = {
+        None: "nobody took a digest of the base model's weights",
+        True: "the base model's weights are unchanged",
+        False: "the base model's weights were changed",
+    }[really]
+    if weights.get("since") not in (None, "unchanged", "unknown"):
+        text += f"; {SINCE[weights['since']]}"
     checks.append(Check("claim about the base model's weights", told == really, text))
     return checks
 
@@ -149,6 +155,10 @@ def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:
     same = [record.to_dict() for record in found] == [record.to_dict() for record in told]
     text = f"{len(found)} in config.json, {'equal' if same else 'other'} than in the receipt"
     checks = [Check("erasure records", same, text.replace("equal than", "the same as"))]
+    since = weights_since(model)
+    if since != "unknown":
+        told_since = content["weights"].get("since")
+        checks.append(Check("weights since the erasure", since == told_since, SINCE[since]))
     asked = sorted({label for record in told if record.masked for label in record.classes or ()})
     masked = sorted(model.config.masked)
     if asked or masked:
