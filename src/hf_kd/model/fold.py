@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hf_kd.data.masked_classes import silence_rows
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.places import Tap
-from hf_kd.features.taps.site import MASKED_LOGIT, TapSite, plain_copy
+from hf_kd.features.taps.site import TapSite, plain_copy
 from hf_kd.methods.erasers.base import Eraser
 
 
@@ -80,8 +81,7 @@ def _silence(model: nn.Module, name: str, classes: Sequence[int]) -> None:
             f"The Linear of the head {name} has no bias, so masked classes cannot be written into it. Publish the model "
             "unfolded: save_pretrained keeps the mask."
         )
-    linear.weight[list(classes)] = 0
-    linear.bias[list(classes)] = MASKED_LOGIT
+    silence_rows(linear, classes)
 
 
 def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, constant: Tensor) -> None:

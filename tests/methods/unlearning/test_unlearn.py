@@ -9,6 +9,7 @@ import torch
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
 from hf_kd.methods.registry import make_unlearning_method
+from hf_kd.methods.unlearning.task import GradientSteps
 from hf_kd.methods.unlearning.training import TrainedMethod
 from tests.conftest import make_dataset
 
@@ -136,3 +137,38 @@ def test_learning_rate_schedules():
     assert cosine.lr_factor(0.5) == 0.5
     assert math.isclose(cosine.lr_factor(1), 1)
     assert math.isclose(cosine.lr_factor(10), 0, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 3, "schedule": "cosine", "warmup": 0.7},
+        {"epochs": 4, "decay_epochs": (2, 4), "decay": 0.3},
+        {"epochs": 2, "warmup": 1.5, "decay_epochs": (2,)},
+    ],
+    ids=str,
+)
+def test_each_step_is_taken_at_the_lr_of_its_schedule(vit, processor, forget, retain, monkeypatch, settings):
+    seen, step = [], GradientSteps.step
+
+    def noted(self, *args):
+        seen.append([group["lr"] for group in self.optimizer.param_groups])
+        return step(self, *args)
+
+    monkeypatch.setattr(GradientSteps, "step", noted)
+    given = {"retain": retain, "processor": processor, "progress": False, "batch_size": 13, **settings}
+    unlearn(vit, forget, "retrain", lr=0.02, head_lr=0.3, augment="none", **given)
+    method = make_unlearning_method("retrain", lr=0.02, **settings)
+    factors = [method.lr_factor(epoch + number / 3) for epoch in range(method.epochs) for number in range(3)]
+    assert seen == [[0.02 * factor, 0.3 * factor] for factor in factors], "to the last digit"
+
+
+def test_defaults_that_depend_on_another_option_follow_it():
+    assert [make_unlearning_method("scrub", epochs=e).max_epochs for e in (1, 2, 3, 9)] == [1, 2, 2, 2]
+    with pytest.raises(ValueError, match="max_epochs=2 is out of range"):
+        make_unlearning_method("scrub", epochs=1, max_epochs=2)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "epochs" in make_unlearning_method(name).settings()])
+def test_one_epoch_is_enough_for_every_method(name):
+    assert make_unlearning_method(name, epochs=1).epochs == 1

@@ -17,12 +17,10 @@ from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.errors import InvalidTypeError, InvalidValueError, NotErasedError
 
 from .places import Place, Tap
-
-MASKED_LOGIT = -1e4
-"""The logit of a class that is never answered: finite in every precision and in every loss, and its probability is 0."""
 
 
 def masked_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:

@@ -6,20 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from .task import Task, soft_divergence
+from .task import Task, soft_divergence, without_classes
 from .training import TrainedMethod
-
-MASKED = -1e10
-"""The logit of a masked class: its probability is 0."""
-
-
-def without_classes(logits: Tensor, labels: Tensor, forget_classes: Tensor, num_labels: int) -> Tensor:
-    """Logits [b, C] with those of ALL forgotten classes masked; where D_f holds every class, those of the labels [b]."""
-    if len(forget_classes) < num_labels:
-        return logits.index_fill(1, forget_classes.to(logits.device), MASKED)
-    return logits.scatter(1, labels[:, None], MASKED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
+from hf_kd.data.masked_classes import silence_rows
 from hf_kd.errors import InvalidValueError
 
 from .base import UnlearningMethod
 from .task import Task, check_range
-
-MASKED_LOGIT = -1e4
-"""The bias of a class that is never answered: finite in every precision, and its probability is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +38,10 @@ class HeadSurgery(UnlearningMethod):
                 )
             ],
         )
-        with torch.no_grad():
-            for head in task.linear_heads():
-                if head.bias is None:
-                    raise InvalidValueError(
-                        "head-surgery needs a last layer with a bias, and this one has none; lau trains the layer instead."
-                    )
-                head.weight[classes.to(head.weight.device)] = 0
-                head.bias[classes.to(head.weight.device)] = MASKED_LOGIT
+        for head in task.linear_heads():
+            if head.bias is None:
+                raise InvalidValueError(
+                    "head-surgery needs a last layer with a bias, and this one has none; lau trains the layer instead."
+                )
+            silence_rows(head, classes)
         return {"n_forget": len(task.forget), "classes_removed": len(classes)}

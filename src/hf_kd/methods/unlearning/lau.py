@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .task import GradientSteps, Task, check_range, soft_divergence
+from .task import GradientSteps, Task, check_range, soft_divergence, without_classes
 from .training import TrainedMethod
 
 
@@ -83,19 +83,12 @@ class LAU(TrainedMethod):
         optimizer = self.make_optimizer(head.parameters())
         descent = GradientSteps(task, optimizer, name=self.name)
         scale = float(features.std())
-        kept = task.kept_classes.to(task.device)
-        others = torch.ones(task.num_labels, dtype=torch.bool, device=task.device)
-        others[kept] = False
         epochs, left = 0, True
         while left and epochs < self.epochs:
             teacher = copy.deepcopy(head).requires_grad_(False)
             moved = attacked(teacher, features, labels, self.bound * scale, self.step * scale, self.steps)
             with torch.no_grad():
-                wanted = teacher(moved)
-                if len(kept) < task.num_labels:
-                    wanted = wanted.masked_fill(others, -1e4)
-                else:
-                    wanted = wanted.scatter(1, labels[:, None], -1e4)
+                wanted = without_classes(teacher(moved), labels, task.forget_classes, task.num_labels)
             for rows in torch.randperm(len(labels)).to(task.device).split(self.batch_size):
                 answer = head(features[rows])
                 known = answer.argmax(dim=1) == labels[rows]

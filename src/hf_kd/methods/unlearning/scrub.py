@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
 from .task import GradientSteps, Task, batch_count, check_range, soft_divergence
 from .training import TrainedMethod
@@ -19,7 +20,8 @@ from .training import TrainedMethod
 class Scrub(TrainedMethod):
     """Epoch e <= max_epochs: max KL_T(teacher || student) on D_f; then min gamma CE + alpha KL_T on D_r.
 
-    temperature: T. forget_batch_size: of the maximising pass. cap: a batch whose divergence has passed it gives no
+    max_epochs: 2, or `epochs` where that is less. temperature: T.
+    forget_batch_size: of the maximising pass. cap: a batch whose divergence has passed it gives no
     gradient, since the divergence has no bound. rewind: SCRUB+R - hold `rewind_share` of D_f back, and go back to the first
     epoch whose error on the rest of D_f is at least the held-out error at the end. The paper's reference are images that
     no model has seen; these are only held back from unlearning.
@@ -37,7 +39,7 @@ class Scrub(TrainedMethod):
     lr: float = 5e-4
     weight_decay: float = 5e-4
     decay_epochs: tuple[int, ...] = (4, 6, 10)
-    max_epochs: int = 2
+    max_epochs: int | None = None
     gamma: float = 0.99
     alpha: float = 0.001
     temperature: float = 4.0
@@ -48,6 +50,8 @@ class Scrub(TrainedMethod):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.max_epochs is None:
+            object.__setattr__(self, "max_epochs", min(2, self.epochs))
         check_range(
             self.name,
             [
@@ -68,11 +72,10 @@ class Scrub(TrainedMethod):
         optimizer = self.make_optimizer(task.model.parameters())
         steps = self.epochs * batch_count(retain, self.batch_size)
         steps += self.max_epochs * batch_count(forget, self.forget_batch_size)
+        schedule = LambdaLR(optimizer, self.lr_factor)
         descent = GradientSteps(task, optimizer, steps=steps, name=self.name)
         checkpoints = []
         for epoch in range(self.epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr * self.lr_factor(epoch)
             with task.mode(self.bn_mode):
                 if epoch < self.max_epochs:
                     for batch in task.batches(forget, self.forget_batch_size, shuffle=True):
@@ -80,6 +83,7 @@ class Scrub(TrainedMethod):
                 for batch in task.batches(retain, self.batch_size, shuffle=True):
                     kept = F.cross_entropy(task.logits(batch.inputs), batch.labels)
                     descent.step(self.gamma * kept + self.alpha * self._divergence(task, teacher, batch))
+            schedule.step()
             if self.rewind:
                 checkpoints.append(({n: t.detach().cpu().clone() for n, t in task.model.state_dict().items()},
                                     self._error(task, forget)))  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_kd.data.distributed import MIXED_PRECISION, process_state
+from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.data.samples import Batch, Samples
 from hf_kd.errors import DivergedError, InvalidValueError
 
@@ -263,6 +264,13 @@ def soft_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) 
     target = torch.log_softmax(teacher / temperature, dim=1)
     answer = torch.log_softmax(student / temperature, dim=1)
     return temperature**2 * torch.nn.functional.kl_div(answer, target, reduction="batchmean", log_target=True)
+
+
+def without_classes(logits: Tensor, labels: Tensor, forget_classes: Tensor, num_labels: int) -> Tensor:
+    """Logits [b, C] with those of ALL forgotten classes masked; where D_f holds every class, those of the labels [b]."""
+    if len(forget_classes) < num_labels:
+        return logits.index_fill(1, forget_classes.to(logits.device), MASKED_LOGIT)
+    return logits.scatter(1, labels[:, None], MASKED_LOGIT)
 
 
 def endless(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:

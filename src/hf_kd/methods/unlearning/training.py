@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from hf_kd.data.samples import Batch, Samples
 
@@ -47,6 +48,7 @@ class TrainedMethod(UnlearningMethod):
                 ("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
                 ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
                 ("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1"),
+                ("warmup", self.warmup, self.warmup >= 0, "0 epochs or more"),
             ],
         )
 
@@ -79,18 +81,21 @@ class TrainedMethod(UnlearningMethod):
     ) -> dict[str, Any]:
         """Epochs over `samples`, shuffled; `after_epoch(number from 1)` ends the training where it returns True."""
         optimizer = self.make_optimizer(task.model.parameters()) if optimizer is None else optimizer
-        lrs = [group["lr"] for group in optimizer.param_groups]
         per_epoch = batch_count(samples, self.batch_size)
+        schedule = LambdaLR(optimizer, lambda step: self.lr_factor(step // per_epoch + step % per_epoch / per_epoch))
         descent = GradientSteps(task, optimizer, clip_norm=clip_norm, steps=self.epochs * per_epoch, name=self.name)
         done = 0
         for epoch in range(self.epochs):
             with task.mode(self.bn_mode):
-                for number, batch in enumerate(task.batches(samples, self.batch_size, shuffle=True)):
-                    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-                        group["lr"] = lr * self.lr_factor(epoch + number / per_epoch)
+                for batch in task.batches(samples, self.batch_size, shuffle=True):
                     descent.step(loss(batch), change_gradients)
+                    schedule.step()
                     if after_step is not None:
                         after_step()
+            while (
+                schedule.last_epoch < (epoch + 1) * per_epoch
+            ):  # a batch with fewer samples than processes was left out
+                schedule.step()
             done = epoch + 1
             if after_epoch is not None and after_epoch(done):
                 break

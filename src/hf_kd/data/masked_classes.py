@@ -1,0 +1,24 @@
+"""Classes that are never answered: one constant for logits, biases and targets, wherever a model or a method masks them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+MASKED_LOGIT = -1e4
+"""The logit of a class that is never answered: finite in every precision and in every loss, and its probability is 0."""
+
+
+@torch.no_grad()
+def silence_rows(linear: nn.Linear, classes: Sequence[int] | Tensor) -> None:
+    """Head surgery: W_c = 0 and b_c = `MASKED_LOGIT` for some classes, in place.
+
+    Args:
+        linear: A layer with a bias that gives logits [n, C].
+        classes: Ids of the classes.
+    """
+    rows = torch.as_tensor(classes, device=linear.weight.device)
+    linear.weight[rows] = 0
+    linear.bias[rows] = MASKED_LOGIT
