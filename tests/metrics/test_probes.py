@@ -14,7 +14,7 @@ from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
 from hf_kd.metrics.neighbours import knn_predictions, prototype_predictions, tie_shares
 from hf_kd.metrics.nonlinear_probes import fit_mlp_probe, fit_rbf_probe
 from hf_kd.metrics.scaling import fit_whitening
-from tests.metrics.planted import noise, planted
+from hf_kd.testing.probes import INVARIANCES, ProbeTester, noise, planted
 
 
 @pytest.fixture(scope="module")
@@ -170,31 +170,72 @@ def test_labels_need_not_be_contiguous():
     assert (probe.predict(test) == ids[torch.as_tensor(test_y)]).double().mean() > 0.95
 
 
-PROBES = {
-    "linear": lambda x, y, z: fit_linear_probe(x, y).logits(z),
-    "paper": lambda x, y, z: fit_paper_probe(x, y, epochs=100).logits(z),
-    "mlp-small": lambda x, y, z: fit_mlp_probe(x, y, (64,)).logits(z),
-    "mlp-large": lambda x, y, z: fit_mlp_probe(x, y, (64, 64), geometry="standardised").logits(z),
-    "rbf-standardised": lambda x, y, z: fit_rbf_probe(x, y, 256).logits(z),
-    "rbf-whitened": lambda x, y, z: fit_rbf_probe(x, y, 256, geometry="whitened").logits(z),
-    "knn-l2": lambda x, y, z: knn_predictions(x, y, z),
-    "knn-cosine": lambda x, y, z: knn_predictions(x, y, z, metric="cosine"),
-    "prototype-l2": lambda x, y, z: prototype_predictions(x, y, z, (0,), 10),
-    "prototype-cosine": lambda x, y, z: prototype_predictions(x, y, z, (0,), 10, "cosine"),
-}
+class TestLinear(ProbeTester):
+    invariances = tuple(INVARIANCES)
+
+    def scores(self, train, labels, test, seed):
+        return fit_linear_probe(train, labels, seed=seed).logits(test)
 
 
-@pytest.mark.parametrize("name", list(PROBES))
-def test_controls_and_determinism(name):
-    train, y, test, _ = planted(n=600)
-    state = torch.random.get_rng_state()
-    scores = PROBES[name](train, y, test)
-    assert (scores.argmax(dim=1) == y).double().mean() > 0.95
-    assert torch.equal(scores, PROBES[name](train, y, test))
-    assert torch.equal(state, torch.random.get_rng_state())
-    train, y, test, _ = noise(n=600)
-    accuracy = (PROBES[name](train, y, test).argmax(dim=1) == y).double().mean()
-    assert accuracy == pytest.approx(1 / 3, abs=0.1)
+class TestPaper(ProbeTester):
+    def scores(self, train, labels, test, seed):
+        return fit_paper_probe(train, labels, epochs=100, seed=seed).logits(test)
+
+
+class TestSmallPerceptron(ProbeTester):
+    invariances = ("shift", "scale")
+
+    def scores(self, train, labels, test, seed):
+        return fit_mlp_probe(train, labels, (64,), seed=seed).logits(test)
+
+
+class TestLargePerceptron(ProbeTester):
+    invariances = ("shift", "scale", "coordinate scales")
+
+    def scores(self, train, labels, test, seed):
+        return fit_mlp_probe(train, labels, (64, 64), geometry="standardised", seed=seed).logits(test)
+
+
+class TestStandardisedRBF(ProbeTester):
+    invariances = ("shift", "scale", "coordinate scales")
+
+    def scores(self, train, labels, test, seed):
+        return fit_rbf_probe(train, labels, 256, seed=seed).logits(test)
+
+
+class TestWhitenedRBF(ProbeTester):
+    invariances = ("shift", "scale")
+
+    def scores(self, train, labels, test, seed):
+        return fit_rbf_probe(train, labels, 256, geometry="whitened", seed=seed).logits(test)
+
+
+class TestNearestByDistance(ProbeTester):
+    invariances = ("shift", "scale", "rotation")
+
+    def scores(self, train, labels, test, seed):
+        return knn_predictions(train, labels, test, seed=seed)
+
+
+class TestNearestByAngle(ProbeTester):
+    invariances = ("scale", "rotation")
+
+    def scores(self, train, labels, test, seed):
+        return knn_predictions(train, labels, test, metric="cosine", seed=seed)
+
+
+class TestPrototypesByDistance(ProbeTester):
+    invariances = ("shift", "scale", "rotation")
+
+    def scores(self, train, labels, test, seed):
+        return prototype_predictions(train, labels, test, tuple(labels[:1].tolist()), 10, seed=seed)
+
+
+class TestPrototypesByAngle(ProbeTester):
+    invariances = ("scale", "rotation")
+
+    def scores(self, train, labels, test, seed):
+        return prototype_predictions(train, labels, test, tuple(labels[:1].tolist()), 10, "cosine", seed=seed)
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])

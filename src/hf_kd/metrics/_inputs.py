@@ -61,6 +61,17 @@ def as_features(features: ArrayLike, name: str = "features") -> Tensor:
     return features
 
 
+def as_columns(features: ArrayLike, columns: int, name: str = "features") -> Tensor:
+    """`as_features`, and a ValueError where the number of columns is not that of the training features."""
+    checked = as_features(features, name)
+    if checked.shape[1] != columns:
+        raise InvalidValueError(
+            f"The {name} have {checked.shape[1]} columns and the training features {columns}; both have to come from the "
+            "same tap of the same model."
+        )
+    return checked
+
+
 def as_labels(labels: ArrayLike, n: int, device: torch.device | str = "cpu", name: str = "labels") -> Tensor:
     """Integer class labels as an int64 [n] tensor on `device`.
 

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._inputs import ArrayLike, as_features, as_labels, chunks, generator, require_classes, stratified_subset
+from ._inputs import (
+    ArrayLike,
+    as_columns,
+    as_features,
+    as_labels,
+    chunks,
+    generator,
+    require_classes,
+    stratified_subset,
+)
 from ._lbfgs import Solution, solve_multinomial
 from .scaling import FeatureScale, principal_scales
 
@@ -52,14 +61,16 @@ class LinearProbe:
     """[K]: the label of each column, ascending."""
     convergence: Convergence
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: ArrayLike) -> Tensor:
         """Class scores [n, K] in float64."""
+        features = as_columns(features, self.weight.shape[0])
         weight, bias = self.weight.to(features.device), self.bias.to(features.device)
         return torch.cat([torch.addmm(bias, part, weight) for part in chunks(features)])
 
-    def predict(self, features: Tensor) -> Tensor:
+    def predict(self, features: ArrayLike) -> Tensor:
         """Predicted labels [n]."""
-        return self.classes.to(features.device)[self.logits(features).argmax(dim=1)]
+        best = self.logits(features).argmax(dim=1)
+        return self.classes.to(best.device)[best]
 
 
 def fit_linear_probe(

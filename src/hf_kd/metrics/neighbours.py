@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hf_kd.errors import InvalidValueError
 
-from ._inputs import generator
+from ._inputs import ArrayLike, as_columns, as_features, as_labels, generator
 
 
 def tie_shares(scores: Tensor, tolerance: float = 0.0) -> Tensor:
@@ -26,10 +26,17 @@ def tie_shares(scores: Tensor, tolerance: float = 0.0) -> Tensor:
     return best.double() / best.sum(dim=1, keepdim=True)
 
 
+def _checked(train: ArrayLike, train_labels: ArrayLike, test: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
+    """Train features, test features and train labels, on the device of the first."""
+    train = as_features(train, "training features")
+    test = as_columns(test, train.shape[1], "test features").to(train.device)
+    return train, test, as_labels(train_labels, train.shape[0], train.device, "training labels")
+
+
 def knn_predictions(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
+    train: ArrayLike,
+    train_labels: ArrayLike,
+    test: ArrayLike,
     k: int = 20,
     metric: Literal["l2", "cosine"] = "l2",
     draws: int = 8,
@@ -41,6 +48,7 @@ def knn_predictions(
     of them fit among the k nearest, that many are drawn from them without replacement, `draws` times; tied votes are
     shared.
     """
+    train, test, train_labels = _checked(train, train_labels, test)
     classes, targets = train_labels.unique(return_inverse=True)
     if k < 1:
         raise InvalidValueError(f"k is {k}; a vote needs at least one neighbour.")
@@ -104,9 +112,9 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def prototype_predictions(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
+    train: ArrayLike,
+    train_labels: ArrayLike,
+    test: ArrayLike,
     forget: tuple[int, ...],
     shots: int,
     metric: Literal["l2", "cosine"] = "l2",
@@ -122,9 +130,9 @@ def prototype_predictions(
 
 
 def prototype_draws(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
+    train: ArrayLike,
+    train_labels: ArrayLike,
+    test: ArrayLike,
     forget: tuple[int, ...],
     shots: int,
     metric: Literal["l2", "cosine"] = "l2",
@@ -136,6 +144,7 @@ def prototype_draws(
     Retained means come from all their training samples. Means at the same distance up to rounding share the prediction.
     A single draw is made where all forgotten samples are used.
     """
+    train, test, train_labels = _checked(train, train_labels, test)
     classes, targets = train_labels.unique(return_inverse=True)
     if shots < 1:
         raise InvalidValueError(f"shots is {shots}; a prototype needs at least one labelled sample.")

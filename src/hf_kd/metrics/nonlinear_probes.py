@@ -15,7 +15,16 @@ from torch.nn import functional as F
 
 from hf_kd.errors import InvalidValueError
 
-from ._inputs import ROWS_PER_CHUNK, generator, require_classes, stratified_subset
+from ._inputs import (
+    ROWS_PER_CHUNK,
+    ArrayLike,
+    as_columns,
+    as_features,
+    as_labels,
+    generator,
+    require_classes,
+    stratified_subset,
+)
 from .linear_probe import SAMPLES_PER_DIRECTION
 from .scaling import FeatureScale, fit_standardisation, principal_scales
 
@@ -32,15 +41,16 @@ class MLPProbe:
     """Cross-entropy in nats on the tenth of the training samples that chose the epoch."""
     epochs: int
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: ArrayLike) -> Tensor:
         """Class scores [n, K] in float32."""
+        features = as_columns(features, self.scale.mean.numel())
         with torch.no_grad():
             return self.network(self.scale(features, torch.float32))
 
 
 def fit_mlp_probe(
-    features: Tensor,
-    labels: Tensor,
+    features: ArrayLike,
+    labels: ArrayLike,
     hidden: tuple[int, ...] = (256,),
     *,
     geometry: Literal["whitened", "standardised"] = "whitened",
@@ -54,13 +64,14 @@ def fit_mlp_probe(
     About 1,200 steps whatever n is, between 12 and 60 epochs. With fewer than 10 samples a direction `whitened` uses
     the principal axes at their own spread instead, where a network generalises far better.
     """
-    classes, targets = require_classes(labels)
-    scale = nonlinear_scale(features, geometry)
+    x = as_features(features, "training features")
+    classes, targets = require_classes(as_labels(labels, x.shape[0], x.device, "training labels"))
+    scale = nonlinear_scale(x, geometry)
     rng = generator(seed)
     held_out = torch.zeros_like(targets, dtype=torch.bool)
     held_out[stratified_subset(targets, 0.1, rng)] = True
     held_out &= targets.bincount()[targets] > 1
-    x = scale(features, torch.float32)
+    x = scale(x, torch.float32)
     fit_x, fit_y, val_x, val_y = x[~held_out], targets[~held_out], x[held_out], targets[held_out]
     network = _perceptron((x.shape[1], *hidden, classes.numel()), rng).to(x.device)
     steps_per_epoch = math.ceil(fit_x.shape[0] / batch_size)
@@ -122,15 +133,16 @@ class RBFProbe:
     bandwidth: float
     ridge: float
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: ArrayLike) -> Tensor:
         """Regression scores [n, K]: near 1 for the predicted class, near 0 for others."""
+        features = as_columns(features, self.scale.mean.numel())
         mapped = _fourier(self.scale(features, torch.float32), self.frequencies, self.phases)
         return torch.addmm(self.weight[-1], mapped, self.weight[:-1])
 
 
 def fit_rbf_probe(
-    features: Tensor,
-    labels: Tensor,
+    features: ArrayLike,
+    labels: ArrayLike,
     components: int = 1024,
     *,
     geometry: Literal["standardised", "whitened"] = "standardised",
@@ -141,10 +153,11 @@ def fit_rbf_probe(
     `geometry` as in `fit_mlp_probe`. Bandwidth (1/2, 1 or 2 times the median distance) and ridge are chosen by accuracy
     on a held-out fifth of at most 4,000 samples.
     """
-    classes, targets = require_classes(labels)
-    scale = nonlinear_scale(features, geometry)
+    x = as_features(features, "training features")
+    classes, targets = require_classes(as_labels(labels, x.shape[0], x.device, "training labels"))
+    scale = nonlinear_scale(x, geometry)
     rng = generator(seed)
-    x = scale(features, torch.float32)
+    x = scale(x, torch.float32)
     rank = max(1, x.shape[1])
     normal = torch.randn(x.shape[1], components, generator=rng).to(x.device)
     phases = (2 * math.pi * torch.rand(components, generator=rng)).to(x.device)

@@ -1,4 +1,4 @@
-"""What every method owes, as test classes to inherit: for a method of your own, and for those of this package.
+"""What every method, probe and attack owes, as test classes to inherit: for one of your own, and for those of this package.
 
     from hf_kd.testing import EraserTester
 
@@ -9,6 +9,7 @@ Run it with pytest. hf_kd itself never imports this package.
 """
 
 from .erasers import EraserTester, PlantedFeatures
+from .probes import AttackTester, ProbeTester
 from .unlearning import UnlearningTester
 
-__all__ = ["EraserTester", "PlantedFeatures", "UnlearningTester"]
+__all__ = ["AttackTester", "EraserTester", "PlantedFeatures", "ProbeTester", "UnlearningTester"]
