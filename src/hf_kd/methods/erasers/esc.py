@@ -166,13 +166,13 @@ class ESC(Method):
         k = self.directions_removed(total.dim)
         bases, ranks = [], []
         for group in groups if self.per_class else [total]:
-            directions, singular_values = group.principal_directions(center=self.center)
+            directions, singular_values = group.principal_directions(center=self.center, columns=k)
             ranks.append(int((singular_values > 0).sum()))
             self._check_k(k, total.dim, ranks[-1], group.count)
-            bases.append(directions[:, :k])
+            bases.append(directions)
         union = orthonormal_union(bases)
         if self.per_class:
-            rank = int((total.principal_directions(center=self.center)[1] > 0).sum())
+            rank = int((total.principal_directions(center=self.center, columns=0)[1] > 0).sum())
             self._check_k(union.shape[1], total.dim, rank, total.count)
         measured = {
             "k": union.shape[1],
@@ -211,8 +211,5 @@ class ESC(Method):
 
 def energy_share(moment: SecondMoment, directions: Tensor, center: bool = False) -> float:
     """Share of sum_i ||h_i||^2 (centred: of the total variance) that lies in orthonormal columns [d, k]."""
-    gram = moment.outer_sum.cpu()
-    if center:
-        total = moment.feature_sum.cpu()
-        gram = gram - torch.outer(total, total) / moment.count
+    gram = (moment.scatter if center else moment.outer_sum).cpu()
     return float(torch.einsum("ik,ij,jk->", directions, gram, directions) / gram.diagonal().sum())

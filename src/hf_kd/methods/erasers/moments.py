@@ -1,12 +1,14 @@
 """The streaming second moment of the forget features: all that ESC ever needs to know about D_f.
 
-State is one d x d float64 matrix, one sum and one count, whatever the number of samples, so the features themselves are
-never kept. Moments of disjoint parts add up, across batches and across processes.
+State is one d x d float64 matrix, one mean and one count, whatever the number of samples, so the features themselves are
+never kept. Moments of disjoint parts merge, across batches and across processes. Sums are kept about the mean: as a
+difference of raw moments a variance would drown in the rounding of the mean's square.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from hf_kd.errors import InvalidValueError
 
 
 class SecondMoment:
-    """G = sum_i h_i h_i^T and sum_i h_i over features h_i in R^d, in float64.
+    """The mean, S = sum_i (h_i - mean)(h_i - mean)^T and so G = sum_i h_i h_i^T of features h_i in R^d, in float64.
 
     With Z_f = [h_1 ... h_N] (d x N, as in the paper, section 3.2) G = Z_f Z_f^T, so the eigenvectors of G are the left
     singular vectors of Z_f and the square roots of its eigenvalues are the singular values. Working on G is exact,
@@ -25,10 +27,10 @@ class SecondMoment:
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
         self.dim = dim
         self.count = 0
-        self.outer_sum = torch.zeros(dim, dim, dtype=torch.float64, device=_float64_device(device))
-        """G, [d, d]."""
-        self.feature_sum = torch.zeros(dim, dtype=torch.float64, device=self.outer_sum.device)
-        """sum_i h_i, [d]."""
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=_float64_device(device))
+        """S, [d, d]."""
+        self.mean = torch.zeros(dim, dtype=torch.float64, device=self.scatter.device)
+        """[d]; zero while nothing was added."""
 
     @classmethod
     def of(cls, features: Tensor) -> SecondMoment:
@@ -37,6 +39,31 @@ class SecondMoment:
             raise InvalidValueError(f"Features have to be [n, d], got shape {tuple(features.shape)}.")
         return cls(features.shape[1], features.device).update(features)
 
+    @property
+    def outer_sum(self) -> Tensor:
+        """G = S + n mean mean^T, [d, d]."""
+        return self.scatter.addr(self.mean, self.mean, alpha=self.count)
+
+    @property
+    def feature_sum(self) -> Tensor:
+        """sum_i h_i, [d]."""
+        return self.mean * self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """S / n, [d, d]."""
+        return self.scatter / max(1, self.count)
+
+    @property
+    def rounding(self) -> Tensor:
+        """The variance [d] of each unit that may be rounding of float32 features, and of all sums made from them.
+
+        What is computed from whole features carries a share of their whole spread; the mean of a unit, however large,
+        only that unit. Along a unit vector v it is sum_j v_j^2 rounding_j.
+        """
+        floor = max(self.dim, 64) * torch.finfo(torch.float64).eps
+        return floor * (self.scatter.diagonal().sum() / max(1, self.count) + self.mean.square())
+
     def update(self, batch: Tensor) -> SecondMoment:
         """Add features [n, d] of any floating dtype; returns self.
 
@@ -44,26 +71,38 @@ class SecondMoment:
         added in that case.
         """
         if batch.ndim != 2 or batch.shape[1] != self.dim:
-            raise InvalidValueError(f"Expected features of shape [n, {self.dim}], got {tuple(batch.shape)}.")
-        wide = batch.detach().to(self.outer_sum.device, torch.float64)
-        outer = wide.T @ wide
-        if not torch.isfinite(outer.diagonal()).all():
+            raise ValueError(f"Expected features of shape [n, {self.dim}], got {tuple(batch.shape)}.")
+        wide = batch.detach().to(self.mean.device, torch.float64)
+        if not torch.isfinite(wide.square().sum(dim=0)).all():
             finite = torch.isfinite(wide).all(dim=1)
             rows = torch.nonzero(~finite).flatten().tolist()
             detail = f"features of row {rows[0]} of the batch are" if rows else "squares of the features are"
-            raise InvalidValueError(f"The {detail} not finite; a second moment needs finite features.")
-        self.outer_sum += outer
-        self.feature_sum += wide.sum(dim=0)
-        self.count += batch.shape[0]
+            raise ValueError(f"The {detail} not finite; a second moment needs finite features.")
+        if not len(wide):
+            return self
+        mean = wide.mean(dim=0)
+        moved, weight = self._move_mean(mean, len(wide))
+        rows = torch.cat([wide - mean, moved[None] * weight**0.5])
+        self.scatter.addmm_(rows.T, rows)
         return self
+
+    def _move_mean(self, mean: Tensor, count: int) -> tuple[Tensor, float]:
+        """Count in `count` samples of this mean [d]: how far theirs was from ours, and what its square adds to S (Chan)."""
+        total = self.count + count
+        moved = mean - self.mean
+        weight = self.count * count / total
+        self.mean = self.mean + moved * (count / total)
+        self.count = total
+        return moved, weight
 
     def merge(self, other: SecondMoment) -> SecondMoment:
         """Add the moment of other, disjoint samples; returns self."""
         if other.dim != self.dim:
-            raise InvalidValueError(f"Cannot merge moments of d = {other.dim} into moments of d = {self.dim}.")
-        self.outer_sum += other.outer_sum.to(self.outer_sum.device)
-        self.feature_sum += other.feature_sum.to(self.feature_sum.device)
-        self.count += other.count
+            raise ValueError(f"Cannot merge moments of d = {other.dim} into moments of d = {self.dim}.")
+        if other.count:
+            moved, weight = self._move_mean(other.mean.to(self.mean.device), other.count)
+            self.scatter += other.scatter.to(self.mean.device)
+            self.scatter.addr_(moved, moved, alpha=weight)
         return self
 
     @classmethod
@@ -71,8 +110,8 @@ class SecondMoment:
         """The moment of all parts together."""
         parts = list(parts)
         if not parts:
-            raise InvalidValueError("The union of no moments has no dimension; pass at least one.")
-        total = cls(parts[0].dim, parts[0].outer_sum.device)
+            raise ValueError("The union of no moments has no dimension; pass at least one.")
+        total = cls(parts[0].dim, parts[0].mean.device)
         for part in parts:
             total.merge(part)
         return total
@@ -80,44 +119,52 @@ class SecondMoment:
     def all_reduce(self, sum_over_processes: Callable[[Tensor], Tensor]) -> SecondMoment:
         """Make every process hold the moment of all processes' samples; returns self.
 
-        `sum_over_processes` takes a float64 tensor and returns its sum over the processes. One call moves
-        d^2 + d + 1 numbers, whatever the number of samples.
+        `sum_over_processes` takes a float64 tensor and returns its sum over the processes. Two calls, for the mean of all
+        and for S about it, move d^2 + d + 1 numbers, whatever the number of samples.
         """
-        count = torch.tensor([float(self.count)], dtype=torch.float64, device=self.outer_sum.device)
-        total = sum_over_processes(torch.cat([self.outer_sum.flatten(), self.feature_sum, count]))
-        self.outer_sum = total[: self.dim**2].reshape(self.dim, self.dim)
-        self.feature_sum = total[self.dim**2 : -1]
-        self.count = round(float(total[-1]))
+        total = sum_over_processes(torch.cat([self.feature_sum, self.mean.new_tensor([float(self.count)])]))
+        count = round(float(total[-1]))
+        mean = total[:-1] / max(1, count)
+        moved = self.mean - mean
+        self.scatter = sum_over_processes(self.scatter.addr(moved, moved, alpha=self.count))
+        self.mean, self.count = mean, count
         return self
 
-    def principal_directions(self, center: bool = False) -> tuple[Tensor, Tensor]:
+    def principal_directions(self, center: bool = False, columns: int | None = None) -> tuple[Tensor, Tensor]:
         """U [d, d] (columns u_1 ... u_d) and the singular values [d] of Z_f, largest first, float64 on the CPU.
 
-        `center` subtracts the mean first. The sign of each column is fixed by its largest entry being positive. Columns
-        beyond the numerical rank span the null space; there the eigenvectors would be whatever rounding made of them,
-        so the basis nearest to fixed pseudo-random directions is used, which varies continuously with the null space.
+        `center` subtracts the mean first; `columns`: only so many columns of U. The sign of each column is fixed by its
+        largest entry being positive. Columns beyond the numerical rank span the null space; there the eigenvectors would
+        be whatever rounding made of them, so the basis nearest to fixed pseudo-random directions is used, which varies
+        continuously with the null space. The same holds where singular values are equal.
         Raises ValueError when nothing was added or all features are zero (or, centred, all equal).
         """
         if self.count == 0:
             raise InvalidValueError("No features were added: the forget set is empty.")
         # LAPACK on the CPU, so that a result does not depend on the accelerator at hand.
-        gram = self.outer_sum.cpu()
-        if center:
-            total = self.feature_sum.cpu()
-            gram = gram - torch.outer(total, total) / self.count
+        gram = (self.scatter if center else self.outer_sum).cpu()
         values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
         values, vectors = values.flip(0), vectors.flip(1)
-        # Rounding in G is relative to its trace, also after centring, which may leave far smaller eigenvalues.
-        noise = float(self.outer_sum.diagonal().sum()) * max(self.dim, 64) * torch.finfo(torch.float64).eps
-        rank = int((values > noise).sum())
+        if center:
+            noise = self.count * (vectors.square().T @ self.rounding.cpu())
+        else:
+            noise = float(gram.diagonal().sum()) * max(self.dim, 64) * torch.finfo(torch.float64).eps
+        values, vectors = values[values > noise], vectors[:, values > noise]
+        rank = len(values)
         if rank == 0:
             raise InvalidValueError(
                 "All forget features are zero" + (" after centring" if center else "") + ": they have no direction."
             )
-        if rank < self.dim:
-            vectors = torch.cat([vectors[:, :rank], _null_space_basis(vectors[:, :rank])], dim=1)
-        values = torch.cat([values[:rank], values.new_zeros(self.dim - rank)])
-        return _fix_signs(vectors), values.sqrt()
+        columns = self.dim if columns is None else min(columns, self.dim)
+        parts = []
+        for start, stop in _runs_of_equals(values):
+            if start < columns:
+                part = vectors[:, start:stop]
+                parts.append(part if stop - start == 1 else _fixed_basis(part, columns - start))
+        if rank < columns:
+            parts.append(_null_space_basis(vectors, columns - rank))
+        singular_values = torch.cat([values.sqrt(), values.new_zeros(self.dim - rank)])
+        return _fix_signs(torch.cat([vectors[:, :0], *parts], dim=1)), singular_values
 
     def __repr__(self) -> str:
         return f"SecondMoment(dim={self.dim}, count={self.count})"
@@ -144,7 +191,7 @@ class RetainMoments:
         """Add features [n, d] with labels [n]; returns self. Raises ValueError as `SecondMoment.update`."""
         self.moment.update(batch)
         for label in labels.unique().tolist():
-            part = batch[(labels == label).to(batch.device)].detach().to(self.moment.outer_sum.device, torch.float64)
+            part = batch[(labels == label).to(batch.device)].detach().to(self.moment.mean.device, torch.float64)
             self.sums[label] = self.sums.get(label, 0) + part.sum(dim=0)
             self.counts[label] = self.counts.get(label, 0) + len(part)
         return self
@@ -157,7 +204,7 @@ class RetainMoments:
         """Make every process hold the moments of all processes' samples; returns self. labels: of all processes."""
         self.moment.all_reduce(sum_over_processes)
         for label in sorted(labels):
-            own = self.sums.get(label, torch.zeros_like(self.moment.feature_sum))
+            own = self.sums.get(label, torch.zeros_like(self.moment.mean))
             total = sum_over_processes(torch.cat([own, own.new_tensor([float(self.counts.get(label, 0))])]))
             self.sums[label], self.counts[label] = total[:-1], round(float(total[-1]))
         return self
@@ -168,10 +215,29 @@ def _float64_device(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if device.type in ("mps", "xla") else device
 
 
-def _null_space_basis(range_basis: Tensor) -> Tensor:
-    """Orthonormal basis [d, d - r] of the complement of `range_basis` [d, r], a continuous function of its span."""
+def _runs_of_equals(values: Tensor) -> list[tuple[int, int]]:
+    """Start and end of each run of descending eigenvalues [r] that are equal up to rounding."""
+    tolerance = 16 * float(values[0]) * torch.finfo(torch.float64).eps
+    ends = torch.nonzero(values[:-1] - values[1:] > tolerance).flatten() + 1
+    bounds = [0, *ends.tolist(), len(values)]
+    return list(pairwise(bounds))
+
+
+def _fixed_directions(dim: int, count: int) -> Tensor:
+    return torch.randn(dim, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def _fixed_basis(basis: Tensor, columns: int) -> Tensor:
+    """The first `columns` of an orthonormal basis [d, m] of the span of `basis` [d, m] that is a function of its span."""
+    fixed = basis @ (basis.T @ _fixed_directions(*basis.shape)[:, :columns])
+    return torch.linalg.qr(fixed).Q
+
+
+def _null_space_basis(range_basis: Tensor, columns: int) -> Tensor:
+    """The first `columns` of an orthonormal basis [d, d - r] of the complement of `range_basis` [d, r], a continuous
+    function of its span."""
     dim, rank = range_basis.shape
-    fixed = torch.randn(dim, dim - rank, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fixed = _fixed_directions(dim, dim - rank)[:, :columns]
     for _ in range(2):  # the second pass removes what rounding left of the range in the first
         fixed = fixed - range_basis @ (range_basis.T @ fixed)
         fixed = torch.linalg.qr(fixed).Q
@@ -179,5 +245,6 @@ def _null_space_basis(range_basis: Tensor) -> Tensor:
 
 
 def _fix_signs(vectors: Tensor) -> Tensor:
-    largest = vectors.abs().argmax(dim=0, keepdim=True)
+    size = vectors.abs()
+    largest = (size >= (1 - 1e-6) * size.amax(dim=0)).int().argmax(dim=0, keepdim=True)  # the first of equals
     return vectors * torch.where(vectors.gather(0, largest) < 0, -1.0, 1.0)

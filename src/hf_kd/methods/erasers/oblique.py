@@ -87,17 +87,17 @@ def _by_class(forget: ForgetData, labels: Tensor | None) -> dict[int, SecondMome
 
 def _mean(moment: SecondMoment) -> Tensor:
     if moment.count == 0:
-        raise InvalidValueError("No features were added: a class of the forget set is empty.")
-    return moment.feature_sum.cpu() / moment.count
+        raise ValueError("No features were added: a class of the forget set is empty.")
+    return moment.mean.cpu()
 
 
-def _complement(columns: list[Tensor], groups: Mapping[int, SecondMoment]) -> Projection:
-    """The projection that removes the span of `columns` [d] each."""
-    zero = [i for i, column in enumerate(columns) if not float(column.norm()) > 0]
-    if zero:
-        raise InvalidValueError("A mean direction of the forget features is zero, so there is nothing to project on.")
-    union = orthonormal_union([column[:, None] for column in columns])
+def _complement(columns: list[Tensor], groups: Mapping[int, SecondMoment], *others: SecondMoment) -> Projection:
+    """The projection that removes the span of `columns` [d] each, read off the means of groups and others."""
     total = SecondMoment.union(groups.values())
+    rounding = SecondMoment.union([total, *others]).rounding.cpu()
+    if any(bool((column.square() <= rounding).all()) for column in columns):
+        raise ValueError("A mean direction of the forget features is zero, so there is nothing to project on.")
+    union = orthonormal_union([column[:, None] for column in columns])
     measured = {"k": union.shape[1], "n_forget": total.count, "energy_removed": energy_share(total, union)}
     return Projection.onto_complement_of(union, **measured)
 
@@ -142,8 +142,8 @@ class MeanDifference(_ByClass):
         retain: RetainMoments | None = None,
     ) -> Projection:
         """The projection for moments (by class) or features [n, d]. Raises ValueError without retained features."""
-        groups, other = _by_class(forget, labels), _mean(_given(self, retain).moment)
-        return _complement([_mean(moment) - other for moment in groups.values()], groups)
+        groups, kept = _by_class(forget, labels), _given(self, retain).moment
+        return _complement([_mean(moment) - _mean(kept) for moment in groups.values()], groups, kept)
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,12 @@ class LEACE(_ByClass):
         groups = _by_class(forget, labels)
         kept = _given(self, retain).moment
         total = SecondMoment.union([*groups.values(), kept])
-        count, mean = total.count, total.feature_sum.cpu() / total.count
-        covariance = total.outer_sum.cpu() / count - torch.outer(mean, mean)
+        count, mean = total.count, _mean(total)
         columns = []
         for moment in groups.values():
             share = moment.count / count
             columns.append((_mean(moment) - mean) * share / (share * (1 - share)) ** 0.5)  # Cov(h, z_c / sd(z_c))
-        whiten, unwhiten = _square_roots(covariance)
+        whiten, unwhiten = _square_roots(total.covariance.cpu(), total.rounding.cpu())
         left, values, _ = torch.linalg.svd(whiten @ torch.stack(columns, dim=1), full_matrices=False)
         left = left[:, values > self.tolerance]
         if not left.shape[1]:
@@ -210,10 +209,10 @@ class LEACE(_ByClass):
         )
 
 
-def _square_roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Cov^(-1/2) (pseudo-inverse) and its pseudo-inverse Cov^(1/2) [d, d]."""
+def _square_roots(covariance: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
+    """Cov^(-1/2) (pseudo-inverse) and its pseudo-inverse Cov^(1/2) [d, d], 0 along what may be `rounding` [d]."""
     values, directions = torch.linalg.eigh((covariance + covariance.T) / 2)
-    floor = float(values.max()) * len(values) * torch.finfo(torch.float64).eps
+    floor = directions.square().T @ rounding
     roots = torch.where(values > floor, values.clamp(min=floor).sqrt(), 0.0)
     inverse = torch.where(roots > 0, 1 / roots.clamp(min=1e-300), 0.0)
     return (directions * inverse) @ directions.T, (directions * roots) @ directions.T
