@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 
@@ -13,6 +17,24 @@ def features(n: int, d: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     scales = torch.logspace(0.5, -2, d)
     return torch.randn(n, d, generator=generator) * scales + torch.rand(d, generator=generator)
+
+
+def in_processes(parts: Sequence, reduce: Callable) -> list:
+    """What `reduce(part, sum_over_processes)` returns for each part, each in a thread that stands for a process."""
+    barrier, held = Barrier(len(parts), timeout=60), {}
+
+    def run(rank: int):
+        def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+            held[rank] = tensor.clone()
+            barrier.wait()
+            total = sum(held[other] for other in range(len(parts)))
+            barrier.wait()
+            return total
+
+        return reduce(parts[rank], sum_over_processes)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(run, range(len(parts))))
 
 
 def largest_angle(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -55,17 +77,46 @@ def test_merging_parts_equals_the_whole():
     assert merged.count == union.count == 100
     for moment in (merged, union):
         assert torch.allclose(moment.outer_sum, whole.outer_sum, rtol=1e-12)
+        assert torch.allclose(moment.scatter, whole.scatter, rtol=1e-12)
         assert torch.allclose(moment.feature_sum, whole.feature_sum, rtol=1e-12)
 
 
 def test_all_reduce_gives_every_process_the_whole():
     h = features(90, 16)
-    parts = [SecondMoment.of(h[:20]), SecondMoment.of(h[20:])]
-    sent = [torch.cat([p.outer_sum.flatten(), p.feature_sum, torch.tensor([float(p.count)]).double()]) for p in parts]
-    for part in parts:
-        part.all_reduce(lambda tensor: sum(sent))
-        assert part.count == 90
-        assert torch.allclose(part.outer_sum, SecondMoment.of(h).outer_sum, rtol=1e-12)
+    parts = [SecondMoment.of(h[:20]), SecondMoment.of(h[20:]), SecondMoment(16)]
+    for reduced in in_processes(parts, SecondMoment.all_reduce):
+        assert reduced.count == 90
+        assert torch.allclose(reduced.outer_sum, SecondMoment.of(h).outer_sum, rtol=1e-12)
+        assert torch.allclose(reduced.scatter, SecondMoment.of(h).scatter, rtol=1e-12)
+    assert all(part.count == 0 for part in in_processes([SecondMoment(4)] * 2, SecondMoment.all_reduce))
+
+
+MERGES = {
+    "at once": SecondMoment.of,
+    "by rows": lambda h: SecondMoment.union(SecondMoment.of(row) for row in h.split(1)),
+    "in batches": lambda h: SecondMoment.union(SecondMoment.of(rows) for rows in h.split(7)),
+    "backwards": lambda h: SecondMoment.union(SecondMoment.of(rows) for rows in reversed(h.split(64))),
+    "streamed": lambda h: [m := SecondMoment(h.shape[1]), *(m.update(rows) for rows in h.split(5))][0],
+    "as a tree": lambda h: SecondMoment.of(h) if len(h) < 9 else _halves(h),
+    "over processes": lambda h: in_processes([*map(SecondMoment.of, h.tensor_split(3))], SecondMoment.all_reduce)[2],
+}
+
+
+def _halves(h: torch.Tensor) -> SecondMoment:
+    first, second = (MERGES["as a tree"](part) for part in h.tensor_split(2))
+    return first.merge(second)
+
+
+@pytest.mark.parametrize("way", MERGES)
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e3, 1e6])
+def test_merged_in_any_way_the_scatter_is_that_of_two_passes(way, offset):
+    h = torch.randn(500, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) + offset
+    moment, centred = MERGES[way](h), h - h.mean(dim=0)
+    expected = centred.T @ centred
+    assert float((moment.scatter - expected).norm() / expected.norm()) < 1e-10
+    assert float((moment.outer_sum - h.T @ h).norm() / (h.T @ h).norm()) < 1e-13
+    assert torch.allclose(moment.mean, h.mean(dim=0), rtol=1e-14, atol=1e-14)
+    assert moment.count == 500
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -91,6 +142,39 @@ def test_the_null_space_basis_does_not_depend_on_rounding():
     for row in h.flip(0).split(3):
         perturbed.update(row * (1 + 1e-12))
     assert (perturbed.principal_directions()[0] - u).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("columns", [0, 1, 9, 12, 64, 100])
+def test_some_columns_are_those_of_the_whole(columns, center):
+    """Within the rank (10, or 9 when centred), beyond it, and all."""
+    moment = SecondMoment.of(features(10, 64))
+    whole, values = moment.principal_directions(center=center)
+    some, values_too = moment.principal_directions(center=center, columns=columns)
+    assert some.shape == (64, min(columns, 64))
+    assert torch.allclose(some, whole[:, :columns], atol=1e-12)
+    assert torch.equal(values, values_too)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_singular_values_have_directions_that_rounding_does_not_choose(seed):
+    """Orthogonal rows of one length in a rotated basis: every basis of their span would do."""
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64, generator=generator)).Q
+    h = torch.cat([3 * turn[:6], turn[6:12], 2 * turn[12:13]])
+    u, values = SecondMoment.of(h).principal_directions()
+    assert torch.allclose(values, torch.tensor([3.0] * 6 + [2.0] + [1.0] * 6 + [0.0] * 3).double(), atol=1e-7)
+    assert torch.allclose(u.T @ u, torch.eye(16).double(), atol=1e-12)
+    noise = 1e-16 * torch.randn(h.shape, dtype=torch.float64, generator=generator)
+    again, _ = SecondMoment.of((h + noise).flip(0)).principal_directions()
+    assert torch.allclose(again, u, atol=1e-9)
+    assert torch.allclose(SecondMoment.of(h).principal_directions(columns=3)[0], u[:, :3], atol=1e-12)
+
+
+def test_equal_entries_do_not_leave_the_sign_to_rounding():
+    for lean in (-1e-15, 0.0, 1e-15):
+        h = torch.tensor([[1.0 + lean, -1.0, 0.0], [-1.0, 1.0 + lean, 0.0], [0.0, 0.0, 0.1]]).double()
+        assert float(SecondMoment.of(h).principal_directions()[0][0, 0]) > 0, "the first of the largest is positive"
 
 
 def test_centring_removes_the_mean_direction():
@@ -159,17 +243,8 @@ def test_retained_moments_of_all_processes_where_one_lacks_a_class_or_everything
     parts = [labels < 4, labels >= 4, labels < 0]
     whole = RetainMoments.of(h, labels)
     names = sorted(whole.sums)
-
-    def messages(part: torch.Tensor) -> list[torch.Tensor]:
-        """What a process sends, in order."""
-        sent: list[torch.Tensor] = []
-        RetainMoments.of(h[part], labels[part]).all_reduce(lambda t: sent.append(t.clone()) or t, names)
-        return sent
-
-    totals = [sum(together) for together in zip(*map(messages, parts), strict=True)]
-    for part in parts:
-        answers = iter(totals)
-        reduced = RetainMoments.of(h[part], labels[part]).all_reduce(lambda t, answers=answers: next(answers), names)
+    own = [RetainMoments.of(h[part], labels[part]) for part in parts]
+    for reduced in in_processes(own, lambda moments, sum_over: moments.all_reduce(sum_over, names)):
         assert reduced.moment.count == len(labels)
         assert torch.allclose(reduced.moment.outer_sum, whole.moment.outer_sum, rtol=1e-12)
         for label, mean in whole.means().items():

@@ -211,5 +211,5 @@ class ESC(Method):
 
 def energy_share(moment: SecondMoment, directions: Tensor, center: bool = False) -> float:
     """Share of sum_i ||h_i||^2 (centred: of the total variance) that lies in orthonormal columns [d, k]."""
-    gram = (moment.scatter if center else moment.outer_sum).cpu()
+    gram = (moment.covariance if center else moment.outer_sum).cpu()
     return float(torch.einsum("ik,ij,jk->", directions, gram, directions) / gram.diagonal().sum())

@@ -51,18 +51,20 @@ class SecondMoment:
 
     @property
     def covariance(self) -> Tensor:
-        """S / n, [d, d]."""
-        return self.scatter / max(1, self.count)
+        """S / n, [d, d], 0 for units that vary by rounding only."""
+        covariance = self.scatter / max(1, self.count)
+        varies = covariance.diagonal() > self.rounding
+        return covariance * varies * varies[:, None]
 
     @property
     def rounding(self) -> Tensor:
-        """The variance [d] of each unit that may be rounding of float32 features, and of all sums made from them.
+        """The variance [d] of each unit that may be rounding of float32 features; along a unit vector v, sum_j v_j^2 of it.
 
-        What is computed from whole features carries a share of their whole spread; the mean of a unit, however large,
-        only that unit. Along a unit vector v it is sum_j v_j^2 rounding_j.
+        (8 eps)^2 of float32, as an audit takes it, times the whole spread, of which all that was computed from whole
+        features has a share, plus the square of the unit's own mean, which, however large, says nothing of other units.
         """
-        floor = max(self.dim, 64) * torch.finfo(torch.float64).eps
-        return floor * (self.scatter.diagonal().sum() / max(1, self.count) + self.mean.square())
+        spread = self.scatter.diagonal().sum() / max(1, self.count)
+        return (8 * torch.finfo(torch.float32).eps) ** 2 * (spread + max(1.0, self.dim / 64) * self.mean.square())
 
     def update(self, batch: Tensor) -> SecondMoment:
         """Add features [n, d] of any floating dtype; returns self.
@@ -142,7 +144,7 @@ class SecondMoment:
         if self.count == 0:
             raise InvalidValueError("No features were added: the forget set is empty.")
         # LAPACK on the CPU, so that a result does not depend on the accelerator at hand.
-        gram = (self.scatter if center else self.outer_sum).cpu()
+        gram = (self.covariance * self.count if center else self.outer_sum).cpu()
         values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
         values, vectors = values.flip(0), vectors.flip(1)
         if center:
@@ -164,7 +166,7 @@ class SecondMoment:
         if rank < columns:
             parts.append(_null_space_basis(vectors, columns - rank))
         singular_values = torch.cat([values.sqrt(), values.new_zeros(self.dim - rank)])
-        return _fix_signs(torch.cat([vectors[:, :0], *parts], dim=1)), singular_values
+        return fix_signs(torch.cat([vectors[:, :0], *parts], dim=1)), singular_values
 
     def __repr__(self) -> str:
         return f"SecondMoment(dim={self.dim}, count={self.count})"
@@ -244,7 +246,8 @@ def _null_space_basis(range_basis: Tensor, columns: int) -> Tensor:
     return fixed
 
 
-def _fix_signs(vectors: Tensor) -> Tensor:
+def fix_signs(vectors: Tensor) -> Tensor:
+    """Each column [d, k] with its largest entry positive; of entries that are equal up to rounding the first."""
     size = vectors.abs()
     largest = (size >= (1 - 1e-6) * size.amax(dim=0)).int().argmax(dim=0, keepdim=True)  # the first of equals
     return vectors * torch.where(vectors.gather(0, largest) < 0, -1.0, 1.0)

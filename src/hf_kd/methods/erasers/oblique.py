@@ -95,7 +95,8 @@ def _complement(columns: list[Tensor], groups: Mapping[int, SecondMoment], *othe
     """The projection that removes the span of `columns` [d] each, read off the means of groups and others."""
     total = SecondMoment.union(groups.values())
     rounding = SecondMoment.union([total, *others]).rounding.cpu()
-    if any(bool((column.square() <= rounding).all()) for column in columns):
+    least = torch.finfo(rounding.dtype).eps * rounding  # of the means, which are float64
+    if any(bool((column.square() <= least).all()) for column in columns):
         raise ValueError("A mean direction of the forget features is zero, so there is nothing to project on.")
     union = orthonormal_union([column[:, None] for column in columns])
     measured = {"k": union.shape[1], "n_forget": total.count, "energy_removed": energy_share(total, union)}
@@ -143,7 +144,8 @@ class MeanDifference(_ByClass):
     ) -> Projection:
         """The projection for moments (by class) or features [n, d]. Raises ValueError without retained features."""
         groups, kept = _by_class(forget, labels), _given(self, retain).moment
-        return _complement([_mean(moment) - _mean(kept) for moment in groups.values()], groups, kept)
+        varies = SecondMoment.union([*groups.values(), kept]).covariance.diagonal().cpu() > 0
+        return _complement([(_mean(moment) - _mean(kept)) * varies for moment in groups.values()], groups, kept)
 
 
 @dataclass(frozen=True)
