@@ -258,6 +258,31 @@ def test_guard_is_a_quantile_of_the_margin(problem):
         assert torch.equal(eraser(problem[0])[unsure], problem[0][unsure])
 
 
+@pytest.mark.parametrize("n", [41, 101, 121])
+@pytest.mark.parametrize("quantile", [0.0, 0.05, 0.5])
+def test_no_feature_lies_on_the_margin_of_the_guard(problem, n, quantile):
+    """A quantile that a feature reaches exactly would leave it to rounding whether the feature is replaced."""
+    features, labels, head = of(problem, 3)
+    recognised = features[head(features).argmax(dim=1) == 3][:n]
+    eraser = Cover(guard=quantile).fit(recognised, labels[: len(recognised)], head)
+    top = (recognised.double() @ head.weight.double().T + head.bias.double()).topk(2, dim=1).values
+    assert float((top[:, 0] - top[:, 1] - eraser.measured["guard_margin"]).abs().min()) > 1e-4
+    assert torch.equal(replaced(eraser, recognised), replaced(eraser, recognised.double()))
+    assert int((~replaced(eraser, recognised)).sum()) == int(quantile * len(recognised))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_classes_that_score_alike_are_taken_in_their_order(seed):
+    """Features and head are mirror images of themselves, so that two classes each have one mean logit but for rounding."""
+    features, labels, head = of(planted(40, seed), 3)
+    for a, b in ((0, 1), (2, 4), (5, 6)):
+        head.weight[b], head.bias[b] = head.weight[a].flip(0), head.bias[a]
+    head.weight[3] += head.weight[3].flip(0)
+    eraser = Cover(m=7).fit(torch.cat([features, features.flip(1)]), labels.repeat(2), head)
+    for a, b in ((0, 1), (2, 4), (5, 6)):
+        assert eraser.cover.index(a) + 1 == eraser.cover.index(b)
+
+
 @pytest.mark.parametrize("n", [60, 99, 200, 1000])
 def test_the_automatic_guard_leaves_a_hundredth_at_most(n):
     features, labels, head = planted(n)

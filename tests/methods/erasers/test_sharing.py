@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_kd.methods.erasers.sharing import affine_scores, axis_scores, stable_axis
+from hf_kd.erasers.sharing import affine_scores, axis_scores, cuts_between, stable_axis
 
 D = 12
 
@@ -96,6 +96,47 @@ def test_few_rows(n):
     for found in (scores, axis):
         assert all(torch.isfinite(part).all() for part in found)
         assert float(shares(found, features).max()) <= max(1 / n, 0.61)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_where_few_rows_go_is_not_left_to_rounding(n, seed):
+    """Of two rows every standardised score is 1 or -1, of one row 0; another processor rounds them otherwise."""
+    features, wanted = draws(n, seed), torch.full((3,), 1 / 3, dtype=torch.float64)
+    view = features + 0.1 * draws(n, 9)
+    found = by_logits(features, wanted)
+    expected = [places(found, features), places(axis_scores(features, [view], wanted, found), features)]
+    for noise in range(1, 6):
+        other = features * (1 + 1e-15 * draws(n, 100 + noise))
+        scores = by_logits(other, wanted)
+        for got, want in zip((scores, axis_scores(other, [view], wanted, scores)), expected, strict=True):
+            assert torch.equal(places(got, features), want)
+            assert torch.equal(places([part.float() for part in got], features.float()), want), "in float32 too"
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 20, 21])
+def test_cuts_never_lie_on_a_value(n):
+    values = draws(n, 3)[:, 0]
+    wanted = torch.tensor([0.0, 0.05, 1 / 3, 0.5, 0.95, 1.0]).double()
+    cuts = cuts_between(values, wanted)
+    assert float((cuts[:, None] - values).abs().min()) > 0
+    assert torch.equal(cuts, cuts.sort().values)
+    below = (values < cuts[:, None]).double().mean(dim=1)
+    assert float((below - wanted).abs().max()) <= 0.5 / n + 1e-9
+    assert below[0] == 0
+    assert below[-1] == 1
+    for noise in range(5):
+        moved = cuts_between((values * (1 + 1e-15 * draws(n, noise)[:, 0])).flip(0), wanted + 1e-15)
+        assert torch.allclose(moved, cuts, rtol=1e-12), "of two cuts equally near it is always the lower one"
+
+
+def test_cuts_do_not_part_what_is_equal():
+    values, wanted = torch.tensor([1.0, 1.0, 1.0, 2.0]).double(), torch.tensor([0.3, 0.5, 0.8]).double()
+    assert cuts_between(values, wanted).tolist() == pytest.approx([1 - 0.25, 1.5, 1.5])
+    assert cuts_between(values, wanted[:1], torch.tensor([0.1, 0.1, 0.1, 0.7]).double()).tolist() == [1.5]
+    same = cuts_between(torch.full((4,), 3.0).double(), wanted)
+    assert same[0] < 3.0
+    assert same[2] > 3.0
 
 
 def test_the_stable_axis_is_found():

@@ -22,7 +22,7 @@ from hf_kd.errors import InvalidValueError
 
 from .base import Eraser, ForgetData, Head, Method
 from .heads import affine_head, checked_labels, mirrored_prototypes, recognised_by, settled, still_answered
-from .sharing import affine_scores, axis_scores, refuse_points
+from .sharing import affine_scores, axis_scores, cuts_between, refuse_points, snapped
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +265,8 @@ class Cover(Method):
         if views:
             scores = axis_scores(features, [v.double().cpu() for v in views], shares, scores, mass)
             margins = logits[:, forgotten].amax(dim=1) - logits[:, retained].amax(dim=1)
-            close = float(torch.quantile(margins[recognised], CLOSE_CALLS)) if bool(recognised.any()) else close
+            if bool(recognised.any()):
+                close = float(cuts_between(margins[recognised], margins.new_tensor([CLOSE_CALLS])))
         for buffer, value in zip((eraser.share_weight, eraser.share_bias), scores, strict=True):
             buffer.copy_(value)
         quantile, margin = self._guard(logits[recognised])
@@ -316,10 +317,11 @@ class Cover(Method):
                 "ones need more cover than that. Choose a smaller m, or forget fewer classes."
             )
         mass = 2 * sum(map(self._size, forgotten)) if self.class_sizes is not None else 0
-        order = self.cover_classes or sorted(retained, key=lambda c: (-float(logits[:, c].mean()), c))
+        spread = logits[:, sorted([*forgotten, *retained])].std(correction=0)
+        level = dict(zip(retained, snapped(logits[:, list(retained)].mean(dim=0), spread).tolist(), strict=True))
+        order = self.cover_classes or sorted(retained, key=lambda c: (-level[c], c))
         guessed = mirrored_prototypes(weight, bias, means, [c for c in order if c not in (self.prototypes or {})])
-        spread = float(logits[:, sorted([*forgotten, *retained])].std(correction=0))
-        margin = max(1e-3 * spread, -1.01 * self.tau)  # a prototype must not be taken for a forgotten feature
+        margin = max(1e-3 * float(spread), -1.01 * self.tau)  # a prototype must not be taken for a forgotten feature
         found: dict[int, Tensor] = {}
         moved, skipped = [], []
         for c in order:
@@ -388,7 +390,7 @@ class Cover(Method):
             passed = int(AUTO_SHARE * len(margins))  # so many may stay below
             rounding = 1e-5 * float(first.abs().max())  # the map works in float32
             return passed / len(margins), float(margins[passed]) - rounding
-        return self.guard, float(torch.quantile(margins, self.guard))
+        return self.guard, float(cuts_between(margins, margins.new_tensor([self.guard])))
 
 
 def _sharing(eraser: CoverMap, features: Tensor, views: Sequence[Tensor], mass: Tensor) -> dict[str, Any]:

@@ -10,10 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_kd.errors import InvalidValueError
+from .moments import fix_signs
 
 Scores = tuple[Tensor, Tensor]
 """S [m, d] and t [m], float64."""
+
+TIE_BREAK = 1e-3
+"""By how much, in standard deviations, the first score beats the last where they are equal: far above any rounding."""
+
+EQUAL = 1e-9
+"""What differs by less than this, relative to its size, is equal but for rounding, which must not decide anything."""
 
 
 def affine_scores(
@@ -22,16 +28,22 @@ def affine_scores(
     """s_c = (l_c - shift_c) / sd_c for logits l = W z + b [n, m], shifted until argmax shares them out as `wanted` [m].
 
     mass: how much each row counts [n], 1 in all; equally much unless given. Starts from the mean and moves the shifts by
-    what a class has too much, in smaller and smaller steps; the best that was seen is returned.
+    what a class has too much, in smaller and smaller steps; the best that was seen is returned. Scores of few rows may be
+    equal by construction (of two rows all are 1 and -1); therefore the sd of each class is taken to be a little smaller
+    than the last one's, and its shift a little larger.
     """
     shift, scale = logits.mean(dim=0), logits.std(dim=0, correction=0)
-    scale = scale.clamp(min=1e-6 * max(float(scale.max()), 1e-6))
+    size = logits.abs().max().clamp(min=torch.finfo(scale.dtype).tiny)
+    scale = scale.clamp(min=1e-6 * scale.max()) if bool(scale.max() > EQUAL * size) else size.expand_as(scale)
+    turn = TIE_BREAK * torch.arange(len(wanted)).to(scale) / len(wanted)
+    scale = scale / (1 + turn)
+    shift = shift + scale * turn / 2
     mass = _equal(logits) if mass is None else mass
     best, found = float("inf"), shift
     for number in range(rounds):
         got = torch.bincount(((logits - shift) / scale).argmax(dim=1), weights=mass, minlength=len(wanted))
         error = float((got - wanted).abs().max())
-        if error < best:
+        if error < best - EQUAL:
             best, found = error, shift.clone()
         shift = shift + (got - wanted) * scale * (2.0 / (1 + 0.1 * number))
     return weight / scale[:, None], (bias - found) / scale
@@ -48,8 +60,8 @@ def axis_scores(
     axis = stable_axis(features, views)
     along = features @ axis
     rise = ((along - along.mean())[:, None] * (features @ scores[0].T)).mean(dim=0)
-    order = rise.argsort()
-    cuts = _quantiles(along, _equal(features) if mass is None else mass, wanted[order].cumsum(0)[:-1])
+    order = snapped(rise).argsort(stable=True)
+    cuts = cuts_between(along, wanted[order].cumsum(0)[:-1], mass)
     slopes = torch.arange(len(wanted), dtype=along.dtype)
     offsets = torch.cat([cuts.new_zeros(1), -cuts.cumsum(0)])
     weight, bias = torch.zeros_like(scores[0]), torch.zeros_like(scores[1])
@@ -61,16 +73,28 @@ def _equal(rows: Tensor) -> Tensor:
     return rows.new_full((len(rows),), 1 / len(rows))
 
 
-def _quantiles(values: Tensor, mass: Tensor, wanted: Tensor) -> Tensor:
-    """Where the cumulated mass of values [n] passes `wanted`, linear in between; of equal mass these are the quantiles."""
+def snapped(values: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Values [n] on a grid of a millionth of `scale` (of the largest): such as are equal but for rounding are equal."""
+    scale = values.abs().max() if scale is None else scale
+    return (values / scale.clamp(min=torch.finfo(values.dtype).tiny) * 2**20).round()
+
+
+def cuts_between(values: Tensor, wanted: Tensor, mass: Tensor | None = None) -> Tensor:
+    """Where to cut values [n] so that nearest to `wanted` [m] of their mass [n] (equal unless given; 1 in all) lies below.
+
+    Halfway between neighbours that differ, or beyond the ends: never on a value, whose side would be left to rounding.
+    Of two cuts equally near the lower one.
+    """
     values, order = values.sort()
-    before = mass[order].cumsum(0) - mass[order]
-    position = before / before[-1].clamp(min=torch.finfo(before.dtype).tiny)
-    above = torch.searchsorted(position, wanted.clamp(max=1.0)).clamp(min=1, max=max(1, len(values) - 1))
-    above = above.clamp(max=len(values) - 1)
-    below = (above - 1).clamp(min=0)
-    gap = (position[above] - position[below]).clamp(min=torch.finfo(before.dtype).tiny)
-    return torch.lerp(values[below], values[above], ((wanted - position[below]) / gap).clamp(0.0, 1.0))
+    mass = _equal(values) if mass is None else mass[order]
+    size, spread = values.abs().max().clamp(min=torch.finfo(values.dtype).tiny), values[-1] - values[0]
+    different = torch.nonzero(values.diff() > EQUAL * size).flatten()
+    beyond = spread / len(values) if len(different) else TIE_BREAK * size
+    middle = (values[different] + values[different + 1]) / 2
+    places = torch.cat([values[:1] - beyond, middle, values[-1:] + beyond])
+    below = torch.cat([mass.new_zeros(1), mass.cumsum(0)[different], mass.sum()[None]])
+    off = (below - wanted[:, None]).abs()
+    return places[(off <= off.amin(dim=1, keepdim=True) + EQUAL).int().argmax(dim=1)]
 
 
 def stable_axis(features: Tensor, views: Sequence[Tensor]) -> Tensor:
@@ -93,7 +117,7 @@ def stable_axis(features: Tensor, views: Sequence[Tensor]) -> Tensor:
     ratio = whiten.T @ (basis.T @ between @ basis) @ whiten
     axis = basis @ (whiten @ torch.linalg.eigh((ratio + ratio.T) / 2).eigenvectors[:, -1])
     axis = axis / axis.norm()
-    return axis * torch.where(axis[axis.abs().argmax()] < 0, -1.0, 1.0)
+    return fix_signs(axis[:, None])[:, 0]
 
 
 def refuse_points(features: Tensor, labels: Tensor, recognised: Tensor) -> None:
