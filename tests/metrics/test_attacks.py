@@ -53,6 +53,19 @@ def test_ties_on_a_shared_vector_are_not_broken_by_row_order():
         assert ATTACKS[name].function(data, 0).recall_forget == pytest.approx(100 / 3, abs=12)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_lengths_that_are_equal_but_for_rounding_are_equal(seed):
+    """All forgotten images on one point: a threshold on its length has them all, however a processor rounds it."""
+    train, y, test, test_y = (torch.as_tensor(part) for part in planted(n=400))
+    noise = [
+        1e-15 * torch.randn(400, 1, generator=torch.Generator().manual_seed(2 * seed + i)).double() for i in (0, 1)
+    ]
+    train, test = train.double(), test.double()
+    train[y == 0] = test[test_y == 0] = 20 * train[0]
+    result = ATTACKS["norm"].function(AuditData.of(train * (1 + noise[0]), y, test * (1 + noise[1]), test_y, 0), 0)
+    assert result.recall_forget == 100
+
+
 def test_cover_hides_from_single_readers_and_not_from_those_who_accept_false_alarms():
     """Forgotten samples share one vector with twice as many retained ones: the posterior there is 1 to 2."""
     train, y, test, _ = planted(n=1200, classes=4)

@@ -133,6 +133,29 @@ def test_projection_costs_exactly_one_rank(dtype):
     assert rank == 31 if dtype == torch.float32 else rank in (31, 32)
 
 
+@pytest.mark.parametrize("constant", [1.0, 0.1, 1e3, 1e5])
+@pytest.mark.parametrize("nearly", [False, True], ids=["constant", "but for the last bit"])
+def test_whitening_sees_nothing_in_what_does_not_vary(constant, nearly):
+    train = planted()[0].float()
+    units = torch.full((len(train), 2), constant)
+    if nearly:
+        units[::2] = torch.nextafter(units[::2], units[::2] + 1)
+    plain, scale = fit_whitening(train), fit_whitening(torch.cat([train, units], dim=1))
+    assert scale.rank == plain.rank == train.shape[1]
+    jolted = torch.cat([train, units + 0.01], dim=1)
+    assert float((scale(jolted) - scale(torch.cat([train, units], dim=1))).abs().max()) < 1e-3
+    similar, wanted = scale(jolted) @ scale(jolted).T, plain(train) @ plain(train).T
+    assert torch.allclose(similar, wanted, atol=2e-2), "up to a rotation"
+
+
+@pytest.mark.parametrize("offset", [1.0, 1e3, 1e5])
+def test_whitening_does_not_depend_on_an_offset(offset):
+    train = planted()[0].double()
+    plain, moved = fit_whitening(train)(train), fit_whitening(train + offset)(train + offset)
+    assert moved.shape == plain.shape
+    assert torch.allclose(moved @ moved.T, plain @ plain.T, atol=1e-6)
+
+
 def test_whitened_features_are_white():
     train, *_ = planted(d=6)
     white = fit_whitening(train)(train)

@@ -85,6 +85,21 @@ def test_features_that_are_all_equal_align_with_nothing():
     assert linear_cka(constant, constant) == 0
 
 
+@pytest.mark.parametrize("score", [linear_cka, minibatch_cka])
+@pytest.mark.parametrize("constant", [1.0, 0.1, 1e3, 1e5])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_does_not_vary_aligns_with_nothing_and_hides_nothing(score, constant, seed):
+    """A unit that always says the same, but for the last bit or not, and an offset of all."""
+    x = gaussian(300, 8, seed=seed)
+    y = x @ gaussian(8, 6, seed=seed + 10) + gaussian(300, 6, seed=seed + 20)
+    plain, units = score(x, y), torch.full((300, 2), constant)
+    up = gaussian(300, 2, seed=seed + 30) > 0
+    for steady in (units, torch.where(up, torch.nextafter(units, units + 1), units)):
+        assert score(torch.cat([x, steady], dim=1), y) == pytest.approx(plain, abs=1e-4)
+        assert score(x, torch.cat([steady, y], dim=1)) == pytest.approx(plain, abs=1e-4)
+    assert score(x.double() + constant, y.double() - constant) == pytest.approx(plain, abs=1e-9)
+
+
 def test_centring_hides_the_removal_of_the_mean_and_the_cosine_shows_it():
     x = gaussian(500, 32) + 5
     without_mean = x - x.mean(0)
