@@ -4,7 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-fast lint coverage test-lowest clean
+# fast tests of what is computed, for what another processor or number of threads would round otherwise
+NUMERICS := $(addprefix tests/erasers/test_,moments.py offsets.py oblique.py sharing.py esc.py cover.py retained_span.py) \
+	tests/audit/test_similarity.py tests/audit/test_probes.py
+KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE \
+	MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+
+.PHONY: demo test test-kernels lint clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hf-kd demo
@@ -12,8 +18,11 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest --numprocesses 2
 
-test-fast: $(VENV)/.ready
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not processes and not hub and not bench"
+test-kernels: $(VENV)/.ready
+	for threads in 1 2; do for kernels in $(KERNELS); do \
+		echo "$$kernels OMP_NUM_THREADS=$$threads"; \
+		env $$kernels OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest --quiet -k "not mlp" $(NUMERICS) || exit 1; \
+	done; done
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
