@@ -20,7 +20,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest --numprocesses 2
 
 test-kernels: $(VENV)/.ready
-	for threads in 1 2; do for kernels in $(KERNELS); do \
+	@for threads in 1 2; do for kernels in $(KERNELS); do \
 		echo "$$kernels OMP_NUM_THREADS=$$threads"; \
 		env $$kernels OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=passive \
 			$(BIN)/python -m pytest --quiet -k "not mlp" $(NUMERICS) || exit 1; \
