@@ -84,6 +84,8 @@ def test_rows_that_are_all_one_go_to_one_place_without_an_error():
     features, wanted = draws(1).expand(30, D), torch.tensor([0.5, 0.5], dtype=torch.float64)
     scores = by_logits(features, wanted)
     assert sorted(shares(scores, features).tolist()) == [0, 1]
+    nothing = affine_scores(torch.zeros(3, 2).double(), draws(2), torch.zeros(2).double(), wanted)
+    assert all(float(part.abs().max()) < 100 for part in nothing), "scores that are all 0 as well"
     assert all(torch.isfinite(part).all() for part in scores)
     assert torch.isfinite(stable_axis(features, [features])).all()
 

@@ -33,8 +33,8 @@ def affine_scores(
     than the last one's, and its shift a little larger.
     """
     shift, scale = logits.mean(dim=0), logits.std(dim=0, correction=0)
-    size = logits.abs().max().clamp(min=torch.finfo(scale.dtype).tiny)
-    scale = scale.clamp(min=1e-6 * scale.max()) if bool(scale.max() > EQUAL * size) else size.expand_as(scale)
+    size = float(logits.abs().max()) or 1.0
+    scale = scale.clamp(min=1e-6 * scale.max()) if float(scale.max()) > EQUAL * size else torch.full_like(scale, size)
     turn = TIE_BREAK * torch.arange(len(wanted)).to(scale) / len(wanted)
     scale = scale / (1 + turn)
     shift = shift + scale * turn / 2
