@@ -6,18 +6,21 @@ LOWEST := .venv-lowest
 
 # fast tests of what is computed, over kernels and numbers of threads that round otherwise; SSE4_2 is where a constant unit of
 # 1,000 once moved new features by 8. Waiting threads sleep, or two of them on busy cores would take minutes.
-NUMERICS := $(addprefix tests/erasers/test_,moments.py offsets.py oblique.py sharing.py esc.py cover.py retained_span.py) \
-	tests/audit/test_similarity.py tests/audit/test_probes.py
+NUMERICS := $(addprefix tests/methods/erasers/test_,moments.py offsets.py oblique.py sharing.py esc.py cover.py retained_span.py) \
+	tests/metrics/test_similarity.py tests/metrics/test_probes.py
 KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE \
 	MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: demo test test-kernels lint clean
+.PHONY: demo test test-fast test-kernels lint coverage test-lowest clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hf-kd demo
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest --numprocesses 2
+
+test-fast: $(VENV)/.ready
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not processes and not hub and not bench"
 
 test-kernels: $(VENV)/.ready
 	@for threads in 1 2; do for kernels in $(KERNELS); do \

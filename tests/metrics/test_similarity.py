@@ -85,7 +85,7 @@ def test_features_that_are_all_equal_align_with_nothing():
     assert linear_cka(constant, constant) == 0
 
 
-@pytest.mark.parametrize("score", [linear_cka, minibatch_cka])
+@pytest.mark.parametrize("score", [linear_cka])
 @pytest.mark.parametrize("constant", [1.0, 0.1, 1e3, 1e5])
 @pytest.mark.parametrize("seed", range(3))
 def test_what_does_not_vary_aligns_with_nothing_and_hides_nothing(score, constant, seed):

@@ -116,32 +116,6 @@ def linear_cka(features: ArrayLike, other_features: ArrayLike) -> float:
     return float((gram[: x.shape[1], x.shape[1] :] ** 2).sum() / (torch.linalg.norm(xx) * torch.linalg.norm(yy)))
 
 
-def minibatch_cka(features: ArrayLike, other_features: ArrayLike, batch_size: int = 256, seed: int = 0) -> float:
-    """Linear CKA from the unbiased HSIC_1 of random minibatches (Nguyen et al. 2021): near 0 on unrelated features.
-
-    The estimate can fall slightly below 0. Memory is `batch_size`^2; a last batch that is not full is left out.
-    Raises ValueError on fewer than 4 samples a batch or different numbers of samples.
-    """
-    x, y = as_features(features, "features"), as_features(other_features, "other features")
-    same_shape(x, y, "features and other_features", rows_only=True)
-    batch_size = min(batch_size, len(x))
-    if batch_size < 4:
-        raise ValueError(f"{batch_size} samples a batch; the unbiased HSIC needs at least 4. Use `linear_cka`.")
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    xy = xx = yy = energy_x = energy_y = 0.0
-    for start in range(0, len(x) - batch_size + 1, batch_size):
-        rows = order[start : start + batch_size]
-        a, b = (matrix[rows.to(matrix.device)].to(x.device, torch.float64) for matrix in (x, y))
-        energy_x, energy_y = energy_x + _mean_square(a) ** 2, energy_y + _mean_square(b) ** 2
-        kernel_x, kernel_y = ((m - m.mean(0)) @ (m - m.mean(0)).T for m in (a, b))
-        xy += _hsic(kernel_x, kernel_y)
-        xx += _hsic(kernel_x, kernel_x)
-        yy += _hsic(kernel_y, kernel_y)
-    if xx <= NEGLIGIBLE**2 * energy_x or yy <= NEGLIGIBLE**2 * energy_y:
-        return 0.0
-    return xy / math.sqrt(xx * yy)
-
-
 def uncentred_cosine(features: ArrayLike, other_features: ArrayLike) -> CosineAgreement:
     """Cosine between each sample's original and erased feature, both [n, d]; 1 when only lengths changed."""
     x, y = as_features(features, "features"), as_features(other_features, "other features")
@@ -194,18 +168,6 @@ def repeated_vectors(features: ArrayLike) -> RepeatedVectors:
 def _column_sums(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for part_x, part_y in aligned_chunks(x, y):
         yield part_x.sum(0), part_y.sum(0)
-
-
-def _mean_square(rows: Tensor) -> float:
-    return float((rows**2).sum()) / len(rows)
-
-
-def _hsic(kernel: Tensor, other: Tensor) -> float:
-    """Unbiased HSIC_1 of two kernel matrices (Song et al. 2012, eq. 5); shifts of the data cancel in it."""
-    n = len(kernel)
-    kernel, other = (matrix - torch.diag(matrix.diagonal()) for matrix in (kernel, other))
-    total = (kernel * other).sum() + kernel.sum() * other.sum() / ((n - 1) * (n - 2))
-    return float(total - 2 / (n - 2) * (kernel.sum(0) @ other.sum(1))) / (n * (n - 3))
 
 
 def _probabilities(logits: ArrayLike, other_logits: ArrayLike) -> Iterator[tuple[Tensor, Tensor]]:

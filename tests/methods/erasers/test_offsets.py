@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hf_kd import ESC, SecondMoment
-from hf_kd.erasers import LEACE, Eraser, MeanDifference, Projection, RetainMoments
-from hf_kd.erasers.esc import energy_share
+from hf_kd.methods.erasers import LEACE, Eraser, MeanDifference, Projection, RetainMoments
+from hf_kd.methods.erasers.esc import energy_share
 
 D, CLASSES = 12, 4
 CONSTANTS = [0.1, 1.0, 1e3, -1e5]

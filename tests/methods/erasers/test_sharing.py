@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_kd.erasers.sharing import affine_scores, axis_scores, cuts_between, stable_axis
+from hf_kd.methods.erasers.sharing import affine_scores, axis_scores, cuts_between, stable_axis
 
 D = 12
 

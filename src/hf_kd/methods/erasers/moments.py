@@ -73,13 +73,13 @@ class SecondMoment:
         added in that case.
         """
         if batch.ndim != 2 or batch.shape[1] != self.dim:
-            raise ValueError(f"Expected features of shape [n, {self.dim}], got {tuple(batch.shape)}.")
+            raise InvalidValueError(f"Expected features of shape [n, {self.dim}], got {tuple(batch.shape)}.")
         wide = batch.detach().to(self.mean.device, torch.float64)
         if not torch.isfinite(wide.square().sum(dim=0)).all():
             finite = torch.isfinite(wide).all(dim=1)
             rows = torch.nonzero(~finite).flatten().tolist()
             detail = f"features of row {rows[0]} of the batch are" if rows else "squares of the features are"
-            raise ValueError(f"The {detail} not finite; a second moment needs finite features.")
+            raise InvalidValueError(f"The {detail} not finite; a second moment needs finite features.")
         if not len(wide):
             return self
         mean = wide.mean(dim=0)
@@ -100,7 +100,7 @@ class SecondMoment:
     def merge(self, other: SecondMoment) -> SecondMoment:
         """Add the moment of other, disjoint samples; returns self."""
         if other.dim != self.dim:
-            raise ValueError(f"Cannot merge moments of d = {other.dim} into moments of d = {self.dim}.")
+            raise InvalidValueError(f"Cannot merge moments of d = {other.dim} into moments of d = {self.dim}.")
         if other.count:
             moved, weight = self._move_mean(other.mean.to(self.mean.device), other.count)
             self.scatter += other.scatter.to(self.mean.device)
@@ -112,7 +112,7 @@ class SecondMoment:
         """The moment of all parts together."""
         parts = list(parts)
         if not parts:
-            raise ValueError("The union of no moments has no dimension; pass at least one.")
+            raise InvalidValueError("The union of no moments has no dimension; pass at least one.")
         total = cls(parts[0].dim, parts[0].mean.device)
         for part in parts:
             total.merge(part)

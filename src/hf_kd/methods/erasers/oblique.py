@@ -87,7 +87,7 @@ def _by_class(forget: ForgetData, labels: Tensor | None) -> dict[int, SecondMome
 
 def _mean(moment: SecondMoment) -> Tensor:
     if moment.count == 0:
-        raise ValueError("No features were added: a class of the forget set is empty.")
+        raise InvalidValueError("No features were added: a class of the forget set is empty.")
     return moment.mean.cpu()
 
 
@@ -97,7 +97,7 @@ def _complement(columns: list[Tensor], groups: Mapping[int, SecondMoment], *othe
     rounding = SecondMoment.union([total, *others]).rounding.cpu()
     least = torch.finfo(rounding.dtype).eps * rounding  # of the means, which are float64
     if any(bool((column.square() <= least).all()) for column in columns):
-        raise ValueError("A mean direction of the forget features is zero, so there is nothing to project on.")
+        raise InvalidValueError("A mean direction of the forget features is zero, so there is nothing to project on.")
     union = orthonormal_union([column[:, None] for column in columns])
     measured = {"k": union.shape[1], "n_forget": total.count, "energy_removed": energy_share(total, union)}
     return Projection.onto_complement_of(union, **measured)

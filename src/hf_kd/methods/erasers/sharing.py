@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 from .moments import fix_signs
 
 Scores = tuple[Tensor, Tensor]
