@@ -46,7 +46,9 @@ def labelled(config_class, **kwargs):
 
 
 @pytest.fixture
-def vit() -> ViTForImageClassification:
+def vit(processor) -> ViTForImageClassification:
+    from tests.helpers.taught import taught
+
     config = labelled(
         ViTConfig,
         hidden_size=32,
@@ -56,13 +58,15 @@ def vit() -> ViTForImageClassification:
         image_size=16,
         patch_size=8,
     )
-    return randomise(ViTForImageClassification(config))
+    return taught(randomise(ViTForImageClassification(config)), processor)
 
 
 @pytest.fixture
-def resnet() -> ResNetForImageClassification:
+def resnet(processor) -> ResNetForImageClassification:
+    from tests.helpers.taught import taught
+
     config = labelled(ResNetConfig, embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1], layer_type="basic")
-    return randomise(ResNetForImageClassification(config))
+    return taught(randomise(ResNetForImageClassification(config)), processor)
 
 
 @pytest.fixture(params=["vit", "resnet"])

@@ -147,7 +147,7 @@ class ImageReader:
         Raises:
             LabelMismatchError: For labels that the model does not know.
         """
-        if not self.images.has_labels or not self.model.class_names:
+        if not self.images.has_labels or len(self.model.class_names) < 2:  # of one: a regression
             return None
         return match_labels(self.label_names, self.model.class_names, self.options.label_mapping)
 

@@ -45,6 +45,8 @@ class Erasure:
     """What the method reads, as in its `MethodInfo`; None in records of 0.1.0."""
     source: str | None = None
     """Where the method and its defaults come from; None in records of 0.1.0."""
+    warnings: tuple[str, ...] = ()
+    """What was noticed and may not be meant, such as labels that the head does not agree with; without names of classes."""
 
     @property
     def k(self) -> int:
@@ -64,7 +66,7 @@ class Erasure:
         """Inverse of `to_dict`, also after JSON. Keys of a later version are ignored."""
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        for name in ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256"):
+        for name in ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256", "warnings"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         return cls(**values)

@@ -9,10 +9,11 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hf_kd.data.distributed import process_state
 from hf_kd.errors import InvalidValueError
@@ -24,6 +25,7 @@ from hf_kd.methods.erasers.base import Eraser, Method
 from hf_kd.methods.records import Erasure, versions
 from hf_kd.methods.registry import MethodInfo, make_method, missing_retain
 
+from . import outcome
 from .fit_data import MappedLabels, MomentsByTap, forget_views, label_mapping, retained_moments
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ def fit_erasers(
     method_options: Mapping[str, Any],
     whole_classes: bool = True,
     retain: Any = None,
+    mask_head: bool | None = None,
+    allow_unrecognised: bool = False,
 ) -> tuple[list[Eraser], Erasure]:
     """One fitted eraser for each tap, and the record of the request."""
     method = make_method(method, **method_options)
@@ -57,11 +61,19 @@ def fit_erasers(
             f"Method {method.name!r} needs a classification head, and {type(model.inner).__name__} has none: its pooled "
             "features are its answer. Use method='esc', which needs the images alone."
         )
-    mapping = label_mapping(reader, required=method.needs_head or method.needs_labels)
+    masks = method.masks_head if mask_head is None else mask_head
+    uses_labels = method.needs_head or method.needs_labels
+    if (uses_labels or masks) and model.taps[0].heads:
+        outcome.refuse_other_heads(model, method.name)
+    mapping = label_mapping(reader, required=uses_labels or method.by_class, known=uses_labels)
 
     started = time.perf_counter()
-    consumer = MappedLabels(FeatureStore() if method.needs_features else MomentsByTap(method.by_class), mapping)
-    count = reader.run(consumer, description="forget set")
+    asked = answering_head(model, model.config.masked) if mapping is not None else None
+    original = asked if not model.config.masked else answering_head(model)
+    witness, retained = outcome.Witness(None if asked is None else original), outcome.Witness()
+    store = FeatureStore() if method.needs_features else MomentsByTap(method.by_class)
+    consumer = MappedLabels(model, store, mapping, witness)
+    count = reader.run(consumer, stage="before", description="forget set")
     if count == 0:
         raise InvalidValueError(
             "The forget set is empty: there is nothing to forget. Check the filter that selected it."
@@ -69,17 +81,39 @@ def fit_erasers(
     data, labels = consumer.collect(len(model.sites))
     classes = consumer.classes() if whole_classes else None
     _refuse_every_class(model, classes)
+    if uses_labels:
+        consumer.refuse_unlabelled(method.name, count)
+    # a label that nothing but the record uses, or a mask that follows a name, does no more harm than its text
+    refuse = uses_labels or (masks and mapping is not None and mapping.how == "same ids")
+    earlier = outcome.forgotten_before(model)
+    warnings = outcome.check_recognised(
+        witness.answers, model.class_names, mapping, earlier=earlier, refuse=refuse and not allow_unrecognised
+    )
     given: dict[str, Any] = {}
     if method.views:
         given["views"] = forget_views(reader, method.views, data)
     if method.needs_retain:
-        given["retain"] = retained_moments(ImageReader(model, retain, options), method.needs_labels, classes)
+        given["retain"] = retained_moments(ImageReader(model, retain, options), method.needs_labels, classes, retained)
     between = time.perf_counter()
     fitted = method.fit_taps(data, labels, head, **given)
     finished = time.perf_counter()
 
     for tap, eraser in zip(model.taps, fitted, strict=True):
-        _warn(method, tap, eraser)
+        warnings += _still_right(method, tap, eraser)
+    erased = [_through(fitted, seen.features) for seen in (witness, retained)]
+    changed = outcome.changed_features(witness.features, erased[0]) > outcome.SAME
+    outcome.refuse_unchanged(method.name, changed, fitted[0].measured)
+    if asked is not None:
+        after = head_function(model.inner, model.taps, {*model.config.masked, *(classes or () if masks else ())})
+        told = [
+            (seen.labels, _answers(model, asked, seen.features), _answers(model, after, features))
+            if len(seen.labels)
+            else None
+            for seen, features in zip((witness, retained), erased, strict=True)
+        ]
+        warnings += outcome.accuracy_warnings(*told)
+    for text in warnings:
+        logger.warning(text)
     conditions = [eraser.condition_number for eraser in fitted]
     return fitted, Erasure(
         method=method.name,
@@ -100,7 +134,34 @@ def fit_erasers(
         masked=False if method.masks_head else None,
         needs=info.needs,
         source=info.source or None,
+        warnings=tuple(warnings),
     )
+
+
+def answering_head(model: TappedModel, masked: Sequence[int] = ()) -> Any:
+    """The head as a function of features, which never answers `masked` classes; None where there is none at hand to ask."""
+    head = head_function(model.inner, model.taps, masked)
+    tensors = [
+        tensor
+        for tap in model.taps
+        for name in tap.heads
+        for tensor in model.inner.get_submodule(name).state_dict().values()
+    ]
+    return None if head is None or len(model.class_names) < 2 or any(t.is_meta for t in tensors) else head
+
+
+def _through(fitted: Sequence[Eraser], features: Sequence[Tensor]) -> list[Tensor]:
+    """Features [n, d] at each tap behind the fitted erasers."""
+    pairs = zip(fitted, features, strict=True) if features else ()
+    with torch.no_grad():
+        return [eraser(part.to(next(eraser.buffers()).device)).cpu() for eraser, part in pairs]
+
+
+def _answers(model: TappedModel, head: Any, features: Sequence[Tensor]) -> Tensor:
+    """Class ids [n] that the head answers for features [n, d] at each tap."""
+    device = next(model.inner.parameters()).device
+    with torch.no_grad():
+        return head([part.to(device) for part in features]).argmax(dim=1).cpu()
 
 
 def _refuse_every_class(model: TappedModel, classes: tuple[int, ...] | None) -> None:
@@ -111,10 +172,11 @@ def _refuse_every_class(model: TappedModel, classes: tuple[int, ...] | None) -> 
         )
 
 
-def _warn(method: Method, tap: Any, eraser: Eraser) -> None:
+def _still_right(method: Method, tap: Any, eraser: Eraser) -> list[str]:
+    """What to say where images to forget are still answered as labelled."""
     left, soft = eraser.measured.get("forget_hits_hard"), eraser.measured.get("forget_hits_soft")
     if not left:
-        return
+        return []
     before = eraser.measured["forget_hits_before"]
     advice = (
         "The loss has no gradient where the head is sure of itself (probability 1 in float32): use method='esc' here."
@@ -123,10 +185,10 @@ def _warn(method: Method, tap: Any, eraser: Eraser) -> None:
         if soft == 0
         else "Try a larger lr or more epochs."
     )
-    logger.warning(
+    return [
         f"{method.name} at the {tap}: {left:.1f} % of the forget set is still classified correctly (before: {before:.1f} %, "
         f"soft mask: {soft:.1f} %). {advice}"
-    )
+    ]
 
 
 def fingerprint(eraser: Eraser) -> str:

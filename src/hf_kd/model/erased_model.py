@@ -217,6 +217,7 @@ class ErasedModel(PreTrainedModel):
         retain: Any = None,
         mask_head: bool | None = None,
         erased_label: str | None = masking.ERASED,
+        allow_unrecognised: bool = False,
         **method_options: Any,
     ) -> ErasedModel:
         """Forget a set of images: one pass over them, then a fit on their pooled features. Returns self.
@@ -230,14 +231,18 @@ class ErasedModel(PreTrainedModel):
         retain: images of the classes that stay, for methods that read them ("leace", "mean-difference", ...).
         mask_head: whether the forgotten classes are never answered again (probability 0); by default as the method says.
             erased_label: what they are called then; None drops them from the labels and the logits.
+        allow_unrecognised: carry on where the head takes the images for other classes than their labels say.
         method_options: hyper-parameters of the method, such as p, k, threshold, lr.
 
         A second call sees features through the first eraser, and the union of what both remove is kept. On an error the
         model stays as it was. Raises ValueError for an empty or unreadable forget set, for features that are not finite,
-        for labels the model does not know (methods that need them), and for a request to forget every class.
+        for labels the model does not know or contradicts (methods that need them), for a request to forget every class, and
+        for one that changes nothing.
         """
         options = ReadOptions.given(reading, progress, method_options)
-        fitted, erasure = fit_erasers(self, forget, method, options, method_options, whole_classes, retain)
+        fitted, erasure = fit_erasers(
+            self, forget, method, options, method_options, whole_classes, retain, mask_head, allow_unrecognised
+        )
         device = next(self.inner.parameters()).device
         fitted = [eraser.to(device) for eraser in fitted]
         erasers = [e if s.eraser is None else s.eraser.then(e) for s, e in zip(self.sites, fitted, strict=True)]

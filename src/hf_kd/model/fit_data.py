@@ -14,21 +14,31 @@ from hf_kd.data.labels import LabelMapping
 from hf_kd.data.views import VIEWS
 from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.forward import FeatureStore
+from hf_kd.features.heads import apply_erasers
+from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.methods.erasers.base import ForgetData
 from hf_kd.methods.erasers.moments import RetainMoments, SecondMoment
 
+from .outcome import Witness
+
 logger = logging.getLogger(__name__)
 
 
-def label_mapping(reader: ImageReader, required: bool) -> LabelMapping | None:
+def label_mapping(reader: ImageReader, required: bool, known: bool | None = None) -> LabelMapping | None:
     """From the data set's labels to the model's; None where they stay unknown and nothing needs them.
+
+    Args:
+        reader: Of the images.
+        required: Whether there have to be labels.
+        known: Whether the model has to know them; by default where they are required.
 
     Raises:
         ValueError: Where labels are `required` and there are none.
-        LabelMismatchError: Where they are `required` and the model does not know them.
+        LabelMismatchError: Where the model has to know them and does not.
     """
+    known = required if known is None else known
     if required and not reader.images.has_labels:
         raise InvalidValueError(
             "This method needs the labels of the forget set and it has none. Name the column with label_column=..., "
@@ -38,7 +48,7 @@ def label_mapping(reader: ImageReader, required: bool) -> LabelMapping | None:
     try:
         return reader.mapping
     except LabelMismatchError as error:
-        if required:
+        if known:
             raise
         logger.info(f"The classes of the forget set stay unknown in the record: {error}")
         return None
@@ -83,21 +93,38 @@ class MomentsByTap:
 
 
 class MappedLabels:
-    """Puts the data set's labels into the model's ids on their way, and remembers which classes came by."""
+    """Takes features before the erasers and hands on those behind them, with labels in the model's ids; remembers which
+    classes came by."""
 
-    def __init__(self, consumer: Any, mapping: LabelMapping | None):
+    def __init__(self, model: TappedModel, consumer: Any, mapping: LabelMapping | None, witness: Witness):
+        self.model = model
         self.consumer = consumer
         self.mapping = mapping
+        self.witness = witness
         self.seen: set[int] = set()
+        self.unlabelled = 0
 
     def __call__(self, features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
         if self.mapping is not None:
             labels = self.mapping(labels)
+        behind = apply_erasers(self.model, features)
         self.seen |= set(labels.unique().tolist())
-        self.consumer(features, labels, rows)
+        self.unlabelled += int((labels < 0).sum())
+        self.witness.see(features, behind, labels)
+        self.consumer(behind, labels, rows)
 
     def collect(self, taps: int) -> tuple[list[ForgetData], Tensor | None]:
+        self.witness.gather(taps)
         return self.consumer.collect(taps)
+
+    def refuse_unlabelled(self, method: str, count: int) -> None:
+        """Raise ValueError where some of `count` images have no label, for a method that needs one for each."""
+        missing = int(sum_over_processes(torch.tensor([self.unlabelled], dtype=torch.float64))[0])
+        if missing:
+            raise InvalidValueError(
+                f"Method {method!r} needs a label for every image to forget; {missing} of {count} have none (None or -1). "
+                "Fill them in or leave these images out, or use method='esc', which needs the images alone."
+            )
 
     def classes(self) -> tuple[int, ...] | None:
         """Model ids of the classes that came by in any process; None when some or all are unknown."""
@@ -144,7 +171,9 @@ def _all_close(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(b.std())) for a, b in zip(some, others, strict=True))
 
 
-def retained_moments(reader: ImageReader, needs_labels: bool, forgotten: tuple[int, ...] | None) -> list[RetainMoments]:
+def retained_moments(
+    reader: ImageReader, needs_labels: bool, forgotten: tuple[int, ...] | None, witness: Witness
+) -> list[RetainMoments]:
     """The moments of retained images at each tap, of all processes: one pass, as over the forget set.
 
     Raises:
@@ -164,6 +193,7 @@ def retained_moments(reader: ImageReader, needs_labels: bool, forgotten: tuple[i
             found.extend(RetainMoments(f.shape[1], f.device) for f in features)
         for moments, part in zip(found, features, strict=True):
             moments.update(part, own)
+        witness.see(features, features, own)
 
     if reader.run(keep, description="retained") == 0:
         raise InvalidValueError("The retained set is empty. Check the filter that selected it.")
@@ -172,4 +202,5 @@ def retained_moments(reader: ImageReader, needs_labels: bool, forgotten: tuple[i
         own = torch.tensor(sorted(found[0].sums), dtype=torch.long)
         labels = sorted(set(gather_rows(own, fill=ABSENT).tolist()) - {ABSENT})
         found = [moments.all_reduce(sum_over_processes, labels) for moments in found]
+    witness.gather(len(reader.model.taps))
     return found

@@ -7,7 +7,9 @@ Part of the modelling room. `unlearn` works on a copy and returns a stock model;
 from __future__ import annotations
 
 import copy
+import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_kd.data.distributed import process_state
+from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.site import drop_caches, sites_on
@@ -24,7 +27,13 @@ from hf_kd.methods.registry import make_unlearning_method, missing_retain
 from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
 
+from . import outcome
 from .erased_model import ErasedModel
+
+logger = logging.getLogger(__name__)
+
+ASKED = 1024
+"""Samples of each set that the model answers for before and after."""
 
 
 def unlearn(
@@ -36,6 +45,7 @@ def unlearn(
     processor: Any = None,
     reading: ReadOptions | None = None,
     progress: bool = True,
+    allow_unrecognised: bool = False,
     **method_options: Any,
 ) -> PreTrainedModel:
     """Forget a set of images by changing weights. Returns a stock model of the same class; `model` stays as it was.
@@ -45,10 +55,11 @@ def unlearn(
     processor: the image processor, where `model` is not an ErasedModel that has one.
     reading: how images are read, and the precision of the forward passes. Images a step: `batch_size` of the method.
     progress: False shows no bar, whatever `reading` says.
+    allow_unrecognised: carry on where the model takes the images for other classes than their labels say.
 
     Runs on the device of `model`; under `accelerate launch` each process takes its part of every batch and gradients are
     averaged. Raises ValueError for an unknown method or option, missing labels or retained images, labels the model does
-    not know, an erased model, and a model without a classification head.
+    not know or contradicts, an erased model, a model without a head that chooses a class, and where nothing changed.
     """
     options = ReadOptions.given(reading, progress, method_options, own=["batch_size"])
     method = make_unlearning_method(method, **method_options)
@@ -57,11 +68,28 @@ def unlearn(
     started = time.perf_counter()
     if method.needs_retain and retain is None:
         raise missing_retain(method.name, "weights")
-    task = make_task(student, forget, retain if method.needs_retain else None, options)
+    readers = open_readers(student, forget, retain if method.needs_retain else None, options)
+    task = _task(student, readers, options, method.name)
+    labels, before_answers = _answers(task, task.forget)
+    warnings = outcome.check_recognised(
+        outcome.pairs(labels, before_answers),
+        student.class_names,
+        readers["forget"].mapping,
+        earlier=outcome.forgotten_before(student),
+        refuse="D_f" in method.needs and not allow_unrecognised,
+    )
+    retained = None if task.retain is None else _answers(task, task.retain)
     between = time.perf_counter()
     measured = method.run(task)
     finished = time.perf_counter()
+    warnings += outcome.accuracy_warnings(
+        (labels, before_answers, _answers(task, task.forget)[1]),
+        None if retained is None else (*retained, _answers(task, task.retain)[1]),
+    )
     stock = unwrapped(student)
+    outcome.refuse_unchanged(method.name, tensors_digest(stock.state_dict().values()) != before, measured)
+    for text in warnings:
+        logger.warning(text)
     record = WeightChange(
         method=method.name,
         settings=method.settings(),
@@ -79,6 +107,7 @@ def unlearn(
         fit_seconds=round(finished - between, 3),
         processes=process_state().num_processes,
         versions=versions(),
+        warnings=tuple(warnings),
         base_model=student.config.base_model,
         base_commit=student.config.base_commit,
         weights_before=before,
@@ -91,11 +120,28 @@ def unlearn(
 
 def make_task(student: ErasedModel, forget: Any, retain: Any, options: ReadOptions) -> Task:
     """The task that a method is handed: the model inside `student`, its samples and its heads."""
-    readers = {
-        name: ImageReader(student, data, options)
-        for name, data in (("forget", forget), ("retain", retain))
-        if data is not None
-    }
+    return _task(student, open_readers(student, forget, retain, options), options, "unlearn")
+
+
+def open_readers(student: ErasedModel, forget: Any, retain: Any, options: ReadOptions) -> dict[str, ImageReader]:
+    """By "forget" and, where they are given, "retain"."""
+    given = (("forget", forget), ("retain", retain))
+    return {name: ImageReader(student, data, options) for name, data in given if data is not None}
+
+
+@torch.no_grad()
+def _answers(task: Task, samples: Samples) -> tuple[Tensor, Tensor]:
+    """Labels [n] and the model's answers [n] for at most `ASKED` samples, evenly spaced; every process asks all of them."""
+    rows = torch.linspace(0, len(samples) - 1, min(ASKED, len(samples))).round().long()
+    chosen, found = samples.subset(rows), []
+    with task.mode("eval"):
+        for batch in chosen.batches(128):
+            inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
+            found.append(task.logits(inputs).argmax(dim=1).cpu())
+    return chosen.labels, torch.cat(found)
+
+
+def _task(student: ErasedModel, readers: Mapping[str, ImageReader], options: ReadOptions, name: str) -> Task:
     samples = {name: reader.samples() for name, reader in readers.items()}
     readers["forget"].find_taps()
     if not all(tap.heads for tap in student.taps):
@@ -103,6 +149,7 @@ def make_task(student: ErasedModel, forget: Any, retain: Any, options: ReadOptio
             f"{type(student.inner).__name__} has no classification head; methods that change weights train on its labels. "
             "Erase with method='esc', which needs the images alone."
         )
+    outcome.refuse_other_heads(student, name)
     state = process_state()
     if state.num_processes > 1:
         student.inner.to(state.device)

@@ -211,7 +211,9 @@ def _again(
     for record, method, images, others in zip(records, methods, sets, stay, strict=True):
         asked = {"mask_head": record.masked, "erased_label": record.erased_label} if record.masked is not None else {}
         whole = record.classes is not None
-        model.erase(images, method, retain=others, whole_classes=whole, reading=reading, **asked)
+        model.erase(
+            images, method, retain=others, whole_classes=whole, reading=reading, allow_unrecognised=True, **asked
+        )
     checks = []
     for n, (old, new) in enumerate(zip(records, model.erasures, strict=True), 1):
         for what, told, found in (
