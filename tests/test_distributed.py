@@ -43,7 +43,7 @@ elif form == "loader":
         [{"pixel_values": x, "labels": y} for x, y in zip(images, data["label"])], batch_size=4
     )
 model = ErasedModel.from_pretrained(model_dir)
-options = {"esc": {"k": 2}, "esc-per-class": {"k": 1, "per_class": True}, "esc-t": {"lr": 1.0, "epochs": 3}}[method]
+options = {"esc": {"k": 2}, "esc-per-class": {"k": 1, "per_class": True}, "esc-t": {"lr": 3.0, "threshold": 0.999}}[method]
 model.erase(data, method.removesuffix("-per-class"), reading=ReadOptions(batch_size=4), progress=False, **options)
 model.save_pretrained(out, is_main_process=state.is_main_process)
 state.wait_for_everyone()
@@ -88,7 +88,7 @@ def folders(vit, processor, tmp_path):
     return tmp_path
 
 
-OPTIONS = {"esc": {"k": 2}, "esc-per-class": {"k": 1, "per_class": True}, "esc-t": {"lr": 1.0, "epochs": 3}}
+OPTIONS = {"esc": {"k": 2}, "esc-per-class": {"k": 1, "per_class": True}, "esc-t": {"lr": 3.0, "threshold": 0.999}}
 
 
 @pytest.mark.parametrize(

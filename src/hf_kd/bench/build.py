@@ -58,7 +58,13 @@ def make(
     options = dict(row.options) | ({"seed": seed} if row.has_seed else {})
     with _collecting(model, row.collect_in, seed):
         model.erase(
-            forget, row.name, **wants, reading=settings, **options, whole_classes=problem.probe_test is not None
+            forget,
+            row.name,
+            **wants,
+            reading=settings,
+            allow_unrecognised=True,  # the table shows what the original answers
+            **options,
+            whole_classes=problem.probe_test is not None,
         )
     record = model.erasures[-1]
     return model, {"features": record.feature_seconds, "fit": record.fit_seconds}
@@ -86,7 +92,9 @@ def _with_other_weights(
     row: Row, seed: int, experiment: Experiment, start: ErasedModel, forget: Any, retain: Any, settings: ReadOptions
 ) -> tuple[ErasedModel, Seconds]:
     reading = replace(settings, mixed_precision=experiment.train_precision or experiment.mixed_precision)
-    stock = unlearn(start, forget, row.name, retain=retain, reading=reading, **row.settings(seed))
+    stock = unlearn(
+        start, forget, row.name, retain=retain, reading=reading, allow_unrecognised=True, **row.settings(seed)
+    )
     model = ErasedModel.from_model(stock, processor=start.processor)
     record = records_of(model)[-1]
     return model, {"features": record["feature_seconds"], "fit": record["fit_seconds"]}

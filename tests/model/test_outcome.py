@@ -1,0 +1,158 @@
+"""A record is made of what happened: nothing changed, or other classes than the labels say, is refused or said."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from transformers import ViTForImageClassification
+
+from hf_kd import ErasedModel, ReadOptions, unlearn
+from hf_kd.data.labels import LabelMapping
+from hf_kd.errors import LabelMismatchError
+from hf_kd.model.outcome import accuracy_warnings, changed_features, check_recognised, refuse_unchanged
+from tests.conftest import NAMES, picture
+
+PAIRS_OF_CATS = [(picture(2, i), 0) for i in range(20)]  # 0 is "ape" in the model
+SAME_IDS = LabelMapping({n: n for n in range(5)}, {}, "same ids")
+
+
+def recognised(found: dict, **more) -> list[str]:
+    return check_recognised(Counter(found), dict(enumerate(NAMES)), SAME_IDS, **more)
+
+
+@pytest.mark.parametrize(
+    ("found", "passes"),
+    [
+        ({(0, 2): 20}, False),
+        ({(0, 2): 97, (0, 0): 3}, False),  # 3 %
+        ({(0, 2): 80, (0, 0): 20}, True),  # the model knows the class badly
+        ({(0, 1): 8, (0, 2): 8, (0, 0): 8, (0, 3): 8}, True),
+        ({(0, 2): 1}, True),  # one image proves nothing
+        ({(0, 2): 9}, True),
+        ({(0, 2): 10}, False),
+        ({(0, 0): 30, (1, 2): 30}, False),  # one of two classes
+        ({(0, 1): 4, (1, 2): 4, (2, 0): 4}, False),  # few of each, and all of them wrong
+        ({(0, 0): 4, (1, 2): 4, (2, 0): 4}, True),
+        ({(-1, 2): 40, (0, 0): 3}, True),  # unlabelled images are not asked about
+    ],
+)
+def test_a_class_counts_as_known_unless_hardly_any_image_is_answered_as_it(found, passes):
+    if passes:
+        recognised(found)
+    else:
+        with pytest.raises(LabelMismatchError, match="allow_unrecognised=True"):
+            recognised(found)
+        assert recognised(found, refuse=False), "and where it is allowed it is said"
+    assert recognised(found, earlier=[0, 1, 2]) == [], "classes that weights were changed for are not asked about"
+
+
+def test_the_refusal_names_both_classes_and_the_mapping():
+    mapping = LabelMapping({0: 0}, {0: "goldfish"}, "mapping")
+    with pytest.raises(LabelMismatchError) as refused:
+        check_recognised(Counter({(0, 2): 24}), dict(enumerate(NAMES)), mapping)
+    for part in ("0 ('goldfish')", "'ape' (0)", "24 as 'cat' (2)", "label_mapping={'goldfish': 2}"):
+        assert part in str(refused.value)
+
+
+def test_a_warning_names_no_class():
+    (said,) = recognised({(0, 2): 24}, refuse=False)
+    assert not any(name in said for name in NAMES)
+
+
+@pytest.mark.parametrize("method", ["esc-t", "cover", "retained-span"])
+def test_ids_of_another_numbering_are_refused_where_labels_are_used(vit, processor, pixels, method):
+    model = ErasedModel.from_model(vit, processor)
+    with pytest.raises(LabelMismatchError, match=r"'ape' \(0\).*'cat' \(2\)"):
+        model.erase(PAIRS_OF_CATS, method, progress=False)
+    assert not model.is_erased
+    assert model.erasures == ()
+
+
+def test_where_only_the_record_uses_labels_it_says_so(vit, processor):
+    model = ErasedModel.from_model(vit, processor).erase(PAIRS_OF_CATS, k=1, progress=False)
+    (warning,) = model.erasures[0].warnings
+    assert "labelled as class 0, 0 were answered as it beforehand, and 20 as class 2" in warning
+    told = ErasedModel.from_model(_clean(model), processor)
+    told.erase(PAIRS_OF_CATS, k=1, reading=ReadOptions(label_mapping={0: "cat"}), progress=False)
+    assert told.erasures[0].warnings == ()
+    assert told.erasures[0].classes == (2,)
+
+
+def _clean(model: ErasedModel) -> ViTForImageClassification:
+    clone = ViTForImageClassification(model.inner.config)
+    clone.load_state_dict(model.inner.state_dict())
+    return clone.eval()
+
+
+def test_a_mask_on_an_id_that_may_not_be_the_models_is_refused(vit, processor):
+    with pytest.raises(LabelMismatchError, match="taken for the model's ids"):
+        ErasedModel.from_model(vit, processor).erase(PAIRS_OF_CATS, k=1, mask_head=True, progress=False)
+
+
+def test_weights_are_not_changed_for_labels_that_the_model_contradicts(vit, processor):
+    with pytest.raises(LabelMismatchError, match=r"'ape' \(0\).*'cat' \(2\)"):
+        unlearn(vit, PAIRS_OF_CATS, "neggrad", processor=processor, epochs=1, progress=False)
+    changed = unlearn(
+        vit, PAIRS_OF_CATS, "neggrad", processor=processor, epochs=1, progress=False, allow_unrecognised=True
+    )
+    assert "answered" in changed.config.hf_kd_unlearned[0]["warnings"][0]
+
+
+@pytest.mark.parametrize("labels", [[None] * 20, [2] * 19 + [None], [-1] * 20])
+def test_every_image_needs_a_label_where_labels_are_used(vit, processor, labels):
+    data = Dataset.from_dict(
+        {"image": [picture(2, i) for i in range(20)], "label": labels},
+        features=Features({"image": Image(), "label": Value("int64")}),
+    )
+    with pytest.raises(ValueError, match="label for every image"):
+        ErasedModel.from_model(vit, processor).erase(data, "esc-t", progress=False)
+
+
+def test_an_eraser_that_changes_nothing_is_refused(vit, processor, forget, pixels):
+    model = ErasedModel.from_model(vit, processor)
+    with pytest.raises(ValueError, match="changed nothing"):
+        model.erase(forget, "esc-t", epochs=1, lr=1e-6, progress=False)
+    assert model.erasures == ()
+    with pytest.raises(ValueError, match="changed nothing"):
+        unlearn(_clean(model), forget, "neggrad", processor=processor, lr=1e-30, epochs=1, progress=False)
+    with pytest.raises(ValueError, match="nothing to train against"):
+        refuse_unchanged("esc-t", False, {"forget_hits_before": 0.0})
+
+
+def test_change_is_relative_and_of_any_tap():
+    still, moved = torch.ones(3, 2), torch.ones(3, 2)
+    moved[0, 0] = 2
+    assert changed_features([still], [still]) == 0
+    assert changed_features([still, 1e3 * still], [still, 1e3 * moved]) == changed_features([still], [moved]) > 0.1
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+@pytest.mark.parametrize("names", [["score"], NAMES])
+def test_heads_that_choose_no_class_are_refused_where_the_head_is_asked(vit, processor, forget, problem, names):
+    config = copy.deepcopy(vit.config)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: n for n, name in enumerate(names)}
+    config.problem_type = problem
+    data = Dataset.from_dict({"image": forget["image"][:], "label": [0] * len(forget)})
+    other = ViTForImageClassification(config)
+    for call in (
+        lambda: ErasedModel.from_model(copy.deepcopy(other), processor).erase(data, "esc-t", progress=False),
+        lambda: unlearn(other, data, "neggrad", processor=processor, epochs=1, progress=False),
+    ):
+        with pytest.raises(ValueError, match=f"problem_type='{problem}'"):
+            call()
+    erased = ErasedModel.from_model(other, processor).erase(data, k=1, progress=False)
+    assert erased.erasures[0].classes == (None if len(names) == 1 else (0,))
+
+
+def test_what_got_worse_is_said():
+    labels = torch.tensor([0] * 10)
+    right, wrong = labels.clone(), labels + 1
+    half = torch.where(torch.arange(10) < 5, right, wrong)
+    assert "more often than before: 100.0 %, not 50.0 %" in accuracy_warnings((labels, half, right), None)[0]
+    assert "fell from 100.0 to 50.0 %" in accuracy_warnings(None, (labels, right, half))[0]
+    assert accuracy_warnings((labels, right, wrong), (labels, right, right)) == []
+    assert accuracy_warnings((labels - 1, right, right), None) == [], "unknown labels say nothing"
