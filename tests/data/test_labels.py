@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_kd.data.labels import match_labels, resolve_forget_labels
+from hf_kd.data.labels import check_class_ids, match_labels, resolve_forget_labels
 from hf_kd.errors import LabelMismatchError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -115,3 +115,39 @@ def test_imagenette_names_match_a_real_model(model):
     found = match_labels(names, id2label).to_model
     assert list(found.values()) == [1, 218, 483, 492, 498, 567, 570, 572, 575, 702]  # ImageNet's ids, after background
     assert resolve_forget_labels(["tench", "gas_pump"], id2label) == [1, 572]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {n: f"LABEL_{n}" for n in range(11)},
+        dict(enumerate("abcdefghijk")),
+        {n: str(n) for n in range(11)},
+    ],
+)
+def test_a_name_that_is_a_number_is_that_id(model):
+    folders = sorted(str(n) for n in range(11))  # '0', '1', '10', '2', ...
+    mapping = match_labels(folders, model)
+    assert mapping.to_model == {place: int(name) for place, name in enumerate(folders)}
+    with pytest.raises(LabelMismatchError, match="'11'"):
+        match_labels([*folders, "11"], model)
+
+
+def test_a_name_of_the_model_wins_over_the_number():
+    assert match_labels(["1", "0"], {0: "1", 1: "0"}).to_model == {0: 0, 1: 1}
+
+
+def test_whose_ids_they_are_can_be_said():
+    labels = {0: "background", 1: "cat"}
+    assert match_labels(None, labels).to_model == {0: 0, 1: 1}
+    with pytest.raises(LabelMismatchError, match="data set's own"):
+        match_labels(None, labels, own_ids=True)
+    assert match_labels(None, labels, {7: "cat"}, own_ids=True).to_model == {7: 1}
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [0, 2], [0, 1, 3], [-1, 0]])
+def test_ids_that_a_head_does_not_have_are_named(ids):
+    with pytest.raises(LabelMismatchError, match="Number them from 0"):
+        check_class_ids({n: str(n) for n in ids})
+    check_class_ids(dict(enumerate("abc")))
+    check_class_ids({"1": "b", "0": "a"})

@@ -156,3 +156,22 @@ def test_what_got_worse_is_said():
     assert "fell from 100.0 to 50.0 %" in accuracy_warnings(None, (labels, right, half))[0]
     assert accuracy_warnings((labels, right, wrong), (labels, right, right)) == []
     assert accuracy_warnings((labels - 1, right, right), None) == [], "unknown labels say nothing"
+
+
+def test_whose_ids_labels_are_can_be_said(vit, processor):
+    told = ErasedModel.from_model(copy.deepcopy(vit), processor)
+    told.erase(PAIRS_OF_CATS, k=1, reading=ReadOptions(labels=["cat", "dog"]), progress=False)
+    assert told.erasures[0].classes == (2,)
+    unknown = ErasedModel.from_model(copy.deepcopy(vit), processor)
+    unknown.erase(PAIRS_OF_CATS, k=1, reading=ReadOptions(labels="dataset"), progress=False)
+    assert unknown.erasures[0].classes is None
+    with pytest.raises(LabelMismatchError, match="the data set's own"):
+        unknown.erase(PAIRS_OF_CATS, "cover", reading=ReadOptions(labels="dataset"), progress=False)
+    with pytest.raises(ValueError, match="labels='data'"):
+        ReadOptions(labels="data")
+
+
+def test_a_model_whose_labels_count_from_one_is_not_wrapped(vit, processor):
+    vit.config.id2label, vit.config.label2id = {1: "cat", 2: "dog"}, {"cat": 1, "dog": 2}
+    with pytest.raises(LabelMismatchError, match="it has no 2"):
+        ErasedModel.from_model(vit, processor)

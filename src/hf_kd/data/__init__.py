@@ -11,7 +11,7 @@ from hf_kd.errors import LabelMismatchError, UnreadableImageError
 from .distributed import gather_rows, process_state, sum_over_processes
 from .image_source import ImageSource, inspect_images
 from .images import to_rgb
-from .labels import LabelMapping, match_labels, resolve_forget_labels
+from .labels import LabelMapping, check_class_ids, match_labels, resolve_forget_labels
 from .load import filter_by_labels, load_source
 from .loader import make_loader
 from .preprocess import ImagePreprocessor
@@ -25,6 +25,7 @@ __all__ = [
     "LabelMismatchError",
     "UnreadableImageError",
     "apply_view",
+    "check_class_ids",
     "filter_by_labels",
     "gather_rows",
     "inspect_images",

@@ -32,7 +32,7 @@ class LabelMapping:
     names: Mapping[int, str]
     """The data set's name of each label id, for messages."""
     how: str
-    """"names", "mapping" (the user's), "same ids" (no names to compare)."""
+    """"names", "mapping" (the user's), "numbers" (names that are the ids of the model) or "same ids" (no names at all)."""
 
     def __call__(self, labels: Tensor) -> Tensor:
         """Model ids [n] for data set labels [n]; raises LabelMismatchError naming a label without a counterpart."""
@@ -54,25 +54,41 @@ def match_labels(
     dataset_names: Sequence[str] | None,
     id2label: Mapping[Any, str],
     mapping: Mapping[Any, Any] | None = None,
+    own_ids: bool = False,
 ) -> LabelMapping:
     """Find the model's id for each label of a data set.
 
     Names are compared as they are, then without regard to case, then by the first synonym before a comma ("tench" is
     "tench, Tinca tinca"), then with underscores, hyphens and spaces alike; the first comparison with any hit decides.
-    A data set without names (`dataset_names` None) is taken to use the model's ids. So is one whose number of classes
+    A name that is a number and no name of the model is that id (folders 0, 1, 10, 2 are in the order of their names,
+    not of their numbers). A data set without names is taken to use the model's ids. So is one whose number of classes
     is the model's where the model itself has no names but LABEL_0, LABEL_1, ... (a warning says so).
 
-    `mapping` overrules: data set label (name or id) -> model label (id or name). What it leaves out is matched by
-    name, and is an error only if it occurs.
+    Args:
+        dataset_names: Name of each label id of the data set; None where it has none.
+        id2label: Name of each class id of the model.
+        mapping: Overrules: data set label (name or id) -> model label (id or name). What it leaves out is matched by name,
+            and is an error only if it occurs.
+        own_ids: Whether ids without names are the data set's own, so that `mapping` alone says which is which.
 
-    Raises LabelMismatchError listing names with no or several counterparts, and two names with the same one.
+    Raises:
+        LabelMismatchError: Listing names with no or several counterparts and two names with the same one, and for ids
+            that are the data set's own without a mapping.
     """
     labels = {int(number): str(label) for number, label in id2label.items()}
     names = dict(enumerate(dataset_names or ()))
     given = _given(mapping or {}, names, labels)
     if not names:
-        return LabelMapping({number: number for number in labels} | given, {}, "mapping" if given else "same ids")
-    if not given and _has_no_names(labels) and len(labels) == len(names):
+        if own_ids and not given:
+            raise LabelMismatchError(
+                "The label ids are the data set's own and have no names, so nothing says which classes of the model they "
+                "are. Give their names in order, labels=['cat', ...], or a mapping from them to the model's labels, "
+                "label_mapping={0: 'cat', ...}."
+            )
+        same = {} if own_ids else {number: number for number in labels}
+        return LabelMapping(same | given, {}, "mapping" if given else "same ids")
+    numbers = _numbers(names.values())
+    if not given and numbers is None and _has_no_names(labels) and len(labels) == len(names):
         logger.warning(
             "The model names its labels LABEL_0, LABEL_1, ...: taking it that they are the data set's, in the same "
             "order "
@@ -83,12 +99,15 @@ def match_labels(
 
     by_key = _index(labels)
     found: dict[int, int] = {}
+    by_number = False
     missing: list[str] = []
     ambiguous: list[str] = []
     for number, name in names.items():
         if number in given:
             continue
         hits = _hits(name, by_key)
+        if not hits and numbers is not None and numbers[name] in labels:
+            hits, by_number = [numbers[name]], True
         if len(hits) == 1:
             found[number] = hits[0]
         elif hits:
@@ -112,7 +131,24 @@ def match_labels(
             + f"The model has {len(labels)} labels, such as {_some(map(repr, labels.values()), 3)}. "
             + _way_out((missing or ambiguous or twice)[0].split(" (")[0].strip("'\""))
         )
-    return LabelMapping(found | given, names, "mapping" if given else "names")
+    return LabelMapping(found | given, names, "mapping" if given else "numbers" if by_number else "names")
+
+
+def check_class_ids(id2label: Mapping[Any, str]) -> None:
+    """Whether the ids of a model's classes are those of its logits, 0 to C - 1.
+
+    Raises:
+        LabelMismatchError: Naming ids that no logit stands for, as where a configuration counts from 1.
+    """
+    ids = sorted(int(number) for number in id2label)
+    if ids == list(range(len(ids))):
+        return
+    strange = [number for number in ids if not 0 <= number < len(ids)]
+    raise LabelMismatchError(
+        f"The configuration names {len(ids)} labels, {_range(dict.fromkeys(ids))}, and a head of {len(ids)} logits has the "
+        f"ids 0 to {len(ids) - 1}: it has no {_some(map(str, strange))}. Every class would be taken for its neighbour. "
+        "Number them from 0: model.config.id2label = dict(enumerate(names)), and label2id likewise."
+    )
 
 
 def resolve_forget_labels(wanted: Iterable[str | int], names: Sequence[str] | Mapping[Any, str] | None) -> list[int]:
@@ -210,6 +246,12 @@ def _given(mapping: Mapping[Any, Any], names: Mapping[int, str], labels: Mapping
         source = theirs if isinstance(theirs, int) and not names else _resolve(theirs, dict(names) or None)
         checked[source] = _resolve(ours, dict(labels))
     return checked
+
+
+def _numbers(names: Iterable[str]) -> dict[str, int] | None:
+    """The number that each name is; None where one of them is no number."""
+    names = list(names)
+    return {name: int(name) for name in names} if all(re.fullmatch(r"[0-9]+", name) for name in names) else None
 
 
 def _has_no_names(labels: Mapping[int, str]) -> bool:

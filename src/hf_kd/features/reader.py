@@ -44,6 +44,9 @@ class ReadOptions:
         mixed_precision: "no", "fp16" or "bf16" for the forward pass; by default what `accelerate launch` was told.
         num_workers: Processes that decode images.
         progress: Whether a bar is shown.
+        labels: Whose ids the labels are where the data does not name them (pairs, a `DataLoader`, integer columns): "model"
+            (taken so by default), "dataset" (`label_mapping` then says which is which), or a list of their names, from id
+            0 on. Overrules names that the data has.
     """
 
     image_column: str | None = None
@@ -53,6 +56,16 @@ class ReadOptions:
     mixed_precision: str | None = None
     num_workers: int | None = None
     progress: bool = True
+    labels: str | Sequence[str] | None = None
+
+    def __post_init__(self):
+        names = self.labels
+        if names is None or names in ("model", "dataset"):
+            return
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise InvalidValueError(
+                f"labels={shortened(names)} has to be 'model', 'dataset' or a list of different names, from id 0 on."
+            )
 
     @classmethod
     def given(
@@ -120,8 +133,11 @@ class ImageReader:
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """Name of each label id of the data set, where it knows them."""
-        return self.images.label_names
+        """Name of each label id of the data set, where it knows them or the options say so."""
+        told = self.options.labels
+        if told is None or told == "dataset":
+            return self.images.label_names
+        return None if told == "model" else tuple(told)
 
     @cached_property
     def preprocessor(self) -> ImagePreprocessor | None:
@@ -149,7 +165,12 @@ class ImageReader:
         """
         if not self.images.has_labels or len(self.model.class_names) < 2:  # of one: a regression
             return None
-        return match_labels(self.label_names, self.model.class_names, self.options.label_mapping)
+        return match_labels(
+            self.label_names,
+            self.model.class_names,
+            self.options.label_mapping,
+            own_ids=self.options.labels == "dataset",
+        )
 
     @cached_property
     def _loader(self) -> Any:

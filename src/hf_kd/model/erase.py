@@ -84,7 +84,7 @@ def fit_erasers(
     if uses_labels:
         consumer.refuse_unlabelled(method.name, count)
     # a label that nothing but the record uses, or a mask that follows a name, does no more harm than its text
-    refuse = uses_labels or (masks and mapping is not None and mapping.how == "same ids")
+    refuse = uses_labels or (masks and mapping is not None and mapping.how in ("same ids", "numbers"))
     earlier = outcome.forgotten_before(model)
     warnings = outcome.check_recognised(
         witness.answers, model.class_names, mapping, earlier=earlier, refuse=refuse and not allow_unrecognised

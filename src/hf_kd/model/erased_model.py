@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hf_kd.data.labels import check_class_ids
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import ReadOptions, probe_batch
 from hf_kd.features.taps.find import TapSearch, find_taps
@@ -100,7 +101,7 @@ class ErasedModel(PreTrainedModel):
         tap: where the pooled features pass, if the search should not decide; see `hf_kd.features.taps.find_taps`.
 
         Raises TypeError for anything else (an ErasedModel, a text model, a bare nn.Module), and ValueError for a model that
-        stands inside another ErasedModel already.
+        stands inside another ErasedModel already or whose configuration names classes that its head does not have.
         """
         if isinstance(model, ErasedModel):
             raise InvalidTypeError(
@@ -111,6 +112,7 @@ class ErasedModel(PreTrainedModel):
         if isinstance(model, ErasedModel):
             return model
         loading.refuse_to_wrap(model)
+        check_class_ids(label_names(model.config))
         loading.align_memory(model)
         erased = cls(ErasedConfig.around(model), inner=model)
         erased.training = model.training  # not train(), which would overrule the modes of the modules inside

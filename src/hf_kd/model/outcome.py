@@ -64,7 +64,13 @@ class Witness:
         labels = labels.cpu()
         if self.original is not None:
             with torch.autocast(before[0].device.type, enabled=False):
-                answers = self.original([part.float() for part in before]).argmax(dim=1).cpu()
+                logits = self.original([part.float() for part in before])
+            if int(labels.max()) >= logits.shape[1]:
+                raise LabelMismatchError(
+                    f"Class {int(labels.max())} is named by the model's configuration, and its head has the ids 0 to "
+                    f"{logits.shape[1] - 1}. Correct model.config.id2label."
+                )
+            answers = logits.argmax(dim=1).cpu()
             self.answers.update(zip(labels.tolist(), answers.tolist(), strict=True))
         rows = []
         for row, label in enumerate(labels.tolist()):
@@ -190,6 +196,7 @@ def _unrecognised(
     how = {
         "names": "Labels were matched by their names.",
         "mapping": "Labels were matched by the label mapping.",
+        "numbers": "Names that are numbers were taken for the model's ids.",
         "same ids": "The labels have no names, so they were taken for the model's ids.",
     }[mapping.how]
     return (
