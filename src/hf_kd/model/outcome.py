@@ -225,7 +225,7 @@ def refuse_unchanged(name: str, changed: bool, measured: Mapping[str, Any]) -> N
         why = str(measured.get("stopped") or "what it was given moved nothing")
     raise InvalidValueError(
         f"{name} changed nothing: {why}. Nothing was erased, and no record is made. Check the labels and the settings "
-        "(a larger lr, more epochs), or use method='esc', which needs the images alone."
+        f"({'a smaller lr' if measured.get('stopped') else 'a larger lr, more epochs'}), or use method='esc', which needs the images alone."
     )
 
 

@@ -56,7 +56,11 @@ TRAINED = [name for name in METHODS if issubclass(unlearning_methods()[name], Tr
 def test_a_loss_that_is_not_finite_ends_in_the_last_good_weights(name, resnet, processor, forget, retain, caplog):
     wild = options(name, lr=1e30) | ({"repair_lr": 1e30} if name == "unsir" else {})
     wild |= {"epochs": 4, "batch_size": 4} | ({"clip_norm": 1e30} if name == "neggrad" else {})
-    changed = unlearn(resnet, forget, name, retain=retain, processor=processor, **wild)
+    try:
+        changed = unlearn(resnet, forget, name, retain=retain, processor=processor, **wild)
+    except ValueError as refused:  # the last good weights are those it began with
+        assert "changed nothing: the loss became" in str(refused)
+        return
     stopped = changed.config.hf_kd_unlearned[-1]["measured"][0].get("stopped")
     assert all(torch.isfinite(tensor).all() for tensor in changed.state_dict().values())
     assert stopped is not None
