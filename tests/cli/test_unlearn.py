@@ -15,6 +15,7 @@ from hf_kd import ErasedModel, available_methods, unlearning_methods
 from hf_kd.model.train import RECIPES
 from tests.cli.test_cli import hf_kd
 from tests.conftest import labelled, make_dataset, randomise
+from tests.helpers.taught import taught
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,8 +28,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unlearn")
     config = labelled(ViTConfig, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
                       image_size=16, patch_size=8)  # fmt: skip
-    randomise(ViTForImageClassification(config)).save_pretrained(folder / "model")
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "model")
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    taught(randomise(ViTForImageClassification(config)), processor).save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
     for name, labels in (("data", None), ("other", ("fox", "gnu", "hen"))):
         (folder / name).mkdir()
         for split, seed, count in (("train", 0, 12), ("test", 9, 6)):

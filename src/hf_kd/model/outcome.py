@@ -223,9 +223,10 @@ def refuse_unchanged(name: str, changed: bool, measured: Mapping[str, Any]) -> N
         why = "it forgot, but its threshold rounds the mask back to where it began; raise the threshold"
     else:
         why = str(measured.get("stopped") or "what it was given moved nothing")
+    advice = "a smaller lr" if measured.get("stopped") else "a larger lr, more epochs"
     raise InvalidValueError(
         f"{name} changed nothing: {why}. Nothing was erased, and no record is made. Check the labels and the settings "
-        f"({'a smaller lr' if measured.get('stopped') else 'a larger lr, more epochs'}), or use method='esc', which needs the images alone."
+        f"({advice}), or use method='esc', which needs the images alone."
     )
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_kd import train_original, unlearn
 from tests.conftest import make_dataset
+from tests.helpers.taught import taught
 from tests.test_distributed import launch
 
 SCRIPT = """
@@ -75,8 +76,8 @@ def together(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("processes")
     config = labelled(ResNetConfig, embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1], layer_type="basic")
-    randomise(ResNetForImageClassification(config)).save_pretrained(folder / "model")
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    taught(randomise(ResNetForImageClassification(config)), processor).save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     make_dataset([2] * 12).save_to_disk(folder / "forget")
     make_dataset([0, 1, 3, 4] * 5, seed=5).save_to_disk(folder / "retain")

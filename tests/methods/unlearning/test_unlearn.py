@@ -59,7 +59,8 @@ def test_a_loss_that_is_not_finite_ends_in_the_last_good_weights(name, resnet, p
     try:
         changed = unlearn(resnet, forget, name, retain=retain, processor=processor, **wild)
     except ValueError as refused:  # the last good weights are those it began with
-        assert "changed nothing: the loss became" in str(refused)
+        if "changed nothing: the loss became" not in str(refused):
+            raise
         return
     stopped = changed.config.hf_kd_unlearned[-1]["measured"][0].get("stopped")
     assert all(torch.isfinite(tensor).all() for tensor in changed.state_dict().values())
