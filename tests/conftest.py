@@ -1,4 +1,4 @@
-"""Small models and data sets that many tests need, and where the shared real data lies if it is there."""
+"""Fixtures of all tests, marks by place, and where the shared real data lies if it is there."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
 
-import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
-from PIL import Image as PILImage
+from datasets import Dataset
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -20,29 +18,15 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from tests.helpers.small import NAMES, labelled, make_dataset, picture, randomise  # noqa: F401
+
 # small models gain nothing from threads, and with several test processes they only get in each other's way
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
-NAMES = ["ape", "bee", "cat", "dog", "elk"]
+PLACES = {"hub": "hub", "bench": "bench"}
+"""Folders of tests whose tests all get a mark."""
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-
-
-def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights and BatchNorm statistics large enough that nothing is equal by being near zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        scale = 0.5 / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.2
-        parameter.data = torch.randn(parameter.shape, generator=generator) * scale * (2 if parameter.ndim > 1 else 1)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
-        elif name.endswith("running_var"):
-            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-    return model.eval()
-
-
-def labelled(config_class, **kwargs):
-    return config_class(id2label=dict(enumerate(NAMES)), label2id={n: i for i, n in enumerate(NAMES)}, **kwargs)
 
 
 @pytest.fixture
@@ -80,20 +64,6 @@ def processor() -> ViTImageProcessorPil:
     return ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def picture(label: int, seed: int, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> PILImage.Image:
-    """Stripes whose period says the label, with noise."""
-    rng = np.random.default_rng(seed)
-    stripes = (np.sin(np.arange(size[0]) * (label + 1) * 0.7)[None, :, None] + 1) * 100
-    pixels = np.broadcast_to(stripes, (size[1], size[0], 3)) + rng.normal(0, 25, (size[1], size[0], 3))
-    return PILImage.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
-
-
-def make_dataset(labels, seed: int = 0, names=NAMES, **kwargs) -> Dataset:
-    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
-    images = [picture(label, seed * 1000 + i, **kwargs) for i, label in enumerate(labels)]
-    return Dataset.from_dict({"image": images, "label": list(labels)}, features=features)
-
-
 @pytest.fixture
 def forget() -> Dataset:
     """20 images of "cat"."""
@@ -112,3 +82,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of shared data and weights is not beside the project")
     return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks by place and by name, so that `make test-fast` can leave out what takes long."""
+    for item in items:
+        parts = item.path.relative_to(Path(__file__).parent).parts
+        for folder, mark in PLACES.items():
+            if folder in parts:
+                item.add_marker(mark)
+        if item.path.stem in ("test_processes", "test_distributed", "test_saving_killed"):
+            item.add_marker("processes")
+        if item.path.stem in ("test_architectures", "test_real_data"):
+            item.add_marker("slow")

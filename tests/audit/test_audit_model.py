@@ -14,7 +14,7 @@ from hf_kd import ErasedModel
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
 from hf_kd.features.reader import ImageReader
-from tests.conftest import make_dataset, randomise
+from tests.helpers.small import make_dataset, randomise
 
 QUICK = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1, 5], "progress": False}
 

@@ -12,8 +12,8 @@ from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state
 from hf_kd.features.taps.inputs import image_inputs, main_input
 from hf_kd.metrics.knowledge_retention import knowledge_retention
-from tests.conftest import make_dataset, randomise
 from tests.helpers import zoo
+from tests.helpers.small import make_dataset, randomise
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1], "progress": False}
 

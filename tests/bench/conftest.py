@@ -13,7 +13,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 
 from hf_kd.bench.config import Experiment, experiments
 from hf_kd.bench.store import Store, cell_settings, key_of
-from tests.conftest import labelled, make_dataset, randomise
+from tests.helpers.small import labelled, make_dataset, randomise
 
 FINE = ["pug", "wolf", "sphynx", "tabby"]
 

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hf_kd.cli import app
-from tests.test_distributed import launch
+from tests.helpers.processes import launch
 
 CONFIG = {
     "model": "model",

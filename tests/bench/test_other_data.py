@@ -13,7 +13,7 @@ from hf_kd.bench.other_data import OtherData, open_other, unseen_classes
 from hf_kd.bench.protocols import Problem
 from hf_kd.bench.run import bench
 from hf_kd.bench.tables import lines, markdown
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hf_kd.bench.build import forget_rows
 from hf_kd.bench.config import experiments
 from hf_kd.bench.protocols import make_problem, split_identities
 from hf_kd.data.labels import match_labels
-from tests.conftest import picture
+from tests.helpers.small import picture
 
 FIVE = dict(enumerate(["ape", "bee", "cat", "dog", "elk"]))
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
 from hf_kd.cli import app
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
 
 
@@ -32,7 +32,7 @@ def place(tmp_path_factory):
     """A folder with a checkpoint and the same images as parquet files, saved data set and image folder."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-    from tests.conftest import labelled, randomise
+    from tests.helpers.small import labelled, randomise
 
     folder = tmp_path_factory.mktemp("cli")
     config = labelled(

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 from hf_kd import ErasedModel, available_methods, unlearning_methods
 from hf_kd.model.train import RECIPES
 from tests.cli.test_cli import hf_kd
-from tests.conftest import labelled, make_dataset, randomise
+from tests.helpers.small import labelled, make_dataset, randomise
 from tests.helpers.taught import taught
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_kd import ErasedModel
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 
 
 def taught(model, processor) -> torch.nn.Module:

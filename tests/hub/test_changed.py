@@ -13,7 +13,7 @@ from hf_kd.hub.receipt import RECEIPT, read_receipt
 from hf_kd.hub.text import plain
 from hf_kd.methods.records import weight_changes
 from hf_kd.model.verify import verify
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
 

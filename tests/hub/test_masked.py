@@ -17,7 +17,7 @@ from hf_kd.features.reader import ImageReader
 from hf_kd.hub.card import results_table
 from hf_kd.hub.document import REPORT, document
 from hf_kd.hub.receipt import RECEIPT
-from tests.conftest import NAMES, make_dataset, picture
+from tests.helpers.small import NAMES, make_dataset, picture
 from tests.helpers.taught import taught
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}

@@ -15,7 +15,7 @@ from hf_kd.audit.report import RetentionReport
 from hf_kd.errors import PushError
 from hf_kd.hub.receipt import RECEIPT
 from hf_kd.hub.upload import upload
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 from tests.hub.conftest import OTHER, READER, WRITER
 
 TOKEN = WRITER

@@ -18,7 +18,7 @@ import yaml
 
 from hf_kd import ErasedModel
 from hf_kd.hub.spaces.build import demo_space
-from tests.conftest import picture
+from tests.helpers.small import picture
 from tests.hub.conftest import ROOT
 
 

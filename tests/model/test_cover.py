@@ -16,7 +16,7 @@ from hf_kd.methods.erasers.cover import Cover, CoverMap
 from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.metrics.neighbours import knn_predictions
 from hf_kd.metrics.nonlinear_probes import fit_mlp_probe
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
 from tests.methods.erasers.test_cover import CLASSES, planted
 

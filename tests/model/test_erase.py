@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from hf_kd import ESC, ESCT, ErasedModel, ReadOptions, SecondMoment
 from hf_kd.errors import LabelMismatchError, UnreadableImageError
-from tests.conftest import make_dataset, picture, randomise
+from tests.helpers.small import make_dataset, picture, randomise
 
 
 def logits_of(model, pixels):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_kd import ErasedModel
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 from tests.model.test_erase import logits_of
 
 

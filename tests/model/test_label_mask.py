@@ -15,7 +15,7 @@ from hf_kd import ESC, ErasedModel, ReadOptions
 from hf_kd.features.taps.site import MASKED_LOGIT
 from hf_kd.methods.erasers.cover import CoverMap
 from hf_kd.model import label_mask as masking
-from tests.conftest import NAMES, make_dataset, picture
+from tests.helpers.small import NAMES, make_dataset, picture
 from tests.helpers.taught import taught
 
 QUICK = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1], "progress": False}

@@ -14,7 +14,7 @@ from hf_kd import ErasedModel, ReadOptions, unlearn
 from hf_kd.data.labels import LabelMapping
 from hf_kd.errors import LabelMismatchError
 from hf_kd.model.outcome import accuracy_warnings, changed_features, check_recognised, refuse_unchanged
-from tests.conftest import NAMES, picture
+from tests.helpers.small import NAMES, picture
 
 PAIRS_OF_CATS = [(picture(2, i), 0) for i in range(20)]  # 0 is "ape" in the model
 SAME_IDS = LabelMapping({n: n for n in range(5)}, {}, "same ids")

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForImageClassification, PreTrainedC
 
 from hf_kd import ErasedModel
 from hf_kd.model.configuration import ErasedConfig
-from tests.conftest import picture
+from tests.helpers.small import picture
 from tests.model.test_erase import logits_of
 
 

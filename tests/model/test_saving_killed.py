@@ -14,7 +14,7 @@ import torch
 from hf_kd import ErasedModel
 from hf_kd.model import saving
 from hf_kd.model.verify import verify
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 from tests.model.test_erase import logits_of
 
 STEPS = ("replace", "rename", "unlink", "link", "symlink", "mkdir", "rmdir", "remove")

@@ -15,7 +15,7 @@ from hf_kd.features.heads import predictions
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.model.train import PRETRAINED, RECIPES, with_labels
-from tests.conftest import NAMES, labelled, make_dataset, randomise
+from tests.helpers.small import NAMES, labelled, make_dataset, randomise
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"epochs": 2, "batch_size": 16, "lr": 0.05, "progress": False, "augment": "none"}

@@ -16,8 +16,8 @@ from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.random_label import union
 from hf_kd.methods.unlearning.task import Task
 from hf_kd.model.unlearn import fresh_model, make_task
-from tests.conftest import make_dataset
 from tests.helpers import zoo
+from tests.helpers.small import make_dataset
 from tests.methods.unlearning.test_unlearn import METHODS, TRAINED, options
 
 TEACHER = "DeiTForImageClassificationWithTeacher"

@@ -15,7 +15,7 @@ from hf_kd.cli import app
 from hf_kd.hub.files import RECEIPT, checkpoint_files
 from hf_kd.hub.receipt import read_receipt, weights_digest
 from hf_kd.model.verify import verify
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
 
 QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}

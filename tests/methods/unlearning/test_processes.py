@@ -14,9 +14,9 @@ from datasets import load_from_disk
 from transformers import AutoModelForImageClassification
 
 from hf_kd import train_original, unlearn
-from tests.conftest import make_dataset
+from tests.helpers.processes import launch
+from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
-from tests.test_distributed import launch
 
 SCRIPT = """
 import json, sys
@@ -72,7 +72,7 @@ def together(tmp_path_factory):
     """The folder that two processes left, and what they said; of the 12 and 20 samples each gets half of every batch."""
     from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
-    from tests.conftest import labelled, randomise
+    from tests.helpers.small import labelled, randomise
 
     folder = tmp_path_factory.mktemp("processes")
     config = labelled(ResNetConfig, embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1], layer_type="basic")

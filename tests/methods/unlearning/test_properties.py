@@ -25,7 +25,7 @@ from hf_kd.methods.unlearning.salun import saliency_mask
 from hf_kd.methods.unlearning.ssd import dampening, importances
 from hf_kd.methods.unlearning.task import parameters_from, soft_divergence
 from hf_kd.model.unlearn import fresh_model, make_task
-from tests.conftest import make_dataset, randomise
+from tests.helpers.small import make_dataset, randomise
 
 
 @pytest.fixture

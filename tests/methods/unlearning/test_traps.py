@@ -16,7 +16,7 @@ from hf_kd.methods.unlearning import boundary
 from hf_kd.methods.unlearning.kodge import editable, projection_of
 from hf_kd.methods.unlearning.task import NORMS, GradientSteps, parameters_from
 from hf_kd.model.unlearn import fresh_model, make_task
-from tests.conftest import make_dataset, randomise
+from tests.helpers.small import make_dataset, randomise
 
 
 @pytest.fixture

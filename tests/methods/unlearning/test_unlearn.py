@@ -11,7 +11,7 @@ from hf_kd import ErasedModel, unlearn, unlearning_methods
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.task import GradientSteps
 from hf_kd.methods.unlearning.training import TrainedMethod
-from tests.conftest import make_dataset
+from tests.helpers.small import make_dataset
 
 QUICK = {
     "retrain": {"epochs": 1},
