@@ -47,6 +47,8 @@ class Erasure:
     """Where the method and its defaults come from; None in records of 0.1.0."""
     warnings: tuple[str, ...] = ()
     """What was noticed and may not be meant, such as labels that the head does not agree with; without names of classes."""
+    withheld: tuple[str, ...] | None = None
+    """Fields of the output that bypass the erasers and are not returned; None in records of 0.1.0."""
 
     @property
     def k(self) -> int:
@@ -66,7 +68,7 @@ class Erasure:
         """Inverse of `to_dict`, also after JSON. Keys of a later version are ignored."""
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        for name in ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256", "warnings"):
+        for name in ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256", "warnings", "withheld"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         return cls(**values)

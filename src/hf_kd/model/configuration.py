@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 MODEL_TYPE = "hf_kd_erased"
 
 
-LISTS = {"taps": dict, "erasers": (dict, type(None)), "leaking": str, "erasures": dict, "masked": int}
+LISTS = {
+    "taps": dict,
+    "erasers": (dict, type(None)),
+    "eraser_sha256": (str, type(None)),
+    "leaking": str,
+    "erasures": dict,
+    "masked": int,
+}
 """What the lists in a configuration hold."""
 
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -65,10 +72,10 @@ class ErasedConfig(PreTrainedConfig):
     """Configuration of an `ErasedModel`.
 
     inner: configuration of the model inside. inner_class: its class name. taps, erasers: where pooled features pass and
-    which erasers stand there (their shapes; values are in the weights). leaking: fields of the inner model's output
-    that carry knowledge past the taps and are withheld. erasures: one record per request. base_model, base_commit: where
-    the model inside came from, on the Hub; None where it came from somewhere else. masked: ids of the model inside that are
-    never answered; dropped: whether they also leave no column in the logits.
+    which erasers stand there (their shapes; values are in the weights). eraser_sha256: digest of what stands at each tap.
+    leaking: fields of the inner model's output that carry knowledge past the taps and are withheld. erasures: one record
+    per request. base_model, base_commit: where the model inside came from, on the Hub; None where it came from somewhere
+    else. masked: ids of the model inside that are never answered; dropped: whether they also leave no column in the logits.
     weights_erased: digest of the inner model's weights as the first request found them; None where it is not known.
     """
 
@@ -92,11 +99,13 @@ class ErasedConfig(PreTrainedConfig):
         masked: list[int] | None = None,
         dropped: bool = False,
         weights_erased: str | None = None,
+        eraser_sha256: list[str | None] | None = None,
         **kwargs: Any,
     ):
         if erasers and len(erasers) != len(taps or ()):
             raise InvalidValueError(f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged.")
         given = {"taps": taps, "erasers": erasers, "leaking": leaking, "erasures": erasures, "masked": masked}
+        given["eraser_sha256"] = eraser_sha256
         for name, values in given.items():
             if values is not None and not (
                 isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)
@@ -116,7 +125,9 @@ class ErasedConfig(PreTrainedConfig):
         self.inner = inner
         self.inner_class = inner_class
         self.taps = taps or []
+        _ = self.tap_list  # which refuses taps at which nothing could be erased
         self.erasers = erasers or []
+        self.eraser_sha256 = eraser_sha256 or []
         self.leaking = leaking or []
         self.erasures = erasures or []
         self.base_model = base_model
@@ -165,10 +176,14 @@ class ErasedConfig(PreTrainedConfig):
 
     @property
     def tap_list(self) -> tuple[Tap, ...]:
-        from hf_kd.features.taps.places import Tap
+        if not self.taps:
+            return ()
+        from hf_kd.features.taps.places import Tap, refuse_doubled
 
         with config_errors("taps", self.taps):
-            return tuple(Tap.from_dict(tap) for tap in self.taps)
+            taps = tuple(Tap.from_dict(tap) for tap in self.taps)
+            refuse_doubled(taps)
+        return taps
 
     @property
     def records(self) -> tuple[Erasure, ...]:

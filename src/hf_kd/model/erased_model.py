@@ -10,6 +10,7 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,19 +22,20 @@ from hf_kd.data.labels import check_class_ids
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import ReadOptions, probe_batch
 from hf_kd.features.taps.find import TapSearch, find_taps
-from hf_kd.features.taps.inputs import run
+from hf_kd.features.taps.inputs import input_device, keep_in_memory, run
 from hf_kd.features.taps.places import Tap, without_fields
-from hf_kd.features.taps.site import TapSite, drop_caches, evaluating, record
+from hf_kd.features.taps.site import TapSite, check_passed, drop_caches, evaluating, follow, record
 from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Method, build, describe
 from hf_kd.methods.records import Erasure
 
+from . import consistency, loading
 from . import label_mask as masking
-from . import loading
 from .configuration import MODEL_TYPE, ErasedConfig, label_names
 from .erase import fit_erasers, forget_compiled_graphs
 from .fold import fold_site
 from .saving import atomic_directory, refuse_other_model
+from .swap import Swap
 
 if TYPE_CHECKING:
     from hf_kd.audit.report import RetentionReport
@@ -78,13 +80,17 @@ class ErasedModel(PreTrainedModel):
         """Image processor, or any callable from an RGB PIL image to a tensor or a dict of tensors."""
         self.sites = nn.ModuleList()
         self.search: TapSearch | None = None
+        self._swap = Swap()
         if config.taps:
-            erasers = [build(description) if description else None for description in config.erasers]
-            self._stand_at(TapSearch(config.tap_list, tuple(config.leaking)))
+            erasers = [
+                build(description) if description else None
+                for description in config.erasers or [None] * len(config.taps)
+            ]
+            self._hook_into(config.tap_list)
             for site, eraser in zip(self.sites, erasers, strict=True):
                 site.eraser = eraser
-            self._describe_erasers()
             masking.sync_masks(self)
+        consistency.refuse_contradictions(config)
         if given:  # its values stay; one built here is initialised by its own class, buffers outside checkpoints too
             for module in self.modules():
                 module._is_hf_initialized = True
@@ -153,13 +159,15 @@ class ErasedModel(PreTrainedModel):
     def _load_erased(cls, name: str, config: Any, processor: Any, args: tuple, kwargs: dict[str, Any]):
         wants_info, _ = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", None)
         loading.refuse_pickles(name, kwargs)
+        labels = {key: kwargs.pop(key) for key in loading.LABEL_ARGUMENTS if key in kwargs}
         with loading.checkpoint_errors(name):
             model, info = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
-        loading.refuse_incomplete(name, info, records_without_eraser=bool(model.erasures) and not model.is_erased)
+        loading.refuse_incomplete(name, info)
+        loading.refuse_other_labels(model.config, labels)
         loading.align_memory(model)
-        for site in model.sites:
-            if site.eraser is not None and not any(buffer.is_meta for buffer in site.eraser.buffers()):
-                site.eraser.check()
+        keep_in_memory(model.sites)
+        consistency.check_loaded(model)
+        model._describe_erasers()
         model.processor = processor or loading.load_processor(name, kwargs)
         return (model, info) if wants_info else model
 
@@ -195,14 +203,17 @@ class ErasedModel(PreTrainedModel):
             self._stand_at(find_taps(self.inner, probe_batch(self, inputs), tap))
         return self.taps
 
-    def _stand_at(self, search: TapSearch) -> None:
+    def _hook_into(self, taps: Sequence[Tap]) -> None:
         for site in self.sites:
             site.detach()
+        self.sites = nn.ModuleList(TapSite(tap).attach(self.inner) for tap in taps)
+
+    def _stand_at(self, search: TapSearch) -> None:
+        self._hook_into(search.taps)
         self.search = search
-        self.sites = nn.ModuleList(TapSite(tap).attach(self.inner) for tap in search.taps)
         self.config.taps = [tap.to_dict() for tap in search.taps]
         self.config.leaking = list(search.leaking)
-        self.config.erasers = [None] * len(search.taps)
+        self._describe_erasers()
         if search.note:
             logger.warning(f"Tap: {search.note}.")
 
@@ -242,20 +253,27 @@ class ErasedModel(PreTrainedModel):
         for one that changes nothing.
         """
         options = ReadOptions.given(reading, progress, method_options)
+        seen = self._swap.changes
         fitted, erasure = fit_erasers(
             self, forget, method, options, method_options, whole_classes, retain, mask_head, allow_unrecognised
         )
-        device = next(self.inner.parameters()).device
-        fitted = [eraser.to(device) for eraser in fitted]
-        erasers = [e if s.eraser is None else s.eraser.then(e) for s, e in zip(self.sites, fitted, strict=True)]
-        erasure = masking.apply_mask_request(self, erasure, mask_head, erased_label)  # the last that can fail
-        if not self.config.erasures:
-            self.config.weights_erased = inner_digest(self)
-        for site, eraser in zip(self.sites, erasers, strict=True):
-            site.eraser = eraser
-        self._describe_erasers()
-        self.config.erasures = [*self.config.erasures, erasure.to_dict()]
-        forget_compiled_graphs()
+        fitted = [eraser.to(input_device(self.inner)) for eraser in fitted]
+        weights = self.config.weights_erased if self.config.erasures else inner_digest(self)
+        with self._swap.change():
+            if self._swap.changes != seen + 1:
+                raise InvalidValueError(
+                    "This model was erased or reset while this request was fitted, so it fits what is no longer there. "
+                    "Nothing was changed: call erase again."
+                )
+            erasers = [e if s.eraser is None else s.eraser.then(e) for s, e in zip(self.sites, fitted, strict=True)]
+            erasure = masking.apply_mask_request(self, erasure, mask_head, erased_label)  # the last that can fail
+            erasure = replace(erasure, withheld=tuple(self.config.leaking))
+            self.config.weights_erased = weights
+            for site, eraser in zip(self.sites, erasers, strict=True):
+                site.eraser = eraser
+            self._describe_erasers()
+            self.config.erasures = [*self.config.erasures, erasure.to_dict()]
+            forget_compiled_graphs()
         return self
 
     def reset(self) -> ErasedModel:
@@ -272,16 +290,18 @@ class ErasedModel(PreTrainedModel):
                 else "nothing has been erased, so the model already answers as the original."
             )
             raise InvalidValueError(f"There is no eraser to take away: {reason}")
-        for site in self.sites:
-            site.eraser = None
-        masking.unmask(self)
-        self.config.erasures, self.config.weights_erased = [], None
-        self._describe_erasers()
-        forget_compiled_graphs()
+        with self._swap.change():
+            for site in self.sites:
+                site.eraser = None
+            masking.unmask(self)
+            self.config.erasures, self.config.weights_erased = [], None
+            self._describe_erasers()
+            forget_compiled_graphs()
         return self
 
     def _describe_erasers(self) -> None:
         self.config.erasers = [describe(site.eraser) if site.eraser is not None else None for site in self.sites]
+        self.config.eraser_sha256 = [consistency.eraser_digest(site.eraser) for site in self.sites]
 
     def audit(
         self,
@@ -322,12 +342,17 @@ class ErasedModel(PreTrainedModel):
         return self.inner.get_text_features(*args, **kwargs)
 
     def _answer(self, call: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        return self._swap.unchanged_while(lambda: self._answer_once(call, dict(inputs)))
+
+    def _answer_once(self, call: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         return_dict = inputs.pop("return_dict", None)
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
-        output = masking.drop_masked_columns(self, call(**masking.to_inner_ids(self, inputs), return_dict=True))
-        asked = inputs.get("output_hidden_states") or getattr(self.config.inner, "output_hidden_states", False)
-        if self.is_erased and not asked:
+        follow(self.inner, self.sites)
+        output = call(**masking.to_inner_ids(self, inputs), return_dict=True)
+        check_passed(self.sites)
+        output = masking.drop_masked_columns(self, output)
+        if self.is_erased and not inputs.get("output_hidden_states"):
             output = without_fields(output, self.config.leaking)
         return output if return_dict or not isinstance(output, ModelOutput) else output.to_tuple()
 
@@ -339,10 +364,20 @@ class ErasedModel(PreTrainedModel):
         """
         inputs |= {} if pixel_values is None else {"pixel_values": pixel_values}
         self.find_taps()
-        with evaluating(self.inner), record(list(self.sites), stage) as take:
-            run(self.inner, inputs)
-            features = take()
+
+        def read() -> list[Tensor]:
+            with evaluating(self.inner), record(list(self.sites), stage) as take:
+                follow(self.inner, self.sites)
+                run(self.inner, inputs)
+                check_passed(self.sites)
+                return take()
+
+        features = self._swap.unchanged_while(read)
         return features[0] if len(features) == 1 else tuple(features)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        consistency.refuse_other_state(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> ErasedModel:
         if mode and getattr(self, "sites", None) and self.is_erased:

@@ -41,6 +41,7 @@ from hf_kd.features.taps.site import sites_on
 logger = logging.getLogger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+LABEL_ARGUMENTS = ("num_labels", "id2label", "label2id")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -241,7 +242,7 @@ def checkpoint_errors(name: str) -> Iterator[None]:
         raise InvalidValueError(f"The weights of {name} do not fit its configuration: {error}") from error
 
 
-def refuse_incomplete(name: str, info: dict[str, Any], records_without_eraser: bool) -> None:
+def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
     """Raise ValueError when a checkpoint did not bring every tensor of an erased model, its erasers above all."""
     missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
     strangers = [key for key in info["unexpected_keys"] if key.startswith("sites.")]
@@ -250,14 +251,27 @@ def refuse_incomplete(name: str, info: dict[str, Any], records_without_eraser: b
         what = f"lacks the eraser ({', '.join(erasers)})"
     elif missing or mismatched:
         what = f"lacks {', '.join((missing + mismatched)[:5])}"
-    elif strangers or records_without_eraser:
-        what = "records erasures, but its configuration does not describe the erasers they made"
+    elif strangers:
+        what = f"brings {strangers[0]}, but its configuration does not describe the erasers"
     else:
         return
     raise InvalidValueError(
         f"The checkpoint {name} {what}. Loading it would give a model that has not forgotten, or is random in part; it is "
         "refused. Save the erased model again with save_pretrained."
     )
+
+
+def refuse_other_labels(config: PreTrainedConfig, asked: dict[str, Any]) -> None:
+    """Raise ValueError for label arguments that are not those of an erased model: its records speak of its own classes."""
+    told = {"num_labels": config.num_labels, "id2label": config.id2label, "label2id": config.label2id}
+    for name, value in asked.items():
+        value = {int(label): title for label, title in value.items()} if name == "id2label" else value
+        if value is not None and value != told[name]:
+            raise InvalidValueError(
+                f"{name}={str(value)[:100]}: an erased model keeps its labels, because its records and masks speak of them. "
+                "For other classes load it without and put a fresh head behind the eraser: model.inner.classifier = "
+                "torch.nn.Linear(d, classes), by the name that model.taps gives."
+            )
 
 
 def align_memory(model: nn.Module) -> None:

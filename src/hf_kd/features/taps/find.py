@@ -60,7 +60,7 @@ def find_taps(model: nn.Module, inputs: Mapping[str, Any], tap: str | None = Non
             taps = (_embedding_tap(calls, fields(output)[answer], answer),)
         else:
             taps, note = _head_taps(model, calls, fields(output)[answer], inputs)
-        leaking = _leaking_fields(model, inputs, taps)
+        leaking = _leaking(model, inputs, taps)
     answers = [name for name in leaking if name in {*ANSWERS, answer}]
     if answers:
         raise TapNotFoundError(
@@ -246,7 +246,13 @@ def _constant_features(model: nn.Module, taps: tuple[Tap, ...]) -> Iterator[None
             site.detach()
 
 
-def _leaking_fields(model: nn.Module, inputs: Mapping[str, Any], taps: tuple[Tap, ...]) -> list[str]:
+def leaking_fields(model: nn.Module, inputs: Mapping[str, Any], taps: tuple[Tap, ...]) -> list[str]:
+    """Dotted names of returned fields that depend on the image even with constant features at every tap."""
+    with evaluating(model), torch.no_grad():
+        return _leaking(model, inputs, taps)
+
+
+def _leaking(model: nn.Module, inputs: Mapping[str, Any], taps: tuple[Tap, ...]) -> list[str]:
     variants = [inputs]
     if "input_ids" in inputs and "pixel_values" in inputs:
         variants.append(image_inputs(inputs))

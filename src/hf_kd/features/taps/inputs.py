@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from hf_kd.errors import InvalidValueError
@@ -90,14 +92,36 @@ def run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     return model(**inputs)
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Where the inputs of a model go: with parts of it offloaded, where accelerate runs it."""
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    parameters = (p.device for p in model.parameters() if p.device.type != "meta")
+    offloaded = (getattr(hook, "execution_device", None) for hook in hooks)
+    device = next((d for d in offloaded if d is not None), None) or next(parameters, "cpu")
+    return torch.device(device)
+
+
+def keep_in_memory(modules: nn.Module) -> None:
+    """Take modules out of accelerate's hands, their buffers in memory where it would run them."""
+    for module in modules.modules():
+        hook = getattr(module, "_hf_hook", None)
+        if hook is None:
+            continue
+        with align_module_device(module):
+            values = {name: buffer.clone() for name, buffer in module._buffers.items() if buffer is not None}
+        remove_hook_from_module(module)
+        device = getattr(hook, "execution_device", None)
+        module._buffers.update({name: value.to(device) for name, value in values.items()})
+
+
 def _in_dtype_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Move inputs to the model's device, floating ones to its dtype."""
+    """Move inputs to where the model takes them, floating ones to its dtype."""
     parameter = next(model.parameters(), None)
     if parameter is None:
         return dict(inputs)
-    dtype = parameter.dtype if parameter.is_floating_point() else None
+    dtype, device = parameter.dtype if parameter.is_floating_point() else None, input_device(model)
     return {
-        name: (value.to(parameter.device, dtype) if value.is_floating_point() else value.to(parameter.device))
+        name: (value.to(device, dtype) if value.is_floating_point() else value.to(device))
         if isinstance(value, Tensor)
         else value
         for name, value in inputs.items()

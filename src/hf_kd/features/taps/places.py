@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from transformers.utils import ModelOutput
 
+from hf_kd.errors import InvalidValueError
+
 
 @dataclass(frozen=True)
 class Place:
@@ -18,6 +20,12 @@ class Place:
     side: Literal["input", "output"]
     field: str | None = None
     """Field of the `ModelOutput` that carries the features; None when they are the whole tensor."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, str) or self.side not in ("input", "output"):
+            raise InvalidValueError(
+                f"module={self.module!r}, side={self.side!r}: a place is the input or output of a path"
+            )
 
     def __str__(self) -> str:
         name = self.module or "the model"
@@ -48,12 +56,16 @@ class Tap:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Tap:
-        return cls(
+        """Inverse of `to_dict`. Raises ValueError for a tap at which nothing could be erased."""
+        tap = cls(
             dim=int(data["dim"]),
             places=tuple(Place(**place) for place in data["places"]),
             heads=tuple(data.get("heads", ())),
             head_input_shape=tuple(data.get("head_input_shape", ())),
         )
+        if not tap.places or tap.dim < 1:
+            raise InvalidValueError(f"a tap of dimension {tap.dim} at {len(tap.places)} places")
+        return tap
 
 
 def without_fields(output: Any, leaking: Sequence[str]) -> Any:
@@ -67,3 +79,11 @@ def without_fields(output: Any, leaking: Sequence[str]) -> Any:
         inside = [field.removeprefix(f"{name}.") for field in leaking if field.startswith(f"{name}.")]
         kept[name] = without_fields(value, inside)
     return type(output)(**kept)
+
+
+def refuse_doubled(taps: Sequence[Tap]) -> None:
+    """Raise ValueError for a place that several taps, or one twice, stand at: it would be erased more than once."""
+    places = [place for tap in taps for place in tap.places]
+    doubled = next((place for place in places if places.count(place) > 1), None)
+    if doubled is not None:
+        raise InvalidValueError(f"the {doubled} is named twice")

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.errors import InvalidTypeError, InvalidValueError, NotErasedError
 
+from .hooks import THREAD, Kind, Reader, hooks_of, is_registered, register, remove_alike
 from .places import Place, Tap
 
 
@@ -32,7 +33,12 @@ def masked_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 class TapSite(nn.Module):
-    """Stands at every place of one tap, and behind its heads. Without an eraser and masked classes it changes nothing."""
+    """Stands at every place of one tap, and behind its heads. Without an eraser and masked classes it changes nothing.
+
+    Its hooks follow the path of a module, not the object: before each forward it looks whether they are where the model
+    now is, so a replaced, wrapped or quantised head stays behind the eraser (`follow`). A forward in which an eraser was
+    not passed raises NotErasedError (`check_passed`).
+    """
 
     def __init__(self, tap: Tap):
         super().__init__()
@@ -41,28 +47,25 @@ class TapSite(nn.Module):
         self.masked: tuple[int, ...] = ()
         """Classes that the heads never answer."""
         self._handles: list[Any] = []
-        self._recorded: list[Tensor] | None = None
-        self._stage: Literal["before", "after"] = "after"
+        self._keys: list[int] = []
+        """Of the handles, which graphs cannot look into."""
+        self._traced = 0
 
     def attach(self, model: nn.Module) -> TapSite:
-        """Hook into `model`; returns self."""
-        for number, place in enumerate(self.tap.places):
+        """Hook into `model`; returns self. Raises ValueError for a tap at modules that it does not have."""
+        for path, hook, kind in self._hooks():
             try:
-                module = model.get_submodule(place.module)
+                module = model.get_submodule(path)
             except AttributeError as error:
                 raise InvalidValueError(
-                    f"A tap stands at {place.module!r}, which {type(model).__name__} does not have: the description of the "
+                    f"A tap stands at {path!r}, which {type(model).__name__} does not have: the description of the "
                     "taps is not of this model."
                 ) from error
-            if place.side == "input":
-                hook = functools.partial(self._on_input, number)
-                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            else:
-                hook = functools.partial(self._on_output, number, place.field)
-                # first in line, so that no other hook sees the features before the eraser
-                self._handles.append(module.register_forward_hook(hook, prepend=True))
-        for name in self.tap.heads:
-            self._handles.append(model.get_submodule(name).register_forward_hook(functools.partial(self._on_logits)))
+            self._handles.append(register(module, hook, kind))
+            self._keys.append(self._handles[-1].id)
+        # around the whole, so that a call of the model itself is checked as well
+        self._handles.append(model.register_forward_pre_hook(functools.partial(self._before_all), prepend=True))
+        self._handles.append(model.register_forward_hook(functools.partial(self._after_all)))
         return self
 
     def detach(self) -> None:
@@ -70,18 +73,99 @@ class TapSite(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._keys.clear()
+
+    def _hooked(self, model: nn.Module) -> list[dict[int, Any]]:
+        """The hooks on the modules of `model` at the places and the heads."""
+        places = [hooks_of(model.get_submodule(place.module), place.side) for place in self.tap.places]
+        return places + [hooks_of(model.get_submodule(name), "logits") for name in self.tap.heads]
+
+    def _hooks(self) -> list[tuple[str, functools.partial, Kind]]:
+        """What has to be hooked where, in the order of the handles: path of the module, the hook, and its side."""
+        hooks: list[tuple[str, functools.partial, Kind]] = []
+        for number, place in enumerate(self.tap.places):
+            if place.side == "input":
+                hooks.append((place.module, functools.partial(self._on_input, number), "input"))
+            else:
+                hooks.append((place.module, functools.partial(self._on_output, number, place.field), "output"))
+        first = len(self.tap.places)
+        logits = enumerate(self.tap.heads, first)
+        return hooks + [(name, functools.partial(self._on_logits, number), "logits") for number, name in logits]
+
+    def follow(self, model: nn.Module) -> None:
+        """Stand where the model's modules are now, and forget what passed before.
+
+        Raises NotErasedError where a module is gone that erased features pass.
+        """
+        if torch.compiler.is_compiling():
+            self._traced = 0
+            if self._acts and not all(self._keys[n] in found for n, found in enumerate(self._hooked(model))):
+                raise NotErasedError(
+                    f"A module at the {self.tap} was replaced: call the model once before it is compiled."
+                )
+            return
+        THREAD.passed.difference_update((id(self), number) for number in range(len(self._handles)))
+        for number, (path, hook, kind) in enumerate(self._hooks()):
+            try:
+                module = model.get_submodule(path)
+            except AttributeError as error:
+                if not self._acts:
+                    continue
+                raise NotErasedError(
+                    f"The model was erased at {path!r} and has no such module any more, so its answers would not be erased. "
+                    "Put a module there, or load the erased model again."
+                ) from error
+            if not is_registered(module, hook, kind):
+                self._handles[number].remove()
+                remove_alike(module, hook, kind)  # a wrapper holds the module that was here, or copies of it
+                self._handles[number] = register(module, hook, kind)
+                self._keys[number] = self._handles[number].id
+
+    def check_passed(self) -> None:
+        """Raise NotErasedError where the last forward of this thread did not pass the eraser at every place, or the mask."""
+        places = len(self.tap.places)
+        wanted = [*range(places if self.eraser is not None else 0)]
+        wanted += range(places, places + len(self.tap.heads)) if self.masked else ()
+        if torch.compiler.is_compiling():
+            missed = any(not self._traced & (1 << number) for number in wanted)
+        else:
+            missed = any((id(self), number) not in THREAD.passed for number in wanted)
+        if missed:
+            raise NotErasedError(
+                f"This model is erased at the {self.tap}, and the forward did not pass there: its answer is not erased and "
+                "is withheld. The model was changed, or its description is not its own; load the erased model again."
+            )
+
+    @property
+    def _acts(self) -> bool:
+        return self.eraser is not None or bool(self.masked)
+
+    def _before_all(self, module: nn.Module, args: tuple) -> None:
+        self.follow(module)
+
+    def _after_all(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.check_passed()
+
+    def _mark(self, number: int) -> None:
+        if torch.compiler.is_compiling():
+            self._traced |= 1 << number
+        else:
+            THREAD.passed.add((id(self), number))
 
     def pass_through(self, features: Tensor, number: int = 0) -> Tensor:
         """The features as they go on: read if somebody reads, erased if there is an eraser; shape as it came in."""
-        if self.eraser is None and self._recorded is None:
+        self._mark(number)
+        reader = None if number or torch.compiler.is_compiling() else THREAD.readers.get(id(self))
+        eraser = self.eraser
+        if eraser is None and reader is None:
             return features
         rows = self._as_rows(features)
-        if self._recorded is not None and number == 0 and self._stage == "before":
-            self._recorded.append(rows.detach())
-        if self.eraser is not None:
-            rows = self.eraser(rows)
-        if self._recorded is not None and number == 0 and self._stage == "after":
-            self._recorded.append(rows.detach())
+        if reader is not None and reader.stage == "before":
+            reader.rows.append(rows.detach())
+        if eraser is not None:
+            rows = eraser(rows)
+        if reader is not None and reader.stage == "after":
+            reader.rows.append(rows.detach())
         return rows.reshape(features.shape)
 
     def _as_rows(self, features: Tensor) -> Tensor:
@@ -94,10 +178,13 @@ class TapSite(nn.Module):
             )
         return features.reshape(features.shape[0], self.tap.dim)
 
-    def _on_input(self, number: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    def _on_input(self, number: int, module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None):
         if args:
-            return (self.pass_through(args[0], number), *args[1:]), kwargs
-        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+            passed = (self.pass_through(args[0], number), *args[1:])
+            return passed if kwargs is None else (passed, kwargs)
+        name = next((name for name, value in (kwargs or {}).items() if isinstance(value, Tensor)), None)
+        if name is None:
+            raise NotErasedError(f"{type(module).__name__} at the {self.tap} was called without features to erase.")
         return args, kwargs | {name: self.pass_through(kwargs[name], number)}
 
     def _on_output(self, number: int, field: str | None, module: nn.Module, args: tuple, output: Any):
@@ -112,11 +199,24 @@ class TapSite(nn.Module):
         output[field] = self.pass_through(output[field], number)
         return output
 
-    def _on_logits(self, module: nn.Module, args: tuple, output: Any):
+    def _on_logits(self, number: int, module: nn.Module, args: tuple, output: Any):
+        self._mark(number)
         return masked_logits(output, self.masked) if self.masked else None
 
     def extra_repr(self) -> str:
         return str(self.tap)
+
+
+def follow(model: nn.Module, sites: Sequence[TapSite]) -> None:
+    """Let all sites stand where the model's modules are now; see `TapSite.follow`."""
+    for site in sites:
+        site.follow(model)
+
+
+def check_passed(sites: Sequence[TapSite]) -> None:
+    """Raise NotErasedError where the last forward of this thread did not pass some eraser."""
+    for site in sites:
+        site.check_passed()
 
 
 def sites_on(model: nn.Module) -> list[TapSite]:
@@ -139,23 +239,23 @@ def record(
     `stage` says whether to read before or after the eraser of each site.
     """
 
+    own = {id(site): Reader(stage) for site in sites}
+
     def take() -> list[Tensor]:
         taken = []
         for site in sites:
-            if len(site._recorded or ()) != 1:
-                raise NotErasedError(
-                    f"Features passed the {site.tap} {len(site._recorded or ())} times in one forward; expected once."
-                )
-            taken.append(site._recorded.pop())
+            rows = own[id(site)].rows
+            if len(rows) != 1:
+                raise NotErasedError(f"Features passed the {site.tap} {len(rows)} times in one forward; expected once.")
+            taken.append(rows.pop())
         return taken
 
-    for site in sites:
-        site._recorded, site._stage = [], stage
+    before = THREAD.readers
+    THREAD.readers = before | own
     try:
         yield take
     finally:
-        for site in sites:
-            site._recorded, site._stage = None, "after"
+        THREAD.readers = before
 
 
 @contextlib.contextmanager

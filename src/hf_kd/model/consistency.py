@@ -1,0 +1,130 @@
+"""Whether an erased model is what its configuration and records say: they are compared, never believed.
+
+Hashes of a checkpoint are not signed: who edits records, configuration and weights alike is found out by the receipt
+(`model.verify`), or by carrying the erasure out again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hf_kd.errors import InvalidValueError
+from hf_kd.features.protocol import TappedModel
+from hf_kd.features.taps.find import leaking_fields
+from hf_kd.features.taps.inputs import probe_inputs
+from hf_kd.methods.erasers.base import Eraser, describe
+
+from .configuration import ErasedConfig, label_names
+from .erase import fingerprint
+
+
+def eraser_digest(eraser: Eraser | None) -> str | None:
+    """sha256 of what stands at a tap: kind and settings of the eraser, and its buffers as `fingerprint` has them."""
+    if eraser is None:
+        return None
+    plain = json.loads(json.dumps(describe(eraser)))  # as it comes back from a file
+    return hashlib.sha256(f"{json.dumps(plain, sort_keys=True)}{fingerprint(eraser)}".encode()).hexdigest()
+
+
+def refuse_contradictions(config: ErasedConfig) -> None:
+    """Raise ValueError where a configuration says of taps, erasers, masks or labels what its records contradict."""
+    records = config.records
+    taps = tuple(map(str, config.tap_list))
+    if len(config.erasers) != len(taps):
+        _refuse(f"{len(config.erasers)} erasers at {len(taps)} taps")
+    if config.eraser_sha256 and len(config.eraser_sha256) != len(taps):
+        _refuse(f"{len(config.eraser_sha256)} digests of erasers at {len(taps)} taps")
+    if bool(records) != bool(config.erasers and all(config.erasers)) or (not records and any(config.erasers)):
+        _refuse("it records erasures, but its configuration does not describe the erasers they made, or the reverse")
+    for record in records:
+        if record.taps != taps:
+            _refuse(f"it was erased at {'; '.join(record.taps)}, and the configuration names {'; '.join(taps)}")
+        if record.withheld is not None and set(record.withheld) != set(config.leaking):
+            _refuse(f"{list(record.withheld)} are withheld, and the configuration names {config.leaking}")
+    masked = [record for record in records if record.masked]
+    classes = sorted({c for record in masked for c in record.classes or ()})
+    if classes != sorted(config.masked):
+        _refuse(f"classes {classes} are never answered, and the configuration masks {sorted(config.masked)}")
+    if any((record.erased_label is None) != config.dropped for record in masked) or (config.dropped and not masked):
+        _refuse(f"dropped={config.dropped}, and the records say otherwise")
+    _refuse_labels(config, masked)
+
+
+def _refuse_labels(config: ErasedConfig, masked: Sequence[Any]) -> None:
+    names = label_names(config.inner)
+    wanted = len(names) - (len(config.masked) if config.dropped else 0)
+    if masked and len(config.id2label or {}) != wanted:
+        _refuse(f"{len(config.id2label or {})} labels are shown, and {wanted} are left of {len(names)}")
+    for record in masked:
+        for c in record.classes or ():
+            if not config.dropped and config.id2label.get(c) == names.get(c) != record.erased_label:
+                _refuse(f"class {c} is called {record.erased_label!r}, and the configuration calls it {names[c]!r}")
+
+
+def check_loaded(model: TappedModel) -> None:
+    """What is compared once the values are there. Raises ValueError where they are not those of the records."""
+    for site in model.sites:
+        if site.eraser is not None:
+            site.eraser.check()
+    refuse_other_erasers(model)
+    withhold_what_leaks(model)
+
+
+def refuse_other_erasers(model: TappedModel) -> None:
+    """Raise ValueError where what stands at a tap is not what was fitted: by digests, and for one request by its record."""
+    erasers = [site.eraser for site in model.sites]
+    told = model.config.eraser_sha256
+    records = model.erasures
+    if told and told != [eraser_digest(eraser) for eraser in erasers]:
+        _refuse("the values of an eraser are others than those that were saved")
+    if len(records) == 1:
+        if records[0].sha256 and records[0].sha256 != tuple(map(fingerprint, erasers)):
+            _refuse("the values of an eraser are others than those that were fitted, by the sha256 of its record")
+        if records[0].rank_removed and records[0].rank_removed != tuple(e.rank_removed for e in erasers):
+            _refuse("an eraser removes another number of directions than its record says")
+
+
+def refuse_other_state(model: TappedModel, state: Mapping[str, Tensor], prefix: str) -> None:
+    """Raise ValueError for tensors of erasers that a model does not have, or with other values than its records know."""
+    start = f"{prefix}sites."
+    given = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(start)}
+    own = {f"sites.{name}" for name in model.sites.state_dict()}
+    if set(given) - own:
+        raise InvalidValueError(
+            f"These weights are of an erased model ({sorted(set(given) - own)[0]}) and this one has no such eraser: it "
+            "would go on with them as if nothing had been erased. Load the checkpoint with ErasedModel.from_pretrained, and "
+            "train that."
+        )
+    for number, site in enumerate(model.sites):
+        own = f"sites.{number}.eraser."
+        values = {name.removeprefix(own): value for name, value in given.items() if name.startswith(own)}
+        if values and model.config.eraser_sha256:
+            other = copy.deepcopy(site.eraser)
+            other.load_state_dict(values, strict=False)
+            if eraser_digest(other) != model.config.eraser_sha256[number]:
+                _refuse("these weights bring an eraser of other values than this model was erased with")
+
+
+def withhold_what_leaks(model: TappedModel) -> None:
+    """Look again for fields that bypass the erasers, where no record says which they were (models of 0.1.0)."""
+    if not model.erasures or any(record.withheld is not None for record in model.erasures):
+        return
+    try:
+        probe = probe_inputs(model.inner)
+    except ValueError:  # a model whose configuration does not say what it takes: what was written down has to do
+        return
+    found = leaking_fields(model.inner, probe, model.taps)
+    model.config.leaking = list(dict.fromkeys([*model.config.leaking, *found]))
+
+
+def _refuse(what: str) -> None:
+    raise InvalidValueError(
+        f"What this erased model is contradicts what its records say: {what}. It was edited, or put together from several "
+        "models; it is refused. Save the erased model again with save_pretrained, or erase the original."
+    )
