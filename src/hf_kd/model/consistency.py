@@ -59,8 +59,13 @@ def refuse_contradictions(config: ErasedConfig) -> None:
 def _refuse_labels(config: ErasedConfig, masked: Sequence[Any]) -> None:
     names = label_names(config.inner)
     wanted = len(names) - (len(config.masked) if config.dropped else 0)
-    if masked and len(config.id2label or {}) != wanted:
-        _refuse(f"{len(config.id2label or {})} labels are shown, and {wanted} are left of {len(names)}")
+    shown = len(config.id2label or {})
+    if config.taps and shown != wanted:
+        raise InvalidValueError(
+            f"The configuration has {shown} labels, and the model answers {wanted}: an erased model keeps its labels: "
+            "its records speak of them. For other classes load it as it is and put a fresh head behind the eraser, by the "
+            "name that model.taps gives, such as model.inner.classifier = torch.nn.Linear(d, classes)."
+        )
     for record in masked:
         for c in record.classes or ():
             if not config.dropped and config.id2label.get(c) == names.get(c) != record.erased_label:

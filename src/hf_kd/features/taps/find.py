@@ -10,6 +10,7 @@ does is listed as leaking, and an erased model does not return it.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,9 +228,18 @@ def _explicit_tap(model: nn.Module, calls: list[Call], answer: Any, spec: str) -
 
 
 class _Constant(nn.Module):
-    """Puts the same vector in the place of every sample's features [n, d]: not zero, of which a norm would make NaN."""
+    """Puts the same vector in the place of every sample's features [n, d]: not zero, of which a norm would make NaN.
+
+    Only in the thread that searches; what the model answers in others stays what it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
 
     def forward(self, features: Tensor) -> Tensor:
+        if threading.get_ident() != self._thread:
+            return features
         vector = torch.linspace(0.5, -1.0, features.shape[-1], dtype=features.dtype, device=features.device)
         return vector.expand_as(features)
 

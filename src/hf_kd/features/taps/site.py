@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
@@ -329,7 +330,14 @@ def head_function(model: nn.Module, taps: Sequence[Tap], masked: Sequence[int] =
 
 def plain_copy(model: nn.Module, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A frozen copy of a submodule in eval mode, without any hooks: its mathematics alone."""
-    head = copy.deepcopy(model.get_submodule(name))
+    head = model.get_submodule(name)
+    with contextlib.ExitStack() as stack:
+        for module in head.modules():  # weights that are offloaded, for as long as they are copied
+            stack.enter_context(align_module_device(module))
+        offload = [module._hf_hook for module in head.modules() if hasattr(module, "_hf_hook")]
+        head = copy.deepcopy(
+            head, {id(hook): hook for hook in offload}
+        )  # which may hold the weights of the whole model
     remove_hook_from_module(head, recurse=True)
     for module in head.modules():
         module._forward_pre_hooks.clear()

@@ -6,6 +6,7 @@ a model may write over a field of a tower's output after the tower has returned 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,12 +37,17 @@ def record_calls(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Call
     calls: dict[str, Call] = {}
     taken: dict[str, Tensor | None] = {}
     names = {module: name for name, module in model.named_modules()}
+    thread = threading.get_ident()  # others may ask the model meanwhile
 
     def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != thread:
+            return
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
         taken[names[module]] = snapshot(tensors[0]) if len(tensors) == 1 else None
 
     def after(module: nn.Module, args: tuple, output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         structured = isinstance(output, ModelOutput)
         kept = {k: snapshot(v) for k, v in output.items()} if structured else snapshot(output)
         calls[names[module]] = Call(names[module], module, taken.get(names[module]), kept, structured)
