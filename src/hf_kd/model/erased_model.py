@@ -429,6 +429,8 @@ class ErasedModel(PreTrainedModel):
             )
         if not is_main_process:
             return
+        consistency.refuse_contradictions(self.config)  # what does not load again is not written
+        consistency.refuse_other_erasers(self)
         from hf_kd.hub.document import document  # reports and figures, which only a saved model needs
 
         with atomic_directory(save_directory) as folder:
