@@ -68,7 +68,8 @@ class Erasure:
         """Inverse of `to_dict`, also after JSON. Keys of a later version are ignored."""
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        for name in ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256", "warnings", "withheld"):
+        tuples = ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256", "warnings", "withheld")
+        for name in tuples:
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         return cls(**values)
