@@ -12,9 +12,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from hf_kd.data.text import escape_markdown
 from hf_kd.hub.card import BEGIN, END, CardValues, render, template
 from hf_kd.hub.receipt import commands
-from hf_kd.hub.text import plain
 from hf_kd.hub.wording import METHODS, Request
 from tests.audit.test_report import audit
 from tests.metrics.planted import planted
@@ -156,7 +156,7 @@ def test_class_means_do_not_flood_card_and_command():
 def test_plain_text_renders_as_itself():
     markdown = pytest.importorskip("markdown_it")
     for name in NASTY[:-3]:
-        html = markdown.MarkdownIt("commonmark").enable("table").render(f"- {plain(name)}")
+        html = markdown.MarkdownIt("commonmark").enable("table").render(f"- {escape_markdown(name)}")
         for tag in ("<script", "<a ", "<img", "<code", "<strong", "<em", "<h1", "<table", "<hr"):
             assert tag not in html, (name, html)
 

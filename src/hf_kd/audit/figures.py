@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_kd.data.text import figure_text
 from hf_kd.errors import require
 
 from .plotting import BLACK, BLUE, GREY, ORANGE, STYLE, VERSIONS, short
@@ -301,4 +302,4 @@ def _share(value: float | None, whole: float) -> float | None:
 def _name(report: ReportData, version: str) -> str:
     if version == "erased":
         return report.treatment
-    return f"reference ({report.reference})" if version == "reference" else version
+    return figure_text(f"reference ({report.reference})") if version == "reference" else version

@@ -6,6 +6,8 @@ hatch or line, so that the figures survive a black-and-white printer. Originals 
 
 from __future__ import annotations
 
+from hf_kd.data.text import figure_text
+
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#000000"
 VERSIONS = {
     "original": (BLUE, "o", "-", ""),
@@ -26,6 +28,5 @@ STYLE = {
 
 
 def short(name: str, most: int = 14) -> str:
-    """The first of several names, cut to `most` characters."""
-    name = name.partition(",")[0]
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """The first of several names, cut to `most` characters, as text of a figure."""
+    return figure_text(name.partition(",")[0], most)

@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from hf_kd.data.text import escape_markdown, one_line, sentence, table_cell
+
 from .report_data import ReportData
 from .schema import Score, Section
 
@@ -90,7 +92,7 @@ def screen(report: ReportData) -> Group:
     if report.reference != "none":
         columns.append((report.reference, "right"))
     table = Table(
-        title=f"Retention audit: what is left of {_forgotten(report)}",
+        title=Text(one_line(f"Retention audit: what is left of {_forgotten(report)}")),
         title_justify="left",
         width=WIDTH - 2,
         box=None,
@@ -180,11 +182,12 @@ def _forgotten(report: ReportData) -> str:
 
 def markdown(report: ReportData, heading: int = 2) -> str:
     """Every section in reading order, a table each, with its notes."""
-    lines = [f"{'#' * heading} Retention audit: what is left of {_forgotten(report)}", ""]
-    lines += [f"- {note}" for note in (*_footnotes(report), *report.notes)]
-    lines += [f"- Audited in {report.seconds:.0f} s with {', '.join(f'{n} {v}' for n, v in report.versions.items())}."]
+    lines = [f"{'#' * heading} Retention audit: what is left of {escape_markdown(_forgotten(report), 200)}", ""]
+    lines += [f"- {sentence(note)}" for note in (*_footnotes(report), *report.notes)]
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    lines += [sentence(f"- Audited in {report.seconds:.0f} s with {versions}.")]
     for section in report.sections:
-        lines += ["", f"{'#' * (heading + 1)} {section.title}", ""]
+        lines += ["", sentence(f"{'#' * (heading + 1)} {section.title}"), ""]
         if section.key == "label_efficiency":
             curve = [score for score in section.scores if "n" in score.settings]
             rest = [score for score in section.scores if score not in curve]
@@ -195,7 +198,7 @@ def markdown(report: ReportData, heading: int = 2) -> str:
             lines += _wide(report, section)
         elif section.scores:
             lines += _long(report, section)
-        lines += [f"- {note}" for note in section.notes]
+        lines += [f"- {sentence(note)}" for note in section.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -235,7 +238,7 @@ def _wide(report: ReportData, section: Section) -> list[str]:
     if not names:
         return lines
     versions = _versions(report, section.scores)
-    lines += [f"Cells: {' / '.join(title for title, _ in versions)}.", ""]
+    lines += [sentence(f"Cells: {' / '.join(title for title, _ in versions)}."), ""]
     lines += [_row(["", *(NAMES.get(name, name) for name in names)]), _row(["---"] + ["---:"] * len(names))]
     for group, scores in section.rows().items():
         own = {score.name: score for score in scores}
@@ -263,4 +266,4 @@ def _value(score: Score, attribute: str) -> str:
 
 
 def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(table_cell, cells)) + " |"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hf_kd.data.text import one_line, terminal
 from hf_kd.hub.wording import GETS_THROUGH
 
 
@@ -25,7 +26,7 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
             markup=False,
             highlight=False,
         )
-    console.print(f"Saved to [bold]{result['output']}[/].", highlight=False)
+    console.print(f"Saved to [bold]{terminal(str(result['output']))}[/].", highlight=False)
     if result["folded"]:
         console.print("Folded: a stock checkpoint whose logits are erased and whose features are NOT.")
     console.print(
@@ -54,34 +55,38 @@ def show_masks(console: Console, facts: dict[str, Any]) -> None:
     if not masked["classes"]:
         return
     labels = ", ".join(named(c, facts["class_names"]) for c in masked["classes"])
-    how = "dropped from labels and logits" if masked["dropped"] else f"called {', '.join(masked['labels'])}"
+    how = (
+        "dropped from labels and logits"
+        if masked["dropped"]
+        else f"called {', '.join(map(one_line, masked['labels']))}"
+    )
     console.print(f"Masked, so never answered: {labels}; {how}.", markup=False, highlight=False)
 
 
 def named(label: int, names: dict[int, str] | None) -> str:
     """A class as "3 (cat)"."""
-    return f"{label} ({names[label]})" if names and label in names else str(label)
+    return f"{label} ({one_line(names[label])})" if names and label in names else str(label)
 
 
 def show_record(
     console: Console, record: dict[str, Any], names: dict[int, str] | None = None, number: int | None = None
 ) -> None:
     """One erasure as a table; `names` are the model's labels, `number` its place among several."""
-    console.print(f"{'' if number is None else f'{number}. '}Erased by {record['method']}:")
+    console.print(f"{'' if number is None else f'{number}. '}Erased by {terminal(record['method'])}:")
     table = Table(show_header=False)
     table.add_row("forget samples", f"{record['n_forget']:,}")
     if record["classes"] is not None:
-        table.add_row("classes of the model", ", ".join(named(c, names) for c in record["classes"]))
+        table.add_row("classes of the model", Text(", ".join(named(c, names) for c in record["classes"])))
     if record.get("n_retain") is not None:
         table.add_row("images of other labels", f"{record['n_retain']:,}")
     if record.get("masked") is not None:
         label = record["erased_label"]
-        how = "dropped from labels and logits" if label is None else f"never answered, called {label}"
+        how = "dropped from labels and logits" if label is None else f"never answered, called {one_line(label)}"
         table.add_row("masked", Text(how if record["masked"] else "no: the head may still answer them"))
     for tap, measured, rank, condition in zip(
         record["taps"], record["measured"], record["rank_removed"], record["condition_number"], strict=True
     ):
-        table.add_row("tap", tap)
+        table.add_row("tap", Text(one_line(tap)))
         if "cover_classes" in measured:
             for what, found in cover_facts(measured, record["settings"], names):
                 table.add_row(what, Text(found))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from jinja2 import Environment
 
 from hf_kd.audit.render import number
 from hf_kd.audit.report import RetentionReport
+from hf_kd.data.text import code, code_block, escape_markdown, table_cell
 
-from .text import is_repo_id, plain
+from .text import is_repo_id
 from .wording import Request, classes_of, cover_limits, methods_text, request_line
 
 TEMPLATE = "model_card_template.md"
@@ -194,12 +195,12 @@ def _has_metadata(text: str) -> bool:
 def _texts(values: CardValues) -> dict[str, Any]:
     report = values.report
     return {
-        "title": plain(_name(values)),
+        "title": escape_markdown(_name(values)),
         "summary": _summary(values) + SINCE_NOTES.get(values.since, ""),
         "results": None if report is None else results_table(report),
         "results_notes": None if report is None else _results_notes(report),
         "figures": [{"path": path, "alt": ALT.get(Path(path).stem, "Figure")} for path in values.figures],
-        "full_report": None if report is None else nameless(report).to_markdown(3),
+        "full_report": None if report is None else report.to_markdown(3),
         "requests": "\n".join(request_line(request, values.folded) for request in values.requests),
         "method": _method(values),
         "usage": _usage(values),
@@ -237,8 +238,8 @@ def _summary(values: CardValues) -> str:
         f"[{values.base_model}](https://huggingface.co/{values.base_model})" if is_repo_id(values.base_model) else None
     )
     images = sum(request.images for request in values.requests)
-    what = f"{base or plain(values.architecture)} that was made to forget {classes_of(values.requests)}"
-    methods = ", ".join(f"`{plain(method)}`" for method in values.changed)
+    what = f"{base or escape_markdown(values.architecture)} that was made to forget {classes_of(values.requests)}"
+    methods = ", ".join(map(code, values.changed))
     if not values.erased:
         return (
             f"{what}, with {images:,} images of it, by changing its weights ({methods}). No eraser stands in it: it is a "
@@ -258,12 +259,12 @@ def _summary(values: CardValues) -> str:
 
 
 def _method(values: CardValues) -> str:
-    taps = "; ".join(f"`{tap.replace('`', '')}`" for tap in values.taps)
+    taps = "; ".join(map(code, values.taps))
     if not values.erased:
         return f"Pooled features pass at: {taps}; d = {values.dimension}. What is said above of features is measured there."
     text = f"The eraser stands at: {taps}; d = {values.dimension}."
     if values.withheld and not values.folded:
-        fields = ", ".join(f"`{name}`" for name in values.withheld)
+        fields = ", ".join(map(code, values.withheld))
         text += f" These fields of the output bypass it and are withheld unless hidden states are asked for: {fields}."
     return f"{text} {methods_text(values.requests)}"
 
@@ -286,7 +287,7 @@ def results_table(report: RetentionReport) -> str:
     strongest = report.worst_case.group
     add("**Converged linear probe, forgotten (D_ft)**", "converged", "D_ft")
     add("Converged linear probe, others (D_rt)", "converged", "D_rt")
-    add(f"**Strongest attack ({plain(strongest)}), recall**", "worst_case", "recall", strongest)
+    add(f"**Strongest attack ({table_cell(strongest)}), recall**", "worst_case", "recall", strongest)
     add("Its false alarms", "worst_case", "false_alarms", strongest)
     if report.treatment == "erased":
         add("Whoever removes the eraser, recall", "worst_case", "recall_without_eraser")
@@ -296,7 +297,7 @@ def results_table(report: RetentionReport) -> str:
             add(f"Different vectors among these, {which}", "inputs", "changed_vectors", group)
     for score in report.section("label_efficiency").scores:
         if score.name == "recall" and score.settings.get("n") in (1, 5, 20):
-            add(f"Recall from {score.settings['n']} labelled images", "label_efficiency", "recall", score.group)
+            add(f"Recall from {int(score.settings['n'])} labelled images", "label_efficiency", "recall", score.group)
     add("Area between erased and reference (1 = nothing forgotten)", "label_efficiency", "area")
     add("Paper's probe, forgotten (D_ft)", "paper", "D_ft")
     add("Paper's probe, others (D_rt)", "paper", "D_rt")
@@ -307,7 +308,7 @@ def results_table(report: RetentionReport) -> str:
 
 
 def _results_notes(report: RetentionReport) -> str:
-    counts = ", ".join(f"{name} {count:,}" for name, count in report.samples.items())
+    counts = ", ".join(f"{escape_markdown(name)} {count:,}" for name, count in report.samples.items())
     notes = [
         f"Percent, test images; {counts}. The converged probe comes first because it is what an attacker with labels gets. "
         "The paper's probe is stopped long before it converges and mostly measures how large the features are: "
@@ -320,13 +321,8 @@ def _results_notes(report: RetentionReport) -> str:
     return "\n\n".join(notes)
 
 
-def nameless(report: RetentionReport) -> RetentionReport:
-    """The report with names that cannot break a table; names that may not be published were taken out before."""
-    return replace(report, class_names={label: plain(name) for label, name in report.class_names.items()})
-
-
 def _usage(values: CardValues) -> str:
-    repo = values.repo_id or "PATH_OR_REPO_ID"
+    repo = values.repo_id if is_repo_id(values.repo_id) else "PATH_OR_REPO_ID"
     task = "image-classification" if values.classifies else "image-feature-extraction"
     pipe = f'pipeline("{task}", model="{repo}")("photo.jpg")'
     if not values.erased:
@@ -346,19 +342,20 @@ def _usage(values: CardValues) -> str:
 
 
 def _reproduce(values: CardValues) -> str:
-    lines = "\n".join(values.commands) or "hf-kd erase BASE_MODEL --dataset DATASET --forget LABEL --output erased"
+    lines = values.commands or ("hf-kd erase BASE_MODEL --dataset DATASET --forget LABEL --output erased",)
     versions = ", ".join(f"{name} {version}" for name, version in values.versions.items())
-    repo = values.repo_id or "FOLDER"
+    repo = values.repo_id if is_repo_id(values.repo_id) else "FOLDER"
     again = (
         "checks them, and carries the erasure out again when given the images."
         if values.erased
         else "checks them. It does not train again: the command above does, with the images of all labels."
     )
     return (
-        f"```bash\n{lines}\n```\n\nDATASET, LABEL and the like stand for what is not published here. Made with "
+        f"{code_block(lines, 'bash')}\n\nDATASET, LABEL and the like stand for what is not published here. Made with "
         f"{versions or 'hf_kd'}. The receipt `erasures.json` holds records and hashes; `hf-kd verify {repo}` {again}"
     )
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") if "\\|" not in cell else cell for cell in cells) + " |"
+    """A row of a table whose first cell is Markdown of our own."""
+    return f"| {' | '.join([cells[0], *map(table_cell, cells[1:])])} |"

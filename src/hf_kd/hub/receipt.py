@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +20,7 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.features.protocol import TappedModel
 
@@ -215,7 +215,7 @@ def commands(
                 words += ["--option", f"{name}={json.dumps(value)}"]
         words += _masks(record) + (["--retain-limit", str(record["n_retain"])] if record.get("n_retain") else [])
         model = "changed" if changed else "erased"
-        lines.append(shlex.join([*words, "--output", model]))
+        lines.append(" ".join(map(shell_word, [*words, "--output", model])))
     return lines
 
 

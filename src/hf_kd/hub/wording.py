@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .text import plain
+from hf_kd.data.text import code, escape_markdown
 
 GETS_THROUGH = (
     "What gets through: whoever holds the weights, an attacker who accepts false alarms, several views of one image, groups "
@@ -87,7 +87,7 @@ def classes_of(requests: Sequence[Request]) -> str:
         return "a set of images"
     names = [name for request in requests for name in request.names or ()]
     if names:
-        return ", ".join(plain(name) for name in names)
+        return ", ".join(escape_markdown(name) for name in names)
     count = sum(request.classes or 0 for request in requests)
     return "one class" if count == 1 else f"{count} classes"
 
@@ -95,14 +95,14 @@ def classes_of(requests: Sequence[Request]) -> str:
 def request_line(request: Request, folded: bool = False) -> str:
     """A request as one item of a list: images, method, settings, and what was measured; folded into the head or not."""
     settings = ", ".join(_setting(name, value) for name, value in request.settings.items() if value is not None)
-    parts = [f"- {classes_of([request])}: {request.images:,} images, method `{request.method}`"]
-    parts.append(f"({plain(settings, 200)})" if settings else "")
+    parts = [f"- {classes_of([request])}: {request.images:,} images, method {code(request.method)}"]
+    parts.append(f"({escape_markdown(settings, 200)})" if settings else "")
     if request.retained is not None:
         parts.append(f"with {request.retained:,} images of other classes")
     told = " ".join(part for part in parts if part)
     if request.source is not None:
-        ended = f" It stopped early: {plain(request.stopped, 200)}." if request.stopped else ""
-        return f"{told}; it changed weights ({plain(request.source, 200)}).{ended}"
+        ended = f" It stopped early: {escape_markdown(request.stopped, 200)}." if request.stopped else ""
+        return f"{told}; it changed weights ({escape_markdown(request.source, 200)}).{ended}"
     return f"{told}; {', '.join(_facts(request))}.{_masked(request, folded)}"
 
 
@@ -134,7 +134,10 @@ def _facts(request: Request) -> list[str]:
 
 def _covered(request: Request, measured: Mapping[str, Any]) -> str:
     classes = measured["cover_classes"]
-    named = ", ".join(f"{c} ({plain(request.cover_names[c])})" if c in request.cover_names else str(c) for c in classes)
+    named = ", ".join(
+        f"{c} ({escape_markdown(request.cover_names[c])})" if c in request.cover_names else escape_markdown(c)
+        for c in classes
+    )
     sizes = "the class sizes given" if request.settings.get("class_sizes") else "classes of equal size"
     told = (
         f"cover {'class' if len(classes) == 1 else 'classes'} {named}; {measured['share_of_forget_replaced']:.1%} of the "
@@ -154,7 +157,8 @@ def _masked(request: Request, folded: bool) -> str:
         return " What was forgotten is masked: never answered, and its label stays in the configuration."
     if request.erased_label is None:
         return " What was forgotten is masked: labels and logits are without it, and the other ids were numbered anew."
-    return f" What was forgotten is masked: never answered, and labelled \u201c{plain(request.erased_label)}\u201d."
+    label = escape_markdown(request.erased_label)
+    return f" What was forgotten is masked: never answered, and labelled \u201c{label}\u201d."
 
 
 def methods_text(requests: Sequence[Request]) -> str:
@@ -162,7 +166,7 @@ def methods_text(requests: Sequence[Request]) -> str:
     found: dict[str, None] = {}
     for request in requests:
         if request.source is None:
-            found.setdefault(METHODS.get(request.method, f"`{plain(request.method)}` is a method of another package."))
+            found.setdefault(METHODS.get(request.method, f"{code(request.method)} is a method of another package."))
             if request.settings.get("renorm"):
                 found.setdefault(RENORM)
     return " ".join(found)

@@ -15,10 +15,10 @@ from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
 from hf_kd.data.preprocess import ImagePreprocessor
+from hf_kd.data.text import escape_markdown
 from hf_kd.errors import InvalidValueError, require
 from hf_kd.features.taps.inputs import run
 from hf_kd.hub.card import BEGIN
-from hf_kd.hub.text import plain
 from hf_kd.model.erased_model import ErasedModel
 
 if TYPE_CHECKING:
@@ -97,5 +97,8 @@ def numbers(source: str | Path) -> str:
     if not results:
         return "**Not audited:** nobody measured what the features of this model still reveal. `hf-kd audit` does."
     lines = ["| What attackers get, from the model's card | % |", "|---|---:|"]
-    lines += [f"| {plain(str(result.metric_name))} | {plain(str(result.metric_value))} |" for result in results]
+    lines += [
+        f"| {escape_markdown(str(result.metric_name))} | {escape_markdown(str(result.metric_value))} |"
+        for result in results
+    ]
     return "\n".join(lines) + ("" if BEGIN in card.text else "\n\nThis card was not written by hf_kd.")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from hf_kd.data.text import escape_markdown
 from hf_kd.errors import InvalidValueError
-from hf_kd.hub.text import plain
 from hf_kd.hub.upload import check_repo_id
 
 GRADIO = "6.31.0"
@@ -50,7 +50,7 @@ def demo_space(model_id: str, folder: Path) -> None:
         "models": [model_id],
         "tags": ["hf-kd", "machine-unlearning"],
     }
-    link = f"[{plain(model_id)}](https://huggingface.co/{model_id})"
+    link = f"[{escape_markdown(model_id)}](https://huggingface.co/{model_id})"
     text = f"Answers of {link} and of its original, side by side. What its features still reveal is in its card.\n"
     metadata = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     (folder / "README.md").write_text(f"---\n{metadata}---\n\n{text}", encoding="utf-8")
