@@ -7,10 +7,10 @@ import json
 import pytest
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
+from hf_kd.data.text import escape_markdown
 from hf_kd.hub.document import document
 from hf_kd.hub.publish import publishable
 from hf_kd.hub.receipt import RECEIPT, read_receipt
-from hf_kd.hub.text import plain
 from hf_kd.methods.records import weight_changes
 from hf_kd.model.verify import verify
 from tests.helpers.small import make_dataset
@@ -34,7 +34,7 @@ def test_the_card_says_what_was_done_and_where_it_comes_from(changed, tmp_path):
     document(model, tmp_path / "changed", show_class_names=True)
     text = (tmp_path / "changed" / "README.md").read_text()
     told = " ".join(text.split())
-    source = plain(unlearning_methods()["delete"].source, 200)
+    source = escape_markdown(unlearning_methods()["delete"].source, 200)
     for words in ("made to forget cat", "by changing its weights (`delete`)", "No eraser stands in it", "used D\\_f",
                   source, "20 images", "hf-kd unlearn BASE_MODEL", "--method delete",
                   "library_name: transformers", "Not audited"):  # fmt: skip
