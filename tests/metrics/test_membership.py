@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_kd.metrics.membership import (
-    EFFICACY_STATISTICS,
-    loss_attack,
-    member_rate,
-    mia_efficacy,
-    sample_losses,
-    sample_statistics,
-    separate,
-)
+from hf_kd.metrics.membership import loss_attack, sample_losses, separate
 from hf_kd.metrics.membership_reference import rmia_attack, rmia_scores
+from hf_kd.metrics.membership_share import EFFICACY_STATISTICS, member_rate, mia_efficacy, sample_statistics
 
 CLASSES = 10
 

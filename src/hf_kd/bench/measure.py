@@ -14,7 +14,8 @@ from hf_kd.features.heads import apply_erasers, head_logits
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.attacks import run_attacks, views_needed
 from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
-from hf_kd.metrics.membership import loss_attack, member_rate
+from hf_kd.metrics.membership import loss_attack
+from hf_kd.metrics.membership_share import member_rate
 from hf_kd.metrics.scores import harmonic_mean
 from hf_kd.metrics.similarity import linear_cka, uncentred_cosine
 from hf_kd.metrics.weights import weight_distance

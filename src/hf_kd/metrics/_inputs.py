@@ -61,12 +61,12 @@ def as_features(features: ArrayLike, name: str = "features") -> Tensor:
     return features
 
 
-def as_columns(features: ArrayLike, columns: int, name: str = "features") -> Tensor:
-    """`as_features`, and a ValueError where the number of columns is not that of the training features."""
+def as_columns(features: ArrayLike, columns: int, name: str = "features", like: str = "training features") -> Tensor:
+    """`as_features`, and an error where the number of columns is not that of the features they are compared with."""
     checked = as_features(features, name)
     if checked.shape[1] != columns:
         raise InvalidValueError(
-            f"The {name} have {checked.shape[1]} columns and the training features {columns}; both have to come from the "
+            f"The {name} have {checked.shape[1]} columns and the {like} {columns}; both have to come from the "
             "same tap of the same model."
         )
     return checked

@@ -64,7 +64,20 @@ class AuditData:
         train_views: Sequence[ArrayLike] = (),
         test_views: Sequence[ArrayLike] = (),
     ) -> AuditData:
-        """Check everything first; raises ValueError as `knowledge_retention` does, and on views that do not align."""
+        """Check everything first.
+
+        Args:
+            train_features: [n, d].
+            train_labels: [n].
+            test_features: [m, d].
+            test_labels: [m].
+            forget_labels: The forgotten classes.
+            train_views: Features [n, d] of further views of the training images.
+            test_views: Features [m, d] of the same views of the test images.
+
+        Raises:
+            InvalidValueError: As `knowledge_retention`, and on views that do not align.
+        """
         train, train_y, test, test_y = checked_splits(
             train_features, train_labels, test_features, test_labels, forget_labels
         )
@@ -125,7 +138,23 @@ class AuditData:
 def result_from_shares(
     data: AuditData, name: str, shares: Tensor, score: Tensor | None = None, **settings: str | int | float | bool
 ) -> AttackResult:
-    """Score predicted class probabilities [n_test, K] (one-hot for a deterministic attacker) on the test split."""
+    """Score predicted class probabilities on the test split.
+
+    Args:
+        data: What was attacked.
+        name: Of the attack.
+        shares: [n_test, K], one-hot for a deterministic attacker; columns are `data.classes`.
+        score: [n_test], higher for forgotten, where the attack yields one.
+        **settings: What the attack was run with.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.1], [0.1, 0.0], [5.0, 5.1], [5.2, 5.0], [9.0, 0.0], [9.1, 0.2]])
+        >>> y = torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> data = AuditData.of(x, y, x, y, forget_labels=0)
+        >>> result = result_from_shares(data, "all of class 0", torch.eye(3)[torch.zeros(6, dtype=torch.int64)])
+        >>> result.recall_forget, result.false_alarms, result.advantage
+        (100.0, 100.0, 0.0)
+    """
     column = torch.searchsorted(data.classes, data.test_labels)
     hit = shares.gather(1, column.unsqueeze(1)).squeeze(1)
     flagged = shares[:, data.forget_columns].sum(dim=1)
@@ -143,7 +172,23 @@ def result_from_shares(
 def result_from_flags(
     data: AuditData, name: str, flagged: Tensor, score: Tensor, **settings: str | int | float | bool
 ) -> AttackResult:
-    """Score a binary attacker: `flagged` [n_test] as forgotten, `score` [n_test] higher for forgotten."""
+    """Score a binary attacker on the test split.
+
+    Args:
+        data: What was attacked.
+        name: Of the attack.
+        flagged: [n_test], which samples it takes for forgotten.
+        score: [n_test], higher for forgotten.
+        **settings: What the attack was run with.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.1], [0.1, 0.0], [5.0, 5.1], [5.2, 5.0], [9.0, 0.0], [9.1, 0.2]])
+        >>> y = torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> data = AuditData.of(x, y, x, y, forget_labels=0)
+        >>> result = result_from_flags(data, "near the origin", x.norm(dim=1) < 6, -x.norm(dim=1))
+        >>> result.recall_forget, result.false_alarms, result.auc
+        (100.0, 0.0, 100.0)
+    """
     flagged, forget = flagged.double(), data.test_forget
     alarms = 100 * float(flagged[~forget].mean())
     recall = 100 * float(flagged[forget].mean())

@@ -227,12 +227,31 @@ ATTACKS: dict[str, Attack] = {
 
 
 def views_needed(name: str) -> int:
-    """Further views of every image that an attack needs."""
+    """Further views of every image that an attack needs.
+
+    Example:
+        >>> views_needed("views-3-linear"), views_needed("norm")
+        (2, 0)
+    """
     return int(name.split("-")[1]) - 1 if name.startswith("views-") else 0
 
 
 def attack_names(names: str | Sequence[str], views: int = 0) -> tuple[str, ...]:
-    """Names of a suite (`standard`, `full`) or those given, checked. `full` leaves out what needs more further `views`."""
+    """Names of a suite or those given, checked.
+
+    Args:
+        names: `standard`, `full`, or names among `ATTACKS`.
+        views: Further views of every image that there are; `full` leaves out what needs more.
+
+    Raises:
+        InvalidValueError: On unknown names, or none.
+
+    Example:
+        >>> attack_names(["norm", "linear"])
+        ('norm', 'linear')
+        >>> set(attack_names("standard")) < set(attack_names("full"))
+        True
+    """
     if names == "standard":
         return tuple(name for name, attack in ATTACKS.items() if attack.suite == "standard")
     if names == "full":
@@ -258,10 +277,31 @@ def run_attacks(
     train_views: Sequence[ArrayLike] = (),
     test_views: Sequence[ArrayLike] = (),
 ) -> tuple[AttackResult, ...]:
-    """Run a suite of attacks on features [n, d]; results in the order of the names.
+    """Run a suite of attacks on features.
 
-    `train_views` and `test_views` are features of further views of the same images, for the views attacks of `full`.
-    Raises ValueError on malformed input (as `knowledge_retention`) and on unknown names.
+    Args:
+        train_features: [n, d].
+        train_labels: [n], those of the forgotten classes included.
+        test_features: [m, d].
+        test_labels: [m].
+        forget_labels: The forgotten classes.
+        names: `standard`, `full`, or names among `ATTACKS`.
+        seed: Of everything that is random.
+        train_views: Features [n, d] of further views of the same images, for the views attacks of `full`.
+        test_views: Features [m, d] of the same views of the test images.
+
+    Returns:
+        Results in percent, in the order of the names.
+
+    Raises:
+        InvalidValueError: On malformed input as `knowledge_retention`, and on unknown names.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.1], [0.1, 0.0], [5.0, 5.1], [5.2, 5.0], [9.0, 0.0], [9.1, 0.2]])
+        >>> y = torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> result, = run_attacks(x, y, x, y, forget_labels=0, names=["norm"])
+        >>> result.recall_forget, result.false_alarms, result.settings["forgotten_are"]
+        (100.0, 0.0, 'short')
     """
     data = AuditData.of(
         train_features, train_labels, test_features, test_labels, forget_labels, train_views, test_views
@@ -281,7 +321,17 @@ class StrongestAttacks:
 
 
 def strongest(results: Sequence[AttackResult]) -> StrongestAttacks:
-    """The strongest attackers among `results`; raises ValueError on none."""
+    """The strongest attackers among `results`, by advantage and by recall.
+
+    Raises:
+        InvalidValueError: On no results.
+
+    Example:
+        >>> careful, flags_all = AttackResult("careful", 80.0, 95.0, 2.0), AttackResult("flags all", 100.0, 0.0, 100.0)
+        >>> worst = strongest([careful, flags_all])
+        >>> worst.by_advantage.name, worst.by_recall.name
+        ('careful', 'flags all')
+    """
     if not results:
         raise InvalidValueError("There are no attack results to compare; run at least one attack.")
     return StrongestAttacks(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._inputs import ArrayLike, as_features, as_labels
+from ._inputs import ArrayLike, as_columns, as_features, as_labels
 from .scaling import unit_rows
 from .scores import check_rate, recall_at
 
@@ -111,12 +111,28 @@ def verification(
     """True-accept rate (TAR) of erased identities at stated false-accept rates (FAR).
 
     Genuine pairs show one identity twice, impostor pairs two identities; a pair is "erased" when one of its images
-    shows an erased identity. All pairs of the images are compared. Of more than `max_images` that many are drawn with
-    `seed`, identity by identity and at most half of them erased while there are retained ones. `similarity` is "cosine"
-    or "centred" (cosine after subtracting the mean of the retained images).
+    shows an erased identity. All pairs of the images are compared. Of more than `max_images` that many are drawn,
+    identity by identity and at most half of them erased while there are retained ones.
 
-    Shapes: embeddings [n, d], identities [n]. Raises ValueError when no erased identity has two images, no other
-    identity is there to compare with, or a FAR is outside (0, 1).
+    Args:
+        embeddings: [n, d].
+        identities: [n].
+        erased: The erased identities.
+        far: Rates in (0, 1).
+        similarity: "cosine", or "centred": cosine after subtracting the mean of the retained images.
+        max_images: At most so many images are compared.
+        seed: Of the drawing of more.
+
+    Raises:
+        InvalidValueError: When no erased identity has two images, no other identity is there to compare with, or a FAR is
+            outside (0, 1).
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+        >>> people = torch.tensor([0, 0, 1, 1])
+        >>> found = verification(x, people, erased=[0], far=[0.1])
+        >>> found.points[0].erased, found.genuine_erased, found.impostor_erased
+        (100.0, 1, 4)
     """
     for rate in far:
         check_rate(rate, "far")
@@ -138,9 +154,8 @@ def verification(
         labels[left] == labels[right],
         is_erased[left] | is_erased[right],
     )
-    genuine, impostor, genuine_r, impostor_r = (
-        cosines[kind] for kind in (same & touched, ~same & touched, same & ~touched, ~same & ~touched)
-    )
+    kinds = [cosines[kind] for kind in (same & touched, ~same & touched, same & ~touched, ~same & ~touched)]
+    genuine, impostor, genuine_r, impostor_r = kinds
     if not len(genuine) or not len(impostor):
         raise InvalidValueError(
             f"The erased identities give {len(genuine)} genuine and {len(impostor)} impostor pairs; verification needs "
@@ -153,16 +168,7 @@ def verification(
             deployed, deployed_far = (_accepted(side, impostor_r, rate) for side in (genuine, impostor))
             retained = _accepted(genuine_r, impostor_r, rate) if len(genuine_r) else None
         points.append(VerificationPoint(rate, _accepted(genuine, impostor, rate), deployed, deployed_far, retained))
-    return Verification(
-        points=tuple(points),
-        genuine_erased=len(genuine),
-        impostor_erased=len(impostor),
-        genuine_retained=len(genuine_r),
-        impostor_retained=len(impostor_r),
-        similarity=similarity,
-        images=len(rows),
-        sampled=len(rows) < len(x),
-    )
+    return Verification(tuple(points), *map(len, kinds), similarity, images=len(rows), sampled=len(rows) < len(x))
 
 
 def retrieval(
@@ -178,9 +184,30 @@ def retrieval(
 ) -> Retrieval:
     """Rank-1 and mean average precision of queries against a gallery that holds every queried identity (closed set).
 
-    No image may be query and gallery image at once. `similarity` is "cosine" or "centred" (cosine after subtracting the
-    mean of the gallery's retained images). Shapes: queries [q, d], gallery [g, d], identities [q] and [g].
-    Raises ValueError when a queried identity is not in the gallery or none of the queries is of an erased identity.
+    No image may be query and gallery image at once.
+
+    Args:
+        queries: [q, d].
+        query_identities: [q].
+        gallery: [g, d].
+        gallery_identities: [g].
+        erased: The erased identities.
+        similarity: "cosine", or "centred": cosine after subtracting the mean of the gallery's retained images.
+        tie_draws: Orders of equally similar images that are averaged.
+        seed: Of these.
+
+    Returns:
+        Percent, for erased and retained queries.
+
+    Raises:
+        InvalidValueError: When a queried identity is not in the gallery or none of the queries is of an erased identity.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+        >>> people = torch.tensor([0, 0, 1, 1])
+        >>> found = retrieval(x[::2], people[::2], x[1::2], people[1::2], erased=[0])
+        >>> found.rank1_erased, found.map_retained, found.chance_erased
+        (100.0, 100.0, 50.0)
     """
     q, q_labels, g, g_labels = _query_and_gallery(
         queries, query_identities, gallery, gallery_identities, erased, similarity
@@ -237,8 +264,24 @@ def open_set_identification(
     enrolled exceeds it. A query of an enrolled identity counts when it exceeds the threshold and its best match shows
     the right identity; of equally good matches the share that does.
 
-    Shapes and `similarity` as in `retrieval`. Raises ValueError when every query's identity is enrolled, or no query is
-    of an erased identity that is enrolled.
+    Args:
+        queries: [q, d].
+        query_identities: [q].
+        gallery: [g, d].
+        gallery_identities: [g].
+        erased: The erased identities.
+        fpir: False-positive identification rates in (0, 1).
+        similarity: As in `retrieval`.
+
+    Raises:
+        InvalidValueError: When every query's identity is enrolled, or no query is of an erased identity that is enrolled.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+        >>> people = torch.tensor([0, 0, 1, 1])
+        >>> point, = open_set_identification(x, people, x[:1], people[:1], erased=[0], fpir=[0.5])
+        >>> point.erased, point.retained
+        (100.0, None)
     """
     for rate in fpir:
         check_rate(rate, "fpir")
@@ -264,18 +307,17 @@ def open_set_identification(
         top = cosines == best[rows, None]
         right[rows] = (top & (g_labels == q_labels[rows, None])).sum(1) / top.sum(1)
 
-    points, retained = [], known & ~is_erased
-    for rate in fpir:
-        points.append(
-            OpenSetPoint(
-                fpir=rate,
-                similarity=similarity,
-                threshold=float(np.sort(best[~known])[::-1][int(rate * np.sum(~known))]),
-                erased=_identified(best, right, is_erased, ~known, rate),
-                retained=_identified(best, right, retained, ~known, rate) if retained.any() else None,
-            )
+    retained = known & ~is_erased
+    return tuple(
+        OpenSetPoint(
+            fpir=rate,
+            similarity=similarity,
+            threshold=float(np.sort(best[~known])[::-1][int(rate * np.sum(~known))]),
+            erased=_identified(best, right, is_erased, ~known, rate),
+            retained=_identified(best, right, retained, ~known, rate) if retained.any() else None,
         )
-    return tuple(points)
+        for rate in fpir
+    )
 
 
 def _drawn_images(labels: np.ndarray, is_erased: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -319,12 +361,8 @@ def _query_and_gallery(
     erased: Sequence[int],
     similarity: str,
 ) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
-    q, g = as_features(queries, "queries"), as_features(gallery, "gallery images")
-    g = g.to(q.device)
-    if q.shape[1] != g.shape[1]:
-        raise InvalidValueError(
-            f"queries have {q.shape[1]} and the gallery {g.shape[1]} dimensions; embed both with the same model."
-        )
+    q = as_features(queries, "queries")
+    g = as_columns(gallery, q.shape[1], "gallery images", like="queries").to(q.device)
     q_labels = as_labels(query_identities, len(q), name="query identities").numpy()
     g_labels = as_labels(gallery_identities, len(g), name="gallery identities").numpy()
     centre = _centre(g, ~np.isin(g_labels, np.asarray(list(erased), dtype=np.int64)), similarity)

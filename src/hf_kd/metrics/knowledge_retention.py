@@ -42,14 +42,35 @@ def knowledge_retention(
     seed: int = 0,
     **probe_settings,
 ) -> KnowledgeRetentionResult:
-    """Knowledge Retention of `forget_labels` in features [n, d]: fit a linear probe on train, score train and test.
+    """Knowledge Retention of `forget_labels` in features: fit a linear probe on train, score train and test.
 
-    `probe_settings` go to `fit_linear_probe` or `fit_paper_probe`. Warns, with the count, where test rows are exact
-    copies of training rows: of few, the split overlaps; of many, the features collapse inputs onto shared vectors.
+    Warns, with the count, where test rows are exact copies of training rows: of few, the split overlaps; of many, the
+    features collapse inputs onto shared vectors.
 
-    Raises ValueError on features that are not finite [n, d] (naming the row), on labels that do not fit them, where a
-    split has no forget or no retain sample, on fewer samples than classes, and on test labels that training never
-    shows.
+    Args:
+        train_features: [n, d].
+        train_labels: [n], those of the forgotten classes included.
+        test_features: [m, d].
+        test_labels: [m].
+        forget_labels: The forgotten classes.
+        protocol: The optimum, or the published recipe that stops before it.
+        seed: Of the probe.
+        **probe_settings: For `fit_linear_probe` or `fit_paper_probe`.
+
+    Returns:
+        The four accuracies of the probe, in percent, and how it converged.
+
+    Raises:
+        InvalidValueError: On features that are not finite [n, d] (naming the row), on labels that do not fit them, where
+            a split has no forget or no retain sample, on no more samples than classes, and on test labels that training
+            does not show.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0, 0.1], [0.1, 0.0], [5.0, 5.1], [5.2, 5.0], [9.0, 0.0], [9.1, 0.2]])
+        >>> y = torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> knowledge_retention(x, y, x + 0.01, y, forget_labels=0).scores
+        ForgetRetainScores(D_f=100.0, D_r=100.0, D_ft=100.0, D_rt=100.0)
     """
     train, train_y, test, test_y = checked_splits(
         train_features, train_labels, test_features, test_labels, forget_labels

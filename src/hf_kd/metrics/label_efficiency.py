@@ -1,9 +1,9 @@
 """Label efficiency: how few labelled examples of the forgotten class an attacker needs.
 
-A converged probe reads classes the backbone never saw almost as well as known ones, given enough labels; knowledge
-shows in needing few. The curve gives the recall of the forgotten classes against the number of labelled samples of
-each, the prequential code length says the same in bits, and `relative_area` compares a curve with the original model's
-and with that of a reference that never knew.
+Given enough labels a converged probe reads unseen classes almost as well as known ones; knowledge shows in needing few.
+The curve gives the recall of the forgotten classes against the number of labelled samples of each, the prequential code
+length says the same in bits, and `relative_area` compares a curve with the original model's and with that of a reference
+that was not trained on the class.
 """
 
 from __future__ import annotations
@@ -101,16 +101,35 @@ def label_efficiency(
 ) -> LabelEfficiency:
     """Recall of the forgotten classes on test against the number n of labelled samples of each in training.
 
-    `shots` is 1, 2, 5, 10, 20, 50, ... and all by default. Four attackers at each n, the best (by recall minus false
-    alarms) making the curve:
+    Four attackers at each n, the best (by recall minus false alarms) making the curve:
 
     - `prototype-l2`, `prototype-cosine`: nearest class mean, retained means from all their samples;
     - `linear-whitened`, `linear-principal`: converged probes on n samples of every class (at least 2 of retained ones),
       with l2 = 1/samples. A retained class gets no more samples than a forgotten one so that the prior does not decide.
       `principal` (see `fit_linear_probe`) only below 10 samples a direction, where it is the stronger one.
 
-    Means over `draws` choices of the samples (half as many for linear probes, fewer from 100 samples on, one for all).
-    Raises ValueError on malformed input as `knowledge_retention` does, and on shots that are not positive.
+    Args:
+        train_features: [n, d].
+        train_labels: [n], those of the forgotten classes included.
+        test_features: [m, d].
+        test_labels: [m].
+        forget_labels: The forgotten classes.
+        shots: 1, 2, 5, 10, 20, 50, ... and all by default.
+        draws: Choices of the samples that are averaged (half as many for linear probes, fewer from 100 samples on, one for
+            all).
+        seed: Of these choices.
+
+    Raises:
+        InvalidValueError: On malformed input as `knowledge_retention`, and on shots that are not positive.
+
+    Example:
+        >>> import torch
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> y = torch.arange(60) % 3
+        >>> x = torch.eye(3)[y] + 0.1 * torch.randn(60, 3, generator=rng)
+        >>> curve = label_efficiency(x, y, x, y, forget_labels=0, shots=(1, 20), draws=2)
+        >>> [(point.n, point.recall) for point in curve.points]
+        [(1, 100.0), (20, 100.0)]
     """
     data = AuditData.of(train_features, train_labels, test_features, test_labels, forget_labels)
     return label_efficiency_of(data, shots, draws=draws, seed=seed)
@@ -119,7 +138,18 @@ def label_efficiency(
 def label_efficiency_of(
     data: AuditData, shots: Sequence[int] | None = None, *, draws: int = 10, seed: int = 0
 ) -> LabelEfficiency:
-    """`label_efficiency` on data that are checked already."""
+    """`label_efficiency` on data that are checked already.
+
+    Raises:
+        InvalidValueError: On shots or draws that are not positive.
+
+    Example:
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> y = torch.arange(60) % 3
+        >>> x = torch.eye(3)[y] + 0.1 * torch.randn(60, 3, generator=rng)
+        >>> [point.n for point in label_efficiency_of(AuditData.of(x, y, x, y, 0), shots=(5, 1), draws=1).points]
+        [1, 5]
+    """
     most = max(int((data.train_labels == label).sum()) for label in data.forget)
     shots = default_shots(most) if shots is None else sorted({min(int(n), most) for n in shots})
     if not shots or shots[0] < 1 or draws < 1:
@@ -131,7 +161,12 @@ def label_efficiency_of(
 
 
 def default_shots(most: int) -> tuple[int, ...]:
-    """1, 2, 5, 10, 20, 50, ... below `most`, and `most`."""
+    """1, 2, 5, 10, 20, 50, ... below `most`, and `most`.
+
+    Example:
+        >>> default_shots(30)
+        (1, 2, 5, 10, 20, 30)
+    """
     steps = (base * 10**power for power in range(10) for base in (1, 2, 5))
     return (*(n for n in steps if n < most), most)
 
@@ -189,6 +224,21 @@ def prequential_code_length(data: AuditData, seed: int = 0) -> CodeLength:
     probability under the converged probe (l2 = 1/samples), mixed with 1 % of the uniform distribution. Of the two
     geometries of `fit_linear_probe` each block uses the one that coded the block before in fewer bits. Every label of
     the train split is sent, the mean is reported over the forgotten samples and over the others.
+
+    Args:
+        data: Features and labels; the train split is coded.
+        seed: Of the order.
+
+    Returns:
+        Bits per image.
+
+    Example:
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> y = torch.arange(60) % 3
+        >>> x = torch.eye(3)[y] + 0.1 * torch.randn(60, 3, generator=rng)
+        >>> length = prequential_code_length(AuditData.of(x, y, x, y, forget_labels=0))
+        >>> 0 < length.forget < length.uniform
+        True
     """
     n, num_classes = data.train.shape[0], data.classes.numel()
     order = torch.randperm(n, generator=generator(seed)).to(data.train.device)
@@ -228,7 +278,7 @@ def _bits(logits: Tensor, classes: Tensor, labels: Tensor, num_classes: int) -> 
 
 @dataclass(frozen=True)
 class RelativeArea:
-    """The label-efficiency curve as one number: 0 = as if never seen, 1 = nothing forgotten."""
+    """The label-efficiency curve as one number: 0 = as of an unseen class, 1 = nothing forgotten."""
 
     value: float | None
     """None where original and reference hardly differ."""
@@ -252,10 +302,29 @@ def relative_area(
     `advantage` (recall minus false alarms) is the default because an eraser can raise recall alone: ESC's cluster at
     the origin draws retained samples too, and by recall its curve lies above the original's.
 
-    Curves are interpolated linearly in log n over the range that all three cover. Below 0 the erased features are
-    harder to read than the reference; above 1 easier than the original ones. Without a range in common, or where the
-    original lies less than `resolution` points above the reference on average, the ratio would be noise: `value` is
-    None and `reason` says so.
+    Curves are interpolated linearly in log n over the range that all three cover.
+
+    Args:
+        erased: Curve of the erased features.
+        original: Curve of the original features.
+        reference: Curve of features of a network that was not trained on the classes.
+        measure: What is compared.
+        resolution: Least mean distance of original and reference in points; nearer ones make the ratio noise.
+
+    Returns:
+        The ratio: below 0 the erased features are harder to read than the reference; above 1 easier than the original
+        ones. Without a range in common, or below the resolution, `value` is None and `reason` says so.
+
+    Raises:
+        InvalidValueError: On an unknown measure.
+
+    Example:
+        >>> def curve(*advantages):
+        ...     found = [{"a": FewLabelAttack(advantage, None, 0.0, 1)} for advantage in advantages]
+        ...     points = tuple(EfficiencyPoint(n, attackers, "a") for n, attackers in enumerate(found, start=1))
+        ...     return LabelEfficiency(points, CodeLength(1.0, 1.0, 2.0, (0,)), 0)
+        >>> relative_area(curve(40.0, 60.0), original=curve(60.0, 80.0), reference=curve(20.0, 40.0)).value
+        0.5
     """
     if measure not in ("recall", "advantage"):
         raise InvalidValueError(f"measure is {measure!r}; expected 'recall' or 'advantage'.")

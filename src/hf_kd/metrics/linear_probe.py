@@ -86,19 +86,37 @@ def fit_linear_probe(
     scales: Mapping[str, FeatureScale] | None = None,
     seed: int = 0,
 ) -> LinearProbe:
-    """The converged multinomial logistic probe on features [n, d] and labels [n], on the features' device, in float64.
+    """The converged multinomial logistic probe, on the features' device, in float64.
 
     Features are whitened on the training samples, directions without variation beyond rounding dropped, and the
-    weighted mean cross-entropy + l2/2 ||W||^2 minimised by L-BFGS to a gradient norm below `tolerance`. `l2` is 1/n by
-    default, a unit Gaussian prior on the whitened weights (scikit-learn's C = 1). The optimum depends on the features
-    only up to invertible affine maps.
+    weighted mean cross-entropy + l2/2 ||W||^2 minimised by L-BFGS to a gradient norm below `tolerance`. The optimum
+    depends on the features only up to invertible affine maps.
 
     Whitening needs samples: with n near d any probe that is blind to scale is a poor attacker (MobileNetV2 on 1,500
     images: 89 % where 98 % can be read). So below 10 samples a direction, `geometry="auto"` also fits on the principal
     axes with their own spread and keeps what predicts a held-out fifth better; `convergence.geometry` says which.
-    `scales` passes `principal_scales` fitted elsewhere, e.g. on more, unlabelled samples.
 
-    Raises ValueError on malformed input, on a single class, on fewer samples than classes and on constant features.
+    Args:
+        train_features: [n, d].
+        train_labels: [n].
+        l2: 1/n by default, a unit Gaussian prior on the whitened weights (scikit-learn's C = 1).
+        tolerance: Gradient norm to reach, nats.
+        max_iterations: After so many the probe counts as not converged.
+        sample_weights: How much each sample counts [n]; 1 by default.
+        geometry: Which scale to fit on.
+        rank_tolerance: As in `fit_whitening`.
+        scales: `principal_scales` fitted elsewhere, e.g. on more, unlabelled samples.
+        seed: Of the held-out fifth.
+
+    Raises:
+        InvalidValueError: On malformed input, a single class, no more samples than classes, constant features.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.1], [0.1, 0.0], [5.0, 5.1], [5.2, 5.0], [9.0, 0.0], [9.1, 0.2]])
+        >>> y = torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> probe = fit_linear_probe(x, y)
+        >>> probe.predict(x).tolist(), probe.convergence.converged
+        ([0, 0, 1, 1, 2, 2], True)
     """
     features = as_features(train_features, "training features")
     labels = as_labels(train_labels, features.shape[0], features.device, "training labels")
@@ -169,11 +187,29 @@ def fit_paper_probe(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> LinearProbe:
-    """The published KR probe: a fresh linear head (Xavier normal, zero bias), plain SGD, on raw features [n, d].
+    """The published KR probe: a fresh linear head (Xavier normal, zero bias), plain SGD, on raw features.
 
     Momentum, weight decay, schedule and scaling are all absent, as in the paper's code. The published recipe augments
     the images in every epoch; on cached features it sees the same ones. `convergence.gradient_norm` shows how far from
     the optimum it stops, and `converged` is always False.
+
+    Args:
+        train_features: [n, d].
+        train_labels: [n].
+        epochs: Passes over the samples.
+        batch_size: Samples a step.
+        learning_rate: Constant.
+        seed: Of initialisation and order.
+
+    Raises:
+        InvalidValueError: On malformed input, a single class, no more samples than classes.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.1], [0.1, 0.0], [5.0, 5.1], [5.2, 5.0], [9.0, 0.0], [9.1, 0.2]])
+        >>> y = torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> probe = fit_paper_probe(x, y)
+        >>> probe.convergence.iterations, probe.convergence.converged
+        (10, False)
     """
     features = as_features(train_features, "training features")
     labels = as_labels(train_labels, features.shape[0], features.device, "training labels")

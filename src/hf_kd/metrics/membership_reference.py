@@ -3,7 +3,7 @@
 The user trains the reference models; here is only the test on their outputs. RMIA works with a handful of models that
 were not trained on the images.
 
-A score [n] goes into `membership.separate` with that of images which were never seen: AUC and the true-positive rate
+A score [n] goes into `membership.separate` with that of images that were not trained on: AUC and the true-positive rate
 at a low false-positive rate, both two-sided.
 """
 
@@ -33,12 +33,30 @@ def rmia_scores(
     """Offline RMIA (Zarifzadeh et al. 2024): Pr_z[LR(x, z) >= gamma] for each x, in [0, 1]; high claims membership.
 
     LR(x, z) = (p(x | model) / p(x)) / (p(z | model) / p(z)) on the true class's probability, z from a population that
-    the model never saw. p(x) = ((1 + a) p_out(x) + 1 - a) / 2, p_out the mean over reference models that did not see
-    x; `a` stands in for the models that did.
+    the model was not trained on. p(x) = ((1 + a) p_out(x) + 1 - a) / 2, p_out the mean over reference models that were not
+    trained on x; `a` stands in for the models that were.
 
-    Shapes: `logits` [n, C] of the audited model, `reference_logits` [m, n, C] of m reference models on the same
-    images, `labels` [n]; likewise for the population. Raises ValueError on malformed input, `gamma` <= 0 or `a`
-    outside [0, 1].
+    Args:
+        logits: [n, C] of the audited model.
+        reference_logits: [m, n, C] of m reference models on the same images.
+        labels: [n].
+        population_logits: [k, C] of the audited model on the population.
+        population_reference_logits: [m, k, C].
+        population_labels: [k].
+        gamma: What the likelihood ratio is compared with.
+        a: The offline correction.
+
+    Returns:
+        A score [n] for each image.
+
+    Raises:
+        InvalidValueError: On malformed input, `gamma` <= 0 or `a` outside [0, 1].
+
+    Example:
+        >>> sure, unsure = torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+        >>> y = torch.tensor([0])
+        >>> float(rmia_scores(sure, unsure[None], y, unsure, unsure[None], y)[0])
+        1.0
     """
     if not gamma > 0:
         raise InvalidValueError(f"gamma={gamma}; the likelihood ratio is compared with a positive number, usually 1.")
@@ -62,9 +80,28 @@ def rmia_attack(
     draws: int = 20,
     seed: int = 0,
 ) -> Separation:
-    """RMIA of D_f against `unseen` images of the same classes; each argument is (logits, reference logits, labels).
+    """RMIA of D_f against images of the same classes that the model was not trained on.
 
-    Shapes and errors as in `rmia_scores`. `population` must not overlap with either set.
+    Args:
+        forget: (logits [n, C], reference logits [m, n, C], labels [n]) of D_f.
+        unseen: The same of images that were not trained on.
+        population: The same of other images that were not trained on.
+        gamma: See `rmia_scores`.
+        a: See `rmia_scores`.
+        fpr: False-positive rate at which members are counted.
+        draws: Bootstrap resamples.
+        seed: Of these.
+
+    Raises:
+        InvalidValueError: As `rmia_scores`.
+
+    Example:
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> y = torch.zeros(30, dtype=torch.int64)
+        >>> base = torch.randn(30, 2, generator=rng)
+        >>> known = (base + torch.tensor([4.0, 0.0]), base[None], y)  # surer than its reference
+        >>> rmia_attack(known, (base, base[None], y), (base, base[None], y), draws=1).auc > 90
+        True
     """
     members, nonmembers = (rmia_scores(*side, *population, gamma=gamma, a=a) for side in (forget, unseen))
     return separate(members, nonmembers, fpr=fpr, draws=draws, seed=seed)

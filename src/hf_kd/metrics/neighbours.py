@@ -21,7 +21,19 @@ from ._inputs import ArrayLike, as_columns, as_features, as_labels, generator
 
 
 def tie_shares(scores: Tensor, tolerance: float = 0.0) -> Tensor:
-    """Probability [n, K] of predicting each class when the highest score wins and ties are broken at random."""
+    """Probability of predicting each class when the highest score wins and ties are broken at random.
+
+    Args:
+        scores: [n, K].
+        tolerance: Scores this near the highest are equal to it.
+
+    Returns:
+        Shares [n, K], float64, that add up to 1 in each row.
+
+    Example:
+        >>> tie_shares(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])).tolist()
+        [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    """
     best = scores >= scores.max(dim=1, keepdim=True).values - tolerance
     return best.double() / best.sum(dim=1, keepdim=True)
 
@@ -42,11 +54,31 @@ def knn_predictions(
     draws: int = 8,
     seed: int = 0,
 ) -> Tensor:
-    """Probability [n_test, K] that a k-nearest-neighbour vote predicts each class (columns: classes ascending).
+    """Probability that a k-nearest-neighbour vote predicts each class.
 
     Training rows that are one and the same vector (for cosine: the same direction) lie at one distance. Where only some
     of them fit among the k nearest, that many are drawn from them without replacement, `draws` times; tied votes are
     shared.
+
+    Args:
+        train: Features [n, d].
+        train_labels: [n].
+        test: Features [m, d].
+        k: Neighbours that vote; all where there are fewer.
+        metric: Euclidean distance or angle.
+        draws: Times that ties at the boundary are drawn.
+        seed: Of these draws.
+
+    Returns:
+        Shares [m, K], a column for each class in ascending order.
+
+    Raises:
+        InvalidValueError: On malformed input, k below 1, an unknown metric.
+
+    Example:
+        >>> train, labels = torch.tensor([[0.0], [1.0], [5.0], [6.0]]), torch.tensor([0, 0, 1, 1])
+        >>> knn_predictions(train, labels, torch.tensor([[0.4], [5.1]]), k=2).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     train, test, train_labels = _checked(train, train_labels, test)
     classes, targets = train_labels.unique(return_inverse=True)
@@ -103,7 +135,19 @@ def _metric_space(train: Tensor, test: Tensor, metric: str) -> tuple[Tensor, Ten
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows and, for every row, which of them it is; compared as bytes, so only exact copies are one."""
+    """The distinct rows and, for every row, which of them it is; compared as bytes, so only exact copies are one.
+
+    Args:
+        rows: [n, d].
+
+    Returns:
+        The distinct rows [m, d], and for every row its number among them [n].
+
+    Example:
+        >>> points, group = distinct_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
+        >>> len(points), bool(group[0] == group[2])
+        (2, True)
+    """
     wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
     array = np.ascontiguousarray((wide + 0.0).cpu().numpy())  # + 0.0 turns -0.0 into 0.0
     keys = array.view(np.dtype((np.void, array.dtype.itemsize * array.shape[1]))).ravel()
@@ -121,9 +165,17 @@ def prototype_predictions(
     draws: int = 20,
     seed: int = 0,
 ) -> Tensor:
-    """Probability [n_test, K] of each class by the nearest class mean, with few labelled samples of forgotten classes.
+    """Probability of each class by the nearest class mean, with few labelled samples of forgotten classes.
 
-    The mean over `prototype_draws`.
+    The mean over `prototype_draws`, which see for arguments and errors.
+
+    Returns:
+        Shares [m, K], a column for each class in ascending order.
+
+    Example:
+        >>> train, labels = torch.tensor([[0.0], [1.0], [5.0], [6.0]]), torch.tensor([0, 0, 1, 1])
+        >>> prototype_predictions(train, labels, torch.tensor([[0.4], [5.1]]), forget=(0,), shots=1).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     drawn = list(prototype_draws(train, train_labels, test, forget, shots, metric, draws, seed))
     return sum(drawn) / len(drawn)
@@ -143,6 +195,27 @@ def prototype_draws(
 
     Retained means come from all their training samples. Means at the same distance up to rounding share the prediction.
     A single draw is made where all forgotten samples are used.
+
+    Args:
+        train: Features [n, d].
+        train_labels: [n].
+        test: Features [m, d].
+        forget: The forgotten classes.
+        shots: Labelled samples of each of them.
+        metric: Euclidean distance or angle.
+        draws: Choices of the samples.
+        seed: Of these choices.
+
+    Yields:
+        Shares [m, K], a column for each class in ascending order.
+
+    Raises:
+        InvalidValueError: On malformed input, shots below 1, an unknown metric.
+
+    Example:
+        >>> train, labels = torch.tensor([[0.0], [1.0], [5.0], [6.0]]), torch.tensor([0, 0, 1, 1])
+        >>> len(list(prototype_draws(train, labels, torch.tensor([[0.4]]), forget=(0,), shots=1, draws=3)))
+        3
     """
     train, test, train_labels = _checked(train, train_labels, test)
     classes, targets = train_labels.unique(return_inverse=True)

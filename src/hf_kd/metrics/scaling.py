@@ -19,7 +19,13 @@ from ._inputs import ROWS_PER_CHUNK, chunks
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [d] and covariance [d, d] (divided by n) in float64, centred before squaring."""
+    """Mean [d] and covariance [d, d] (divided by n) of features [n, d], float64, centred before squaring.
+
+    Example:
+        >>> mean, covariance = moments(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+        >>> mean.tolist(), covariance.tolist()
+        ([1.0, 1.0], [[1.0, 0.0], [0.0, 0.0]])
+    """
     mean = sum(part.sum(dim=0) for part in chunks(features)) / features.shape[0]
     covariance = sum((part - mean).T @ (part - mean) for part in chunks(features)) / features.shape[0]
     return mean, covariance
@@ -31,6 +37,16 @@ def rounding_floor(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
     float32 and wider: 8 eps of float32 times the root mean square norm (a projection done in float32 leaves a residue
     proportional to the whole norm, and float64 input has usually been float32 before). Half precisions: half an eps of
     the dtype times the same norm over sqrt(d), the spread of independent rounding of each coordinate.
+
+    Args:
+        features: [n, d]; only dtype and d are used.
+        mean: [d].
+        covariance: [d, d].
+
+    Example:
+        >>> x = torch.tensor([[3.0, 4.0], [3.0, 4.0]])
+        >>> rounding_floor(x, *moments(x)) == 8 * torch.finfo(torch.float32).eps * 5
+        True
     """
     norm = math.sqrt(float(mean.square().sum() + covariance.diagonal().sum()))
     if features.dtype in (torch.float16, torch.bfloat16):
@@ -65,8 +81,24 @@ class FeatureScale:
 def fit_whitening(features: Tensor, rank_tolerance: float | None = None) -> FeatureScale:
     """Centre and decorrelate to unit variance, keeping only directions above the rounding floor.
 
-    The result is unique up to a rotation whatever invertible affine map the features went through. `rank_tolerance`
-    replaces the floor: the smallest standard deviation kept, relative to the root mean square feature norm.
+    The result is unique up to a rotation whatever invertible affine map the features went through.
+
+    Args:
+        features: [n, d].
+        rank_tolerance: In place of the floor, the smallest standard deviation kept, relative to the root mean square
+            feature norm.
+
+    Raises:
+        InvalidValueError: On a tolerance outside [0, 1).
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0, 5.0], [2.0, 0.0, 5.0], [0.0, 4.0, 5.0], [2.0, 4.0, 5.0]])
+        >>> scale = fit_whitening(x)
+        >>> scale.rank
+        2
+        >>> white = scale(x)
+        >>> bool(torch.allclose(white.T @ white / 4, torch.eye(2).double()))
+        True
     """
     return principal_scales(features, rank_tolerance)["whitened"]
 
@@ -74,9 +106,23 @@ def fit_whitening(features: Tensor, rank_tolerance: float | None = None) -> Feat
 def principal_scales(features: Tensor, rank_tolerance: float | None = None) -> dict[str, FeatureScale]:
     """Two scales from one eigendecomposition of the covariance, with the same directions kept.
 
-    `whitened`: every direction at unit variance. `principal`: relative spread as it is, one common factor that brings
-    the mean variance of the kept directions to 1; a ridge penalty then trusts wide directions more, which matters where
-    samples are few.
+    Args:
+        features: [n, d].
+        rank_tolerance: As in `fit_whitening`.
+
+    Returns:
+        `whitened`: every direction at unit variance. `principal`: relative spread as it is, one common factor that brings
+        the mean variance of the kept directions to 1; a ridge penalty then trusts wide directions more, which matters
+        where samples are few.
+
+    Raises:
+        InvalidValueError: On a tolerance outside [0, 1).
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]])
+        >>> variances = principal_scales(x)["principal"](x).var(dim=0, correction=0)
+        >>> [round(float(v), 3) for v in variances]
+        [0.4, 1.6]
     """
     mean, covariance = moments(features)
     floor = _floor(features, mean, covariance, rank_tolerance)
@@ -91,7 +137,20 @@ def principal_scales(features: Tensor, rank_tolerance: float | None = None) -> d
 
 
 def fit_standardisation(features: Tensor, rank_tolerance: float | None = None) -> FeatureScale:
-    """Centre and scale each coordinate to unit variance, dropping coordinates below the rounding floor."""
+    """Centre and scale each coordinate to unit variance, dropping coordinates below the rounding floor.
+
+    Args:
+        features: [n, d].
+        rank_tolerance: As in `fit_whitening`.
+
+    Raises:
+        InvalidValueError: On a tolerance outside [0, 1).
+
+    Example:
+        >>> x = torch.tensor([[0.0, 7.0, 1.0], [4.0, 7.0, 3.0]])
+        >>> fit_standardisation(x)(x).tolist()
+        [[-1.0, -1.0], [1.0, 1.0]]
+    """
     mean, covariance = moments(features)
     floor = _floor(features, mean, covariance, rank_tolerance)
     deviation = covariance.diagonal().clamp_min(0).sqrt()
@@ -110,7 +169,13 @@ def _floor(features: Tensor, mean: Tensor, covariance: Tensor, rank_tolerance: f
 
 
 def unit_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows scaled to length 1, float64 [n, d], and their lengths [n]; a row of zeros stays one: cosine 0 to all."""
+    """Rows [n, d] scaled to length 1, float64, and their lengths [n]; a row of zeros stays one: cosine 0 to all.
+
+    Example:
+        >>> rows, lengths = unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        >>> rows.tolist(), lengths.tolist()
+        ([[0.6, 0.8], [0.0, 0.0]], [5.0, 0.0])
+    """
     matrix = matrix.to(torch.float64)
     lengths = torch.linalg.vector_norm(matrix, dim=1)
     return matrix / torch.where(lengths > 0, lengths, torch.ones_like(lengths))[:, None], lengths

@@ -50,9 +50,24 @@ class CosineAgreement:
 
 
 def js_divergence(logits: ArrayLike, other_logits: ArrayLike, log_base: float = math.e) -> Tensor:
-    """Jensen-Shannon divergence of each sample's softmax outputs, float64 [n] in [0, log 2 / log `log_base`].
+    """Jensen-Shannon divergence of each sample's softmax outputs.
 
-    JS(p, q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2. Raises ValueError on logits of different shapes.
+    JS(p, q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2.
+
+    Args:
+        logits: [n, C].
+        other_logits: [n, C].
+        log_base: Unit of the result: e for nats, 2 for bits.
+
+    Returns:
+        float64 [n] in [0, log 2 / log `log_base`].
+
+    Raises:
+        InvalidValueError: On logits of different shapes, or a base of 1 or less.
+
+    Example:
+        >>> js_divergence(torch.tensor([[0.0, float("-inf")]]), torch.tensor([[float("-inf"), 0.0]]), log_base=2).tolist()
+        [1.0]
     """
     _check_base(log_base)
     divergences = []
@@ -66,14 +81,38 @@ def js_divergence(logits: ArrayLike, other_logits: ArrayLike, log_base: float = 
 def zrf(logits: ArrayLike, random_logits: ArrayLike, log_base: float = 2) -> float:
     """Zero-retrain forgetting, 1 - mean JS to a randomly initialised model on D_f (Chundawat et al.).
 
-    1 means that the model answers like a random one. In base 2 the score spans [0, 1]; in nats it cannot fall below
-    1 - ln 2. A randomly initialised model answers nearly uniformly, so uniform outputs score close to 1.
+    1 means that the model answers like a random one. A randomly initialised model answers nearly uniformly, so uniform
+    outputs score close to 1.
+
+    Args:
+        logits: [n, C].
+        random_logits: [n, C] of the random model.
+        log_base: In base 2 the score spans [0, 1]; in nats it cannot fall below 1 - ln 2.
+
+    Raises:
+        InvalidValueError: As `js_divergence`.
+
+    Example:
+        >>> zrf(torch.zeros(2, 3), torch.zeros(2, 3))
+        1.0
     """
     return 1 - float(js_divergence(logits, random_logits, log_base).mean())
 
 
 def activation_distances(logits: ArrayLike, other_logits: ArrayLike) -> ActivationDistances:
-    """Mean L1, mean L2 and root-mean-square L2 distance of softmax outputs; papers use each under the same name."""
+    """Mean L1, mean L2 and root-mean-square L2 distance of softmax outputs; papers use each under the same name.
+
+    Args:
+        logits: [n, C].
+        other_logits: [n, C].
+
+    Raises:
+        InvalidValueError: On logits of different shapes.
+
+    Example:
+        >>> activation_distances(torch.zeros(2, 3), torch.zeros(2, 3))
+        ActivationDistances(l1=0.0, l2=0.0, rms=0.0)
+    """
     l1, l2 = [], []
     for p, q in _probabilities(logits, other_logits):
         l1.append((p - q).abs().sum(1))
@@ -85,20 +124,42 @@ def activation_distances(logits: ArrayLike, other_logits: ArrayLike) -> Activati
 
 
 def completeness(logits: ArrayLike, reference_logits: ArrayLike) -> float:
-    """Share of samples on which both models predict the same class, in percent; the reference is usually retrained."""
+    """Share of samples on which both models predict the same class, in percent; the reference is usually retrained.
+
+    Args:
+        logits: [n, C].
+        reference_logits: [n, C].
+
+    Raises:
+        InvalidValueError: On logits of different shapes.
+
+    Example:
+        >>> completeness(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+        50.0
+    """
     a, b = as_logits(logits, "logits"), as_logits(reference_logits, "reference_logits")
     same_shape(a, b, "logits and reference_logits")
     return 100 * float((a.argmax(1) == b.argmax(1).to(a.device)).double().mean())
 
 
 def linear_cka(features: ArrayLike, other_features: ArrayLike) -> float:
-    """Linear centred kernel alignment of [n, d] and [n, d'], in [0, 1]: 1 when equal up to rotation, scale and shift.
+    """Linear centred kernel alignment, in [0, 1]: 1 when equal up to rotation, scale and shift.
 
     ||Yc^T Xc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F) with columns centred (Kornblith et al. 2019). Biased upwards when n
-    is not much larger than d. Centring hides the removal of a common mean, which is most of
-    what ESC at k = 1 does: read it with `uncentred_cosine`. Features that are all equal align with nothing: 0.
+    is not much larger than d. Centring hides the removal of a common mean, which is most of what ESC at k = 1 does: read
+    it with `uncentred_cosine`. Features that are all equal align with nothing: 0.
 
-    Raises ValueError on different numbers of samples.
+    Args:
+        features: [n, d].
+        other_features: [n, d'].
+
+    Raises:
+        InvalidValueError: On different numbers of samples.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [2.0, 0.0], [5.0, 3.0]])
+        >>> round(linear_cka(x, 3 * x.flip(1) + 7), 6)
+        1.0
     """
     x, y = as_features(features, "features"), as_features(other_features, "other features")
     same_shape(x, y, "features and other_features", rows_only=True)
@@ -117,7 +178,19 @@ def linear_cka(features: ArrayLike, other_features: ArrayLike) -> float:
 
 
 def uncentred_cosine(features: ArrayLike, other_features: ArrayLike) -> CosineAgreement:
-    """Cosine between each sample's original and erased feature, both [n, d]; 1 when only lengths changed."""
+    """Cosine between each sample's original and erased feature; 1 when only lengths changed.
+
+    Args:
+        features: [n, d].
+        other_features: [n, d].
+
+    Raises:
+        InvalidValueError: On different shapes.
+
+    Example:
+        >>> uncentred_cosine(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[6.0, 8.0], [0.0, 0.0]]))
+        CosineAgreement(mean=0.5, sd=0.5, zero_rows=1)
+    """
     x, y = as_features(features, "features"), as_features(other_features, "other features")
     same_shape(x, y, "features and other_features")
     cosines, zero_rows = [], 0
@@ -130,7 +203,20 @@ def uncentred_cosine(features: ArrayLike, other_features: ArrayLike) -> CosineAg
 
 
 def share_changed(original: ArrayLike, erased: ArrayLike, tolerance: float = 0.0) -> float:
-    """Percent of rows [n, d] that differ in any entry by more than `tolerance`; raises ValueError on unequal shapes."""
+    """Percent of rows that differ in any entry by more than `tolerance`.
+
+    Args:
+        original: Features [n, d].
+        erased: Features [n, d] of the same samples.
+        tolerance: In the features' own unit.
+
+    Raises:
+        InvalidValueError: On unequal shapes.
+
+    Example:
+        >>> share_changed(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+        50.0
+    """
     before, after = as_features(original, "original features"), as_features(erased, "erased features")
     if before.shape != after.shape:
         raise InvalidValueError(
@@ -156,7 +242,15 @@ class RepeatedVectors:
 
 
 def repeated_vectors(features: ArrayLike) -> RepeatedVectors:
-    """Count exact copies among the rows of features [n, d]."""
+    """Count exact copies among the rows of features [n, d].
+
+    Raises:
+        InvalidValueError: On malformed features.
+
+    Example:
+        >>> repeated_vectors(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [5.0, 6.0]]))
+        RepeatedVectors(rows=4, distinct=3, repeated=1, share=50.0, largest=2)
+    """
     features = as_features(features)
     _, group = distinct_rows(features)
     sizes = group.bincount()

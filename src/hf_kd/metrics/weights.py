@@ -61,12 +61,23 @@ def weight_distance(
 ) -> WeightDistance:
     """How far each floating-point tensor moved, grouped into head and everything else (Fig. 2).
 
-    `head` lists module names; a tensor belongs to the head when one of them is a component of its name
-    ("classifier" matches "classifier.1.weight" and "model.classifier.bias"). The paper does not give its
-    normalisation, so the relative Frobenius norm and the mean absolute change are both reported. Buffers such as
-    BatchNorm's running statistics are included: they change outputs as weights do.
+    The paper does not give its normalisation, so the relative Frobenius norm and the mean absolute change are both
+    reported. Buffers such as BatchNorm's running statistics are included: they change outputs as weights do.
 
-    Raises ValueError when the state dicts differ in names or shapes, or no tensor belongs to the head.
+    Args:
+        original: State dict before.
+        current: State dict after, with the same names and shapes.
+        head: Module names; a tensor belongs to the head when one of them is a component of its name ("classifier" matches
+            "classifier.1.weight" and "model.classifier.bias").
+
+    Raises:
+        InvalidValueError: When the state dicts differ in names or shapes, or no tensor belongs to the head.
+
+    Example:
+        >>> before = {"body.weight": torch.ones(2, 2), "head.weight": torch.ones(2, 2)}
+        >>> moved = weight_distance(before, before | {"head.weight": 2 * torch.ones(2, 2)})
+        >>> moved.head.relative, moved.other.frobenius
+        (1.0, 0.0)
     """
     if original.keys() != current.keys():
         difference = sorted(original.keys() ^ current.keys())
@@ -106,9 +117,23 @@ def weight_distance(
 def class_mean_cosines(features: ArrayLike, erased_features: ArrayLike, labels: ArrayLike) -> ClassMeanCosines:
     """Cosines, not centred, between class means before and after erasing, and the means' lengths (Fig. 3).
 
-    `features` and `erased_features` [n, d] hold the same samples. One eraser for all rows shows what one request does
-    to every class. The paper's right panel erases each class in turn: pass erased features in which the rows of class
-    j went through the eraser fitted on class j. A mean of length 0 has cosine 0 to everything.
+    One eraser for all rows shows what one request does to every class. The paper's right panel erases each class in turn:
+    pass erased features in which the rows of class j went through the eraser fitted on class j. A mean of length 0 has
+    cosine 0 to everything.
+
+    Args:
+        features: [n, d].
+        erased_features: [n, d] of the same samples.
+        labels: [n].
+
+    Raises:
+        InvalidValueError: On features of different shapes, or malformed labels.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> found = class_mean_cosines(x, x * torch.tensor([0.0, 1.0]), [0, 1])
+        >>> found.after.tolist(), found.norms_after.tolist()
+        ([[0.0, 0.0], [0.0, 1.0]], [0.0, 2.0])
     """
     x = as_features(features, "features")
     y = as_features(erased_features, "erased features").to(x.device)

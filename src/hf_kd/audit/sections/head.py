@@ -13,7 +13,7 @@ from hf_kd.audit.schema import Score, Section
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._inputs import ArrayLike, as_classes, as_logits
 from hf_kd.metrics.attack_data import AuditData
-from hf_kd.metrics.membership import member_rate
+from hf_kd.metrics.membership_share import member_rate
 from hf_kd.metrics.scores import ForgetRetainScores, average_gap, nearest_retained_classes, per_class_accuracy
 from hf_kd.metrics.similarity import activation_distances, completeness, js_divergence, zrf
 

@@ -13,8 +13,9 @@ import torch
 from hf_kd.audit.schema import Score, Section
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._inputs import ArrayLike, as_logits
-from hf_kd.metrics.membership import LossAttack, loss_attack, member_rate, mia_efficacy
+from hf_kd.metrics.membership import LossAttack, loss_attack
 from hf_kd.metrics.membership_reference import rmia_attack
+from hf_kd.metrics.membership_share import member_rate, mia_efficacy
 
 from .head import Answers, answer_score, part_of
 
