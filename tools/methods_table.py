@@ -14,11 +14,11 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints, is_typeddict
 
 from hf_kd.methods import erasers, unlearning
 from hf_kd.methods.erasers.base import Eraser, Method
-from hf_kd.methods.registry import MethodInfo
+from hf_kd.methods.registry import MethodInfo, attribute_texts
 from hf_kd.methods.unlearning.base import UnlearningMethod
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,9 +64,23 @@ def path(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
+def measured(method: type) -> Iterator[tuple[str, str, str]]:
+    """(key, type, text) of everything that a method may measure."""
+    texts = attribute_texts(*typed_bases(method.measures))
+    for key, hint in get_type_hints(method.measures).items():
+        yield key, hint.__name__ if isinstance(hint, type) else str(hint), texts[key]
+
+
+def typed_bases(typed: type) -> list[type]:
+    """A TypedDict and those it extends, nearest first; its MRO leaves them out, so: those whose keys it has."""
+    keys = get_type_hints(typed).keys()
+    found = [c for c in vars(inspect.getmodule(typed)).values() if is_typeddict(c) and get_type_hints(c).keys() <= keys]
+    return [typed, *sorted(found, key=lambda other: -len(get_type_hints(other)))]
+
+
 def docs_text() -> str:
     """The content of docs/methods.md."""
-    infos = described()[0].values()
+    infos, methods, _ = described()
     parts = [
         "# Methods\n",
         "Written by `tools/methods_table.py` from the classes. D_f are the images to forget, D_r those that stay.\n",
@@ -75,16 +89,24 @@ def docs_text() -> str:
         ("eraser", "Methods that fit an eraser", "`ErasedModel.erase`, `hf-kd erase`: weights stay as they are."),
         ("weights", "Methods that change weights", "`hf_kd.unlearn`, `hf-kd unlearn`: the result is a stock model."),
     ):
-        chosen = [info for info in infos if info.kind == kind]
+        chosen = [info for info in infos.values() if info.kind == kind]
         parts += [f"## {title}\n", f"{intro}\n", "| method | needs | when | source |", "|---|---|---|---|"]
-        parts += [f"| [`{i.name}`](#{i.name.replace('+', '')}) | {i.needs} | {i.when} | {i.source} |" for i in chosen]
+        parts += [
+            f"| [`{i.name}`](#{i.name.replace('+', '')}) | {i.needs} | {cell(i.when)} | {cell(i.source)} |"
+            for i in chosen
+        ]
         for info in chosen:
             parts += [f"\n### {info.name}\n", f"{info.about}\n", "| option | type | default | |", "|---|---|---|---|"]
-            parts += [
-                f"| `{o.name}` | `{o.type.replace('|', PIPE)}` | `{o.default!r}` | {o.about} |" for o in info.options
-            ]
+            parts += [f"| `{o.name}` | `{cell(o.type)}` | `{o.default!r}` | {cell(o.about)} |" for o in info.options]
+            parts += ["\n| measured | type | |", "|---|---|---|"]
+            parts += [f"| `{key}` | `{hint}` | {cell(text)} |" for key, hint, text in measured(methods[info.name])]
         parts.append("")
     return "\n".join(parts).replace("`'", "`").replace("'`", "`")
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a table."""
+    return text.replace("|", PIPE)
 
 
 def main() -> int:

@@ -190,6 +190,7 @@ def test_a_built_in_info_agrees_with_its_class(name):
     assert info.needs in registry.NEEDS
     assert all((info.source, info.about, info.when))
     own = {option.name: (option.type, option.default) for option in info.options}
+    assert all(option.about for option in info.options), "every option says what it does"
     assert own == {field.name: (field.type, field.default) for field in fields(cls)}
 
 

@@ -85,7 +85,7 @@ class MethodInfo:
     def of(cls, method: type) -> MethodInfo:
         """The info of a method class, from its attributes and docstring."""
         kind = _kind_of(method)
-        texts = _attribute_texts(method)
+        texts = attribute_texts(*method.__mro__)
         needs = method.needs if kind == "weights" else "D_f and D_r" if method.needs_retain else "D_f"
         about = inspect.cleandoc(method.__doc__ or "").split("\n\n")[0]
         options = tuple(
@@ -102,7 +102,7 @@ class MethodInfo:
 
 def _read() -> tuple[dict[str, MethodInfo], dict[str, str | type], dict[str, str | type]]:
     """Infos, classes of methods and classes of erasers that are built in; classes as "module:Class"."""
-    stored = json.loads(resources.files(__package__).joinpath("methods.json").read_text(encoding="utf-8"))
+    stored = json.loads(resources.files("hf_kd.methods").joinpath("methods.json").read_text(encoding="utf-8"))
     infos, classes = {}, {}
     for name, entry in stored["methods"].items():
         classes[name] = entry.pop("class")
@@ -346,10 +346,10 @@ def _load(path: str) -> type[Any]:
     return getattr(import_module(module), name)
 
 
-def _attribute_texts(cls: type) -> dict[str, str]:
-    """What the `Attributes` sections of a class and its bases say about each field."""
+def attribute_texts(*classes: type) -> dict[str, str]:
+    """What the `Attributes` sections of classes say about each name; the first that speaks of it counts."""
     texts: dict[str, str] = {}
-    for base in cls.__mro__:
+    for base in classes:
         lines = iter(inspect.cleandoc(base.__dict__.get("__doc__") or "").splitlines())
         for name, text in _entries(lines):
             texts.setdefault(name, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -28,6 +28,13 @@ def close(first: Tensor, second: Tensor, tolerance: float) -> bool:
 def equal_states(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     """Whether two state dictionaries hold the same tensors, bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def expect_declared(measured: Mapping[str, Any], typed: type) -> None:
+    """What was measured is plain, and declared by the TypedDict of the method (`measures`)."""
+    json.dumps(dict(measured), allow_nan=False)
+    unknown = sorted(measured.keys() - get_type_hints(typed).keys())
+    expect(typed is dict or not unknown, f"{', '.join(unknown)} was measured, and {typed.__name__} does not say so")
 
 
 def expect_settings_come_back(method: Any) -> None:

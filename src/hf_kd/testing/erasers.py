@@ -16,7 +16,7 @@ from hf_kd.features.taps.site import HeadFunction
 from hf_kd.methods.erasers.base import Composition, Eraser, Method, build, describe
 from hf_kd.methods.erasers.moments import RetainMoments, SecondMoment
 
-from .checks import close, equal_states, expect, expect_settings_come_back
+from .checks import close, equal_states, expect, expect_declared, expect_settings_come_back
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,8 @@ class EraserTester:
         expect_settings_come_back(self.method)
 
     def test_what_was_measured_is_plain(self, eraser: Eraser):
-        """`measured` goes into the record of a model: JSON, with the number of forget samples."""
+        """`measured` goes into the record of a model: JSON, declared by `measures`, with the number of forget samples."""
+        expect_declared(eraser.measured, self.method.measures)
         measured = json.loads(json.dumps(dict(eraser.measured)))
         expected = int(self.planted().is_forgotten.sum())
         expect(

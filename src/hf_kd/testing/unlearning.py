@@ -25,7 +25,7 @@ from hf_kd.methods.registry import NEEDS
 from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.model.unlearn import unlearn
 
-from .checks import equal_states, expect, expect_settings_come_back
+from .checks import equal_states, expect, expect_declared, expect_settings_come_back
 
 CLASSES, SIDE = 5, 16
 ARCHITECTURES = ("convolutional", "transformer")
@@ -161,6 +161,7 @@ class UnlearningTester:
         expected = (self.method.name, self.forget_classes, 16 * len(self.forget_classes), self.method.needs)
         expect(said == expected, f"the record says {said} of {expected}")
         expect(record.measured[0] != {}, "nothing was measured")
+        expect_declared(record.measured[0], self.method.measures)
         images = planted_images([0, 2], seed=2)[0]
         with torch.no_grad():
             same = torch.equal(loaded(pixel_values=images).logits, changed(pixel_values=images).logits)

@@ -2,7 +2,8 @@
 
 from ..registry import available_methods, get_method, make_method, register_eraser, register_method
 from .base import Composition, Eraser, ForgetData, Head, Method, build, condition_number, describe
-from .cover import Cover, CoverMap
+from .cover import Cover
+from .cover_map import CoverMap
 from .esc import ESC, NormedProjection, Projection, energy_share, orthonormal_union
 from .esc_t import ESCT, MaskedProjection
 from .moments import RetainMoments, SecondMoment

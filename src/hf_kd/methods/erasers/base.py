@@ -90,7 +90,17 @@ class Eraser(nn.Module, ABC):
         return Composition([self, later])
 
     def forward(self, features: Tensor) -> Tensor:
-        """Erase features [..., d]; dtype and device of the result are those of the input."""
+        """Erase features.
+
+        Args:
+            features: [..., d], of any floating dtype.
+
+        Returns:
+            [..., d], of the dtype and on the device of the input.
+
+        Raises:
+            InvalidValueError: For another d than the eraser was fitted on.
+        """
         if features.shape[-1] != self.dim:
             raise InvalidValueError(
                 f"This eraser was fitted on features of d = {self.dim}, got a tensor of shape {tuple(features.shape)}; "
@@ -155,7 +165,7 @@ class Composition(Eraser):
 class Method(ABC):
     """How an eraser is fitted: a frozen dataclass of hyper-parameters.
 
-    The three class attributes say what a fit needs, so that nothing else is computed or kept: `ESC` lives on moments
+    The class attributes say what a fit needs, so that nothing else is computed or kept: `ESC` lives on moments
     that can be streamed, `ESCT` on the features of D_f and the head. No method is ever handed the backbone.
     """
 
@@ -164,6 +174,8 @@ class Method(ABC):
     """Where the method and its defaults come from."""
     when: ClassVar[str] = ""
     """When to choose it, in a sentence."""
+    measures: ClassVar[type] = dict
+    """The TypedDict of what the eraser's `measured` holds."""
     needs_features: ClassVar[bool] = False
     """Fitted on the features [n, d] themselves instead of their second moment."""
     needs_head: ClassVar[bool] = False
@@ -187,7 +199,19 @@ class Method(ABC):
 
     @abstractmethod
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> Eraser:
-        """Fit on D_f: `forget` as declared by the class attributes, `labels` [n] and `head` where they are needed."""
+        """Fit on D_f.
+
+        Args:
+            forget: Moments of D_f, moments by class, or features [n, d], as the class attributes declare.
+            labels: Classes of the features [n], where they are needed.
+            head: Features [n, d] -> logits [n, C], where it is needed.
+
+        Returns:
+            The fitted eraser.
+
+        Raises:
+            InvalidValueError: Where something is missing, empty or not finite.
+        """
 
     def fit_taps(
         self,
@@ -196,10 +220,21 @@ class Method(ABC):
         head: Callable[[Sequence[Tensor]], Tensor] | None = None,
         **given: Sequence[Any],
     ) -> list[Eraser]:
-        """One eraser per tap of a model with several; `head` maps the features at all taps to the model's logits.
+        """One eraser per tap of a model with several.
 
-        given: for each tap what else the class attributes ask for, such as `retain`. The default fits each tap on its
-        own, which is exact for methods that never look at the head.
+        The default fits each tap on its own, which is exact for methods that never look at the head.
+
+        Args:
+            forget: For each tap what `fit` takes.
+            labels: Classes of the features [n], where they are needed.
+            head: The features at all taps -> the model's logits [n, C].
+            **given: For each tap what else the class attributes ask for, such as `retain` and `views`.
+
+        Returns:
+            An eraser for each tap.
+
+        Raises:
+            InvalidValueError: As `fit`, and for a method that needs the head, cannot fit taps together and is given several.
         """
         if self.needs_head and len(forget) > 1:
             raise InvalidValueError(
@@ -225,12 +260,16 @@ def condition_number(matrix: Tensor) -> float:
 
 
 def describe(eraser: Eraser) -> dict[str, Any]:
-    """`{"kind": ..., **spec}`: what a configuration stores about an eraser."""
+    """What a configuration stores about an eraser: `{"kind": ..., **spec}`."""
     return {"kind": eraser.kind, **eraser.spec()}
 
 
 def build(description: Mapping[str, Any]) -> Eraser:
-    """The eraser of `describe`, with empty buffers. Raises ValueError for an unknown kind or unfit settings."""
+    """The eraser of `describe`, with empty buffers that wait for the values of a checkpoint.
+
+    Raises:
+        InvalidValueError: For an unknown kind or unfit settings.
+    """
     spec = dict(description)
     kind = spec.pop("kind", None)
     cls = eraser_class(kind)

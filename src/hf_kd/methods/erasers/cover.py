@@ -20,14 +20,13 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
+from ..measured import CoverMeasured
 from .base import Eraser, ForgetData, Head, Method
+from .cover_map import FORGOTTEN, CoverMap
 from .heads import affine_head, checked_labels, mirrored_prototypes, recognised_by, settled, still_answered
 from .sharing import affine_scores, axis_scores, cuts_between, refuse_points, snapped
 
 logger = logging.getLogger(__name__)
-
-KEPT, FORGOTTEN = -1, -2
-"""Roles of classes that are no cover; the role of a cover class is its row among the prototypes."""
 
 AUTO_SHARE = 0.01
 """guard="auto" may leave at most this share of the recognised forget features unreplaced."""
@@ -36,123 +35,34 @@ CLOSE_CALLS = 0.05
 """Share of the recognised forget features that are taken for close calls, and put where their retained answer is."""
 
 
-class CoverMap(Eraser):
-    """A(z) = P_argmax_M s(z) where the head sees a forgotten class, P_r where its retained answer r is a cover class, and z
-    elsewhere.
-
-    s is affine and shares the forgotten features out; a close call between a forgotten class and a cover class r is P_r.
-    Decides by its own copy of the head, sample by sample, without randomness. Everything that is not replaced is returned
-    bit for bit.
-    """
-
-    kind = "cover"
-    is_linear = False
-    is_projection = True
-
-    def __init__(self, dim: int, num_labels: int, forgotten: Sequence[int], cover: Sequence[int]):
-        super().__init__(dim)
-        self.forgotten, self.cover = tuple(forgotten), tuple(cover)
-        if not {*self.forgotten, *self.cover} <= set(range(num_labels)):
-            raise InvalidValueError(
-                f"Classes {self.forgotten} and {self.cover} are not all among the {num_labels} of the head."
-            )
-        self.register_buffer("weight", torch.zeros(num_labels, dim))
-        self.register_buffer("bias", torch.zeros(num_labels))
-        self.register_buffer("prototypes", torch.zeros(len(self.cover), dim))
-        self.register_buffer("share_weight", torch.zeros(len(self.cover), dim))
-        self.register_buffer("share_bias", torch.zeros(len(self.cover)))
-        self.register_buffer("limits", torch.zeros(3))
-        self.register_buffer("roles", torch.full((num_labels,), float(KEPT)))  # transformers casts integers on loading
-        self.weight: Tensor
-        """W of the head [C, d]."""
-        self.bias: Tensor
-        """b of the head [C]."""
-        self.prototypes: Tensor
-        """P_c of the cover classes [|M|, d]."""
-        self.share_weight: Tensor
-        self.share_bias: Tensor
-        """s(z) = S z + t: S [|M|, d], t [|M|]."""
-        self.limits: Tensor
-        """tau; the margin between the two largest logits above which anything is replaced (-inf: always); the margin of a
-        forgotten class up to which it is a close call."""
-        self.roles: Tensor
-        """Of each class [C], as a float: row of its prototype, `KEPT` or `FORGOTTEN`."""
-
-    def erase(self, features: Tensor) -> Tensor:
-        rows, replaced = self.decide(features)
-        prototypes = self.prototypes.to(features.device, features.dtype)
-        return torch.where(replaced[..., None], prototypes[rows], features)
-
-    def decide(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """For features [..., d]: which prototype each would get, and whether it is replaced at all."""
-        device, dtype = features.device, features.dtype
-        weight, bias, share_weight, share_bias, limits = (
-            b.to(device, dtype) for b in (self.weight, self.bias, self.share_weight, self.share_bias, self.limits)
-        )
-        roles = self.roles.to(device, torch.long)
-        logits = features @ weight.T + bias
-        retained, answer = logits.masked_fill(roles == FORGOTTEN, -torch.inf).max(dim=-1)
-        margin = logits.masked_fill(roles != FORGOTTEN, -torch.inf).amax(dim=-1) - retained
-        seen, role = margin > limits[0], roles[answer]
-        shared = (features @ share_weight.T + share_bias).argmax(dim=-1)
-        rows = torch.where(seen & ((margin > limits[2]) | (role < 0)), shared, role.clamp(min=0))
-        first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
-        return rows, (seen | (role >= 0)) & (first - second > limits[1])
-
-    @property
-    def rank_removed(self) -> int:
-        return 0
-
-    @property
-    def condition_number(self) -> float:
-        return float("inf")
-
-    def spec(self) -> dict[str, Any]:
-        return {
-            "dim": self.dim,
-            "num_labels": len(self.bias),
-            "forgotten": list(self.forgotten),
-            "cover": list(self.cover),
-        }
-
-    def check(self) -> None:
-        roles = torch.full_like(self.roles, KEPT)
-        roles[list(self.forgotten)] = FORGOTTEN
-        roles[list(self.cover)] = torch.arange(len(self.cover)).to(roles)
-        logits = self.prototypes.double() @ self.weight.double().T + self.bias.double()
-        own = torch.tensor(self.cover, device=roles.device)
-        finite = all(bool(torch.isfinite(buffer).all()) for name, buffer in self.named_buffers() if name != "limits")
-        finite = finite and not bool(torch.isnan(self.limits).any())
-        if not (finite and torch.equal(roles, self.roles) and torch.equal(logits.argmax(dim=1), own)):
-            raise InvalidValueError(
-                "The prototypes of a cover eraser have to be answered as their own classes, and its roles to be those its "
-                "description names: the eraser was not loaded or is damaged."
-            )
-
-
 @dataclass(frozen=True)
 class Cover(Method):
-    """Cover erasure, from the forget features, their labels and the head alone.
+    """Put forgotten features, and those of a few retained classes, on the same few constant points.
 
-    m: number of cover classes, 2 |F| unless given: the retained classes whose logits are largest on D_f. 3 |F| withstands
-        k-nearest-neighbour attackers better and several views worse.
-    guard: act only where the two largest logits are further apart than this quantile of the forget features; for models
-        that meet inputs from elsewhere, which a head puts into few classes. "auto" takes the largest quantile that leaves
-        at most 1 % of the recognised forget features unreplaced. Forgotten features below it pass unchanged.
-    tau: by how much a forgotten logit has to exceed all others.
-    cover_classes: ids of the cover classes instead of the nearest ones.
-    class_sizes: {class id: number of images}: takes as many cover classes as give twice the mass that is forgotten, and
-        shares the forgotten features out by size. Without it classes are taken to be of equal size.
-    prototypes: {class id: [d] values}: true class means, where retained images may be used; else they are guessed from
-        the head (`mirrored_prototypes`).
-    views: further views of every forget image (mirrored, cropped) that are read to share the images out along the axis
-        that changes least between them (`stable_axis`): what two photographs of one subject reveal is that they land on
-        different points. 0, or a fit on bare features, shares them out by the cover classes' logits.
+    Fitted from the forget features, their labels and the head alone; `CoverMap` is the map.
+
+    Attributes:
+        m: Number of cover classes, 2 |F| unless given: the retained classes whose logits are largest on D_f. 3 |F|
+            withstands k-nearest-neighbour attackers better and several views worse.
+        guard: Act only where the two largest logits are further apart than this quantile of the forget features; for
+            models that meet inputs from elsewhere, which a head puts into few classes. "auto" takes the largest
+            quantile that leaves at most 1 % of the recognised forget features unreplaced. Forgotten features below it
+            pass unchanged.
+        tau: By how much a forgotten logit has to exceed all others.
+        cover_classes: Ids of the cover classes instead of the nearest ones.
+        class_sizes: {class id: number of images}: takes as many cover classes as give twice the mass that is forgotten, and
+            shares the forgotten features out by size. Without it classes are taken to be of equal size.
+        prototypes: {class id: [d] values}: true class means, where retained images may be used; else they are guessed from
+            the head (`mirrored_prototypes`).
+        views: Further views of every forget image (mirrored, cropped) that are read to share the images out along the axis
+            that changes least between them (`stable_axis`): what two photographs of one subject reveal is that they land on
+            different points. 0, or a fit on bare features, shares them out by the cover classes' logits.
     """
 
     name: ClassVar[str] = "cover"
     source: ClassVar[str] = "ours, see docs/cover.md"
     when: ClassVar[str] = "Whole classes are to be hard to tell from a few retained ones for whoever sees the features."
+    measures: ClassVar[type] = CoverMeasured
     needs_features: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True
     masks_head: ClassVar[bool] = True

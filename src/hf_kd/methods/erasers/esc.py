@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
+from ..measured import ESCMeasured
 from .base import Eraser, ForgetData, Head, Method
 from .moments import SecondMoment
 
@@ -110,21 +111,25 @@ def orthonormal_union(bases: Sequence[Tensor], tolerance: float = 1e-6) -> Tenso
 
 @dataclass(frozen=True)
 class ESC(Method):
-    """ESC (paper, section 3.3): h_P = h - U_k U_k^T h, U the left singular vectors of Z_f, no training.
+    """Remove the top principal directions of D_f (paper, section 3.3); closed form, no training.
 
-    p: percentage of the d directions to remove, k = max(1, round(d p / 100)); 1.5 when neither is given, as in the
-        published code (which rounds down, and so removes nothing at d = 64).
-    k: number of directions, instead of p.
-    center: subtract the forget mean before the SVD. The paper does not, and then u_1 is nearly the mean direction;
-        centred it is another method.
-    per_class: k directions for each forget class and their orthonormal union, instead of one SVD of all forget samples
-        (the paper's), in which a larger class outweighs a smaller one.
-    renorm: give every feature back the length it had, which the projection takes from the forgotten ones; ours.
+    h_P = h - U_k U_k^T h, U the left singular vectors of Z_f.
+
+    Attributes:
+        p: Percentage of the d directions to remove, k = max(1, round(d p / 100)); 1.5 when neither is given, as in the
+            published code (which rounds down, and so removes nothing at d = 64).
+        k: Number of directions, instead of p.
+        center: Subtract the forget mean before the SVD. The paper does not, and then u_1 is nearly the mean direction;
+            centred it is another method.
+        per_class: K directions for each forget class and their orthonormal union, instead of one SVD of all forget samples
+            (the paper's), in which a larger class outweighs a smaller one.
+        renorm: Give every feature back the length it had, which the projection takes from the forgotten ones; ours.
     """
 
     name: ClassVar[str] = "esc"
     source: ClassVar[str] = "ESC, section 3.3; p = 1.5 as in the published code"
     when: ClassVar[str] = "The default: closed form, needs the images to forget alone."
+    measures: ClassVar[type] = ESCMeasured
 
     p: float | None = None
     k: int | None = None

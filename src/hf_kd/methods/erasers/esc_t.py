@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hf_kd.errors import DivergedError, InvalidValueError
 
+from ..measured import ESCTMeasured
 from .base import Eraser, ForgetData, Head, Method, condition_number
 from .moments import SecondMoment
 
@@ -70,23 +71,29 @@ class MaskedProjection(Eraser):
 
 @dataclass(frozen=True)
 class ESCT(Method):
-    """ESC-T (paper, section 3.4, eq. 4): train M by gradient ascent on the cross entropy of D_f, then binarise it.
+    """Train a mask on the principal directions of D_f until the head answers none of it (paper, section 3.4, eq. 4).
 
-    The loss is the penalised cross entropy PCE = -CE(f(x), y) averaged over the samples still predicted correctly, as
-    in the published code. After each plain SGD step M is clamped to [0, 1]; training stops when no forget sample is
-    predicted correctly, or after `epochs`. Then M <- 1[M > threshold].
+    max CE over D_f in M, h_R = (U o M)(U o M)^T h, then M <- 1[M > tau]. The loss is the penalised cross entropy
+    PCE = -CE(f(x), y) averaged over the samples still predicted correctly, as in the published code. After each plain SGD
+    step M is clamped to [0, 1]; training stops when no forget sample is predicted correctly, or after `epochs`.
 
-    threshold: tau, 0.7 to 0.8 in the paper. None keeps the soft mask (an ablation: the operator is then even less of a
-        projection).
-    lr: step size of the mask. The paper says "high"; the published code uses 1e-3, which moves nothing on a CIFAR-10
-        ResNet-20 or an ImageNet MobileNetV2 in 50 epochs. With 1 both forget their class in 1 to 5 epochs.
-    loss: "pce", or "ce" for -CE of all samples of the batch, forgotten ones included. clip: whether M is held in [0, 1].
-        With threshold these are the parts that the paper's Table 3 takes away.
+    Attributes:
+        threshold: tau, 0.7 to 0.8 in the paper. None keeps the soft mask (an ablation: the operator is then even less of a
+            projection).
+        lr: Step size of the mask. The paper says "high"; the published code uses 1e-3, which moves nothing on a CIFAR-10
+            ResNet-20 or an ImageNet MobileNetV2 in 50 epochs. With 1 both forget their class in 1 to 5 epochs.
+        epochs: At most so many passes over D_f.
+        batch_size: Features in each step.
+        seed: Of the order of the features.
+        loss: "pce", or "ce" for -CE of all samples of the batch, forgotten ones included. With `threshold` and `clip` these
+            are the parts that the paper's Table 3 takes away.
+        clip: Whether M is held in [0, 1].
     """
 
     name: ClassVar[str] = "esc-t"
     source: ClassVar[str] = "ESC, section 3.4; threshold of the paper, lr is ours (the published 1e-3 moves nothing)"
     when: ClassVar[str] = "To compare with the paper; where its condition number is finite, a linear probe undoes it."
+    measures: ClassVar[type] = ESCTMeasured
     needs_features: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True
 

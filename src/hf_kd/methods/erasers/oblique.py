@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
+from ..measured import LEACEMeasured, ProjectionMeasured, PrototypeMeasured
 from ..registry import missing_retain
 from .base import Eraser, ForgetData, Head, Method
 from .esc import Projection, energy_share, orthonormal_union
@@ -119,6 +120,7 @@ class MeanProjection(_ByClass):
     name: ClassVar[str] = "mean-projection"
     source: ClassVar[str] = "a control, no paper's"
     when: ClassVar[str] = "A control for ESC: one direction for each class and no SVD."
+    measures: ClassVar[type] = ProjectionMeasured
 
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> Projection:
         """The projection for moments (by class) or features [n, d]. Raises ValueError for a zero mean."""
@@ -133,6 +135,7 @@ class MeanDifference(_ByClass):
     name: ClassVar[str] = "mean-difference"
     source: ClassVar[str] = "a control: the difference of means, as in linear guarding"
     when: ClassVar[str] = "A control that reads retained images: one direction for each class."
+    measures: ClassVar[type] = ProjectionMeasured
     needs_retain: ClassVar[bool] = True
 
     def fit(
@@ -156,12 +159,14 @@ class LEACE(_ByClass):
     h' = h - W^+ u u^T W (h - mu), W = Cov(h)^(-1/2), u an orthonormal basis of the columns of W Cov(h, z), z one-hot. The
     guarantee is for one class against the rest; a multi-class probe may still choose c where all others score low.
 
-    tolerance: correlation under which a column is taken for noise.
+    Attributes:
+        tolerance: Correlation under which a column is taken for noise.
     """
 
     name: ClassVar[str] = "leace"
     source: ClassVar[str] = "Belrose et al. 2023; tolerance is ours"
     when: ClassVar[str] = "Linear predictors of the forgotten classes are to fail, and retained images may be read."
+    measures: ClassVar[type] = LEACEMeasured
     needs_retain: ClassVar[bool] = True
 
     tolerance: float = 0.01
@@ -225,12 +230,14 @@ class PrototypeOrthogonal(_ByClass):
     """h - P_f (P^+ h)_f, P [d, C] the means of all classes: the coordinates of the forget classes go, those of the retained
     prototypes and everything outside their span stay (after MoRE, 2026).
 
-    remap: write the coordinate onto the nearest retained prototype instead of nothing.
+    Attributes:
+        remap: Write the coordinate onto the nearest retained prototype instead of nothing.
     """
 
     name: ClassVar[str] = "prototype-orthogonal"
     source: ClassVar[str] = "after MoRE (2026)"
     when: ClassVar[str] = "Means of all classes are known and fewer than d: retained ones stay exactly where they are."
+    measures: ClassVar[type] = PrototypeMeasured
     needs_retain: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
+from ..measured import RetainedSpanMeasured
 from .base import Eraser, ForgetData, Head, Method
 from .heads import affine_head, checked_labels, mirrored_prototypes, still_answered
 
@@ -62,12 +63,13 @@ class KeptSpan(Eraser):
 class RetainedSpan(Method):
     """Keep the span of w_c - mean w over the retained classes c; elsewhere every feature gets the same value.
 
-    Logits of retained classes keep their differences exactly. The constant outside the span is that of the mean of the
-    mirrored prototypes. Needs fewer retained classes than d.
+    h -> c + B B^T (h - c). Logits of retained classes keep their differences exactly. The constant outside the span is that
+    of the mean of the mirrored prototypes. Needs fewer retained classes than d.
     """
 
     name: ClassVar[str] = "retained-span"
     source: ClassVar[str] = "ours"
+    measures: ClassVar[type] = RetainedSpanMeasured
     when: ClassVar[str] = (
         "Only the answers among the retained classes matter: keeps what the head reads and nothing else."
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hf_kd.data.samples import Batch
 
+from ..measured import TrainedMeasured
 from .random_label import relabelled, union
 from .task import Task, check_range, soft_divergence
 from .training import TrainedMethod
@@ -17,11 +18,14 @@ from .training import TrainedMethod
 
 @dataclass(frozen=True, kw_only=True)
 class BadTeaching(TrainedMethod):
-    """min KL(T_d(x) || S(x)) on D_f and KL(T_s(x) || S(x)) on a share of D_r.
+    """Learn D_r from the model as it was and D_f from a model that knows nothing (Chundawat et al. 2023).
 
-    T_s is the original, T_d a network with fresh weights. The divergence is summed over classes (a mean over them, as in the
-    public code, makes lr C times smaller). temperature: both sets of logits are divided by it; no factor T^2.
-    retain_share: share of D_r that is used.
+    min KL(T_d(x) || S(x)) over D_f and KL(T_s(x) || S(x)) over a share of D_r; T_s is the original, T_d a network with fresh
+    weights. The divergence is summed over classes (a mean over them, as in the public code, makes lr C times smaller).
+
+    Attributes:
+        temperature: Both sets of logits are divided by it; no factor T^2.
+        retain_share: Share of D_r that is used, drawn once.
     """
 
     name: ClassVar[str] = "bad-teaching"
@@ -45,7 +49,7 @@ class BadTeaching(TrainedMethod):
             ],
         )
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
         retain = retain.subset(retain.shuffled()[: max(1, round(self.retain_share * len(retain)))])
         # the label says which teacher a sample learns from; the divergence needs no other

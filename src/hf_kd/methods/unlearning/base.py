@@ -20,6 +20,7 @@ from torch import nn
 from hf_kd.data.samples import Samples
 from hf_kd.errors import DivergedError, InvalidValueError
 
+from ..measured import UnlearningMeasured
 from .task import BN_MODES, Task, check_range
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,12 @@ COUNTS = (
 class UnlearningMethod(ABC):
     """How weights are changed: a frozen dataclass of hyper-parameters.
 
-    seed: of everything random. bn_mode: "eval", "freeze" or "train", see `Task.mode`; forget-only training in "train" mode
-    overwrites BatchNorm's statistics with those of the forget set, which alone makes a network fail on everything.
+    Subclasses set the class attributes and implement `change`; `run` is what is called.
+
+    Attributes:
+        seed: Of everything random.
+        bn_mode: "eval", "freeze" or "train", see `Task.mode`. Training on D_f alone in "train" mode overwrites BatchNorm's
+            statistics with those of D_f, which alone makes a network fail on everything.
     """
 
     name: ClassVar[str]
@@ -46,6 +51,8 @@ class UnlearningMethod(ABC):
     """Where the method and its defaults come from."""
     when: ClassVar[str] = ""
     """When to choose it, in a sentence."""
+    measures: ClassVar[type] = UnlearningMeasured
+    """The TypedDict of what it measures."""
     needs_head: ClassVar[bool] = False
     """Works on the last Linear layer, which has to exist."""
 
@@ -65,19 +72,39 @@ class UnlearningMethod(ABC):
 
     @property
     def needs_retain(self) -> bool:
+        """Whether it reads retained images."""
         return "D_r" in self.needs
 
     @abstractmethod
-    def change(self, task: Task) -> dict[str, Any]:
-        """Change `task.model` in place; returns what was measured, as plain values."""
+    def change(self, task: Task) -> UnlearningMeasured:
+        """Change `task.model` in place: what a subclass implements.
 
-    def run(self, task: Task) -> dict[str, Any]:
+        Args:
+            task: Model, data and how to read them; parameters have gradients, torch's generator is seeded.
+
+        Returns:
+            What was measured, as plain values.
+
+        Raises:
+            DivergedError: When a loss is no longer finite, with the last good weights in place.
+        """
+
+    def run(self, task: Task) -> UnlearningMeasured:
         """Change `task.model` in place, whatever state torch's random generator and the parameters' flags are in.
 
         Frozen parameters are changed too: a method says itself what it leaves alone. A model in half precision is changed in
-        float32 and rounded at the end. Returns what was measured; `stopped` in it says that a loss stopped being finite, and
-        where. Raises ValueError when the method needs retained samples or a Linear head and there are none, and where
-        batches are smaller than the number of processes.
+        float32 and rounded at the end.
+
+        Args:
+            task: Model, data and how to read them.
+
+        Returns:
+            What was measured; `stopped` in it says that a loss stopped being finite, and where.
+
+        Raises:
+            InvalidValueError: When the method needs retained samples or a Linear head and there are none, and where batches
+                are smaller than the number of processes.
+            DivergedError: When weights are not finite in the end.
         """
         self._check_shares(task, task.needed_retain(self.name) if self.needs_retain else None)
         if self.needs_head:
@@ -94,7 +121,7 @@ class UnlearningMethod(ABC):
                     measured = self.change(task)
             except DivergedError as stop:
                 logger.warning(f"{self.name} stopped: {stop}. A smaller lr may help.")
-                measured = {"stopped": str(stop)}
+                measured = UnlearningMeasured(stopped=str(stop))
             finally:
                 for parameter, flag in zip(parameters, flags, strict=True):
                     parameter.requires_grad_(flag)
@@ -103,8 +130,18 @@ class UnlearningMethod(ABC):
         return measured
 
     def fresh_model(self, task: Task, init: str | None = None) -> nn.Module:
-        """A model like the task's with weights that have seen nothing, or those of the checkpoint `init`; in eval mode, on
-        the same device. Raises ValueError where the task does not say how to make one."""
+        """A model like the task's whose weights have seen nothing.
+
+        Args:
+            task: Says how to make one.
+            init: A checkpoint whose weights to take instead.
+
+        Returns:
+            The model, in eval mode, on the device of the task's.
+
+        Raises:
+            InvalidValueError: Where the task does not say how to make one.
+        """
         if task.fresh is None:
             raise InvalidValueError(
                 f"{self.name} needs a model with fresh weights: give the task `fresh`, a way to make one."

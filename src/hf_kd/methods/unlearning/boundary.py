@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..measured import TrainedMeasured
 from .random_label import relabelled
 from .retrain import image_name
 from .task import Task, check_range
@@ -56,7 +57,13 @@ def pixel_range(task: Task, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryShrink(TrainedMethod):
-    """min CE(f(x), y') on D_f, y' the class on the other side of the nearest boundary. bound: of FGSM, in [0, 1] pixels."""
+    """Teach each image of D_f the class on the other side of its nearest boundary (Chen et al. 2023).
+
+    min CE(f(x), y') over D_f, y' what x' = x + bound sign(grad_x CE) is taken for.
+
+    Attributes:
+        bound: Length of the FGSM step, in pixels of [0, 1].
+    """
 
     name: ClassVar[str] = "boundary-shrink"
     when: ClassVar[str] = "D_f is all there is; each image is to be answered as its nearest other class."
@@ -71,7 +78,7 @@ class BoundaryShrink(TrainedMethod):
         super().__post_init__()
         check_range(self.name, [("bound", self.bound, 0 < self.bound <= 1, "above 0 and at most 1")])
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         nearest = relabelled(task.forget, nearest_labels(task, self.bound, self.batch_size))
 
         def loss(batch):
@@ -82,7 +89,10 @@ class BoundaryShrink(TrainedMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryExpand(TrainedMethod):
-    """min CE(f(x), C) on D_f, where C is a shadow class with a row of its own, which is dropped afterwards."""
+    """Teach D_f a shadow class with a row of its own, which is dropped afterwards (Chen et al. 2023).
+
+    min CE(f(x), C) over D_f, with logits [b, C + 1] meanwhile.
+    """
 
     name: ClassVar[str] = "boundary-expand"
     when: ClassVar[str] = "D_f is all there is; images are pushed towards a class that is dropped afterwards."
@@ -93,7 +103,7 @@ class BoundaryExpand(TrainedMethod):
     lr: float = 1e-5
     batch_size: int = 64
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         narrow = task.linear_heads()
         wide = [_widened(head) for head in narrow]
         _put(task, wide)

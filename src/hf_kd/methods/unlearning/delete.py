@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
+from ..measured import TrainedMeasured
 from .task import Task, soft_divergence, without_classes
 from .training import TrainedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delete(TrainedMethod):
-    """min KL(softmax(t with the forgotten logits at -inf) || softmax(s)) on D_f, t the original model."""
+    """Distil the model into itself on D_f, with the forgotten logits masked out of the target (DELETE, CVPR 2025).
+
+    min KL(softmax(t with the forgotten logits at -inf) || softmax(s)) over D_f, t the original model.
+    """
 
     name: ClassVar[str] = "delete"
     when: ClassVar[str] = "D_f is all there is; distils the model into itself, without the forgotten classes' logits."
@@ -24,7 +28,7 @@ class Delete(TrainedMethod):
     lr: float = 1e-4
     batch_size: int = 128
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         teacher, classes = task.frozen_copy(), task.forget_classes
 
         def loss(batch):

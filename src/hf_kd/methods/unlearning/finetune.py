@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch.nn import functional as F
 
+from ..measured import TrainedMeasured
 from .task import Task
 from .training import TrainedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(TrainedMethod):
-    """min CE(D_r)."""
+    """Go on training on D_r and let D_f fade by competition (Warnecke et al. 2021).
+
+    min CE(f(x), y) over D_r.
+    """
 
     name: ClassVar[str] = "finetune"
     when: ClassVar[str] = "A baseline: what going on with the training does anyway."
@@ -22,7 +26,7 @@ class Finetune(TrainedMethod):
 
     weight_decay: float = 5e-4
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
 
         def loss(batch):

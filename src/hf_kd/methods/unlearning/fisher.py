@@ -7,7 +7,7 @@ gradient of a batch mean, as in some public code, is far smaller.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from accelerate.utils import reduce
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_kd.data.samples import Samples
 
+from ..measured import UnlearningMeasured
 from .base import UnlearningMethod
 from .task import Task, check_range
 
@@ -44,12 +45,15 @@ def fisher_information(task: Task, samples: Samples) -> list[Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Fisher(UnlearningMethod):
-    """theta + sqrt(var) N(0, 1), var = alpha min(1 / (F + 1e-8), 1e3).
+    """Add noise to weights that D_r does not need to be exact (Golatkar et al. 2020).
 
-    In the last layer var is at most 1e2 alpha; weights get the mean over their input dimension; the last layer and all 1-d
-    parameters ten times as much. Rows of the last layer whose class is in D_f and not in D_r become N(0, 1e-3).
+    theta + sqrt(var) N(0, 1), var = alpha min(1 / (F + 1e-8), 1e3), F the Fisher information of D_r. In the last layer var
+    is at most 1e2 alpha; weights get the mean over their input dimension; the last layer and all 1-d parameters ten times as
+    much. Rows of the last layer whose class is in D_f and not in D_r become N(0, 1e-3).
 
-    alpha: strength of the noise. samples: how many of D_r the information is measured on (C backward passes each).
+    Attributes:
+        alpha: Strength of the noise.
+        samples: Images of D_r that the information is measured on, with C backward passes each.
     """
 
     name: ClassVar[str] = "fisher"
@@ -67,7 +71,7 @@ class Fisher(UnlearningMethod):
         super().__post_init__()
         check_range(self.name, [("alpha", self.alpha, self.alpha >= 0, "0 or more")])
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> UnlearningMeasured:
         retain = task.needed_retain(self.name)
         chosen = retain.subset(retain.shuffled()[: self.samples])
         information = fisher_information(task, chosen)

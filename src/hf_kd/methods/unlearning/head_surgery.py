@@ -6,26 +6,31 @@ Costs nothing, forgets nothing: a control that every table needs, because it sco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from hf_kd.data.masked_classes import silence_rows
 from hf_kd.errors import InvalidValueError
 
+from ..measured import HeadSurgeryMeasured
 from .base import UnlearningMethod
 from .task import Task, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSurgery(UnlearningMethod):
-    """W_c = 0, b_c = `MASKED_LOGIT` for the classes of D_f."""
+    """Write into the last layer that the classes of D_f are never answered.
+
+    W_c = 0, b_c = -1e4. Costs nothing, forgets nothing: features keep all they knew.
+    """
 
     name: ClassVar[str] = "head-surgery"
     when: ClassVar[str] = "A control that costs nothing: the head answers other classes, features keep all they knew."
+    measures: ClassVar[type] = HeadSurgeryMeasured
     needs: ClassVar[str] = "D_f"
     needs_head: ClassVar[bool] = True
     source: ClassVar[str] = "a control, no paper's"
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> HeadSurgeryMeasured:
         classes = task.forget_classes
         check_range(
             self.name,

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.samples import Samples
 
+from ..measured import KodgeMeasured
 from .base import UnlearningMethod
 from .task import Task, check_range
 
@@ -70,15 +71,24 @@ def editable(module: nn.Module) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Kodge(UnlearningMethod):
-    """W <- W (I - P_dis)^T, P_dis = P_f (I - P_r), for every convolution and Linear, or the last layer only.
+    """Take the space that discriminates D_f from D_r out of the inputs of every layer (Kodge et al. 2024).
 
-    alpha_forget, alpha_retain: how sharply the used directions of either set are kept, see `projection_of`. forget_samples,
-    retain_samples: how many images are read. columns: at most so many patches of a batch, drawn at random. last_layer_only:
-    the comparator of ESC. Layers that are not `editable` or never called are left as they are; the record counts them.
+    W <- W (I - P_dis)^T, P_dis = P_f (I - P_r), for every convolution and Linear, or the last layer only. Layers that are
+    not `editable` or never called are left as they are; the record counts them.
+
+    Attributes:
+        alpha_forget: How sharply the directions that D_f uses are kept, see `projection_of`.
+        alpha_retain: The same for D_r.
+        forget_samples: Images of D_f that are read.
+        retain_samples: Images of D_r that are read.
+        columns: At most so many patches of a batch, drawn at random.
+        batch_size: Images read at a time.
+        last_layer_only: Edit the last layer alone: the comparator of ESC.
     """
 
     name: ClassVar[str] = "kodge"
     when: ClassVar[str] = "No training: both sets are read once, and every layer is edited."
+    measures: ClassVar[type] = KodgeMeasured
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = "Kodge et al. 2024, CIFAR-10"
 
@@ -100,7 +110,7 @@ class Kodge(UnlearningMethod):
             ],
         )
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> KodgeMeasured:
         retain = task.needed_retain(self.name)
         every = {n: m for n, m in task.model.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
         if self.last_layer_only:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
 
+from ..measured import TrainedMeasured
 from .task import Task, check_range
 from .training import TrainedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class L1Sparse(TrainedMethod):
-    """min CE(D_r) + a_e ||theta||_1 over all parameters, a_e = alpha (1 - e / (E - E_0)) for e < E - E_0, else 0.
+    """Fine-tune on D_r with an l1 penalty that fades (Jia et al. 2023).
 
-    alpha: strength in the first epoch; the norm is a sum, so it scales with the size of the model. free_epochs: E_0, how
-    many epochs at the end have no penalty.
+    min CE(D_r) + a_e ||theta||_1 over all parameters, a_e = alpha (1 - e / (E - E_0)) for e < E - E_0, else 0.
+
+    Attributes:
+        alpha: Strength in the first epoch; the norm is a sum, so it scales with the size of the model.
+        free_epochs: E_0, how many epochs at the end have no penalty.
     """
 
     name: ClassVar[str] = "l1-sparse"
@@ -46,7 +50,7 @@ class L1Sparse(TrainedMethod):
         last = self.epochs - self.free_epochs
         return self.alpha * (1 - epoch / last) if epoch < last else 0.0
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
         parameters = [p for p in task.model.parameters() if p.requires_grad]
         strength = self.strength(0)

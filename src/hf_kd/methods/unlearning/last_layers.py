@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
 
+from ..measured import LastLayersMeasured
 from .task import NORMS, Task, parameters_from
 from .training import TrainedMethod
 
@@ -17,14 +18,18 @@ class _LastLayers(TrainedMethod):
     """min CE(D_r) over the last k convolutions and Linears, in order of registration, and the norms between them.
 
     Everything before stays exactly as it is, BatchNorm's statistics included.
+
+    Attributes:
+        k: How many convolutions and Linears are trained, counted from the end.
     """
 
+    measures: ClassVar[type] = LastLayersMeasured
     needs: ClassVar[str] = "D_r"
 
     batch_size: int = 64
     k: int = 3
 
-    def _train(self, task: Task, start_anew: bool) -> dict[str, Any]:
+    def _train(self, task: Task, start_anew: bool) -> LastLayersMeasured:
         retain = task.needed_retain(self.name)
         layers, names = parameters_from(task.model, self.k)
         owners = {name.rpartition(".")[0] for name in names}
@@ -50,19 +55,22 @@ class _LastLayers(TrainedMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class CatastrophicForgetting(_LastLayers):
-    """CF-k: fine-tune the last k layers on D_r."""
+    """CF-k: fine-tune the last k layers on D_r (Goel et al. 2022)."""
 
     name: ClassVar[str] = "cf-k"
     when: ClassVar[str] = "A baseline: only the last layers are trained on."
     source: ClassVar[str] = "Goel et al. 2022; settings of SCRUB's comparison; k is ours"
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> LastLayersMeasured:
         return self._train(task, start_anew=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactUnlearning(_LastLayers):
-    """EU-k: give the last k layers fresh weights and train them on D_r as from scratch, with new BatchNorm statistics."""
+    """EU-k: give the last k layers fresh weights and train them on D_r as from scratch (Goel et al. 2022).
+
+    With new BatchNorm statistics in those layers.
+    """
 
     name: ClassVar[str] = "eu-k"
     when: ClassVar[str] = "A baseline: only the last layers are trained anew."
@@ -72,5 +80,5 @@ class ExactUnlearning(_LastLayers):
     bn_mode: str = "train"
     decay_epochs: tuple[int, ...] = (11, 16, 21)
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> LastLayersMeasured:
         return self._train(task, start_anew=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..measured import TrainedMeasured
 from .task import GradientSteps, Task, check_range, soft_divergence, without_classes
 from .training import TrainedMethod
 
@@ -37,11 +38,18 @@ def attacked(head: nn.Module, features: Tensor, labels: Tensor, bound: float, st
 
 @dataclass(frozen=True, kw_only=True)
 class LAU(TrainedMethod):
-    """min (1 - a) CE(s, y_hat) + a T^2 KL(softmax(t / T) || softmax(s / T)) over the last layer, on cached features.
+    """Teach the last layer, and it alone, what attacked features of D_f would be taken for (Kim et al. 2024).
 
-    Where the student still answers y, y_hat and t are what the teacher (the student at the start of the epoch) makes of the
-    attacked feature, without the forgotten classes; elsewhere its own answer. a: `distillation`. bound, step, steps: of
-    partial PGD, in units of the features' standard deviation.
+    min (1 - a) CE(s, y_hat) + a T^2 KL(softmax(t / T) || softmax(s / T)) on cached features. Where the student still answers
+    y, y_hat and t are what the teacher (the student at the start of the epoch) makes of the attacked feature, without the
+    forgotten classes; elsewhere its own answer. `schedule` and what belongs to it have no part in this.
+
+    Attributes:
+        distillation: a, the share of the divergence in the loss.
+        temperature: T.
+        bound: How far an attack may move a feature in each coordinate, in standard deviations of the features.
+        step: Length of a step of the attack, in the same unit.
+        steps: Steps of the attack.
     """
 
     name: ClassVar[str] = "lau"
@@ -72,14 +80,13 @@ class LAU(TrainedMethod):
             ],
         )
 
-    def change(self, task: Task) -> dict[str, Any]:
-        measured: dict[str, Any] = {"n_forget": len(task.forget)}
+    def change(self, task: Task) -> TrainedMeasured:
         labels = task.forget.labels.to(task.device)
-        for head, features in zip(task.linear_heads(), task.head_inputs(task.forget), strict=True):
-            measured |= self._teach(task, head, features, labels)
-        return measured
+        heads = zip(task.linear_heads(), task.head_inputs(task.forget), strict=True)
+        *_, last = [self._teach(task, head, features, labels) for head, features in heads]
+        return {"n_forget": len(task.forget), **last}
 
-    def _teach(self, task: Task, head: nn.Linear, features: Tensor, labels: Tensor) -> dict[str, Any]:
+    def _teach(self, task: Task, head: nn.Linear, features: Tensor, labels: Tensor) -> TrainedMeasured:
         optimizer = self.make_optimizer(head.parameters())
         descent = GradientSteps(task, optimizer, name=self.name)
         scale = float(features.std())

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch.nn import functional as F
 
+from ..measured import TrainedMeasured
 from .task import Task, check_range
 from .training import TrainedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class NegGrad(TrainedMethod):
-    """max CE(D_f), each sample's capped at `cap` log C; ends after an epoch that leaves at most `target` % of D_f right."""
+    """Climb the loss of D_f (gradient ascent; Thudi et al. 2022).
+
+    max CE(f(x), y) over D_f, each sample's capped at `cap` log C.
+
+    Attributes:
+        cap: A sample whose loss has passed cap log C gives no gradient, since the loss has no bound.
+        clip_norm: Bound of the norm of the whole gradient.
+        target: Training ends after an epoch that leaves at most so many percent of D_f answered as labelled.
+    """
 
     name: ClassVar[str] = "neggrad"
     when: ClassVar[str] = "D_f is all there is, and the answers on it are to be wrong."
@@ -40,7 +49,7 @@ class NegGrad(TrainedMethod):
             [("target", self.target, 0 <= self.target < 100, "a percentage below 100")],
         )
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         cap = self.cap * math.log(max(task.num_labels, 2))
 
         def loss(batch):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
 
+from ..measured import TrainedMeasured
 from .task import Task, check_range, endless
 from .training import TrainedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class NegGradPlus(TrainedMethod):
-    """min alpha CE(D_r) - (1 - alpha) CE(D_f) + l2_to_init / 2 ||theta - theta_0||^2; D_f is repeated as often as needed."""
+    """Go down the loss of D_r and up that of D_f in the same step (Kurmanji et al. 2023).
+
+    min alpha CE(D_r) - (1 - alpha) CE(D_f) + l2_to_init / 2 ||theta - theta_0||^2; D_f is repeated as often as needed.
+
+    Attributes:
+        alpha: Weight of D_r.
+        l2_to_init: Strength of the pull to the original weights.
+    """
 
     name: ClassVar[str] = "neggrad+"
     when: ClassVar[str] = "As neggrad, where retained images may hold the model together."
@@ -35,7 +43,7 @@ class NegGradPlus(TrainedMethod):
             ],
         )
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
         forget = endless(lambda: task.batches(task.forget, self.batch_size, shuffle=True))
         parameters = [p for p in task.model.parameters() if p.requires_grad]

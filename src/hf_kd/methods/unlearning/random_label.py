@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 
+from ..measured import TrainedMeasured
 from .task import Task
 from .training import TrainedMethod
 
@@ -61,7 +62,10 @@ def union(*parts: Samples) -> Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomLabel(TrainedMethod):
-    """min CE(f(x), y~) on D_f, y~ drawn once from the classes that are not forgotten (random samples: from all others)."""
+    """Train on D_f with random wrong labels (Golatkar et al. 2020; Graves et al. 2021).
+
+    min CE(f(x), y~) over D_f, y~ drawn once from the classes that are not forgotten (for random samples: from all others).
+    """
 
     name: ClassVar[str] = "random-label"
     when: ClassVar[str] = "D_f is all there is; milder than climbing its loss."
@@ -72,7 +76,7 @@ class RandomLabel(TrainedMethod):
     lr: float = 1e-4
     batch_size: int = 128
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         wrong = relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes))
 
         def loss(batch):
@@ -83,7 +87,10 @@ class RandomLabel(TrainedMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class Amnesiac(TrainedMethod):
-    """min CE on D_f with random wrong labels and D_r with its own, in one shuffled union."""
+    """Train on D_f with random wrong labels and D_r with its own, in one shuffled union (Graves et al. 2021).
+
+    min CE(f(x), y~) over D_f and CE(f(x), y) over D_r.
+    """
 
     name: ClassVar[str] = "amnesiac"
     when: ClassVar[str] = "As random-label, with retained images in the same batches."
@@ -95,7 +102,7 @@ class Amnesiac(TrainedMethod):
     batch_size: int = 128
     optimizer: str = "adam"
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
         both = union(relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes)), retain)
 

@@ -7,7 +7,7 @@ pre-trained checkpoint, so is this (`init`), and then the network has seen more 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hf_kd.errors import InvalidValueError
 
+from ..measured import TrainedMeasured
 from .task import Task, check_range
 from .training import TrainedMethod
 
@@ -23,10 +24,14 @@ AUGMENTATIONS = ("none", "flip", "flip-crop")
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain(TrainedMethod):
-    """min CE(D_r) from fresh weights.
+    """Train from fresh weights on D_r alone: what every other method is measured against.
 
-    init: a checkpoint (folder or Hub id) to start from instead of fresh weights. augment: "none", "flip" (half of the images
-    mirrored) or "flip-crop" (and shifted by up to an eighth of their size). head_lr: lr of the last layer.
+    min CE(f(x), y) over D_r.
+
+    Attributes:
+        init: A checkpoint (folder or Hub id) to start from instead of fresh weights.
+        augment: "none", "flip" (half of the images mirrored) or "flip-crop" (and shifted by up to an eighth of their size).
+        head_lr: lr of the last layer; None: the same as of the others.
     """
 
     name: ClassVar[str] = "retrain"
@@ -47,7 +52,7 @@ class Retrain(TrainedMethod):
         super().__post_init__()
         check_range(self.name, [("augment", self.augment, self.augment in AUGMENTATIONS, " or ".join(AUGMENTATIONS))])
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
         task.model.load_state_dict(self.fresh_model(task, self.init).state_dict())
         return {"n_retain": len(retain), **self.descend(task, retain, self._loss(task), self._optimizer(task))}

@@ -6,13 +6,14 @@ Weights outside the mask are put back after every step: momentum and weight deca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..measured import SalUnMeasured
 from .random_label import random_labels, relabelled, union
 from .task import Task, check_range
 from .training import TrainedMethod
@@ -42,13 +43,17 @@ def saliency_mask(task: Task, ratio: float, batch_size: int) -> list[Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class SalUn(TrainedMethod):
-    """Random labels on D_f and true ones on D_r, in one shuffled union, for the weights of the saliency mask.
+    """Train on random labels for D_f and true ones for D_r, where only salient weights may move (Fan et al. 2024).
 
-    ratio: share of all parameters that may move.
+    The saliency mask holds the `ratio` of weights with the largest |grad CE(D_f)|; all others stay exactly as they are.
+
+    Attributes:
+        ratio: Share of all parameters that may move.
     """
 
     name: ClassVar[str] = "salun"
     when: ClassVar[str] = "As amnesiac, with half of the weights left alone."
+    measures: ClassVar[type] = SalUnMeasured
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = "Fan et al. 2024, 10 % of CIFAR-10"
 
@@ -60,7 +65,7 @@ class SalUn(TrainedMethod):
         super().__post_init__()
         check_range(self.name, [("ratio", self.ratio, 0 < self.ratio <= 1, "above 0 and at most 1")])
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> SalUnMeasured:
         retain = task.needed_retain(self.name)
         masks = saliency_mask(task, self.ratio, self.batch_size)
         parameters = [p for p in task.model.parameters() if p.requires_grad]

@@ -6,29 +6,39 @@ The teacher is the model as it was. Maximising steps come first in each epoch, s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..measured import ScrubMeasured
 from .task import GradientSteps, Task, batch_count, check_range, soft_divergence
 from .training import TrainedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scrub(TrainedMethod):
-    """Epoch e <= max_epochs: max KL_T(teacher || student) on D_f; then min gamma CE + alpha KL_T on D_r.
+    """A student that disobeys its teacher on D_f and obeys it on D_r (Kurmanji et al. 2023).
 
-    max_epochs: 2, or `epochs` where that is less. temperature: T.
-    forget_batch_size: of the maximising pass. cap: a batch whose divergence has passed it gives no
-    gradient, since the divergence has no bound. rewind: SCRUB+R - hold `rewind_share` of D_f back, and go back to the first
-    epoch whose error on the rest of D_f is at least the held-out error at the end. The paper's reference are images that
-    no model has seen; these are only held back from unlearning.
+    Epoch e <= max_epochs: max KL_T(teacher || student) on D_f; then min gamma CE + alpha KL_T on D_r. The teacher is the
+    model as it was.
+
+    Attributes:
+        max_epochs: Epochs with a maximising pass; 2 unless given, or `epochs` where that is less.
+        gamma: Weight of the cross entropy on D_r.
+        alpha: Weight of the divergence on D_r.
+        temperature: T.
+        forget_batch_size: Images in each maximising step.
+        cap: A batch whose divergence has passed it gives no gradient, since the divergence has no bound.
+        rewind: SCRUB+R: go back to the first epoch whose error on D_f is at least that on the part of D_f that was held
+            back, as it is at the end. The paper's reference are images that no model has seen; these are held back here.
+        rewind_share: Share of D_f that is held back for `rewind`.
     """
 
     name: ClassVar[str] = "scrub"
     when: ClassVar[str] = "The default of `hf_kd.unlearn`: a strong baseline that reads both sets."
+    measures: ClassVar[type] = ScrubMeasured
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = (
         "Kurmanji et al. 2023, CIFAR-10 class forgetting (large scale), whose decays come after these 3 epochs; cap and "
@@ -61,7 +71,7 @@ class Scrub(TrainedMethod):
             ],
         )
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> ScrubMeasured:
         retain, forget, held = task.needed_retain(self.name), task.forget, None
         if self.rewind:
             check_range(self.name, [("forget samples", len(forget), len(forget) > 1, "2 or more to hold one back")])
@@ -85,9 +95,14 @@ class Scrub(TrainedMethod):
                     descent.step(self.gamma * kept + self.alpha * self._divergence(task, teacher, batch))
             schedule.step()
             if self.rewind:
-                checkpoints.append(({n: t.detach().cpu().clone() for n, t in task.model.state_dict().items()},
-                                    self._error(task, forget)))  # fmt: skip
-        measured = {"n_forget": len(forget), "n_retain": len(retain), "epochs_run": self.epochs, **descent.close()}
+                state = {name: tensor.detach().cpu().clone() for name, tensor in task.model.state_dict().items()}
+                checkpoints.append((state, self._error(task, forget)))
+        measured: ScrubMeasured = {
+            "n_forget": len(forget),
+            "n_retain": len(retain),
+            "epochs_run": self.epochs,
+            **descent.close(),
+        }
         if held is not None:
             reference = self._error(task, held)
             chosen = next((i for i, (_, error) in enumerate(checkpoints) if error >= reference), len(checkpoints) - 1)

@@ -7,7 +7,7 @@ both sets.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from accelerate.utils import reduce
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.samples import Samples
 
+from ..measured import SSDMeasured
 from .base import UnlearningMethod
 from .random_label import union
 from .task import Task, check_range
@@ -48,13 +49,20 @@ def dampening(forget: Tensor, every: Tensor, selection: float, strength: float) 
 
 @dataclass(frozen=True, kw_only=True)
 class SSD(UnlearningMethod):
-    """theta_i *= min(lambda I_D,i / I_f,i, 1) where I_f,i > alpha I_D,i.
+    """Shrink the weights that matter more for D_f than for all data (Foster et al. 2024).
 
-    selection: alpha. strength: lambda. label_free: LFSSD, importances from |grad ||f(x)||^2| without labels.
+    theta_i *= min(lambda I_D,i / I_f,i, 1) where I_f,i > alpha I_D,i. No training.
+
+    Attributes:
+        selection: alpha, how much more a weight has to matter for D_f.
+        strength: lambda.
+        batch_size: Of the importances, which are squared gradients of a batch's mean loss and depend on it.
+        label_free: LFSSD: importances from |grad ||f(x)||^2| without labels.
     """
 
     name: ClassVar[str] = "ssd"
     when: ClassVar[str] = "No training: two passes over the data, then some weights shrink."
+    measures: ClassVar[type] = SSDMeasured
     needs: ClassVar[str] = "D_f and D_r"
     source: ClassVar[str] = "Foster et al. 2024, ResNet"
 
@@ -73,7 +81,7 @@ class SSD(UnlearningMethod):
             ],
         )
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> SSDMeasured:
         retain = task.needed_retain(self.name)
         every = importances(task, union(task.forget, retain), self.batch_size, self.label_free)
         forget = importances(task, task.forget, self.batch_size, self.label_free)

@@ -22,6 +22,7 @@ from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.data.samples import Batch, Samples
 from hf_kd.errors import DivergedError, InvalidValueError
 
+from ..measured import StepsMeasured
 from ..registry import missing_retain
 
 BN_MODES = ("eval", "freeze", "train")
@@ -249,7 +250,7 @@ class GradientSteps:
             tensor.copy_(kept)
 
     @torch.no_grad()
-    def close(self) -> dict[str, Any]:
+    def close(self) -> StepsMeasured:
         """End: statistics of BatchNorm become the mean over processes. Returns what was done, for the record."""
         self._bar.close()
         if self.task.state.num_processes > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_kd.data.samples import Batch, Samples
 
+from ..measured import TrainedMeasured
 from .base import UnlearningMethod
 from .task import GradientSteps, Task, batch_count, check_range
 
@@ -24,9 +25,21 @@ SCHEDULES = ("steps", "cosine")
 class TrainedMethod(UnlearningMethod):
     """Epochs of gradient descent.
 
-    optimizer: "sgd" (with `momentum`), "adam" or "adamw". schedule: "steps" multiplies lr by `decay` at the start of each
-    of `decay_epochs` (counted from 1); "cosine" takes it to 0 over all steps, after `warmup` epochs in which it rises.
+    Attributes:
+        epochs: Passes over the data.
+        lr: Learning rate at its highest.
+        batch_size: Images in each step, of all processes together.
+        optimizer: "sgd" (with `momentum`), "adam" or "adamw".
+        momentum: Of SGD.
+        weight_decay: Of the optimizer.
+        schedule: "steps" multiplies lr by `decay` at the start of each of `decay_epochs`; "cosine" takes it to 0 over all
+            steps.
+        decay_epochs: For "steps": epochs, counted from 1.
+        decay: For "steps": the factor.
+        warmup: Epochs, also a fraction, in which lr rises from 0 to `lr`.
     """
+
+    measures: ClassVar[type] = TrainedMeasured
 
     epochs: int = 10
     lr: float = 0.01
@@ -53,6 +66,7 @@ class TrainedMethod(UnlearningMethod):
         )
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer of the settings, over parameters or groups of them."""
         parameters = list(parameters)
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -78,8 +92,22 @@ class TrainedMethod(UnlearningMethod):
         change_gradients: Callable[[], None] | None = None,
         after_step: Callable[[], None] | None = None,
         after_epoch: Callable[[int], bool] | None = None,
-    ) -> dict[str, Any]:
-        """Epochs over `samples`, shuffled; `after_epoch(number from 1)` ends the training where it returns True."""
+    ) -> TrainedMeasured:
+        """Epochs over `samples`, shuffled.
+
+        Args:
+            task: The model and how its data is read.
+            samples: What is trained on.
+            loss: Of a batch, the mean over its samples.
+            optimizer: By default that of the settings, over all parameters.
+            clip_norm: Bound of the norm of the whole gradient.
+            change_gradients: Called before each step, when gradients are those of all processes.
+            after_step: Called after each step.
+            after_epoch: Called with the number of the epoch, from 1; True ends the training.
+
+        Raises:
+            DivergedError: When the loss is no longer finite, with the last good weights in place.
+        """
         optimizer = self.make_optimizer(task.model.parameters()) if optimizer is None else optimizer
         per_epoch = batch_count(samples, self.batch_size)
         schedule = LambdaLR(optimizer, lambda step: self.lr_factor(step // per_epoch + step % per_epoch / per_epoch))

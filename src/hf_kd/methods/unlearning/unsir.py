@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.samples import Batch, Samples
 
+from ..measured import UnsirMeasured
 from .random_label import union
 from .retrain import image_name
 from .task import Task, check_range
@@ -24,14 +25,25 @@ from .training import TrainedMethod
 
 @dataclass(frozen=True, kw_only=True)
 class Unsir(TrainedMethod):
-    """Noise: min -CE(f(N), c) + 0.1 mean ||N||^2. Impair: CE on noise labelled c and D_r. Repair: CE on D_r.
+    """Impair with noise that the model is most wrong about, repair with retained images (Tarun et al. 2023).
 
-    epochs: of impairing. lr, repair_lr: of Adam while impairing and repairing. noise_images: trained for each class, each
-    shown `noise_repeats` times an epoch. per_class: how many retained images of each class are used.
+    Noise: min -CE(f(N), c) + 0.1 mean ||N||^2. Impair: CE on noise labelled c and D_r. Repair: CE on D_r.
+
+    Attributes:
+        epochs: Passes of impairing.
+        lr: Learning rate of impairing.
+        repair_epochs: Passes of repairing.
+        repair_lr: Learning rate of repairing.
+        noise_images: Noise images trained for each class of D_f.
+        noise_steps: Steps each is trained for.
+        noise_lr: Learning rate of the noise.
+        noise_repeats: How often each is shown in an epoch.
+        per_class: Retained images of each class that are used.
     """
 
     name: ClassVar[str] = "unsir"
     when: ClassVar[str] = "No image of D_f may be read any more, only its classes are known."
+    measures: ClassVar[type] = UnsirMeasured
     needs: ClassVar[str] = "D_r"
     source: ClassVar[str] = (
         "Tarun et al. 2023; lr of pre-trained networks; batch_size and noise_images are ours (256 there)"
@@ -49,7 +61,7 @@ class Unsir(TrainedMethod):
     noise_repeats: int = 20
     per_class: int = 1000
 
-    def change(self, task: Task) -> dict[str, Any]:
+    def change(self, task: Task) -> UnsirMeasured:
         retain = task.needed_retain(self.name)
         count = len(task.forget_classes)
         rule = "fewer than all: UNSIR forgets whole classes. Choose a method that reads D_f, such as scrub or ssd"
@@ -68,6 +80,7 @@ class Unsir(TrainedMethod):
         return {
             "n_retain": len(retain),
             "noise_images": len(noise),
+            "epochs_run": impaired["epochs_run"] + repaired["epochs_run"],
             "steps": impaired["steps"] + repaired["steps"],
             "last_loss": repaired["last_loss"],
         }
