@@ -25,7 +25,7 @@ import torch
 from datasets import load_dataset
 from torch import Tensor, nn
 
-from hf_kd import ESC, ESCT, ErasedModel, SecondMoment
+from hf_kd import ESC, ESCT, AuditOptions, ErasedModel, SecondMoment, Unseen
 from hf_kd.audit.audit_features import audit_features
 from hf_kd.audit.report import RetentionReport
 from hf_kd.features.reader import ImageReader
@@ -48,7 +48,7 @@ class Network:
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
-    unseen: tuple[Tensor, Tensor] | None
+    unseen: Unseen | None
     seconds: float
     """Of the feature pass."""
 
@@ -80,7 +80,7 @@ def read(weights: Path, data: Path, unseen: Path | None) -> Network:
     started = time.perf_counter()
     train, test = (ImageReader(model, parquet(data, split)).read() for split in ("train", "test"))
     seconds = time.perf_counter() - started
-    strangers = None
+    other = None
     if unseen is not None:
         wanted = UNSEEN[model.config.num_labels]
         rows = parquet(unseen, "train")
@@ -91,8 +91,8 @@ def read(weights: Path, data: Path, unseen: Path | None) -> Network:
         if model.config.num_labels == 10:
             rows = rows.map(lambda row: {"image": row["image"].convert("RGB").resize((32, 32))})
         found = ImageReader(model, rows.shuffle(seed=0).select(range(min(len(rows), 1000)))).read(own_labels=True)
-        strangers = found.before[0], found.labels
-    return Network(model, train.before[0], train.labels, test.before[0], test.labels, strangers, seconds)
+        other = Unseen(found.before[0], found.labels)
+    return Network(model, train.before[0], train.labels, test.before[0], test.labels, other, seconds)
 
 
 def parquet(folder: Path, split: str):
@@ -155,11 +155,11 @@ def main() -> None:
             versions_of[1],
             y_test,
             label,
+            reference=None if number else network.unseen,
+            options=AuditOptions(identities=True, attacks=arguments.attacks, seeds=arguments.seeds)
+            if not number
+            else None,
             logits=logits,
-            attacks="standard" if number else arguments.attacks,
-            seeds=1 if number else arguments.seeds,
-            unseen=None if number else network.unseen,
-            identities=not number,
             class_names={int(c): network.model.config.id2label[int(c)].partition(",")[0] for c in y_test.unique()},
         )
         times[name] = (time.perf_counter() - wall, time.process_time() - processor)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from audit import example, parquet
-from hf_kd import ErasedModel
+from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.hidden_states import grad_cam
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.load import filter_by_labels
@@ -36,11 +36,12 @@ def main() -> None:
     options = {} if arguments.k is None else {"k": arguments.k}
     model.erase(filter_by_labels(train, "label", ids), progress=False, **options)
     started = time.perf_counter()
-    report = model.audit(train, test, layer_profile=True, attacks=["linear"], draws=1, shots=[1], progress=False)
+    asked = AuditOptions(layer_profile=True, attacks=["linear"], draws=1, shots=[1])
+    report = model.audit(train, test, options=asked, progress=False)
     print(f"{arguments.forget} forgotten by ESC, k = {model.erasures[0].k}; {time.perf_counter() - started:.0f} s\n")
     print("| layer | d | D_ft | D_rt | recall - false alarms |")
     print("|---|---:|---:|---:|---:|")
-    for layer, scores in report.section("layers").rows().items():
+    for layer, scores in report.section("layer_profile").rows().items():
         cells = [f"{score.original:.1f}" for score in scores]
         if layer == "tap":
             cells = [f"{score.original:.1f} -> {score.value:.1f}" for score in scores]

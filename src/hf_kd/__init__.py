@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_kd.model import auto_classes
 
 if TYPE_CHECKING:
-    from hf_kd.audit import RetentionReport, audit_features
+    from hf_kd.audit import AuditOptions, RetentionReport, Retrained, Unseen, audit_features
     from hf_kd.errors import HfKdError, LabelMismatchError, MissingPackageError, TapNotFoundError, UnreadableImageError
     from hf_kd.features.reader import ReadOptions
     from hf_kd.hub.spaces import KNOWLEDGE_RETENTION
@@ -36,6 +36,7 @@ __all__ = [
     "ESC",
     "ESCT",
     "KNOWLEDGE_RETENTION",
+    "AuditOptions",
     "Cover",
     "ErasedConfig",
     "ErasedModel",
@@ -47,9 +48,11 @@ __all__ = [
     "MissingPackageError",
     "ReadOptions",
     "RetentionReport",
+    "Retrained",
     "SecondMoment",
     "TapNotFoundError",
     "UnreadableImageError",
+    "Unseen",
     "audit_features",
     "available_methods",
     "knowledge_retention",
@@ -64,6 +67,7 @@ _HOME = {
     "ESC": "methods.erasers.esc",
     "ESCT": "methods.erasers.esc_t",
     "KNOWLEDGE_RETENTION": "hub.spaces",
+    "AuditOptions": "audit",
     "Cover": "methods.erasers.cover",
     "ErasedConfig": "model.configuration",
     "ErasedModel": "model.erased_model",
@@ -75,9 +79,11 @@ _HOME = {
     "MissingPackageError": "errors",
     "ReadOptions": "features.reader",
     "RetentionReport": "audit",
+    "Retrained": "audit",
     "SecondMoment": "methods.erasers.moments",
     "TapNotFoundError": "errors",
     "UnreadableImageError": "errors",
+    "Unseen": "audit",
     "audit_features": "audit",
     "available_methods": "methods.registry",
     "knowledge_retention": "metrics",

@@ -10,13 +10,22 @@ import torch
 from transformers import ViTModel
 from typer.testing import CliRunner
 
-from hf_kd import ErasedModel
+from hf_kd import AuditOptions, ErasedModel, Retrained, Unseen
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
 from hf_kd.features.reader import ImageReader
 from tests.helpers.small import make_dataset, randomise
 
-QUICK = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1, 5], "progress": False}
+
+def quick(**more):
+    """Arguments of a small audit; `more` are options."""
+    return {
+        "options": AuditOptions(**{"attacks": ["linear", "norm"], "draws": 1, "shots": [1, 5]} | more),
+        "progress": False,
+    }
+
+
+QUICK = quick()
 
 
 @pytest.fixture(scope="module")
@@ -70,25 +79,37 @@ def test_an_untouched_model_and_head_surgery_keep_what_the_original_has(model, p
 
 def test_a_retrained_model_and_unseen_classes_as_reference(erased, splits):
     retrained = copy.deepcopy(erased).reset()
-    report = erased.audit(*splits, reference_model=retrained, **QUICK)
+    report = erased.audit(*splits, reference=Retrained(retrained), **QUICK)
     assert report.reference == "retrained"
     for key in ("converged", "head"):
         for score in report.section(key).scores:
             if score.name in ("D_f", "D_r", "D_ft", "D_rt"):
                 assert score.reference == score.original, "the reference given is the original itself"
     other = make_dataset([0] * 12 + [1] * 12, seed=5, names=["fox", "gnu"])
-    report = erased.audit(*splits, unseen=other, **QUICK)
+    report = erased.audit(*splits, reference=Unseen(other), **QUICK)
     assert report.reference == "unseen"
     assert any("2 classes that were never trained on" in note for note in report.notes)
 
 
 def test_full_reads_mirrored_images_too(erased, splits):
-    report = erased.audit(*splits, **QUICK | {"attacks": ["views-2-linear"]})
+    report = erased.audit(*splits, **quick(attacks=["views-2-linear"]))
     assert report.score("attacks", "recall", "views-2-linear").settings["views"] == 2
 
 
+def test_full_reads_the_views_of_an_original_too(erased, splits):
+    report = erased.audit(*splits, original=copy.deepcopy(erased).reset(), **quick(attacks=["views-2-linear"]))
+    score = report.score("attacks", "recall", "views-2-linear")
+    assert score.original is not None
+    assert (
+        score.original
+        == erased.audit(*splits, **quick(attacks=["views-2-linear"]))
+        .score("attacks", "recall", "views-2-linear")
+        .original
+    )
+
+
 def test_full_reads_three_views_and_asks_an_untrained_model(erased, splits):
-    report = erased.audit(*splits, **QUICK | {"attacks": "full"})
+    report = erased.audit(*splits, **quick(attacks="full"))
     assert report.score("attacks", "recall", "views-3-mlp").settings["views"] == 3
     assert 0 < report.score("agreement", "zrf").value <= 1
 
@@ -109,7 +130,7 @@ def test_an_original_model_makes_changed_weights_visible(model, processor, forge
         for parameter in model.parameters():
             parameter.mul_(1.01)
     wrapped = ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
-    report = wrapped.audit(*splits, original_model=before, membership_references=[before], **QUICK)
+    report = wrapped.audit(*splits, original=before, **quick(membership_references=[before]))
     assert 0.005 < report.score("weights", "relative", "other").value < 0.011, "running statistics did not move"
     assert report.score("converged", "D_ft").before_projection is not None
     assert report.score("head", "D_ft").original != report.score("head", "D_ft").before_projection
@@ -133,13 +154,20 @@ def test_refusals_say_the_way_out(erased, model, processor, splits):
     with pytest.raises(ValueError, match="No test sample"):
         erased.audit(train, make_dataset([0, 1, 3] * 4), **QUICK)
     with pytest.raises(ValueError, match="at least two classes"):
-        erased.audit(make_dataset([2] * 12), test, **QUICK | {"forget_labels": [2]})
-    with pytest.raises(ValueError, match="one reference"):
-        erased.audit(train, test, reference_model="any", unseen=test, **QUICK)
+        erased.audit(make_dataset([2] * 12), test, [2], **QUICK)
+    with pytest.raises(ValueError, match="reads them itself"):
+        erased.audit(train, test, reference=Unseen(torch.zeros(9, 2), torch.zeros(9)), **QUICK)
     with pytest.raises(ValueError, match="Did you mean 'cat'"):
         erased.audit(train, test, "cta", **QUICK)
-    with pytest.raises(TypeError, match="colour"):
-        erased.audit(train, test, colour=1)
+    for given, message in (
+        ({"colour": 1}, "no argument colour: it takes forget_labels, retain"),
+        ({"forget": [0]}, "forget is said as forget_labels"),
+        ({"seeds": 3}, r"options=AuditOptions\(seeds"),
+        ({"original_model": erased}, "said as original="),
+        ({"label_column": "breed"}, r"reading=ReadOptions\(label_column='breed'\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            erased.audit(train, test, **given)
     with pytest.warns(UserWarning, match="overlap"):
         erased.audit(train, train, **QUICK)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_kd.audit.report import RetentionReport
-from tests.audit.test_report import audit
+from tests.audit.audited import audited
 from tests.metrics.planted import planted
 
 pytest.importorskip("matplotlib")
@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def report() -> RetentionReport:
-    return audit(planted(n=200), seeds=2)
+    return audited(planted(n=200), seeds=2)
 
 
 def test_all_figures_are_written_and_show_something(report, tmp_path):
@@ -35,7 +35,7 @@ def test_a_loaded_report_draws_all_but_the_points_it_no_longer_has(report, tmp_p
 
 
 def test_embeddings_have_no_recovery_figure(tmp_path):
-    files = audit(planted(n=200), logits=None).figures(tmp_path)
+    files = audited(planted(n=200), logits=None).figures(tmp_path)
     assert "recovery" not in [file.stem for file in files]
 
 

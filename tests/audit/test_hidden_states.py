@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_kd import ErasedModel
+from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.class_maps import class_map
 from hf_kd.audit.hidden_states import _grid, blocks_of, class_maps, grad_cam, sampled_rows
 from hf_kd.features.reader import ImageReader
@@ -15,7 +15,7 @@ from hf_kd.metrics.knowledge_retention import knowledge_retention
 from tests.helpers import zoo
 from tests.helpers.small import make_dataset, randomise
 
-QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1], "progress": False}
+QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1]}
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +91,24 @@ def test_channels_last_maps_are_told_by_their_shape():
 
 
 def test_the_profile_of_a_model_ends_at_its_tap(erased, splits):
-    report = erased.audit(*splits, **QUICK, layer_profile=True)
-    rows = report.section("layers").rows()
+    report = erased.audit(*splits, options=AuditOptions(**QUICK, layer_profile=True), progress=False)
+    rows = report.section("layer_profile").rows()
     assert [name for name in rows if name != "tap"] == list(blocks_of(erased))
     assert list(rows)[-1] == "tap"
     for name, scores in rows.items():
         assert name == "tap" or all(score.value == score.original for score in scores)
     for name in ("D_ft", "D_rt"):
-        score, headline = report.score("layers", name, "tap"), report.score("converged", name)
+        score, headline = report.score("layer_profile", name, "tap"), report.score("converged", name)
         assert (score.value, score.original) == (headline.value, headline.original), "all images were read"
-    again = erased.audit(*splits, **QUICK, layer_profile=True)
-    assert again.section("layers") == report.section("layers")
+    again = erased.audit(*splits, options=AuditOptions(**QUICK, layer_profile=True), progress=False)
+    assert again.section("layer_profile") == report.section("layer_profile")
 
 
 def test_the_profile_of_few_images_is_the_retention_on_these(erased, splits, monkeypatch):
     from hf_kd.audit import audit_model as auditing
 
     monkeypatch.setattr(auditing, "MOST_ROWS", {"train": 60, "test": 30})
-    report = erased.audit(*splits, **QUICK, layer_profile=True)
+    report = erased.audit(*splits, options=AuditOptions(**QUICK, layer_profile=True), progress=False)
     reads = [ImageReader(erased, split).read() for split in splits]
     labels = [read.labels for read in reads]
     rows = [sampled_rows(labels[0], labels[0] >= 0, [2], 60), sampled_rows(labels[1], labels[1] >= 0, [2], 30, 0.5)]
@@ -116,8 +116,8 @@ def test_the_profile_of_few_images_is_the_retention_on_these(erased, splits, mon
     (x, y), (x_test, y_test) = [(read.before[0][own], labels[own]) for read, labels, own in pairs]
     assert (y_test == 2).sum() == 10
     expected = knowledge_retention(x, y, x_test, y_test, 2)
-    assert report.score("layers", "D_ft", "tap").original == expected.scores.D_ft
-    assert report.score("layers", "D_ft", "tap").settings["train"] == 60
+    assert report.score("layer_profile", "D_ft", "tap").original == expected.scores.D_ft
+    assert report.score("layer_profile", "D_ft", "tap").settings["train"] == 60
 
 
 def test_rows_are_sampled_with_the_forgotten_in_proportion_or_more():

@@ -16,7 +16,7 @@ from hf_kd.data.text import escape_markdown
 from hf_kd.hub.card import BEGIN, END, CardValues, render, template
 from hf_kd.hub.receipt import commands
 from hf_kd.hub.wording import METHODS, Request
-from tests.audit.test_report import audit
+from tests.audit.audited import audited
 from tests.metrics.planted import planted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ def values(names=("tench",), report=None, **others) -> CardValues:
 
 @pytest.fixture(scope="module")
 def report():
-    return audit(planted(n=300), class_names={0: NASTY[0], 1: NASTY[2], 2: NASTY[3]})
+    return audited(planted(n=300), class_names={0: NASTY[0], 1: NASTY[2], 2: NASTY[3]})
 
 
 def test_metadata_is_plain_and_forget_and_retain_stay_apart(report):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hf_kd import ErasedModel, unlearn, unlearning_methods
+from hf_kd import AuditOptions, ErasedModel, unlearn, unlearning_methods
 from hf_kd.data.text import escape_markdown
 from hf_kd.hub.document import document
 from hf_kd.hub.publish import publishable
@@ -15,7 +15,7 @@ from hf_kd.methods.records import weight_changes
 from hf_kd.model.verify import verify
 from tests.helpers.small import make_dataset
 
-QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
+QUICK = {"options": AuditOptions(attacks=["linear"], draws=1, shots=[1, 5]), "progress": False}
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_the_receipt_checks_weights_before_and_after(changed, tmp_path):
 def test_an_audit_finds_the_classes_and_warns_without_the_original(changed, caplog):
     original, model = changed
     splits = make_dataset([0, 1, 2, 3, 4] * 12), make_dataset([0, 1, 2, 3, 4] * 8, seed=9)
-    report = model.audit(*splits, original_model=original, **QUICK)
+    report = model.audit(*splits, original=original, **QUICK)
     assert report.samples["D_f"] == 12
     assert report.section("weights").scores
     assert not caplog.records
@@ -71,7 +71,7 @@ def test_an_audit_finds_the_classes_and_warns_without_the_original(changed, capl
     assert "Cells: changed / original" in report.to_markdown()
     assert "| erased |" not in report.to_markdown()
     model.erase(make_dataset([3] * 8), k=2, progress=False)
-    assert "Cells: erased / original" in model.audit(*splits, original_model=original, **QUICK).to_markdown()
+    assert "Cells: erased / original" in model.audit(*splits, original=original, **QUICK).to_markdown()
     model.reset()
     model.audit(*splits, **QUICK)
     assert "changed model itself" in caplog.text

@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-from hf_kd import ErasedModel
+from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.hidden_states import grad_cam
 from hf_kd.cli.demo.page import answers
 from hf_kd.features.heads import predictions
@@ -20,7 +20,7 @@ from hf_kd.hub.receipt import RECEIPT
 from tests.helpers.small import NAMES, make_dataset, picture
 from tests.helpers.taught import taught
 
-QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
+QUICK = {"options": AuditOptions(attacks=["linear"], draws=1, shots=[1, 5]), "progress": False}
 
 
 @pytest.fixture(params=["(erased)", None], ids=["renamed", "dropped"])
@@ -73,7 +73,7 @@ def test_a_report_measures_what_a_map_replaces_and_is_silent_where_it_changes_ev
         assert 1 <= vectors <= len(cover)
     table = results_table(report)
     assert "| Inputs that the eraser changes, forgotten (D_ft) |" in table
-    assert "| Different vectors among these, others (D_rt) |" in table
+    assert "| Different vectors among these, retained (D_rt) |" in table
     assert "vectors among the changed" in report.to_markdown()
     covered.reset()
     covered.erase(make_dataset([2] * 40), k=2, progress=False)

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import httpx
 from PIL import Image
 
-from hf_kd import ErasedModel
+from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.report import RetentionReport
 from hf_kd.errors import PushError
 from hf_kd.hub.receipt import RECEIPT
@@ -19,7 +19,7 @@ from tests.helpers.small import make_dataset
 from tests.hub.conftest import OTHER, READER, WRITER
 
 TOKEN = WRITER
-QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
+QUICK = {"options": AuditOptions(attacks=["linear"], draws=1, shots=[1, 5]), "progress": False}
 
 START = """
 import json, sys

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_kd import ESC, ErasedModel
+from hf_kd import ESC, AuditOptions, ErasedModel
 from hf_kd.features.taps.site import MASKED_LOGIT
 from hf_kd.methods.erasers.base import Composition
 from hf_kd.methods.erasers.cover import Cover, CoverMap
@@ -20,7 +20,7 @@ from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
 from tests.methods.erasers.test_cover import CLASSES, planted
 
-QUICK = {"attacks": ["linear", "norm", "knn-l2"], "draws": 1, "shots": [1], "progress": False}
+QUICK = {"options": AuditOptions(attacks=["linear", "norm", "knn-l2"], draws=1, shots=[1]), "progress": False}
 
 
 def answer(model, pixels) -> Tensor:

@@ -11,14 +11,14 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, pipeline
 
-from hf_kd import ESC, ErasedModel, ReadOptions
+from hf_kd import ESC, AuditOptions, ErasedModel, ReadOptions
 from hf_kd.features.taps.site import MASKED_LOGIT
 from hf_kd.methods.erasers.cover import CoverMap
 from hf_kd.model import label_mask as masking
 from tests.helpers.small import NAMES, make_dataset, picture
 from tests.helpers.taught import taught
 
-QUICK = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1], "progress": False}
+QUICK = {"options": AuditOptions(attacks=["linear", "norm"], draws=1, shots=[1]), "progress": False}
 KEPT = [0, 1, 3, 4]
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from hf_kd import ErasedModel
+from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
 from hf_kd.hub.files import RECEIPT, checkpoint_files
@@ -19,7 +19,7 @@ from hf_kd.model.verify import verify
 from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
 
-QUICK = {"attacks": ["linear"], "draws": 1, "shots": [1, 5], "progress": False}
+QUICK = {"options": AuditOptions(attacks=["linear"], draws=1, shots=[1, 5]), "progress": False}
 
 
 @pytest.fixture

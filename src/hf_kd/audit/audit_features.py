@@ -5,26 +5,31 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from hf_kd.audit.sections.identities import identities as identity_section
-from hf_kd.audit.sections.membership import membership
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels, count_shared_rows
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.attacks import attack_names
 
-from .measurement import Reading, mean_reading, read, unseen_data
+from .measurement import Measurement, Measurements, mean_measurement, measure, unseen_data
+from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference, refuse_unknown
 from .report import RetentionReport
 from .schema import SECTIONS, Section
-from .sections import features as behaviour
-from .sections import head as heads
-from .sections import retention as sections
+from .sections import features as feature_sections
+from .sections import head, retention
+from .sections.identities import identities_section
+from .sections.membership import membership_section
 
 VERSIONS = ("original", "erased", "before_projection")
+"""Of feature matrices that may be given."""
+
+Versions = ArrayLike | Mapping[str, ArrayLike]
+"""One matrix [n, d], or one for each of `VERSIONS`."""
 
 VARIES = (
     "Mean and sd are over {seeds} seeds. A seed decides about the initialisation of MLP and paper probes and their order "
@@ -32,104 +37,105 @@ VARIES = (
     "and the data stay the same, and the converged probe does not depend on it."
 )
 
+ONE_MATRIX = (
+    "One matrix of features was given for each split and no original: both columns are that matrix, and this report cannot "
+    'tell what was forgotten. With {"original": ..., "erased": ...} it can.'
+)
+
+
+@dataclass(frozen=True, eq=False)
+class AuditExtras:
+    """What features and labels alone do not say, of use to who has the model.
+
+    Attributes:
+        views: For each version of the features, further views of the training and of the test images, a list of [n, d] each,
+            for the views attacks of "full".
+        random_logits: What a randomly initialised model answers on D_f [n_f, C], for ZRF.
+        fit_class: From the training features [n, d] of one class to the map that erases it, or None where that cannot be
+            fitted; for the figure of class means only.
+        extra_sections: Sections measured elsewhere, put in their place: the layer profile, moved weights.
+        context: What was audited: architecture, taps, erasures; kept in the report as it is.
+    """
+
+    views: Mapping[str, tuple[Sequence[ArrayLike], Sequence[ArrayLike]]] | None = None
+    random_logits: ArrayLike | None = None
+    fit_class: feature_sections.FitClass | None = None
+    extra_sections: Sequence[Section] = ()
+    context: Mapping[str, Any] | None = None
+
 
 def audit_features(
-    train: Mapping[str, ArrayLike],
+    train: Versions,
     train_labels: ArrayLike,
-    test: Mapping[str, ArrayLike],
+    test: Versions,
     test_labels: ArrayLike,
     forget_labels: int | ArrayLike,
     *,
+    reference: Reference = None,
+    options: AuditOptions | None = None,
     logits: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
-    attacks: str | Sequence[str] = "standard",
-    seeds: int = 1,
-    reference: tuple[ArrayLike, ArrayLike] | None = None,
-    unseen: tuple[ArrayLike, ArrayLike] | None = None,
-    views: Mapping[str, tuple[Sequence[ArrayLike], Sequence[ArrayLike]]] | None = None,
-    random_logits: ArrayLike | None = None,
-    membership_references: Sequence[tuple[ArrayLike, ArrayLike]] = (),
-    identities: bool = False,
-    fit_class: behaviour.FitClass | None = None,
-    more: Sequence[Section] = (),
-    shots: Sequence[int] | None = None,
-    draws: int = 10,
     class_names: Mapping[int, str] | None = None,
-    context: Mapping[str, Any] | None = None,
+    extras: AuditExtras | None = None,
+    **unknown: Any,
 ) -> RetentionReport:
     """Measure what the erased features still reveal of `forget_labels`, beside the original features.
 
-    train, test: features [n, d] for the versions `original`, `erased` and, where the weights were changed too,
-        `before_projection` (without it: the original's). Rows are the same samples in every version.
-    logits: train and test logits [n, C] of a version's own head (`original`, `erased`, `before_projection`, `reference`),
-        columns being the labels; without them head, recovery and membership are left out.
-    attacks: `standard`, `full` or names of `ATTACKS`; the converged linear probe always runs.
-    reference: train and test features of a model retrained without the forgotten classes, on the same samples.
-    unseen: features of the ORIGINAL model [m, d] and labels [m] of classes it was never trained on; each stands in turn
-        in the place of the forgotten class, a quarter of it held out for testing.
-    views: for each version, further views of the train and of the test images, for the views attacks of `full`.
-    random_logits: answers [n_f, C] of a randomly initialised model to D_f, for ZRF.
-    membership_references: train and test logits of models that never saw D_f, for RMIA.
-    identities: also ask the features for the forgotten labels as identities: verification, gallery, open set (faces).
-    fit_class: see `behaviour.plot_numbers`; for the figure of class means only.
-    more: sections measured elsewhere, put in their place: see `layers` and `change.weights`.
-    shots, draws: see `label_efficiency`.
+    Versions that are equal bit for bit are measured once. Warns, with the count, where train and test overlap.
 
-    Versions that are equal bit for bit are measured once. Warns, with the count, where train and test overlap. Raises
-    ValueError on a missing version, on both references at once, and on malformed input as `knowledge_retention` does: no
-    forget or no retained sample in a split, a single class, no more samples than classes, features that are not finite.
+    Args:
+        train: Features of the training samples: a dict of matrices [n, d], those of the `original` model, the `erased` ones
+            and, where the weights were changed too, those `before_projection`. Rows are the same samples in every version.
+            One matrix [n, d] alone is audited with nothing beside it, and the report says so.
+        train_labels: Class ids [n].
+        test: Features of the test samples [m, d], in the same versions.
+        test_labels: Class ids [m].
+        forget_labels: The forgotten class ids, one or several.
+        reference: `Retrained(train, test)`, features of a model retrained without the forgotten classes on the same samples,
+            or `Unseen(features, labels)`, original features of classes it was never trained on.
+        options: Attacks, seeds and what else is measured.
+        logits: Train and test logits [n, C] and [m, C] of a version's own head, whose columns are the labels; without them
+            head, recovery ratio and membership are left out.
+        class_names: Name of each class id.
+        extras: What only a model can give.
+
+    Returns:
+        The report. Rates are in percent.
+
+    Raises:
+        ValueError: For a missing or unknown version, a reference without its matrices, and malformed input: no forgotten or
+            no retained sample in a split, a single class, no more samples than classes, features that are not finite.
+        TypeError: For an argument that there is not; the message says where it belongs.
     """
     started = time.perf_counter()
-    data = _checked(train, train_labels, test, test_labels, forget_labels, views or {})
-    if reference is not None and unseen is not None:
-        raise InvalidValueError("Both reference and unseen were given; a report has one reference. Pass one of them.")
-    if seeds < 1:
-        raise InvalidValueError(f"seeds is {seeds}; at least one is needed.")
-    original, erased, before = (data[name] for name in VERSIONS)
-    names = sections.attacks_to_run(attack_names(attacks, len(original.train_views)))
-    notes = _overlap(original)
-
-    first = read(original, names, seeds, shots, draws)
-    second = first if erased is original else read(erased, names, seeds, shots, draws)
-    third = None if before is original else second if before is erased else read(before, names, seeds, shots, draws)
-    kind, never, few = "none", None, None
-    if reference is not None:
-        kind = "retrained"
-        other = AuditData.of(reference[0], train_labels, reference[1], test_labels, forget_labels)
-        without_views = tuple(name for name in names if not name.startswith("views-"))
-        never = read(other, without_views, seeds, shots, draws)
-    elif unseen is not None:
-        kind = "unseen"
-        never, note, few = _never_seen(original, unseen, second, seeds, shots, draws)
-        notes.append(note)
-    if seeds > 1:
-        notes.append(VARIES.format(seeds=seeds))
-
-    readings = sections.Readings(
-        first, second, third, never, original.classes.numel(), equal=erased is original, reference_labels=few
-    )
-    answers = {name: heads.Answers(name, *pair, original) for name, pair in (logits or {}).items()}
-    found = [
-        sections.converged(readings),
-        sections.worst_case(readings),
-        sections.label_efficiency(readings),
-        sections.paper(readings),
-        heads.head(answers),
-        sections.recovery(readings, {name: answer.scores for name, answer in answers.items()}),
-        sections.attacks(readings),
-        membership(answers, membership_references),
-        heads.agreement(answers, random_logits),
-        heads.gap(answers),
-        behaviour.similarity(original, erased),
-        behaviour.inputs(original, erased),
-        behaviour.norms(original, erased),
-        *more,
-    ]
-    if identities:
-        versions = {"erased": erased, "original": original} | ({"reference": other} if reference is not None else {})
-        found.append(identity_section(versions))
+    refuse_unknown("audit_features", unknown, ("reference", "options", "logits", "class_names", "extras"))
+    reference, options = checked_reference(reference, of_features=True), checked_options(options)
+    extras = extras or AuditExtras()
+    if options.layer_profile:
+        raise InvalidValueError(
+            "layer_profile=True needs a model, whose blocks it reads: ErasedModel.audit. Here, hand over its section in "
+            "extras=AuditExtras(extra_sections=[...])."
+        )
+    one = not isinstance(train, Mapping) and not isinstance(test, Mapping)
+    data = _checked(train, train_labels, test, test_labels, forget_labels, extras.views or {})
+    original, erased = data["original"], data["erased"]
+    retrained = None
+    if isinstance(reference, Retrained):
+        retrained = AuditData.of(reference.source, train_labels, reference.test, test_labels, forget_labels)
+        if reference.logits is not None:
+            logits = {**(logits or {}), "reference": reference.logits}
+    overlap = _overlap(original)
+    measurements, about = _measure(data, retrained, reference, options, one)
+    notes = [*([ONE_MATRIX] if one else ()), *overlap, *about]
+    if options.seeds > 1:
+        notes.append(VARIES.format(seeds=options.seeds))
+    answers = {name: head.Answers(name, *pair, original) for name, pair in (logits or {}).items()}
+    found = [*_sections(measurements, answers, original, erased, options, extras), *extras.extra_sections]
+    if options.identities:
+        versions = {"erased": erased, "original": original} | ({} if retrained is None else {"reference": retrained})
+        found.append(identities_section(versions))
     return RetentionReport(
         forget_labels=original.forget,
-        reference=kind,
+        reference="none" if reference is None else "unseen" if retrained is None else "retrained",
         samples={
             "D_f": int(original.train_forget.sum()),
             "D_r": int((~original.train_forget).sum()),
@@ -137,24 +143,73 @@ def audit_features(
             "D_rt": int((~original.test_forget).sum()),
         },
         dimension=original.train.shape[1],
-        seeds=seeds,
-        sections=tuple(
-            sorted((section for section in found if section is not None), key=lambda s: SECTIONS.index(s.key))
-        ),
+        seeds=options.seeds,
+        sections=tuple(sorted(found, key=lambda section: SECTIONS.index(section.key))),
         class_names={int(label): str(name) for label, name in (class_names or {}).items()},
         notes=tuple(notes),
-        context=dict(context or {}),
-        plots=behaviour.plot_numbers(original, erased, fit_class),
+        context=dict(extras.context or {}),
+        plots=feature_sections.plot_numbers(original, erased, extras.fit_class),
         versions={name: version(name) for name in ("hf-kd", "torch", "scikit-learn", "numpy")},
         seconds=round(time.perf_counter() - started, 2),
-        plot_samples=behaviour.plot_samples(original, erased),
+        plot_samples=feature_sections.plot_samples(original, erased),
     )
 
 
+def _measure(
+    data: Mapping[str, AuditData], retrained: AuditData | None, reference: Reference, options: AuditOptions, one: bool
+) -> tuple[Measurements, list[str]]:
+    """Every version measured, those that are the same object once; and notes on the reference."""
+    original, erased, before = (data[name] for name in VERSIONS)
+    names = retention.attacks_to_run(attack_names(options.attacks, len(original.train_views)))
+    first = measure(original, names, options)
+    second = first if erased is original else measure(erased, names, options)
+    third = None if before is original else second if before is erased else measure(before, names, options)
+    other, few, notes = None, None, []
+    if retrained is not None:
+        other = measure(retrained, _without_views(names), options)
+    elif isinstance(reference, Unseen):
+        other, note, few = _measure_unseen(original, reference, second, options)
+        notes.append(note)
+    equal = erased is original and not one
+    return Measurements(second, first, other, third, original.classes.numel(), equal, few), notes
+
+
+def _sections(
+    measurements: Measurements,
+    answers: Mapping[str, head.Answers],
+    original: AuditData,
+    erased: AuditData,
+    options: AuditOptions,
+    extras: AuditExtras,
+) -> list[Section]:
+    """All sections that features and answers give, but identities."""
+    gap = head.gap_section(answers)
+    return [
+        retention.converged_section(measurements),
+        retention.worst_case_section(measurements),
+        retention.label_efficiency_section(measurements),
+        retention.paper_section(measurements),
+        head.head_section(answers),
+        retention.recovery_section(measurements, {name: answer.scores for name, answer in answers.items()}),
+        retention.attacks_section(measurements),
+        membership_section(answers, options.membership_references),
+        head.agreement_section(answers, extras.random_logits),
+        *([] if gap is None else [gap]),
+        feature_sections.similarity_section(original, erased),
+        feature_sections.inputs_section(original, erased),
+        feature_sections.norms_section(original, erased),
+    ]
+
+
 def _checked(
-    train: Mapping[str, ArrayLike], train_labels, test: Mapping[str, ArrayLike], test_labels, forget_labels, views
+    train: Versions, train_labels: Any, test: Versions, test_labels: Any, forget_labels: Any, views: Mapping[str, Any]
 ) -> dict[str, AuditData]:
     """Checked data of each version; a version equal to an earlier one bit for bit is that very object."""
+    if isinstance(train, Mapping) != isinstance(test, Mapping):
+        kinds = ["a dict of versions" if isinstance(split, Mapping) else "one matrix" for split in (train, test)]
+        raise InvalidValueError(f"train is {kinds[0]} and test {kinds[1]}; give both in the same form.")
+    if not isinstance(train, Mapping):
+        train, test = {"original": train, "erased": train}, {"original": test, "erased": test}
     for name, versions in (("train", train), ("test", test)):
         missing = [version for version in VERSIONS[:2] if version not in versions]
         unknown = [version for version in versions if version not in VERSIONS]
@@ -178,6 +233,7 @@ def _checked(
 
 
 def _equal(a: AuditData, b: AuditData) -> bool:
+    """Whether two versions are the same bit for bit, their views too."""
     pairs = zip(
         (a.train, a.test, *a.train_views, *a.test_views), (b.train, b.test, *b.train_views, *b.test_views), strict=False
     )
@@ -187,6 +243,7 @@ def _equal(a: AuditData, b: AuditData) -> bool:
 
 
 def _overlap(original: AuditData) -> list[str]:
+    """A note, and a warning, where test rows are training rows."""
     shared = count_shared_rows(original.train, original.test)
     if not shared:
         return []
@@ -198,32 +255,29 @@ def _overlap(original: AuditData) -> list[str]:
     return [note]
 
 
-def _never_seen(
-    original: AuditData,
-    unseen: tuple[ArrayLike, ArrayLike],
-    erased: Reading,
-    seeds: int,
-    shots: Sequence[int] | None,
-    draws: int,
-) -> tuple[Reading, str, int | None]:
-    """The mean reading, what it is, and its number of labelled samples where that is clearly too small to compare."""
-    features = as_features(unseen[0], "unseen features")
-    labels = as_labels(unseen[1], len(features), name="unseen labels")
+def _without_views(attacks: Sequence[str]) -> tuple[str, ...]:
+    """The attacks that need one view of every image only."""
+    return tuple(name for name in attacks if not name.startswith("views-"))
+
+
+def _measure_unseen(
+    original: AuditData, unseen: Unseen, erased: Measurement, options: AuditOptions
+) -> tuple[Measurement, str, int | None]:
+    """The mean over unseen classes, what it is, and its number of labelled samples where clearly too small to compare."""
+    features = as_features(unseen.source, "unseen features")
+    labels = as_labels(unseen.labels, len(features), name="unseen labels")
     if features.shape[1] != original.train.shape[1]:
         raise InvalidValueError(
-            f"Unseen features have {features.shape[1]} columns and the others {original.train.shape[1]}; both have to come "
+            f"Unseen features have {features.shape[1]} columns and the rest {original.train.shape[1]}; both have to come "
             "from the original model."
         )
     in_turn = unseen_data(original, features, labels)
-    names = tuple(name for name in erased.attacks[0] if not name.startswith("views-"))
-    strongest = max(names, key=lambda name: sum(run[name].advantage for run in erased.attacks))
-    highest_recall = max(names, key=lambda name: sum(run[name].recall_forget for run in erased.attacks))
-    read_names = sections.attacks_to_run((strongest, highest_recall))
-    never = mean_reading([read(data, read_names, seeds, shots, draws) for data in in_turn])
+    names = retention.attacks_to_run(erased.strongest(_without_views(erased.attacks[0])))
+    other = mean_measurement([measure(data, names, options) for data in in_turn])
     sizes = sorted({int(data.train_forget.sum()) for data in in_turn})
     note = (
         f"Reference: {len(in_turn)} classes that were never trained on, each in turn in place of the forgotten one, with "
         f"{' to '.join(map(str, sorted({sizes[0], sizes[-1]})))} labelled training samples; values are means over them."
     )
     enough = 0.9 * min(int((original.train_labels == label).sum()) for label in original.forget)
-    return never, note, sizes[0] if sizes[0] < enough else None
+    return other, note, sizes[0] if sizes[0] < enough else None

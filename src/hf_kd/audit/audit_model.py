@@ -1,7 +1,7 @@
-"""Audit a model: read its features once, and let the audit room measure what they reveal.
+"""`audit_model`: read the features of a model once, and measure what they reveal.
 
-Part of the modelling room. Features are read before the erasers; erased features and the answers of the head follow
-from them, since both are functions of features alone.
+Features are read before the erasers; erased features and the answers of the head follow from them, since both are
+functions of features alone.
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_kd.audit.sections.features import FitClass
-from hf_kd.audit.sections.layers import layers
-from hf_kd.audit.sections.weights import weights
 from hf_kd.data.views import VIEWS
-from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import apply_erasers, has_head, head_logits
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
@@ -30,135 +27,106 @@ from hf_kd.methods.registry import available_methods, make_method
 from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
 
-from .audit_features import audit_features
+from .audit_features import AuditExtras, audit_features
 from .classes import forgotten_labels, resolved_labels
 from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
+from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference, refuse_unknown
 from .report import RetentionReport
 from .schema import Section
+from .sections.features import FitClass
+from .sections.layers import layer_profile_section
+from .sections.weights import weights_section
 
 logger = logging.getLogger(__name__)
 
 
-def audit(
+def audit_model(
     model: TappedModel,
     train: Any,
     test: Any,
     forget_labels: int | str | Iterable[int | str] | None = None,
     *,
     retain: int | str | Iterable[int | str] | None = None,
-    original_model: Any = None,
-    reference_model: Any = None,
-    unseen: Any = None,
-    membership_references: Sequence[Any] = (),
-    identities: bool | None = None,
-    layer_profile: bool = False,
-    attacks: str | Sequence[str] = "standard",
-    seeds: int = 1,
-    draws: int = 10,
-    shots: Sequence[int] | None = None,
-    **reading: Any,
+    original: Any = None,
+    reference: Reference = None,
+    options: AuditOptions | None = None,
+    reading: ReadOptions | None = None,
+    progress: bool = True,
+    **unknown: Any,
 ) -> RetentionReport:
     """Measure what the features behind the erasers of `model` still reveal of the forgotten classes.
 
-    train, test: labelled images, anything `erase` takes; attackers train on `train` and are scored on `test`. Each is
-        read in one pass (`attacks="full"` reads two further views of every image too).
-    forget_labels: names or ids of the model's labels; by default all classes in the records of erasing and unlearning.
-    retain: names or ids of the labels that count as retained; by default all others in the data.
-    original_model: the model before unlearning, where that changed weights. By default `model` without its erasers.
-    reference_model: a model retrained without the forgotten classes.
-    unseen: labelled images of classes `model` was never trained on, with the data set's own class ids.
-    membership_references: models that never saw D_f, for the RMIA membership attack.
-    identities: also ask the features for the forgotten labels as identities (faces): verification, gallery, open set.
-        By default where the model has no classification head.
-    layer_profile: also fit the converged probe at every block of the backbone, in a second pass over at most 4,000
-        training and 2,000 test images.
-    attacks: "standard", "full" or names of `hf_kd.audit.ATTACKS`. "full" also measures ZRF.
-    seeds, draws, shots: see `hf_kd.audit.audit_features`.
-    reading: image_column, label_column, label_mapping, batch_size, mixed_precision, num_workers, progress as in `erase`.
+    Each split is read in one pass (`attacks="full"` reads two further views of every image too). Other models may be an
+    `ErasedModel`, any `PreTrainedModel`, or the name or folder of one. Of a model with several taps the features are joined.
+    An embedding model is audited without the scores of a head.
 
-    Other models may be an TappedModel, any PreTrainedModel or the name of one. Of a model with several taps the features
-    are joined. An embedding model is audited without the scores of a head.
+    Args:
+        model: The model to audit.
+        train: Labelled images, anything `erase` takes, on which attackers train.
+        test: Labelled images on which they are scored.
+        forget_labels: Names or ids of the model's labels; by default all classes in the records of erasing and unlearning.
+        retain: Names or ids of the labels that count as retained; by default all the rest in the data.
+        original: The model before unlearning, where that changed weights. By default `model` without its erasers.
+        reference: `Retrained(model)`, trained without the forgotten classes, or `Unseen(images)`, classes that `model` was
+            never trained on.
+        options: Attacks, seeds and what else is measured.
+        reading: How images are read, as in `erase`.
+        progress: False shows no bar, whatever `reading` says.
 
-    Raises ValueError where no forgotten classes are known, for samples without a label, for a split without forgotten or
-    without retained samples, for both references at once, for features that are not finite, for an original model of
-    another feature dimension; TypeError for an unknown argument.
+    Returns:
+        The report. It prints as a screen, and has `to_markdown()`, `to_json()` and `figures()`.
+
+    Raises:
+        ValueError: Where no forgotten classes are known, for samples without a label, for a split without forgotten or
+            without retained samples, for features that are not finite, for an original of another feature dimension.
+        TypeError: For an argument that there is not; the message says where it belongs.
     """
-    unknown = set(reading) - {f.name for f in fields(ReadOptions)}
-    if unknown:
-        raise InvalidTypeError(f"audit() got unknown arguments {', '.join(sorted(unknown))}; see its documentation.")
-    if reference_model is not None and unseen is not None:
-        raise InvalidValueError(
-            "Both reference_model and unseen were given; a report has one reference. Pass one of them."
-        )
-    options = ReadOptions(**reading)
-    chosen = attack_names(attacks, len(VIEWS))
+    reading = ReadOptions.given(reading, progress, unknown)
+    refuse_unknown("audit", unknown, ("forget_labels", "retain", "original", "reference", "options", "reading"))
+    reference, options = checked_reference(reference, of_features=False), checked_options(options)
+    attacks = attack_names(options.attacks, len(VIEWS))
     names = model.class_names or None
     forget = forgotten_labels(model, forget_labels, names)
-    if weight_changes(model.config) and original_model is None:
+    if weight_changes(model.config) and original is None:
         logger.warning(
-            "The weights of this model were changed, and without original_model (--original-model) what the report calls "
+            "The weights of this model were changed, and without the original model (original=...) what the report calls "
             "the original is the changed model itself: it cannot tell what was forgotten."
         )
     wanted = None if retain is None else [*forget, *resolved_labels(retain, names)]
-    data = _Data(model, train, test, options, wanted)
-    classifies = has_head(model)
-
-    before, after = data.before, data.behind(model)
-    features = {"original": _joined(before), "erased": _joined(after)}
-    answers = {"original": _logits(model, before, masked=False), "erased": _logits(model, after)}
-    more: list[Section] = []
-    if original_model is not None:
-        original = _wrapped(model, original_model)
-        behind = data.behind(original, data.read_again(original))
-        features |= {"before_projection": features["original"], "original": _joined(behind)}
-        answers |= {"before_projection": answers["original"], "original": _logits(original, behind)}
-        _check_dimension(features)
-        more += _weights(original, model)
-    if layer_profile:
-        more.append(data.layers(model, forget, features))
-    reference = None
-    if reference_model is not None:
-        other = _wrapped(model, reference_model)
-        behind = data.behind(other, data.read_again(other))
-        reference = _joined(behind)
-        if other.class_names == model.class_names:
-            answers["reference"] = _logits(other, behind)
-    others = []
-    for one in membership_references if classifies else ():
-        other = _wrapped(model, one)
-        others.append(_logits(other, data.behind(other, data.read_again(other))))
-    never = None
-    if unseen is not None:
-        strangers = ImageReader(model, unseen, options).read(own_labels=True)
-        never = (_side_by_side(strangers.before), _complete(strangers.labels, "unseen"))
+    data = _Data(model, train, test, reading, wanted)
+    original = None if original is None else data.wrapped(original)
+    features, logits, sections = _versions(data, original)
+    if options.layer_profile:
+        sections.append(data.layer_profile(forget, features))
+    has_logits = has_head(model)
     return audit_features(
         {version: pair[0] for version, pair in features.items()},
         data.labels[0],
         {version: pair[1] for version, pair in features.items()},
         data.labels[1],
         forget,
-        logits={version: pair for version, pair in answers.items() if pair is not None} or None,
-        attacks=chosen,
-        seeds=seeds,
-        draws=draws,
-        shots=shots,
-        reference=reference,
-        unseen=never,
-        views=_views(model, data, chosen) if original_model is None else None,
-        random_logits=untrained_logits(ImageReader(model, train, options), forget)
-        if classifies and attacks == "full"
-        else None,
-        membership_references=[pair for pair in others if pair is not None],
-        identities=not classifies if identities is None else identities,
-        fit_class=_fit_class(model),
-        more=more,
+        reference=_read_reference(data, reference),
+        options=replace(
+            options,
+            attacks=attacks,
+            identities=not has_logits if options.identities is None else options.identities,
+            layer_profile=False,
+            membership_references=_reference_logits(data, options) if has_logits else (),
+        ),
+        logits=logits,
         class_names=_names(names, data.labels),
-        context={
-            "architecture": type(model.inner).__name__,
-            "taps": [str(tap) for tap in model.taps],
-            "erasures": [erasure.to_dict() for erasure in model.erasures],
-            "changes": [change.to_dict() for change in weight_changes(model.config)],
-        },
+        extras=AuditExtras(
+            views=_views(data, attacks, original),
+            random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
+            fit_class=_fit_class(model),
+            extra_sections=sections,
+            context={
+                "architecture": type(model.inner).__name__,
+                "taps": [str(tap) for tap in model.taps],
+                "erasures": [erasure.to_dict() for erasure in model.erasures],
+                "changes": [change.to_dict() for change in weight_changes(model.config)],
+            },
+        ),
     )
 
 
@@ -169,10 +137,12 @@ Split = tuple[Tensor, ...]
 class _Data:
     """Train and test images, and the features that models read from them: always a pair, train first."""
 
-    def __init__(self, model: TappedModel, train: Any, test: Any, options: ReadOptions, wanted: Sequence[int] | None):
+    def __init__(self, model: TappedModel, train: Any, test: Any, reading: ReadOptions, wanted: Sequence[int] | None):
         """The first pass: features before the erasers of `model`; of all labels, or of the `wanted` ones."""
-        self._images, self._options = {"train": train, "test": test}, options
-        read = {split: ImageReader(model, images, options).read() for split, images in self._images.items()}
+        self.model, self.reading = model, reading
+        self._images = {"train": train, "test": test}
+        self._readers = {split: ImageReader(model, images, reading) for split, images in self._images.items()}
+        read = {split: reader.read() for split, reader in self._readers.items()}
         self._all = {split: _complete(part.labels, split) for split, part in read.items()}
         keep = None if wanted is None else torch.tensor(list(wanted))
         self._rows = {
@@ -188,38 +158,94 @@ class _Data:
 
     def read_again(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
         """Another model, or another view, on the same samples; before the erasers."""
+        same = other is self.model
         read = {
-            split: ImageReader(other, images, self._options).read(view, own_labels=True)
+            split: (self._readers[split] if same else ImageReader(other, images, self.reading)).read(
+                view, own_labels=True
+            )
             for split, images in self._images.items()
         }
         for split, part in read.items():
             if len(part.labels) != len(self._all[split]):
                 raise InvalidValueError(
                     f"A second pass read {len(part.labels)} {split} samples and the first {len(self._all[split])}: the data "
-                    "gives other samples each time. Pass data that can be read again in the same order."
+                    "gives different samples each time. Pass data that can be read again in the same order."
                 )
         return self._kept(read)
 
-    def layers(
-        self, model: TappedModel, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]
-    ) -> Section:
+    def behind(self, model: TappedModel, before: tuple[Split, Split]) -> tuple[Split, Split]:
+        """Behind the erasers of `model`."""
+        train, test = (apply_erasers(model, split) for split in before)
+        return train, test
+
+    def wrapped(self, source: Any) -> TappedModel:
+        """Another model, wrapped as this one is where it is not yet."""
+        own = type(self.model)
+        if isinstance(source, str | os.PathLike):
+            return own.from_pretrained(source)
+        return source if isinstance(source, own) else own.from_model(source, processor=self.model.processor)
+
+    def of_other(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
+        """Features of another model behind its erasers."""
+        return self.behind(other, self.read_again(other, view))
+
+    def untrained_logits(self, forget: Sequence[int]) -> Tensor | None:
+        """What the architecture answers on D_f before any training, [n, C]."""
+        return untrained_logits(self._readers["train"], forget)
+
+    def layer_profile(self, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]) -> Section:
         """The layer profile, and the tap beside it on the same samples."""
-        blocks = blocks_of(model)
+        blocks = blocks_of(self.model)
         hidden, labels, tap = [], [], []
         for number, (split, images) in enumerate(self._images.items()):
             kept = self._rows[split]
             rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split], FORGOTTEN_SHARE[split])
-            hidden.append(read_layers(model, images, self._options, blocks, rows))
+            hidden.append(read_layers(self.model, images, self.reading, blocks, rows))
             labels.append(self._all[split][rows])
             among = torch.isin(torch.nonzero(kept).flatten(), rows)
             before = features.get("before_projection", features["original"])[number]
             tap.append({"original": before[among], "erased": features["erased"][number][among]})
-        return layers(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
+        return layer_profile_section(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
 
-    def behind(self, model: TappedModel, before: tuple[Split, Split] | None = None) -> tuple[Split, Split]:
-        """Behind the erasers of `model`."""
-        train, test = (apply_erasers(model, split) for split in (before or self.before))
-        return train, test
+
+Pairs = dict[str, tuple[Tensor, Tensor]]
+"""Train and test rows of each version."""
+
+
+def _versions(data: _Data, original: TappedModel | None) -> tuple[Pairs, Pairs, list[Section]]:
+    """Features and logits of each version, and the section about moved weights where there is an original model."""
+    model, before = data.model, data.before
+    after = data.behind(model, before)
+    features = {"original": _joined(before), "erased": _joined(after)}
+    logits = {"original": _logits(model, before, masked=False), "erased": _logits(model, after)}
+    sections: list[Section] = []
+    if original is not None:
+        first = data.of_other(original)
+        features |= {"before_projection": features["original"], "original": _joined(first)}
+        logits |= {"before_projection": logits["original"], "original": _logits(original, first)}
+        _check_dimension(features)
+        sections += _weights(original, model)
+    return features, {version: pair for version, pair in logits.items() if pair is not None}, sections
+
+
+def _read_reference(data: _Data, reference: Reference) -> Reference:
+    """The reference as matrices of features."""
+    if isinstance(reference, Retrained):
+        other = data.wrapped(reference.source)
+        behind = data.of_other(other)
+        logits = _logits(other, behind) if other.class_names == data.model.class_names else None
+        return Retrained(*_joined(behind), logits)
+    if isinstance(reference, Unseen):
+        found = ImageReader(data.model, reference.source, data.reading).read(own_labels=True)
+        return Unseen(_side_by_side(found.before), _complete(found.labels, "unseen"))
+    return None
+
+
+def _reference_logits(data: _Data, options: AuditOptions) -> list[tuple[Tensor, Tensor]]:
+    """Train and test logits of the models that never saw D_f, those that have a head."""
+    models = [data.wrapped(source) for source in options.membership_references]
+    pairs = [_logits(model, data.of_other(model)) for model in models]
+    return [pair for pair in pairs if pair is not None]
 
 
 def _joined(pair: tuple[Split, Split]) -> tuple[Tensor, Tensor]:
@@ -236,25 +262,22 @@ def _logits(model: TappedModel, pair: tuple[Split, Split], masked: bool = True) 
 
 
 def _views(
-    model: TappedModel, data: _Data, attacks: Sequence[str]
+    data: _Data, attacks: Sequence[str], original: TappedModel | None
 ) -> dict[str, tuple[list[Tensor], list[Tensor]]] | None:
     """Features of as many further views as the attacks need, for each version."""
     count = max(views_needed(name) for name in attacks)
     if not count:
         return None
-    views: dict[str, tuple[list[Tensor], list[Tensor]]] = {"original": ([], []), "erased": ([], [])}
+    views: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for view in list(VIEWS)[:count]:
-        read = data.read_again(model, view)
-        for version, pair in (("original", read), ("erased", data.behind(model, read))):
-            for place, features in zip(views[version], _joined(pair), strict=True):
+        before = data.read_again(data.model, view)
+        versions = {"original": before, "erased": data.behind(data.model, before)}
+        if original is not None:
+            versions |= {"before_projection": before, "original": data.of_other(original, view)}
+        for version, pair in versions.items():
+            for place, features in zip(views.setdefault(version, ([], [])), _joined(pair), strict=True):
                 place.append(features)
     return views
-
-
-def _wrapped(model: TappedModel, other: Any) -> TappedModel:
-    if isinstance(other, str | os.PathLike):
-        return type(model).from_pretrained(other)
-    return other if isinstance(other, type(model)) else type(model).from_model(other, processor=model.processor)
 
 
 def _check_dimension(features: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -262,7 +285,7 @@ def _check_dimension(features: dict[str, tuple[Tensor, Tensor]]) -> None:
     if found["original"] != found["erased"]:
         raise InvalidValueError(
             f"The original model has features of dimension {found['original']} and this one of {found['erased']}: "
-            "original_model has to be the same network before unlearning."
+            "original has to be the same network before unlearning."
         )
 
 
@@ -275,7 +298,7 @@ def _weights(original: TappedModel, model: TappedModel) -> list[Section]:
         for tap in model.taps
         for head in tap.heads
     }
-    return [weights(weight_distance(*states, head=sorted(heads)))] if heads and shapes[0] == shapes[1] else []
+    return [weights_section(weight_distance(*states, head=sorted(heads)))] if heads and shapes[0] == shapes[1] else []
 
 
 def _fit_class(model: TappedModel) -> FitClass | None:

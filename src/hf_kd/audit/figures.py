@@ -18,7 +18,7 @@ MOST_MARKED = 6
 """Classes beside the forgotten ones that t-SNE names."""
 
 
-def draw(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
+def draw_figures(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
     """Draw every figure whose numbers the report has into `directory`, as PNG, and return the files.
 
     `recovery.png` (Fig. 1), `label_efficiency.png`, `class_means.png` (Fig. 3), `norms.png`, `layer_profile.png`, and
@@ -39,16 +39,16 @@ def draw(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def recovery(report: ReportData, figure_class: Any) -> Any:
+def draw_recovery_ratio(report: ReportData, figure_class: Any) -> Any:
     """Fig. 1: how much of the original head's accuracy on D_ft each probe reads, beside the head itself."""
-    section = report.section("recovery")
+    section = report.section("recovery_ratio")
     if not section.scores:
         return None
     head = report.score("head", "D_ft")
     bars = {
         "own head": (100.0, 100 * head.value / head.original, _share(head.reference, head.original)),
-        "paper probe\n(stopped early)": _values(report.score("recovery", "recovery", "paper")),
-        "converged probe": _values(report.score("recovery", "recovery", "converged")),
+        "paper probe\n(stopped early)": _values(report.score("recovery_ratio", "recovery_ratio", "paper")),
+        "converged probe": _values(report.score("recovery_ratio", "recovery_ratio", "converged")),
     }
     worst = report.worst_case
     if worst.group != "linear":
@@ -77,7 +77,7 @@ def recovery(report: ReportData, figure_class: Any) -> Any:
     return figure
 
 
-def label_efficiency(report: ReportData, figure_class: Any) -> Any:
+def draw_label_efficiency(report: ReportData, figure_class: Any) -> Any:
     """Recall minus false alarms of the best attacker against the labelled images of the forgotten class it has."""
     points = [score for score in report.section("label_efficiency").scores if score.name == "advantage"]
     if len(points) < 2:
@@ -115,7 +115,7 @@ def label_efficiency(report: ReportData, figure_class: Any) -> Any:
     return figure
 
 
-def class_means(report: ReportData, figure_class: Any) -> Any:
+def draw_class_means(report: ReportData, figure_class: Any) -> Any:
     """Fig. 3: cosines between class means, original against original and against erased, with the means' lengths.
 
     The paper's right panel erases every class with an eraser of its own: the third, where the method allows it.
@@ -164,8 +164,8 @@ def class_means(report: ReportData, figure_class: Any) -> Any:
     return figure
 
 
-def norms(report: ReportData, figure_class: Any) -> Any:
-    """Histograms of the feature norms of forgotten and other test samples, original and erased."""
+def draw_norms(report: ReportData, figure_class: Any) -> Any:
+    """Histograms of the feature norms of forgotten and retained test samples, original and erased."""
     numbers = report.plots.get("norms")
     if not numbers:
         return None
@@ -174,7 +174,7 @@ def norms(report: ReportData, figure_class: Any) -> Any:
     for axes, version in zip(panels, ("original", "erased"), strict=True):
         counts = numbers[version]
         edges = np.asarray(numbers["edges"])
-        axes.stairs(100 * np.asarray(counts["retain"]), edges, fill=True, color="#C9C9C9", label="others (D_rt)")
+        axes.stairs(100 * np.asarray(counts["retain"]), edges, fill=True, color="#C9C9C9", label="retained (D_rt)")
         axes.stairs(100 * np.asarray(counts["forget"]), edges, color=ORANGE, linewidth=1.6, label="forgotten (D_ft)")
         axes.set_title(_name(report, version))
         axes.set_xlabel("feature norm")
@@ -184,9 +184,9 @@ def norms(report: ReportData, figure_class: Any) -> Any:
     return figure
 
 
-def layer_profile(report: ReportData, figure_class: Any) -> Any:
+def draw_layer_profile(report: ReportData, figure_class: Any) -> Any:
     """The converged probe at every block and at the tap, where alone the eraser acts: open markers."""
-    section = next((section for section in report.sections if section.key == "layers"), None)
+    section = next((section for section in report.sections if section.key == "layer_profile"), None)
     if section is None or not section.scores:
         return None
     rows = section.rows()
@@ -196,7 +196,7 @@ def layer_profile(report: ReportData, figure_class: Any) -> Any:
     for name, colour, marker, style, label in (
         ("D_ft", ORANGE, "^", "-", "forgotten: recall (D_ft)"),
         ("advantage", BLUE, "s", "-.", "forgotten: recall - false alarms"),
-        ("D_rt", GREY, "o", "--", "others (D_rt)"),
+        ("D_rt", GREY, "o", "--", "retained (D_rt)"),
     ):
         scores = [next(score for score in rows[layer] if score.name == name) for layer in names]
         axes.plot(
@@ -237,7 +237,7 @@ def _without_common_start(names: list[str]) -> list[str]:
     return [name if name == "tap" else ".".join(name.split(".")[same:]) for name in names]
 
 
-def tsne(report: ReportData, figure_class: Any) -> Any:
+def draw_tsne(report: ReportData, figure_class: Any) -> Any:
     """t-SNE of a few hundred test samples, original and erased fitted together so that places can be compared."""
     samples = report.plot_samples
     if samples is None or len(samples.labels) < 30:
@@ -255,7 +255,7 @@ def tsne(report: ReportData, figure_class: Any) -> Any:
     figure = figure_class(figsize=(7.0, 3.6))
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (version, points) in zip(panels, halves.items(), strict=True):
-        axes.scatter(*points[~forgotten].T, s=7, color="#B5B5B5", linewidths=0, label="others (D_rt)")
+        axes.scatter(*points[~forgotten].T, s=7, color="#B5B5B5", linewidths=0, label="retained (D_rt)")
         axes.scatter(
             *points[forgotten].T, s=18, color=ORANGE, marker="^", edgecolors="white", linewidths=0.3,
             label="forgotten (D_ft)",
@@ -281,12 +281,12 @@ def tsne(report: ReportData, figure_class: Any) -> Any:
 
 
 FIGURES: dict[str, Callable[[ReportData, Any], Any]] = {
-    "recovery": recovery,
-    "label_efficiency": label_efficiency,
-    "class_means": class_means,
-    "norms": norms,
-    "layer_profile": layer_profile,
-    "tsne": tsne,
+    "recovery": draw_recovery_ratio,
+    "label_efficiency": draw_label_efficiency,
+    "class_means": draw_class_means,
+    "norms": draw_norms,
+    "layer_profile": draw_layer_profile,
+    "tsne": draw_tsne,
 }
 """File name -> what draws it; None where the report lacks the numbers."""
 

@@ -1,6 +1,6 @@
-"""Look inside a model: hidden states of every block for the layer profile, activation maps for Grad-CAM.
+"""Inside a model: hidden states of every block for the layer profile, activation maps for Grad-CAM.
 
-Part of the modelling room. What is looked at lies below the tap, where erasers do not act.
+All of it lies below the tap, where erasers do not act.
 """
 
 from __future__ import annotations
@@ -96,16 +96,27 @@ def grad_cam(
     label: int | str | None = None,
     *,
     most: int = 6,
-    **reading: Any,
+    reading: ReadOptions | None = None,
 ) -> Path:
     """Draw Grad-CAM maps (Fig. 6) of a few images of a forgotten class, before and after erasing, into the PNG `path`.
 
     Weights and map are those of `class_maps`. The figure shows images of D_f: it is drawn only here, never for a model
     card.
 
-    label: name or id of the class; by default the first of the records. most: number of images.
-    reading: as in `audit`. Raises ValueError without a head, without such images, without a map or where the model does not
-    take images as pixels, and ImportError without matplotlib.
+    Args:
+        model: The model; maps are drawn of it and of what it is without its erasers.
+        data: Labelled images, anything `erase` takes.
+        path: The file to write; its folder is made.
+        label: Name or id of the class; by default the first of the records.
+        most: Number of images.
+        reading: How images are read, as in `erase`; by default without a bar.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: Without a head, without such images, without a map, or where the model does not take images as pixels.
+        ImportError: Without matplotlib.
     """
     if not has_head(model):
         raise InvalidValueError(
@@ -113,7 +124,7 @@ def grad_cam(
         )
     names = model.class_names
     wanted = forgotten_labels(model, label, names)[0]
-    inputs = _images_of(ImageReader(model, data, ReadOptions(**{"progress": False} | reading)), wanted, most)
+    inputs = _images_of(ImageReader(model, data, reading or ReadOptions(progress=False)), wanted, most)
     pictures = inputs[main_input(model.inner)]
     if pictures.ndim != 4 or not pictures.is_floating_point():
         raise InvalidValueError(

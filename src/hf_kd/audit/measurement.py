@@ -1,4 +1,4 @@
-"""Everything the audit measures on one feature matrix: one `Reading` for each of original, erased and reference.
+"""Everything the audit measures on one feature matrix: one `Measurement` for each of original, erased and reference.
 
 The probes that several scores share are fitted once. What depends on a seed is measured for every seed; the converged
 probe is an optimum and has none.
@@ -28,33 +28,76 @@ from hf_kd.metrics.label_efficiency import (
 from hf_kd.metrics.linear_probe import Convergence, fit_paper_probe
 from hf_kd.metrics.scores import ForgetRetainScores
 
+from .options import AuditOptions
+from .schema import VERSIONS
+
 
 @dataclass(frozen=True)
-class Reading:
+class Measurement:
     """What one set of features reveals."""
 
     converged: ForgetRetainScores
     convergence: Convergence
     paper: tuple[ForgetRetainScores, ...]
     """One for each seed, as everything below."""
-    paper_convergence: Convergence | None
+    paper_convergence: Convergence
     attacks: tuple[dict[str, AttackResult], ...]
     efficiency: tuple[LabelEfficiency, ...]
 
+    def advantage(self, attack: str) -> float:
+        """Recall minus false alarms of an attack, its mean over the seeds."""
+        return mean(run[attack].advantage for run in self.attacks)
 
-def read(
-    data: AuditData, names: Sequence[str], seeds: int, shots: Sequence[int] | None, draws: int, paper: bool = True
-) -> Reading:
+    def recall(self, attack: str) -> float:
+        """Recall of an attack, its mean over the seeds."""
+        return mean(run[attack].recall_forget for run in self.attacks)
+
+    def strongest(self, among: Sequence[str] | None = None) -> tuple[str, str]:
+        """The attack with the highest recall minus false alarms, and the one with the highest recall."""
+        names = among or list(self.attacks[0])
+        return max(names, key=self.advantage), max(names, key=self.recall)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured on each version of the features."""
+
+    erased: Measurement
+    original: Measurement
+    reference: Measurement | None
+    before_projection: Measurement | None
+    """Before the eraser, where that is not the original (weights were changed too)."""
+    classes: int
+    equal: bool
+    """Whether erased and original features are the same bit for bit, though two were given."""
+    reference_labels: int | None = None
+    """Labelled samples of the reference's class, where they are fewer than the forgotten classes'."""
+
+    @property
+    def versions(self) -> dict[str, Measurement]:
+        """All that there are."""
+        found = {version: getattr(self, version) for version in VERSIONS}
+        return {version: measured for version, measured in found.items() if measured is not None}
+
+    @property
+    def comparable(self) -> dict[str, Measurement]:
+        """Without a reference that had fewer labels than the forgotten classes: for attackers that take all there are."""
+        short = self.reference_labels is not None
+        return {version: m for version, m in self.versions.items() if version != "reference" or not short}
+
+
+def measure(data: AuditData, attacks: Sequence[str], options: AuditOptions) -> Measurement:
     """Measure one set of features; attacks and draws once for each seed in 0..seeds-1."""
     probe = data.linear_probe
-    papers = [fit_paper_probe(data.train, data.train_labels, seed=seed) for seed in range(seeds if paper else 0)]
-    return Reading(
+    seeds = range(options.seeds)
+    papers = [fit_paper_probe(data.train, data.train_labels, seed=seed) for seed in seeds]
+    return Measurement(
         converged=_scores(data, probe),
         convergence=probe.convergence,
         paper=tuple(_scores(data, fitted) for fitted in papers),
-        paper_convergence=papers[0].convergence if papers else None,
-        attacks=tuple({name: ATTACKS[name].function(data, seed) for name in names} for seed in range(seeds)),
-        efficiency=tuple(label_efficiency_of(data, shots, draws=draws, seed=seed) for seed in range(seeds)),
+        paper_convergence=papers[0].convergence,
+        attacks=tuple({name: ATTACKS[name].function(data, seed) for name in attacks} for seed in seeds),
+        efficiency=tuple(label_efficiency_of(data, options.shots, draws=options.draws, seed=seed) for seed in seeds),
     )
 
 
@@ -64,15 +107,10 @@ def _scores(data: AuditData, probe) -> ForgetRetainScores:
     )
 
 
-def linear_result(data: AuditData) -> AttackResult:
-    """The converged probe as an attack, whatever attacks were asked for."""
-    return ATTACKS["linear"].function(data, 0)
-
-
 def unseen_data(
     original: AuditData, features: Tensor, labels: Tensor, test_share: float = 0.25
 ) -> tuple[AuditData, ...]:
-    """Each never-trained class in turn in the place of the forgotten ones, beside all retained classes.
+    """Each unseen class in turn in the place of the forgotten ones, beside all retained classes.
 
     `features` [m, d] are the original model's, a quarter of every class held out as its test. No class gets more
     training samples than the forgotten class with the most has, so that curves end at comparable numbers.
@@ -105,24 +143,24 @@ def unseen_data(
     return tuple(in_turn)
 
 
-def mean_reading(readings: Sequence[Reading]) -> Reading:
-    """The mean of several readings, of the same attacks and seeds: the never-seen reference over its classes."""
+def mean_measurement(measurements: Sequence[Measurement]) -> Measurement:
+    """The mean of several, of the same attacks and seeds: the unseen reference over its classes."""
 
     def scores(of: Sequence[ForgetRetainScores]) -> ForgetRetainScores:
         return ForgetRetainScores(*(mean(getattr(s, name) for s in of) for name in ("D_f", "D_r", "D_ft", "D_rt")))
 
-    worst = max(readings, key=lambda reading: reading.convergence.gradient_norm)
-    seeds = range(len(readings[0].efficiency))
-    return Reading(
-        converged=scores([reading.converged for reading in readings]),
+    worst = max(measurements, key=lambda m: m.convergence.gradient_norm)
+    seeds = range(len(measurements[0].efficiency))
+    return Measurement(
+        converged=scores([m.converged for m in measurements]),
         convergence=worst.convergence,
-        paper=tuple(scores(of) for of in zip(*(reading.paper for reading in readings), strict=True)),
-        paper_convergence=readings[0].paper_convergence,
+        paper=tuple(scores(of) for of in zip(*(m.paper for m in measurements), strict=True)),
+        paper_convergence=measurements[0].paper_convergence,
         attacks=tuple(
-            {name: mean_attack([r.attacks[seed][name] for r in readings]) for name in readings[0].attacks[seed]}
-            for seed in range(len(readings[0].attacks))
+            {name: mean_attack([m.attacks[seed][name] for m in measurements]) for name in measurements[0].attacks[seed]}
+            for seed in range(len(measurements[0].attacks))
         ),
-        efficiency=tuple(mean_curve([reading.efficiency[seed] for reading in readings]) for seed in seeds),
+        efficiency=tuple(mean_curve([m.efficiency[seed] for m in measurements]) for seed in seeds),
     )
 
 

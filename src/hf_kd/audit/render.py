@@ -20,11 +20,16 @@ WIDTH = 80
 SCREEN_CURVE = 6
 """Points of the label-efficiency curve on the screen; Markdown has all."""
 
+WIDE = {
+    "agreement", "attacks", "identities", "inputs", "layer_profile", "norms", "recovery_ratio", "weights",
+}  # fmt: skip
+"""Sections that Markdown shows with a column for each score, as many groups have the same ones."""
+
 NAMES = {
     "D_f": "D_f   forgotten, train",
-    "D_r": "D_r   others, train",
+    "D_r": "D_r   retained, train",
     "D_ft": "D_ft  forgotten, test",
-    "D_rt": "D_rt  others, test",
+    "D_rt": "D_rt  retained, test",
     "HM_t": "HM_t  harmonic mean, test",
     "HM": "HM    harmonic mean, train",
     "normalised_retention": "normalised retention (1 = all kept)",
@@ -36,9 +41,9 @@ NAMES = {
     "forget_bits": "code length of D_f labels, bits",
     "retain_bits": "code length of D_r labels, bits",
     "area": "area (1 = nothing forgotten)",
-    "recovery": "probe / original head on D_ft",
+    "recovery_ratio": "probe / original head on D_ft",
     "accuracy": "accuracy",
-    "accuracy_retain": "accuracy, others",
+    "accuracy_retain": "accuracy, retained",
     "auc": "AUC",
     "auc_two_sided": "AUC, two-sided",
     "tpr_at_1%_fpr": "TPR at 1 % FPR",
@@ -100,9 +105,7 @@ def screen(report: ReportData) -> Group:
     )
     for name, side in columns:
         table.add_column(name, justify=side, no_wrap=bool(name), ratio=None if name else 1, overflow="fold")
-
-    def add(title: str, rows: Iterable[tuple[str, Score]]) -> None:
-        rows = list(rows)
+    for title, rows in _screen_rows(report):
         if rows:
             table.add_row(Text(title, style="bold"))
         for text, score in rows:
@@ -110,8 +113,17 @@ def screen(report: ReportData) -> Group:
             cells = [number(score.value, score.unit, sd), number(score.original, score.unit)]
             cells += [number(score.reference, score.unit)] * (report.reference != "none")
             table.add_row(f"  {text}", *cells)
+    return Group(table, *(Text(note, style="dim") for note in _footnotes(report)))
 
-    def named(key: str, *names: str, group: str | None = None) -> list[tuple[str, Score]]:
+
+Rows = list[tuple[str, Score]]
+"""Scores and what each is called."""
+
+
+def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
+    """Titles and rows of the screen, what misleads least first."""
+
+    def named(key: str, *names: str, group: str | None = None) -> Rows:
         return [
             (NAMES.get(score.name, score.name), score)
             for name in names
@@ -120,30 +132,40 @@ def screen(report: ReportData) -> Group:
         ]
 
     state = "converged" if _converged(report) else "NOT CONVERGED: a lower bound"
-    add(
-        f"Linear probe, {state}",
-        named("converged", "D_ft", "D_rt", "D_f", "D_r", "HM_t", "normalised_retention"),
-    )
+    headline = ("D_ft", "D_rt", "D_f", "D_r", "HM_t", "normalised_retention")
+    yield f"Linear probe, {state}", named("converged", *headline)
     strongest = report.worst_case.group
-    others = [(f"recall of {s.group}", s) for _, s in named("worst_case", "recall") if s.group != strongest]
+    recalls = [(f"recall of {s.group}", s) for _, s in named("worst_case", "recall") if s.group != strongest]
     white = [("recall of linear, eraser taken away", s) for _, s in named("worst_case", "recall_without_eraser")]
-    add(
+    yield (
         f"Strongest attack: {strongest}",
-        named("worst_case", "recall", "false_alarms", group=strongest) + others + white,
+        named("worst_case", "recall", "false_alarms", group=strongest) + recalls + white,
     )
-    add("Label efficiency: recall from n labels", [
-        (score.group, score) for score in _some_points(report.section("label_efficiency"))
-    ] + named("label_efficiency", "area"))  # fmt: skip
-    add("Linear probe, paper protocol (stopped early)", named("paper", "D_ft", "D_rt"))
-    add("The model's own head", named("head", "D_ft", "D_rt", "HM_t"))
-    add("Membership of D_f, by loss", named("membership", "auc_two_sided", group="loss"))
-    similarity = named("similarity", "linear_cka", "cosine")
+    points = [(score.group, score) for score in _some_points(report.section("label_efficiency"))]
+    yield "Label efficiency: recall from n labels", points + named("label_efficiency", "area")
+    yield "Linear probe, paper protocol (stopped early)", named("paper", "D_ft", "D_rt")
+    yield "The model's own head", named("head", "D_ft", "D_rt", "HM_t")
+    yield "Membership of D_f, by loss", named("membership", "auc_two_sided", group="loss")
     shared = [
         (f"{text}, {score.group}", score)
         for text, score in named("inputs", "changed", "changed_vectors", "repeated_vectors")
+        if score.group == "D_ft" or score.value
     ]
-    add("Features of the test images", similarity + [row for row in shared if row[1].group == "D_ft" or row[1].value])
-    return Group(table, *(Text(note, style="dim") for note in _footnotes(report)))
+    yield "Features of the test images", named("similarity", "linear_cka", "cosine") + shared
+
+
+def summary(report: ReportData) -> str:
+    """One line: what was forgotten and how, what the converged probe still reads, and the strongest attack."""
+    done = [record["method"] for key in ("changes", "erasures") for record in report.context.get(key) or ()]
+    by = f" by {', '.join(dict.fromkeys(done))}" if done else ""
+    rates = [report.score("converged", name) for name in ("D_ft", "D_rt")]
+    read = ", ".join(f"{score.name} {number(score.value)} % (original {number(score.original)} %)" for score in rates)
+    worst = report.worst_case
+    alarms = report.score("worst_case", "false_alarms", worst.group).value
+    return (
+        f"{_forgotten(report)} forgotten{by}; converged probe: {read}; strongest attack: {worst.group}, recall "
+        f"{number(worst.value)} % at {number(alarms)} % false alarms"
+    )
 
 
 def _footnotes(report: ReportData) -> list[str]:
@@ -151,7 +173,7 @@ def _footnotes(report: ReportData) -> list[str]:
     seeds = f"; mean ± sd of {report.seeds} seeds" if report.seeds > 1 else ""
     notes = [f"Accuracies in %. {counts}; d = {report.dimension}{seeds}."]
     if report.reference == "none":
-        notes.append("No reference that never knew: pass reference_model= or unseen= to have one.")
+        notes.append("No reference: give a retrained model or unseen classes to have one.")
     return notes
 
 
@@ -181,7 +203,7 @@ def _forgotten(report: ReportData) -> str:
 
 
 def markdown(report: ReportData, heading: int = 2) -> str:
-    """Every section in reading order, a table each, with its notes."""
+    """Every section in reading order, a table each, with its notes; `heading` is the level of its title."""
     lines = [f"{'#' * heading} Retention audit: what is left of {escape_markdown(_forgotten(report), 200)}", ""]
     lines += [f"- {sentence(note)}" for note in (*_footnotes(report), *report.notes)]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
@@ -194,7 +216,7 @@ def markdown(report: ReportData, heading: int = 2) -> str:
             lines += _wide(report, replace(section, scores=tuple(curve))) + _long(
                 report, replace(section, scores=tuple(rest))
             )
-        elif section.key in ("attacks", "inputs", "norms", "recovery", "identities", "agreement", "weights", "layers"):
+        elif section.key in WIDE:
             lines += _wide(report, section)
         elif section.scores:
             lines += _long(report, section)

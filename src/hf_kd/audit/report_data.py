@@ -14,8 +14,11 @@ from hf_kd.errors import InvalidValueError, UnknownNameError
 
 from .schema import Score, Section, json_ready
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the JSON form; raised when a reader of the old form would misread the new one."""
+
+RENAMED = {"layers": "layer_profile", "recovery": "recovery_ratio"}
+"""Keys of sections, and names of scores in them, of version 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,19 +134,17 @@ class ReportData:
         values["forget_labels"] = tuple(values["forget_labels"])
         values["class_names"] = {int(label): name for label, name in values.get("class_names", {}).items()}
         values["notes"] = tuple(values.get("notes", ()))
-        values["sections"] = tuple(
-            Section(
-                **{
-                    **section,
-                    "scores": tuple(Score(**score) for score in section["scores"]),
-                    "notes": tuple(section["notes"]),
-                }
-            )
-            for section in values["sections"]
-        )
+        values["sections"] = tuple(_section(section) for section in values["sections"])
         return cls(**values)
 
     @classmethod
     def from_json(cls, text: str | Path) -> Self:
         """Load what `to_json` gave: the text itself, or a `Path` to it."""
         return cls.from_dict(json.loads(text.read_text(encoding="utf-8") if isinstance(text, Path) else text))
+
+
+def _section(data: Mapping[str, Any]) -> Section:
+    """A section of the JSON form, of this version or an earlier one."""
+    scores = tuple(Score(**{**score, "name": RENAMED.get(score["name"], score["name"])}) for score in data["scores"])
+    key = RENAMED.get(data["key"], data["key"])
+    return Section(**{**data, "key": key, "scores": scores, "notes": tuple(data["notes"])})

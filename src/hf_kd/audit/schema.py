@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.metrics.scores import MeanAndSD, mean_and_sd
 
 SECTIONS = (
     "converged",
@@ -17,9 +18,9 @@ SECTIONS = (
     "label_efficiency",
     "paper",
     "head",
-    "recovery",
+    "recovery_ratio",
     "attacks",
-    "layers",
+    "layer_profile",
     "identities",
     "membership",
     "agreement",
@@ -29,8 +30,12 @@ SECTIONS = (
     "inputs",
     "norms",
 )
-"""Keys of all sections in reading order: what misleads least comes first. A section can be empty but for a note; layers,
-identities, gap and weights are there only where they were asked for or can exist."""
+"""Keys of all sections in reading order: what misleads least comes first. A section can be empty but for a note; the layer
+profile, identities, gap and weights are there only where they were asked for or can exist."""
+
+VERSIONS = ("erased", "original", "reference", "before_projection")
+"""Of features and answers: behind the eraser, of the original model, of a reference without the knowledge, and before the
+eraser where that is not the original."""
 
 DIRECTIONS = {
     "lower": "forgetting lowers it",
@@ -57,7 +62,7 @@ class Score:
     original: float | None = None
     """The same score of the original model."""
     reference: float | None = None
-    """The same score of what never knew the forgotten classes; see `RetentionReport.reference`."""
+    """The same score of the reference; see `RetentionReport.reference`."""
     before_projection: float | None = None
     """The same score on the features before the eraser; None where these are the original's."""
     sd: float | None = None
@@ -97,6 +102,56 @@ class Section:
         for score in self.scores:
             rows.setdefault(score.group, []).append(score)
         return {group: tuple(scores) for group, scores in rows.items()}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a score measures: its name, which way is forgetting, and how it is taken from the measurement of one version."""
+
+    name: str
+    direction: str
+    """A key of `DIRECTIONS`."""
+    pick: Callable[[Any], float | Sequence[float | None] | None]
+    """From the measurement of a version to the number, or to one number for each seed."""
+    unit: str = "%"
+    chance: float | None = None
+    sd: float | None = None
+    """Where it is not that over seeds."""
+
+
+def scores_of(
+    versions: Mapping[str, Any], quantities: Iterable[Quantity], group: str = "", **about: Any
+) -> list[Score]:
+    """A score for each quantity, the same number of every version beside that of `erased`.
+
+    versions: what was measured, by version: `erased` and any of `original`, `reference`, `before_projection`.
+    about: fields of `Score` that all of them share. Numbers for several seeds become their mean, with the deviation of
+        `erased`.
+    """
+    found = []
+    for quantity in quantities:
+        means = {version: _mean(quantity.pick(measured)) for version, measured in versions.items()}
+        erased = means.pop("erased", None)
+        found.append(
+            Score(
+                quantity.name,
+                erased and erased.mean,
+                quantity.direction,
+                group,
+                unit=quantity.unit,
+                chance=quantity.chance,
+                sd=quantity.sd if erased is None or erased.sd is None else erased.sd,
+                **{version: mean and mean.mean for version, mean in means.items()},
+                **about,
+            )
+        )
+    return found
+
+
+def _mean(picked: float | Sequence[float | None] | None) -> MeanAndSD | None:
+    """Mean and sd over seeds; None where there is no number."""
+    numbers = list(picked) if isinstance(picked, Sequence) else [picked]
+    return mean_and_sd(numbers) if numbers and None not in numbers else None
 
 
 def json_ready(value: Any) -> Any:

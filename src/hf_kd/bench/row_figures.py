@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hf_kd.audit.class_maps import panel
-from hf_kd.audit.figures import class_means, tsne
+from hf_kd.audit.figures import draw_class_means, draw_tsne
 from hf_kd.audit.hidden_states import class_maps
 from hf_kd.audit.plotting import STYLE
 from hf_kd.audit.sections.features import plot_numbers, plot_samples
@@ -91,11 +91,11 @@ def _numbers(model, features, problem, original) -> _Numbers | str:
 
 
 def _class_means(model, features, problem, original, settings, label, path) -> str | None:
-    return _save(class_means, model, features, problem, original, label, path)
+    return _save(draw_class_means, model, features, problem, original, label, path)
 
 
 def _tsne(model, features, problem, original, settings, label, path) -> str | None:
-    return _save(tsne, model, features, problem, original, label, path)
+    return _save(draw_tsne, model, features, problem, original, label, path)
 
 
 def _save(drawer, model, features, problem, original, label, path) -> str | None:
@@ -112,7 +112,7 @@ def _save(drawer, model, features, problem, original, label, path) -> str | None
         if figure is None:
             return "too few test images"
         right = figure.axes[1]
-        if drawer is class_means:
+        if drawer is draw_class_means:
             right.set_title(f"original against {shown_name(label)}")
             right.set_xlabel(f"mean of {shown_name(label)} and its length")
         else:

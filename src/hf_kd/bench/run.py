@@ -318,8 +318,8 @@ def _report(shared: _Shared, model: ErasedModel, row: Row, place: Path) -> None:
         problem.train,
         problem.test,
         problem.forget_classes(last),
-        original_model=None if same else shared.original,
-        **vars(shared.settings),
+        original=None if same else shared.original,
+        reading=shared.settings,
     )
     if not process_state().is_main_process:
         return

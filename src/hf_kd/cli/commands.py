@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_kd.audit.hidden_states import grad_cam as draw_grad_cam
+from hf_kd.audit.options import AuditOptions, Retrained, Unseen
 from hf_kd.audit.report import RetentionReport
 from hf_kd.data.distributed import process_state
 from hf_kd.data.image_source import inspect_images
@@ -118,6 +119,9 @@ def audit(
     request: Request,
     *,
     output: Path | None = None,
+    retain: list[str] | None = None,
+    original: str | None = None,
+    retrained: str | None = None,
     unseen: str | None = None,
     grad_cam: int = 0,
     **options: Any,
@@ -125,8 +129,11 @@ def audit(
     """Load and audit; write report.json, report.md and the figures into `output`. None on all processes but the main one.
 
     `request` says how the data is read; its `forget`, where empty, leaves the classes to the erasure records. `options`
-    are those of `ErasedModel.audit`. `grad_cam` forgotten test images are drawn into `output` too.
+    are those of `AuditOptions`. `grad_cam` forgotten test images are drawn into `output` too.
     """
+    if retrained is not None and unseen is not None:
+        raise InvalidValueError("A retrained model and unseen classes were both given; a report has one reference.")
+    asked = AuditOptions(**options)
     if output is not None:
         with atomic_directory(output):  # refused before the work, not after it
             pass
@@ -137,9 +144,15 @@ def audit(
         load_source(source, split=request.split),
         test,
         forget,
-        unseen=None if unseen is None else load_source(unseen, split=request.split),
-        **options,
-        **vars(_settings(request)),
+        retain=retain,
+        original=original,
+        reference=Unseen(load_source(unseen, split=request.split))
+        if unseen is not None
+        else Retrained(retrained)
+        if retrained is not None
+        else None,
+        options=asked,
+        reading=_settings(request),
     )
     if not state.is_main_process:
         return None
@@ -151,7 +164,7 @@ def audit(
                 report.figures(folder)
             if grad_cam:
                 label = None if forget is None else forget[0]
-                draw_grad_cam(model, test, folder / "grad_cam.png", label, most=grad_cam, **vars(_settings(request)))
+                draw_grad_cam(model, test, folder / "grad_cam.png", label, most=grad_cam, reading=_settings(request))
     return report
 
 

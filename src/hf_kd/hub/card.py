@@ -70,7 +70,7 @@ ALT = {
     "recovery": "Recovery ratio of probes on the forgotten classes, original and erased",
     "label_efficiency": "Recall of the forgotten classes against the number of labelled images an attacker has",
     "class_means": "Cosines between class means before and after erasing",
-    "norms": "Histograms of feature norms of forgotten and other images, before and after erasing",
+    "norms": "Histograms of feature norms of forgotten and retained images, before and after erasing",
     "layer_profile": "What a converged probe reads at every layer",
     "tsne": "t-SNE of test features before and after erasing",
 }
@@ -286,13 +286,13 @@ def results_table(report: RetentionReport) -> str:
 
     strongest = report.worst_case.group
     add("**Converged linear probe, forgotten (D_ft)**", "converged", "D_ft")
-    add("Converged linear probe, others (D_rt)", "converged", "D_rt")
+    add("Converged linear probe, retained (D_rt)", "converged", "D_rt")
     add(f"**Strongest attack ({table_cell(strongest)}), recall**", "worst_case", "recall", strongest)
     add("Its false alarms", "worst_case", "false_alarms", strongest)
     if report.treatment == "erased":
         add("Whoever removes the eraser, recall", "worst_case", "recall_without_eraser")
     if any(score.name == "changed_vectors" for score in report.section("inputs").scores):
-        for group, which in (("D_ft", "forgotten (D_ft)"), ("D_rt", "others (D_rt)")):
+        for group, which in (("D_ft", "forgotten (D_ft)"), ("D_rt", "retained (D_rt)")):
             add(f"Inputs that the eraser changes, {which}", "inputs", "changed", group)
             add(f"Different vectors among these, {which}", "inputs", "changed_vectors", group)
     for score in report.section("label_efficiency").scores:
@@ -300,9 +300,9 @@ def results_table(report: RetentionReport) -> str:
             add(f"Recall from {int(score.settings['n'])} labelled images", "label_efficiency", "recall", score.group)
     add("Area between erased and reference (1 = nothing forgotten)", "label_efficiency", "area")
     add("Paper's probe, forgotten (D_ft)", "paper", "D_ft")
-    add("Paper's probe, others (D_rt)", "paper", "D_rt")
+    add("Paper's probe, retained (D_rt)", "paper", "D_rt")
     add("The model's own head, forgotten (D_ft)", "head", "D_ft")
-    add("The model's own head, others (D_rt)", "head", "D_rt")
+    add("The model's own head, retained (D_rt)", "head", "D_rt")
     add("Membership of the forgotten images, AUC two-sided (50 = no leak)", "membership", "auc_two_sided", "loss")
     return "\n".join(lines)
 
@@ -315,9 +315,7 @@ def _results_notes(report: RetentionReport) -> str:
         "multiplying the original's by 0.1, which erases nothing, lowers it too."
     ]
     if report.reference == "none":
-        notes.append(
-            "There is no reference that never knew the class, so what any features would give is not told apart."
-        )
+        notes.append("There is no reference without this knowledge, so what any features would give is not told apart.")
     return "\n\n".join(notes)
 
 

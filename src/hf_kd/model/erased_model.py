@@ -38,6 +38,7 @@ from .saving import atomic_directory, refuse_other_model
 from .swap import Swap
 
 if TYPE_CHECKING:
+    from hf_kd.audit.options import AuditOptions, Reference
     from hf_kd.audit.report import RetentionReport
     from hf_kd.hub.publish import Pushed
 
@@ -310,20 +311,33 @@ class ErasedModel(PreTrainedModel):
         forget_labels: Any = None,
         *,
         retain: Any = None,
-        reference_model: Any = None,
-        unseen: Any = None,
-        attacks: str | Sequence[str] = "standard",
-        seeds: int = 1,
-        **more: Any,
+        original: Any = None,
+        reference: Reference = None,
+        options: AuditOptions | None = None,
+        reading: ReadOptions | None = None,
+        progress: bool = True,
+        **unknown: Any,
     ) -> RetentionReport:
         """Measure what the features behind the erasers still reveal of the forgotten classes: one pass over each split.
 
-        All arguments and errors: see `hf_kd.audit.audit_model.audit`. By default of the classes in the records.
-        """
-        from hf_kd.audit.audit_model import audit  # scikit-learn takes a second to import, and only audits need it
+        Args:
+            train: Labelled images, anything `erase` takes, on which attackers train.
+            test: Labelled images on which they are scored.
+            forget_labels: Names or ids of labels; by default the classes in the records.
+            retain: Names or ids of the labels that count as retained; by default all the rest in the data.
+            original: The model before unlearning, where that changed weights.
+            reference: `hf_kd.Retrained(model)`, `hf_kd.Unseen(images)` or None.
+            options: `hf_kd.AuditOptions`: attacks, seeds and what else is measured.
+            reading: How images are read, as in `erase`.
+            progress: False shows no bar, whatever `reading` says.
 
-        given = {"retain": retain, "reference_model": reference_model, "unseen": unseen}
-        return audit(self, train, test, forget_labels, **given, attacks=attacks, seeds=seeds, **more)
+        Returns:
+            The report; see `hf_kd.audit.audit_model` for errors and details.
+        """
+        from hf_kd.audit.audit_model import audit_model  # scikit-learn takes a second to import, only audits need it
+
+        asked = {"retain": retain, "original": original, "reference": reference, "options": options}
+        return audit_model(self, train, test, forget_labels, **asked, reading=reading, progress=progress, **unknown)
 
     # Answering
 

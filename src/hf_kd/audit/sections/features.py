@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.audit.report_data import PlotSamples
-from hf_kd.audit.schema import Score, Section
+from hf_kd.audit.schema import Quantity, Score, Section, scores_of
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.neighbours import distinct_rows
 from hf_kd.metrics.similarity import linear_cka, repeated_vectors, share_changed, uncentred_cosine
@@ -19,11 +19,18 @@ from hf_kd.metrics.weights import class_mean_cosines
 FitClass = Callable[[Tensor], Callable[[Tensor], Tensor] | None]
 """From features [n, d] of one class to the map that erases it; None where that cannot be fitted."""
 
+REPEATED = (
+    Quantity("repeated_vectors", "none", lambda found: float(found.repeated), "vectors"),
+    Quantity("rows_sharing", "none", lambda found: float(found.share)),
+    Quantity("largest_group", "none", lambda found: float(found.largest), "rows"),
+)
+"""Of the vectors that several inputs share."""
+
 MOST_CLASSES_DRAWN = 20
 HISTOGRAM_BINS = 40
 
 
-def similarity(original: AuditData, erased: AuditData) -> Section:
+def similarity_section(original: AuditData, erased: AuditData) -> Section:
     """How far the features of retained samples stayed as they were."""
     keep = ~original.test_forget
     before, after = original.test[keep], erased.test[keep]
@@ -41,14 +48,14 @@ def similarity(original: AuditData, erased: AuditData) -> Section:
     return Section("similarity", title, scores, ("1 is unchanged. CKA does not see a removed mean; the cosine does.",))
 
 
-def inputs(original: AuditData, erased: AuditData) -> Section:
+def inputs_section(original: AuditData, erased: AuditData) -> Section:
     """How many inputs the eraser changes, and how many it sends to the same vector.
 
     Where it leaves some as they are, also how many different vectors those have that it changes: a map that replaces has
     few.
     """
     title = "Inputs changed and vectors shared (test)"
-    scores = []
+    scores: list[Score] = []
     for name, mask in (("D_ft", original.test_forget), ("D_rt", ~original.test_forget)):
         if original.test.shape == erased.test.shape:
             changed = share_changed(original.test[mask], erased.test[mask])
@@ -59,40 +66,29 @@ def inputs(original: AuditData, erased: AuditData) -> Section:
                 scores.append(
                     Score("changed_vectors", vectors, "none", name, unit="vectors", protocol="of the changed")
                 )
-        before, after = repeated_vectors(original.test[mask]), repeated_vectors(erased.test[mask])
-        for part, unit in (("repeated", "vectors"), ("share", "%"), ("largest", "rows")):
-            scores.append(
-                Score(
-                    {"repeated": "repeated_vectors", "share": "rows_sharing", "largest": "largest_group"}[part],
-                    float(getattr(after, part)),
-                    "none",
-                    name,
-                    unit=unit,
-                    original=float(getattr(before, part)),
-                    protocol="equal bit for bit",
-                    settings={"rows": after.rows, "distinct": after.distinct},
-                )
-            )
+        versions = {
+            version: repeated_vectors(data.test[mask]) for version, data in (("original", original), ("erased", erased))
+        }
+        settings = {"rows": versions["erased"].rows, "distinct": versions["erased"].distinct}
+        scores += scores_of(versions, REPEATED, name, protocol="equal bit for bit", settings=settings)
     notes = ["Attackers break exact ties at random and average, so shared vectors neither hide nor feign forgetting."]
     return Section("inputs", title, tuple(scores), tuple(notes))
 
 
-def norms(original: AuditData, erased: AuditData) -> Section:
+def norms_section(original: AuditData, erased: AuditData) -> Section:
     """Mean feature norms: erasing a direction shortens what pointed along it, and that alone can be read."""
-    scores = []
+    scores: list[Score] = []
     for name, mask in (("D_ft", original.test_forget), ("D_rt", ~original.test_forget)):
-        before, after = original.test[mask].double().norm(dim=1), erased.test[mask].double().norm(dim=1)
-        scores.append(
-            Score(
-                "mean_norm",
-                float(after.mean()),
-                "none",
-                name,
-                unit="",
-                original=float(before.mean()),
-                protocol="Euclidean, test",
-                settings={"sd_over_samples": float(after.std(unbiased=False))},
-            )
+        lengths = {
+            version: data.test[mask].double().norm(dim=1)
+            for version, data in (("original", original), ("erased", erased))
+        }
+        scores += scores_of(
+            lengths,
+            [Quantity("mean_norm", "none", lambda values: float(values.mean()), unit="")],
+            name,
+            protocol="Euclidean, test",
+            settings={"sd_over_samples": float(lengths["erased"].std(unbiased=False))},
         )
     return Section(
         "norms", "Feature norms", tuple(scores), ("The attack `norm` reads the forgotten classes from these.",)

@@ -4,12 +4,13 @@ gap to a retrained one. Works on logits [n, C], whose columns are the labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
 
-from hf_kd.audit.schema import Score, Section
+from hf_kd.audit.schema import Quantity, Score, Section, scores_of
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._inputs import ArrayLike, as_classes, as_logits
 from hf_kd.metrics.attack_data import AuditData
@@ -17,11 +18,10 @@ from hf_kd.metrics.membership_share import member_rate
 from hf_kd.metrics.scores import ForgetRetainScores, average_gap, nearest_retained_classes, per_class_accuracy
 from hf_kd.metrics.similarity import activation_distances, completeness, js_divergence, zrf
 
-from .retention import RATES
+from .retention import rates
 
 NEAREST = 5
-
-VERSIONS_OF_ANSWERS = ("erased", "original", "reference", "before_projection")
+"""Retained classes named as answers to forgotten samples."""
 
 
 class Answers:
@@ -37,10 +37,9 @@ class Answers:
                     "sample, in the same order."
                 )
             as_classes(labels.cpu(), logits, f"{split} labels")
-        self.predictions = self.test.argmax(dim=1).cpu()
-        labels = (data.train_labels.cpu(), data.test_labels.cpu())
+        self.predictions, self.test_labels = self.test.argmax(dim=1).cpu(), data.test_labels.cpu()
         self.scores = ForgetRetainScores.from_predictions(
-            self.train.argmax(dim=1).cpu(), labels[0], self.predictions, labels[1], data.forget
+            self.train.argmax(dim=1).cpu(), data.train_labels.cpu(), self.predictions, self.test_labels, data.forget
         )
 
     def part(self, name: str) -> tuple[Tensor, Tensor]:
@@ -48,67 +47,57 @@ class Answers:
         return part_of(self.data, name, self.train, self.test)
 
 
-def answer_score(
-    name: str, direction: str, answers: Mapping[str, Any], pick: Callable[[Any], float | None], group: str = "", **about
-) -> Score:
-    values = {version: pick(answers[version]) if version in answers else None for version in VERSIONS_OF_ANSWERS}
-    erased, original, reference, before = values.values()
-    return Score(
-        name, erased, direction, group, original=original, reference=reference, before_projection=before, **about
-    )
-
-
-def head(answers: Mapping[str, Answers]) -> Section:
+def head_section(answers: Mapping[str, Answers]) -> Section:
     """The model's own head: the four accuracies, every class, and where forgotten samples go."""
     title = "The model's own head"
     if "erased" not in answers:
         return Section("head", title, notes=("Not measured: no logits were given (an embedding model has none).",))
-    data = answers["erased"].data
     scores = [
-        answer_score(
-            name, direction, answers, lambda a, name=name: getattr(a.scores, name), protocol="top-1 over all logits"
-        )
-        for name, direction in RATES.items()
+        *scores_of(answers, rates(lambda a: [a.scores]), protocol="top-1 over all logits"),
+        *_class_scores(answers),
+        *_nearest_scores(answers),
     ]
-    tables = {
-        version: {row.label: row for row in per_class_accuracy(a.predictions, data.test_labels.cpu(), data.forget)}
-        for version, a in answers.items()
-    }
-    for label, row in tables["erased"].items():
-        scores.append(
-            answer_score(
-                "accuracy",
-                "lower" if row.forgotten else "higher",
-                tables,
-                lambda table, label=label: table[label].accuracy,
-                f"class {label}",
-                protocol="top-1, test",
-                settings={"label": label, "samples": row.samples, "forgotten": row.forgotten},
-            )
-        )
-    nearest = {
-        version: {
-            row.label: row.share for row in nearest_retained_classes(a.predictions, data.test_labels.cpu(), data.forget)
-        }
-        for version, a in answers.items()
-    }
-    for label in list(nearest["erased"])[:NEAREST]:
-        scores.append(
-            answer_score(
-                "answered",
-                "none",
-                nearest,
-                lambda shares, label=label: shares.get(label, 0.0),
-                f"as class {label}",
-                protocol="share of D_ft that the head gives this retained class",
-                settings={"label": label},
-            )
-        )
     notes = (
         "A head can be silenced without erasing anything (W_c = 0, b_c = -inf gives D_ft = 0): low accuracy here says "
         "nothing about what the features reveal.",
     )
     return Section("head", title, tuple(scores), notes)
+
+
+def _class_scores(answers: Mapping[str, Answers]) -> list[Score]:
+    """The accuracy of every class."""
+    tables = {
+        version: {row.label: row for row in per_class_accuracy(a.predictions, a.test_labels, a.data.forget)}
+        for version, a in answers.items()
+    }
+    scores: list[Score] = []
+    for label, row in tables["erased"].items():
+        scores += scores_of(
+            tables,
+            [Quantity("accuracy", "lower" if row.forgotten else "higher", lambda table, n=label: table[n].accuracy)],
+            f"class {label}",
+            protocol="top-1, test",
+            settings={"label": label, "samples": row.samples, "forgotten": row.forgotten},
+        )
+    return scores
+
+
+def _nearest_scores(answers: Mapping[str, Answers]) -> list[Score]:
+    """The retained classes that forgotten samples are most often given."""
+    shares = {
+        version: {row.label: row.share for row in nearest_retained_classes(a.predictions, a.test_labels, a.data.forget)}
+        for version, a in answers.items()
+    }
+    scores: list[Score] = []
+    for label in list(shares["erased"])[:NEAREST]:
+        scores += scores_of(
+            shares,
+            [Quantity("answered", "none", lambda own, n=label: own.get(n, 0.0))],
+            f"as class {label}",
+            protocol="share of D_ft that the head gives this retained class",
+            settings={"label": label},
+        )
+    return scores
 
 
 def part_of(data: AuditData, name: str, train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,8 +111,8 @@ def part_of(data: AuditData, name: str, train: Tensor, test: Tensor) -> tuple[Te
     return rows[mask.to(rows.device)], labels.cpu()[mask]
 
 
-def agreement(answers: Mapping[str, Answers], random_logits: ArrayLike | None = None) -> Section:
-    """How close the answers are to the original's, to a retrained model's, and to those of a model that never learned.
+def agreement_section(answers: Mapping[str, Answers], random_logits: ArrayLike | None = None) -> Section:
+    """How close the answers are to the original's, to a retrained model's, and to those of a model that was not trained.
 
     random_logits: what a randomly initialised model answers on D_f [n, C], for ZRF; without it ZRF is left out.
     """
@@ -135,34 +124,26 @@ def agreement(answers: Mapping[str, Answers], random_logits: ArrayLike | None = 
         if other not in answers:
             continue
         for part in ("D_ft", "D_rt"):
-            with_other = {
+            distances = {
                 version: _distances(answers[version].part(part)[0], answers[other].part(part)[0])
                 for version in answers
                 if version != other
             }
-            for name in ("js", "l1", "l2", "rms", "same_answer"):
-                scores.append(
-                    answer_score(
-                        name,
-                        "none" if name == "same_answer" else direction,
-                        with_other,
-                        lambda found, name=name: found[name],
-                        f"{part}, from the {other}",
-                        unit="%" if name == "same_answer" else "",
-                        protocol=f"softmax of both heads on {part}",
-                    )
-                )
-    if random_logits is not None:
-        values = {version: zrf(a.part("D_f")[0], random_logits) for version, a in answers.items()}
-        scores.append(
-            answer_score("zrf", "chance", values, lambda v: v, "D_f, random model", unit="", protocol="1 - mean JS")
-        )
-    notes = (
+            quantities = [
+                Quantity(name, direction, itemgetter(name), unit="") for name in ("js", "l1", "l2", "rms")
+            ] + [Quantity("same_answer", "none", itemgetter("same_answer"))]
+            scores += scores_of(
+                distances, quantities, f"{part}, from the {other}", protocol=f"softmax of both heads on {part}"
+            )
+    notes = [
         "JS: Jensen-Shannon divergence in base 2, 0 (equal) to 1. l1, l2, rms: mean L1, mean L2 and root-mean-square L2 "
-        'distance of the softmax outputs; papers use each as "activation distance". Same answer: share of images.',
-        *(("ZRF: 1 = answers as a randomly initialised model does.",) if random_logits is not None else ()),
-    )
-    return Section("agreement", title, tuple(scores), notes)
+        'distance of the softmax outputs; papers use each as "activation distance". Same answer: share of images.'
+    ]
+    if random_logits is not None:
+        quantity = Quantity("zrf", "chance", lambda a: zrf(a.part("D_f")[0], random_logits), unit="")
+        scores += scores_of(answers, [quantity], "D_f, random model", protocol="1 - mean JS")
+        notes.append("ZRF: 1 = answers as a randomly initialised model does.")
+    return Section("agreement", title, tuple(scores), tuple(notes))
 
 
 def _distances(logits: Tensor, other: Tensor) -> dict[str, float]:
@@ -174,27 +155,24 @@ def _distances(logits: Tensor, other: Tensor) -> dict[str, float]:
     }
 
 
-def gap(answers: Mapping[str, Answers]) -> Section | None:
+def gap_section(answers: Mapping[str, Answers]) -> Section | None:
     """Avg Gap of Table 5: mean distance from the retrained model in D_f, D_r, D_t and member rate; None without one."""
     if "reference" not in answers or "erased" not in answers:
         return None
     rows = {version: _table_5(a) for version, a in answers.items()}
-    scores = [
-        answer_score(name, direction, rows, lambda row, name=name: row[name], protocol="Table 5")
-        for name, direction in (("D_f", "none"), ("D_r", "none"), ("D_t", "none"), ("member_rate", "none"))
-    ]
     target = list(rows["reference"].values())
-    gaps = {version: average_gap(list(row.values()), target) for version, row in rows.items()}
-    scores.append(answer_score("average_gap", "lower", gaps, lambda value: value, unit="points", protocol="Table 5"))
+    quantities = [Quantity(name, "none", itemgetter(name)) for name in rows["reference"]] + [
+        Quantity("average_gap", "lower", lambda row: average_gap(list(row.values()), target), unit="points")
+    ]
+    scores = scores_of(rows, quantities, protocol="Table 5")
     notes = ("Average gap: mean absolute difference to the retrained model's four numbers; 0 is its equal.",)
     return Section("gap", "Gap to the retrained model (Table 5)", tuple(scores), notes)
 
 
 def _table_5(answers: Answers) -> dict[str, float]:
-    labels = answers.data.test_labels.cpu()
     return {
         "D_f": answers.scores.D_f,
         "D_r": answers.scores.D_r,
-        "D_t": 100 * float((answers.predictions == labels).double().mean()),
+        "D_t": 100 * float((answers.predictions == answers.test_labels).double().mean()),
         "member_rate": member_rate(*(answers.part(name)[0] for name in ("D_r", "D_rt", "D_f"))).member_rate,
     }

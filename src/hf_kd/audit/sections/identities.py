@@ -1,4 +1,4 @@
-"""The section of a report about erased identities (faces): are they still verified, found in a gallery, told from strangers?
+"""The section of a report about erased identities (faces): are they still verified, found in a gallery, told from unseen?
 
 For embeddings, where identity is asked by comparison and not by a head. Every number by the raw cosine and by the cosine
 after the retained mean was subtracted: ESC moves an erased identity next to the origin, where raw cosines are noise.
@@ -12,12 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_kd.audit.schema import Score, Section
+from hf_kd.audit.schema import Quantity, Score, Section, scores_of
 from hf_kd.metrics._inputs import generator
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.identities import SIMILARITIES, open_set_identification, retrieval, verification
-
-from .head import answer_score
 
 MOST_QUERIES = 1_000
 MOST_ENROLLED = 5_000
@@ -30,10 +28,10 @@ class _Rows:
     queries: Tensor
     gallery: Tensor
     open_gallery: Tensor
-    """Without every other retained identity: their queries are the strangers of the open set."""
+    """Without every other retained identity: their queries are the unseen identities of the open set."""
 
 
-def identities(versions: Mapping[str, AuditData]) -> Section:
+def identities_section(versions: Mapping[str, AuditData]) -> Section:
     """Verification, closed-set and open-set identification of the forgotten identities: test images ask, training images
     are enrolled. `versions` holds `erased`, `original` and maybe `reference`.
     """
@@ -48,17 +46,18 @@ def identities(versions: Mapping[str, AuditData]) -> Section:
             measured[version], missing = _measure(features, rows, similarity)
             skipped |= missing
         for (group, name), (_, chance) in measured["erased"].items():
-            scores.append(
-                answer_score(
-                    name,
-                    "higher" if name.endswith("retained") else "lower",
-                    measured,
-                    lambda found, key=(group, name): found[key][0] if key in found else None,
-                    f"{group}, {similarity}",
-                    chance=chance,
-                    protocol=f"{similarity} similarity",
-                    settings={"queries": rows.queries.numel(), "enrolled": rows.gallery.numel()},
-                )
+            quantity = Quantity(
+                name,
+                "higher" if name.endswith("retained") else "lower",
+                lambda found, key=(group, name): found[key][0] if key in found else None,
+                chance=chance,
+            )
+            scores += scores_of(
+                measured,
+                [quantity],
+                f"{group}, {similarity}",
+                protocol=f"{similarity} similarity",
+                settings={"queries": rows.queries.numel(), "enrolled": rows.gallery.numel()},
             )
     notes = [
         "Chance is what random scores give. Read raw and centred together: an identity that ESC moved next to the origin "
@@ -90,7 +89,7 @@ def _measure(
     found["closed set", "map"] = closed.map_erased, None
     found["closed set", "rank1_retained"] = closed.rank1_retained, None
     if rows.open_gallery.numel() == rows.gallery.numel():
-        missing.add("The open set needs two retained identities, one of them to play the strangers.")
+        missing.add("The open set needs two retained identities, one of them in the part of the unseen.")
         return found, missing
     gallery, enrolled = data.train[rows.open_gallery], data.train_labels[rows.open_gallery]
     for point in open_set_identification(queries, labels, gallery, enrolled, data.forget, similarity=similarity):
@@ -107,19 +106,19 @@ def _rows(data: AuditData) -> _Rows:
     asked = torch.isin(data.train_labels, data.test_labels[queries])
     gallery = _some(data.train_forget & asked, ~data.train_forget & asked, MOST_ENROLLED, rng, each=data.train_labels)
     retained = data.train_labels[gallery][~data.train_forget[gallery]].unique()
-    strangers = torch.isin(data.train_labels[gallery], retained[1::2])
-    return _Rows(queries, gallery, gallery[~strangers])
+    unseen = torch.isin(data.train_labels[gallery], retained[1::2])
+    return _Rows(queries, gallery, gallery[~unseen])
 
 
-def _some(forgotten: Tensor, others: Tensor, most: int, rng: torch.Generator, each: Tensor | None = None) -> Tensor:
+def _some(forgotten: Tensor, retained: Tensor, most: int, rng: torch.Generator, each: Tensor | None = None) -> Tensor:
     """Row numbers: at most `most`, half of them forgotten; with `each` labels at least one row of every label stays."""
 
     def shuffled(mask: Tensor) -> Tensor:
         rows = torch.nonzero(mask).flatten()
         return rows[torch.randperm(rows.numel(), generator=rng).to(rows.device)]
 
-    first, rest = shuffled(forgotten), shuffled(others)
-    if each is not None:  # one of every label comes before all others, so that cutting keeps it
+    first, rest = shuffled(forgotten), shuffled(retained)
+    if each is not None:  # one of every label comes before the rest, so that cutting keeps it
         first, rest = (_one_of_each_first(rows, each) for rows in (first, rest))
     first = first[: max(most // 2, most - rest.numel())]
     return torch.cat([first, rest[: most - first.numel()]])

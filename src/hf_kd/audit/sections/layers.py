@@ -6,18 +6,24 @@ The converged probe on the pooled hidden state of every block, up to the tap. Wo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
-from hf_kd.audit.schema import Score, Section
+from hf_kd.audit.schema import Quantity, Score, Section, scores_of
 from hf_kd.metrics._inputs import ArrayLike, as_forget_labels, checked_splits, is_in
 from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.metrics.scores import forget_retain_accuracy
 
-PARTS = (("D_ft", "lower", "%", None), ("D_rt", "higher", "%", None), ("advantage", "lower", "points", 0.0))
-"""Name, which way is forgetting, unit and chance of the scores of a layer."""
+QUANTITIES = (
+    Quantity("D_ft", "lower", itemgetter("D_ft")),
+    Quantity("D_rt", "higher", itemgetter("D_rt")),
+    Quantity("advantage", "lower", itemgetter("advantage"), "points", 0.0),
+)
+"""Of a layer."""
 
 
-def layers(
+def layer_profile_section(
     train: Mapping[str, ArrayLike],
     train_labels: ArrayLike,
     test: Mapping[str, ArrayLike],
@@ -34,50 +40,57 @@ def layers(
     A layer below the tap is the same in the original and in the erased model. Raises ValueError on malformed input, as
     `knowledge_retention` does.
     """
-
     forget = as_forget_labels(forget_labels)
 
-    def scores(x: ArrayLike, x_test: ArrayLike) -> tuple[dict[str, float], dict[str, Any]]:
-        features, labels, test_features, own = checked_splits(x, train_labels, x_test, test_labels, forget)
-        probe = fit_linear_probe(features, labels)
-        answers, retained = probe.predict(test_features), ~is_in(own, forget)
-        d_ft, d_rt = forget_retain_accuracy(answers, own, forget)
-        alarms = 100 * float(is_in(answers[retained], forget).double().mean())
-        found = {"D_ft": d_ft, "D_rt": d_rt, "advantage": d_ft - alarms}
-        return found, {"d": features.shape[1], "train": len(labels), "test": len(own),
-                       "converged": probe.convergence.converged}  # fmt: skip
+    def read(x: ArrayLike, x_test: ArrayLike) -> _Layer:
+        return _read_layer(x, train_labels, x_test, test_labels, forget)
 
     rows = {}
     for name in train:
-        found, settings = scores(train[name], test[name])
-        rows[name] = (found, found, settings)
+        below = read(train[name], test[name])
+        rows[name] = {"erased": below, "original": below}
     if tap is not None:
-        original, settings = scores(tap[0]["original"], tap[1]["original"])
-        erased, own = scores(tap[0]["erased"], tap[1]["erased"])
-        rows["tap"] = (erased, original, settings | {"converged": settings["converged"] and own["converged"]})
-    found = tuple(
-        Score(
-            name,
-            erased[name],
-            direction,
+        rows["tap"] = {version: read(tap[0][version], tap[1][version]) for version in ("erased", "original")}
+    found: list[Score] = []
+    for depth, (layer, versions) in enumerate(rows.items()):
+        settings = versions["original"].settings | {"converged": all(v.converged for v in versions.values())}
+        found += scores_of(
+            {version: own.scores for version, own in versions.items()},
+            QUANTITIES,
             layer,
-            unit=unit,
-            chance=chance,
-            original=original[name],
             protocol="converged linear probe on the pooled hidden state",
             settings=settings | {"depth": depth},
         )
-        for depth, (layer, (erased, original, settings)) in enumerate(rows.items())
-        for name, direction, unit, chance in PARTS
-    )
-    sizes = next(((settings["train"], settings["test"]) for *_, settings in rows.values()), (0, 0))
+    sizes = next(((score.settings["train"], score.settings["test"]) for score in found), (0, 0))
     notes = [
-        "Hidden states are pooled by their mean over positions. The eraser stands at the tap: every layer below it is as it "
+        "Hidden states are pooled by their mean over positions. The eraser acts at the tap: every layer below it is as it "
         "was, for whoever can read it.",
         f"Read from {sizes[0]:,} training and {sizes[1]:,} test images, the tap too: from fewer images than the "
         "headline's, a probe reads less.",
     ]
-    slow = [layer for layer, (*_, settings) in rows.items() if not settings["converged"]]
+    slow = list(dict.fromkeys(score.group for score in found if not score.settings["converged"]))
     if slow:
         notes.append(f"Not converged, read as lower bounds: {', '.join(slow)}.")
-    return Section("layers", "Layer profile, converged linear probe", found, tuple(notes))
+    return Section("layer_profile", "Layer profile, converged linear probe", tuple(found), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What the converged probe reads at one layer."""
+
+    scores: dict[str, float]
+    converged: bool
+    settings: dict[str, Any]
+
+
+def _read_layer(x: ArrayLike, y: ArrayLike, x_test: ArrayLike, y_test: ArrayLike, forget: tuple[int, ...]) -> _Layer:
+    features, labels, test_features, test_labels = checked_splits(x, y, x_test, y_test, forget)
+    probe = fit_linear_probe(features, labels)
+    answers, retained = probe.predict(test_features), ~is_in(test_labels, forget)
+    d_ft, d_rt = forget_retain_accuracy(answers, test_labels, forget)
+    alarms = 100 * float(is_in(answers[retained], forget).double().mean())
+    return _Layer(
+        {"D_ft": d_ft, "D_rt": d_rt, "advantage": d_ft - alarms},
+        probe.convergence.converged,
+        {"d": features.shape[1], "train": len(labels), "test": len(test_labels)},
+    )

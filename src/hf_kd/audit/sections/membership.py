@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from hf_kd.audit.schema import Score, Section
+from hf_kd.audit.schema import Quantity, Score, Section, scores_of
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._inputs import ArrayLike, as_logits
 from hf_kd.metrics.membership import LossAttack, loss_attack
 from hf_kd.metrics.membership_reference import rmia_attack
 from hf_kd.metrics.membership_share import member_rate, mia_efficacy
 
-from .head import Answers, answer_score, part_of
+from .head import Answers, part_of
 
 LEAST = 10
 """Images a side below which nothing is measured."""
@@ -26,7 +26,9 @@ SUPPORT_VECTORS = 1000
 """Images a side for the support vector machines of the efficacy attacks, whose cost is quadratic."""
 
 
-def membership(answers: Mapping[str, Answers], references: Sequence[tuple[ArrayLike, ArrayLike]] = ()) -> Section:
+def membership_section(
+    answers: Mapping[str, Answers], references: Sequence[tuple[ArrayLike, ArrayLike]] = ()
+) -> Section:
     """All membership attacks on D_f; `references` are train and test logits of models that never saw D_f, for RMIA."""
     title = "Membership of D_f (two-sided)"
     if "erased" not in answers:
@@ -43,7 +45,7 @@ def membership(answers: Mapping[str, Answers], references: Sequence[tuple[ArrayL
         "neither its train nor its test images, so compare with a reference, not with 50 %. Deviations are "
         "over draws of the images, not over seeds.",
         "Member rate: share of D_f that an attacker fitted on D_r against D_rt calls members; its chance level is what the "
-        "same attacker calls members among images never seen. Efficacy = 100 - member rate, as Unlearn-Sparse prints it.",
+        "same attacker calls members among unseen images. Efficacy = 100 - member rate, as Unlearn-Sparse prints it.",
     ]
     if references:
         scores += _by_references(answers, references)
@@ -56,16 +58,15 @@ def _by_loss(answers: Mapping[str, Answers]) -> list[Score]:
         version: loss_attack(*a.part("D_f"), *a.part("D_ft")) for version, a in answers.items()
     }
     erased = found["erased"]
-    settings = {"members": erased.members, "nonmembers": erased.nonmembers, "sd_over": f"{erased.draws} draws"}
-    about = {"group": "loss", "protocol": "loss of each image, D_f (members) against D_ft", "settings": settings}
-    return [
-        answer_score("accuracy", "chance", found, lambda a: a.accuracy, chance=50.0, sd=erased.accuracy_sd, **about),
-        answer_score(
-            "auc_two_sided", "chance", found, lambda a: a.auc_two_sided, chance=50.0, sd=erased.auc_sd, **about
-        ),
-        answer_score("tpr_at_1%_fpr", "chance", found, lambda a: max(a.tpr, a.tpr_reversed), chance=1.0, **about),
-        answer_score("leak", "lower", found, lambda a: a.leak, unit="points", chance=0.0, **about),
+    quantities = [
+        Quantity("accuracy", "chance", lambda a: a.accuracy, chance=50.0, sd=erased.accuracy_sd),
+        Quantity("auc_two_sided", "chance", lambda a: a.auc_two_sided, chance=50.0, sd=erased.auc_sd),
+        Quantity("tpr_at_1%_fpr", "chance", lambda a: max(a.tpr, a.tpr_reversed), chance=1.0),
+        Quantity("leak", "lower", lambda a: a.leak, unit="points", chance=0.0),
     ]
+    settings = {"members": erased.members, "nonmembers": erased.nonmembers, "sd_over": f"{erased.draws} draws"}
+    protocol = "loss of each image, D_f (members) against D_ft"
+    return scores_of(found, quantities, "loss", protocol=protocol, settings=settings)
 
 
 def _by_share(answers: Mapping[str, Answers]) -> list[Score]:
@@ -76,19 +77,19 @@ def _by_share(answers: Mapping[str, Answers]) -> list[Score]:
             f"{name}, SVC": share
             for name, share in mia_efficacy(*(x for part in parts for x in part), max_samples=SUPPORT_VECTORS).items()
         }
-    return [
-        answer_score(
-            "member_rate",
-            "chance",
+    scores: list[Score] = []
+    for name, share in attacks["erased"].items():
+        rate = Quantity(
+            "member_rate", "chance", lambda found, name=name: found[name].member_rate, chance=share.false_alarm_rate
+        )
+        scores += scores_of(
             attacks,
-            lambda found, name=name: found[name].member_rate,
+            [rate],
             name,
-            chance=share.false_alarm_rate,
             protocol="D_r (members) against D_rt, judged on D_f",
             settings={"images_a_side": share.samples, "efficacy": share.efficacy},
         )
-        for name, share in attacks["erased"].items()
-    ]
+    return scores
 
 
 def _by_references(answers: Mapping[str, Answers], references: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[Score]:
@@ -104,21 +105,23 @@ def _by_references(answers: Mapping[str, Answers], references: Sequence[tuple[Ar
                     f"Membership reference {number} has {split} logits {tuple(logits.shape)}; expected {tuple(own.shape)}, "
                     "a row for each sample and a column for each label of the model."
                 )
-    others = {
+    blind = {
         name: torch.stack([part_of(data, name, *pair)[0].cpu() for pair in checked]) for name in ("D_f", "D_ft", "D_rt")
     }
     found = {
         version: rmia_attack(
             *(
-                (logits.cpu(), others[name], labels)
+                (logits.cpu(), blind[name], labels)
                 for name in ("D_f", "D_ft", "D_rt")
                 for logits, labels in [a.part(name)]
             )
         )
         for version, a in answers.items()
     }
-    about = {"group": "RMIA", "protocol": "RMIA, D_f against D_ft", "settings": {"references": len(checked)}}
-    return [
-        answer_score("auc_two_sided", "chance", found, lambda f: f.auc_two_sided, chance=50.0, **about),
-        answer_score("tpr_at_1%_fpr", "chance", found, lambda f: max(f.tpr, f.tpr_reversed), chance=1.0, **about),
+    quantities = [
+        Quantity("auc_two_sided", "chance", lambda f: f.auc_two_sided, chance=50.0),
+        Quantity("tpr_at_1%_fpr", "chance", lambda f: max(f.tpr, f.tpr_reversed), chance=1.0),
     ]
+    return scores_of(
+        found, quantities, "RMIA", protocol="RMIA, D_f against D_ft", settings={"references": len(checked)}
+    )

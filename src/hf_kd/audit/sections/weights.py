@@ -6,7 +6,7 @@ from hf_kd.audit.schema import Score, Section
 from hf_kd.metrics.weights import WeightDistance
 
 
-def weights(distance: WeightDistance, most: int = 12) -> Section:
+def weights_section(distance: WeightDistance, most: int = 12) -> Section:
     """The section of a report about changed weights (Fig. 2): head, everything else, and the `most` tensors moved most."""
     moved = sorted(distance.tensors, key=lambda tensor: -(tensor.relative or 0.0))[:most]
     scores = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_kd.audit.sections.layers import layers
+from hf_kd.audit.sections.layers import layer_profile_section
 from hf_kd.metrics.knowledge_retention import knowledge_retention
 from tests.metrics.planted import noise, planted
 
@@ -12,7 +12,9 @@ from tests.metrics.planted import noise, planted
 def test_planted_layers_are_read_and_blind_ones_are_not():
     train, train_y, test, test_y = planted(n=300)
     blind, _, blind_test, _ = noise(n=300)
-    section = layers({"blind": blind, "knowing": train}, train_y, {"blind": blind_test, "knowing": test}, test_y, 0)
+    section = layer_profile_section(
+        {"blind": blind, "knowing": train}, train_y, {"blind": blind_test, "knowing": test}, test_y, 0
+    )
     found = {(score.group, score.name): score for score in section.scores}
     assert found["knowing", "D_ft"].value > 95
     assert found["knowing", "advantage"].value > 95
@@ -26,10 +28,10 @@ def test_a_probe_that_answers_the_forgotten_class_to_everything_has_no_advantage
     blind, labels, blind_test, _ = noise(n=900)
     labels = (labels != 0).long() * (torch.arange(900) % 30 == 1)  # 30 of 900 are not forgotten
     test_labels = torch.arange(900) % 2
-    section = layers({"blind": blind}, labels, {"blind": blind_test}, test_labels, 0)
-    recall, others, advantage = section.scores
+    section = layer_profile_section({"blind": blind}, labels, {"blind": blind_test}, test_labels, 0)
+    recall, retained, advantage = section.scores
     assert recall.value > 99
-    assert others.value < 1
+    assert retained.value < 1
     assert abs(advantage.value) < 1
 
 
@@ -37,9 +39,12 @@ def test_the_tap_in_the_profile_is_the_tap_of_the_report():
     train, train_y, test, test_y = planted(n=300)
     erased = [torch.cat([torch.zeros(len(x), 1), x[:, 1:]], dim=1) for x in (train, test)]
     tap = ({"original": train, "erased": erased[0]}, {"original": test, "erased": erased[1]})
-    scores = layers({}, train_y, {}, test_y, 0, tap).scores
+    scores = layer_profile_section({}, train_y, {}, test_y, 0, tap).scores
     for features, version in (((train, test), "original"), (erased, "value")):
         converged = knowledge_retention(features[0], train_y, features[1], test_y, 0)
         assert getattr(scores[0], version) == converged.scores.D_ft
         assert getattr(scores[1], version) == converged.scores.D_rt
-    assert layers({}, train_y, {}, test_y, 0, tap).scores == layers({}, train_y, {}, test_y, 0, tap).scores
+    assert (
+        layer_profile_section({}, train_y, {}, test_y, 0, tap).scores
+        == layer_profile_section({}, train_y, {}, test_y, 0, tap).scores
+    )

@@ -1,0 +1,61 @@
+"""How a report looks: on a screen, as Markdown and in one line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hf_kd.audit import RetentionReport
+from tests.audit.audited import audited
+
+CLAIMS = re.compile(r"irreversib|certif|guarantee|better than retrain", re.I)
+
+
+def printed(report: RetentionReport, width: int = 200) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report)
+    return console.export_text()
+
+
+@pytest.fixture(scope="module")
+def report() -> RetentionReport:
+    return audited(class_names={0: "fox", 1: "gnu", 2: "hen"})
+
+
+def test_converged_number_and_worst_case_come_first_in_text_and_markdown(report):
+    titles = ("converged", "Strongest attack", "Label efficiency", "paper protocol")
+    for text in (printed(report), report.to_markdown()):
+        positions = [text.index(title) for title in titles]
+        assert positions == sorted(positions)
+        assert "fox" in text
+        assert not CLAIMS.search(text)
+    lines = printed(report).splitlines()
+    assert "D_ft" in lines[3], "the first number of the screen"
+    assert max(len(line.rstrip()) for line in printed(report, width=80).splitlines()) <= 80
+    assert len(lines) <= 45
+
+
+def test_what_is_loaded_looks_the_same(report):
+    again = RetentionReport.from_json(report.to_json())
+    assert printed(again) == printed(report)
+    assert again.to_markdown() == report.to_markdown() == report._repr_markdown_()
+    assert repr(again) == repr(report)
+
+
+def test_the_repr_is_one_line_with_what_matters(report):
+    text = repr(report)
+    assert "\n" not in text
+    assert len(text) < 300
+    worst, d_ft = report.worst_case, report.score("converged", "D_ft")
+    for words in (
+        "class 0 (fox) forgotten",
+        f"D_ft {d_ft.value:.1f} %",
+        f"strongest attack: {worst.group}",
+        f"recall {worst.value:.1f} %",
+    ):
+        assert words in text, words
+    by = replace(report, context={"erasures": [{"method": "esc"}, {"method": "esc"}], "changes": [{"method": "scrub"}]})
+    assert "forgotten by scrub, esc;" in repr(by)
