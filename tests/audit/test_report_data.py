@@ -34,6 +34,16 @@ def test_what_is_no_report_or_a_later_one_is_refused(report):
         RetentionReport.from_dict({**report.to_dict(), "schema_version": SCHEMA_VERSION + 1})
 
 
+def test_what_cannot_be_read_says_what_to_pass(report, tmp_path):
+    with pytest.raises(ValueError, match=r"'report.json' is no JSON.*Path"):
+        RetentionReport.from_json("report.json")
+    with pytest.raises(ValueError, match="no retention report"):
+        RetentionReport.from_json("[]")
+    for damage in ({"sections": None}, {"sections": [{}]}, {"forget_labels": 3}, {"class_names": []}):
+        with pytest.raises(ValueError, match="damaged"):
+            RetentionReport.from_dict(report.to_dict() | damage)
+
+
 def test_reports_of_version_1_are_read_with_the_names_of_today(report):
     values = report.to_dict() | {"schema_version": 1}
     before = {new: old for old, new in RENAMED.items()}

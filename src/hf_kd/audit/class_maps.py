@@ -52,9 +52,17 @@ def scaled(maps: Tensor, by: Tensor | None = None) -> Tensor:
 
 
 def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], path: Path) -> None:
-    """One row for each image [n, channels, height, width]: the image and four maps over it, into the PNG `path`.
+    """One row for each image: the image and four maps over it.
 
-    name: the forgotten class; answers [n]: what is answered after erasing. Raises ImportError without matplotlib.
+    Args:
+        images: As the model takes them, [n, channels, height, width].
+        maps: The maps of both models.
+        name: The forgotten class.
+        answers: What is answered after erasing [n].
+        path: The PNG to write.
+
+    Raises:
+        ImportError: Without matplotlib.
     """
     rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
     name = short(name, 18)

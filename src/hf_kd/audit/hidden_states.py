@@ -143,12 +143,18 @@ def class_maps(model: TappedModel, inputs: dict[str, Any], label: int) -> ClassM
 
     The maps of a masked class are those of its logit before the mask, as a mask answers without looking.
 
-    inputs: the model's, with images [n, c, h, w]. The map is the last hidden state that the answer depends on at more than
-    one place of the image (of a transformer that reads its class token: what its last block is given). Where the pooled
-    features are its mean over positions, the weights have a closed form: dy_c / dh, which is P^T W_c for an eraser P and a
-    linear head, over the number of positions. Otherwise they are the mean gradient of y_c in the map.
+    The map is the last hidden state that the answer depends on at more than one place of the image (of a transformer that
+    reads its class token: what its last block is given). Where the pooled features are its mean over positions, the weights
+    have a closed form: dy_c / dh, which is P^T W_c for an eraser P and a linear head, over the number of positions.
+    Otherwise they are the mean gradient of y_c in the map.
 
-    Raises ValueError where there is no such map.
+    Args:
+        model: The model, with its erasers.
+        inputs: What it takes, with images [n, c, h, w].
+        label: Id of the class.
+
+    Raises:
+        ValueError: Where there is no such map.
     """
     name = main_input(model.inner)
     count, *_, height, width = inputs[name].shape

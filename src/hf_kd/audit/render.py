@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_kd.data.text import escape_markdown, one_line, sentence, table_cell
+from hf_kd.methods.records import class_list
 
 from .report_data import ReportData
 from .schema import Score, Section
@@ -193,10 +194,7 @@ def _converged(report: ReportData) -> bool:
 
 
 def _forgotten(report: ReportData) -> str:
-    labels = [report.label(label) for label in report.forget_labels]
-    if len(labels) > 3:
-        return f"{len(labels)} classes"
-    return f"class {', '.join(labels)}" if len(labels) == 1 else f"classes {', '.join(labels)}"
+    return class_list([report.label(label) for label in report.forget_labels])
 
 
 # Markdown

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hf_kd.errors import InvalidValueError, UnknownNameError
+from hf_kd.errors import InvalidValueError, UnknownNameError, shortened
 
 from .schema import Score, Section, json_ready
 
@@ -68,14 +68,30 @@ class ReportData:
     # Reading
 
     def section(self, key: str) -> Section:
-        """A section by its key; raises KeyError listing the keys."""
+        """A section.
+
+        Args:
+            key: One of `SECTIONS`.
+
+        Raises:
+            KeyError: Where the report lacks it; the message lists those it has.
+        """
         for section in self.sections:
             if section.key == key:
                 return section
         raise UnknownNameError(f"No section {key!r}; there are {', '.join(section.key for section in self.sections)}.")
 
     def score(self, section: str, name: str, group: str | None = None) -> Score:
-        """One score; `group` (attack, class, number of labels) may be left out where the section has one row."""
+        """One score.
+
+        Args:
+            section: Key of its section.
+            name: Its name, such as "D_ft" or "recall".
+            group: Its row: the attack, the class, the number of labels. May be left out where the section has one.
+
+        Raises:
+            KeyError: Where there is none; the message lists those of the section.
+        """
         for score in self.section(section).scores:
             if score.name == name and group in (None, score.group):
                 return score
@@ -98,7 +114,14 @@ class ReportData:
         return "changed" if self.context.get("changes") and not self.context.get("erasures") else "erased"
 
     def label(self, label: int) -> str:
-        """A class as the report names it: "3 (cat)"."""
+        """A class as the report names it.
+
+        Args:
+            label: Its id.
+
+        Returns:
+            "3 (cat)", or the id alone where it has no name.
+        """
         name = self.class_names.get(label)
         return f"{label} ({name})" if name else str(label)
 
@@ -112,7 +135,15 @@ class ReportData:
         return {"schema_version": SCHEMA_VERSION, "kind": "hf_kd.RetentionReport"} | json_ready(values)
 
     def to_json(self, path: str | Path | None = None, indent: int | None = 1) -> str:
-        """The report as JSON text, written to `path` where one is given."""
+        """The report as JSON text.
+
+        Args:
+            path: A file to write it to as well.
+            indent: Spaces of each level; None for a single line.
+
+        Returns:
+            The text, which `from_json` reads.
+        """
         text = json.dumps(self.to_dict(), indent=indent, allow_nan=False)
         if path is not None:
             Path(path).write_text(text + "\n", encoding="utf-8")
@@ -120,7 +151,15 @@ class ReportData:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`; raises ValueError on another kind of object or a later schema."""
+        """Inverse of `to_dict`, also for reports of earlier versions.
+
+        Args:
+            data: What `to_dict` gave, also after JSON.
+
+        Raises:
+            ValueError: For another kind of object, or one of a later version.
+        """
+        data = data if isinstance(data, Mapping) else {}
         found = data.get("schema_version")
         if data.get("kind") != "hf_kd.RetentionReport" or not isinstance(found, int):
             raise InvalidValueError(
@@ -130,17 +169,36 @@ class ReportData:
             raise InvalidValueError(
                 f"The report has schema version {found}, and this hf_kd reads up to {SCHEMA_VERSION}; install a later one."
             )
-        values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        values["forget_labels"] = tuple(values["forget_labels"])
-        values["class_names"] = {int(label): name for label, name in values.get("class_names", {}).items()}
-        values["notes"] = tuple(values.get("notes", ()))
-        values["sections"] = tuple(_section(section) for section in values["sections"])
-        return cls(**values)
+        try:
+            values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+            values["forget_labels"] = tuple(values["forget_labels"])
+            values["class_names"] = {int(label): name for label, name in values.get("class_names", {}).items()}
+            values["notes"] = tuple(values.get("notes", ()))
+            values["sections"] = tuple(_section(section) for section in values["sections"])
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidValueError(
+                f"The report cannot be read ({type(error).__name__}: {error}): it is damaged, or something else wrote it. "
+                "Pass what to_json wrote."
+            ) from error
 
     @classmethod
     def from_json(cls, text: str | Path) -> Self:
-        """Load what `to_json` gave: the text itself, or a `Path` to it."""
-        return cls.from_dict(json.loads(text.read_text(encoding="utf-8") if isinstance(text, Path) else text))
+        """Load what `to_json` gave.
+
+        Args:
+            text: The text itself, or a `Path` to it.
+
+        Raises:
+            ValueError: For what is no JSON, no report, or one of a later version.
+        """
+        try:
+            data = json.loads(text.read_text(encoding="utf-8") if isinstance(text, Path) else text)
+        except ValueError as error:
+            raise InvalidValueError(
+                f"{shortened(text)} is no JSON ({error}). Pass the text that to_json gave, or Path(...) of its file."
+            ) from error
+        return cls.from_dict(data)
 
 
 def _section(data: Mapping[str, Any]) -> Section:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from hf_kd.errors import InvalidValueError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Erasure:
     """The record of one carried-out request. Holds no file names and no image data; classes are the model's own ids."""
 
@@ -60,7 +60,31 @@ class Erasure:
         """Share of sum ||h||^2 of D_f that was removed (first tap); None for methods that do not remove a subspace."""
         return self.measured[0].get("energy_removed")
 
+    @property
+    def summary(self) -> str:
+        """One line: what was forgotten, by which method, from how many images, and what that took."""
+        what = "samples" if self.classes is None else class_list([str(label) for label in self.classes])
+        images = f"{self.n_forget:,} images" + (f" and {self.n_retain:,} retained ones" if self.n_retain else "")
+        return f"{what} forgotten by {self.method} from {images}; {self._what_changed()}"
+
+    def _what_changed(self) -> str:
+        energy = self.energy_removed if self.measured else None
+        share = "" if energy is None else f", {100 * energy:.1f} % of the energy of D_f removed"
+        return f"k = {self.k} at {', '.join(self.taps)}{share}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary}>"
+
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        return Text(self.summary)
+
+    def _repr_markdown_(self) -> str:
+        return f"**{type(self).__name__}**: {self.summary}"
+
     def to_dict(self) -> dict[str, Any]:
+        """All fields, as they are kept in a configuration."""
         return asdict(self)
 
     @classmethod
@@ -75,7 +99,7 @@ class Erasure:
         return cls(**values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightChange(Erasure):
     """The record of one request that changed weights (`hf_kd.unlearn`). No eraser stands for it: `taps` and the rest are
     empty. Kept by the changed model's own configuration as `hf_kd_unlearned`."""
@@ -85,6 +109,16 @@ class WeightChange(Erasure):
     base_commit: str | None = None
     weights_before: str | None = None
     """Digest of its weights, as in the receipt."""
+
+    def _what_changed(self) -> str:
+        return f"weights of {self.base_model} changed" if self.base_model else "weights changed"
+
+
+def class_list(labels: Sequence[str]) -> str:
+    """Up to three classes by their labels, of more the number."""
+    if len(labels) > 3:
+        return f"{len(labels)} classes"
+    return f"class {labels[0]}" if len(labels) == 1 else f"classes {', '.join(labels)}"
 
 
 def weight_changes(config: Any) -> tuple[WeightChange, ...]:

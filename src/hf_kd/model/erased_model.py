@@ -35,6 +35,7 @@ from .configuration import MODEL_TYPE, ErasedConfig, label_names
 from .erase import fit_erasers, forget_compiled_graphs
 from .fold import fold_site
 from .saving import atomic_directory, refuse_other_model
+from .summary import summary
 from .swap import Swap
 
 if TYPE_CHECKING:
@@ -96,6 +97,18 @@ class ErasedModel(PreTrainedModel):
             for module in self.modules():
                 module._is_hf_initialized = True
         self.post_init()
+
+    def __repr__(self) -> str:
+        """One line; `print(model.inner)` shows the modules."""
+        return f"<ErasedModel: {summary(self)}>"
+
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        return Text(summary(self))
+
+    def _repr_markdown_(self) -> str:
+        return f"**ErasedModel**: {summary(self)}"
 
     # Building one
 

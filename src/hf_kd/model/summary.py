@@ -1,0 +1,23 @@
+"""A model in one line: what it forgot, by which methods, and where its pooled features pass."""
+
+from __future__ import annotations
+
+from hf_kd.features.protocol import TappedModel
+from hf_kd.methods.records import class_list, weight_changes
+
+
+def summary(model: TappedModel) -> str:
+    """What `repr` of a model says, without the brackets."""
+    records = [*weight_changes(model.config), *model.erasures]
+    names = model.class_names or {}
+    if not records:
+        done = "nothing forgotten"
+    else:
+        classes = sorted({label for record in records for label in record.classes or ()})
+        what = [f"{label} ({names[label]})" if label in names else str(label) for label in classes]
+        samples = "samples" if any(record.classes is None for record in records) else ""
+        methods = ", ".join(dict.fromkeys(record.method for record in records))
+        done = f"{' and '.join(filter(None, [class_list(what) if what else '', samples]))} forgotten by {methods}"
+    taps = ", ".join(map(str, model.taps)) or "not looked for yet"
+    k = sum(record.k for record in model.erasures)
+    return f"{type(model.inner).__name__}, {done}; tap: {taps}{f', k = {k}' if k else ''}"
