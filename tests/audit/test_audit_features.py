@@ -10,8 +10,8 @@ import torch
 
 from hf_kd.audit import AuditOptions, RetentionReport, Retrained, Unseen, audit_features
 from hf_kd.metrics.knowledge_retention import knowledge_retention
-from tests.audit.audited import LEAST, QUICK, audited, both, erase_axis
 from tests.audit.test_render import printed
+from tests.helpers.audited import LEAST, QUICK, audited, both, erase_axis
 from tests.metrics.planted import planted
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_kd.audit.report import RetentionReport
-from tests.audit.audited import audited
+from tests.helpers.audited import audited
 from tests.metrics.planted import planted
 
 pytest.importorskip("matplotlib")

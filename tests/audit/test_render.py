@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from hf_kd.audit import RetentionReport
-from tests.audit.audited import audited
+from tests.helpers.audited import audited
 
 CLAIMS = re.compile(r"irreversib|certif|guarantee|better than retrain", re.I)
 

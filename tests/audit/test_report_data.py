@@ -10,7 +10,7 @@ import pytest
 from hf_kd.audit import RetentionReport
 from hf_kd.audit.report_data import RENAMED, SCHEMA_VERSION
 from hf_kd.audit.schema import SECTIONS
-from tests.audit.audited import audited
+from tests.helpers.audited import audited
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from hf_kd.data.text import escape_markdown
 from hf_kd.hub.card import BEGIN, END, CardValues, render, template
 from hf_kd.hub.receipt import commands
 from hf_kd.hub.wording import METHODS, Request
-from tests.audit.audited import audited
+from tests.helpers.audited import audited
 from tests.metrics.planted import planted
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.audit.audited import LEAST, audited
+from tests.helpers.audited import LEAST, audited
 
 
 def test_each_class_behind_its_own_eraser():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_kd.audit import Retrained
-from tests.audit.audited import LEAST, audited
+from tests.helpers.audited import LEAST, audited
 from tests.metrics.planted import planted
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_kd.audit.sections import identities
-from tests.audit.audited import LEAST, audited
+from tests.helpers.audited import LEAST, audited
 
 
 def test_identities_are_found_until_they_share_a_place_with_everybody():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.audit.audited import LEAST, audited
+from tests.helpers.audited import LEAST, audited
 from tests.metrics.planted import planted
 
 

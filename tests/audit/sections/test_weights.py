@@ -8,7 +8,7 @@ import torch
 from hf_kd.audit import RetentionReport
 from hf_kd.audit.sections.weights import weights_section
 from hf_kd.metrics.weights import weight_distance
-from tests.audit.audited import LEAST, audited
+from tests.helpers.audited import LEAST, audited
 
 
 def test_weights_section_names_what_moved():
