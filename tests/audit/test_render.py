@@ -59,3 +59,9 @@ def test_the_repr_is_one_line_with_what_matters(report):
         assert words in text, words
     by = replace(report, context={"erasures": [{"method": "esc"}, {"method": "esc"}], "changes": [{"method": "scrub"}]})
     assert "forgotten by scrub, esc;" in repr(by)
+
+
+def test_a_report_without_sections_has_a_repr_too():
+    report = RetentionReport((2,), "none", {}, 8, 1, (), class_names={2: "cat\n<b>"})
+    assert repr(report).startswith("<RetentionReport: class 2 (cat")
+    assert "\n" not in repr(report)

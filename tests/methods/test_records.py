@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from hf_kd.data.text import escape_markdown
 from hf_kd.methods.records import Erasure, WeightChange
 
 RECORD = Erasure(
@@ -20,7 +21,8 @@ def test_a_record_says_what_was_done_in_one_line():
         "class 2 forgotten by esc from 1,200 images; k = 2 at input of classifier, 93.4 % of the energy of D_f removed"
     )
     assert repr(RECORD) == f"<Erasure: {expected}>"
-    assert RECORD._repr_markdown_() == f"**Erasure**: {expected}"
+    assert RECORD._repr_markdown_() == f"**Erasure**: {escape_markdown(expected, 300)}"
+    assert "<b>" not in replace(RECORD, method="<b>x")._repr_markdown_()
     console = Console(width=200)
     with console.capture() as shown:
         console.print(replace(RECORD, method="a[b]"))

@@ -159,14 +159,17 @@ def summary(report: ReportData) -> str:
     """One line: what was forgotten and how, what the converged probe still reads, and the strongest attack."""
     done = [record["method"] for key in ("changes", "erasures") for record in report.context.get(key) or ()]
     by = f" by {', '.join(dict.fromkeys(done))}" if done else ""
-    rates = [report.score("converged", name) for name in ("D_ft", "D_rt")]
-    read = ", ".join(f"{score.name} {number(score.value)} % (original {number(score.original)} %)" for score in rates)
-    worst = report.worst_case
-    alarms = report.score("worst_case", "false_alarms", worst.group).value
-    return (
-        f"{_forgotten(report)} forgotten{by}; converged probe: {read}; strongest attack: {worst.group}, recall "
-        f"{number(worst.value)} % at {number(alarms)} % false alarms"
-    )
+    told = [f"{_forgotten(report)} forgotten{by}"]
+    found = {
+        (section.key, score.name): score for section in reversed(report.sections) for score in section.scores[::-1]
+    }
+    rates = [found[key] for key in (("converged", "D_ft"), ("converged", "D_rt")) if key in found]
+    if rates:
+        read = (f"{score.name} {number(score.value)} % (original {number(score.original)} %)" for score in rates)
+        told.append(f"converged probe: {', '.join(read)}")
+    if ("worst_case", "recall") in found:
+        told.append(f"strongest attack: {report.worst_case.group}, recall {number(report.worst_case.value)} %")
+    return one_line("; ".join(told))
 
 
 def _footnotes(report: ReportData) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
+from hf_kd.data.text import escape_markdown, one_line
 from hf_kd.errors import InvalidValueError
 
 
@@ -65,7 +66,7 @@ class Erasure:
         """One line: what was forgotten, by which method, from how many images, and what that took."""
         what = "samples" if self.classes is None else class_list([str(label) for label in self.classes])
         images = f"{self.n_forget:,} images" + (f" and {self.n_retain:,} retained ones" if self.n_retain else "")
-        return f"{what} forgotten by {self.method} from {images}; {self._what_changed()}"
+        return one_line(f"{what} forgotten by {self.method} from {images}; {self._what_changed()}")
 
     def _what_changed(self) -> str:
         energy = self.energy_removed if self.measured else None
@@ -81,7 +82,7 @@ class Erasure:
         return Text(self.summary)
 
     def _repr_markdown_(self) -> str:
-        return f"**{type(self).__name__}**: {self.summary}"
+        return f"**{type(self).__name__}**: {escape_markdown(self.summary, 300)}"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as they are kept in a configuration."""

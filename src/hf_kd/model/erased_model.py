@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_kd.data.labels import check_class_ids
+from hf_kd.data.text import escape_markdown
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import ReadOptions, probe_batch
 from hf_kd.features.taps.find import TapSearch, find_taps
@@ -108,7 +109,7 @@ class ErasedModel(PreTrainedModel):
         return Text(summary(self))
 
     def _repr_markdown_(self) -> str:
-        return f"**ErasedModel**: {summary(self)}"
+        return f"**ErasedModel**: {escape_markdown(summary(self), 300)}"
 
     # Building one
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hf_kd.data.text import one_line
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import class_list, weight_changes
 
@@ -20,4 +21,4 @@ def summary(model: TappedModel) -> str:
         done = f"{' and '.join(filter(None, [class_list(what) if what else '', samples]))} forgotten by {methods}"
     taps = ", ".join(map(str, model.taps)) or "not looked for yet"
     k = sum(record.k for record in model.erasures)
-    return f"{type(model.inner).__name__}, {done}; tap: {taps}{f', k = {k}' if k else ''}"
+    return one_line(f"{type(model.inner).__name__}, {done}; tap: {taps}{f', k = {k}' if k else ''}")
