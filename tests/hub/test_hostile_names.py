@@ -17,8 +17,8 @@ from hf_kd.cli._tables import show_record
 from hf_kd.data.text import escape_markdown, one_line
 from hf_kd.hub.card import BEGIN, END
 from hf_kd.hub.document import document
-from tests.conftest import make_dataset
 from tests.helpers.hostile import HOSTILE
+from tests.helpers.small import make_dataset
 
 PLAIN = "Xplainx"
 

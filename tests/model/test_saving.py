@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForImageClassification, PreTrainedC
 
 from hf_kd import ErasedModel
 from hf_kd.model.configuration import ErasedConfig
-from tests.helpers.small import picture
+from tests.helpers.small import NAMES, picture
 from tests.model.test_erase import logits_of
 
 
@@ -294,6 +294,49 @@ def test_an_unregistered_class_is_refused_at_save_and_welcome_once_registered(pr
         AutoModelForImageClassification._model_mapping._extra_content.pop(OwnConfig)
 
 
+class ReadConfig(PreTrainedConfig):
+    """Stores the number of its classes by another name than its constructor takes, as TimmWrapperConfig does."""
+
+    model_type = "read_network"
+
+    def to_dict(self):
+        stored = super().to_dict()
+        for name in ("id2label", "label2id", "num_labels"):
+            stored.pop(name, None)
+        return stored | {"num_classes": self.num_labels, "label_names": list(self.id2label.values())}
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        stored = dict(config_dict)
+        names = stored.pop("label_names")
+        assert stored.pop("num_classes") == len(names)
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: c for c, name in enumerate(names)}}
+        return super().from_dict(stored | labels, **kwargs)
+
+
+class ReadNetwork(OwnNetwork):
+    config_class = ReadConfig
+
+
+def test_a_configuration_is_read_as_transformers_reads_it(processor, forget, pixels, tmp_path):
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    AutoConfig.register("read_network", ReadConfig)
+    AutoModelForImageClassification.register(ReadConfig, ReadNetwork)
+    try:
+        names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: c for c, name in enumerate(NAMES)}}
+        erased = ErasedModel.from_model(ReadNetwork(ReadConfig(**names)).eval(), processor)
+        erased.erase(forget, k=1, progress=False).save_pretrained(tmp_path)
+        again = ErasedModel.from_pretrained(tmp_path)
+        assert again.config.num_labels == again.inner.config.num_labels == len(NAMES)
+        assert again.class_names == erased.class_names
+        assert torch.equal(logits_of(again, pixels), logits_of(erased, pixels))
+    finally:
+        CONFIG_MAPPING._extra_content.pop("read_network")
+        AutoModelForImageClassification._model_mapping._extra_content.pop(ReadConfig)
+
+
 def test_remote_code_is_never_run(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps(
@@ -343,3 +386,20 @@ def test_nothing_that_is_saved_says_where_the_model_lay(vit, processor, forget, 
     again = ErasedModel.from_pretrained(tmp_path / "saved")
     again.save_pretrained(tmp_path / "again")
     assert str(tmp_path).encode() not in (tmp_path / "again" / "config.json").read_bytes()
+
+
+def test_a_timm_checkpoint_loads_again_once_erased(tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed: its checkpoints are not tried here")
+    pytest.importorskip("torchvision", reason="timm needs torchvision")
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    names = ["ape", "bee", "cat"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: c for c, name in enumerate(names)}}
+    settings = dict(timm.create_model("resnet18", num_classes=len(names)).pretrained_cfg)
+    stock = TimmWrapperForImageClassification(
+        TimmWrapperConfig(architecture="resnet18", pretrained_cfg=settings, **labels)
+    )
+    ErasedModel.from_model(stock.eval()).save_pretrained(tmp_path)
+    again = ErasedModel.from_pretrained(tmp_path)
+    assert again.class_names == dict(enumerate(names))
+    assert again(pixel_values=torch.zeros(2, 3, 64, 64)).logits.shape == (2, len(names))

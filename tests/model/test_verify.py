@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
+from hf_kd.errors import HfKdError
 from hf_kd.hub.files import RECEIPT, checkpoint_files
 from hf_kd.hub.receipt import read_receipt, weights_digest
 from hf_kd.model.erase import fingerprint
@@ -337,3 +338,71 @@ def test_where_nobody_took_a_digest_nothing_is_claimed(vit, processor, forget, t
     erased.config.weights_erased = None  # as in models of hf_kd 0.1
     erased.save_pretrained(tmp_path)
     assert told(tmp_path) == ("unknown", None, True)
+
+
+# Files that change an answer
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["preprocessor_config.json", "processor_config.json", "image_processor_config.json", "video_preprocessor_config.json",
+     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "merges.txt", "special_tokens_map.json",
+     "generation_config.json", "adapter_config.json", "adapter_model.safetensors", "model.fp16.safetensors",
+     "model.safetensors.index.json", "pytorch_model.bin", "chat_template.jinja"],
+)  # fmt: skip
+def test_every_file_that_changes_an_answer_is_in_the_receipt_or_named(vit, processor, forget, tmp_path, name):
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+    erased.save_pretrained(tmp_path)
+    old = (tmp_path / name).read_bytes() if (tmp_path / name).exists() else b""
+    (tmp_path / name).write_bytes(old + b" ")
+    assert f"file {name}" in differing(verify(tmp_path))
+    (tmp_path / name).unlink()
+    assert verify(tmp_path).ok == (old == b"")
+
+
+def test_files_that_lie_there_when_a_model_is_saved_are_in_its_receipt(vit, processor, forget, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path)
+    assert {"tokenizer.json", "preprocessor_config.json"} <= set(read_receipt(tmp_path / RECEIPT)["files"])
+    assert "notes.txt" not in read_receipt(tmp_path / RECEIPT)["files"]
+    assert verify(tmp_path).ok
+    (tmp_path / "tokenizer.json").write_text("[]")
+    assert differing(verify(tmp_path)) == {"file tokenizer.json"}
+
+
+JUNK = [None, 1, "text", [], {}, [1], {"a": 1}, [{}], [None], True]
+
+
+@pytest.mark.parametrize(
+    "key", ["files", "weights", "erasers", "folded", "erasures", "changes", "schema_version", "kind"]
+)
+def test_damage_of_any_entry_is_refused_in_words_or_found(vit, processor, forget, tmp_path, key):
+    ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path)
+    whole = json.loads((tmp_path / RECEIPT).read_text())
+
+    def noticed(content) -> bool:
+        (tmp_path / RECEIPT).write_text(json.dumps(content))
+        try:
+            return not verify(tmp_path).ok
+        except HfKdError:
+            return True
+
+    allowed = [whole[key], 1] if key == "schema_version" else [whole[key]]
+    for junk in JUNK:
+        if not any(junk == value and type(junk) is type(value) for value in allowed):
+            assert noticed(whole | {key: junk}), junk
+    if key != "changes":  # 0.1 did not write it
+        assert noticed({name: value for name, value in whole.items() if name != key})
+    for inner in whole[key] if key in ("weights", "files") else ():
+        assert noticed(whole | {key: whole[key] | {inner: 7}}), inner
+    for inner in whole["erasures"][0] if key == "erasures" else ():
+        assert noticed(whole | {key: [whole[key][0] | {inner: {"wrong": 1}}]}), inner
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 100_000, b'{"kind":', b"null", b"[]"])
+def test_what_is_no_receipt_at_all_is_refused_in_words(vit, processor, forget, tmp_path, content):
+    ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path)
+    (tmp_path / RECEIPT).write_bytes(content)
+    with pytest.raises(HfKdError, match="receipt"):
+        verify(tmp_path)

@@ -23,6 +23,7 @@ from torch import Tensor
 from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.features.protocol import TappedModel
+from hf_kd.methods.records import Erasure, WeightChange
 
 from .files import RECEIPT, checkpoint_files, weight_files
 
@@ -95,14 +96,21 @@ def receipt(
 
 
 def read_receipt(path: Path) -> dict[str, Any]:
-    """A receipt from its file. Raises ValueError on anything else, and FileNotFoundError where there is none."""
+    """A receipt from its file.
+
+    Raises:
+        MissingFileError: There is none.
+        InvalidValueError: It is damaged, no receipt, or of a later hf_kd.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"There is no {path.name}.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8 text among them
         raise InvalidValueError(f"{path.name} is not JSON ({error}): the receipt is damaged.") from error
     if not isinstance(found, dict) or found.get("kind") != KIND:
         raise InvalidValueError(f"{path.name} is no receipt of hf_kd: it lacks the kind {KIND!r}.")
-    if not isinstance(found.get("schema_version"), int) or found["schema_version"] > SCHEMA_VERSION:
+    if found.get("schema_version") not in range(1, SCHEMA_VERSION + 1) or found["schema_version"] is True:
         raise InvalidValueError(
             f"{path.name} has schema version {found.get('schema_version')}, and this hf_kd reads up to {SCHEMA_VERSION}; "
             "install a later one."
@@ -110,7 +118,48 @@ def read_receipt(path: Path) -> dict[str, Any]:
     missing = {"erasures", "weights", "erasers", "files", "folded"} - set(found)
     if missing:
         raise InvalidValueError(f"{path.name} lacks {', '.join(sorted(missing))}: the receipt is damaged.")
+    wrong = _of_a_wrong_type(found)
+    if wrong:
+        raise InvalidValueError(
+            f"{path.name} has {wrong} = {str(found.get(wrong))[:100]!r}, which no receipt has: it is damaged. `hf-kd card` "
+            "writes a new one, of the files as they are."
+        )
     return found
+
+
+def _of_a_wrong_type(found: Mapping[str, Any]) -> str | None:
+    """The first entry that is not what `receipt` writes."""
+    weights = found["weights"]
+    right = {
+        "files": isinstance(found["files"], dict) and all(isinstance(value, str) for value in found["files"].values()),
+        "weights": isinstance(weights, dict)
+        and isinstance(weights.get("after"), str)
+        and isinstance(weights.get("before"), (str, type(None)))
+        and weights.get("since", "unknown") in tuple(SINCE),
+        "erasers": isinstance(found["erasers"], (str, type(None))),
+        "folded": isinstance(found["folded"], bool),
+        "erasures": _are_records(found["erasures"], Erasure),
+        "changes": _are_records(found.get("changes", []), WeightChange),
+    }
+    return next((name for name, is_right in right.items() if not is_right), None)
+
+
+def _are_records(stored: Any, kind: type[Erasure]) -> bool:
+    if not isinstance(stored, list):
+        return False
+    try:
+        records = [kind.from_dict(record) for record in stored]
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return False
+    return all(
+        isinstance(record.method, str)
+        and isinstance(record.settings, dict)
+        and isinstance(record.n_forget, int)
+        and all(isinstance(tap, str) for tap in record.taps)
+        and all(isinstance(label, int) for label in record.classes or ())
+        and all(isinstance(part, dict) for part in record.measured)
+        for record in records
+    )
 
 
 def write_receipt(folder: Path, content: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.records import Erasure, config_errors
@@ -119,7 +120,8 @@ class ErasedConfig(PreTrainedConfig):
             settings = dict(inner)
             refuse_strange_dtype(settings)
             with config_errors("the inner model", inner):
-                inner = AutoConfig.for_model(settings.pop("model_type"), **settings)
+                # from_dict and not the constructor: some configurations are read otherwise than they are made
+                inner = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
         if isinstance(inner, ErasedConfig):
             raise InvalidValueError("An erased model stands inside another one: config.json is not of hf_kd's making.")
         self.inner = inner
