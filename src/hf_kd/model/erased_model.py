@@ -30,6 +30,7 @@ from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Method, build, describe
 from hf_kd.methods.records import Erasure
 
+from . import checkpoint_files as files
 from . import consistency, loading
 from . import label_mask as masking
 from .configuration import MODEL_TYPE, ErasedConfig, label_names
@@ -158,11 +159,14 @@ class ErasedModel(PreTrainedModel):
         kwargs.pop("trust_remote_code", None)
         config = kwargs.pop("config", None)
         if not isinstance(config, ErasedConfig):
-            loading.refuse_missing_path(name)
-            stored = loading.stored_config(name, loading.hub_arguments(kwargs))
+            files.refuse_missing_path(name)
+            stored = loading.stored_config(name, files.hub_arguments(kwargs))
             if stored is None or stored.get("model_type") != MODEL_TYPE:
-                with loading.checkpoint_errors(name):
+                with files.checkpoint_errors(name):
                     inner = loading.load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
+                if isinstance(inner, cls):  # an adapter that was trained on an erased model
+                    inner.processor = processor or inner.processor
+                    return inner
                 model = cls.from_model(inner, processor or loading.load_processor(name, kwargs), tap)
                 model.name_or_path = model.config.name_or_path = name
                 return model
@@ -173,11 +177,17 @@ class ErasedModel(PreTrainedModel):
     @classmethod
     def _load_erased(cls, name: str, config: Any, processor: Any, args: tuple, kwargs: dict[str, Any]):
         wants_info, _ = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", None)
-        loading.refuse_pickles(name, kwargs)
+        stored = (
+            config.to_dict()
+            if isinstance(config, ErasedConfig)
+            else loading.stored_config(name, files.hub_arguments(kwargs))
+        )
+        files.refuse_pickles(name, stored or {}, kwargs)
+        kwargs["use_safetensors"] = True
         labels = {key: kwargs.pop(key) for key in loading.LABEL_ARGUMENTS if key in kwargs}
-        with loading.checkpoint_errors(name):
+        with files.checkpoint_errors(name):
             model, info = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
-        loading.refuse_incomplete(name, info)
+        files.refuse_incomplete(name, info)
         loading.refuse_other_labels(model.config, labels)
         loading.align_memory(model)
         keep_in_memory(model.sites)

@@ -5,16 +5,15 @@ Part of the modelling room. No remote code is ever run: a checkpoint that needs 
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import json
 import logging
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError, safe_open
+from accelerate import init_empty_weights
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,28 +25,25 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.image_processing_utils import ImageProcessingMixin
-from transformers.utils import (
-    CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-)
+from transformers.utils import CONFIG_NAME
 
-from hf_kd.errors import CheckpointError, InvalidTypeError, InvalidValueError, MissingFileError, require
+from hf_kd.errors import CheckpointError, InvalidTypeError, InvalidValueError, require
 from hf_kd.features.taps.site import sites_on
+
+from .checkpoint_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    find_file,
+    hub_arguments,
+    refuse_other_files,
+    refuse_pickled_adapter,
+    refuse_strange_weights,
+)
+from .configuration import MODEL_TYPE
 
 logger = logging.getLogger(__name__)
 
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 LABEL_ARGUMENTS = ("num_labels", "id2label", "label2id")
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The part of `from_pretrained`'s keyword arguments that says where files come from."""
-    return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
 
 
 def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
@@ -58,14 +54,14 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
     try:
         found = PreTrainedConfig.get_config_dict(name_or_path, **hub)[0]
     except OSError:
-        if _find(name_or_path, ADAPTER_CONFIG, hub) is None:
+        if find_file(name_or_path, ADAPTER_CONFIG, hub) is None:
             raise
         return None
     except RecursionError as error:
         raise InvalidValueError(
             f"config.json of {name_or_path} is nested too deep for a configuration: it is damaged."
         ) from error
-    if not found and _find(name_or_path, CONFIG_NAME, hub) is None:  # the Hub has none, which reads as an empty one
+    if not found and find_file(name_or_path, CONFIG_NAME, hub) is None:  # the Hub has none, which reads as an empty one
         return None
     if not isinstance(found, dict):
         raise InvalidValueError(
@@ -82,17 +78,16 @@ def load_inner(name_or_path: str, config: PreTrainedConfig | None, kwargs: dict[
         return _load_adapter(name_or_path, kwargs)
     if config is None:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
-    cls = class_for(config, name_or_path)
-    return (
-        cls.from_pretrained(name_or_path, config=config, **kwargs)
-        if _is_given(config, kwargs)
-        else (cls.from_pretrained(name_or_path, **kwargs))
-    )
+    refuse_other_files(name_or_path, stored, kwargs)
+    return _load_class(class_for(config, name_or_path), name_or_path, config, kwargs)
 
 
-def _is_given(config: PreTrainedConfig, kwargs: dict[str, Any]) -> bool:
+def _load_class(cls: type[PreTrainedModel], name: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> Any:
     # with label arguments the class has to build the configuration itself, or it would ignore them
-    return not {"num_labels", "id2label", "label2id"} & set(kwargs)
+    given = {} if set(LABEL_ARGUMENTS) & set(kwargs) else {"config": config}
+    model, info = cls.from_pretrained(name, **given, **(kwargs | {"output_loading_info": True}))
+    refuse_strange_weights(name, model, info)
+    return model
 
 
 def class_for(config: PreTrainedConfig, name: str = "this model") -> type[PreTrainedModel]:
@@ -158,6 +153,9 @@ def load_processor(name_or_path: str, kwargs: dict[str, Any]) -> Any | None:
         if isinstance(processor, ImageProcessingMixin):  # the file may name any class of transformers
             return processor
         reason = f"{type(processor).__name__} is none"
+    if (adapter := _adapter_config(name_or_path, hub)) is not None and adapter.get("base_model_name_or_path"):
+        base = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
+        return load_processor(adapter["base_model_name_or_path"], base)  # an adapter as peft saves it has none
     logger.info(f"No image processor was found with {name_or_path}: {reason}")
     return None
 
@@ -186,79 +184,6 @@ def refuse_to_wrap(model: Any) -> None:
                 "Use that ErasedModel, reset() it, or wrap a copy of the original: copy.deepcopy(model) before erasing."
             )
         site.detach()
-
-
-def refuse_missing_path(name: str) -> None:
-    """Raise FileNotFoundError for what can only be meant as a folder and is none; a Hub would be asked in vain."""
-    looks_like_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
-    if looks_like_path and not Path(name).exists():
-        raise MissingFileError(f"There is no folder {name!r}. (A model on the Hub is named USER/NAME.)")
-
-
-def refuse_pickles(name: str, kwargs: dict[str, Any]) -> None:
-    """Raise OSError for an erased checkpoint whose weights are a pickle: hf_kd never writes one, and reads none.
-
-    An index of shards may name any file, so those it names have to be safetensors files beside it.
-    """
-    hub, variant = hub_arguments(kwargs), kwargs.get("variant")
-    named = lambda file: f".{variant}.".join(file.rsplit(".", 1)) if variant else file  # noqa: E731
-    if _find(name, named(SAFE_WEIGHTS_NAME), hub) is not None:
-        return
-    index = _find(name, named(SAFE_WEIGHTS_INDEX_NAME), hub)
-    if index is not None:
-        _refuse_other_shards(name, index)
-        return
-    for file in map(named, (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
-        if _find(name, file, hub) is not None:
-            raise CheckpointError(
-                f"The weights of {name} are {file}, a pickle, which hf_kd does not read. Erased models are saved as "
-                f"{SAFE_WEIGHTS_NAME}: save it again with save_pretrained."
-            )
-
-
-def _refuse_other_shards(name: str, index: str) -> None:
-    try:
-        shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-        strange = sorted(file for file in shards if Path(file).name != file or not file.endswith(".safetensors"))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{SAFE_WEIGHTS_INDEX_NAME} of {name} is damaged ({type(error).__name__}: {error}); download or save it again."
-        ) from error
-    if strange:
-        raise CheckpointError(
-            f"{SAFE_WEIGHTS_INDEX_NAME} of {name} names {strange[0]!r}, which is no safetensors file beside it. hf_kd reads "
-            "no other: save the model again with save_pretrained."
-        )
-
-
-@contextlib.contextmanager
-def checkpoint_errors(name: str) -> Iterator[None]:
-    """Damaged weight files raise OSError, weights of other shapes than the configuration's ValueError."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise CheckpointError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
-    except RuntimeError as error:
-        raise InvalidValueError(f"The weights of {name} do not fit its configuration: {error}") from error
-
-
-def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
-    """Raise ValueError when a checkpoint did not bring every tensor of an erased model, its erasers above all."""
-    missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
-    strangers = [key for key in info["unexpected_keys"] if key.startswith("sites.")]
-    erasers = [key for key in missing if key.startswith("sites.")]
-    if erasers:
-        what = f"lacks the eraser ({', '.join(erasers)})"
-    elif missing or mismatched:
-        what = f"lacks {', '.join((missing + mismatched)[:5])}"
-    elif strangers:
-        what = f"brings {strangers[0]}, but its configuration does not describe the erasers"
-    else:
-        return
-    raise InvalidValueError(
-        f"The checkpoint {name} {what}. Loading it would give a model that has not forgotten, or is random in part; it is "
-        "refused. Save the erased model again with save_pretrained."
-    )
 
 
 def refuse_other_labels(config: PreTrainedConfig, asked: dict[str, Any]) -> None:
@@ -290,10 +215,19 @@ def align_memory(model: nn.Module) -> None:
 
 
 def merge_adapters(model: Any) -> PreTrainedModel:
-    """The plain model with its PEFT adapters merged into the weights, for a `PeftModel` or loaded adapters."""
+    """The plain model with its PEFT adapters merged into the weights, for a `PeftModel` or loaded adapters.
+
+    Raises ValueError for adapters that cannot be merged.
+    """
     if hasattr(model, "merge_and_unload"):
         logger.warning("The adapters are merged into the weights before erasing: erasers act on the merged model.")
-        return model.merge_and_unload()
+        try:
+            return model.merge_and_unload()
+        except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
+            raise InvalidValueError(
+                f"These adapters cannot be merged into the weights ({type(error).__name__}: {error}), and erasers are "
+                "fitted on one plain model. Wrap the base model instead, and train the adapters behind its erasers."
+            ) from error
     if getattr(model, "_hf_peft_config_loaded", False):
         raise InvalidValueError(
             "This model carries adapters loaded by load_adapter, which cannot be merged in place. Load it as a "
@@ -302,15 +236,20 @@ def merge_adapters(model: Any) -> PreTrainedModel:
     return model
 
 
+def _adapter_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    found = find_file(name_or_path, ADAPTER_CONFIG, hub)
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+
+
 def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     hub = hub_arguments(kwargs)
-    found = _find(name_or_path, ADAPTER_CONFIG, hub)
-    if found is None:
+    adapter = _adapter_config(name_or_path, hub)
+    if adapter is None:
         raise CheckpointError(
             f"{name_or_path} has neither config.json nor {ADAPTER_CONFIG}: it is not a model to load."
         )
     PeftModel = require("peft", "peft").PeftModel
-    adapter = json.loads(Path(found).read_text(encoding="utf-8"))
+    refuse_pickled_adapter(name_or_path, hub)
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise InvalidValueError(
@@ -318,37 +257,44 @@ def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
             "the PeftModel to ErasedModel.from_model."
         )
     options = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-    if not {"num_labels", "id2label", "label2id"} & set(options):
-        labels = _labels_of_adapter(name_or_path, hub)
-        options |= {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
-    wanted = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    stored = PreTrainedConfig.get_config_dict(base, **hub_arguments(options))[0]
     config = AutoConfig.from_pretrained(base, trust_remote_code=False, **hub_arguments(options))
-    if wanted:
+    wanted = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    if wanted and config.model_type != MODEL_TYPE:
         config.architectures = [wanted]
-    model = class_for(config, base).from_pretrained(base, **options)
+    cls = class_for(config, base)
+    if config.model_type == MODEL_TYPE:  # trained behind the erasers of a model that keeps them
+        model = cls.from_pretrained(base, **options)
+    else:
+        refuse_other_files(base, stored, options)
+        if not set(LABEL_ARGUMENTS) & set(options):
+            labels = _labels_of_adapter(name_or_path, adapter, cls, config, hub)
+            options |= {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
+        model = _load_class(cls, base, config, options)
     return merge_adapters(PeftModel.from_pretrained(model, name_or_path, **hub))
 
 
-def _labels_of_adapter(name_or_path: str, hub: dict[str, Any]) -> int | None:
-    """Width of the one classification head saved beside the adapters; None when there is none or several."""
-    weights = _find(name_or_path, ADAPTER_WEIGHTS, hub)
-    if weights is None:
-        return None
-    with safe_open(weights, framework="pt") as file:
-        widths = {
-            file.get_slice(key).get_shape()[0]
-            for key in file.keys()  # noqa: SIM118  (safe_open is no mapping)
-            if "lora_" not in key and len(file.get_slice(key).get_shape()) == 2
-        }
+def _labels_of_adapter(
+    name_or_path: str,
+    adapter: dict[str, Any],
+    cls: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    hub: dict[str, Any],
+) -> int | None:
+    """Number of labels of the head that an adapter brings whole; None where it brings none, or one as wide as the base's.
+
+    Whole are the modules of its `modules_to_save`; a head among them is wider or narrower than the base's in its classes.
+    """
+    saved = adapter.get("modules_to_save") or []
+    with init_empty_weights():
+        own = {key: tuple(parameter.shape) for key, parameter in cls(copy.deepcopy(config)).named_parameters()}
+    widths = set()
+    with safe_open(find_file(name_or_path, ADAPTER_WEIGHTS, hub), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            name = key.removeprefix("base_model.model.").replace(".modules_to_save", "")
+            shape, at_base = tuple(file.get_slice(key).get_shape()), own.get(name)
+            if at_base is None or not any(f".{module}." in f".{name}" for module in saved):
+                continue
+            if shape != at_base and shape[1:] == at_base[1:] and at_base[0] == config.num_labels:
+                widths.add(shape[0])
     return widths.pop() if len(widths) == 1 else None
-
-
-def _find(name_or_path: str, filename: str, hub: dict[str, Any]) -> str | None:
-    return cached_file(
-        name_or_path,
-        filename,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub,
-    )

@@ -1,0 +1,175 @@
+"""Which files of a checkpoint are read: safetensors beside its configuration, and nothing that runs code on the way.
+
+Part of the modelling room. transformers knows more ways to weights than a folder shows (names in config.json, indexes of
+shards, adapters); each is closed here for erased models, and the ones that lead out of the folder for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
+
+from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The part of `from_pretrained`'s keyword arguments that says where files come from."""
+    return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+
+
+def refuse_missing_path(name: str) -> None:
+    """Raise FileNotFoundError for what can only be meant as a folder and is none; a Hub would be asked in vain."""
+    looks_like_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
+    if looks_like_path and not Path(name).exists():
+        raise MissingFileError(f"There is no folder {name!r}. (A model on the Hub is named USER/NAME.)")
+
+
+def refuse_pickles(name: str, stored: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Raise OSError for an erased checkpoint whose weights are not safetensors: hf_kd never writes others, and reads none.
+
+    Neither do adapters beside it count, which transformers would load into it unasked.
+    """
+    hub, variant = hub_arguments(kwargs), kwargs.get("variant")
+    if stored.get("transformers_weights") is not None:
+        raise CheckpointError(
+            f"config.json of {name} names {stored['transformers_weights']!r} as its weights. An erased model keeps them in "
+            f"{SAFE_WEIGHTS_NAME}: save it again with save_pretrained."
+        )
+    if find_file(name, ADAPTER_CONFIG, hub) is not None:
+        raise CheckpointError(
+            f"Beside the erased model {name} lies {ADAPTER_CONFIG}, and transformers would load that adapter into it. Keep "
+            "adapters in a folder of their own, and load that."
+        )
+    if find_file(name, _variant(SAFE_WEIGHTS_NAME, variant), hub) is not None:
+        return
+    index = find_file(name, _variant(SAFE_WEIGHTS_INDEX_NAME, variant), hub)
+    if index is not None:
+        _refuse_other_shards(name, index)
+        return
+    for file in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        if find_file(name, _variant(file, variant), hub) is not None:
+            raise CheckpointError(
+                f"The weights of {name} are {_variant(file, variant)}, a pickle, which hf_kd does not read. Erased models "
+                f"are saved as {SAFE_WEIGHTS_NAME}: save it again with save_pretrained."
+            )
+
+
+def refuse_other_files(name: str, stored: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Raise OSError for a stock checkpoint whose configuration or index names weights outside, or pickles among others."""
+    hub, variant = hub_arguments(kwargs), kwargs.get("variant")
+    named = stored.get("transformers_weights")
+    if named is not None and not (
+        isinstance(named, str) and named.endswith((".safetensors", ".safetensors.index.json"))
+    ):
+        raise CheckpointError(f"config.json of {name} names {named!r} as its weights, which are no safetensors.")
+    if named is None and find_file(name, _variant(SAFE_WEIGHTS_NAME, variant), hub) is not None:
+        return
+    file = named or _variant(SAFE_WEIGHTS_INDEX_NAME, variant)
+    index = find_file(name, file, hub) if file.endswith(".index.json") else None
+    if index is not None:
+        _refuse_other_shards(name, index)
+    elif named is None and (index := find_file(name, _variant(WEIGHTS_INDEX_NAME, variant), hub)) is not None:
+        _refuse_other_shards(name, index, ".bin")
+
+
+def refuse_pickled_adapter(name: str, hub: dict[str, Any]) -> None:
+    """Raise OSError for an adapter whose weights are not safetensors."""
+    if find_file(name, ADAPTER_WEIGHTS, hub) is None:
+        raise CheckpointError(
+            f"The adapter {name} has no {ADAPTER_WEIGHTS}, and hf_kd reads no pickle. Save it again with peft."
+        )
+
+
+def _variant(file: str, variant: str | None) -> str:
+    return f".{variant}.".join(file.rsplit(".", 1)) if variant else file
+
+
+def _refuse_other_shards(name: str, index: str, suffix: str = ".safetensors") -> None:
+    file = Path(index).name
+    try:
+        shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        strange = sorted(shard for shard in shards if Path(shard).name != shard or not shard.endswith(suffix))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} of {name} is damaged ({type(error).__name__}: {error}); download or save it again."
+        ) from error
+    if strange:
+        raise CheckpointError(
+            f"{file} of {name} names {strange[0]!r}, which is no {suffix[1:]} file beside it. hf_kd reads no other: save "
+            "the model again with save_pretrained."
+        )
+
+
+def refuse_strange_weights(name: str, model: nn.Module, info: dict[str, Any]) -> None:
+    """Raise ValueError where a stock configuration lies over weights that are not its own, such as an erased model's."""
+    erased = sorted(key for key in info["unexpected_keys"] if key.startswith(("sites.", "inner.")))
+    if erased:
+        raise InvalidValueError(
+            f"The weights of {name} are those of an erased model ({erased[0]}), and its config.json is not. Loading it "
+            "would give a random model that says it is not erased; it is refused. Restore the config.json that was saved with it."
+        )
+    sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
+    missing = sum(sizes.get(key, 0) for key in info["missing_keys"])
+    if 2 * missing > sum(sizes.values()):
+        raise InvalidValueError(
+            f"{name} brings less than half of the weights that its config.json asks for (it lacks "
+            f"{', '.join(sorted(info['missing_keys'])[:3])}, ...). The rest would be random; it is refused."
+        )
+
+
+@contextlib.contextmanager
+def checkpoint_errors(name: str) -> Iterator[None]:
+    """Damaged weight files raise OSError, weights of other shapes than the configuration's ValueError."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
+    except RuntimeError as error:
+        raise InvalidValueError(f"The weights of {name} do not fit its configuration: {error}") from error
+
+
+def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
+    """Raise ValueError when a checkpoint did not bring every tensor of an erased model, its erasers above all."""
+    missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+    strangers = [key for key in info["unexpected_keys"] if key.startswith("sites.")]
+    erasers = [key for key in missing if key.startswith("sites.")]
+    if erasers:
+        what = f"lacks the eraser ({', '.join(erasers)})"
+    elif missing or mismatched:
+        what = f"lacks {', '.join((missing + mismatched)[:5])}"
+    elif strangers:
+        what = f"brings {strangers[0]}, but its configuration does not describe the erasers"
+    else:
+        return
+    raise InvalidValueError(
+        f"The checkpoint {name} {what}. Loading it would give a model that has not forgotten, or is random in part; it is "
+        "refused. Save the erased model again with save_pretrained."
+    )
+
+
+def find_file(name_or_path: str, filename: str, hub: dict[str, Any]) -> str | None:
+    return cached_file(
+        name_or_path,
+        filename,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )

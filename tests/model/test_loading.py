@@ -1,0 +1,171 @@
+"""What is loaded is what the folder says it holds: its own weights, by safetensors, adapters with the answers of PEFT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_kd import ErasedModel
+from hf_kd.features.taps.find import find_taps
+from hf_kd.features.taps.inputs import probe_inputs
+from tests.helpers import zoo
+from tests.model.test_erase import logits_of
+from tests.model.test_saving import edit_config
+
+
+@pytest.fixture
+def stock(vit, processor, tmp_path):
+    vit.save_pretrained(tmp_path / "stock")
+    processor.save_pretrained(tmp_path / "stock")
+    return tmp_path / "stock"
+
+
+@pytest.fixture
+def saved(vit, processor, forget, tmp_path):
+    ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path / "erased")
+    return tmp_path / "erased"
+
+
+# Weights of another model.
+
+
+@pytest.mark.parametrize("drop", [(), ("sites.",)])
+def test_a_stock_configuration_over_erased_weights_is_refused(stock, saved, drop):
+    tensors = {k: v for k, v in load_file(saved / "model.safetensors").items() if not k.startswith(drop or ("-",))}
+    save_file(tensors, stock / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="those of an erased model"):
+        ErasedModel.from_pretrained(stock)
+
+
+def test_weights_that_are_mostly_missing_are_refused(stock):
+    tensors = {k: v for k, v in load_file(stock / "model.safetensors").items() if "classifier" in k}
+    save_file(tensors, stock / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="less than half of the weights"):
+        ErasedModel.from_pretrained(stock)
+
+
+def test_a_stock_checkpoint_gets_a_new_head_on_request(stock):
+    model = ErasedModel.from_pretrained(stock, num_labels=3, ignore_mismatched_sizes=True)
+    assert model.config.num_labels == 3
+
+
+# Side doors.
+
+
+@pytest.mark.parametrize("which", ["stock", "saved"])
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "pytorch_model.bin", "sub/inside.safetensors"])
+@pytest.mark.parametrize("door", ["index", "transformers_weights"])
+def test_shards_are_safetensors_beside_the_index(request, tmp_path, which, shard, door):
+    folder = request.getfixturevalue(which)
+    weights = folder / "model.safetensors"
+    shutil.copy(weights, tmp_path / "outside.safetensors")
+    (folder / "sub").mkdir()
+    shutil.copy(weights, folder / "sub" / "inside.safetensors")
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    names = dict.fromkeys(load_file(weights), shard)
+    name = "model.safetensors.index.json" if door == "index" else "other.safetensors.index.json"
+    (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    if door == "index":
+        weights.unlink()
+    else:
+        edit_config(folder, lambda config: config.update(transformers_weights=name))
+    with pytest.raises(OSError, match="beside it|as its weights"):
+        ErasedModel.from_pretrained(folder)
+
+
+def test_an_adapter_beside_an_erased_model_is_refused(saved):
+    (saved / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "elsewhere"})
+    )
+    with pytest.raises(OSError, match="folder of their own"):
+        ErasedModel.from_pretrained(saved)
+
+
+# Adapters.
+
+METHODS = {
+    "lora": ("LoraConfig", {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}),
+    "ia3": ("IA3Config", {"target_modules": ["v_proj"], "feedforward_modules": [], "init_ia3_weights": False}),
+    "loha": ("LoHaConfig", {"r": 2, "target_modules": ["q_proj"], "init_weights": False}),
+    "lokr": ("LoKrConfig", {"r": 2, "target_modules": ["q_proj"], "init_weights": False}),
+    "oft": ("OFTConfig", {"oft_block_size": 8, "target_modules": ["q_proj"], "init_weights": False}),
+    "hra": ("HRAConfig", {"r": 2, "target_modules": ["q_proj"], "init_weights": False}),
+    "vera": ("VeraConfig", {"r": 2, "target_modules": ["q_proj"], "init_weights": False}),
+    "ln": ("LNTuningConfig", {"target_modules": ["layernorm_before"]}),
+    "all linear": ("LoraConfig", {"r": 2, "target_modules": "all-linear", "init_lora_weights": False}),
+    "saved norm": (
+        "LoraConfig",
+        {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["layernorm"], "init_lora_weights": False},
+    ),
+    "saved head": (
+        "LoraConfig",
+        {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["classifier"], "init_lora_weights": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("labels", [5, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_answers_as_peft_has_it(stock, pixels, tmp_path, method, labels):
+    peft = pytest.importorskip("peft")
+    if labels != 5 and method != "saved head":
+        pytest.skip("the adapter brings no head")
+    name, options = METHODS[method]
+    base = type(ErasedModel.from_pretrained(stock).inner).from_pretrained(
+        stock, num_labels=labels, ignore_mismatched_sizes=True
+    )
+    tuned = peft.get_peft_model(base, getattr(peft, name)(**options)).eval()
+    for parameter in (parameter for parameter in tuned.parameters() if parameter.requires_grad):
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    expected = logits_of(tuned, pixels)
+    tuned.save_pretrained(tmp_path / "adapter")
+    loaded = ErasedModel.from_pretrained(tmp_path / "adapter")
+    assert torch.allclose(logits_of(loaded, pixels), expected, atol=1e-4)
+    if labels == 5:
+        assert loaded.class_names[0] == "ape"
+    assert loaded.processor is not None, "the base's, because peft saves none with an adapter"
+
+
+def test_a_pickled_adapter_is_refused(vit, stock, tmp_path):
+    peft = pytest.importorskip("peft")
+    tuned = peft.get_peft_model(type(vit).from_pretrained(stock), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    tuned.save_pretrained(tmp_path / "adapter", safe_serialization=False)
+    for file in (tmp_path / "adapter").glob("*.safetensors"):  # peft of today writes no other
+        torch.save(load_file(file), file.with_suffix(".bin"))
+        file.unlink()
+    with pytest.raises(OSError, match="no pickle"):
+        ErasedModel.from_pretrained(tmp_path / "adapter")
+
+
+def test_an_adapter_of_an_erased_model_stays_behind_the_eraser(saved, pixels, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = ErasedModel.from_pretrained(saved)
+    config = peft.LoraConfig(r=2, target_modules=["classifier"], init_lora_weights=False)
+    tuned = peft.get_peft_model(base, config).eval()
+    expected = logits_of(tuned, pixels)
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = ErasedModel.from_pretrained(tmp_path / "adapter")
+    assert again.is_erased
+    assert torch.allclose(logits_of(again, pixels), expected, atol=1e-4)
+
+
+# What the search has to see.
+
+
+def test_image_only_calls_of_a_two_tower_model_are_searched_too():
+    model = zoo.build("CLIPModel")
+    leaking = find_taps(model, probe_inputs(model)).leaking
+    assert {"last_hidden_state", "vision_model_output.last_hidden_state"} <= set(leaking)
+
+
+def test_no_hook_that_was_there_before_sees_the_features_unerased(resnet, processor, forget, pixels):
+    seen = []
+    resnet.resnet.register_forward_hook(lambda module, args, output: seen.append(output.pooler_output.flatten(1)))
+    erased = ErasedModel.from_model(resnet, processor).erase(forget, k=2, progress=False)
+    seen.clear()
+    logits_of(erased, pixels)
+    assert float((seen[0] @ erased.sites[0].eraser.directions).abs().max()) < 1e-4
