@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
+from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.taps.site import head_function
 
 
@@ -40,7 +41,7 @@ def head_logits(model: TappedModel, features: Sequence[Tensor], masked: bool = T
         raise InvalidValueError(
             f"{type(model.inner).__name__} has no classification head: it gives no class to compare with."
         )
-    device = next(model.inner.parameters()).device
+    device = input_device(model.inner)
     batches = zip(*(torch.split(f, 4096) for f in features), strict=True)
     with torch.no_grad():
         return torch.cat([head([f.to(device).float() for f in batch]).cpu() for batch in batches])

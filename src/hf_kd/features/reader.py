@@ -29,7 +29,7 @@ from hf_kd.errors import InvalidTypeError, InvalidValueError, shortened
 from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
-from hf_kd.features.taps.inputs import main_input, probe_inputs, run
+from hf_kd.features.taps.inputs import input_device, main_input, probe_inputs, run
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         untrained = type(inner)(copy.deepcopy(inner.config)).eval()
-    untrained.to(next(inner.parameters()).device)
+    untrained.to(input_device(inner))
     rows, answers = [torch.zeros(0, dtype=torch.long)], []
     with torch.no_grad():
         for inputs, numbers in reader.inputs_with_labels(labels):

@@ -123,7 +123,7 @@ def refuse_strange_weights(name: str, model: nn.Module, info: dict[str, Any]) ->
     if erased:
         raise InvalidValueError(
             f"The weights of {name} are those of an erased model ({erased[0]}), and its config.json is not. Loading it "
-            "would give a random model that says it is not erased; it is refused. Restore the config.json that was saved with it."
+            "would give a random model that says it is not erased; it is refused. Restore the config.json saved with it."
         )
     sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
     missing = sum(sizes.get(key, 0) for key in info["missing_keys"])

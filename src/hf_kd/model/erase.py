@@ -20,6 +20,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.forward import FeatureStore
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.taps.site import head_function
 from hf_kd.methods.erasers.base import Eraser, Method
 from hf_kd.methods.records import Erasure, versions
@@ -159,7 +160,7 @@ def _through(fitted: Sequence[Eraser], features: Sequence[Tensor]) -> list[Tenso
 
 def _answers(model: TappedModel, head: Any, features: Sequence[Tensor]) -> Tensor:
     """Class ids [n] that the head answers for features [n, d] at each tap."""
-    device = next(model.inner.parameters()).device
+    device = input_device(model.inner)
     with torch.no_grad():
         return head([part.to(device) for part in features]).argmax(dim=1).cpu()
 

@@ -23,19 +23,19 @@ from hf_kd.data.text import escape_markdown
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import ReadOptions, probe_batch
 from hf_kd.features.taps.find import TapSearch, find_taps
-from hf_kd.features.taps.inputs import input_device, keep_in_memory, run
+from hf_kd.features.taps.inputs import input_device, run
 from hf_kd.features.taps.places import Tap, without_fields
 from hf_kd.features.taps.site import TapSite, check_passed, drop_caches, evaluating, follow, record
 from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Method, build, describe
 from hf_kd.methods.records import Erasure
 
-from . import checkpoint_files as files
 from . import consistency, loading
 from . import label_mask as masking
-from .configuration import MODEL_TYPE, ErasedConfig, label_names
+from .configuration import ErasedConfig, label_names
 from .erase import fit_erasers, forget_compiled_graphs
 from .fold import fold_site
+from .load_erased import load
 from .saving import atomic_directory, refuse_other_model
 from .summary import summary
 from .swap import Swap
@@ -154,47 +154,7 @@ class ErasedModel(PreTrainedModel):
         Raises ValueError when an erased checkpoint lacks an eraser or any other tensor, or has one of another shape, and
         OSError when a weight file is damaged: it never loads as an un-erased model.
         """
-        name = os.fspath(pretrained_model_name_or_path)
-        processor, tap = kwargs.pop("processor", None), kwargs.pop("tap", None)
-        kwargs.pop("trust_remote_code", None)
-        config = kwargs.pop("config", None)
-        if not isinstance(config, ErasedConfig):
-            files.refuse_missing_path(name)
-            stored = loading.stored_config(name, files.hub_arguments(kwargs))
-            if stored is None or stored.get("model_type") != MODEL_TYPE:
-                with files.checkpoint_errors(name):
-                    inner = loading.load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
-                if isinstance(inner, cls):  # an adapter that was trained on an erased model
-                    inner.processor = processor or inner.processor
-                    return inner
-                model = cls.from_model(inner, processor or loading.load_processor(name, kwargs), tap)
-                model.name_or_path = model.config.name_or_path = name
-                return model
-        if tap is not None:
-            raise InvalidValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
-        return cls._load_erased(name, config, processor, args, kwargs)
-
-    @classmethod
-    def _load_erased(cls, name: str, config: Any, processor: Any, args: tuple, kwargs: dict[str, Any]):
-        wants_info, _ = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", None)
-        stored = (
-            config.to_dict()
-            if isinstance(config, ErasedConfig)
-            else loading.stored_config(name, files.hub_arguments(kwargs))
-        )
-        files.refuse_pickles(name, stored or {}, kwargs)
-        kwargs["use_safetensors"] = True
-        labels = {key: kwargs.pop(key) for key in loading.LABEL_ARGUMENTS if key in kwargs}
-        with files.checkpoint_errors(name):
-            model, info = super().from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
-        files.refuse_incomplete(name, info)
-        loading.refuse_other_labels(model.config, labels)
-        loading.align_memory(model)
-        keep_in_memory(model.sites)
-        consistency.check_loaded(model)
-        model._describe_erasers()
-        model.processor = processor or loading.load_processor(name, kwargs)
-        return (model, info) if wants_info else model
+        return load(cls, super().from_pretrained, os.fspath(pretrained_model_name_or_path), args, kwargs)
 
     # Taps
 
@@ -458,13 +418,7 @@ class ErasedModel(PreTrainedModel):
         """
         if push_to_hub:
             raise InvalidValueError("save_pretrained does not push; call model.push_to_hub(repo_id).")
-        if not loading.can_be_found_again(self.inner):
-            name, config = type(self.inner).__name__, type(self.inner.config).__name__
-            raise InvalidValueError(
-                f"{name} is neither a class of transformers nor registered, so the saved model could not be loaded "
-                f"again. Register it first: AutoConfig.register({config}.model_type, {config}) and "
-                f"AutoModelForImageClassification.register({config}, {name})."
-            )
+        loading.refuse_unknown_class(self.inner)
         if not is_main_process:
             return
         consistency.refuse_contradictions(self.config)  # what does not load again is not written

@@ -133,6 +133,18 @@ def can_be_found_again(model: PreTrainedModel) -> bool:
         return False
 
 
+def refuse_unknown_class(model: PreTrainedModel) -> None:
+    """Raise ValueError for a model that could not be loaded again once it is saved."""
+    if can_be_found_again(model):
+        return
+    name, config = type(model).__name__, type(model.config).__name__
+    raise InvalidValueError(
+        f"{name} is neither a class of transformers nor registered, so the saved model could not be loaded "
+        f"again. Register it first: AutoConfig.register({config}.model_type, {config}) and "
+        f"AutoModelForImageClassification.register({config}, {name})."
+    )
+
+
 def load_processor(name_or_path: str, kwargs: dict[str, Any]) -> Any | None:
     """The image processor stored with a checkpoint, or None; said in the log when there is none."""
     hub = hub_arguments(kwargs)
