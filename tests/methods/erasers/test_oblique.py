@@ -9,8 +9,12 @@ from torch import Tensor
 from hf_kd import ESC, SecondMoment
 from hf_kd.methods.erasers.base import Composition
 from hf_kd.methods.erasers.esc import Projection
+from hf_kd.methods.erasers.leace import LEACE
+from hf_kd.methods.erasers.mean_difference import MeanDifference
+from hf_kd.methods.erasers.mean_projection import MeanProjection
 from hf_kd.methods.erasers.moments import RetainMoments
-from hf_kd.methods.erasers.oblique import LEACE, MeanDifference, MeanProjection, ObliqueProjection, PrototypeOrthogonal
+from hf_kd.methods.erasers.oblique import ObliqueProjection
+from hf_kd.methods.erasers.prototype_orthogonal import PrototypeOrthogonal
 
 D, CLASSES = 16, 5
 

@@ -6,8 +6,12 @@ from .cover import Cover
 from .cover_map import CoverMap
 from .esc import ESC, NormedProjection, Projection, energy_share, orthonormal_union
 from .esc_t import ESCT, MaskedProjection
+from .leace import LEACE
+from .mean_difference import MeanDifference
+from .mean_projection import MeanProjection
 from .moments import RetainMoments, SecondMoment
-from .oblique import LEACE, MeanDifference, MeanProjection, ObliqueProjection, PrototypeOrthogonal
+from .oblique import ObliqueProjection
+from .prototype_orthogonal import PrototypeOrthogonal
 from .retained_span import KeptSpan, RetainedSpan
 
 __all__ = [

@@ -1,0 +1,77 @@
+"""Prototype-orthogonal (after MoRE, 2026): coordinates of forgotten class means go, those of retained ones stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_kd.errors import InvalidValueError
+
+from ..measured import PrototypeMeasured
+from .base import ForgetData, Head
+from .class_means import FittedByClass, given_retain, mean_of, moments_by_class
+from .moments import RetainMoments, SecondMoment
+from .oblique import ObliqueProjection
+
+
+@dataclass(frozen=True)
+class PrototypeOrthogonal(FittedByClass):
+    """Remove the coordinates of the forgotten class means, in the basis of all class means (after MoRE, 2026).
+
+    h - P_f (P^+ h)_f, P [d, C] the means of all classes. Retained prototypes and everything outside the span of P stay.
+
+    Attributes:
+        remap: Write the coordinate onto the nearest retained prototype instead of nothing.
+    """
+
+    name: ClassVar[str] = "prototype-orthogonal"
+    source: ClassVar[str] = "after MoRE (2026)"
+    when: ClassVar[str] = "Means of all classes are known and fewer than d: retained ones stay exactly where they are."
+    measures: ClassVar[type] = PrototypeMeasured
+    needs_retain: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+
+    remap: bool = False
+
+    def fit(
+        self,
+        forget: ForgetData,
+        labels: Tensor | None = None,
+        head: Head | None = None,
+        retain: RetainMoments | None = None,
+    ) -> ObliqueProjection:
+        """The oblique projection for moments (by class) or features [n, d] of D_f and the class means of D_r.
+
+        Raises ValueError without retained features or classes, and where the prototypes are not linearly independent (at
+        most d classes).
+        """
+        groups = moments_by_class(forget, labels)
+        others = {
+            label: mean.cpu() for label, mean in given_retain(self, retain).means().items() if label not in groups
+        }
+        if -1 in groups or -1 in others or not others:
+            raise InvalidValueError(
+                "prototype-orthogonal needs the classes of all forgotten and retained images; some are unknown."
+            )
+        own = [mean_of(moment) for moment in groups.values()]
+        prototypes = torch.stack([*own, *others.values()], dim=1)
+        values = torch.linalg.svdvals(prototypes)
+        if prototypes.shape[1] > prototypes.shape[0] or float(values[-1]) <= 1e-6 * float(values[0]):
+            raise InvalidValueError(
+                f"The {prototypes.shape[1]} class means are not linearly independent in d = {prototypes.shape[0]}: their "
+                "coordinates are not unique. Use method='leace' or 'mean-difference' here."
+            )
+        read = torch.linalg.pinv(prototypes).T[:, : len(own)]
+        write = torch.stack(own, dim=1)
+        measured: dict[str, Any] = {"k": len(own), "n_forget": SecondMoment.union(groups.values()).count}
+        if self.remap:
+            names, rest = list(others), torch.stack(list(others.values()), dim=1)
+            nearest = (
+                torch.nn.functional.normalize(rest, dim=0).T @ torch.nn.functional.normalize(write, dim=0)
+            ).argmax(0)
+            write = write - rest[:, nearest]
+            measured["remapped_to"] = [names[i] for i in nearest.tolist()]
+        return ObliqueProjection.of(read, write, **measured)
