@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from hf_kd.errors import InvalidValueError
 from ._inputs import ArrayLike, generator, stratified_subset
 from .attack_data import AttackResult, AuditData, result_from_flags, result_from_shares
 from .linear_probe import fit_linear_probe
-from .neighbours import knn_predictions, prototype_predictions, tie_shares
+from .neighbours import Metric, knn_predictions, prototype_predictions, tie_shares
 from .nonlinear_probes import fit_mlp_probe, fit_rbf_probe
 from .scores import area_under_roc, recall_at
 
@@ -49,13 +50,13 @@ def mlp(data: AuditData, seed: int = 0, *, size: str) -> AttackResult:
     """A multi-layer perceptron; see `AuditData.mlp` for the two sizes."""
     probe = data.mlp(size, seed)
     logits = probe.logits(data.test)
-    hidden = "-".join(str(layer.out_features) for layer in probe.network[:-1:2])
+    hidden = "-".join(map(str, probe.hidden))
     return result_from_shares(
         data, f"mlp-{size}", tie_shares(logits), data.forget_score(logits), hidden=hidden, epochs=probe.epochs
     )
 
 
-def rbf(data: AuditData, seed: int = 0, *, geometry: str) -> AttackResult:
+def rbf(data: AuditData, seed: int = 0, *, geometry: Literal["standardised", "whitened"]) -> AttackResult:
     """A Gaussian kernel classifier on random Fourier features."""
     probe = fit_rbf_probe(data.train, data.train_labels, geometry=geometry, seed=seed)
     scores = probe.logits(data.test)
@@ -64,13 +65,13 @@ def rbf(data: AuditData, seed: int = 0, *, geometry: str) -> AttackResult:
     return result_from_shares(data, f"rbf-{geometry}", tie_shares(scores), score, **settings)
 
 
-def knn(data: AuditData, seed: int = 0, *, metric: str, k: int = 20, draws: int = 8) -> AttackResult:
+def knn(data: AuditData, seed: int = 0, *, metric: Metric, k: int = 20, draws: int = 8) -> AttackResult:
     """Vote of the nearest training samples, ties broken at random and averaged."""
     shares = knn_predictions(data.train, data.train_labels, data.test, k, metric, draws, seed)
     return result_from_shares(data, f"knn-{metric}", shares, k=k, tie_draws=draws)
 
 
-def few_shot(data: AuditData, seed: int = 0, *, shots: int, metric: str, draws: int = 20) -> AttackResult:
+def few_shot(data: AuditData, seed: int = 0, *, shots: int, metric: Metric, draws: int = 20) -> AttackResult:
     """Nearest class mean with only `shots` labelled samples of each forgotten class, averaged over draws."""
     shares = prototype_predictions(data.train, data.train_labels, data.test, data.forget, shots, metric, draws, seed)
     return result_from_shares(data, f"few-shot-{shots}-{metric}", shares, shots=shots, draws=draws)
@@ -115,7 +116,8 @@ def norm(data: AuditData, seed: int = 0) -> AttackResult:
     _, sign, threshold = max(options)
     score = sign * test_length
     result = result_from_flags(data, "norm", score >= threshold, score, forgotten_are="long" if sign > 0 else "short")
-    return replace(result, auc=max(result.auc, 100 - result.auc))
+    area = area_under_roc(score, data.test_forget)
+    return replace(result, auc=max(area, 100 - area))
 
 
 def weighted(data: AuditData, seed: int = 0, *, weight: float = 3.0) -> AttackResult:
@@ -136,22 +138,22 @@ def at_false_alarms(data: AuditData, seed: int = 0, *, percent: float) -> Attack
     Read off the test ROC curve; between two attainable points the attacker tosses a coin, so the curve is interpolated.
     """
     best = None
-    for reader in (data.linear_probe, data.mlp("large", seed)):
-        score = data.forget_score(reader.logits(data.test))
+    for probe in (data.linear_probe, data.mlp("large", seed)):
+        score = data.forget_score(probe.logits(data.test))
         value = recall_at(score, data.test_forget, percent / 100)
         if best is None or value > best[0]:
-            best = (value, area_under_roc(score, data.test_forget), type(reader).__name__)
-    recall, auc, reader = best
-    settings = {"task": "binary", "reader": reader, "stated_false_alarms": percent}
+            best = (value, area_under_roc(score, data.test_forget), type(probe).__name__)
+    recall, auc, probe = best
+    settings = {"task": "binary", "reader": probe, "stated_false_alarms": percent}
     return AttackResult(f"at-{percent:g}%-false-alarms", recall, 100.0 - percent, float(percent), auc, settings)
 
 
-def groups(data: AuditData, seed: int = 0, *, reader: str, size: int = 5, partitions: int = 5) -> AttackResult:
+def groups(data: AuditData, seed: int = 0, *, kind: str, size: int = 5, partitions: int = 5) -> AttackResult:
     """`size` samples known to share a label, read together: the sum of their log-probabilities decides.
 
     Each class of the test split is cut into random groups, several times over; a class with fewer samples is one group.
     """
-    probe = data.linear_probe if reader == "linear" else data.mlp("large", seed)
+    probe = data.linear_probe if kind == "linear" else data.mlp("large", seed)
     log_probabilities = probe.logits(data.test).double().log_softmax(dim=1)
     rng = generator(seed)
     sums, labels = [], []
@@ -165,13 +167,13 @@ def groups(data: AuditData, seed: int = 0, *, reader: str, size: int = 5, partit
             labels.append(label.expand(order.shape[0]))
     scores, grouped = torch.cat(sums), torch.cat(labels)
     view = AuditData(data.train, data.train_labels, scores, grouped, data.forget)
-    name = f"groups-of-{size}-{reader}"
+    name = f"groups-of-{size}-{kind}"
     return result_from_shares(
         view, name, tie_shares(scores), data.forget_score(scores), size=size, groups=scores.shape[0]
     )
 
 
-def views(data: AuditData, seed: int = 0, *, reader: str, count: int) -> AttackResult:
+def views(data: AuditData, seed: int = 0, *, kind: str, count: int) -> AttackResult:
     """`count` views of every image, their features joined: an eraser that decides view by view gives itself away.
 
     Raises ValueError where `data` has fewer.
@@ -183,12 +185,12 @@ def views(data: AuditData, seed: int = 0, *, reader: str, count: int) -> AttackR
         )
     train = torch.cat([data.train, *data.train_views[: count - 1]], dim=1)
     test = torch.cat([data.test, *data.test_views[: count - 1]], dim=1)
-    if reader == "linear":
+    if kind == "linear":
         probe = fit_linear_probe(train, data.train_labels, tolerance=1e-5, seed=seed)
     else:
         probe = fit_mlp_probe(train, data.train_labels, (256, 256), geometry="standardised", seed=seed)
     logits = probe.logits(test)
-    name = f"views-{count}-{reader}"
+    name = f"views-{count}-{kind}"
     return result_from_shares(data, name, tie_shares(logits), data.forget_score(logits), views=count)
 
 
@@ -216,11 +218,11 @@ ATTACKS: dict[str, Attack] = {
     "norm": Attack(norm, "standard"),
     "weighted-3": Attack(weighted, "full"),
     **{f"at-{p}%-false-alarms": Attack(partial(at_false_alarms, percent=p), "full") for p in (1, 5, 25)},
-    **{f"groups-of-5-{reader}": Attack(partial(groups, reader=reader), "full") for reader in ("linear", "mlp")},
+    **{f"groups-of-5-{kind}": Attack(partial(groups, kind=kind), "full") for kind in ("linear", "mlp")},
     **{
-        f"views-{count}-{reader}": Attack(partial(views, reader=reader, count=count), "full")
+        f"views-{count}-{kind}": Attack(partial(views, kind=kind, count=count), "full")
         for count in (2, 3)
-        for reader in ("linear", "mlp")
+        for kind in ("linear", "mlp")
     },
 }
 """Every attack by name."""

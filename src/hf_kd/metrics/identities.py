@@ -156,6 +156,7 @@ def verification(
     )
     kinds = [cosines[kind] for kind in (same & touched, ~same & touched, same & ~touched, ~same & ~touched)]
     genuine, impostor, genuine_r, impostor_r = kinds
+    counts = (len(genuine), len(impostor), len(genuine_r), len(impostor_r))
     if not len(genuine) or not len(impostor):
         raise InvalidValueError(
             f"The erased identities give {len(genuine)} genuine and {len(impostor)} impostor pairs; verification needs "
@@ -168,7 +169,7 @@ def verification(
             deployed, deployed_far = (_accepted(side, impostor_r, rate) for side in (genuine, impostor))
             retained = _accepted(genuine_r, impostor_r, rate) if len(genuine_r) else None
         points.append(VerificationPoint(rate, _accepted(genuine, impostor, rate), deployed, deployed_far, retained))
-    return Verification(tuple(points), *map(len, kinds), similarity, images=len(rows), sampled=len(rows) < len(x))
+    return Verification(tuple(points), *counts, similarity, images=len(rows), sampled=len(rows) < len(x))
 
 
 def retrieval(

@@ -21,7 +21,7 @@ from hf_kd.errors import InvalidValueError
 
 from ._inputs import ArrayLike, generator, is_in
 from .attack_data import AuditData, result_from_shares
-from .linear_probe import SAMPLES_PER_DIRECTION, fit_linear_probe
+from .linear_probe import SAMPLES_PER_DIRECTION, Geometry, fit_linear_probe
 from .neighbours import prototype_draws, tie_shares
 from .scores import mean_and_sd
 
@@ -193,7 +193,7 @@ def _summary(data: AuditData, shares: Iterator[Tensor]) -> FewLabelAttack:
     return FewLabelAttack(recall.mean, recall.sd, alarms.mean, len(results))
 
 
-def _linear_draws(data: AuditData, n: int, draws: int, geometry: str, seed: int) -> Iterator[Tensor]:
+def _linear_draws(data: AuditData, n: int, draws: int, geometry: Geometry, seed: int) -> Iterator[Tensor]:
     rng = generator(seed)
     for _ in range(draws):
         rows = []

@@ -25,6 +25,8 @@ from ._inputs import (
 from ._lbfgs import Solution, solve_multinomial
 from .scaling import FeatureScale, principal_scales
 
+Geometry = Literal["auto", "whitened", "principal"]
+
 SAMPLES_PER_DIRECTION = 10
 """Below this many training samples per feature direction, whitening starts to cost the probe accuracy."""
 
@@ -81,7 +83,7 @@ def fit_linear_probe(
     tolerance: float = 1e-6,
     max_iterations: int = 2000,
     sample_weights: ArrayLike | None = None,
-    geometry: Literal["auto", "whitened", "principal"] = "auto",
+    geometry: Geometry = "auto",
     rank_tolerance: float | None = None,
     scales: Mapping[str, FeatureScale] | None = None,
     seed: int = 0,
@@ -161,7 +163,7 @@ def fit_linear_probe(
     return LinearProbe(weight, solution.bias - scale.mean.to(features.device) @ weight, classes, convergence)
 
 
-def _geometry_by_held_out_loss(solve, scales, features, targets, weights, seed) -> str:
+def _geometry_by_held_out_loss(solve, scales, features, targets, weights, seed) -> Geometry:
     held_out = torch.zeros_like(targets, dtype=torch.bool)
     held_out[stratified_subset(targets, 0.2, generator(seed))] = True
     counts = targets.bincount()
@@ -169,13 +171,13 @@ def _geometry_by_held_out_loss(solve, scales, features, targets, weights, seed) 
     if not held_out.any():
         return "principal"
     fit_rows, rows = torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
-    losses = {}
+    losses: dict[Geometry, float] = {}
     for name in ("whitened", "principal"):
         solution = solve(name, fit_rows)
         logits = scales[name](features[rows]) @ solution.weight + solution.bias
         loss = torch.nn.functional.cross_entropy(logits, targets[rows], reduction="none")
         losses[name] = float(loss.mean() if weights is None else (loss * weights[rows]).sum() / weights[rows].sum())
-    return min(losses, key=losses.get)
+    return min(losses, key=lambda name: losses[name])
 
 
 def fit_paper_probe(

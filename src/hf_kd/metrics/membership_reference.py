@@ -113,7 +113,7 @@ def _relative_likelihood(
     logits = as_logits(logits, f"{name}logits")
     labels = as_classes(labels, logits, f"{name}labels")
     references = _reference(reference_logits, logits, f"{name}reference_logits")
-    p_out = sum(true_class_log_probabilities(model, labels).exp() for model in references) / len(references)
+    p_out = torch.stack([true_class_log_probabilities(model, labels).exp() for model in references]).mean(dim=0)
     p = ((1 + a) * p_out + 1 - a) / 2
     ratio = true_class_log_probabilities(logits, labels).exp() / p.clamp(min=torch.finfo(p.dtype).tiny)
     return ratio.numpy()

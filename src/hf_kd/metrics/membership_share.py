@@ -20,7 +20,8 @@ from ._inputs import ArrayLike, aligned_chunks, as_logits
 from .membership import LOG_FLOOR, checked_logits, with_labels
 
 if TYPE_CHECKING:
-    from sklearn.base import BaseEstimator
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import SVC
 
 EFFICACY_STATISTICS = ("confidence", "correctness", "entropy", "modified_entropy", "probabilities")
 
@@ -199,7 +200,7 @@ def _modified_entropy(logits: Tensor, log_p: Tensor, of_label: Tensor) -> Tensor
     return -log_not_p.gather(1, of_label).exp() * log_p.gather(1, of_label).clamp(min=LOG_FLOOR) - wrong
 
 
-def _attackers() -> dict[str, BaseEstimator]:
+def _attackers() -> dict[str, LogisticRegression | SVC]:
     """The unfitted classifiers of `member_rate` by name."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import SVC
@@ -232,7 +233,7 @@ def _member_share(
     generator = np.random.default_rng(seed)
     members, nonmembers = (side[generator.permutation(len(side))[:size]] for side in (retain, test))
 
-    def fitted(rows: slice) -> BaseEstimator:
+    def fitted(rows: slice) -> LogisticRegression | SVC:
         inputs = np.concatenate([members[rows], nonmembers[rows]])
         return attackers[attacker].fit(inputs, np.repeat([1, 0], len(inputs) // 2))
 

@@ -8,6 +8,7 @@ expectation is returned.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 from hf_kd.errors import InvalidValueError
 
 from ._inputs import ArrayLike, as_columns, as_features, as_labels, generator
+
+Metric = Literal["l2", "cosine"]
 
 
 def tie_shares(scores: Tensor, tolerance: float = 0.0) -> Tensor:
@@ -50,7 +53,7 @@ def knn_predictions(
     train_labels: ArrayLike,
     test: ArrayLike,
     k: int = 20,
-    metric: Literal["l2", "cosine"] = "l2",
+    metric: Metric = "l2",
     draws: int = 8,
     seed: int = 0,
 ) -> Tensor:
@@ -130,7 +133,8 @@ def _metric_space(train: Tensor, test: Tensor, metric: str) -> tuple[Tensor, Ten
         mean = train.double().mean(dim=0)  # centring keeps float32 distances accurate far from the origin
         return (train.double() - mean).float(), (test.double() - mean).float()
     if metric == "cosine":
-        return tuple(F.normalize(x.double(), dim=1).mul(2**20).round().div(2**20).float() for x in (train, test))
+        train, test = (F.normalize(x.double(), dim=1).mul(2**20).round().div(2**20).float() for x in (train, test))
+        return train, test
     raise InvalidValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
 
 
@@ -161,7 +165,7 @@ def prototype_predictions(
     test: ArrayLike,
     forget: tuple[int, ...],
     shots: int,
-    metric: Literal["l2", "cosine"] = "l2",
+    metric: Metric = "l2",
     draws: int = 20,
     seed: int = 0,
 ) -> Tensor:
@@ -178,7 +182,7 @@ def prototype_predictions(
         [[1.0, 0.0], [0.0, 1.0]]
     """
     drawn = list(prototype_draws(train, train_labels, test, forget, shots, metric, draws, seed))
-    return sum(drawn) / len(drawn)
+    return reduce(torch.add, drawn) / len(drawn)
 
 
 def prototype_draws(
@@ -187,7 +191,7 @@ def prototype_draws(
     test: ArrayLike,
     forget: tuple[int, ...],
     shots: int,
-    metric: Literal["l2", "cosine"] = "l2",
+    metric: Metric = "l2",
     draws: int = 20,
     seed: int = 0,
 ) -> Iterator[Tensor]:

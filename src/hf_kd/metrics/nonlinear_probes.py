@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,11 @@ class MLPProbe:
     held_out_loss: float
     """Cross-entropy in nats on the tenth of the training samples that chose the epoch."""
     epochs: int
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Widths of the hidden layers."""
+        return tuple(layer.out_features for layer in self.network if isinstance(layer, nn.Linear))[:-1]
 
     def logits(self, features: ArrayLike) -> Tensor:
         """Class scores [n, K] in float32."""
@@ -96,8 +101,8 @@ def fit_mlp_probe(
     epochs = min(60, max(12, round(1200 / steps_per_epoch)))
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * steps_per_epoch)
-    best, kept = math.inf, None
-    for _ in range(epochs):
+    best, kept = math.inf, {}
+    for epoch in range(epochs):
         order = torch.randperm(fit_x.shape[0], generator=rng).to(x.device)
         for rows in order.split(batch_size):
             loss = F.cross_entropy(network(fit_x[rows]), fit_y[rows])
@@ -107,7 +112,7 @@ def fit_mlp_probe(
             schedule.step()
         with torch.no_grad():
             value = float(F.cross_entropy(network(val_x), val_y)) if val_y.numel() else -1.0
-        if value < best or kept is None or not val_y.numel():
+        if value < best or epoch == 0 or not val_y.numel():
             best, kept = value, copy.deepcopy(network.state_dict())
     network.load_state_dict(kept)
     return MLPProbe(scale, network.requires_grad_(False), classes, best, epochs)
@@ -142,7 +147,7 @@ def _perceptron(widths: Sequence[int], rng: torch.Generator) -> nn.Sequential:
     """Linear layers of these widths with ReLUs between them; He's initialisation from `rng`, biases 0."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # the global generator is not moved
+        linear = cast(nn.Linear, nn.utils.skip_init(nn.Linear, fan_in, fan_out))  # the global generator is not moved
         with torch.no_grad():
             linear.weight.copy_(torch.randn(fan_out, fan_in, generator=rng) * math.sqrt(2 / max(1, fan_in)))
             linear.bias.zero_()

@@ -26,9 +26,14 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
         >>> mean.tolist(), covariance.tolist()
         ([1.0, 1.0], [[1.0, 0.0], [0.0, 0.0]])
     """
-    mean = sum(part.sum(dim=0) for part in chunks(features)) / features.shape[0]
-    covariance = sum((part - mean).T @ (part - mean) for part in chunks(features)) / features.shape[0]
+    n, d = features.shape
+    mean = sum((part.sum(dim=0) for part in chunks(features)), start=_zeros(features, d)) / n
+    covariance = sum(((part - mean).T @ (part - mean) for part in chunks(features)), start=_zeros(features, d, d)) / n
     return mean, covariance
+
+
+def _zeros(features: Tensor, *shape: int) -> Tensor:
+    return features.new_zeros(shape, dtype=torch.float64)
 
 
 def rounding_floor(features: Tensor, mean: Tensor, covariance: Tensor) -> float:

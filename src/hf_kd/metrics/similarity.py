@@ -73,7 +73,7 @@ def js_divergence(logits: ArrayLike, other_logits: ArrayLike, log_base: float = 
     divergences = []
     for p, q in _probabilities(logits, other_logits):
         middle = (p + q) / 2
-        nats = sum((torch.xlogy(r, r) - torch.xlogy(r, middle)).sum(1) for r in (p, q)) / 2
+        nats = sum(((torch.xlogy(r, r) - torch.xlogy(r, middle)).sum(1) for r in (p, q)), start=p.new_zeros(len(p))) / 2
         divergences.append(nats.clamp(0, math.log(2)) / math.log(log_base))
     return torch.cat(divergences).cpu()
 
