@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -50,10 +50,10 @@ def test_parquet_in_all_its_layouts(tmp_path, streaming):
     data.select([0]).to_parquet(folder / "test.parquet")
     assert values(load_source(str(folder), "test", streaming=streaming)) == values(data.select([0]))
     for i in range(2):
-        data.shard(2, i).to_parquet(folder / "data" / f"held-out-0000{i}-of-00002.parquet")
+        data.shard(2, i).to_parquet(folder / "data" / f"held_out-0000{i}-of-00002.parquet")
     for file in ("train.parquet", "test.parquet"):
         (folder / file).unlink()
-    loaded = load_source(folder, "held-out", streaming=streaming)
+    loaded = load_source(folder, "held_out", streaming=streaming)
     assert values(loaded) == values(data)
     assert loaded.features["label"].names == ["a", "b", "c"]
 
@@ -126,3 +126,111 @@ def test_filtering_reads_labels_only(monkeypatch):
         filter_by_labels(data, "kind", [0])
     with pytest.raises(ValueError, match="class_encode_column"):
         filter_by_labels(Dataset.from_dict({"label": ["a"]}), "label", [0])
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Beside the cache, and without a word for a split in the names on the way."""
+    (tmp_path / "set").mkdir()
+    return tmp_path / "set"
+
+
+LAYOUTS = {
+    "hashed shards": [f"data/train-0000{n}-of-00002-8d1a2b3c4e5f607{n}.parquet" for n in range(2)],
+    "converted": ["default/train/0000.parquet", "default/train/0001.parquet"],
+    "configurations": ["one/train-00000-of-00001.parquet", "two/train-00000-of-00001.parquet"],
+    "plain": ["a.parquet", "b.parquet"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folders_hold_what_load_dataset_reads_in_them(place, layout):
+    for n, name in enumerate(LAYOUTS[layout]):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        dataset().shard(2, n).to_parquet(place / name)
+    expected = load_dataset(str(place), split="train")
+    assert len(expected) == 6
+    assert values(load_source(place)) == values(load_source(place, "train")) == values(expected)
+
+
+def test_configurations_of_a_readme_have_to_be_chosen(place):
+    for name, split in (("one", "train"), ("two", "test")):
+        (place / name).mkdir()
+        dataset(3 if name == "one" else 6).to_parquet(place / name / f"{split}.parquet")
+    lines = [
+        f"- config_name: {n}\n  data_files:\n  - split: {s}\n    path: {n}/*"
+        for n, s in (("one", "train"), ("two", "test"))
+    ]
+    (place / "README.md").write_text("---\nconfigs:\n" + "\n".join(lines) + "\n---\n")
+    with pytest.raises(ValueError, match="several configurations: 'one', 'two'"):
+        load_source(place)
+    assert len(load_source(place, config_name="one")) == 3
+    assert len(load_source(place, "test", config_name="two")) == 6
+
+
+def test_nothing_is_fetched_for_a_local_folder(place):
+    dataset().to_parquet(place / "train.parquet")
+    configs = "configs:\n- config_name: far\n  data_files: https://example.com/x.parquet"
+    (place / "README.md").write_text(f"---\n{configs}\n---\n")
+    with pytest.raises(ValueError, match="nothing is fetched"):
+        load_source(place)
+
+
+def png(path, red: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (red, 0, 0)).save(path)
+
+
+@pytest.mark.parametrize("stray", ["plot.png", "plot1.png plot2.png plot3.png", "cat/notes.pdf", "doc.pdf", "cat/2020/0.png",
+                                   ".hidden/0.png", "results.csv", "features.parquet"])  # fmt: skip
+def test_a_stray_file_decides_nothing(place, caplog, stray):
+    for label in ("cat", "dog"):
+        for n in range(3):
+            png(place / label / f"{n}.png", n)
+    for name in stray.split():
+        if name.endswith(".png"):
+            png(place / name)
+        elif name.endswith(".parquet"):
+            dataset().to_parquet(place / name)
+        else:
+            (place / name).write_bytes(b"%PDF-1.4")
+    loaded = load_source(place)
+    assert loaded.features["label"].names == ["cat", "dog"]
+    assert values(loaded) == [(label, n) for label in range(2) for n in range(3)]
+    if "png" in stray and not stray.startswith("."):
+        assert stray.split()[0].rpartition("/")[2] in caplog.text
+
+
+def test_a_stray_folder_of_images_decides_nothing(place, images):
+    png(images / "plots" / "loss.png")
+    assert load_source(images, "train").features["label"].names == ["golf ball", "tench", "test tube"]
+    for n in range(4):
+        png(place / "loose" / f"{n}.png")
+    png(place / "loose" / "thumbnails" / "0.png")
+    assert load_source(place / "loose").column_names == ["image"]
+
+
+def test_images_too_deep_are_named(place):
+    for label in ("cat", "dog"):
+        png(place / label / "2020" / "0.png")
+    with pytest.raises(ValueError, match=r"cat/2020/0\.png.*neither CLASS/IMAGE nor SPLIT/CLASS/IMAGE"):
+        load_source(place)
+
+
+def test_pictures_beside_shards_are_named_where_they_would_be_read_instead(place):
+    dataset().to_parquet(place / "0000.parquet")
+    for n in range(3):
+        png(place / f"preview{n}.png")
+    with pytest.raises(ValueError, match=r"0000\.parquet and more pictures beside it \(preview0\.png"):
+        load_source(place)
+    assert values(load_source(place / "0000.parquet")) == values(dataset())
+
+
+def test_class_names_in_a_string_column_are_labels(place):
+    for n in range(3):
+        png(place / f"{n}.png", n)
+    (place / "metadata.csv").write_text("file_name,label,kind\n0.png,dog,x\n1.png,cat,y\n2.png,dog,x\n")
+    loaded = load_source(place)
+    assert loaded.features["label"].names == ["cat", "dog"]
+    assert values(loaded) == [(0, 1), (1, 0), (1, 2)]
+    assert load_source(place, label_column="kind").features["kind"].names == ["x", "y"]

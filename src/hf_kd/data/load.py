@@ -6,30 +6,51 @@ foreign code.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
-from glob import escape
+import tempfile
+from collections.abc import Iterable, Sequence
+from glob import escape, has_magic
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import (
+    ClassLabel,
     Dataset,
     DatasetDict,
     IterableDataset,
+    get_dataset_config_names,
     get_dataset_split_names,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+from datasets.load import EmptyDatasetError
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub import DatasetCardData, metadata_load
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from PIL import Image
 
-from hf_kd.errors import InvalidValueError, MissingFileError, UnreachableError
+from hf_kd.errors import InvalidValueError, MissingFileError, UnreachableError, shortened
 
-_IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
-_SHARD = re.compile(r"^(?P<split>.+?)-\d{5}-of-\d{5}$")
+from .image_source import LABEL_KEYS, is_string
+
+logger = logging.getLogger(__name__)
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}.*$")
+
+IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS) - {".ps", ".eps", ".mpg", ".mpeg", ".bufr", ".grib"}
+"""Files that are one picture each."""
+
+_CONTAINERS = frozenset({".parquet", ".arrow", ".tar"})
+"""Files that hold whole data sets."""
+
+_SPLIT_WORD = re.compile(
+    r"(^|[\W_])(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout)([\W_\d]|$)", re.I
+)
+"""What the name of a folder of a split has in it."""
 
 
 def load_source(
@@ -39,19 +60,62 @@ def load_source(
     revision: str | None = None,
     streaming: bool = False,
     config_name: str | None = None,
+    label_column: str | None = None,
 ) -> Dataset | IterableDataset:
     """One split of the data set that `spec` names.
 
-    On disk: what `save_to_disk` wrote; a .parquet file; a folder of them, also in a `data` subfolder, where the split
-    is the file's name before any "-00000-of-00002"; an image folder with one subfolder a class, with or without split
-    folders above them. A path that exists is never looked for on the Hub; everything else is a Hub id.
+    On disk: what `save_to_disk` wrote; a .parquet file; folders of images, CLASS/IMAGE or SPLIT/CLASS/IMAGE; and whatever
+    `datasets.load_dataset` reads in a folder (parquet shards in any layout, configurations of a README.md, metadata.csv
+    beside images, WebDataset). Folders of images are told by their depth, since `load_dataset` takes a class called
+    "test tube" for a split; files in the way of a layout are named and left out. A path that exists is never looked for
+    on the Hub, and nothing is fetched for it; everything else is a Hub id.
 
-    `split` may be left out where there is only one. `token`, `revision` and `config_name` are for the Hub.
+    Args:
+        spec: A path, or the id of a data set on the Hub.
+        split: May be left out where there is only one.
+        token: For the Hub.
+        revision: For the Hub.
+        streaming: Whether to read row by row, without a copy on disk.
+        config_name: Configuration of a data set that has several.
+        label_column: Column of class names that are to be labels; by default one that is called label or labels.
 
-    Raises FileNotFoundError for something that looks like a path and does not exist, ValueError listing the splits if
-    `split` is not among them or a choice is needed, ValueError for a folder without data and ConnectionError when the
-    Hub cannot be reached.
+    Raises:
+        FileNotFoundError: For something that looks like a path and does not exist.
+        ValueError: Listing the splits or configurations if one is not there or a choice is needed, and for a folder
+            without data.
+        ConnectionError: When the Hub cannot be reached.
     """
+    found = _open(spec, split, token, revision, streaming, config_name)
+    return found if streaming else with_class_labels(found, label_column)
+
+
+def with_class_labels(dataset: Dataset, column: str | None = None) -> Dataset:
+    """The data set with class names in a string column as `ClassLabel`, sorted by name; images are not touched.
+
+    Args:
+        dataset: Any; returned as it is where there is no such column.
+        column: The column; by default one that is called label or labels, where no column is of type ClassLabel.
+    """
+    features = dataset.features
+    if column is None and not any(isinstance(feature, ClassLabel) for feature in features.values()):
+        column = next((name for name in LABEL_KEYS if is_string(features.get(name))), None)
+    if column is None or not is_string(features.get(column)):
+        return dataset
+    texts = dataset.with_format(None)[column][:]
+    names = sorted({text for text in texts if text is not None})
+    ids = {name: number for number, name in enumerate(names)}
+    labels = [None if text is None else ids[text] for text in texts]
+    return dataset.remove_columns(column).add_column(column, labels, feature=ClassLabel(names=names))
+
+
+def _open(
+    spec: str | os.PathLike[str],
+    split: str | None,
+    token: str | bool | None,
+    revision: str | None,
+    streaming: bool,
+    config_name: str | None,
+) -> Dataset | IterableDataset:
     path = Path(spec).expanduser()
     if not path.exists():
         if _looks_like_path(os.fspath(spec)):
@@ -64,14 +128,23 @@ def load_source(
             raise InvalidValueError(
                 f"{os.fspath(spec)!r} is no .parquet file. Give one, a folder of them, or an image folder."
             )
-        name = _split_of(path)
-        return _one_of({name: [path]}, split or name, spec, streaming)
+        name = _SHARD.sub("", path.stem)
+        _choose([name], split, spec)
+        # named "train" for `datasets`, which does not take every file name for a split
+        return load_dataset(
+            "parquet", data_files={"train": [escape(os.fspath(path))]}, split="train", streaming=streaming
+        )
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _from_saved(path, split, streaming)
-    files = _parquet_files(path)
-    if files:
-        return _one_of(files, split, spec, streaming)
-    return _from_image_folder(path, split, streaming)
+    tree = _Tree(path)
+    if tree.is_image_folder(split):
+        return _from_image_folder(tree, split, streaming)
+    if not (tree.containers or tree.has_metadata or tree.tables):
+        raise InvalidValueError(
+            f"{os.fspath(path)!r} holds no data set: nothing that datasets.load_dataset reads, and no folders of images "
+            "(one a class, CLASS/IMAGE or SPLIT/CLASS/IMAGE)."
+        )
+    return _by_library(tree, split, streaming, config_name)
 
 
 def filter_by_labels(dataset: Dataset, label_column: str, ids: Iterable[int]) -> Dataset:
@@ -134,73 +207,166 @@ def _from_saved(path: Path, split: str | None, streaming: bool) -> Dataset | Ite
     return saved.to_iterable_dataset() if streaming else saved
 
 
-def _parquet_files(path: Path) -> dict[str, list[Path]]:
-    """Files by split, from the folder or else its `data` subfolder."""
-    for folder in (path, path / "data"):
-        files: dict[str, list[Path]] = {}
-        for file in sorted(folder.glob("*.parquet")):
-            files.setdefault(_split_of(file), []).append(file)
-        if files:
-            return files
-    return {}
+class _Tree:
+    """What lies in a folder: images by their folder, files that hold data sets, and the rest."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.images: dict[tuple[str, ...], list[Path]] = {}
+        self.containers: list[Path] = []
+        self.tables: list[Path] = []
+        self.has_metadata = False
+        for place, folders, names in os.walk(root):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            inside = Path(place).relative_to(root).parts
+            for name in sorted(names):
+                suffix = Path(name).suffix.lower()
+                if name.startswith("."):
+                    continue
+                if suffix in IMAGE_SUFFIXES:
+                    self.images.setdefault(inside, []).append(Path(place, name))
+                elif Path(name).stem == "metadata" and suffix in (".csv", ".jsonl", ".parquet"):
+                    self.has_metadata = True
+                elif suffix in _CONTAINERS:
+                    self.containers.append(Path(place, name))
+                elif suffix in (".csv", ".json", ".jsonl"):
+                    self.tables.append(Path(place, name))
+
+    @property
+    def class_folders(self) -> list[str]:
+        """Folders right below with images in them."""
+        return [parts[0] for parts in self.images if len(parts) == 1]
+
+    def splits(self, wanted: str | None) -> list[str]:
+        """Folders right below that are splits: by their names, or because one of them is `wanted`."""
+        above = list(dict.fromkeys(parts[0] for parts in self.images if len(parts) >= 2))
+        if wanted in above:
+            return above
+        named = [name for name in above if _SPLIT_WORD.search(name)]
+        if named:
+            return named
+        loose = self.class_folders
+        return (
+            loose
+            if loose and all(_SPLIT_WORD.search(name) for name in loose) and len(loose) == len(self.images)
+            else []
+        )
+
+    def is_image_folder(self, split: str | None) -> bool:
+        """Whether images in folders are the data set: several folders of them outweigh a file that could be one too."""
+        if self.has_metadata or not self.images or ((self.root / "README.md").is_file() and _configurations(self.root)):
+            return False
+        folders = len([parts for parts in self.images if parts])
+        return not self.containers or (folders >= 2 and len(self.containers) == 1)
 
 
-def _split_of(file: Path) -> str:
-    shard = _SHARD.match(file.stem)
-    return shard["split"] if shard else file.stem
-
-
-def _one_of(
-    files: Mapping[str, list[Path]], split: str | None, spec: str | os.PathLike[str], streaming: bool
-) -> Dataset | IterableDataset:
-    split = _choose(list(files), split, spec)
-    # Named "train" for `datasets`, which does not take every file name for a split
-    names = {"train": [escape(os.fspath(file)) for file in files[split]]}
-    return load_dataset("parquet", data_files=names, split="train", streaming=streaming)
-
-
-def _from_image_folder(path: Path, split: str | None, streaming: bool) -> Dataset | IterableDataset:
-    """An image folder, its splits told by depth: `datasets` guesses them from words like "test" in any name on the
-    way."""
-    if any(any(path.glob(f"{depth}metadata.{kind}")) for depth in ("", "*/") for kind in ("csv", "jsonl", "parquet")):
-        # Labels and file names are in there, and `datasets` knows how
-        folders = load_dataset("imagefolder", data_dir=os.fspath(path), streaming=streaming)
-        return folders[_choose(list(folders), split, path)]
-    root, with_labels = path, True
-    if _has_images(path):
-        with_labels = False
-    elif not _class_folders(path):
-        splits = {folder.name: folder for folder in _subfolders(path) if _has_images(folder) or _class_folders(folder)}
-        if not splits:
+def _by_library(tree: _Tree, split: str | None, streaming: bool, config_name: str | None) -> Dataset | IterableDataset:
+    """As `load_dataset` reads a folder; it infers the kind of files from how many there are of each."""
+    spec = os.fspath(tree.root)
+    if "://" in str(_configurations(tree.root)):
+        raise InvalidValueError(
+            f"{spec!r} has a README.md whose configurations name files elsewhere; nothing is fetched for a local folder. "
+            "Download the files and name them by their paths, or give the data set's id on the Hub."
+        )
+    try:
+        if has_magic(spec):
+            return _by_links(tree, split, streaming, config_name)
+        names = get_dataset_config_names(spec)
+        if config_name is None and len(names) > 1 and "default" not in names:
             raise InvalidValueError(
-                f"{os.fspath(path)!r} holds no data set: neither .parquet files, nor what save_to_disk writes, nor "
-                f"folders of "
-                "images (one a class, CLASS/IMAGE or SPLIT/CLASS/IMAGE)."
+                f"{spec!r} has several configurations: {', '.join(map(repr, names))}. Choose one with config_name=..., or "
+                "give its folder."
             )
-        root = splits[_choose(list(splits), split, path)]
-        with_labels = not _has_images(root)
+        builder = load_dataset_builder(spec, config_name)
+        if isinstance(builder, ImageFolder) and tree.containers and not tree.has_metadata:
+            loose = next(iter(tree.images.values()))
+            raise InvalidValueError(
+                f"{spec!r} holds {_listed(tree.containers)} and more pictures beside it ({_listed(loose)}), so that these "
+                "would be read instead. Move them away, or name the file."
+            )
+        split = _choose(list(get_dataset_split_names(spec, config_name)), split, spec)
+        return load_dataset(spec, config_name, split=split, streaming=streaming)
+    except (DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError) as error:
+        cause = error.__cause__ or error
+        raise InvalidValueError(
+            f"{spec!r} cannot be read as a data set: {shortened(str(cause), 300)}. Give the folder or file of one "
+            "configuration, or load it yourself and pass the data set."
+        ) from error
+
+
+def _by_links(tree: _Tree, split: str | None, streaming: bool, config_name: str | None) -> Dataset | IterableDataset:
+    """A folder whose path `datasets` would take for a pattern ("pets [v2]"): what it finds there under another name."""
+    root = tree.root.resolve()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name).resolve()
+        for file in (file for file in root.rglob("*") if file.is_file()):
+            link = place / file.relative_to(root)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+        builder = load_dataset_builder(os.fspath(place), config_name)
+        found = builder.config.data_files or {}
+        split = _choose(list(map(str, found)), split, tree.root)
+        files = [escape(os.fspath(root / Path(file).relative_to(place))) for file in found[split]]
+    kind = type(builder).__module__.rpartition(".")[2]
+    return load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming)
+
+
+def _configurations(root: Path) -> Any:
+    """What a README.md says of configurations; None where it says nothing."""
+    readme = root / "README.md"
+    if not readme.is_file():
+        return None
+    return DatasetCardData(**(metadata_load(readme) or {})).to_dict().get("configs")
+
+
+def _from_image_folder(tree: _Tree, split: str | None, streaming: bool) -> Dataset | IterableDataset:
+    """CLASS/IMAGE, SPLIT/CLASS/IMAGE, or images without a class."""
+    root, images = tree.root, tree.images
+    splits, base = tree.splits(split), ()
+    if splits:
+        base = (_choose(splits, split, root),)
     elif split is not None:
-        _choose(["train"], split, path)
-    pattern = os.path.join(escape(os.fspath(root)), "*" if not with_labels else os.path.join("*", "*"))
+        _choose(
+            ["train"] if tree.class_folders or () in images else sorted({parts[0] for parts in images}), split, root
+        )
+    classes = {
+        parts: files for parts, files in images.items() if len(parts) == len(base) + 1 and parts[: len(base)] == base
+    }
+    loose = images.get(base, [])
+    deeper = {
+        parts: files for parts, files in images.items() if len(parts) > len(base) + 1 and parts[: len(base)] == base
+    }
+    within = sum(map(len, classes.values()))
+    if len(classes) == 1 and len(loose) > within:
+        classes, strays = {}, [file for files in classes.values() for file in files]
+    else:
+        strays = loose if classes else []
+    strays = [*strays, *(file for files in deeper.values() for file in files)]
+    if not classes and not loose:
+        first = next(iter(deeper.values()))[0].relative_to(root)
+        raise InvalidValueError(
+            f"{os.fspath(root)!r} holds images at {os.fspath(first)!r}, which is neither CLASS/IMAGE nor SPLIT/CLASS/IMAGE "
+            f"with {first.parts[0]!r} for a split (name it with split=..., --split, if it is one). Move the images of a "
+            "class into one folder."
+        )
+    if strays:
+        logger.warning(
+            f"{os.fspath(root)!r} is read as {'class folders' if classes else 'images without classes'}; "
+            f"{len(strays)} images elsewhere are left out: {_listed(strays)}."
+        )
+    files = [file for part in classes.values() for file in part] or loose
     return load_dataset(
         "imagefolder",
-        data_files={"train": [pattern]},
+        data_files={"train": [escape(os.fspath(file)) for file in files]},
         split="train",
         streaming=streaming,
-        drop_labels=not with_labels,  # said, because for a single class folder the default is to drop
+        drop_labels=not classes,  # said, because for a single class folder the default is to drop
     )
 
 
-def _subfolders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _has_images(path: Path) -> bool:
-    return any(entry.is_file() and entry.suffix.lower() in _IMAGE_SUFFIXES for entry in path.iterdir())
-
-
-def _class_folders(path: Path) -> list[Path]:
-    return [folder for folder in _subfolders(path) if _has_images(folder)]
+def _listed(files: Sequence[Path]) -> str:
+    names = [file.name for file in files[:3]]
+    return ", ".join(names) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def _choose(available: list[str], split: str | None, spec: str | os.PathLike[str]) -> str:
