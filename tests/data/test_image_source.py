@@ -261,3 +261,25 @@ def test_bad_settings_say_what_is_allowed():
     labels = {"pixel_values": torch.zeros(2, 3, 4, 4), "labels": torch.zeros(2, 5)}
     with pytest.raises(ValueError, match="2 integers"):
         list(LoaderShare(inspect_images(DataLoader([labels], batch_size=None))))
+
+
+@pytest.mark.parametrize("form", ["typed", "nested", "numpy"])
+def test_arrays_in_a_column_are_pictures(form):
+    from datasets import Array3D
+
+    arrays = [np.full((16, 16, 3), n, dtype=np.uint8) for n in range(4)]
+    features = Features({"img": Array3D((16, 16, 3), "uint8"), "label": Value("int64")}) if form == "typed" else None
+    data = Dataset.from_dict({"img": arrays, "label": [0, 1, 2, 3]}, features=features)
+    data = data.with_format("numpy") if form == "numpy" else data
+    for column in (None, "img"):
+        rows = RowDataset(inspect_images(data, column if form != "typed" or column else None))
+        assert [rows[n][1].getpixel((3, 3)) for n in range(4)] == [(n, n, n) for n in range(4)]
+        assert [rows[n][2] for n in range(4)] == [0, 1, 2, 3]
+
+
+def test_class_names_are_labels_where_the_column_is_called_so():
+    data = Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 3, "label": ["dog", "cat", "dog"]})
+    found = inspect_images(data.cast_column("image", ImageFeature()))
+    assert (found.label_column, found.label_names) == ("label", ("cat", "dog"))
+    other = inspect_images(data.cast_column("image", ImageFeature()).rename_column("label", "breed"))
+    assert (other.label_column, other.label_candidates) == (None, ("breed",))

@@ -127,3 +127,19 @@ def test_what_cannot_be_read_names_its_row(value):
     assert caught.value.row == 17
     assert isinstance(caught.value, ValueError)
     assert "0x" not in str(caught.value)
+
+
+def test_messages_are_short_however_long_the_value_is():
+    for value in ("iVBORw0KGgo" * 10_000, "a/" * 300, [["x" * 1000]], b"\0" * 10_000):
+        with pytest.raises(UnreadableImageError) as refused:
+            to_rgb(value, 7)
+        assert "row 7" in str(refused.value)
+        assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("pixel", [1e30, float("inf"), float("nan"), -1e30])
+def test_pixels_out_of_range_are_refused_without_a_warning(pixel, recwarn):
+    for array in (np.full((4, 4, 3), pixel), np.full((4, 4), pixel, dtype=np.float32)):
+        with pytest.raises(UnreadableImageError, match=r"lie in \[0, 1\]"):
+            to_rgb(array, 0)
+    assert not recwarn

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets import Array3D, ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
@@ -73,9 +73,9 @@ def inspect_images(
     a uint8 tensor as an image.
 
     The image column is the one of type `datasets.Image`, the label column the one of type `ClassLabel`, or else an
-    integer column named label or labels; `image_column` and `label_column` overrule. A string column can be named as
-    labels of a `Dataset`; its sorted values then are the label names. Without a single label column there are no
-    labels, which only some methods need.
+    integer column, or one of class names, that is called label or labels; `image_column` and `label_column` overrule.
+    Of a string column of a `Dataset` the sorted values are the label names. Without a single label column there are no
+    labels, which only some methods need. Pictures may be arrays too: `Array3D` or nested lists.
 
     A format or transform set on a `datasets` object is not applied: images go through the model's own processor.
 
@@ -112,10 +112,10 @@ def _describe_dataset(source: Dataset, image_column: str | None, label_column: s
         )
     features = source.features
     image_column = _image_column(features, image_column)
-    label_column, candidates = _label_column(features, label_column)
+    label_column, candidates = _label_column(features, label_column, texts=True)
     source = source.with_format(None).select_columns(_unique(image_column, label_column))
     names = _names(features, label_column)
-    if label_column is not None and _is_string(features[label_column]):
+    if label_column is not None and is_string(features[label_column]):
         names = tuple(sorted(name for name in source.unique(label_column) if name is not None))
     if isinstance(features[image_column], ImageFeature):
         source = source.cast_column(image_column, ImageFeature(decode=False))
@@ -131,7 +131,7 @@ def _describe_stream(source: IterableDataset, image_column: str | None, label_co
         features = _features_of(first)
     image_column = _image_column(features, image_column)
     label_column, candidates = _label_column(features, label_column)
-    if label_column is not None and _is_string(features[label_column]):
+    if label_column is not None and is_string(features[label_column]):
         raise InvalidValueError(
             f"Label column {label_column!r} of a streaming forget set holds strings, and which ones is not known "
             f"before its "
@@ -157,7 +157,7 @@ def _describe_rows(source: Sequence[Any], image_column: str | None, label_column
     if isinstance(first, Mapping):
         features = _features_of(first)
         label_column, candidates = _label_column(features, label_column)
-        if label_column is not None and _is_string(features[label_column]):
+        if label_column is not None and is_string(features[label_column]):
             raise InvalidValueError(
                 f"Label column {label_column!r} holds strings. Give integer ids, or use a datasets.Dataset, which can "
                 f"name "
@@ -238,14 +238,25 @@ def _image_column(features: Mapping[str, Any], wanted: str | None) -> str:
             f"for example image_column={found[0]!r}."
         )
     raise InvalidValueError(
-        f"The forget set has no images: none of its columns is of type datasets.Image. Its columns are "
+        f"The forget set has no images: none of its columns is of type datasets.Image or an array. Its columns are "
         f"{_listing(features)}. "
         "If one of them holds paths or bytes of images, name it with image_column=..."
     )
 
 
 def _image_columns(features: Mapping[str, Any]) -> list[str]:
-    return [name for name, feature in features.items() if isinstance(feature, ImageFeature) or _is_encoded(feature)]
+    found = [name for name, feature in features.items() if isinstance(feature, ImageFeature) or _is_encoded(feature)]
+    return found or [name for name, feature in features.items() if _is_array(feature)]
+
+
+def _is_array(feature: Any) -> bool:
+    """Whether a column surely holds pictures as arrays: of three axes, or nested lists of bytes (boxes are floats)."""
+    if isinstance(feature, Array3D):
+        return True
+    depth = 0
+    while isinstance(feature, List):
+        feature, depth = feature.feature, depth + 1
+    return depth in (2, 3) and isinstance(feature, Value) and feature.dtype == "uint8"
 
 
 def _is_encoded(feature: Any) -> bool:
@@ -253,12 +264,14 @@ def _is_encoded(feature: Any) -> bool:
     return isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
 
 
-def _label_column(features: Mapping[str, Any], wanted: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """The label column, or None and the columns among which the user has to choose."""
+def _label_column(
+    features: Mapping[str, Any], wanted: str | None, texts: bool = False
+) -> tuple[str | None, tuple[str, ...]]:
+    """The label column, or None and the columns among which the user has to choose. texts: whether class names will do."""
     if wanted is not None:
         _require_column(features, wanted, "label_column")
         feature = features[wanted]
-        if not (isinstance(feature, ClassLabel) or _is_integer(feature) or _is_string(feature)):
+        if not (isinstance(feature, ClassLabel) or _is_integer(feature) or is_string(feature)):
             raise InvalidValueError(
                 f"Column {wanted!r} is {_type_name(feature)} and cannot be the labels: those are one class, integer or "
                 f"string a sample. The columns are {_listing(features)}."
@@ -266,7 +279,10 @@ def _label_column(features: Mapping[str, Any], wanted: str | None) -> tuple[str 
         return wanted, ()
     found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     found = found or [name for name in LABEL_KEYS if name in features and _is_integer(features[name])]
-    return (found[0], ()) if len(found) == 1 else (None, tuple(found))
+    found = found or [name for name in LABEL_KEYS if texts and is_string(features.get(name))]
+    if len(found) == 1:
+        return found[0], ()
+    return None, tuple(found or (name for name, feature in features.items() if is_string(feature)))
 
 
 def _require_column(features: Mapping[str, Any], name: str, argument: str) -> None:
@@ -316,7 +332,8 @@ def _is_integer(feature: Any) -> bool:
     return isinstance(feature, Value) and (feature.dtype.startswith(("int", "uint")) or feature.dtype == "bool")
 
 
-def _is_string(feature: Any) -> bool:
+def is_string(feature: Any) -> bool:
+    """Whether a column of this feature holds texts."""
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 

@@ -21,7 +21,7 @@ import torch
 from datasets import Image as ImageFeature
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from hf_kd.errors import InvalidValueError, UnreadableImageError
+from hf_kd.errors import InvalidValueError, UnreadableImageError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,10 @@ def to_rgb(value: Any, row: int) -> Image.Image:
             return _pil_to_rgb(value, row)
         if isinstance(value, torch.Tensor):
             return _pil_to_rgb(_from_array(value.detach().cpu().numpy(), channels_first=True), row)
+        if isinstance(value, list):  # as `datasets` hands out an array
+            value = np.asarray(value)
+            if value.dtype.kind not in "buif":
+                raise InvalidValueError(f"a list of {value.dtype} is no image; expected nested lists of numbers")
         if isinstance(value, np.ndarray):
             return _pil_to_rgb(_from_array(value, channels_first=False), row)
         with _open(value) as image:
@@ -86,6 +90,10 @@ def _open(value: Any) -> Image.Image:
         path = os.fspath(value)
         if "://" in path:  # a file inside an archive or on the Hub, as streaming data sets name them
             return ImageFeature().decode_example({"path": path, "bytes": None})
+        if not os.path.isfile(path):
+            raise InvalidValueError(
+                f"there is no file {shortened(path)} (a text is taken for a path; decode base64 to bytes first)"
+            )
         return Image.open(Path(path))
     raise InvalidValueError(
         f"a {type(value).__name__} is no image; expected a PIL image, bytes, a path, a dict with 'bytes' or 'path', "
@@ -145,7 +153,8 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
         return pixels
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
-    low, high = pixels.min(), pixels.max()
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = pixels.min(), pixels.max()
     if np.issubdtype(pixels.dtype, np.floating):
         if not (low >= 0 and high <= 1):  # also catches NaN
             raise InvalidValueError(f"floating-point pixels have to lie in [0, 1], got [{low:g}, {high:g}]")
@@ -160,4 +169,5 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):  # its message is the address of a buffer
         return "it is in no image format that Pillow knows"
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:399]}…"

@@ -16,7 +16,7 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from hf_kd.errors import InvalidTypeError, InvalidValueError, UnreadableImageError
+from hf_kd.errors import InvalidTypeError, InvalidValueError, UnreadableImageError, shortened
 
 from .image_source import LABEL_KEYS, ImageSource
 from .images import to_rgb
@@ -231,7 +231,7 @@ class _RowReader:
         if isinstance(value, (np.ndarray, Tensor)):
             value = value.item() if value.ndim == 0 else value
         if not isinstance(value, (int, np.integer)):
-            raise InvalidValueError(f"The label of row {number} has to be one integer, got {value!r}.")
+            raise InvalidValueError(f"The label of row {number} has to be one integer, got {shortened(value)}.")
         return int(value)
 
 
