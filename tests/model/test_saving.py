@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -13,11 +14,26 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, pipeline
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from hf_kd import ErasedModel
 from hf_kd.model.configuration import ErasedConfig
+from hf_kd.model.verify import verify
 from tests.helpers.small import NAMES, picture
+from tests.helpers.zoo import build
 from tests.model.test_erase import logits_of
 
 
@@ -403,3 +419,42 @@ def test_a_timm_checkpoint_loads_again_once_erased(tmp_path):
     again = ErasedModel.from_pretrained(tmp_path)
     assert again.class_names == dict(enumerate(names))
     assert again(pixel_values=torch.zeros(2, 3, 64, 64)).logits.shape == (2, len(names))
+
+
+# What turns images and texts into inputs
+
+
+def test_a_folded_model_is_saved_with_its_image_processor(erased, pixels, tmp_path):
+    folded = erased.fold()
+    for number, stock in enumerate((folded, copy.deepcopy(folded))):
+        stock.save_pretrained(tmp_path / str(number))
+        answer = pipeline("image-classification", model=str(tmp_path / str(number)))(picture(2, 99))
+        logits = stock(pixel_values=erased.processor(picture(2, 99), return_tensors="pt")["pixel_values"]).logits
+        assert answer[0]["label"] == stock.config.id2label[int(logits.argmax())]
+        again = type(stock).from_pretrained(tmp_path / str(number))
+        assert torch.equal(again(pixel_values=pixels).logits, stock(pixel_values=pixels).logits)
+
+
+def test_a_model_of_images_and_texts_keeps_its_tokenizer_and_its_task(forget, tmp_path):
+    words = {
+        word: n for n, word in enumerate(["<s>", "<pad>", "</s>", "a", "photo", "of", "cat", "dog", "This", "is", "."])
+    }
+    tokens = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    tokens.pre_tokenizer = Whitespace()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=16, **special)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    build("CLIPModel").save_pretrained(tmp_path / "clip")
+    CLIPProcessor(images, tokenizer).save_pretrained(tmp_path / "clip")
+    erased = ErasedModel.from_pretrained(tmp_path / "clip").erase(forget, k=1, progress=False)
+    for number in range(2):
+        folder = tmp_path / str(number)
+        erased.save_pretrained(folder)
+        assert AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab()
+        asked = pipeline("zero-shot-image-classification", model=str(folder))
+        assert isinstance(asked.model, ErasedModel)
+        answer = asked(picture(2, 1), candidate_labels=["cat", "dog"])
+        assert {entry["label"] for entry in answer} == {"cat", "dog"}
+        assert verify(folder).ok
+        erased = ErasedModel.from_pretrained(folder)
+    assert isinstance(erased.processor, CLIPImageProcessorPil)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 RECEIPT = "erasures.json"
 WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index*.json")
@@ -95,3 +96,13 @@ def weight_files(files: dict[str, Path]) -> list[Path]:
     if whole in found:
         return [found[whole]]
     return [path for name, path in sorted(found.items()) if variant_of(name) == first]
+
+
+def save_processor(model: Any, folder: str | Path) -> None:
+    """Write what turns images (and texts) into the model's inputs, where it can be written."""
+    whole, images = getattr(model, "whole_processor", None), model.processor
+    if whole is not None and hasattr(images, "save_pretrained"):
+        whole.image_processor = images
+        whole.save_pretrained(folder)
+    elif hasattr(images, "save_pretrained"):
+        images.save_pretrained(folder)

@@ -27,7 +27,7 @@ from hf_kd.features.taps.site import evaluating, record
 from hf_kd.methods.records import weight_changes
 
 from .document import CARD, REPORT, base_of, document, records_of
-from .files import WEIGHT_PATTERNS
+from .files import WEIGHT_PATTERNS, save_processor
 from .upload import Published, fetch, prepare, upload
 
 OF_AN_EARLIER_PUSH = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json", REPORT, "figures/*.png")
@@ -125,8 +125,7 @@ def _save(model: TappedModel, folder: Path, folded: bool) -> torch.nn.Module:
         return model
     stock = model.fold() if folded else model.inner
     stock.save_pretrained(folder)
-    if hasattr(model.processor, "save_pretrained"):
-        model.processor.save_pretrained(folder)
+    save_processor(model, folder)
     return stock
 
 

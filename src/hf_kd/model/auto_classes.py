@@ -25,7 +25,7 @@ MODEL = "hf_kd.model.erased_model"
 def register_model() -> None:
     """Tell the Auto classes of models which class belongs to `ErasedConfig`. Costs nothing worth saving the second time."""
     auto, erased = import_module(AUTO_MODELS), import_module(MODEL).ErasedModel
-    for name in ("AutoModelForImageClassification", "AutoModel"):
+    for name in ("AutoModelForImageClassification", "AutoModelForZeroShotImageClassification", "AutoModel"):
         getattr(auto, name).register(erased.config_class, erased, exist_ok=True)
 
 

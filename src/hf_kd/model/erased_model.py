@@ -26,6 +26,7 @@ from hf_kd.features.taps.find import TapSearch, find_taps
 from hf_kd.features.taps.inputs import input_device, run
 from hf_kd.features.taps.places import Tap, without_fields
 from hf_kd.features.taps.site import TapSite, check_passed, drop_caches, evaluating, follow, record
+from hf_kd.hub.files import save_processor
 from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Method, build, describe
 from hf_kd.methods.records import Erasure
@@ -34,7 +35,7 @@ from . import consistency, loading
 from . import label_mask as masking
 from .configuration import ErasedConfig, label_names
 from .erase import fit_erasers, forget_compiled_graphs
-from .fold import fold_site
+from .fold import fold_site, save_with_processor
 from .load_erased import load
 from .saving import atomic_directory, refuse_other_model
 from .summary import summary
@@ -82,6 +83,8 @@ class ErasedModel(PreTrainedModel):
         self.main_input_name = getattr(inner, "main_input_name", "pixel_values")
         self.processor: Any | None = None
         """Image processor, or any callable from an RGB PIL image to a tensor or a dict of tensors."""
+        self.whole_processor: Any | None = None
+        """The processor that also reads texts, of a model that does."""
         self.sites = nn.ModuleList()
         self.search: TapSearch | None = None
         self._swap = Swap()
@@ -139,7 +142,7 @@ class ErasedModel(PreTrainedModel):
         erased = cls(ErasedConfig.around(model), inner=model)
         erased.training = model.training  # not train(), which would overrule the modes of the modules inside
         erased.name_or_path = erased.config.name_or_path = model.config.name_or_path
-        erased.processor = getattr(processor, "image_processor", processor)
+        loading.take_processor(erased, processor)
         if tap is not None:
             erased.find_taps(tap=tap)
         return erased
@@ -402,6 +405,7 @@ class ErasedModel(PreTrainedModel):
             fold_site(clone.inner, site)
         stock = clone.inner
         stock.config.hf_kd_folded = [erasure.to_dict() for erasure in self.erasures]
+        save_with_processor(stock, self)
         return stock
 
     def save_pretrained(
@@ -428,8 +432,7 @@ class ErasedModel(PreTrainedModel):
         with atomic_directory(save_directory) as folder:
             super().save_pretrained(folder, **kwargs)
             refuse_other_model(save_directory, folder)
-            if hasattr(self.processor, "save_pretrained"):
-                self.processor.save_pretrained(folder)
+            save_processor(self, folder)
             if self.is_erased:
                 document(self, folder, beside=save_directory, add_card=False)
 

@@ -7,15 +7,32 @@ the head before its Linear, such as LeViT's BatchNorm, are folded through by the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MethodType, SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_kd.data.masked_classes import silence_rows
 from hf_kd.errors import InvalidValueError
+from hf_kd.features.protocol import TappedModel
 from hf_kd.features.taps.places import Tap
 from hf_kd.features.taps.site import TapSite, plain_copy
+from hf_kd.hub.files import save_processor
 from hf_kd.methods.erasers.base import Eraser
+
+
+def save_with_processor(stock: nn.Module, model: TappedModel) -> None:
+    """Let `stock.save_pretrained` write the processor of the erased model too, without which no pipeline takes a folder."""
+    source = SimpleNamespace(processor=model.processor, whole_processor=getattr(model, "whole_processor", None))
+
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        done = type(self).save_pretrained(self, save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", args[0] if args else True):
+            save_processor(source, save_directory)
+        return done
+
+    stock.save_pretrained = MethodType(save_pretrained, stock)
 
 
 @torch.no_grad()

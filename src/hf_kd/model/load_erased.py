@@ -30,9 +30,10 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
         if stored is None or stored.get("model_type") != MODEL_TYPE:
             with files.checkpoint_errors(name):
                 inner = loading.load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
-            processor = processor or loading.load_processor(name, kwargs)
+            processor = processor or loading.load_processor(name, kwargs, whole=loading.reads_text(inner))
             if isinstance(inner, cls):  # an adapter that was trained on an erased model
-                inner.processor = processor or inner.processor
+                if processor is not None:
+                    loading.take_processor(inner, processor)
                 return inner
             model = cls.from_model(inner, processor, tap)
             model.name_or_path = model.config.name_or_path = name
@@ -57,5 +58,6 @@ def _load_erased(
     keep_in_memory(model.sites)
     consistency.check_loaded(model)
     model._describe_erasers()
-    model.processor = processor or loading.load_processor(name, kwargs)
+    whole = loading.reads_text(model.inner)
+    loading.take_processor(model, processor or loading.load_processor(name, kwargs, whole=whole))
     return (model, info) if wants_info else model

@@ -145,10 +145,23 @@ def refuse_unknown_class(model: PreTrainedModel) -> None:
     )
 
 
-def load_processor(name_or_path: str, kwargs: dict[str, Any]) -> Any | None:
-    """The image processor stored with a checkpoint, or None; said in the log when there is none."""
+def take_processor(model: Any, processor: Any) -> None:
+    """Give an erased model its image processor, and what is around it that also reads texts."""
+    model.processor = getattr(processor, "image_processor", processor)
+    model.whole_processor = processor if model.processor is not processor else None
+
+
+def reads_text(model: Any) -> bool:
+    return hasattr(model, "get_text_features")
+
+
+def load_processor(name_or_path: str, kwargs: dict[str, Any], whole: bool = False) -> Any | None:
+    """The image processor stored with a checkpoint, or None; said in the log when there is none.
+
+    whole: the processor around it that also reads texts, where there is one.
+    """
     hub = hub_arguments(kwargs)
-    for auto in (AutoImageProcessor, AutoProcessor):
+    for auto in (AutoProcessor, AutoImageProcessor) if whole else (AutoImageProcessor, AutoProcessor):
         try:
             processor = auto.from_pretrained(name_or_path, trust_remote_code=False, **hub)
         except (
@@ -161,13 +174,13 @@ def load_processor(name_or_path: str, kwargs: dict[str, Any]) -> Any | None:
         ) as error:  # a damaged one as well
             reason = error
             continue
-        processor = getattr(processor, "image_processor", processor)
-        if isinstance(processor, ImageProcessingMixin):  # the file may name any class of transformers
-            return processor
+        images = getattr(processor, "image_processor", processor)
+        if isinstance(images, ImageProcessingMixin):  # the file may name any class of transformers
+            return processor if whole else images
         reason = f"{type(processor).__name__} is none"
     if (adapter := _adapter_config(name_or_path, hub)) is not None and adapter.get("base_model_name_or_path"):
         base = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
-        return load_processor(adapter["base_model_name_or_path"], base)  # an adapter as peft saves it has none
+        return load_processor(adapter["base_model_name_or_path"], base, whole)  # an adapter as peft saves it has none
     logger.info(f"No image processor was found with {name_or_path}: {reason}")
     return None
 
