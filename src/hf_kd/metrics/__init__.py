@@ -1,8 +1,9 @@
 """Numbers from arrays: what features [n, d] and answers [n, C] reveal of forgotten classes. Knows no model and no data set.
 
-`scores` are the paper's accuracies, `linear_probe` and `knowledge_retention` measure KR, `attacks` try to get the forgotten
-classes back, `label_efficiency` tells knowing from learning anew by how few labels an attacker needs, `membership` asks who
-was in the training data, `identities` who is on a picture, `similarity` how far features moved.
+`scores` are the paper's accuracies, `linear_probe` and `knowledge_retention` measure KR, `attacks` (with
+`nonlinear_probes` and `neighbours`) try to get the forgotten classes back, `label_efficiency` tells knowing from learning
+anew by how few labels an attacker needs, `membership` asks what was in the training data, `identities` who is on a
+picture, `similarity` and `weights` how far features and weights moved.
 """
 
 from .attack_data import AttackResult, AuditData
