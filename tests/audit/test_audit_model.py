@@ -188,5 +188,5 @@ def test_the_command_prints_one_screen_and_leaves_report_and_figures(vit, proces
     done = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "model")])
     assert done.exit_code == 0, done.output
     assert ErasedModel.from_pretrained(tmp_path / "model").is_erased, "a report beside a model leaves the model alone"
-    done = CliRunner().invoke(app, [*arguments, "--forget", "dog", "--json"])
+    done = CliRunner().invoke(app, [*arguments, "--forget-labels", "dog", "--json"])
     assert json.loads(done.stdout)["forget_labels"] == [3]

@@ -157,7 +157,7 @@ else:
 
 
 def test_what_goes_wrong_leaves_the_repository_as_it_was(hub, run_client, place):
-    shell = ["push", "model", "ana/m", "--report", "report.json", "--message", "from the shell", "--no-verify"]
+    shell = ["push", "model", "ana/m", "--report", "report.json", "--commit-message", "from the shell", "--no-verify"]
     run_client([*shell, "--private"])
     assert {"retention_report.json", "README.md"} <= set(hub.files("ana/m"))
     assert hub.repo("ana/m").commits[hub.repo("ana/m").refs["main"]].title == "from the shell"

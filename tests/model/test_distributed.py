@@ -149,7 +149,7 @@ def test_a_process_without_any_sample_does_not_hang(folders):
 
 def test_the_command_line_runs_in_several_processes(folders):
     out = folders / "cli"
-    arguments = ["--dataset", folders / "data", "--forget", "cat", "--k", "1", "--output", out, "--json"]
+    arguments = ["--dataset", folders / "data", "--forget-labels", "cat", "--k", "1", "--output", out, "--json"]
     result = launch("-m", "hf_kd", "erase", folders / "model", *arguments)
     assert (result["erasure"]["n_forget"], result["erasure"]["processes"]) == (12, 2)
     assert ErasedModel.from_pretrained(out).is_erased

@@ -37,7 +37,7 @@ def test_an_untouched_folder_matches_and_the_erasure_repeats_bit_for_bit(folder,
     content = read_receipt(folder / RECEIPT)
     assert content["weights"]["unchanged"], "ESC changes no weight"
     assert content["commands"] == [
-        "hf-kd erase BASE_MODEL --dataset DATASET --forget LABEL --method esc --k 2 --output erased"
+        "hf-kd erase BASE_MODEL --dataset DATASET --forget-labels LABEL --method esc --option k=2 --output erased"
     ]
     assert verify(folder).ok
     result = verify(folder, forget)
@@ -140,7 +140,7 @@ def test_every_kind_of_request_is_carried_out_again(model, processor, tmp_path, 
     assert "--mask-head" in command
     assert ("--drop-label" in command) == (label is None)
     assert ("--retain-limit 48" in command) == reads
-    assert ("--renorm" in command) == (method == "esc")
+    assert ("renorm=true" in command) == (method == "esc")
     if reads:
         with pytest.raises(ValueError, match="retain="):
             verify(tmp_path / "model", forget)
@@ -234,7 +234,7 @@ def test_the_commands(folder, forget, tmp_path):
     (tmp_path / "data").mkdir()
     make_dataset([2] * 20 + [1] * 4).to_parquet(tmp_path / "data" / "train.parquet")
     done = CliRunner().invoke(
-        app, ["verify", str(folder), "--dataset", str(tmp_path / "data"), "--forget", "cat", "--json"]
+        app, ["verify", str(folder), "--dataset", str(tmp_path / "data"), "--forget-labels", "cat", "--json"]
     )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["ok"]

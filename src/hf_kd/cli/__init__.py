@@ -1,10 +1,25 @@
-"""`hf-kd`, the command line: one file a command. Parses and prints; `commands` and the rooms below do the work."""
+"""`hf-kd`, the command line: one file a command. Each parses, calls the library, and prints.
+
+`_app` has what all commands share, `_inputs` makes data sets, models and settings of what is typed, `_tables` prints.
+"""
 
 from __future__ import annotations
 
 import os
 
-from . import audit, bench, card, erase, inspect, publish, push, unlearn, verify  # noqa: F401  (each registers its command)
+from . import (  # noqa: F401  (each registers its command)
+    audit,
+    bench,
+    card,
+    erase,
+    inspect,
+    methods,
+    publish,
+    push,
+    train_original,
+    unlearn,
+    verify,
+)
 from ._app import app
 from .demo import command as demo  # noqa: F401
 

@@ -1,25 +1,36 @@
-"""What all commands share: the application, common options, exit_on_error. Exit codes: 0 done, 1 refused, 2 wrong usage."""
+"""What all commands share: the application, options that many have, one way to end.
+
+Exit codes: 0 done, 1 refused, 2 wrong usage.
+
+A command is a function of its own options and, last, of `shared`: the options of `Shared` that it names in its decorator,
+and the hyper-parameters of methods. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import importlib.util
-import json
+import functools
+import inspect
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 
-from hf_kd.errors import InvalidValueError, MissingFileError
+from hf_kd.errors import HfKdError
+from hf_kd.methods.registry import MethodInfo
+
+from . import _inputs
+from ._options import Shared, method_flags
 
 app = typer.Typer(
     name="hf-kd",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Make a trained Hugging Face vision model forget, and see what it still answers.\n\n"
@@ -27,74 +38,115 @@ app = typer.Typer(
     "holds them can take the eraser away, and a probe trained long enough on enough labels reads most of what was erased.",
 )
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(version("hf-kd"))
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it.")] = False,
+) -> None:
+    """Options of `hf-kd` itself; its help is that of the application."""
+
+
 console = Console()
 errors = Console(stderr=True)
 
-ModelArgument = Annotated[
-    str, typer.Argument(help="Hub id or folder of a checkpoint, a PEFT adapter or an erased model.")
-]
-TapOption = Annotated[str | None, typer.Option(help="Where pooled features pass, path.to.module; found by itself.")]
-ImageColumnOption = Annotated[str | None, typer.Option(help="Column of images, if there are several.")]
-LabelColumnOption = Annotated[str | None, typer.Option(help="Column of labels, if there are several.")]
-LabelMapOption = Annotated[
-    list[str] | None,
-    typer.Option(help="DATASET_LABEL=MODEL_LABEL (names or ids) where names do not match; may be repeated."),
-]
-BatchSizeOption = Annotated[int, typer.Option(min=1)]
-WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")]
-RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")]
-ImportOption = Annotated[
-    list[Path] | None,
-    typer.Option("--import", help="Python file of yours to run first: it registers model classes of your own."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+def command(
+    *takes: str, methods: Sequence[MethodInfo] | None = None, name: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: make a function a command, with these options of `Shared` and the settings of these methods as flags.
+
+    The function gets them as `shared`. Every command takes `--import`. What the library refuses inside ends it with one
+    message and exit code 1.
+    """
+    takes = (*(["option"] if methods is not None else []), *takes, "imports")
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = {key: p for key, p in inspect.signature(function, eval_str=True).parameters.items() if key != "shared"}
+        hints = get_type_hints(Shared, include_extras=True)
+        defaults = {f.name: f.default for f in fields(Shared)}
+        extra = {key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=defaults[key],
+                                        annotation=hints[key]) for key in takes}  # fmt: skip
+        flags = {key: p for key, p in method_flags(methods or ()).items() if key not in own and key not in extra}
+        parameters = {
+            key: p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for key, p in {**own, **flags, **extra}.items()
+        }
+
+        @functools.wraps(function)
+        def run(**given: Any) -> None:
+            with exit_on_error(_flags_of(given.pop("context"))):
+                values = {key: given.pop(key) for key in extra}
+                settings = {key: given.pop(key) for key in flags}
+                if methods is not None:
+                    settings = _inputs.settings(settings, values["option"])
+                _inputs.import_files(values["imports"])
+                function(**given, shared=Shared(**values, settings=settings))
+
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = {"context": context, **parameters}
+        run.__signature__ = inspect.Signature(list(parameters.values()))
+        run.__annotations__ = {key: p.annotation for key, p in parameters.items()}
+        del run.__wrapped__
+        app.command(name)(run)
+        return function
+
+    return register
 
 
 @contextlib.contextmanager
-def exit_on_error() -> Iterator[None]:
-    """What the library refuses ends as one message and exit code 1; everything else is a bug and keeps its traceback."""
+def exit_on_error(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[None]:
+    """What the library refuses ends as one message and exit code 1; everything else is a bug and keeps its traceback.
+
+    Libraries refuse what a user gave them with OSError, ImportError and ValueError. `flags`: of the command.
+    """
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        hint = "On the command line: --label-map THEIR_NAME=MODEL_NAME." if "with a mapping" in str(error) else ""
-        if "does not recognize this architecture" in str(error):
-            hint = "If the class of this model is your own, name the file that registers it: --import FILE."
+    except (HfKdError, OSError, ImportError, ValueError) as error:
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        errors.print(f"{error} {hint}".strip(), markup=False, highlight=False)
+        errors.print(in_options(str(error), flags), markup=False, highlight=False)
         raise typer.Exit(1) from error
 
 
-def given(**values: Any) -> dict[str, Any]:
-    """Those that were given."""
-    return {name: value for name, value in values.items() if value is not None}
+def _flags_of(context: typer.Context) -> dict[str, tuple[str, str | None]]:
+    """Of the running command: by the name of the argument the option, and the one that says no where it is a switch."""
+    options = [p for p in context.command.params if p.opts and p.opts[0].startswith("-")]
+    return {o.name: (o.opts[0], o.secondary_opts[0] if o.secondary_opts else None) for o in options}
 
 
-def name_and_value(text: str, flag: str) -> tuple[str, Any]:
-    """NAME=VALUE as a pair; the value is read as JSON where it is JSON. Raises ValueError for anything else."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise InvalidValueError(f"{flag} {text!r}: write it as NAME=VALUE.")
-    with contextlib.suppress(json.JSONDecodeError):
-        value = json.loads(value)
-    return name, value
+ARGUMENT = re.compile(r"""\b([a-z]\w*)=('[^']*'|"[^"]*"|\.\.\.|[-+\w/.]*\w)""")
 
 
-def name_and_option(text: str) -> tuple[str, Any]:
-    """As `name_and_value`, of --option; numbers with commas or semicolons between them are a list: cover_classes=5,2."""
-    name, value = name_and_value(text, "--option")
-    if isinstance(value, str) and re.search("[,;]", value):
-        with contextlib.suppress(json.JSONDecodeError):
-            value = [json.loads(part) for part in re.split("[,;]", value) if part.strip()]
-    return name, value
+MAPPING = re.compile(r"(?:reading=ReadOptions\()?label_mapping=(\{[^}]*\})\)?")
 
 
-def import_files(paths: Sequence[Path] | None) -> None:
-    """Run Python files that the user names on the command line. Raises FileNotFoundError for one that is not there."""
-    for path in paths or ():
-        if not path.is_file():
-            raise MissingFileError(f"--import {path}: there is no such file.")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str:
+    """The message of an error, with options of the command line where it names arguments of Python."""
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in flags:
+            return match[0]
+        yes, no = flags[name]
+        if value == "True" or (value == "False" and no):
+            return yes if value == "True" else no
+        return f"{yes} {shlex.quote(value[1:-1]) if value[0] in chr(34) + chr(39) else value}"
+
+    def pairs(match: re.Match[str]) -> str:
+        with contextlib.suppress(ValueError, SyntaxError):
+            named = ast.literal_eval(match[1]).items()
+            return " ".join(f"--label-mapping {shlex.quote(f'{theirs}={ours}')}" for theirs, ours in named)
+        return "--label-mapping THEIR_NAME=MODEL_NAME"
+
+    if "label_mapping" in flags:
+        message = MAPPING.sub(pairs, message)
+    message = ARGUMENT.sub(option, message)
+    if "with a mapping" in message and "label_mapping" in flags:
+        message += " On the command line: --label-mapping THEIR_NAME=MODEL_NAME."
+    if "does not recognize this architecture" in message:
+        message += " If the class of this model is your own, name the file that registers it: --import FILE."
+    return message.strip()

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, has_package
 
-from ._app import (
-    BatchSizeOption,
-    DeviceOption,
-    ImageColumnOption,
-    ImportOption,
-    JsonOption,
-    LabelColumnOption,
-    LabelMapOption,
-    ModelArgument,
-    RevisionOption,
-    TapOption,
-    WorkersOption,
-    app,
-    console,
-    exit_on_error,
-    import_files,
-    name_and_value,
-)
+from . import _inputs
+from ._app import command, console
+from ._options import READING, ModelArgument, Shared
+
+if TYPE_CHECKING:
+    from hf_kd.audit.report import RetentionReport
+    from hf_kd.features.reader import ReadOptions
+    from hf_kd.model.erased_model import ErasedModel
 
 
-@app.command()
+@command("tap", *READING, "batch_size", "mixed_precision", "device", "revision", "as_json")
 def audit(
     model: ModelArgument,
     dataset: Annotated[str, typer.Option(help="Labelled images, as for erase: Hub id, folder or file.")],
-    forget: Annotated[
+    forget_labels: Annotated[
         list[str] | None,
         typer.Option(help="Forgotten label, by name or id; repeat it. Without it: those of the erasure records."),
     ] = None,
@@ -44,21 +34,25 @@ def audit(
     retain: Annotated[
         list[str] | None, typer.Option(help="Label that counts as retained; repeat it. Without it: all others.")
     ] = None,
-    original_model: Annotated[
-        str | None, typer.Option(help="The model before unlearning, where that changed weights.")
+    original: Annotated[
+        str | None,
+        typer.Option(
+            "--original", "--original-model", help="The model before unlearning, where that changed its weights."
+        ),
     ] = None,
-    reference_model: Annotated[
-        str | None, typer.Option(help="A model retrained without the forgotten classes, to compare with.")
+    retrained: Annotated[
+        str | None,
+        typer.Option(
+            "--retrained", "--reference-model", help="A model retrained without the forgotten classes, to compare with."
+        ),
     ] = None,
     unseen: Annotated[
         str | None, typer.Option(help="Data set of classes the model was never trained on, to compare with.")
     ] = None,
-    membership_reference: Annotated[
+    membership_references: Annotated[
         list[str] | None, typer.Option(help="A model that never saw the forgotten images, for RMIA; repeat it.")
     ] = None,
-    identities: Annotated[
-        bool | None, typer.Option("--identities/--no-identities", help="Ask for labels as identities, as for faces.")
-    ] = None,
+    identities: Annotated[bool | None, typer.Option(help="Ask for labels as identities, as for faces.")] = None,
     layer_profile: Annotated[
         bool, typer.Option("--layer-profile", help="Also probe every block of the backbone below the tap.")
     ] = False,
@@ -67,68 +61,58 @@ def audit(
         typer.Option(min=0, help="Draw grad_cam.png with so many forgotten test images into --output. It SHOWS them."),
     ] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and figures.")] = None,
-    tap: TapOption = None,
-    image_column: ImageColumnOption = None,
-    label_column: LabelColumnOption = None,
-    label_map: LabelMapOption = None,
-    batch_size: BatchSizeOption = 64,
-    num_workers: WorkersOption = None,
-    device: DeviceOption = None,
-    revision: RevisionOption = None,
-    imports: ImportOption = None,
-    as_json: JsonOption = False,
+    *,
+    shared: Shared,
 ) -> None:
     """Measure what the features of MODEL still reveal of forgotten labels, by attackers that try.
 
     **Example:** `hf-kd audit erased --dataset user/pets --output report`
     """
-    with exit_on_error():
-        import_files(imports)
-        mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
-        from . import commands
+    if grad_cam and output is None:
+        raise InvalidValueError("--grad-cam draws into a folder; name it with --output.")
+    if retrained is not None and unseen is not None:
+        raise InvalidValueError("--retrained and --unseen were both given; a report has one reference.")
+    from hf_kd.audit.options import AuditOptions, Retrained, Unseen
+    from hf_kd.data.distributed import process_state
 
-        request = commands.Request(
-            forget=tuple(forget or ()),
-            split=split,
-            test_split=test_split,
-            tap=tap,
-            device=device,
-            revision=revision,
-            image_column=image_column,
-            label_column=label_column,
-            label_mapping=mapping,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            progress=not as_json,
-        )
-        if grad_cam and output is None:
-            raise InvalidValueError("--grad-cam draws into a folder; name it with --output.")
-        names = attacks if attacks in ("standard", "full") else attacks.split(",")
-        report = commands.audit(
-            model,
-            dataset,
-            request,
-            output=output,
-            unseen=unseen,
-            retain=retain or None,
-            original=original_model,
-            retrained=reference_model,
-            membership_references=membership_reference or (),
-            identities=identities,
-            layer_profile=layer_profile,
-            grad_cam=grad_cam,
-            attacks=names,
-            seeds=seeds,
-        )
-    if report is None:
+    options = AuditOptions(
+        attacks=attacks if attacks in ("standard", "full") else attacks.split(","),
+        seeds=seeds,
+        membership_references=membership_references or (),
+        identities=identities,
+        layer_profile=layer_profile,
+    )
+    _inputs.refuse_unwritable(output)
+    reading = _inputs.read_options(shared)
+    audited = _inputs.load_model(model, shared)
+    train, test = (_inputs.load_data(dataset, part, shared) for part in (split, test_split))
+    forgotten = _inputs.by_labels(train, forget_labels, reading).in_model(audited, reading) or None
+    reference = None if retrained is None else Retrained(retrained)
+    if unseen is not None:
+        reference = Unseen(_inputs.load_data(unseen, split, shared))
+    report = audited.audit(
+        train,
+        test,
+        forgotten,
+        retain=retain or None,
+        original=original,
+        reference=reference,
+        options=options,
+        reading=reading,
+    )
+    if not process_state().is_main_process:
         return
-    if as_json:
+    if output is not None:
+        _write(report, output)
+    if grad_cam:
+        _draw_grad_cam(audited, test, output, forgotten, grad_cam, reading)
+    if shared.as_json:
         print(report.to_json(indent=None))
         return
     console.print(report)
-    if original_model is None and report.context.get("changes"):
+    if original is None and report.context.get("changes"):
         console.print(
-            "Warning: the weights of this model were changed, and no --original-model was given. Both columns are the "
+            "Warning: the weights of this model were changed, and no --original was given. Both columns are the "
             "changed model: this report cannot tell what was forgotten.",
             style="yellow",
             highlight=False,
@@ -139,3 +123,23 @@ def audit(
         console.print(
             "grad_cam.png shows images of the forgotten class: do not publish it with the model.", style="bold"
         )
+
+
+def _write(report: RetentionReport, output: Path) -> None:
+    from hf_kd.model.saving import atomic_directory
+
+    with atomic_directory(output) as folder:
+        report.to_json(folder / "report.json")
+        (folder / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
+        if has_package("matplotlib"):
+            report.figures(folder)
+
+
+def _draw_grad_cam(
+    model: ErasedModel, test: Any, output: Path, forgotten: list[int] | None, most: int, reading: ReadOptions
+) -> None:
+    from hf_kd.audit.hidden_states import grad_cam
+    from hf_kd.model.saving import atomic_directory
+
+    with atomic_directory(output) as folder:
+        grad_cam(model, test, folder / "grad_cam.png", forgotten[0] if forgotten else None, most=most, reading=reading)

@@ -11,10 +11,11 @@ from rich.markdown import Markdown
 
 from hf_kd.errors import InvalidValueError, has_package
 
-from ._app import DeviceOption, ImportOption, app, console, exit_on_error, import_files
+from ._app import command, console
+from ._options import Shared
 
 
-@app.command()
+@command("device")
 def bench(
     config: Annotated[Path, typer.Argument(help="YAML file: model, dataset, protocol, methods, seeds.")],
     output: Annotated[Path, typer.Option(help="Folder for results.jsonl, tables and figures.")],
@@ -27,8 +28,8 @@ def bench(
     tables_only: Annotated[
         bool, typer.Option("--tables-only", help="Run nothing; write tables of what there is.")
     ] = False,
-    imports: ImportOption = None,
-    device: DeviceOption = None,
+    *,
+    shared: Shared,
 ) -> None:
     """Compare unlearning methods on one model and data set, and print the paper's tables.
 
@@ -37,31 +38,29 @@ def bench(
 
     **Example:** `hf-kd bench benchmarks/paper/cifar10-allcnn.yaml --output results --limit 500`
     """
-    with exit_on_error():
-        import_files(imports)
-        from hf_kd import bench as room
-        from hf_kd.data.distributed import process_state
+    from hf_kd import bench as benchmark
+    from hf_kd.data.distributed import process_state
 
-        chosen = None if seeds is None else _numbers(seeds)
-        found = room.read_config(config, limit, chosen)
-        if tables_only:
-            store = room.Store(output, writes=False)  # a run may be going on
-        else:
-            store = room.bench(
-                found,
-                output,
-                only=only or (),
-                retry_failed=retry_failed,
-                device=device,
-                progress=sys.stderr.isatty(),
-                log=lambda text: console.print(text, markup=False, highlight=False),
-            )
-        if not process_state().is_main_process:
-            return
-        has_figures = has_package("matplotlib")
-        written = room.write_tables(found, store, output, figures=has_figures)
+    chosen = None if seeds is None else _numbers(seeds)
+    found = benchmark.read_config(config, limit, chosen)
+    if tables_only:
+        store = benchmark.Store(output, writes=False)  # a run may be going on
+    else:
+        store = benchmark.bench(
+            found,
+            output,
+            only=only or (),
+            retry_failed=retry_failed,
+            device=shared.device,
+            progress=sys.stderr.isatty(),
+            log=lambda text: console.print(text, markup=False, highlight=False),
+        )
+    if not process_state().is_main_process:
+        return
+    has_figures = has_package("matplotlib")
+    written = benchmark.write_tables(found, store, output, figures=has_figures)
     for one in found:
-        console.print(Markdown(room.markdown(one, store)))
+        console.print(Markdown(benchmark.markdown(one, store)))
     if not has_figures:
         console.print(
             "No figures without matplotlib: pip install 'hf-kd[figures]', then run with --tables-only.", markup=False

@@ -7,28 +7,42 @@ from typing import Annotated
 
 import typer
 
-from ._app import ImportOption, app, console, exit_on_error, import_files
+from ._app import command, console
+from ._options import Shared
+from ._published import erased_in, report_of
 
 
-@app.command()
+@command()
 def card(
     folder: Annotated[Path, typer.Argument(help="Folder of an erased or unlearned model.")],
     report: Annotated[
         Path | None, typer.Option(help="report.json of hf-kd audit. Without it: the one in the folder.")
     ] = None,
     repo_id: Annotated[str | None, typer.Option(help="USER/NAME under which it will be published.")] = None,
-    dataset: Annotated[list[str] | None, typer.Option(help="Hub id of the data set; repeat it.")] = None,
+    datasets: Annotated[list[str] | None, typer.Option(help="Hub id of the data set; repeat it.")] = None,
     show_class_names: Annotated[
         bool, typer.Option("--show-class-names", help="Name the forgotten classes in card, report and figures.")
     ] = False,
-    imports: ImportOption = None,
+    *,
+    shared: Shared,
 ) -> None:
     """Write model card, receipt, report and figures into FOLDER, as pushing would. Text of your own in README.md stays."""
-    with exit_on_error():
-        import_files(imports)
-        from . import commands
+    from hf_kd.hub.document import base_of, document
+    from hf_kd.hub.publish import base_license
+    from hf_kd.model.saving import atomic_directory
 
-        written = commands.card(
-            folder, report, repo_id=repo_id, datasets=dataset or (), show_class_names=show_class_names
+    model = erased_in(folder)
+    found, licence = report_of(folder, report), base_license(base_of(model)[0])
+    with atomic_directory(folder) as temporary:
+        document(
+            model,
+            temporary,
+            report=found,
+            beside=folder,
+            license=licence,
+            repo_id=repo_id,
+            datasets=datasets or (),
+            show_class_names=show_class_names,
         )
+        written = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
     console.print(f"Written to [bold]{folder}[/]: {', '.join(written)}.", highlight=False)

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.registry import built_in_infos
 
-from ._app import (
-    BatchSizeOption,
-    DeviceOption,
-    ImageColumnOption,
-    ImportOption,
-    JsonOption,
-    LabelColumnOption,
-    LabelMapOption,
-    ModelArgument,
-    RevisionOption,
-    TapOption,
-    WorkersOption,
-    app,
-    console,
-    exit_on_error,
-    given,
-    import_files,
-    name_and_option,
-    name_and_value,
-)
+from . import _inputs
+from ._accuracy import head_accuracy
+from ._app import command, console
+from ._options import READING, ModelArgument, Shared
 from ._tables import show_erasure
 
-ESC, TRAINED, COVER = "ESC", "ESC-T", "Cover erasure"
-RETAIN, MASKS = "Methods that read D_r", "Masked classes"
-"""Panels of the help: options of one method or one idea."""
+if TYPE_CHECKING:
+    from hf_kd.features.reader import ReadOptions
+    from hf_kd.methods.erasers.base import Method
+    from hf_kd.model.erased_model import ErasedModel
+
+MASKS = "Masked classes"
+"""Panel of the help."""
 
 
-@app.command()
+@command("tap", *READING, "batch_size", "mixed_precision", "allow_unrecognised", "device", "revision", "as_json",
+         methods=built_in_infos("eraser"))  # fmt: skip
 def erase(
     model: ModelArgument,
     dataset: Annotated[
@@ -48,7 +37,7 @@ def erase(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the erased model.")],
-    forget: Annotated[
+    forget_labels: Annotated[
         list[str] | None,
         typer.Option(
             help="Label of the data set to forget, name or id; repeat for several. Without it: the whole split."
@@ -61,74 +50,22 @@ def erase(
     method: Annotated[
         str, typer.Option(help="esc (no training), esc-t (trained mask), cover, or another of `hf-kd methods`.")
     ] = "esc",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Another hyper-parameter as NAME=VALUE; repeat it. The value is JSON, or numbers with commas: "
-            'cover_classes=5,2 or \'class_sizes={"0": 500, "1": 400}\'.'
-        ),
-    ] = None,
-    p: Annotated[
-        float | None,
-        typer.Option(help="Percentage of the d directions to remove (default 1.5).", rich_help_panel=ESC),
-    ] = None,
-    k: Annotated[
-        int | None, typer.Option(help="Number of directions to remove, instead of --p.", rich_help_panel=ESC)
-    ] = None,
-    per_class: Annotated[
-        bool, typer.Option("--per-class", help="k directions for each label on its own.", rich_help_panel=ESC)
-    ] = False,
-    center: Annotated[
-        bool,
-        typer.Option("--center", help="Subtract the forget mean first (not in the paper).", rich_help_panel=ESC),
-    ] = False,
-    renorm: Annotated[
-        bool,
-        typer.Option(
-            "--renorm", help="Give every feature its length back, which alone betrays the class.", rich_help_panel=ESC
-        ),
-    ] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="tau, mask entries above it stay (default 0.7).", rich_help_panel=TRAINED)
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Step size of the mask (default 1).", rich_help_panel=TRAINED)
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="At most so many epochs (default 50).", rich_help_panel=TRAINED)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Order of the samples (default 42).", rich_help_panel=TRAINED)
-    ] = None,
-    m: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of cover classes, which keep their label and lose all detail within the class (default: twice as "
-            "many as are forgotten).",
-            rich_help_panel=COVER,
-        ),
-    ] = None,
-    guard: Annotated[
-        str | None,
-        typer.Option(
-            help="A quantile such as 0.02, or auto: replace only what the head is surer of than of that share of D_f. For "
-            "models that meet images unlike their training data.",
-            rich_help_panel=COVER,
-        ),
-    ] = None,
     retain_limit: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="leace, mean-difference, prototype-orthogonal read the images of all other labels of --split as D_r: at "
-            "most so many of them.",
-            rich_help_panel=RETAIN,
+            help="Methods that read D_r get the images of all other labels of --split: at most so many of them.",
         ),
     ] = None,
+    fold: Annotated[
+        bool,
+        typer.Option(
+            "--fold", help="Save a stock checkpoint with the eraser in its head: logits erased, features not."
+        ),
+    ] = False,
     mask_head: Annotated[
         bool | None,
         typer.Option(
-            "--mask-head/--no-mask-head",
             help="Never answer the forgotten classes again; by default so for cover and retained-span.",
             rich_help_panel=MASKS,
         ),
@@ -142,72 +79,109 @@ def erase(
             "--drop-label", help="Take them out of labels and logits; the others are renumbered.", rich_help_panel=MASKS
         ),
     ] = False,
-    tap: TapOption = None,
-    image_column: ImageColumnOption = None,
-    label_column: LabelColumnOption = None,
-    label_map: LabelMapOption = None,
-    fold: Annotated[
-        bool,
-        typer.Option(
-            "--fold", help="Save a stock checkpoint with the eraser in its head: logits erased, features not."
-        ),
-    ] = False,
-    batch_size: BatchSizeOption = 64,
-    num_workers: WorkersOption = None,
-    device: DeviceOption = None,
-    mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16 for the forward pass.")] = None,
-    revision: RevisionOption = None,
-    imports: ImportOption = None,
-    as_json: JsonOption = False,
+    *,
+    shared: Shared,
 ) -> None:
-    """Make MODEL forget the images of --dataset with the labels of --forget, and save it to --output.
+    """Make MODEL forget the images of --dataset with the labels of --forget-labels, and save it to --output.
 
-    **Example:** `hf-kd erase user/pets-classifier --dataset user/pets --forget tabby --output erased`
+    **Example:** `hf-kd erase user/pets-classifier --dataset user/pets --forget-labels tabby --output erased`
     """
-    options = given(p=p, k=k, threshold=threshold, lr=lr, epochs=epochs, seed=seed, m=m, guard=guard)
-    switches = {"per_class": per_class, "center": center, "renorm": renorm}
-    options |= {name: True for name, value in switches.items() if value}
-    if guard is not None:
-        with contextlib.suppress(ValueError):  # "auto" stays a word, and the method refuses all others
-            options["guard"] = float(guard)
-    with exit_on_error():
-        import_files(imports)
-        if drop_label and erased_label is not None:
-            raise InvalidValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")
-        options |= dict(map(name_and_option, option or []))
-        mapping = dict(name_and_value(text, "--label-map") for text in label_map or []) or None
-        label = {"erased_label": None} if drop_label else given(erased_label=erased_label)
-        from . import commands
+    if drop_label and erased_label is not None:
+        raise InvalidValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")
+    from hf_kd.methods.registry import make_method
+    from hf_kd.model.label_mask import ERASED
 
-        result = commands.erase(
-            model,
-            dataset,
-            commands.Request(
-                output=output,
-                forget=tuple(forget or ()),
-                split=split,
-                test_split=test_split,
-                method=method,
-                options=options,
-                tap=tap,
-                fold=fold,
-                device=device,
-                revision=revision,
-                image_column=image_column,
-                label_column=label_column,
-                label_mapping=mapping,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                mixed_precision=mixed_precision,
-                progress=not as_json,
-                mask_head=mask_head,
-                retain_limit=retain_limit,
-                **label,
-            ),
-        )
-    if result is None:  # another process of the same launch reports
-        return
-    if as_json:
+    label = None if drop_label else ERASED if erased_label is None else erased_label
+    _inputs.refuse_unwritable(output)
+    chosen = make_method(method, **shared.settings)  # refused before anything is loaded
+    _refuse_at_odds(chosen, forget_labels, retain_limit, mask_head, label != ERASED)
+    reading = _inputs.read_options(shared)
+    data = _inputs.load_data(dataset, split, shared)
+    parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain, retain_limit)
+    erased = _inputs.load_model(model, shared)
+    earlier = len(erased.erasures)
+    erased.erase(
+        parts.forget,
+        chosen,
+        reading=reading,
+        retain=parts.retain,
+        mask_head=mask_head,
+        erased_label=label,
+        allow_unrecognised=shared.allow_unrecognised,
+    )
+    accuracy = None
+    if test_split:
+        test = _inputs.load_data(dataset, test_split, shared)
+        accuracy = {"split": test_split, **head_accuracy(erased, test, parts.in_model(erased, reading), reading)}
+    result = {
+        "model": model,
+        "output": str(output),
+        "folded": fold,
+        "earlier_erasures": earlier,
+        "erasure": erased.erasures[-1].to_dict(),
+        "class_names": _names_in(erased),
+        "accuracy": accuracy,
+        **_cover_in(data, erased, reading),
+    }
+    if not _save(erased, output, fold):
+        return  # another process of the same launch reports
+    if shared.as_json:
         print(json.dumps(result))
     else:
         show_erasure(console, result)
+
+
+def _refuse_at_odds(
+    method: Method, labels: list[str] | None, limit: int | None, mask_head: bool | None, renames: bool
+) -> None:
+    if method.needs_retain and not labels:
+        raise InvalidValueError(
+            f"Method {method.name!r} reads the images of all other labels as D_r, and without --forget-labels the whole "
+            "split is D_f. Name the labels to forget with --forget-labels, or use --method esc or mean-projection, which "
+            "read D_f alone."
+        )
+    if limit is not None and not method.needs_retain:
+        raise InvalidValueError(f"--retain-limit {limit}: method {method.name!r} reads no images of other labels.")
+    if renames and not (method.masks_head if mask_head is None else mask_head):
+        raise InvalidValueError(
+            "--erased-label and --drop-label say what becomes of the labels of masked classes, and none are masked here: "
+            "add --mask-head, or leave them out."
+        )
+
+
+def _save(model: ErasedModel, output: Path, fold: bool) -> bool:
+    """Save on the main process; returns whether this is it."""
+    from hf_kd.data.distributed import process_state
+
+    state = process_state()
+    if state.is_main_process:
+        if fold:
+            _inputs.save_stock(model.cpu().fold(), model.processor, output)
+        else:
+            model.save_pretrained(output)
+    state.wait_for_everyone()
+    return state.is_main_process
+
+
+def _names_in(model: ErasedModel) -> dict[int, str]:
+    """Names of the classes that the last record speaks of: forgotten ones and cover classes."""
+    erasure = model.erasures[-1]
+    covers = {c for measured in erasure.measured for c in measured.get("cover_classes", ())}
+    return {c: name for c, name in model.class_names.items() if c in covers | set(erasure.classes or ())}
+
+
+def _cover_in(data: Any, model: ErasedModel, reading: ReadOptions) -> dict[str, Any]:
+    """Cover classes of the last erasure that the data set has no image of, and the names of all of them."""
+    import torch
+
+    from hf_kd.data.image_source import inspect_images
+    from hf_kd.data.labels import match_labels
+
+    cover = sorted({c for measured in model.erasures[-1].measured for c in measured.get("cover_classes", ())})
+    missing: list[int] = []
+    images = inspect_images(data, reading.image_column, reading.label_column) if cover else None
+    if images is not None and images.label_column is not None:
+        mapping = match_labels(images.label_names, model.class_names, reading.label_mapping)
+        present = set(mapping(torch.tensor(data[images.label_column])).tolist())
+        missing = [c for c in cover if c not in present]
+    return {"cover_missing": missing, "cover_names": {c: model.class_names.get(c, str(c)) for c in cover}}

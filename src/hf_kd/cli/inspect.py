@@ -3,47 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 
-from hf_kd.methods.records import weight_changes
-
-from ._app import (
-    ImportOption,
-    JsonOption,
-    ModelArgument,
-    RevisionOption,
-    app,
-    console,
-    exit_on_error,
-    given,
-    import_files,
-)
+from ._app import command, console
+from ._options import ModelArgument, Shared
 from ._tables import show_masks, show_record
 
 if TYPE_CHECKING:
     from hf_kd.model.erased_model import ErasedModel
 
 
-@app.command()
-def inspect(
-    model: ModelArgument,
-    tap: Annotated[str | None, typer.Option(help="Try this place instead of searching.")] = None,
-    revision: RevisionOption = None,
-    imports: ImportOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@command("tap", "revision", "as_json")
+def inspect(model: ModelArgument, *, shared: Shared) -> None:
     """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased."""
-    with exit_on_error():
-        import_files(imports)
-        from hf_kd.model.erased_model import ErasedModel
+    from hf_kd.model.erased_model import ErasedModel
 
-        loaded = ErasedModel.from_pretrained(model, **given(tap=tap, revision=revision))
-        loaded.find_taps()
+    loaded = ErasedModel.from_pretrained(model, **shared.chosen("tap", "revision"))
+    loaded.find_taps()
     facts = _facts(model, loaded)
-    if as_json:
+    if shared.as_json:
         print(json.dumps(facts))
         return
     table = Table(title=f"{facts['class']} in {model}", show_header=False, title_justify="left")
@@ -72,6 +52,8 @@ def inspect(
 
 
 def _facts(name: str, model: ErasedModel) -> dict[str, Any]:
+    from hf_kd.methods.records import weight_changes
+
     return {
         "model": name,
         "class": type(model.inner).__name__,

@@ -340,7 +340,7 @@ def _usage(values: CardValues) -> str:
 
 
 def _reproduce(values: CardValues) -> str:
-    lines = values.commands or ("hf-kd erase BASE_MODEL --dataset DATASET --forget LABEL --output erased",)
+    lines = values.commands or ("hf-kd erase BASE_MODEL --dataset DATASET --forget-labels LABEL --output erased",)
     versions = ", ".join(f"{name} {version}" for name, version in values.versions.items())
     repo = values.repo_id if is_repo_id(values.repo_id) else "FOLDER"
     again = (

@@ -41,12 +41,6 @@ SINCE = {
 }
 """What became of the weights since the first erasure, in words."""
 
-FLAGS = ("p", "k", "threshold", "lr", "epochs", "seed", "m", "guard")
-"""Hyper-parameters that `hf-kd erase` has an option of its own for."""
-
-SWITCHES = ("per_class", "center", "renorm")
-"""Those that it has a switch for."""
-
 
 def receipt(
     folder: Path,
@@ -247,21 +241,11 @@ def commands(
         changed = "weights_before" in record
         words = ["hf-kd", "unlearn" if changed else "erase", model, "--dataset", "DATASET"]
         for label in labels[number] if labels else ["LABEL"]:
-            words += ["--forget", str(label)]
+            words += ["--forget-labels", str(label)]
         words += ["--method", record["method"]]
         for name, value in record["settings"].items():
-            if value is None or (value is False and not changed):
-                continue
-            if changed:
-                words += ["--option", f"{name}={json.dumps(value)}"]
-            elif name in FLAGS:
-                words += [f"--{name}", str(value)]
-            elif name == "prototypes":
-                words += ["--option", "prototypes=PROTOTYPES"]
-            elif value is True and name in SWITCHES:
-                words.append(f"--{name.replace('_', '-')}")
-            else:
-                words += ["--option", f"{name}={json.dumps(value)}"]
+            if value is not None and (changed or value is not False):
+                words += ["--option", f"{name}={'PROTOTYPES' if name == 'prototypes' else json.dumps(value)}"]
         words += _masks(record) + (["--retain-limit", str(record["n_retain"])] if record.get("n_retain") else [])
         model = "changed" if changed else "erased"
         lines.append(" ".join(map(shell_word, [*words, "--output", model])))

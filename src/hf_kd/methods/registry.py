@@ -147,6 +147,11 @@ def method_info(name: str) -> MethodInfo:
     return _INFOS[name] if name in _INFOS else MethodInfo.of(get_method(name))
 
 
+def built_in_infos(kind: str) -> list[MethodInfo]:
+    """Of the methods of a kind that hf_kd brings, by name: help reads these, because it imports no other package."""
+    return sorted((info for info in _INFOS.values() if info.kind == kind), key=lambda info: info.name)
+
+
 def method_infos(kind: str | None = None) -> list[MethodInfo]:
     """Of all methods of a kind ("eraser" or "weights"), or of both: erasers first, then by name."""
     infos = [method_info(name) for name in available_methods(None)]

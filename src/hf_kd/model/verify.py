@@ -249,8 +249,8 @@ def _retained_sets(methods: Sequence[Method], retain: Any) -> list[Any]:
     if readers and retain is None:
         raise InvalidValueError(
             f"Method {methods[readers[0]].name!r} of request {readers[0] + 1} read images of the classes that stay, and "
-            "none were given: pass retain=.... On the command line name the forgotten labels with --forget, and the images "
-            "of all others are read."
+            "none were given: pass retain=.... On the command line name the forgotten labels with --forget-labels, and the "
+            "images of all others are read."
         )
     given = list(retain) if isinstance(retain, list) and len(readers) > 1 else [retain] * len(readers)
     if len(given) != len(readers):

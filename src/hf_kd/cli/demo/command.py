@@ -9,17 +9,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from hf_kd.cli._app import JsonOption, app, console, exit_on_error
+from hf_kd.cli._app import command, console
+from hf_kd.cli._options import Shared
 
 
-@app.command()
+@command("as_json")
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the erased demo model.")] = Path("hf-kd-demo"),
     digit: Annotated[int, typer.Option(min=0, max=9, help="Digit to forget.")] = 3,
     ui: Annotated[bool, typer.Option("--ui", help="Then open a page that compares original and erased model.")] = False,
     model: Annotated[str | None, typer.Option(help="With --ui: the page for this erased model instead.")] = None,
     port: Annotated[int | None, typer.Option(help="With --ui: port of the page.")] = None,
-    as_json: JsonOption = False,
+    *,
+    shared: Shared,
 ) -> None:
     """Train a small classifier of handwritten digits, let it forget one, and see what is left. Needs no network."""
     if model is not None and not ui:
@@ -27,11 +29,10 @@ def demo(
     if model is not None:
         _open_page(model, None, port)
         return
-    with exit_on_error():
-        from .run import run_demo
+    from .run import run_demo
 
-        result = run_demo(output, digit, say=(lambda text: None) if as_json else console.print)
-    if as_json:
+    result = run_demo(output, digit, log=(lambda text: None) if shared.as_json else console.print)
+    if shared.as_json:
         rows = [
             {
                 "method": row.method,
@@ -76,10 +77,9 @@ def demo(
 
 
 def _open_page(source: str, examples: Path | None, port: int | None) -> None:
-    with exit_on_error():
-        from hf_kd.cli.demo.page import page
+    from .page import page
 
-        page(source, examples).launch(server_port=port, server_name="127.0.0.1")
+    page(source, examples).launch(server_port=port, server_name="127.0.0.1")
 
 
 def _scores(scores: Any) -> dict[str, float]:

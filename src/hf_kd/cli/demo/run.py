@@ -18,16 +18,29 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
+from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
 from hf_kd.data.load import filter_by_labels
 from hf_kd.features.heads import predictions
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.metrics.knowledge_retention import KnowledgeRetentionResult, knowledge_retention
 from hf_kd.metrics.scores import ForgetRetainScores
 from hf_kd.model.erased_model import ErasedModel
+from hf_kd.model.train import train_original
 
 SIDE = 16
+RECIPE = Retrain(
+    epochs=12,
+    lr=1e-2,
+    optimizer="adamw",
+    weight_decay=1e-2,
+    batch_size=64,
+    schedule="cosine",
+    warmup=3.0,
+    decay_epochs=(),
+    augment="none",
+)
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -65,41 +78,26 @@ def digits() -> tuple[Dataset, Dataset]:
     )
 
 
-def train_classifier(
-    train: Dataset, epochs: int = 12, seed: int = 0
-) -> tuple[ResNetForImageClassification, ViTImageProcessorPil]:
+def train_classifier(train: Dataset) -> tuple[PreTrainedModel, ViTImageProcessorPil]:
     """A small ResNet (d = 64) trained on the digits; its image processor goes with it."""
     processor = ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = ResNetConfig(
-            embedding_size=16,
-            hidden_sizes=[32, 64],
-            depths=[1, 1],
-            layer_type="basic",
-            id2label=dict(enumerate(NAMES)),
-            label2id={name: i for i, name in enumerate(NAMES)},
-        )
-        model = ResNetForImageClassification(config)
-        pixels = processor([image.convert("RGB") for image in train["image"]], return_tensors="pt")["pixel_values"]
-        labels = torch.tensor(train["label"])
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * -(-len(labels) // 64))
-        model.train()
-        for _ in range(epochs):
-            for rows in torch.randperm(len(labels)).split(64):
-                loss = model(pixel_values=pixels[rows], labels=labels[rows]).loss
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-    return model.eval(), processor
+    config = ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[32, 64],
+        depths=[1, 1],
+        layer_type="basic",
+        id2label=dict(enumerate(NAMES)),
+        label2id={name: i for i, name in enumerate(NAMES)},
+    )
+    model = ResNetForImageClassification(config)
+    trained = train_original(model, train, RECIPE, processor=processor, from_scratch=True, progress=False)
+    return trained.eval(), processor
 
 
-def run_demo(output: Path, digit: int = 3, say: Callable[[str], None] = print) -> DemoResult:
+def run_demo(output: Path, digit: int = 3, log: Callable[[str], None] = print) -> DemoResult:
     """Train, erase `digit` by ESC and by ESC-T, measure, save the ESC model to `output` and load it again."""
     train, test = digits()
-    say(f"Training a small ResNet on {len(train)} handwritten digits ...")
+    log(f"Training a small ResNet on {len(train)} handwritten digits ...")
     model, processor = train_classifier(train)
     forget = filter_by_labels(train, "label", [digit])
     original = ErasedModel.from_model(model, processor)
@@ -116,7 +114,7 @@ def run_demo(output: Path, digit: int = 3, say: Callable[[str], None] = print) -
     rows = [row("original", [part.before for part in seen], 0.0)]
     saved: ErasedModel | None = None
     for method in ("esc", "esc-t"):
-        say(f"Forgetting digit {digit} ({len(forget)} images) by {method.upper()} ...")
+        log(f"Forgetting digit {digit} ({len(forget)} images) by {method.upper()} ...")
         erased = ErasedModel.from_model(copy.deepcopy(model), processor).erase(forget, method, progress=False)
         record = erased.erasures[0]
         rows.append(

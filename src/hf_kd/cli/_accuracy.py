@@ -1,0 +1,42 @@
+"""What erase and unlearn measure beside what they do: the head's accuracy on a test split, before and after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hf_kd.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from hf_kd.features.reader import ReadOptions
+    from hf_kd.model.erased_model import ErasedModel
+
+
+def head_accuracy(
+    model: ErasedModel, data: Any, classes: list[int], reading: ReadOptions, changed: ErasedModel | None = None
+) -> dict[str, Any]:
+    """Of the head, in percent, before and after: behind the eraser of `model`, or of the `changed` model.
+
+    `classes` are ids of the model; those that were erased earlier count as forgotten too.
+    """
+    from hf_kd.features.heads import has_head, predictions
+    from hf_kd.features.reader import ImageReader
+    from hf_kd.metrics.scores import forget_retain_accuracy
+
+    if not has_head(model):
+        raise InvalidValueError("--test-split measures the head's accuracy, and this model has no classification head.")
+    if not classes:
+        raise InvalidValueError(
+            "--test-split measures forgotten against other labels; name the forgotten ones with --forget-labels."
+        )
+    earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
+    forgotten = sorted(earlier | set(classes))
+    read = ImageReader(model, data, reading).read()
+    if changed is None:
+        after = predictions(model, read.erased(model))
+    else:
+        after = predictions(changed, ImageReader(changed, data, reading).read().before)
+    scores: dict[str, Any] = {"classes": forgotten}
+    for when, answers in (("original", predictions(model, read.before, masked=False)), ("erased", after)):
+        forget, retain = forget_retain_accuracy(answers, read.labels, forgotten)
+        scores[when] = {"forget": forget, "retain": retain}
+    return scores

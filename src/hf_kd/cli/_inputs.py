@@ -1,0 +1,188 @@
+"""From what a command line says to what the library takes: names and values, settings, data sets, models."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_kd.errors import InvalidValueError, MissingFileError
+
+from ._options import Shared
+
+if TYPE_CHECKING:
+    from hf_kd.features.reader import ReadOptions
+    from hf_kd.model.erased_model import ErasedModel
+
+
+def name_and_value(text: str, flag: str) -> tuple[str, Any]:
+    """NAME=VALUE as a pair; the value is read as JSON where it is JSON.
+
+    Raises:
+        InvalidValueError: For anything else.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InvalidValueError(f"{flag} {text!r}: write it as NAME=VALUE.")
+    with contextlib.suppress(json.JSONDecodeError):
+        value = json.loads(value)
+    return name, value
+
+
+def as_setting(value: Any) -> Any:
+    """The value of a setting: words are read as JSON where they are JSON, numbers with commas between them as a list."""
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(value)
+        if re.search("[,;]", value):
+            with contextlib.suppress(json.JSONDecodeError):
+                return [json.loads(part) for part in re.split("[,;]", value) if part.strip()]
+    return value
+
+
+def settings(flags: Mapping[str, Any], options: Sequence[str] | None) -> dict[str, Any]:
+    """What flags and `--option` say about a method; of both, `--option`."""
+    given = {name: as_setting(value) for name, value in flags.items() if value is not None}
+    pairs = (name_and_value(text, "--option") for text in options or ())
+    return given | {name: as_setting(value) for name, value in pairs}
+
+
+def import_files(paths: Sequence[Path] | None) -> None:
+    """Run Python files that the user names on the command line.
+
+    Raises:
+        MissingFileError: For one that is not there.
+    """
+    for path in paths or ():
+        if not path.is_file():
+            raise MissingFileError(f"--import {path}: there is no such file.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+
+
+def read_options(shared: Shared) -> ReadOptions:
+    """How images are read, as the options say; with a bar unless the result is JSON."""
+    from hf_kd.features.reader import ReadOptions
+
+    given = shared.chosen("image_column", "label_column", "batch_size", "num_workers", "mixed_precision")
+    mapping = dict(name_and_value(text, "--label-mapping") for text in shared.label_mapping or ())
+    return ReadOptions(**given, label_mapping=mapping or None, progress=not shared.as_json)
+
+
+def load_model(name: str, shared: Shared) -> ErasedModel:
+    """The model, on the device that was asked for."""
+    from hf_kd.model.erased_model import ErasedModel
+
+    return ErasedModel.from_pretrained(name, **shared.chosen("tap", "revision")).to(device_of(shared))
+
+
+def device_of(shared: Shared) -> Any:
+    """The device asked for, or the GPU if there is one; that of the process where there are several."""
+    import torch
+
+    from hf_kd.data.distributed import process_state
+
+    state = process_state()
+    if state.num_processes > 1:
+        return state.device
+    return shared.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_data(source: str, split: str, shared: Shared) -> Any:
+    """One split of a data set; labels that are words in it become ids with names."""
+    from datasets import Value
+
+    from hf_kd.data.image_source import LABEL_KEYS
+    from hf_kd.data.load import load_source
+
+    data = load_source(source, split=split)
+    names = [shared.label_column] if shared.label_column else LABEL_KEYS
+    column = next((name for name in names if name in data.column_names), None)
+    kind = None if column is None else data.features[column]
+    if isinstance(kind, Value) and kind.dtype in ("string", "large_string"):
+        return data.class_encode_column(column)
+    return data
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A split told apart by its labels: the rows to forget, those that stay, and the ids of the forgotten labels in it."""
+
+    data: Any
+    forget: Any
+    retain: Any
+    ids: tuple[int, ...]
+    names: tuple[str, ...] | None
+
+    def in_model(self, model: ErasedModel, reading: ReadOptions) -> list[int]:
+        """The forgotten labels as ids of the model; those of the data set where the model has no labels."""
+        import torch
+
+        from hf_kd.data.labels import match_labels
+        from hf_kd.features.heads import has_head
+
+        if not self.ids or not has_head(model):
+            return list(self.ids)
+        mapping = match_labels(self.names, model.class_names, reading.label_mapping)
+        return mapping(torch.tensor(self.ids)).tolist()
+
+
+def by_labels(
+    data: Any, labels: Iterable[str] | None, reading: ReadOptions, reads_retain: bool = False, limit: int | None = None
+) -> Parts:
+    """The rows of `data` with these labels, and of all others, at most `limit` drawn by a fixed seed, if they are read.
+
+    Without labels all rows are to be forgotten.
+
+    Raises:
+        InvalidValueError: Where there are no labels to go by, or none of that name.
+    """
+    from hf_kd.data.image_source import inspect_images
+    from hf_kd.data.labels import resolve_forget_labels
+    from hf_kd.data.load import filter_by_labels
+
+    if not labels:
+        return Parts(data, data, None, (), None)
+    images = inspect_images(data, image_column=reading.image_column, label_column=reading.label_column)
+    column = images.label_column
+    if column is None:
+        among = f" (candidates: {', '.join(images.label_candidates)})" if images.label_candidates else ""
+        raise InvalidValueError(
+            f"--forget-labels names labels, but the data set has no single label column{among}. Name it with "
+            "--label-column."
+        )
+    ids = resolve_forget_labels(tuple(labels), images.label_names)
+    retain = None
+    if reads_retain:
+        retain = filter_by_labels(data, column, set(data.unique(column)) - set(ids))
+        if limit is not None and limit < len(retain):
+            retain = retain.shuffle(seed=0).select(range(limit))
+        retain = retain if len(retain) else None
+    return Parts(data, filter_by_labels(data, column, ids), retain, tuple(ids), images.label_names)
+
+
+def save_stock(model: Any, processor: Any, output: Path) -> None:
+    """Save a model of a class of transformers, with its image processor."""
+    from hf_kd.model.saving import atomic_directory
+
+    with atomic_directory(output) as folder:
+        model.save_pretrained(folder)
+        if hasattr(processor, "save_pretrained"):
+            processor.save_pretrained(folder)
+
+
+def refuse_unwritable(output: Path | None) -> None:
+    """An output that cannot be written is refused before the work, not after it."""
+    from hf_kd.model.saving import atomic_directory
+
+    if output is not None:
+        with atomic_directory(output):
+            pass

@@ -1,0 +1,105 @@
+"""Options that several commands have, each written once, and those made of the hyper-parameters of methods."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_kd.methods.registry import MethodInfo
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="Hub id or folder of a checkpoint, a PEFT adapter or an erased model.")
+]
+
+READING = ("image_column", "label_column", "label_mapping", "num_workers")
+"""Options of `hf_kd.ReadOptions` that all commands have which read images."""
+
+METHOD = "Settings of methods"
+DATA = "How images are read"
+"""Panels of the help."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options that several commands have; a command names the fields it takes."""
+
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Any setting of the method as NAME=VALUE; repeat it. The value is JSON, or numbers with commas: "
+            'cover_classes=5,2 or \'class_sizes={"0": 500, "1": 400}\'.',
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    tap: Annotated[str | None, typer.Option(help="Where pooled features pass, path.to.module; found without it.")] = (
+        None
+    )
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of images, if there are several.", rich_help_panel=DATA)
+    ] = None
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of labels, if there are several.", rich_help_panel=DATA)
+    ] = None
+    label_mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DATASET_LABEL=MODEL_LABEL (names or ids) where names do not match; repeat it.", rich_help_panel=DATA
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images a forward pass; 64 by default.", rich_help_panel=DATA)
+    ] = None
+    num_workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode images.", rich_help_panel=DATA)
+    ] = None
+    mixed_precision: Annotated[
+        str | None, typer.Option(help="no, bf16 or fp16 for the forward passes.", rich_help_panel=DATA)
+    ] = None
+    allow_unrecognised: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unrecognised",
+            help="Carry on where the head takes the images for other classes than their labels say.",
+        ),
+    ] = False
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")] = None
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None
+    imports: Annotated[
+        list[Path] | None,
+        typer.Option("--import", help="Python file of yours to run first: it registers model classes of your own."),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the method, from its flags and `--option`."""
+
+    def chosen(self, *names: str) -> dict[str, Any]:
+        """Those of these options that were given, as keywords."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def method_flags(methods: Sequence[MethodInfo]) -> dict[str, inspect.Parameter]:
+    """One option for each hyper-parameter that any of these methods has."""
+    having: dict[str, list[tuple[str, Any]]] = {}
+    for method in methods:
+        for option in method.options:
+            having.setdefault(option.name, []).append((method.name, option))
+    made = {}
+    for key, found in having.items():
+        about = next((option.about for _, option in found if option.about), "").split(". ")[0].rstrip(".")
+        defaults = [name + ("" if option.default is None else f": {_shown(option.default)}") for name, option in found]
+        whose = ", ".join(defaults) if len(found) <= 3 else f"{len(found)} methods; hf-kd methods NAME has its default"
+        plain = {option.type.removesuffix(" | None") for _, option in found}
+        kind = {"bool": bool, "int": int, "float": float}.get(plain.pop(), str) if len(plain) == 1 else str
+        text = f"{about} ({whose})" if about and len(methods) > 1 else about or f"Of {whose}."
+        hint = Annotated[kind | None, typer.Option(help=text, rich_help_panel=METHOD)]
+        made[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+    return made
+
+
+def _shown(default: Any) -> str:
+    return "yes" if default is True else "no" if default is False else f"{default}"

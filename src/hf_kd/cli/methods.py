@@ -1,0 +1,66 @@
+"""`hf-kd methods`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from hf_kd.methods.registry import MethodInfo, method_info, method_infos
+
+from ._app import command, console
+from ._options import Shared
+
+ACTS_ON = {"eraser": "features", "weights": "weights"}
+
+
+@command("as_json")
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method: what it does, and its hyper-parameters.")] = None,
+    *,
+    shared: Shared,
+) -> None:
+    """List every method: what data it needs (D_f: the images to forget, D_r: those that stay), and when to take it.
+
+    **Example:** `hf-kd methods scrub`
+    """
+    if name is not None:
+        _show(method_info(name), shared.as_json)
+        return
+    infos = method_infos()
+    if shared.as_json:
+        console.print_json(data=[_facts(info) for info in infos])
+        return
+    table = Table("method", "acts on", "needs", "when to take it")
+    for info in infos:
+        table.add_row(info.name, ACTS_ON[info.kind], info.needs, info.when)
+    console.print(table)
+
+
+def _facts(info: MethodInfo) -> dict[str, str]:
+    return {
+        "method": info.name,
+        "acts on": ACTS_ON[info.kind],
+        "needs": info.needs,
+        "when": info.when,
+        "about": info.about,
+        "source": info.source,
+    }
+
+
+def _show(info: MethodInfo, as_json: bool) -> None:
+    if as_json:
+        settings = {option.name: option.default for option in info.options}
+        console.print_json(data=_facts(info) | {"settings": settings}, default=str)
+        return
+    command = "erase" if info.kind == "eraser" else "unlearn"
+    console.print(f"[bold]{info.name}[/]: hf-kd {command} --method {info.name}\n", highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for what, text in (("what", info.about), ("when", info.when), ("needs", info.needs), ("from", info.source)):
+        table.add_row(what, text)
+    console.print(table)
+    console.print("\nIts settings, each an option of that command or --option NAME=VALUE:", highlight=False)
+    for option in info.options:
+        console.print(f"  {option.name} = {option.default}", markup=False, highlight=False, end="")
+        console.print(f"   {option.about}" if option.about else "", markup=False, highlight=False, style="dim")

@@ -1,0 +1,91 @@
+"""`hf-kd train-original`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_kd.errors import InvalidValueError
+from hf_kd.methods.registry import method_info
+from hf_kd.model.recipes import PRETRAINED, RECIPES
+
+from . import _inputs
+from ._app import command, console
+from ._options import READING, Shared
+
+
+@command(*READING, "mixed_precision", "device", "as_json", methods=[method_info("retrain")])
+def train_original(
+    model: Annotated[str, typer.Argument(help="Hub id or folder: its configuration, and its weights if pre-trained.")],
+    dataset: Annotated[str, typer.Option(help="Labelled images to train on.")],
+    output: Annotated[Path, typer.Option(help="Folder for the trained model.")],
+    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}; settings of your own overrule it.")],
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    from_scratch: Annotated[
+        bool | None,
+        typer.Option(
+            help=f"Fresh weights, or the model's own; by default its own for {' and '.join(PRETRAINED)} alone."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="At most so many images: a check, not a result.")] = None,
+    *,
+    shared: Shared,
+) -> None:
+    """Train an original model with one of the recipes behind the paper's tables.
+
+    Where the labels of the data set are not the model's, the result has those of the data set and a new head.
+
+    **Example:** `hf-kd train-original microsoft/resnet-18 --recipe resnet18-pretrained --dataset user/pets --output r18`
+    """
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    from hf_kd.data.distributed import process_state
+    from hf_kd.data.image_source import inspect_images
+    from hf_kd.model.loading import load_processor
+    from hf_kd.model.train import train_original as train
+
+    _inputs.refuse_unwritable(output)
+    reading = _inputs.read_options(shared)
+    data = _inputs.load_data(dataset, split, shared)
+    images = inspect_images(data, reading.image_column, reading.label_column)
+    if images.label_names is None:
+        among = f" (candidates: {', '.join(images.label_candidates)})" if images.label_candidates else ""
+        raise InvalidValueError(
+            f"The data set names no labels in a single column{among}. Name it with --label-column, or cast it to ClassLabel."
+        )
+    if limit is not None and limit < len(data):
+        data = data.shuffle(seed=0).select(range(limit))
+    fresh = recipe not in PRETRAINED if from_scratch is None else from_scratch
+    if fresh:
+        start = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(model))
+    else:
+        start = AutoModelForImageClassification.from_pretrained(model)
+    processor = load_processor(model, {})
+    trained = train(
+        start.to(_inputs.device_of(shared)),
+        data,
+        recipe,
+        processor=processor,
+        from_scratch=fresh,
+        reading=reading,
+        **shared.settings,
+    )
+    state = process_state()
+    if state.is_main_process:
+        _inputs.save_stock(trained.cpu(), processor, output)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    facts = {"model": model, "output": str(output), "labels": trained.config.num_labels, **trained.config.hf_kd_trained}
+    if shared.as_json:
+        console.print_json(data=facts)
+        return
+    came_from = "fresh weights" if facts["from_scratch"] else f"the weights of {model}"
+    head = " and a new head" if facts["new_head"] and not facts["from_scratch"] else ""
+    console.print(
+        f"Trained from {came_from}{head} on {facts['images']} images of {facts['labels']} labels; "
+        f"{facts['measured']['accuracy']:.1f} % of them are answered right. Written to [bold]{output}[/].",
+        highlight=False,
+    )
