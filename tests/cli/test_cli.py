@@ -102,6 +102,22 @@ def test_accuracy_before_and_after_and_several_labels(place, tmp_path):
     assert facts["erasures"][0]["settings"]["epochs"] == 2
 
 
+def test_labels_that_are_words(place, tmp_path):
+    data = make_dataset([0, 1, 2, 3, 4] * 4)
+    names = data.features["label"].int2str(data["label"])
+    (tmp_path / "data").mkdir()
+    rows = ["file_name,label"]
+    for number, (image, name) in enumerate(zip(data["image"], names, strict=True)):
+        image.save(tmp_path / "data" / f"{number}.png")
+        rows.append(f"{number}.png,{name}")
+    (tmp_path / "data" / "metadata.csv").write_text("\n".join(rows))
+    for column in ([], ["--label-column", "label"]):
+        arguments = ["--dataset", tmp_path / "data", "--forget-labels", "cat", *column, "--k", "1", "--json"]
+        done = hf_kd("erase", place / "taught", *arguments, "--allow-unrecognised", "--output", tmp_path / "out")
+        record = json.loads(done.stdout)["erasure"]
+        assert (record["classes"], record["n_forget"]) == ([2], 4)
+
+
 def test_folded_output_is_a_stock_checkpoint(place, tmp_path):
     arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--output", tmp_path / "out", "--fold"]
     hf_kd("erase", place / "model", *arguments)
