@@ -23,7 +23,7 @@ def erased(vit, processor, forget):
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "shift-jis", "cp1252"])
 def test_a_readme_in_another_encoding_is_left_alone_and_the_model_is_saved(erased, tmp_path, encoding, caplog):
     written = "\u00e9" if encoding != "shift-jis" else "\u732b"
-    (tmp_path / "README.md").write_bytes(f"# Caf{written} pets\n".encode(encoding))
+    (tmp_path / "README.md").write_bytes(f"# {written} pets\n".encode(encoding))
     before = (tmp_path / "README.md").read_bytes()
     erased.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_bytes() == before

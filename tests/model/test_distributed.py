@@ -100,7 +100,7 @@ from hf_kd import ErasedModel, ReadOptions
 model_dir, data_dir, retain_dir, out = sys.argv[1:5]
 state = process_state()
 torch.set_num_threads(1)
-given = {"batch_size": 4, "progress": False}
+given = {"reading": ReadOptions(batch_size=4), "progress": False}
 said = {}
 for method, more in (("leace", {"retain": load_from_disk(retain_dir)}), ("cover", {"m": 3})):
     model = ErasedModel.from_pretrained(model_dir)
