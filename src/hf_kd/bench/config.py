@@ -101,7 +101,7 @@ class Measures:
     """The converged probe and the paper's, on train and test."""
     membership: bool = True
     attacks: tuple[str, ...] = ()
-    """Names of `hf_kd.audit.ATTACKS`, on the features behind the eraser."""
+    """Names of `hf_kd.metrics.ATTACKS`, on the features behind the eraser."""
     report: bool = False
     """Also the whole audit of the first seed, with its figures, in `reports/`."""
     transfer: Mapping[str, Any] | None = None

@@ -178,7 +178,7 @@ def cover_limits(requests: Sequence[Request]) -> str:
     if not used:
         return ""
     guarded = all("guard_margin" in measured for measured in used)
-    strangers = (
+    unlike = (
         "inputs that the guard lets pass: they are returned as they are, forgotten ones among them"
         if guarded
         else "inputs unlike the training data: there is no guard, a head puts such inputs into few classes, and those it "
@@ -192,7 +192,7 @@ def cover_limits(requests: Sequence[Request]) -> str:
         "  - several views of one image: forgotten images move between the points more than those of a cover class do;",
         "  - groups of images known to share a label: forgotten ones are shared out among the points, those of a cover "
         "class lie on their own;",
-        f"  - {strangers};",
+        f"  - {unlike};",
         "  - anybody, on data without the cover classes: then nothing but forgotten images lies on the points.",
         "- **A recall of the forgotten classes near 0 is no evidence of equivalence to retraining.** It is below what a "
         "class gives that the network has never seen (64 to 73 % for a converged linear probe on a CIFAR-10 ResNet-20); "

@@ -1,4 +1,4 @@
-"""Knowledge Retention as a metric of `evaluate`: thin over `hf_kd.audit.knowledge_retention`.
+"""Knowledge Retention as a metric of `evaluate`: thin over `hf_kd.metrics.knowledge_retention`.
 
 Features travel through the Arrow cache of `evaluate` as fixed-size float32 rows and come back as one numpy array. For
 50,000 x 768 that peaks at 0.84 GB before the probe; the library's default, Python lists, at 2.2 GB.
