@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_kd import ErasedModel
+from tests.helpers import zoo
 from tests.helpers.small import make_dataset
 from tests.model.test_erase import logits_of
 
@@ -157,3 +160,17 @@ def test_data_sets_may_be_many_classes_wide(vit, processor):
     data = make_dataset([0] * 10 + [1] * 10)
     erased = ErasedModel.from_model(vit, processor).erase(data, k=2, progress=False)
     assert erased.erasures[0].classes == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["Siglip2ForImageClassification", "ImageGPTForImageClassification"])
+def test_trainer_keeps_every_column_that_the_model_inside_takes(name, tmp_path):
+    inner = zoo.build(name)
+    inputs = zoo.inputs(name, 4)
+    rows = Dataset.from_dict({key: value.tolist() for key, value in inputs.items()} | {"labels": [0, 1, 2, 3]})
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True)
+    expected = Trainer(inner, arguments).predict(rows.with_format("torch")).predictions
+    wrapped = ErasedModel.from_model(inner)
+    found = Trainer(wrapped, arguments).predict(rows.with_format("torch")).predictions
+    assert torch.allclose(torch.as_tensor(found), torch.as_tensor(expected), atol=1e-5)
+    assert inspect.signature(wrapped.forward) == inspect.signature(inner.forward)
+    assert inspect.signature(copy.deepcopy(wrapped).forward) == inspect.signature(inner.forward)

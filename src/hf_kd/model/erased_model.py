@@ -38,6 +38,7 @@ from .erase import fit_erasers, forget_compiled_graphs
 from .fold import fold_site, save_with_processor
 from .load_erased import load
 from .saving import atomic_directory, refuse_other_model
+from .signature import InnerSignature
 from .summary import summary
 from .swap import Swap
 
@@ -328,6 +329,7 @@ class ErasedModel(PreTrainedModel):
 
     # Answering
 
+    @InnerSignature
     def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """The inner model's forward, behind the erasers. Same inputs and outputs; see the class for what is withheld."""
         inputs = kwargs | {k: v for k, v in (("pixel_values", pixel_values), ("labels", labels)) if v is not None}
