@@ -13,19 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from hf_kd.data.labels import check_class_ids
 from hf_kd.data.text import escape_markdown
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import ReadOptions, probe_batch
 from hf_kd.features.taps.find import TapSearch, find_taps
-from hf_kd.features.taps.inputs import input_device, run
-from hf_kd.features.taps.places import Tap, without_fields
-from hf_kd.features.taps.site import TapSite, check_passed, drop_caches, evaluating, follow, record
+from hf_kd.features.taps.inputs import input_device
+from hf_kd.features.taps.places import Tap
+from hf_kd.features.taps.site import TapSite, drop_caches
 from hf_kd.hub.files import save_processor
 from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Method, build, describe
@@ -33,12 +31,12 @@ from hf_kd.methods.records import Erasure
 
 from . import consistency, loading
 from . import label_mask as masking
+from .answering import Answering
 from .configuration import ErasedConfig, label_names
 from .erase import fit_erasers, forget_compiled_graphs
 from .fold import fold_site, save_with_processor
 from .load_erased import load
 from .saving import atomic_directory, refuse_other_model
-from .signature import InnerSignature
 from .summary import summary
 from .swap import Swap
 
@@ -50,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class ErasedModel(PreTrainedModel):
+class ErasedModel(Answering, PreTrainedModel):
     """A vision model that can be made to forget.
 
     Build one with `from_pretrained` or `from_model`, call `erase`, and use it like the model it wraps. What it returns is
@@ -326,57 +324,6 @@ class ErasedModel(PreTrainedModel):
 
         asked = {"retain": retain, "original": original, "reference": reference, "options": options}
         return audit_model(self, train, test, forget_labels, **asked, reading=reading, progress=progress, **unknown)
-
-    # Answering
-
-    @InnerSignature
-    def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        """The inner model's forward, behind the erasers. Same inputs and outputs; see the class for what is withheld."""
-        inputs = kwargs | {k: v for k, v in (("pixel_values", pixel_values), ("labels", labels)) if v is not None}
-        return self._answer(self.inner, inputs)
-
-    def get_image_features(self, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
-        """Erased image embeddings of a two-tower model (CLIP, SigLIP, MetaCLIP 2)."""
-        inputs = kwargs | ({"pixel_values": pixel_values} if pixel_values is not None else {})
-        return self._answer(self.inner.get_image_features, inputs)
-
-    def get_text_features(self, *args: Any, **kwargs: Any) -> Any:
-        """Text embeddings of a two-tower model: not touched, only images are forgotten."""
-        return self.inner.get_text_features(*args, **kwargs)
-
-    def _answer(self, call: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        return self._swap.unchanged_while(lambda: self._answer_once(call, dict(inputs)))
-
-    def _answer_once(self, call: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        return_dict = inputs.pop("return_dict", None)
-        if return_dict is None:
-            return_dict = getattr(self.config, "return_dict", True)
-        follow(self.inner, self.sites)
-        output = call(**masking.to_inner_ids(self, inputs), return_dict=True)
-        check_passed(self.sites)
-        output = masking.drop_masked_columns(self, output)
-        if self.is_erased and not inputs.get("output_hidden_states"):
-            output = without_fields(output, self.config.leaking)
-        return output if return_dict or not isinstance(output, ModelOutput) else output.to_tuple()
-
-    @torch.no_grad()
-    def pooled_features(self, pixel_values: Tensor | None = None, stage: str = "after", **inputs: Any) -> Any:
-        """Pooled features [n, d] of images, in eval mode: what passes the tap behind (or "before") its eraser.
-
-        A tuple of them for a model with several taps.
-        """
-        inputs |= {} if pixel_values is None else {"pixel_values": pixel_values}
-        self.find_taps()
-
-        def read() -> list[Tensor]:
-            with evaluating(self.inner), record(list(self.sites), stage) as take:
-                follow(self.inner, self.sites)
-                run(self.inner, inputs)
-                check_passed(self.sites)
-                return take()
-
-        features = self._swap.unchanged_while(read)
-        return features[0] if len(features) == 1 else tuple(features)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
         consistency.refuse_other_state(self, state_dict, prefix)
