@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
-from hf_kd.data.text import escape_markdown, one_line
 from hf_kd.errors import InvalidValueError
 
 
@@ -66,6 +65,8 @@ class Erasure:
         """One line: what was forgotten, by which method, from how many images, and what that took."""
         what = "samples" if self.classes is None else class_list([str(label) for label in self.classes])
         images = f"{self.n_forget:,} images" + (f" and {self.n_retain:,} retained ones" if self.n_retain else "")
+        from hf_kd.data.text import one_line  # records are read while transformers is still being imported
+
         return one_line(f"{what} forgotten by {self.method} from {images}; {self._what_changed()}")
 
     def _what_changed(self) -> str:
@@ -82,6 +83,8 @@ class Erasure:
         return Text(self.summary)
 
     def _repr_markdown_(self) -> str:
+        from hf_kd.data.text import escape_markdown
+
         return f"**{type(self).__name__}**: {escape_markdown(self.summary, 300)}"
 
     def to_dict(self) -> dict[str, Any]:
