@@ -127,7 +127,7 @@ def available_methods(kind: str | None = "eraser") -> list[str]:
         The names in alphabetical order. Code of other packages is not imported for this, so an entry point that was not
         used yet is listed whichever kind it is of.
     """
-    own = {name for name, target in _METHODS.items() if kind in (None, _stored_kind(name, target))}
+    own = {name for name in _METHODS if kind in (None, _stored_kind(name))}
     return sorted(own | set(_third_party()))
 
 
@@ -175,7 +175,7 @@ def get_method(name: str, kind: str | None = None) -> type[Any]:
             names = _listed(kind) if kind else "; ".join(f"{key}: {_listed(key)}" for key in BASES)
             raise InvalidValueError(f"Unknown method {name!r}; available: {names}.")
         _METHODS[name] = _loaded(point)
-    found = _stored_kind(name, _METHODS[name])
+    found = _stored_kind(name)
     if kind is not None and found != kind:
         raise _other_kind(name, found)
     return _resolve(_METHODS, name)
@@ -331,8 +331,8 @@ def _no_method(what: str) -> InvalidTypeError:
     )
 
 
-def _stored_kind(name: str, target: str | type) -> str:
-    return _INFOS[name].kind if name in _INFOS else _kind_of(target)
+def _stored_kind(name: str) -> str:
+    return _INFOS[name].kind if name in _INFOS else _kind_of(_resolve(_METHODS, name))
 
 
 def _listed(kind: str) -> str:

@@ -129,16 +129,21 @@ class Cover(Method):
         head: Head | None = None,
         views: Sequence[Tensor] = (),
     ) -> CoverMap:
-        """The map for features [n, d], labels [n], the head, and features [n, d] of further views of the same images.
+        """The map of one tap.
 
-        `measured` of the result: cover_classes, their shares of the forgotten features, shared_by ("views" or "logits") and
-        how many of D_f another view puts elsewhere, which prototypes had to be moved to be answered as their class and
-        which classes were skipped because that failed, share_of_forget_recognised by the head, share_of_forget_replaced,
-        the share of inputs that will be replaced if classes have equal sizes (or those given), and with a guard its
-        quantile and margin.
+        Args:
+            forget: Features [n, d].
+            labels: Their classes [n], in the head's own ids.
+            head: Features [n, d] -> logits [n, C].
+            views: Features [n, d] of further views of the same images.
 
-        Raises ValueError where something is missing, for too few retained classes, for classes or sizes that do not fit
-        the model, and for forgotten classes that the head never answers or that covered for others before.
+        Returns:
+            The map; `measured` is a `CoverMeasured`.
+
+        Raises:
+            InvalidValueError: Where something is missing, for too few retained classes, for classes or sizes that do
+                not fit the model, and for forgotten classes that are masked already or were cover in an earlier
+                request.
         """
         if head is None or labels is None or not isinstance(forget, Tensor):
             missing = "a classification head" if head is None else "labels" if labels is None else "the features of D_f"
@@ -213,14 +218,14 @@ class Cover(Method):
         """The cover classes with their prototypes, each answered as its class, and what was done for that."""
         forgotten = list(means)
         wanted = len(self.cover_classes) if self.cover_classes is not None else self.m or 2 * len(forgotten)
-        strange = [c for c in self.cover_classes or () if c not in retained]
-        if set(strange) & set(forgotten):
+        unknown = [c for c in self.cover_classes or () if c not in retained]
+        if set(unknown) & set(forgotten):
             raise InvalidValueError(
-                f"Classes {sorted(set(strange) & set(forgotten))} are to be forgotten, and cannot be cover."
+                f"Classes {sorted(set(unknown) & set(forgotten))} are to be forgotten, and cannot be cover."
             )
-        if strange or wanted > len(retained):
+        if unknown or wanted > len(retained):
             what = (
-                f"Classes {strange} are" if strange else f"{wanted} cover classes of {len(retained)} retained ones are"
+                f"Classes {unknown} are" if unknown else f"{wanted} cover classes of {len(retained)} retained ones are"
             )
             raise InvalidValueError(
                 f"{what} not to be had: cover classes are retained classes of the model, and the {len(forgotten)} forgotten "
@@ -255,16 +260,16 @@ class Cover(Method):
         return found, {"prototypes_moved": moved, "classes_skipped": skipped}
 
     def _check_classes(self, num_labels: int, retained: Sequence[int]) -> None:
-        strange = [c for c in self.prototypes or {} if c not in retained]
-        if strange:
+        unknown = [c for c in self.prototypes or {} if c not in retained]
+        if unknown:
             raise InvalidValueError(
-                f"prototypes of classes {strange}: only retained classes of the model can be cover. Leave the others out."
+                f"prototypes of classes {unknown}: only retained classes of the model can be cover. Leave the others out."
             )
         if self.class_sizes is not None and set(self.class_sizes) != set(range(num_labels)):
             missing = sorted(set(range(num_labels)) - set(self.class_sizes))
-            strange = sorted(set(self.class_sizes) - set(range(num_labels)))
+            unknown = sorted(set(self.class_sizes) - set(range(num_labels)))
             raise InvalidValueError(
-                f"class_sizes has to give the size of every class of the model; missing: {missing}, unknown: {strange}."
+                f"class_sizes has to give the size of every class of the model; missing: {missing}, unknown: {unknown}."
             )
 
     def _size(self, label: int) -> int:

@@ -160,11 +160,18 @@ class ESC(Method):
         return self.k if self.k is not None else max(1, round(dim * self.p / 100))
 
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> Projection:
-        """The projection for the moments of D_f, moments by class, or features [n, d] (with `labels` if per_class).
+        """The projection that removes the principal directions.
 
-        `measured` of the result: k, n_forget, rank of the forget features, energy_removed (share of sum ||h||^2 of D_f
-        in the removed directions) and the published k where it differs. Raises ValueError when k is not below both d
-        and the rank of the forget features.
+        Args:
+            forget: Moments of D_f, moments by class (with `per_class`), or features [n, d].
+            labels: Classes of the features [n], with `per_class`.
+            head: Not used.
+
+        Returns:
+            The projection; `measured` is an `ESCMeasured`.
+
+        Raises:
+            InvalidValueError: When k is not below both d and the rank of the forget features.
         """
         groups = self._groups(forget, labels)
         total = SecondMoment.union(groups)

@@ -119,11 +119,19 @@ class ESCT(Method):
                 raise InvalidValueError(f"{field}={getattr(self, field)!r} is out of range: at least 1.")
 
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> MaskedProjection:
-        """The masked projection for features [n, d] and labels [n] in the head's own classes.
+        """The masked projection of one tap.
 
-        `measured` of the result: n_forget, epochs_run, forget hits (share of D_f predicted correctly, in percent)
-        before, with the soft mask and after thresholding, and masked_entries. Raises ValueError without features,
-        labels or head.
+        Args:
+            forget: Features [n, d].
+            labels: Their classes [n], in the head's own ids.
+            head: Features [n, d] -> logits [n, C].
+
+        Returns:
+            The masked projection; `measured` is an `ESCTMeasured`.
+
+        Raises:
+            InvalidValueError: Without features, labels or head.
+            DivergedError: When the mask is no longer finite.
         """
         joint = None if head is None else (lambda features: head(features[0]))
         return self.fit_taps([forget], labels, joint)[0]

@@ -13,9 +13,14 @@ from .base import Head
 
 
 def affine_head(head: Head, like: Tensor) -> tuple[Tensor, Tensor]:
-    """W [C, d] and b [C] with head(h) = W h + b, in float64 on the CPU, for features like `like` [n, d].
+    """W [C, d] and b [C] with head(h) = W h + b, in float64 on the CPU.
 
-    Raises ValueError where the head is not affine.
+    Args:
+        head: Features [n, d] -> logits [n, C].
+        like: Features [n, d] of the dtype and on the device that the head takes.
+
+    Raises:
+        InvalidValueError: Where the head is not affine.
     """
     dim = like.shape[1]
     probe = torch.cat([torch.zeros(1, dim), torch.eye(dim)]).to(like)
@@ -34,20 +39,35 @@ def affine_head(head: Head, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def checked_labels(features: Tensor, labels: Tensor, num_labels: int) -> list[int]:
-    """The forgotten classes, ascending. Raises ValueError for labels that do not fit the features [n, d] or the head."""
+    """The forgotten classes, ascending.
+
+    Args:
+        features: [n, d].
+        labels: Their classes [n].
+        num_labels: C.
+
+    Raises:
+        InvalidValueError: For labels that do not fit the features or the head.
+    """
     if labels.shape != features.shape[:1] or not len(labels):
         raise InvalidValueError(f"{len(features)} features and {labels.numel()} labels: every feature needs its label.")
     forgotten = sorted(set(labels.tolist()))
-    strange = [label for label in forgotten if not 0 <= label < num_labels]
-    if strange:
-        raise InvalidValueError(f"labels {strange} are no classes of the head, which answers 0 to {num_labels - 1}.")
+    unknown = [label for label in forgotten if not 0 <= label < num_labels]
+    if unknown:
+        raise InvalidValueError(f"labels {unknown} are no classes of the head, which answers 0 to {num_labels - 1}.")
     return forgotten
 
 
 def still_answered(head: Head, num_labels: int, forgotten: Sequence[int]) -> list[int]:
-    """The retained classes: those that the head answers and are not forgotten.
+    """The retained classes: those that the head answers and that are not forgotten.
 
-    Raises ValueError where a forgotten class is masked already: there is nothing in the head that tells it.
+    Args:
+        head: Its `masked`, where it has that, are classes that it answers no more.
+        num_labels: C.
+        forgotten: Ids of the forgotten classes.
+
+    Raises:
+        InvalidValueError: Where a forgotten class is masked already: there is nothing in the head that tells it.
     """
     masked = set(getattr(head, "masked", ()))
     gone = [f for f in forgotten if f in masked]

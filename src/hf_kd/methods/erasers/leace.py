@@ -50,10 +50,19 @@ class LEACE(FittedByClass):
         head: Head | None = None,
         retain: RetainMoments | None = None,
     ) -> ObliqueProjection:
-        """The affine map for moments (by class) or features [n, d] of D_f and the moments of D_r.
+        """The affine map.
 
-        `measured` of the result: k, n_forget, n_retain, the largest correlation removed. Raises ValueError without
-        retained features, and where nothing is correlated with being forgotten.
+        Args:
+            forget: Moments of D_f, by class where classes are known, or features [n, d].
+            labels: Classes of the features [n].
+            head: Not used.
+            retain: Moments of D_r.
+
+        Returns:
+            The map; `measured` is a `LEACEMeasured`.
+
+        Raises:
+            InvalidValueError: Without retained features, and where nothing is correlated with being forgotten.
         """
         groups = moments_by_class(forget, labels)
         kept = given_retain(self, retain).moment

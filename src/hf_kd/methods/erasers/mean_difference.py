@@ -34,7 +34,20 @@ class MeanDifference(FittedByClass):
         head: Head | None = None,
         retain: RetainMoments | None = None,
     ) -> Projection:
-        """The projection for moments (by class) or features [n, d]. Raises ValueError without retained features."""
+        """The projection that removes the differences of means.
+
+        Args:
+            forget: Moments of D_f, by class where classes are known, or features [n, d].
+            labels: Classes of the features [n].
+            head: Not used.
+            retain: Moments of D_r.
+
+        Returns:
+            The projection; `measured` is a `ProjectionMeasured`.
+
+        Raises:
+            InvalidValueError: Without retained features, for equal means, and for an empty class.
+        """
         groups, kept = moments_by_class(forget, labels), given_retain(self, retain).moment
         varies = SecondMoment.union([*groups.values(), kept]).covariance.diagonal().cpu() > 0
         return complement_of([(mean_of(moment) - mean_of(kept)) * varies for moment in groups.values()], groups, kept)

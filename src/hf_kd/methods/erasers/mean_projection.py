@@ -26,6 +26,18 @@ class MeanProjection(FittedByClass):
     measures: ClassVar[type] = ProjectionMeasured
 
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> Projection:
-        """The projection for moments (by class) or features [n, d]. Raises ValueError for a zero mean."""
+        """The projection that removes the means.
+
+        Args:
+            forget: Moments of D_f, by class where classes are known, or features [n, d].
+            labels: Classes of the features [n].
+            head: Not used.
+
+        Returns:
+            The projection; `measured` is a `ProjectionMeasured`.
+
+        Raises:
+            InvalidValueError: For a mean of zero, and for an empty class.
+        """
         groups = moments_by_class(forget, labels)
         return complement_of([mean_of(moment) for moment in groups.values()], groups)

@@ -43,21 +43,31 @@ class PrototypeOrthogonal(FittedByClass):
         head: Head | None = None,
         retain: RetainMoments | None = None,
     ) -> ObliqueProjection:
-        """The oblique projection for moments (by class) or features [n, d] of D_f and the class means of D_r.
+        """The oblique projection.
 
-        Raises ValueError without retained features or classes, and where the prototypes are not linearly independent (at
-        most d classes).
+        Args:
+            forget: Moments of D_f, by class where classes are known, or features [n, d].
+            labels: Classes of the features [n].
+            head: Not used.
+            retain: Class means of D_r.
+
+        Returns:
+            The map; `measured` is a `PrototypeMeasured`.
+
+        Raises:
+            InvalidValueError: Without retained features or classes, and where the prototypes are not linearly
+                independent (at most d classes).
         """
         groups = moments_by_class(forget, labels)
-        others = {
+        retained = {
             label: mean.cpu() for label, mean in given_retain(self, retain).means().items() if label not in groups
         }
-        if -1 in groups or -1 in others or not others:
+        if -1 in groups or -1 in retained or not retained:
             raise InvalidValueError(
                 "prototype-orthogonal needs the classes of all forgotten and retained images; some are unknown."
             )
         own = [mean_of(moment) for moment in groups.values()]
-        prototypes = torch.stack([*own, *others.values()], dim=1)
+        prototypes = torch.stack([*own, *retained.values()], dim=1)
         values = torch.linalg.svdvals(prototypes)
         if prototypes.shape[1] > prototypes.shape[0] or float(values[-1]) <= 1e-6 * float(values[0]):
             raise InvalidValueError(
@@ -68,7 +78,7 @@ class PrototypeOrthogonal(FittedByClass):
         write = torch.stack(own, dim=1)
         measured: dict[str, Any] = {"k": len(own), "n_forget": SecondMoment.union(groups.values()).count}
         if self.remap:
-            names, rest = list(others), torch.stack(list(others.values()), dim=1)
+            names, rest = list(retained), torch.stack(list(retained.values()), dim=1)
             nearest = (
                 torch.nn.functional.normalize(rest, dim=0).T @ torch.nn.functional.normalize(write, dim=0)
             ).argmax(0)

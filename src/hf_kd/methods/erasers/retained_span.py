@@ -78,10 +78,19 @@ class RetainedSpan(Method):
     masks_head: ClassVar[bool] = True
 
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> KeptSpan:
-        """The projection for features [n, d], labels [n] and the head.
+        """The projection on the span of retained rows.
 
-        Raises ValueError where one of them is missing or does not fit, the retained rows of the head span all of R^d, or a
-        forgotten class is never answered any more.
+        Args:
+            forget: Features [n, d].
+            labels: Their classes [n], in the head's own ids.
+            head: Features [n, d] -> logits [n, C].
+
+        Returns:
+            The projection; `measured` is a `RetainedSpanMeasured`.
+
+        Raises:
+            InvalidValueError: Where something is missing or does not fit, the retained rows of the head span all of
+                R^d, or a forgotten class is masked already.
         """
         if head is None or labels is None or not isinstance(forget, Tensor):
             raise InvalidValueError(

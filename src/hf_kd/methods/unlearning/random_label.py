@@ -22,9 +22,14 @@ from .training import TrainedMethod
 
 
 def random_labels(labels: Tensor, allowed: Tensor) -> Tensor:
-    """For each of labels [n] one of the class ids `allowed` [m], uniform, and never the label itself.
+    """Wrong labels [n]: uniform among the allowed ones, and not the label itself.
 
-    Raises ValueError where a label is the only one allowed.
+    Args:
+        labels: True labels [n].
+        allowed: Class ids [m] to choose among.
+
+    Raises:
+        InvalidValueError: Where a label is the only one allowed.
     """
     if len(allowed) < 2 and bool(torch.isin(labels, allowed).any()):
         raise InvalidValueError("There is no wrong label to give: the model would need one more class.")

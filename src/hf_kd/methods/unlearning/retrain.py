@@ -103,7 +103,11 @@ def augmented(inputs: dict[str, Tensor], how: str, draws: torch.Generator) -> di
 
 
 def image_name(inputs: dict[str, Tensor]) -> str:
-    """Under which name the images [b, channels, height, width] are. Raises ValueError where there are none."""
+    """Under which name the images [b, channels, height, width] are.
+
+    Raises:
+        InvalidValueError: Where there are none.
+    """
     for name, value in inputs.items():
         if value.ndim == 4 and value.is_floating_point():
             return name

@@ -63,6 +63,7 @@ class Task:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return next(self.model.parameters()).device
 
     @property
@@ -275,7 +276,11 @@ def without_classes(logits: Tensor, labels: Tensor, forget_classes: Tensor, num_
 
 
 def endless(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
-    """Batches of one epoch after another. Raises ValueError when an epoch has none."""
+    """Batches of one epoch after another.
+
+    Raises:
+        InvalidValueError: When an epoch has none.
+    """
     while True:
         empty = True
         for batch in make():
@@ -286,6 +291,7 @@ def endless(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
 
 
 def batch_count(samples: Samples, batch_size: int) -> int:
+    """Batches in an epoch, the last of which may be smaller."""
     return -(-len(samples) // batch_size)
 
 
