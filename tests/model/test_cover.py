@@ -235,9 +235,7 @@ def test_streams_and_loaders_are_covered_as_data_sets_are(vit, processor, forget
 
 
 def test_inputs_that_are_no_pictures_are_shared_by_logits(vit, processor, forget, monkeypatch):
-    from hf_kd.features import reader as passes
-
-    monkeypatch.setattr(passes, "VIEWS", {})
+    monkeypatch.setattr("hf_kd.model.fit_data.VIEWS", {})
     erased = ErasedModel.from_model(taught(vit, processor), processor).erase(forget, method="cover", progress=False)
     assert erased.erasures[0].measured[0]["shared_by"] == "logits"
 
@@ -287,13 +285,13 @@ def test_the_constant_of_an_eraser_folds_through_a_batch_norm_and_needs_a_bias(v
     other = copy.deepcopy(vit)
     other.classifier = NormedHead(32).eval()
     erased = ErasedModel.from_model(other, processor).erase(
-        forget, method=method, retain=retain, mask_head=False, progress=False
+        forget, method=method, retain=retain, mask_head=False, allow_unrecognised=True, progress=False
     )
     assert float(erased.sites[0].eraser.offset().abs().max()) > 1e-3
     assert torch.allclose(answer(erased.fold(), pixels), answer(erased, pixels), atol=1e-4)
     vit.classifier = nn.Linear(32, 5, bias=False)
     bare = ErasedModel.from_model(vit, processor).erase(
-        forget, method=method, retain=retain, mask_head=False, progress=False
+        forget, method=method, retain=retain, mask_head=False, allow_unrecognised=True, progress=False
     )
     with pytest.raises(ValueError, match=r"no bias to take up the constant of the eraser.*save_pretrained"):
         bare.fold()
