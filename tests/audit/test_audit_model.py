@@ -133,7 +133,9 @@ def test_an_original_model_makes_changed_weights_visible(model, processor, forge
     report = wrapped.audit(*splits, original=before, **quick(membership_references=[before]))
     assert 0.005 < report.score("weights", "relative", "other").value < 0.011, "running statistics did not move"
     assert report.score("converged", "D_ft").before_projection is not None
-    assert report.score("head", "D_ft").original != report.score("head", "D_ft").before_projection
+    heads = [report.score("head", name) for name in ("D_ft", "D_rt")]
+    assert [score.before_projection for score in heads] == [100, 0], "the changed head answers cat to everything"
+    assert [score.original for score in heads] != [100, 0]
     assert report.score("membership", "auc_two_sided", "RMIA").settings["references"] == 1
 
 
