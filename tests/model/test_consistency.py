@@ -8,11 +8,14 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 
 from hf_kd import ErasedModel
 from hf_kd.errors import NotErasedError
+from hf_kd.features.taps.places import hidden_state_fields
 from hf_kd.model.configuration import ErasedConfig
 from tests.conftest import make_dataset
+from tests.helpers import zoo
 from tests.model.test_erase import logits_of
 from tests.model.test_saving import edit_config, edit_weights
 
@@ -277,3 +280,25 @@ def test_a_model_that_is_partly_offloaded_is_erased_and_loads(vit, processor, fo
     )
     assert not any(buffer.is_meta for buffer in again.sites.buffers())
     assert torch.allclose(logits_of(again, pixels), logits_of(expected, pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["SwinForImageClassification", "CLIPModel"])
+def test_hidden_states_are_answered_to_the_call_alone(name, tmp_path):
+    """They go around the erasers: a configuration that asks for them changes no answer."""
+    inputs, images = zoo.inputs(name, 2), zoo.inputs(name, 8)["pixel_values"]
+    batches = DataLoader([{"pixel_values": image} for image in images], batch_size=4)
+    erased = ErasedModel.from_model(zoo.build(name)).erase(batches, k=2, progress=False)
+    erased.save_pretrained(tmp_path)
+
+    def ask(config):
+        inside = [part for part in config["inner"].values() if isinstance(part, dict) and "model_type" in part]
+        for part in (config, config["inner"], *inside):
+            part["output_hidden_states"] = True
+
+    edit_config(tmp_path, ask)
+    loaded = ErasedModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        answered, asked = loaded(**inputs), loaded(**inputs, output_hidden_states=True)
+    assert not hidden_state_fields(answered)
+    assert hidden_state_fields(asked)
+    assert len(loaded(**inputs, return_dict=False)) == len(answered.to_tuple())

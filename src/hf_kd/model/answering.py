@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from hf_kd.features.taps.inputs import run
-from hf_kd.features.taps.places import without_fields
+from hf_kd.features.taps.places import hidden_state_fields, without_fields
 from hf_kd.features.taps.site import check_passed, evaluating, follow, record
 
 from . import label_mask as masking
@@ -55,7 +55,8 @@ class Answering:
         check_passed(self.sites)
         output = masking.drop_masked_columns(self, output)
         if self.is_erased and not inputs.get("output_hidden_states"):
-            output = without_fields(output, self.config.leaking)
+            # also where config.json asks for them: only the caller can
+            output = without_fields(output, [*self.config.leaking, *hidden_state_fields(output)])
         return output if return_dict or not isinstance(output, ModelOutput) else output.to_tuple()
 
     @torch.no_grad()

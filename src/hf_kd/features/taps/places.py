@@ -81,6 +81,19 @@ def without_fields(output: Any, leaking: Sequence[str]) -> Any:
     return type(output)(**kept)
 
 
+def hidden_state_fields(output: Any) -> list[str]:
+    """Dotted names of the fields that hold the states between layers, `hidden_states` and the like, at any depth."""
+    if not isinstance(output, ModelOutput):
+        return []
+    found = []
+    for name, value in output.items():
+        if name.endswith("hidden_states"):
+            found.append(name)
+        else:
+            found += [f"{name}.{inside}" for inside in hidden_state_fields(value)]
+    return found
+
+
 def refuse_doubled(taps: Sequence[Tap]) -> None:
     """Raise ValueError for a place that several taps, or one twice, stand at: it would be erased more than once."""
     places = [place for tap in taps for place in tap.places]
