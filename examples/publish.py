@@ -113,6 +113,7 @@ def main() -> None:
             done = subprocess.run(command, env=environment)
             if done.returncode:
                 raise SystemExit(f"{step} failed: {json.dumps(command[1:])}")
+    return None
 
 
 if __name__ == "__main__":

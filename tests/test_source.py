@@ -1,43 +1,39 @@
-"""Rules of the source: no pickle, no asserts, no over-long files, no claims we do not make."""
+"""Rules of the source that the linter does not hold."""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
-import pytest
-
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "hf_kd"
-FILES = sorted(SOURCE.rglob("*.py"))
+TEXTS = {str(path.relative_to(SOURCE)): path.read_text(encoding="utf-8") for path in sorted(SOURCE.rglob("*.py"))}
 
 
-def test_the_eraser_room_imports_torch_and_the_standard_library_only():
-    import sys
-
-    for path in (SOURCE / "methods" / "erasers").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+def test_the_erasers_import_torch_and_the_standard_library_only():
+    for name, text in TEXTS.items():
+        if not name.startswith("methods/erasers/"):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            imported = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
-                names = [node.module]
-            for name in names:
-                top = name.split(".")[0]
-                known = top == "torch" or name == "hf_kd.errors" or top in sys.stdlib_module_names
-                assert known, f"{path.name} imports {name}"
+                imported = [node.module]
+            for module in imported:
+                top = module.split(".")[0]
+                own = module == "hf_kd.errors" or module.startswith("hf_kd.methods.")
+                assert top == "torch" or own or top in sys.stdlib_module_names, f"{name} imports {module}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_every_file_keeps_the_rules(path):
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    assert not text or ast.get_docstring(tree), "a room should be known from its first lines"
-    assert text.count("\n") <= 400, "a file over 400 lines is asking to become two ideas"
-    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), "users get exceptions with a way out"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ExceptHandler):
-            broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
-            assert not broad, "a broad except hides what went wrong"
-    banned = r"import pickle|torch\.save\(|joblib|weights_only=False|trust_remote_code=True|import (timm|torchvision)\b"
-    assert not re.search(banned, text)
-    claims = re.compile(r"irreversib|certified (deletion|removal)|guaranteed deletion|better than retrain", re.I)
-    assert not claims.search(text)
+def test_no_file_is_over_400_lines():
+    assert not [name for name, text in TEXTS.items() if text.count("\n") > 400]
+
+
+def test_claims_never_made():
+    claims = re.compile(r"irreversib|\bcertified\b|guaranteed deletion|better than retrain", re.I)
+    assert not [name for name, text in TEXTS.items() if claims.search(text)]
+
+
+def test_nothing_is_read_or_written_that_runs_code():
+    banned = re.compile(r"torch\.save\(|weights_only=False|trust_remote_code=True")
+    assert not [name for name, text in TEXTS.items() if banned.search(text)]

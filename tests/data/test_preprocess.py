@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import pickle
+import pickle  # noqa: TID251 - workers of a DataLoader receive their objects so
 from pathlib import Path
 
 import numpy as np

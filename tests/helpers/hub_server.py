@@ -268,6 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos[kind, name] = Repo(kind, name, bool(private), asked.get("sdk"))
         repo.add("main", {".gitattributes": File(b"*.safetensors filter=lfs\n", False)}, "initial commit", None)
         self._answer(200, {"url": url, "name": name})
+        return None
 
     def _delete(self) -> None:
         asked = json.loads(self.body)
@@ -415,6 +416,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(422, "The content does not match its hash")
         self.hub.lfs[oid] = self.body
         self._answer(200, {})
+        return None
 
     def _download(self, kind: str, name: str, revision: str, path: str) -> None:
         commit = self._commit(self._repo(kind, name), revision)
@@ -434,3 +436,4 @@ class _Handler(BaseHTTPRequestHandler):
             span = f"bytes {start[1]}-{len(file.data) - 1}/{len(file.data)}"
             return self._answer(206, part, headers | {"Content-Range": span})
         self._answer(200, file.data, headers)
+        return None

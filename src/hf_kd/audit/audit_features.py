@@ -97,6 +97,7 @@ def audit_features(
             head, recovery ratio and membership are left out.
         class_names: Name of each class id.
         extras: What only a model can give.
+        **unknown: Refused, with a message that says where each belongs.
 
     Returns:
         The report. Rates are in percent.

@@ -72,6 +72,7 @@ def audit_model(
         options: Attacks, seeds and what else is measured.
         reading: How images are read, as in `erase`.
         progress: False shows no bar, whatever `reading` says.
+        **unknown: Refused, with a message that says where each belongs.
 
     Returns:
         The report. It prints as a screen, and has `to_markdown()`, `to_json()` and `figures()`.
@@ -303,7 +304,8 @@ def _weights(original: TappedModel, model: TappedModel) -> list[Section]:
 
 def _fit_class(model: TappedModel) -> FitClass | None:
     """The method of the last request, fitted on one class; None where it needs more than the moments of D_f, or several
-    taps."""
+    taps.
+    """
     if not model.erasures or len(model.taps) > 1:
         return None
     record = model.erasures[-1]

@@ -108,7 +108,8 @@ def _same_inner(original: ErasedModel) -> ErasedModel:
 @contextlib.contextmanager
 def _collecting(model: ErasedModel, mode: str, seed: int) -> Iterator[None]:
     """Feature passes inside run in this mode. In "train" BatchNorm ends with the statistics of what was read; with several
-    processes it gets the mean of theirs."""
+    processes it gets the mean of theirs.
+    """
     if mode == "eval":
         yield
         return

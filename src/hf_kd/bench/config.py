@@ -47,7 +47,8 @@ PRECISIONS = ("no", "bf16", "fp16")
 @dataclass(frozen=True)
 class Row:
     """One line of the table: a method with its settings, a checkpoint made elsewhere, the original, or classes that it was
-    never trained on in the place of the forgotten ones (`measure: {unseen: ...}`)."""
+    never trained on in the place of the forgotten ones (`measure: {unseen: ...}`).
+    """
 
     kind: str
     """"original", "unseen", "eraser", "weights" or "checkpoint"."""

@@ -284,7 +284,8 @@ def _incremental(rows: Sequence[Line]) -> str:
 
 def latex(experiment: Experiment, store: Store) -> str:
     """The main table in the layout of the paper's Table 1 or 5: groups over columns, booktabs. Attacks and what else changed
-    stand in the Markdown alone."""
+    stand in the Markdown alone.
+    """
     rows = lines(experiment, store)
     apart = [*WORST_COLUMNS, *CHANGE_COLUMNS]
     columns = [c for c in columns_of(experiment, rows) if not c.key.startswith("attacks/") and c not in apart]

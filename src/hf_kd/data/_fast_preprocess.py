@@ -59,7 +59,8 @@ def equal_to_pillow(old: tuple[int, int], new: tuple[int, int], resample: int) -
 @lru_cache(maxsize=256)
 def _axis_equal(old: int, new: int, axis: int) -> bool:
     """Whether all pairs of neighbouring values are resized alike from `old` to `new` along `axis` (0 rows, 1
-    columns)."""
+    columns).
+    """
     if old == new:
         return True  # both skip the pass
     # Each line holds one pair (a, b) as a, b, a, b, ...: wherever two neighbours are weighed they are (a, b) or (b, a).

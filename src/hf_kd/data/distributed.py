@@ -21,7 +21,8 @@ ABSENT = -2
 
 def process_state() -> PartialState:
     """Which process of how many this is. On a machine without accelerator it has to be told that the CPU is meant, or
-    every process would take itself for the only one."""
+    every process would take itself for the only one.
+    """
     return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
 
 

@@ -210,7 +210,7 @@ def _from_saved(path: Path, split: str | None, streaming: bool) -> Dataset | Ite
 class _Tree:
     """What lies in a folder: images by their folder, files that hold data sets, and the rest."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self.root = root
         self.images: dict[tuple[str, ...], list[Path]] = {}
         self.containers: list[Path] = []

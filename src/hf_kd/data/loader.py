@@ -34,7 +34,7 @@ Row = tuple[int, Any, int]
 class RowDataset(Dataset):
     """The rows of a "dataset" or "rows" forget set that process `rank` of `world_size` reads: a contiguous part."""
 
-    def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1):
+    def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1) -> None:
         _check_rank(rank, world_size)
         self.reader = _RowReader(forget_set)
         self.source = forget_set.source
@@ -69,7 +69,7 @@ class StreamDataset(IterableDataset):
     it all; with several they are unique, and tell position p in part i of n as p * n + i.
     """
 
-    def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1):
+    def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1) -> None:
         super().__init__()
         _check_rank(rank, world_size)
         self.reader = _RowReader(forget_set)
@@ -95,7 +95,7 @@ class LoaderShare:
     with the same seed.
     """
 
-    def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1):
+    def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1) -> None:
         _check_rank(rank, world_size)
         self.loader: DataLoader = forget_set.source
         self.label_column = forget_set.label_column
@@ -182,7 +182,7 @@ class Collate:
     The error of a row, where there is one, instead of the batch.
     """
 
-    def __init__(self, preprocessor: ImagePreprocessor | None):
+    def __init__(self, preprocessor: ImagePreprocessor | None) -> None:
         self.preprocessor = preprocessor
 
     def __call__(self, rows: Sequence[Row | UnreadableImageError]) -> dict[str, Any] | UnreadableImageError:
@@ -201,7 +201,7 @@ class Collate:
 class _RowReader:
     """One row of the source -> (row number, RGB image or inputs, label)."""
 
-    def __init__(self, forget_set: ImageSource):
+    def __init__(self, forget_set: ImageSource) -> None:
         self.image_column = forget_set.image_column
         self.label_column = forget_set.label_column
         self.is_prepared = forget_set.is_prepared

@@ -67,7 +67,8 @@ _PIXEL_OPERATIONS = ("resize", "rescale", "normalize", "center_crop", "process_i
 @dataclass(frozen=True)
 class _Plain:
     """The settings of a processor that resizes, crops the centre and maps the values of each channel, and nothing
-    else."""
+    else.
+    """
 
     size: Size | int | None
     """(height, width), the length of the shortest edge, or None where nothing is resized."""
@@ -128,7 +129,7 @@ class ImagePreprocessor:
     `processor` or what it returns is of no use.
     """
 
-    def __init__(self, processor: Any, exact_shortcuts: bool = True):
+    def __init__(self, processor: Any, exact_shortcuts: bool = True) -> None:
         inner = getattr(processor, "image_processor", None)
         self.processor = processor if inner is None else inner
         if not callable(self.processor) or isinstance(self.processor, PreTrainedTokenizerBase):

@@ -42,7 +42,7 @@ class Samples:
         labels: Tensor,
         cached: dict[str, Tensor] | None = None,
         fetch: Callable[[Sequence[int]], Any] | None = None,
-    ):
+    ) -> None:
         self.labels = labels
         self._cached, self._fetch = cached, fetch
         self._rows = torch.arange(len(labels))
@@ -133,7 +133,7 @@ class Samples:
 class _LabelsOnly:
     """The labels of a RowDataset."""
 
-    def __init__(self, rows: RowDataset):
+    def __init__(self, rows: RowDataset) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
@@ -143,7 +143,9 @@ class _LabelsOnly:
         return self.rows[index][2]
 
 
-def _fetched(rows: RowDataset, order: Sequence[Sequence[int]], collate: Collate, num_workers: int | None):
+def _fetched(
+    rows: RowDataset, order: Sequence[Sequence[int]], collate: Collate, num_workers: int | None
+) -> Iterator[dict[str, Tensor]]:
     # a generator of its own: reading from disk draws nothing from the one that decides about orders
     loader = BatchLoader(
         rows, batch_sampler=order, collate_fn=collate, num_workers=num_workers or 0, generator=torch.Generator()

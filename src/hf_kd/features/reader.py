@@ -58,7 +58,7 @@ class ReadOptions:
     progress: bool = True
     labels: str | Sequence[str] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = self.labels
         if names is None or names in ("model", "dataset"):
             return
@@ -123,7 +123,7 @@ class ImageReader:
         ValueError: For an empty set, one without images, or columns that are not there.
     """
 
-    def __init__(self, model: TappedModel, data: Any, options: ReadOptions | None = None):
+    def __init__(self, model: TappedModel, data: Any, options: ReadOptions | None = None) -> None:
         self.model = model
         self.data = data
         self.options = options or ReadOptions()

@@ -84,7 +84,7 @@ def render(values: CardValues, existing: str | None = None) -> str:
     card = ModelCard(existing, ignore_metadata_errors=True) if existing and _has_metadata(existing) else None
     data = metadata(values, card.data if card else ModelCardData())
     text = (
-        Environment(keep_trailing_newline=True, autoescape=False)
+        Environment(keep_trailing_newline=True, autoescape=False)  # noqa: S701 - Markdown, not HTML
         .from_string(template())
         .render(
             front_matter=data.to_yaml(line_break="\n"),

@@ -44,7 +44,7 @@ class Pushed(Published):
         return asdict(self)
 
 
-def push(
+def push(  # noqa: PLR0913 - options of the upload, as huggingface_hub names them
     model: TappedModel,
     repo_id: str,
     *,

@@ -42,7 +42,7 @@ SINCE = {
 """What became of the weights since the first erasure, in words."""
 
 
-def receipt(
+def receipt(  # noqa: PLR0913 - one argument for each field that only the caller knows
     folder: Path,
     erasures: Sequence[Mapping[str, Any]],
     before: str | None,
@@ -157,6 +157,7 @@ def _are_records(stored: Any, kind: type[Erasure]) -> bool:
 
 
 def write_receipt(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the receipt into a checkpoint folder."""
     (folder / RECEIPT).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -164,6 +165,7 @@ def write_receipt(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         while chunk := handle.read(1 << 20):

@@ -106,7 +106,8 @@ class Erasure:
 @dataclass(frozen=True, repr=False)
 class WeightChange(Erasure):
     """The record of one request that changed weights (`hf_kd.unlearn`). No eraser stands for it: `taps` and the rest are
-    empty. Kept by the changed model's own configuration as `hf_kd_unlearned`."""
+    empty. Kept by the changed model's own configuration as `hf_kd_unlearned`.
+    """
 
     base_model: str | None = None
     """Hub id of the model before the change; None where it came from somewhere else."""

@@ -7,6 +7,7 @@ whatever device and in whatever precision they are. `torch.optim.LBFGS` reaches 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -131,7 +132,9 @@ def _two_loop(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, float]]) -> Te
     return direction
 
 
-def _line_search(along, loss: float, slope: float, step: float) -> tuple[float, float, Tensor] | None:
+def _line_search(
+    along: Callable[[float], tuple[float, float, Tensor]], loss: float, slope: float, step: float
+) -> tuple[float, float, Tensor] | None:
     """A step with the weak Wolfe conditions on a convex function, or None where rounding hides any descent."""
     low, high = 0.0, None
     slack = 1e-14 * max(1.0, abs(loss))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -163,7 +163,14 @@ def fit_linear_probe(
     return LinearProbe(weight, solution.bias - scale.mean.to(features.device) @ weight, classes, convergence)
 
 
-def _geometry_by_held_out_loss(solve, scales, features, targets, weights, seed) -> Geometry:
+def _geometry_by_held_out_loss(
+    solve: Callable[[str, Tensor | None], Solution],
+    scales: Mapping[str, FeatureScale],
+    features: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    seed: int,
+) -> Geometry:
     held_out = torch.zeros_like(targets, dtype=torch.bool)
     held_out[stratified_subset(targets, 0.2, generator(seed))] = True
     counts = targets.bincount()

@@ -165,6 +165,7 @@ def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
 
 
 def find_file(name_or_path: str, filename: str, hub: dict[str, Any]) -> str | None:
+    """Where a file of a checkpoint lies on disk, fetched if need be; None where the checkpoint has no such file."""
     return cached_file(
         name_or_path,
         filename,

@@ -87,7 +87,7 @@ class ErasedConfig(PreTrainedConfig):
         auto_classes.register_model()  # here and not in __init__, which unpickling and copying pass by
         return super().__new__(cls)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument for each field of config.json
         self,
         inner: PreTrainedConfig | dict[str, Any] | None = None,
         inner_class: str | None = None,

@@ -316,6 +316,7 @@ class ErasedModel(Answering, PreTrainedModel):
             options: `hf_kd.AuditOptions`: attacks, seeds and what else is measured.
             reading: How images are read, as in `erase`.
             progress: False shows no bar, whatever `reading` says.
+            **unknown: Refused, with a message that says where each belongs.
 
         Returns:
             The report; see `hf_kd.audit.audit_model` for errors and details.

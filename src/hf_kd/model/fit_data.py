@@ -94,7 +94,8 @@ class MomentsByTap:
 
 class MappedLabels:
     """Takes features before the erasers and hands on those behind them, with labels in the model's ids; remembers which
-    classes came by."""
+    classes came by.
+    """
 
     def __init__(self, model: TappedModel, consumer: Any, mapping: LabelMapping | None, witness: Witness):
         self.model = model

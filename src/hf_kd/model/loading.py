@@ -152,6 +152,7 @@ def take_processor(model: Any, processor: Any) -> None:
 
 
 def reads_text(model: Any) -> bool:
+    """Whether the model has a text tower beside its image tower."""
     return hasattr(model, "get_text_features")
 
 

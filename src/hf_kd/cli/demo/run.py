@@ -56,6 +56,8 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoResult:
+    """What the demo measured and where its files are."""
+
     rows: tuple[DemoRow, ...]
     folder: Path
     reloaded_equal: bool

@@ -45,6 +45,7 @@ def register(module: nn.Module, hook: functools.partial, kind: Kind) -> Any:
 
 
 def hooks_of(module: nn.Module, kind: Kind) -> dict[int, Any]:
+    """The module's hooks of this kind, by the number torch gave them."""
     return module._forward_pre_hooks if kind == "input" else module._forward_hooks
 
 

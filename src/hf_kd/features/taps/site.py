@@ -41,7 +41,7 @@ class TapSite(nn.Module):
     not passed raises NotErasedError (`check_passed`).
     """
 
-    def __init__(self, tap: Tap):
+    def __init__(self, tap: Tap) -> None:
         super().__init__()
         self.tap = tap
         self.eraser: nn.Module | None = None
@@ -179,7 +179,7 @@ class TapSite(nn.Module):
             )
         return features.reshape(features.shape[0], self.tap.dim)
 
-    def _on_input(self, number: int, module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None):
+    def _on_input(self, number: int, module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> tuple:
         if args:
             passed = (self.pass_through(args[0], number), *args[1:])
             return passed if kwargs is None else (passed, kwargs)
@@ -188,7 +188,7 @@ class TapSite(nn.Module):
             raise NotErasedError(f"{type(module).__name__} at the {self.tap} was called without features to erase.")
         return args, kwargs | {name: self.pass_through(kwargs[name], number)}
 
-    def _on_output(self, number: int, field: str | None, module: nn.Module, args: tuple, output: Any):
+    def _on_output(self, number: int, field: str | None, module: nn.Module, args: tuple, output: Any) -> Any:
         if field is None:
             return self.pass_through(output, number)
         if not isinstance(output, ModelOutput):
@@ -200,7 +200,7 @@ class TapSite(nn.Module):
         output[field] = self.pass_through(output[field], number)
         return output
 
-    def _on_logits(self, number: int, module: nn.Module, args: tuple, output: Any):
+    def _on_logits(self, number: int, module: nn.Module, args: tuple, output: Any) -> Any:
         self._mark(number)
         return masked_logits(output, self.masked) if self.masked else None
 
@@ -289,7 +289,7 @@ class HeadFunction:
     its training mode stay as they are.
     """
 
-    def __init__(self, heads: Sequence[tuple[int, tuple[int, ...], nn.Module]], masked: Sequence[int] = ()):
+    def __init__(self, heads: Sequence[tuple[int, tuple[int, ...], nn.Module]], masked: Sequence[int] = ()) -> None:
         self._heads = heads
         self.masked = tuple(masked)
         """Classes that are never answered."""
@@ -311,7 +311,7 @@ class HeadFunction:
 class OneHead:
     """The heads of a single tap: features [n, d] -> logits [n, C]."""
 
-    def __init__(self, function: HeadFunction):
+    def __init__(self, function: HeadFunction) -> None:
         self._function = function
         self.masked = function.masked
 

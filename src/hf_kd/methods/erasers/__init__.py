@@ -1,6 +1,7 @@
 """The mathematics of erasing: moments of the forget features, methods that fit erasers, erasers. Imports torch only."""
 
-from ..registry import available_methods, get_method, make_method, register_eraser, register_method
+from hf_kd.methods.registry import available_methods, get_method, make_method, register_eraser, register_method
+
 from .base import Composition, Eraser, ForgetData, Head, Method, build, condition_number, describe
 from .cover import Cover
 from .cover_map import CoverMap

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.registry import eraser_class
 
-from ..registry import eraser_class
 from .moments import SecondMoment
 
 ForgetData = SecondMoment | Mapping[int, SecondMoment] | Tensor
@@ -42,7 +42,7 @@ class Eraser(nn.Module, ABC):
     is_projection: ClassVar[bool] = False
     """Whether applying the eraser twice equals applying it once."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
         self.measured: dict[str, Any] = {}
@@ -110,7 +110,7 @@ class Eraser(nn.Module, ABC):
             wide = features.to(torch.promote_types(features.dtype, torch.float32))
             return self.erase(wide).to(features.dtype)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Eraser:
         def move_only(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
@@ -123,7 +123,7 @@ class Composition(Eraser):
 
     kind = "composition"
 
-    def __init__(self, stages: Sequence[Eraser]):
+    def __init__(self, stages: Sequence[Eraser]) -> None:
         super().__init__(stages[0].dim)
         flat = [s for stage in stages for s in (stage.stages if isinstance(stage, Composition) else [stage])]
         self.stages = nn.ModuleList(flat)

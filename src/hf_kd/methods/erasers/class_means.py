@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import ProjectionMeasured
+from hf_kd.methods.registry import missing_retain
 
-from ..measured import ProjectionMeasured
-from ..registry import missing_retain
 from .base import ForgetData, Method
 from .esc import Projection, energy_share, orthonormal_union
 from .moments import RetainMoments, SecondMoment

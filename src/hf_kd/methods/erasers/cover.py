@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import CoverMeasured
 
-from ..measured import CoverMeasured
 from .base import Eraser, ForgetData, Head, Method
 from .cover_map import FORGOTTEN, CoverMap
 from .heads import affine_head, checked_labels, mirrored_prototypes, recognised_by, settled, still_answered
@@ -75,7 +75,7 @@ class Cover(Method):
     prototypes: Mapping[int, Any] | None = None
     views: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.m is not None and (isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1):
             raise InvalidValueError(
                 f"m={self.m!r} is out of range: it has to be a whole number of cover classes, 1 or more."
@@ -205,7 +205,9 @@ class Cover(Method):
         eraser.measured.update(measured)
         return eraser
 
-    def fit_taps(self, forget, labels=None, head=None, **given) -> list[Eraser]:
+    def fit_taps(
+        self, forget: Sequence[ForgetData], labels: Tensor | None = None, head: Any = None, **given: Sequence[Any]
+    ) -> list[Eraser]:
         """Each tap by its own head: what one head does not see as forgotten passes its tap unchanged."""
         views = given.get("views", [()] * len(forget))
         return [

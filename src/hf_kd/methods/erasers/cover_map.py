@@ -29,7 +29,7 @@ class CoverMap(Eraser):
     is_linear = False
     is_projection = True
 
-    def __init__(self, dim: int, num_labels: int, forgotten: Sequence[int], cover: Sequence[int]):
+    def __init__(self, dim: int, num_labels: int, forgotten: Sequence[int], cover: Sequence[int]) -> None:
         super().__init__(dim)
         self.forgotten, self.cover = tuple(forgotten), tuple(cover)
         if not {*self.forgotten, *self.cover} <= set(range(num_labels)):

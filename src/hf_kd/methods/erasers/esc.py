@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import ESCMeasured
 
-from ..measured import ESCMeasured
 from .base import Eraser, ForgetData, Head, Method
 from .moments import SecondMoment
 
@@ -29,7 +29,7 @@ class Projection(Eraser):
     kind = "projection"
     is_projection = True
 
-    def __init__(self, dim: int, rank: int):
+    def __init__(self, dim: int, rank: int) -> None:
         super().__init__(dim)
         self.register_buffer("directions", torch.zeros(dim, rank))
         self.directions: Tensor
@@ -137,7 +137,7 @@ class ESC(Method):
     per_class: bool = False
     renorm: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.p is not None and self.k is not None:
             raise InvalidValueError(f"Give p or k, not both (got p={self.p}, k={self.k}).")
         if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):

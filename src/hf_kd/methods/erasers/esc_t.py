@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_kd.errors import DivergedError, InvalidValueError
+from hf_kd.methods.measured import ESCTMeasured
 
-from ..measured import ESCTMeasured
 from .base import Eraser, ForgetData, Head, Method, condition_number
 from .moments import SecondMoment
 
@@ -30,7 +30,7 @@ class MaskedProjection(Eraser):
 
     kind = "masked-projection"
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int) -> None:
         super().__init__(dim)
         self.register_buffer("operator", torch.zeros(dim, dim))
         self.operator: Tensor
@@ -105,7 +105,7 @@ class ESCT(Method):
     loss: str = "pce"
     clip: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.loss not in ("pce", "ce"):
             raise InvalidValueError(f"loss={self.loss!r} is unknown: choose 'pce' or 'ce'.")
         if self.threshold is not None and not 0 <= self.threshold < 1:

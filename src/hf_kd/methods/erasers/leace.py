@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import LEACEMeasured
 
-from ..measured import LEACEMeasured
 from .base import ForgetData, Head
 from .class_means import FittedByClass, given_retain, mean_of, moments_by_class
 from .moments import RetainMoments, SecondMoment
@@ -37,7 +37,7 @@ class LEACE(FittedByClass):
 
     tolerance: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.tolerance < 1:
             raise InvalidValueError(
                 f"tolerance={self.tolerance!r} is out of range: it is a correlation, 0 <= tolerance < 1."

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..measured import ProjectionMeasured
+from hf_kd.methods.measured import ProjectionMeasured
+
 from .base import ForgetData, Head
 from .class_means import FittedByClass, complement_of, given_retain, mean_of, moments_by_class
 from .esc import Projection

@@ -24,7 +24,7 @@ class SecondMoment:
     independent of order and batch size, and never yields the thin U that a reduced SVD gives for N < d.
     """
 
-    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
         self.dim = dim
         self.count = 0
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=_float64_device(device))
@@ -178,7 +178,7 @@ class RetainMoments:
     State is O(d^2 + C d), whatever the number of samples.
     """
 
-    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
         self.moment = SecondMoment(dim, device)
         self.sums: dict[int, Tensor] = {}
         """Sum of the features of each class [d], float64."""
@@ -237,7 +237,8 @@ def _fixed_basis(basis: Tensor, columns: int) -> Tensor:
 
 def _null_space_basis(range_basis: Tensor, columns: int) -> Tensor:
     """The first `columns` of an orthonormal basis [d, d - r] of the complement of `range_basis` [d, r], a continuous
-    function of its span."""
+    function of its span.
+    """
     dim, rank = range_basis.shape
     fixed = _fixed_directions(dim, dim - rank)[:, :columns]
     for _ in range(2):  # the second pass removes what rounding left of the range in the first

@@ -18,7 +18,7 @@ class ObliqueProjection(Eraser):
     kind = "oblique-projection"
     is_projection = True
 
-    def __init__(self, dim: int, rank: int):
+    def __init__(self, dim: int, rank: int) -> None:
         super().__init__(dim)
         self.register_buffer("read", torch.zeros(dim, rank))
         self.register_buffer("write", torch.zeros(dim, rank))

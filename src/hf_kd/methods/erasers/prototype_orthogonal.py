@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import PrototypeMeasured
 
-from ..measured import PrototypeMeasured
 from .base import ForgetData, Head
 from .class_means import FittedByClass, given_retain, mean_of, moments_by_class
 from .moments import RetainMoments, SecondMoment

@@ -6,6 +6,7 @@ reads most of it from what is left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import RetainedSpanMeasured
 
-from ..measured import RetainedSpanMeasured
 from .base import Eraser, ForgetData, Head, Method
 from .heads import affine_head, checked_labels, mirrored_prototypes, still_answered
 
@@ -25,7 +26,7 @@ class KeptSpan(Eraser):
     kind = "kept-span"
     is_projection = True
 
-    def __init__(self, dim: int, rank: int):
+    def __init__(self, dim: int, rank: int) -> None:
         super().__init__(dim)
         self.register_buffer("basis", torch.zeros(dim, rank))
         self.register_buffer("center", torch.zeros(dim))
@@ -117,6 +118,8 @@ class RetainedSpan(Method):
         eraser.measured.update({"kept_dimensions": basis.shape[1], "n_forget": len(labels)})
         return eraser
 
-    def fit_taps(self, forget, labels=None, head=None, **given) -> list[Eraser]:
+    def fit_taps(
+        self, forget: Sequence[ForgetData], labels: Tensor | None = None, head: Any = None, **given: Sequence[Any]
+    ) -> list[Eraser]:
         """Each tap by its own head."""
         return [self.fit(data, labels, None if head is None else head.of_tap(i)) for i, data in enumerate(forget)]

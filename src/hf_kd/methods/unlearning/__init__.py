@@ -5,9 +5,9 @@ loop of those that train by epochs. Re-implemented from the papers' formulas; kn
 """
 
 from hf_kd.errors import DivergedError
+from hf_kd.methods.registry import make_unlearning_method, unlearning_methods
+from hf_kd.methods.registry import register_method as register
 
-from ..registry import make_unlearning_method, unlearning_methods
-from ..registry import register_method as register
 from .bad_teaching import BadTeaching
 from .base import UnlearningMethod
 from .boundary import BoundaryExpand, BoundaryShrink

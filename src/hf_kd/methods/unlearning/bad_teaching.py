@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import TrainedMeasured
 
-from ..measured import TrainedMeasured
 from .random_label import relabelled, union
 from .task import Task, check_range, soft_divergence
 from .training import TrainedMethod
@@ -39,7 +39,7 @@ class BadTeaching(TrainedMethod):
     temperature: float = 1.0
     retain_share: float = 0.3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(
             self.name,

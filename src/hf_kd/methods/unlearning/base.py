@@ -19,8 +19,8 @@ from torch import nn
 
 from hf_kd.data.samples import Samples
 from hf_kd.errors import DivergedError, InvalidValueError
+from hf_kd.methods.measured import UnlearningMeasured
 
-from ..measured import UnlearningMeasured
 from .task import BN_MODES, Task, check_range
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class UnlearningMethod(ABC):
     seed: int = 0
     bn_mode: str = "eval"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.bn_mode not in BN_MODES:
             raise InvalidValueError(f"{self.name}: bn_mode={self.bn_mode!r} is unknown; choose {', '.join(BN_MODES)}.")
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..measured import TrainedMeasured
+from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import TrainedMeasured
+
 from .random_label import relabelled
 from .retrain import image_name
 from .task import Task, check_range
@@ -74,14 +76,14 @@ class BoundaryShrink(TrainedMethod):
     batch_size: int = 64
     bound: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self.name, [("bound", self.bound, 0 < self.bound <= 1, "above 0 and at most 1")])
 
     def change(self, task: Task) -> TrainedMeasured:
         nearest = relabelled(task.forget, nearest_labels(task, self.bound, self.batch_size))
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
         return {"n_forget": len(task.forget), **self.descend(task, nearest, loss)}
@@ -109,7 +111,7 @@ class BoundaryExpand(TrainedMethod):
         _put(task, wide)
         try:
 
-            def loss(batch):
+            def loss(batch: Batch) -> Tensor:
                 return F.cross_entropy(task.logits(batch.inputs), torch.full_like(batch.labels, task.num_labels))
 
             measured = self.descend(task, task.forget, loss)

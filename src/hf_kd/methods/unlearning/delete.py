@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from ..measured import TrainedMeasured
+from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import TrainedMeasured
+
 from .task import Task, soft_divergence, without_classes
 from .training import TrainedMethod
 
@@ -31,7 +34,7 @@ class Delete(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         teacher, classes = task.frozen_copy(), task.forget_classes
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
                 wanted = without_classes(task.logits(batch.inputs, teacher), batch.labels, classes, task.num_labels)
             return soft_divergence(wanted, task.logits(batch.inputs))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..measured import TrainedMeasured
+from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import TrainedMeasured
+
 from .task import Task
 from .training import TrainedMethod
 
@@ -29,7 +32,7 @@ class Finetune(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
         return {"n_retain": len(retain), **self.descend(task, retain, loss)}

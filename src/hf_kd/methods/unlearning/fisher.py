@@ -14,8 +14,8 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from hf_kd.data.samples import Samples
+from hf_kd.methods.measured import UnlearningMeasured
 
-from ..measured import UnlearningMeasured
 from .base import UnlearningMethod
 from .task import Task, check_range
 
@@ -67,7 +67,7 @@ class Fisher(UnlearningMethod):
     alpha: float = 1e-6
     samples: int = 1000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self.name, [("alpha", self.alpha, self.alpha >= 0, "0 or more")])
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from hf_kd.data.masked_classes import silence_rows
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import HeadSurgeryMeasured
 
-from ..measured import HeadSurgeryMeasured
 from .base import UnlearningMethod
 from .task import Task, check_range
 

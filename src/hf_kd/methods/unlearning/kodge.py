@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kd.data.samples import Samples
+from hf_kd.methods.measured import KodgeMeasured
 
-from ..measured import KodgeMeasured
 from .base import UnlearningMethod
 from .task import Task, check_range
 
 
 def projection_of(gram: Tensor, alpha: float) -> Tensor:
     """U Lambda U^T [d, d] of activations with second moment `gram`, Lambda_i = alpha s_i / ((alpha - 1) s_i + 1), s_i the
-    share of direction i in the energy. alpha = 1 weighs by energy; a large one keeps every direction in use."""
+    share of direction i in the energy. alpha = 1 weighs by energy; a large one keeps every direction in use.
+    """
     values, directions = torch.linalg.eigh(gram)
     share = values.clamp(min=0)
     share = share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
@@ -33,7 +34,7 @@ def projection_of(gram: Tensor, alpha: float) -> Tensor:
 class LayerInputs:
     """Second moments of what convolutions and Linears are fed with: patches [n, in_channels k_h k_w] or rows [n, in]."""
 
-    def __init__(self, modules: dict[str, nn.Module], columns: int):
+    def __init__(self, modules: dict[str, nn.Module], columns: int) -> None:
         self.modules, self.columns = modules, columns
         self.grams: dict[str, Tensor] = {}
 
@@ -63,7 +64,8 @@ class LayerInputs:
 
 def editable(module: nn.Module) -> bool:
     """A Linear, or a convolution without groups and with plain zero padding; not one that computes something else, such as
-    a convolution that standardises its weight on the way."""
+    a convolution that standardises its weight on the way.
+    """
     if type(module).forward is nn.Conv2d.forward:
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return type(module).forward is nn.Linear.forward
@@ -100,7 +102,7 @@ class Kodge(UnlearningMethod):
     batch_size: int = 100
     last_layer_only: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(
             self.name,

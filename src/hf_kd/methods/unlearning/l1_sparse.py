@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..measured import TrainedMeasured
+from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import TrainedMeasured
+
 from .task import Task, check_range
 from .training import TrainedMethod
 
@@ -35,7 +38,7 @@ class L1Sparse(TrainedMethod):
     alpha: float = 5e-5
     free_epochs: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(
             self.name,
@@ -55,7 +58,7 @@ class L1Sparse(TrainedMethod):
         parameters = [p for p in task.model.parameters() if p.requires_grad]
         strength = self.strength(0)
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             norm = torch.stack([p.abs().sum() for p in parameters]).sum()
             return F.cross_entropy(task.logits(batch.inputs), batch.labels) + strength * norm
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..measured import LastLayersMeasured
+from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import LastLayersMeasured
+
 from .task import NORMS, Task, parameters_from
 from .training import TrainedMethod
 
@@ -44,7 +47,7 @@ class _LastLayers(TrainedMethod):
             parameter.requires_grad_(name in names)
         frozen = [m for name, m in task.model.named_modules() if isinstance(m, NORMS) and name not in owners]
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             for norm in frozen:  # whatever `bn_mode` says about those that are trained
                 norm.eval()
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)

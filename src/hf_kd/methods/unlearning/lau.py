@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..measured import TrainedMeasured
+from hf_kd.methods.measured import TrainedMeasured
+
 from .task import GradientSteps, Task, check_range, soft_divergence, without_classes
 from .training import TrainedMethod
 
@@ -70,7 +71,7 @@ class LAU(TrainedMethod):
     step: float = 0.1
     steps: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(
             self.name,

@@ -10,9 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..measured import TrainedMeasured
+from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import TrainedMeasured
+
 from .task import Task, check_range
 from .training import TrainedMethod
 
@@ -42,7 +45,7 @@ class NegGrad(TrainedMethod):
     clip_norm: float = 1.0
     target: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(
             self.name,
@@ -52,7 +55,7 @@ class NegGrad(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         cap = self.cap * math.log(max(task.num_labels, 2))
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             each = F.cross_entropy(task.logits(batch.inputs), batch.labels, reduction="none")
             return -each.clamp(max=cap).mean()
 

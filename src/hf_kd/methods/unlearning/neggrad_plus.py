@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..measured import TrainedMeasured
+from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import TrainedMeasured
+
 from .task import Task, check_range, endless
 from .training import TrainedMethod
 
@@ -33,7 +36,7 @@ class NegGradPlus(TrainedMethod):
     alpha: float = 0.95
     l2_to_init: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(
             self.name,
@@ -49,7 +52,7 @@ class NegGradPlus(TrainedMethod):
         parameters = [p for p in task.model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters] if self.l2_to_init else []
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             other = next(forget)
             kept = F.cross_entropy(task.logits(batch.inputs), batch.labels)
             lost = F.cross_entropy(task.logits(other.inputs), other.labels)

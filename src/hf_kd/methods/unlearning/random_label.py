@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_kd.data.samples import Samples
+from hf_kd.data.samples import Batch, Samples
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import TrainedMeasured
 
-from ..measured import TrainedMeasured
 from .task import Task
 from .training import TrainedMethod
 
@@ -84,7 +84,7 @@ class RandomLabel(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         wrong = relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes))
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
         return {"n_forget": len(task.forget), **self.descend(task, wrong, loss)}
@@ -111,7 +111,7 @@ class Amnesiac(TrainedMethod):
         retain = task.needed_retain(self.name)
         both = union(relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes)), retain)
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
         return {"n_forget": len(task.forget), "n_retain": len(retain), **self.descend(task, both, loss)}

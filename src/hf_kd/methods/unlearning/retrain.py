@@ -6,6 +6,7 @@ pre-trained checkpoint, so is this (`init`), and then the network has seen more 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_kd.data.samples import Batch
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import TrainedMeasured
 
-from ..measured import TrainedMeasured
 from .task import Task, check_range
 from .training import TrainedMethod
 
@@ -48,7 +50,7 @@ class Retrain(TrainedMethod):
     augment: str = "flip-crop"
     head_lr: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self.name, [("augment", self.augment, self.augment in AUGMENTATIONS, " or ".join(AUGMENTATIONS))])
 
@@ -69,12 +71,12 @@ class Retrain(TrainedMethod):
             ]
         )
 
-    def _loss(self, task: Task):
+    def _loss(self, task: Task) -> Callable[[Batch], Tensor]:
         # processes share the generator that decides about orders, and their batches may differ in size: none may draw
         # from it for a batch of its own
         draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + task.state.process_index)
 
-        def loss(batch) -> Tensor:
+        def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(augmented(batch.inputs, self.augment, draws)), batch.labels)
 
         return loss

@@ -13,7 +13,9 @@ from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..measured import SalUnMeasured
+from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import SalUnMeasured
+
 from .random_label import random_labels, relabelled, union
 from .task import Task, check_range
 from .training import TrainedMethod
@@ -61,7 +63,7 @@ class SalUn(TrainedMethod):
     weight_decay: float = 5e-4
     ratio: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self.name, [("ratio", self.ratio, 0 < self.ratio <= 1, "above 0 and at most 1")])
 
@@ -73,16 +75,16 @@ class SalUn(TrainedMethod):
         optimizer = self.make_optimizer(parameters)
         both = union(relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes)), retain)
 
-        def loss(batch):
+        def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
-        def mask_gradients():
+        def mask_gradients() -> None:
             for parameter, mask in zip(parameters, masks, strict=True):
                 if parameter.grad is not None:
                     parameter.grad *= mask
 
         @torch.no_grad()
-        def put_back():
+        def put_back() -> None:
             for parameter, mask, first in zip(parameters, masks, start, strict=True):
                 parameter.copy_(torch.where(mask, parameter, first))
                 momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..measured import ScrubMeasured
+from hf_kd.data.samples import Batch, Samples
+from hf_kd.methods.measured import ScrubMeasured
+
 from .task import GradientSteps, Task, batch_count, check_range, soft_divergence
 from .training import TrainedMethod
 
@@ -58,7 +61,7 @@ class Scrub(TrainedMethod):
     rewind: bool = False
     rewind_share: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_epochs is None:
             object.__setattr__(self, "max_epochs", min(2, self.epochs))
@@ -110,12 +113,12 @@ class Scrub(TrainedMethod):
             measured |= {"rewound_to_epoch": chosen + 1, "held_out_error": reference}
         return measured
 
-    def _divergence(self, task: Task, teacher, batch):
+    def _divergence(self, task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad():
             wanted = task.logits(batch.inputs, teacher)
         return soft_divergence(wanted, task.logits(batch.inputs), self.temperature)
 
-    def _error(self, task: Task, samples) -> float:
+    def _error(self, task: Task, samples: Samples) -> float:
         whole, task.forget = task.forget, samples
         try:
             return 100.0 - task.forget_accuracy()

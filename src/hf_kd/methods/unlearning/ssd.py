@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_kd.data.samples import Samples
+from hf_kd.methods.measured import SSDMeasured
 
-from ..measured import SSDMeasured
 from .base import UnlearningMethod
 from .random_label import union
 from .task import Task, check_range
@@ -71,7 +71,7 @@ class SSD(UnlearningMethod):
     batch_size: int = 64
     label_free: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(
             self.name,

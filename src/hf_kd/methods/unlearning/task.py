@@ -21,9 +21,8 @@ from hf_kd.data.distributed import MIXED_PRECISION, process_state
 from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.data.samples import Batch, Samples
 from hf_kd.errors import DivergedError, InvalidValueError
-
-from ..measured import StepsMeasured
-from ..registry import missing_retain
+from hf_kd.methods.measured import StepsMeasured
+from hf_kd.methods.registry import missing_retain
 
 BN_MODES = ("eval", "freeze", "train")
 
@@ -54,7 +53,7 @@ class Task:
     progress: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mixed_precision not in MIXED_PRECISION:
             raise InvalidValueError(
                 f"mixed_precision={self.mixed_precision!r}: choose {', '.join(map(repr, MIXED_PRECISION))}."
@@ -114,7 +113,8 @@ class Task:
     @contextlib.contextmanager
     def mode(self, name: str) -> Iterator[None]:
         """Training modes inside: "eval" (BatchNorm uses its statistics, no dropout), "freeze" (dropout, but BatchNorm uses
-        its statistics) or "train" (BatchNorm uses and changes them with every batch)."""
+        its statistics) or "train" (BatchNorm uses and changes them with every batch).
+        """
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.train(name != "eval")
         if name == "freeze":
@@ -205,7 +205,7 @@ class GradientSteps:
         clip_norm: float | None = None,
         steps: int | None = None,
         name: str = "unlearning",
-    ):
+    ) -> None:
         self.task, self.optimizer, self.clip_norm = task, optimizer, clip_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.steps, self.last_loss = 0, float("nan")
@@ -297,7 +297,8 @@ def batch_count(samples: Samples, batch_size: int) -> int:
 
 def parameters_from(model: nn.Module, layers: int) -> tuple[list[str], list[str]]:
     """Names of the last `layers` convolutions and Linears in order of registration, and of all parameters from the first
-    of them on, the norms between them included."""
+    of them on, the norms between them included.
+    """
     names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
     if not 0 < layers <= len(names):
         raise InvalidValueError(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_kd.data.samples import Batch, Samples
+from hf_kd.methods.measured import TrainedMeasured
 
-from ..measured import TrainedMeasured
 from .base import UnlearningMethod
 from .task import GradientSteps, Task, batch_count, check_range
 
@@ -52,7 +52,7 @@ class TrainedMethod(UnlearningMethod):
     decay: float = 0.1
     warmup: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range(
             self.name,

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_kd.data.samples import Batch, Samples
+from hf_kd.methods.measured import UnsirMeasured
 
-from ..measured import UnsirMeasured
 from .random_label import union
 from .retrain import image_name
 from .task import Task, check_range
