@@ -63,7 +63,8 @@ def test_an_option_has_the_name_of_the_argument_it_fills(command, function, own)
     settings = {
         option.name for kind in ("eraser", "weights") for info in built_in_infos(kind) for option in info.options
     }
-    anywhere = {"model", "dataset", "output", "option", "tap", "device", "revision", "imports", "as_json", "method"}
+    anywhere = {"model", "processor", "dataset", "config_name", "output", "option", "tap", "device", "revision"}
+    anywhere |= {"imports", "as_json", "method"}
     for name, flags in options(command).items():
         assert name in arguments | settings | anywhere | own, name
         named = "--" + name.replace("_", "-")

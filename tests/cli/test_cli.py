@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import DatasetDict, Value
 from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
@@ -116,6 +117,42 @@ def test_labels_that_are_words(place, tmp_path):
         done = hf_kd("erase", place / "taught", *arguments, "--allow-unrecognised", "--output", tmp_path / "out")
         record = json.loads(done.stdout)["erasure"]
         assert (record["classes"], record["n_forget"]) == ([2], 4)
+
+
+def test_a_processor_from_elsewhere(place, tmp_path):
+    bare = shutil.copytree(place / "model", tmp_path / "bare")
+    (bare / "preprocessor_config.json").unlink()
+    arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--k", "1", "--output", tmp_path / "out"]
+    refused = hf_kd("erase", bare, *arguments, "--processor", bare, code=1)
+    assert "there is no image processor" in " ".join(refused.stderr.split())
+    hf_kd("erase", bare, *arguments, "--processor", place / "model")
+    assert ErasedModel.from_pretrained(tmp_path / "out").processor.size == {"height": 16, "width": 16}
+
+
+def test_whose_ids_labels_without_names_are(place, tmp_path):
+    data = make_dataset([0, 1, 2, 3, 4] * 4).cast_column("label", Value("int64"))
+    data = data.map(lambda row: {"label": row["label"] + 10})
+    data.to_parquet(tmp_path / "train.parquet")
+    arguments = ["--dataset", tmp_path / "train.parquet", "--forget-labels", "12", "--k", "1", "--json"]
+    arguments += ["--label-mapping", "12=cat", "--labels"]
+    done = hf_kd("erase", place / "model", *arguments, "dataset", "--output", tmp_path / "out")
+    assert json.loads(done.stdout)["erasure"]["classes"] == [2]
+    assert (
+        "--labels theirs" in hf_kd("erase", place / "model", *arguments, "theirs", "--output", tmp_path, code=1).stderr
+    )
+
+
+def test_a_configuration_of_a_data_set(place, tmp_path):
+    lines = ["---", "configs:"]
+    for name, labels in (("few", [2] * 6), ("many", [2] * 12)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        make_dataset(labels).to_parquet(tmp_path / "data" / name / "train.parquet")
+        lines += [f"- config_name: {name}", f"  data_files: {name}/*.parquet"]
+    (tmp_path / "data" / "README.md").write_text("\n".join([*lines, "---", ""]))
+    arguments = ["--dataset", tmp_path / "data", "--k", "1", "--output", tmp_path / "out", "--json"]
+    assert "--config-name" in hf_kd("erase", place / "model", *arguments, code=1).stderr
+    done = hf_kd("erase", place / "model", *arguments, "--config-name", "few")
+    assert json.loads(done.stdout)["erasure"]["n_forget"] == 6
 
 
 def test_folded_output_is_a_stock_checkpoint(place, tmp_path):

@@ -72,16 +72,36 @@ def read_options(shared: Shared) -> ReadOptions:
     """How images are read, as the options say; with a bar unless the result is JSON."""
     from hf_kd.features.reader import ReadOptions
 
-    given = shared.chosen("image_column", "label_column", "batch_size", "num_workers", "mixed_precision")
+    given = shared.chosen("image_column", "label_column", "labels", "batch_size", "num_workers", "mixed_precision")
     mapping = dict(name_and_value(text, "--label-mapping") for text in shared.label_mapping or ())
     return ReadOptions(**given, label_mapping=mapping or None, progress=not shared.as_json)
 
 
 def load_model(name: str, shared: Shared) -> ErasedModel:
-    """The model, on the device that was asked for."""
+    """The model, with the image processor that was asked for."""
     from hf_kd.model.erased_model import ErasedModel
 
-    return ErasedModel.from_pretrained(name, **shared.chosen("tap", "revision")).to(device_of(shared))
+    given = shared.chosen("tap", "revision")
+    if shared.processor is not None:
+        given["processor"] = load_processor(shared.processor)
+    return ErasedModel.from_pretrained(name, **given)
+
+
+def load_processor(name: str) -> Any:
+    """The image processor that `--processor` names.
+
+    Raises:
+        InvalidValueError: Where there is none.
+    """
+    from hf_kd.model.loading import load_processor
+
+    found = load_processor(name, {})
+    if found is None:
+        raise InvalidValueError(
+            f"--processor {name}: there is no image processor. Give the Hub id or the folder of a checkpoint that has a "
+            "preprocessor_config.json."
+        )
+    return found
 
 
 def device_of(shared: Shared) -> Any:
@@ -98,18 +118,9 @@ def device_of(shared: Shared) -> Any:
 
 def load_data(source: str, split: str, shared: Shared) -> Any:
     """One split of a data set; labels that are words in it become ids with names."""
-    from datasets import Value
-
-    from hf_kd.data.image_source import LABEL_KEYS
     from hf_kd.data.load import load_source
 
-    data = load_source(source, split=split)
-    names = [shared.label_column] if shared.label_column else LABEL_KEYS
-    column = next((name for name in names if name in data.column_names), None)
-    kind = None if column is None else data.features[column]
-    if isinstance(kind, Value) and kind.dtype in ("string", "large_string"):
-        return data.class_encode_column(column)
-    return data
+    return load_source(source, split=split, **shared.chosen("config_name", "label_column"))
 
 
 @dataclass(frozen=True)

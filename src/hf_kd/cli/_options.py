@@ -16,8 +16,8 @@ ModelArgument = Annotated[
     str, typer.Argument(help="Hub id or folder of a checkpoint, a PEFT adapter or an erased model.")
 ]
 
-READING = ("image_column", "label_column", "label_mapping", "num_workers")
-"""Options of `hf_kd.ReadOptions` that all commands have which read images."""
+READING = ("config_name", "image_column", "label_column", "label_mapping", "labels", "num_workers")
+"""Options that all commands have which read images: of `hf_kd.data.load.load_source` and `hf_kd.ReadOptions`."""
 
 METHOD = "Settings of methods"
 DATA = "How images are read"
@@ -39,6 +39,12 @@ class Shared:
     tap: Annotated[str | None, typer.Option(help="Where pooled features pass, path.to.module; found without it.")] = (
         None
     )
+    processor: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the image processor, where the model has none of its own.")
+    ] = None
+    config_name: Annotated[
+        str | None, typer.Option(help="Configuration of the data set, if there are several.", rich_help_panel=DATA)
+    ] = None
     image_column: Annotated[
         str | None, typer.Option(help="Column of images, if there are several.", rich_help_panel=DATA)
     ] = None
@@ -49,6 +55,13 @@ class Shared:
         list[str] | None,
         typer.Option(
             help="DATASET_LABEL=MODEL_LABEL (names or ids) where names do not match; repeat it.", rich_help_panel=DATA
+        ),
+    ] = None
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose ids labels without names are: model (the default), or dataset, which --label-mapping translates.",
+            rich_help_panel=DATA,
         ),
     ] = None
     batch_size: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from hf_kd.model.erased_model import ErasedModel
 
 
-@command("tap", *READING, "batch_size", "mixed_precision", "device", "revision", "as_json")
+@command("tap", "processor", *READING, "batch_size", "mixed_precision", "device", "revision", "as_json")
 def audit(
     model: ModelArgument,
     dataset: Annotated[str, typer.Option(help="Labelled images, as for erase: Hub id, folder or file.")],
@@ -84,12 +85,12 @@ def audit(
     )
     _inputs.refuse_unwritable(output)
     reading = _inputs.read_options(shared)
-    audited = _inputs.load_model(model, shared)
+    audited = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     train, test = (_inputs.load_data(dataset, part, shared) for part in (split, test_split))
     forgotten = _inputs.by_labels(train, forget_labels, reading).in_model(audited, reading) or None
     reference = None if retrained is None else Retrained(retrained)
     if unseen is not None:
-        reference = Unseen(_inputs.load_data(unseen, split, shared))
+        reference = Unseen(_inputs.load_data(unseen, split, replace(shared, config_name=None)))
     report = audited.audit(
         train,
         test,

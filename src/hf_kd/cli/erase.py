@@ -26,8 +26,8 @@ MASKS = "Masked classes"
 """Panel of the help."""
 
 
-@command("tap", *READING, "batch_size", "mixed_precision", "allow_unrecognised", "device", "revision", "as_json",
-         methods=built_in_infos("eraser"))  # fmt: skip
+@command("tap", "processor", *READING, "batch_size", "mixed_precision", "allow_unrecognised", "device", "revision",
+         "as_json", methods=built_in_infos("eraser"))  # fmt: skip
 def erase(
     model: ModelArgument,
     dataset: Annotated[
@@ -98,7 +98,7 @@ def erase(
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain, retain_limit)
-    erased = _inputs.load_model(model, shared)
+    erased = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     earlier = len(erased.erasures)
     erased.erase(
         parts.forget,

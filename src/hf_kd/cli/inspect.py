@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from . import _inputs
 from ._app import command, console
 from ._options import ModelArgument, Shared
 from ._tables import show_masks, show_record
@@ -15,12 +16,10 @@ if TYPE_CHECKING:
     from hf_kd.model.erased_model import ErasedModel
 
 
-@command("tap", "revision", "as_json")
+@command("tap", "processor", "revision", "as_json")
 def inspect(model: ModelArgument, *, shared: Shared) -> None:
     """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased."""
-    from hf_kd.model.erased_model import ErasedModel
-
-    loaded = ErasedModel.from_pretrained(model, **shared.chosen("tap", "revision"))
+    loaded = _inputs.load_model(model, shared)
     loaded.find_taps()
     facts = _facts(model, loaded)
     if shared.as_json:

@@ -16,7 +16,7 @@ from ._app import command, console
 from ._options import READING, Shared
 
 
-@command(*READING, "mixed_precision", "device", "as_json", methods=[method_info("retrain")])
+@command("processor", *READING, "mixed_precision", "device", "as_json", methods=[method_info("retrain")])
 def train_original(
     model: Annotated[str, typer.Argument(help="Hub id or folder: its configuration, and its weights if pre-trained.")],
     dataset: Annotated[str, typer.Option(help="Labelled images to train on.")],
@@ -62,7 +62,7 @@ def train_original(
         start = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(model))
     else:
         start = AutoModelForImageClassification.from_pretrained(model)
-    processor = load_processor(model, {})
+    processor = load_processor(model, {}) if shared.processor is None else _inputs.load_processor(shared.processor)
     trained = train(
         start.to(_inputs.device_of(shared)),
         data,

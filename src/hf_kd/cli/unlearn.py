@@ -19,6 +19,7 @@ from ._tables import show_accuracy
 
 @command(
     "tap",
+    "processor",
     *READING,
     "mixed_precision",
     "allow_unrecognised",
@@ -59,7 +60,7 @@ def unlearn(
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     parts = _inputs.by_labels(data, forget_labels, reading, True, retain_limit)
-    original = _inputs.load_model(model, shared)
+    original = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     changed = change_weights(
         original,
         parts.forget,
