@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -26,12 +26,21 @@ def process_state() -> PartialState:
     return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
 
 
+def reduce_tensor(tensor: Tensor, how: str) -> Tensor:
+    """The "sum" or "mean" of a tensor over all processes; accelerate declares what it returns for nested ones."""
+    return cast(Tensor, reduce(tensor, reduction=how))
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    return cast(Tensor, gather(tensor))
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a float64 tensor over all processes, on the device it came from."""
     state = process_state()
     if state.num_processes == 1:
         return tensor
-    return reduce(tensor.to(state.device), reduction="sum").to(tensor.device)
+    return reduce_tensor(tensor.to(state.device), "sum").to(tensor.device)
 
 
 def gather_rows(tensor: Tensor, fill: int = 0) -> Tensor:
@@ -40,15 +49,15 @@ def gather_rows(tensor: Tensor, fill: int = 0) -> Tensor:
     if state.num_processes == 1:
         return tensor
     width = tensor.shape[1] if tensor.ndim == 2 else 0
-    widest = int(gather(torch.tensor([width], device=state.device)).max())
+    widest = int(_gather(torch.tensor([width], device=state.device)).max())
     if tensor.ndim == 2 and width != widest:  # this process had no row, so it does not know d
         tensor = tensor.new_zeros(0, widest)
-    longest = int(gather(torch.tensor([tensor.shape[0]], device=state.device)).max())
+    longest = int(_gather(torch.tensor([tensor.shape[0]], device=state.device)).max())
     moved = tensor.to(state.device)
     if moved.shape[0] < longest:
         padding = moved.new_full((longest - moved.shape[0], *moved.shape[1:]), fill)
         moved = torch.cat([moved, padding])
-    return gather(moved).cpu()
+    return _gather(moved).cpu()
 
 
 def autocast(device: torch.device, mixed_precision: str | None) -> contextlib.AbstractContextManager[Any]:

@@ -293,7 +293,7 @@ def _require_column(features: Mapping[str, Any], name: str, argument: str) -> No
 
 
 def _names(features: Mapping[str, Any], label_column: str | None) -> tuple[str, ...] | None:
-    feature = features.get(label_column)
+    feature = None if label_column is None else features.get(label_column)
     return tuple(feature.names) if isinstance(feature, ClassLabel) else None
 
 

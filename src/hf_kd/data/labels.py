@@ -194,7 +194,7 @@ def _resolve(label: str | int, labels: dict[int, str] | None) -> int:
             raise LabelMismatchError(
                 f"Label {label!r}: this data set has no label names; give the integer id."
             ) from None
-        close = _close(label, labels)
+        close = _close(str(label), labels)
         hint = f"Did you mean {close}?" if close else f"There are, for example, {_some(map(repr, labels.values()), 5)}."
         raise LabelMismatchError(f"No label is called {label!r}. {hint}") from None
     if number < 0 or (labels and number not in labels):

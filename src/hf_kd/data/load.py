@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from glob import escape, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from datasets import (
@@ -86,7 +86,7 @@ def load_source(
         ConnectionError: When the Hub cannot be reached.
     """
     found = _open(spec, split, token, revision, streaming, config_name)
-    return found if streaming else with_class_labels(found, label_column)
+    return found if streaming else with_class_labels(cast(Dataset, found), label_column)
 
 
 def with_class_labels(dataset: Dataset, column: str | None = None) -> Dataset:
@@ -201,7 +201,7 @@ def _from_hub(
 def _from_saved(path: Path, split: str | None, streaming: bool) -> Dataset | IterableDataset:
     saved = load_from_disk(os.fspath(path))
     if isinstance(saved, DatasetDict):
-        saved = saved[_choose(list(saved), split, path)]
+        saved = saved[_choose([str(name) for name in saved], split, path)]
     elif split is not None and saved.split is not None and str(saved.split) != split:
         raise InvalidValueError(f"{os.fspath(path)!r} holds the split {str(saved.split)!r} only, not {split!r}.")
     return saved.to_iterable_dataset() if streaming else saved

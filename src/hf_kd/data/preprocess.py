@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import ImageProcessingMixin
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import ChannelDimension
 

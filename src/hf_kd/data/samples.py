@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from hf_kd.errors import InvalidValueError
 
@@ -21,6 +21,9 @@ from .preprocess import ImagePreprocessor
 
 CACHE_BYTES = 4 << 30
 """How large the inputs of one set may be to be kept in memory."""
+
+Fetch = Callable[[Sequence[list[int]]], Iterator[dict[str, Tensor]]]
+"""Lists of rows -> for each list the inputs of its rows."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Samples:
         self,
         labels: Tensor,
         cached: dict[str, Tensor] | None = None,
-        fetch: Callable[[Sequence[int]], Any] | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
         self.labels = labels
         self._cached, self._fetch = cached, fetch
@@ -125,12 +128,13 @@ class Samples:
                 rows = self._rows[chunk]
                 yield Batch({name: value[rows] for name, value in self._cached.items()}, self.labels[chunk])
             return
-        fetched = self._fetch([self._rows[chunk].tolist() for chunk in chunks])
+        fetch = cast(Fetch, self._fetch)  # what is not kept in memory is fetched
+        fetched = fetch([self._rows[chunk].tolist() for chunk in chunks])
         for chunk, inputs in zip(chunks, fetched, strict=True):
             yield Batch(inputs, self.labels[chunk])
 
 
-class _LabelsOnly:
+class _LabelsOnly(Dataset[int]):
     """The labels of a RowDataset."""
 
     def __init__(self, rows: RowDataset) -> None:
@@ -144,7 +148,7 @@ class _LabelsOnly:
 
 
 def _fetched(
-    rows: RowDataset, order: Sequence[Sequence[int]], collate: Collate, num_workers: int | None
+    rows: RowDataset, order: Sequence[list[int]], collate: Collate, num_workers: int | None
 ) -> Iterator[dict[str, Tensor]]:
     # a generator of its own: reading from disk draws nothing from the one that decides about orders
     loader = BatchLoader(

@@ -6,12 +6,11 @@ batch of features goes to a consumer, which adds it to a second moment or stores
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_kd.data.distributed import autocast, gather_rows, process_state, sum_over_processes
@@ -29,10 +28,10 @@ class Consumer(Protocol):
 def feature_pass(
     model: nn.Module,
     sites: Sequence[TapSite],
-    loader: DataLoader,
+    loader: Iterable[dict[str, Any]],
     consume: Consumer,
     *,
-    stage: str = "after",
+    stage: Literal["before", "after"] = "after",
     mixed_precision: str | None = None,
     progress: bool = True,
     description: str = "features",

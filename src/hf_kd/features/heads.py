@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,13 +11,13 @@ from torch import Tensor
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.taps.inputs import input_device
-from hf_kd.features.taps.site import head_function
+from hf_kd.features.taps.site import TapSite, head_function
 
 
 def apply_erasers(model: TappedModel, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Features [n, d] at each tap behind the erasers that stand there."""
     with torch.no_grad():
-        pairs = zip(model.sites, features, strict=True)
+        pairs = zip(cast("list[TapSite]", model.sites), features, strict=True)
         return tuple(part if site.eraser is None else site.eraser(part) for site, part in pairs)
 
 

@@ -10,13 +10,13 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.image_processing_utils import ImageProcessingMixin
+from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_kd.data.distributed import gather_rows, process_state
 from hf_kd.data.image_source import inspect_images
@@ -30,6 +30,7 @@ from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.taps.inputs import input_device, main_input, probe_inputs, run
+from hf_kd.features.taps.site import TapSite
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class ReadOptions:
         Raises:
             TypeError: For an option of reading among `others`.
         """
-        stray = [field.name for field in fields(cls) if field.name in (others or {}) and field.name not in own]
+        others = others or {}
+        stray = [field.name for field in fields(cls) if field.name in others and field.name not in own]
         if stray:
             shown = ", ".join(f"{name}={shortened(others[name], 40)}" for name in stray)
             raise InvalidTypeError(
@@ -211,7 +213,12 @@ class ImageReader:
         self.model.find_taps(_probe_from_batch(first))
 
     def run(
-        self, consumer: Consumer, *, stage: str = "after", view: str | None = None, description: str = "features"
+        self,
+        consumer: Consumer,
+        *,
+        stage: Literal["before", "after"] = "after",
+        view: str | None = None,
+        description: str = "features",
     ) -> int:
         """One pass: the features at each tap to `consumer`, batch by batch; returns the number of images of all processes.
 
@@ -227,7 +234,7 @@ class ImageReader:
         self.find_taps()
         return feature_pass(
             self.model.inner,
-            list(self.model.sites),
+            cast("list[TapSite]", list(self.model.sites)),
             self.batches(view),
             consumer,
             stage=stage,

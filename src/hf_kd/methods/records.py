@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from hf_kd.errors import InvalidValueError
 
@@ -133,7 +133,7 @@ def weight_changes(config: Any) -> tuple[WeightChange, ...]:
     """
     stored = getattr(getattr(config, "inner", None) or config, "hf_kd_unlearned", None) or []
     with config_errors("hf_kd_unlearned", stored):
-        return tuple(WeightChange.from_dict(record) for record in stored)
+        return tuple(cast(WeightChange, WeightChange.from_dict(record)) for record in stored)
 
 
 @contextlib.contextmanager

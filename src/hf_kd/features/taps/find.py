@@ -112,7 +112,7 @@ def _single_head(calls: list[Call], logits: Tensor, blocked: list[Tensor]) -> tu
     affine = [c for c in matching if is_affine(c)]
     if not affine:
         return [], ""
-    flat = [c for c in affine if c.value.ndim == 2] or affine
+    flat = [c for c in affine if c.taken.ndim == 2] or affine
     head = min(flat, key=lambda c: c.name.count("."))
     outer = [c for c in matching if head.name.startswith(c.name + ".") and c not in affine]
     note = ""
@@ -151,23 +151,23 @@ def _taps_of_heads(
     taps = []
     for group in groups:
         places = tuple(Place(head.name, "input") for head in group)
-        producer = _producer(calls, group[0].value, structured_only=True)
+        producer = _producer(calls, group[0].taken, structured_only=True)
         if producer and _carries(model, inputs, producer, group):
             places = (producer,)
         elif producer:
             places = (*places, producer)
-        shape = tuple(group[0].value.shape[1:])
-        taps.append(Tap(group[0].value[0].numel(), places, tuple(head.name for head in group), shape))
+        shape = tuple(group[0].taken.shape[1:])
+        taps.append(Tap(group[0].taken[0].numel(), places, tuple(head.name for head in group), shape))
     return tuple(taps)
 
 
 def _carries(model: nn.Module, inputs: Mapping[str, Any], place: Place, heads: list[Call]) -> bool:
     """Whether what is put at `place` is what arrives at every head."""
-    dim = heads[0].value[0].numel()
+    dim = heads[0].taken[0].numel()
     with _constant_features(model, (Tap(dim, (place,)),)):
         calls, _ = record_calls(model, inputs)
     arrived = {call.name: call.value for call in calls}
-    expected = _Constant()(heads[0].value.reshape(-1, dim))
+    expected = _Constant()(heads[0].taken.reshape(-1, dim))
     return all(is_equal(arrived.get(head.name), expected) for head in heads)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.hooks import remove_hook_from_module
@@ -22,7 +22,7 @@ def probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
     Raises ValueError when the configuration does not say what the model takes; the way out is to pass a batch.
     """
-    config = model.config
+    config = cast(Any, model.config)
     vision = getattr(config, "vision_config", None) or config
     name = main_input(model)
     generator = torch.Generator().manual_seed(seed)
@@ -69,13 +69,13 @@ def _image_size(config: Any) -> tuple[int, int]:
     if size is None:
         size = getattr(config, "input_size", None)
     if isinstance(size, Mapping):
-        size = (size.get("height"), size.get("width"))
+        size = cast(Any, (size.get("height"), size.get("width")))
     if isinstance(size, Iterable):
         sides = [int(side) for side in size]
         size = tuple(sides[-2:])
     if size is None:
         return 224, 224
-    return (size, size) if isinstance(size, int) else size
+    return (size, size) if isinstance(size, int) else cast("tuple[int, int]", size)
 
 
 def image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """One forward of the image side: the whole model, or `get_image_features` when a two-tower model has no text."""
     inputs = _in_dtype_of(model, inputs)
     if "input_ids" not in inputs and hasattr(model, "get_image_features"):
-        return model.get_image_features(**inputs)
+        return cast(Any, model).get_image_features(**inputs)
     return model(**inputs)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hf_kd.errors import InvalidValueError
 

@@ -16,7 +16,7 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.errors import InvalidTypeError, InvalidValueError, NotErasedError
@@ -183,10 +183,11 @@ class TapSite(nn.Module):
         if args:
             passed = (self.pass_through(args[0], number), *args[1:])
             return passed if kwargs is None else (passed, kwargs)
-        name = next((name for name, value in (kwargs or {}).items() if isinstance(value, Tensor)), None)
+        given = kwargs or {}
+        name = next((name for name, value in given.items() if isinstance(value, Tensor)), None)
         if name is None:
             raise NotErasedError(f"{type(module).__name__} at the {self.tap} was called without features to erase.")
-        return args, kwargs | {name: self.pass_through(kwargs[name], number)}
+        return args, given | {name: self.pass_through(given[name], number)}
 
     def _on_output(self, number: int, field: str | None, module: nn.Module, args: tuple, output: Any) -> Any:
         if field is None:

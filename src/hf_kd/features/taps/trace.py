@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .inputs import run
 from .site import plain_copy
@@ -30,6 +30,11 @@ class Call:
     output: Any
     structured: bool = False
     """Whether the output was a ModelOutput; it is kept as a dict then."""
+
+    @property
+    def taken(self) -> Tensor:
+        """`value` of a call that is known to have had one."""
+        return cast(Tensor, self.value)
 
 
 def record_calls(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Call], Any]:
@@ -89,7 +94,7 @@ def leaves(output: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def is_pooled(value: Any) -> bool:
+def is_pooled(value: Any) -> TypeGuard[Tensor]:
     """One vector per sample: [B, d], [B, 1, d] or [B, d, 1, 1]."""
     return (
         isinstance(value, Tensor)
@@ -134,7 +139,7 @@ def is_affine(call: Call) -> bool:
     """Whether f(a) + f(b) - f(0) = f(a + b), for a the recorded input and b from its entries; no if f needs more."""
     if not any(True for _ in call.module.parameters()):
         return False
-    a = call.value.double()
+    a = call.taken.double()
     # entries in reversed order: another vector of the same size, so that no ReLU stays in its linear part by chance
     b = -a.reshape(a.shape[0], -1).flip(1).reshape(a.shape)
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -128,12 +128,15 @@ class Composition(Eraser):
         flat = [s for stage in stages for s in (stage.stages if isinstance(stage, Composition) else [stage])]
         self.stages = nn.ModuleList(flat)
 
+    def _each(self) -> list[Eraser]:
+        return cast("list[Eraser]", list(self.stages))
+
     @property
     def is_linear(self) -> bool:  # type: ignore[override]
-        return all(stage.is_linear for stage in self.stages)
+        return all(stage.is_linear for stage in self._each())
 
     def erase(self, features: Tensor) -> Tensor:
-        for stage in self.stages:
+        for stage in self._each():
             features = stage.erase(features)
         return features
 
@@ -141,23 +144,23 @@ class Composition(Eraser):
     def rank_removed(self) -> int:
         if self.is_linear:
             return self.dim - int(torch.linalg.matrix_rank(self.matrix(), rtol=1e-6))
-        return max(stage.rank_removed for stage in self.stages)
+        return max(stage.rank_removed for stage in self._each())
 
     @property
     def condition_number(self) -> float:
         if not self.is_linear:
-            return max(stage.condition_number for stage in self.stages)
+            return max(stage.condition_number for stage in self._each())
         return condition_number(self.matrix())
 
     def spec(self) -> dict[str, Any]:
-        return {"stages": [describe(stage) for stage in self.stages]}
+        return {"stages": [describe(stage) for stage in self._each()]}
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Eraser:
         return cls([build(stage) for stage in spec["stages"]])
 
     def check(self) -> None:
-        for stage in self.stages:
+        for stage in self._each():
             stage.check()
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import index
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -278,7 +278,7 @@ class Cover(Method):
         return 1 if self.class_sizes is None else self.class_sizes[label]
 
     def _prototype(self, label: int, dim: int) -> Tensor:
-        given = torch.as_tensor(self.prototypes[label], dtype=torch.float64).flatten()
+        given = torch.as_tensor(cast("Mapping[int, Any]", self.prototypes)[label], dtype=torch.float64).flatten()
         if len(given) != dim or not bool(torch.isfinite(given).all()):
             raise InvalidValueError(
                 f"The prototype of class {label} has {len(given)} values; it has to be d = {dim} finite ones."
@@ -307,7 +307,8 @@ class Cover(Method):
             passed = int(AUTO_SHARE * len(margins))  # so many may stay below
             rounding = 1e-5 * float(first.abs().max())  # the map works in float32
             return passed / len(margins), float(margins[passed]) - rounding
-        return self.guard, float(cuts_between(margins, margins.new_tensor([self.guard])))
+        guard = cast(float, self.guard)
+        return guard, float(cuts_between(margins, margins.new_tensor([guard])))
 
 
 def _sharing(eraser: CoverMap, features: Tensor, views: Sequence[Tensor], mass: Tensor) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -157,7 +157,7 @@ class ESC(Method):
 
     def directions_removed(self, dim: int) -> int:
         """k for features of this d."""
-        return self.k if self.k is not None else max(1, round(dim * self.p / 100))
+        return self.k if self.k is not None else max(1, round(dim * cast(float, self.p) / 100))
 
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> Projection:
         """The projection that removes the principal directions.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ class ESCT(Method):
                 f"ESC-T trains its mask on features [n, d], labels and the head, and {missing} is missing here. "
                 "Without them use method='esc', which needs the images alone."
             )
-        features = [f.detach().float() for f in forget]
+        features = [cast(Tensor, f).detach().float() for f in forget]
         labels = labels.to(features[0].device)
         if features[0].shape[0] != labels.shape[0]:
             raise InvalidValueError(
@@ -196,8 +196,9 @@ class ESCT(Method):
             epochs_run += 1
             soft = hits()
         with torch.no_grad():
-            for mask in masks if self.threshold is not None else ():
-                mask.copy_((mask > self.threshold).float())
+            if self.threshold is not None:
+                for mask in masks:
+                    mask.copy_((mask > self.threshold).float())
         measured |= {"epochs_run": epochs_run, "forget_hits_soft": soft, "forget_hits_hard": hits()}
         return [
             MaskedProjection.of((u * m).detach(), **measured, masked_entries=int((m == 0).sum()))

@@ -50,7 +50,7 @@ def pixel_range(task: Task, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Where the normalisation is unknown, that of the values at hand: their range stands for [0, 1].
     """
-    if task.pixel_std is None:
+    if task.pixel_mean is None or task.pixel_std is None:
         lowest, highest = pixels.amin(), pixels.amax()
         return highest - lowest, lowest, highest
     mean, std = (value.to(pixels)[None, :, None, None] for value in (task.pixel_mean, task.pixel_std))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 
+from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.samples import Samples
 from hf_kd.methods.measured import UnlearningMeasured
 
@@ -39,7 +39,7 @@ def fisher_information(task: Task, samples: Samples) -> list[Tensor]:
                         sum_ += p[answer] * gradient**2
             count += 1
     if parts > 1:
-        total = [reduce(sum_, "mean") for sum_ in total]
+        total = [reduce_tensor(sum_, "mean") for sum_ in total]
     return [sum_ / max(count, 1) for sum_ in total]
 
 

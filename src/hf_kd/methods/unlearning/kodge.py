@@ -6,13 +6,13 @@ In these terms ESC is the last layer alone, with a hard cut of D_f's top directi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.samples import Samples
 from hf_kd.methods.measured import KodgeMeasured
 
@@ -40,7 +40,7 @@ class LayerInputs:
 
     def __enter__(self) -> LayerInputs:
         self._handles = [
-            module.register_forward_pre_hook(lambda module, args, name=name: self._add(name, module, args[0]))
+            module.register_forward_pre_hook(lambda module, args, *, name=name: self._add(name, module, args[0]))
             for name, module in self.modules.items()
         ]
         return self
@@ -53,7 +53,9 @@ class LayerInputs:
         if isinstance(module, nn.Linear):
             rows = inputs.reshape(-1, module.in_features)
         else:
-            patches = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+            conv = cast(nn.Conv2d, module)
+            padding = cast("tuple[int, ...]", conv.padding)  # not a name: see `editable`
+            patches = F.unfold(inputs, conv.kernel_size, conv.dilation, padding, conv.stride)
             rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
         if len(rows) > self.columns:
             rows = rows[torch.randperm(len(rows))[: self.columns].to(rows.device)]
@@ -67,7 +69,8 @@ def editable(module: nn.Module) -> bool:
     a convolution that standardises its weight on the way.
     """
     if type(module).forward is nn.Conv2d.forward:
-        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        conv = cast(nn.Conv2d, module)
+        return conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     return type(module).forward is nn.Linear.forward
 
 
@@ -125,14 +128,14 @@ class Kodge(UnlearningMethod):
         forget_grams, retain_grams = (self._read(task, samples, modules) for samples in (some_forget, some_retain))
         with torch.no_grad():
             for name, gram in forget_grams.items():
-                module = modules[name]
+                stored = cast(Tensor, modules[name].weight)
                 of_forget = projection_of(gram, self.alpha_forget)
                 of_retain = projection_of(retain_grams[name], self.alpha_retain)
                 kept = torch.eye(len(of_forget), dtype=of_forget.dtype, device=of_forget.device)
                 kept = kept - of_forget @ (kept - of_retain)
-                weight = module.weight.reshape(module.weight.shape[0], -1)
+                weight = stored.reshape(stored.shape[0], -1)
                 edited = weight.to(kept) @ kept.T
-                module.weight.copy_(edited.reshape(module.weight.shape).to(module.weight))
+                stored.copy_(edited.reshape(stored.shape).to(stored))
         return {
             "n_forget": len(some_forget),
             "n_retain": len(some_retain),
@@ -146,5 +149,5 @@ class Kodge(UnlearningMethod):
             for batch in task.batches(samples, self.batch_size):
                 task.logits(batch.inputs)
         if task.state.num_processes > 1:
-            return {name: reduce(gram, "sum") for name, gram in inputs.grams.items()}
+            return {name: reduce_tensor(gram, "sum") for name, gram in inputs.grams.items()}
         return inputs.grams

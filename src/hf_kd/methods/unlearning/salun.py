@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import SalUnMeasured
 
@@ -36,7 +36,7 @@ def saliency_mask(task: Task, ratio: float, batch_size: int) -> list[Tensor]:
                 if gradient is not None:
                     sum_ += gradient
     if task.state.num_processes > 1:
-        total = [reduce(part, "sum") for part in total]
+        total = [reduce_tensor(part, "sum") for part in total]
     every = torch.cat([part.abs().flatten() for part in total])
     keep = max(1, round(ratio * every.numel()))
     threshold = every.kthvalue(every.numel() - keep + 1).values

@@ -6,7 +6,7 @@ The teacher is the model as it was. Maximising steps come first in each epoch, s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +63,12 @@ class Scrub(TrainedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_epochs is None:
-            object.__setattr__(self, "max_epochs", min(2, self.epochs))
+        forget_epochs = min(2, self.epochs) if self.max_epochs is None else self.max_epochs
+        object.__setattr__(self, "max_epochs", forget_epochs)
         check_range(
             self.name,
             [
-                ("max_epochs", self.max_epochs, 0 <= self.max_epochs <= self.epochs, "at least 0 and at most epochs"),
+                ("max_epochs", forget_epochs, 0 <= forget_epochs <= self.epochs, "at least 0 and at most epochs"),
                 ("temperature", self.temperature, self.temperature > 0, "positive"),
                 ("rewind_share", self.rewind_share, 0 < self.rewind_share < 1, "between 0 and 1"),
             ],
@@ -81,16 +81,17 @@ class Scrub(TrainedMethod):
             order = forget.shuffled()
             count = min(max(1, round(self.rewind_share * len(forget))), len(forget) - 1)
             held, forget = forget.subset(order[:count]), forget.subset(order[count:])
+        forget_epochs = cast(int, self.max_epochs)  # __post_init__ put a number there
         teacher = task.frozen_copy()
         optimizer = self.make_optimizer(task.model.parameters())
         steps = self.epochs * batch_count(retain, self.batch_size)
-        steps += self.max_epochs * batch_count(forget, self.forget_batch_size)
+        steps += forget_epochs * batch_count(forget, self.forget_batch_size)
         schedule = LambdaLR(optimizer, self.lr_factor)
         descent = GradientSteps(task, optimizer, steps=steps, name=self.name)
         checkpoints = []
         for epoch in range(self.epochs):
             with task.mode(self.bn_mode):
-                if epoch < self.max_epochs:
+                if epoch < forget_epochs:
                     for batch in task.batches(forget, self.forget_batch_size, shuffle=True):
                         descent.step(-self._divergence(task, teacher, batch).clamp(max=self.cap))
                 for batch in task.batches(retain, self.batch_size, shuffle=True):
@@ -110,7 +111,8 @@ class Scrub(TrainedMethod):
             reference = self._error(task, held)
             chosen = next((i for i, (_, error) in enumerate(checkpoints) if error >= reference), len(checkpoints) - 1)
             task.model.load_state_dict(checkpoints[chosen][0])
-            measured |= {"rewound_to_epoch": chosen + 1, "held_out_error": reference}
+            measured["rewound_to_epoch"] = chosen + 1
+            measured["held_out_error"] = reference
         return measured
 
     def _divergence(self, task: Task, teacher: nn.Module, batch: Batch) -> Tensor:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.samples import Samples
 from hf_kd.methods.measured import SSDMeasured
 
@@ -35,7 +35,7 @@ def importances(task: Task, samples: Samples, batch_size: int, label_free: bool)
             for sum_, gradient in zip(total, gradients, strict=True):
                 if gradient is None:
                     continue
-                gradient = gradient if task.state.num_processes == 1 else reduce(gradient, "mean")
+                gradient = gradient if task.state.num_processes == 1 else reduce_tensor(gradient, "mean")
                 sum_ += gradient.abs() if label_free else gradient**2
             count += 1
     return [sum_ / max(count, 1) for sum_ in total]

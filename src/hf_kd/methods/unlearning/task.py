@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_kd.data.distributed import MIXED_PRECISION, process_state
+from hf_kd.data.distributed import MIXED_PRECISION, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.data.samples import Batch, Samples
 from hf_kd.errors import DivergedError, InvalidValueError
@@ -138,27 +137,28 @@ class Task:
         if sum(isinstance(module, nn.Conv2d) for module in self.model.modules()) < 2:
             yield
             return
-        self.model.to(memory_format=torch.channels_last)
+        _set_memory_format(self.model, torch.channels_last)
         try:
             with torch.no_grad(), self.mode("eval"):
                 first = next((self.forget if self.retain is None else self.retain).batches(2))
                 self.logits({name: value.to(self.device) for name, value in first.inputs.items()})
         except RuntimeError:
-            self.model.to(memory_format=torch.contiguous_format)
+            _set_memory_format(self.model, torch.contiguous_format)
         try:
             yield
         finally:
-            self.model.to(memory_format=torch.contiguous_format)
+            _set_memory_format(self.model, torch.contiguous_format)
 
     def linear_heads(self) -> list[nn.Linear]:
         """The Linear layers that give the logits. Raises ValueError where the head is something else."""
         found = [self.model.get_submodule(name) for name in self.heads]
-        if not found or not all(isinstance(module, nn.Linear) for module in found):
+        linear = [module for module in found if isinstance(module, nn.Linear)]
+        if not found or len(linear) < len(found):
             raise InvalidValueError(
                 f"This method works on the last Linear layer, and {type(self.model).__name__} has none that gives its "
                 "logits. Choose a method that changes all weights."
             )
-        return found
+        return linear
 
     @torch.no_grad()
     def head_inputs(self, samples: Samples, batch_size: int = 256) -> list[Tensor]:
@@ -170,7 +170,9 @@ class Task:
         kept: list[list[Tensor]] = [[] for _ in heads]
         handles = [
             head.register_forward_pre_hook(
-                lambda module, args, store=store: store.append(args[0].detach().reshape(-1, module.in_features).float())
+                lambda module, args, *, store=store: store.append(
+                    args[0].detach().reshape(-1, module.in_features).float()
+                )
             )
             for head, store in zip(heads, kept, strict=True)
         ]
@@ -234,7 +236,7 @@ class GradientSteps:
         for parameter in self.parameters:
             if self.task.state.num_processes > 1:
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = reduce(gradient, "mean")
+                parameter.grad = reduce_tensor(gradient, "mean")
         if change_gradients is not None:
             change_gradients()
         if self.clip_norm is not None:
@@ -257,7 +259,7 @@ class GradientSteps:
         if self.task.state.num_processes > 1:
             for buffer in self.task.model.buffers():
                 if buffer.is_floating_point():
-                    buffer.copy_(reduce(buffer, "mean"))
+                    buffer.copy_(reduce_tensor(buffer, "mean"))
         return {"steps": self.steps, "last_loss": self.last_loss}
 
 
@@ -310,11 +312,15 @@ def parameters_from(model: nn.Module, layers: int) -> tuple[list[str], list[str]
     return chosen, every[first:]
 
 
+def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
+    model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - the stubs of torch lack this overload
+
+
 def _over_processes(state: Any, tensor: Tensor, how: str) -> Tensor:
-    return tensor if state.num_processes == 1 else reduce(tensor, how)
+    return tensor if state.num_processes == 1 else reduce_tensor(tensor, how)
 
 
-def check_range(name: str, values: Sequence[tuple[str, float, bool, str]]) -> None:
+def check_range(name: str, values: Sequence[tuple[str, Any, bool, str]]) -> None:
     """Raise ValueError for the first (setting, value, holds, rule) that does not hold."""
     for setting, value, holds, rule in values:
         if not holds:

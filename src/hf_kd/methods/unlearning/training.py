@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,11 +67,11 @@ class TrainedMethod(UnlearningMethod):
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer of the settings, over parameters or groups of them."""
-        parameters = list(parameters)
+        given = cast("list[nn.Parameter]", list(parameters))  # or groups: torch takes either, not a union of them
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.SGD(given, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, self.lr, weight_decay=self.weight_decay)
+        return kind(given, self.lr, weight_decay=self.weight_decay)
 
     def lr_factor(self, epoch: float) -> float:
         """What lr is multiplied by, `epoch` epochs after the start."""
