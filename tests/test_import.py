@@ -80,8 +80,8 @@ def test_after_importing_the_package_and_nothing_else(name, after):
 
 LOAD = """
 assert type(AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
-for auto in (AutoModelForImageClassification, AutoModel):
-    assert type(auto.from_pretrained(FOLDER)).__name__ == "ErasedModel"
+assert type(AutoModelForImageClassification.from_pretrained(FOLDER)).__name__ == "ErasedModel"
+assert type(AutoModel.from_pretrained(FOLDER)).__name__ == "ErasedFeatureModel"
 assert type(pipeline("image-classification", model=FOLDER).model).__name__ == "ErasedModel"
 print("loaded")
 """
@@ -129,7 +129,7 @@ assert configuration_auto.__spec__.loader is configuration_auto.__loader__
 assert type(configuration_auto.__loader__).__name__ == "SourceFileLoader"
 importlib.reload(configuration_auto), importlib.reload(modeling_auto), importlib.reload(hf_kd)
 assert type(configuration_auto.AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
-assert type(modeling_auto.AutoModel.from_pretrained(FOLDER)).__name__ == "ErasedModel"
+assert type(modeling_auto.AutoModel.from_pretrained(FOLDER)).__name__ == "ErasedFeatureModel"
 assert sum(type(finder).__name__ == "AutoConfigFinder" for finder in sys.meta_path) == 1
 import subprocess
 code = "import pickle, sys; from transformers import AutoModel; c = pickle.load(sys.stdin.buffer); AutoModel.from_config(c)"
@@ -142,12 +142,15 @@ def test_threads_that_load_at_once():
     assert "loaded" in python(f"""
 import hf_kd
 from concurrent.futures import ThreadPoolExecutor
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForImageClassification
 FOLDER = {str(SAVED / "projection")!r}
-loads = [AutoModel.from_pretrained, lambda folder: hf_kd.ErasedModel.from_pretrained(folder)] * 2
+autos = AutoModelForImageClassification, AutoModel
+loads = [*(auto.from_pretrained for auto in autos), lambda folder: hf_kd.ErasedModel.from_pretrained(folder)] * 2
 with ThreadPoolExecutor(4) as pool:
     models = list(pool.map(lambda load: load(FOLDER), loads))
-assert len({{type(model) for model in models}}) == 1 and type(models[0]) is hf_kd.ErasedModel
+classes = [type(model) for model in models]
+assert classes[0] is classes[2] is hf_kd.ErasedModel and issubclass(classes[1], hf_kd.ErasedModel)
+assert classes[1] is not hf_kd.ErasedModel and classes[:3] == classes[3:]
 print("loaded")
 """)
 

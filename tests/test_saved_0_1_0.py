@@ -107,7 +107,8 @@ def test_answers_are_those_of_0_1_0(folder):
 def test_the_auto_class_gives_the_same_model(folder):
     says, saved = said(folder), load_file(folder / "expected.safetensors")
     model = load(folder, cls=getattr(transformers, says["auto"]))
-    assert type(model).__name__ == says["type"]
+    features = says["type"] == "ErasedModel" and says["auto"] == "AutoModel"  # a class that 0.1.0 did not have
+    assert type(model).__name__ == ("ErasedFeatureModel" if features else says["type"])
     if says["id2label"] is not None:
         assert {str(c): name for c, name in model.config.id2label.items()} == says["id2label"]
     for name, value in answers(model, saved).items():

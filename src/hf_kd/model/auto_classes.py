@@ -19,13 +19,19 @@ from typing import Any
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 AUTO_MODELS = "transformers.models.auto.modeling_auto"
 CONFIG = "hf_kd.model.configuration"
-MODEL = "hf_kd.model.erased_model"
+MODELS = {
+    "AutoModelForImageClassification": ("hf_kd.model.erased_model", "ErasedModel"),
+    "AutoModelForZeroShotImageClassification": ("hf_kd.model.erased_model", "ErasedModel"),
+    "AutoModel": ("hf_kd.model.feature_model", "ErasedFeatureModel"),
+}
+"""Which class each Auto class loads, and its module: who asks for no head gets features."""
 
 
 def register_model() -> None:
     """Tell the Auto classes of models which class belongs to `ErasedConfig`. Costs nothing worth saving the second time."""
-    auto, erased = import_module(AUTO_MODELS), import_module(MODEL).ErasedModel
-    for name in ("AutoModelForImageClassification", "AutoModelForZeroShotImageClassification", "AutoModel"):
+    auto = import_module(AUTO_MODELS)
+    for name, (module, model) in MODELS.items():
+        erased = getattr(import_module(module), model)
         getattr(auto, name).register(erased.config_class, erased, exist_ok=True)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hf_kd.features.taps.places import Tap
 
 MODEL_TYPE = "hf_kd_erased"
-
+ARCHITECTURE = "ErasedModel"
 
 LISTS = {
     "taps": dict,
@@ -151,8 +151,9 @@ class ErasedConfig(PreTrainedConfig):
         return super().from_dict(without_attention(config_dict), **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What config.json holds: nothing of where a model lay on this machine."""
-        return _without(super().to_diff_dict(), ("_name_or_path",))
+        """What config.json holds: nothing of where a model lay on this machine, nor by which Auto class it was loaded."""
+        stored = _without(super().to_diff_dict(), ("_name_or_path",))
+        return stored | ({"architectures": [ARCHITECTURE]} if stored.get("architectures") else {})
 
     @classmethod
     def around(cls, model: Any) -> ErasedConfig:

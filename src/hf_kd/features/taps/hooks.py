@@ -22,6 +22,11 @@ class Reader:
 
     stage: Literal["before", "after"]
     rows: list[Tensor] = field(default_factory=list)
+    detach: bool = True
+
+    def read(self, rows: Tensor) -> None:
+        """Keep the rows of one pass, by default without their graph."""
+        self.rows.append(rows.detach() if self.detach else rows)
 
 
 class ThreadState(threading.local):

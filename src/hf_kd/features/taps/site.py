@@ -162,11 +162,11 @@ class TapSite(nn.Module):
             return features
         rows = self._as_rows(features)
         if reader is not None and reader.stage == "before":
-            reader.rows.append(rows.detach())
+            reader.read(rows)
         if eraser is not None:
             rows = eraser(rows)
         if reader is not None and reader.stage == "after":
-            reader.rows.append(rows.detach())
+            reader.read(rows)
         return rows.reshape(features.shape)
 
     def _as_rows(self, features: Tensor) -> Tensor:
@@ -234,14 +234,14 @@ def sites_on(model: nn.Module) -> list[TapSite]:
 
 @contextlib.contextmanager
 def record(
-    sites: Sequence[TapSite], stage: Literal["before", "after"] = "after"
+    sites: Sequence[TapSite], stage: Literal["before", "after"] = "after", *, detach: bool = True
 ) -> Iterator[Callable[[], list[Tensor]]]:
     """Read what passes. Yields a function that returns (and forgets) the features [n, d] of the last forward per site.
 
-    `stage` says whether to read before or after the eraser of each site.
+    `stage` says whether to read before or after the eraser of each site, `detach` whether without gradients.
     """
 
-    own = {id(site): Reader(stage) for site in sites}
+    own = {id(site): Reader(stage, detach=detach) for site in sites}
 
     def take() -> list[Tensor]:
         taken = []
