@@ -13,6 +13,7 @@ from PIL import Image
 from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.report import RetentionReport
 from hf_kd.errors import PushError
+from hf_kd.hub import publish
 from hf_kd.hub.receipt import RECEIPT
 from hf_kd.hub.upload import upload
 from tests.helpers.small import make_dataset
@@ -379,3 +380,26 @@ for name in NAMES:
     assert not hub.requests("kernel|evil"), "code is not even asked for"
     for what, expected in MALICIOUS.items():
         assert done.out.count(f"{what} {expected}") == 2, done.out
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_data_sets_names_are_published_only_where_names_are_asked_for(vit, processor, monkeypatch, named):
+    erased = ErasedModel.from_model(vit, processor)
+    erased.erase(make_dataset([0, 2] * 10, names=("fox", "gnu", "walrus")), k=2, progress=False)
+    seen = {}
+
+    def upload(folder, repo_id, **options):
+        seen.update({path.name: path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md")})
+        return publish.Published(repo_id, "https://example.org", "0" * 40, "main")
+
+    for name, stand_in in (
+        ("prepare", lambda repo_id, **_: repo_id),
+        ("fetch", lambda *_, **__: None),
+        ("upload", upload),
+    ):
+        monkeypatch.setattr(publish, name, stand_in)
+    publish.push(erased, "ana/forgetful", verify=False, show_class_names=named)
+    assert [name for name, text in sorted(seen.items()) if "walrus" in text] == (
+        ["README.md", "config.json", "erasures.json"] if named else []
+    )
+    assert erased.erasures[0].dataset_classes == ("fox", "walrus")

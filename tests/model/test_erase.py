@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from hf_kd import ESC, ESCT, ErasedModel, ReadOptions, SecondMoment
 from hf_kd.errors import LabelMismatchError, UnreadableImageError
+from hf_kd.hub.document import document
+from hf_kd.model.verify import verify
 from tests.helpers.small import make_dataset, picture, randomise
 
 
@@ -303,3 +305,24 @@ def test_a_model_whose_head_cannot_be_found_lists_candidates(processor, forget):
     erased = ErasedModel.from_model(randomise(ViTMSNModel(config)), processor)
     with pytest.raises(ValueError, match="tap='path.to.module'"):
         erased.erase(forget, k=1, progress=False)
+
+
+def test_labels_that_the_model_does_not_have_are_told_and_kept_by_the_data_sets_names(vit, processor, tmp_path, caplog):
+    data = make_dataset([0, 2] * 10, names=("fox", "gnu", "walrus"))
+    erased = ErasedModel.from_model(vit, processor).erase(data, k=2, progress=False)
+    told = [record.message for record in caplog.records if record.levelname == "WARNING" and "'fox'" in record.message]
+    assert len(told) == 1
+    assert "label_mapping" in told[0]
+    erased.save_pretrained(tmp_path)
+    (record,) = ErasedModel.from_pretrained(tmp_path).erasures
+    assert record.classes is None
+    assert record.dataset_classes == ("fox", "walrus")
+    assert not any("walrus" in (tmp_path / name).read_text() for name in ("README.md", "erasures.json"))
+    document(erased, tmp_path, show_class_names=True)
+    assert "walrus" in (tmp_path / "erasures.json").read_text()
+    assert verify(tmp_path).ok
+
+
+def test_labels_that_the_model_has_are_kept_by_its_ids_alone(vit, processor, forget):
+    (record,) = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False).erasures
+    assert (record.classes, record.dataset_classes) == ((2,), None)

@@ -77,6 +77,8 @@ def show_record(
     table.add_row("forget samples", f"{record['n_forget']:,}")
     if record["classes"] is not None:
         table.add_row("classes of the model", Text(", ".join(named(c, names) for c in record["classes"])))
+    if record.get("dataset_classes"):
+        table.add_row("labels of the data set", Text(one_line(", ".join(record["dataset_classes"]))))
     if record.get("n_retain") is not None:
         table.add_row("images of other labels", f"{record['n_retain']:,}")
     if record.get("masked") is not None:

@@ -118,7 +118,7 @@ def erase(
         "output": str(output),
         "folded": fold,
         "earlier_erasures": earlier,
-        "erasure": erased.erasures[-1].to_dict(),
+        "erasure": erased.erasures[-1].to_dict(names=True),
         "class_names": _names_in(erased),
         "accuracy": accuracy,
         **_cover_in(data, erased, reading),

@@ -60,7 +60,7 @@ def _facts(name: str, model: ErasedModel) -> dict[str, Any]:
         "num_labels": model.config.num_labels if all(tap.heads for tap in model.taps) else None,
         "withheld": list(model.config.leaking),
         "erased": model.is_erased,
-        "erasures": [erasure.to_dict() for erasure in model.erasures],
+        "erasures": [erasure.to_dict(names=True) for erasure in model.erasures],
         "changes": [change.to_dict() for change in weight_changes(model.config)],
         "masked": {
             "classes": list(model.config.masked),

@@ -170,7 +170,10 @@ def source_of(change: WeightChange) -> str:
 
 def _labels(model: TappedModel) -> list[list[str]]:
     names = model.class_names
-    return [[str(names.get(label, label)) for label in erasure.classes or ("LABEL",)] for erasure in records_of(model)]
+    return [
+        [str(names.get(label, label)) for label in erasure.classes or erasure.dataset_classes or ("LABEL",)]
+        for erasure in records_of(model)
+    ]
 
 
 def _before(model: TappedModel) -> str | None:
@@ -189,7 +192,7 @@ def _receipt(
     changed = weight_changes(model.config)
     return receipt(
         folder,
-        [erasure.to_dict() for erasure in model.erasures],
+        [erasure.to_dict(names=labels is not None) for erasure in model.erasures],
         _before(model),
         since=weights_since(model),
         beside=None if beside is None else Path(beside),

@@ -6,6 +6,7 @@ it was.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 from torch import Tensor
+from transformers.utils import CONFIG_NAME
 
 from hf_kd.audit.report import RetentionReport
 from hf_kd.errors import InvalidValueError, NotVerifiedError
@@ -84,6 +86,8 @@ def push(  # noqa: PLR0913 - options of the upload, as huggingface_hub names the
     with tempfile.TemporaryDirectory(prefix="hf-kd-push-") as name:
         folder = Path(name) / "model"
         saved = _save(model, folder, folded)
+        if not show_class_names:
+            _drop_dataset_classes(folder / CONFIG_NAME)
         (folder / CARD).unlink(missing_ok=True)  # what saving wrote knows no repository
         if existing is not None:
             (folder / CARD).write_bytes(existing)
@@ -127,6 +131,14 @@ def _save(model: TappedModel, folder: Path, folded: bool) -> torch.nn.Module:
     stock.save_pretrained(folder)
     save_processor(model, folder)
     return stock
+
+
+def _drop_dataset_classes(config: Path) -> None:
+    """Take the data set's names of forgotten labels out of a configuration: the model's own labels do not have them."""
+    stored = json.loads(config.read_text(encoding="utf-8"))
+    named = [record for record in stored.get("erasures") or () if record.pop("dataset_classes", None)]
+    if named:
+        config.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def base_license(base_model: str | None, token: str | None = None) -> str | None:

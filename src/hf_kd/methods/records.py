@@ -49,6 +49,11 @@ class Erasure:
     """What was noticed and may not be meant, such as labels that the head does not agree with; without names of classes."""
     withheld: tuple[str, ...] | None = None
     """Fields of the output that bypass the erasers and are not returned; None in records of 0.1.0."""
+    dataset_classes: tuple[str, ...] | None = None
+    """The data set's names of the forgotten labels, where the model has no such labels and `classes` is None for that.
+
+    They stand in the config.json of a saved model, as the model's own labels do; cards, receipts, and what is pushed to
+    the Hub have them only where names of classes are asked for (`show_class_names`)."""
 
     @property
     def k(self) -> int:
@@ -87,16 +92,24 @@ class Erasure:
 
         return f"**{type(self).__name__}**: {escape_markdown(self.summary, 300)}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, as they are kept in a configuration."""
-        return asdict(self)
+    def to_dict(self, names: bool = False) -> dict[str, Any]:
+        """All fields, as plain values.
+
+        Args:
+            names: Whether `dataset_classes` is among them: for a configuration, and where names of classes are asked for.
+        """
+        values = asdict(self)
+        if not names or self.dataset_classes is None:
+            del values["dataset_classes"]
+        return values
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Erasure:
         """Inverse of `to_dict`, also after JSON. Keys of a later version are ignored."""
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        tuples = ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256", "warnings", "withheld")
+        tuples = ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256", "warnings", "withheld",
+                  "dataset_classes")  # fmt: skip
         for name in tuples:
             if values.get(name) is not None:
                 values[name] = tuple(values[name])

@@ -81,6 +81,8 @@ def fit_erasers(
         )
     data, labels = consumer.collect(len(model.sites))
     classes = consumer.classes() if whole_classes else None
+    unknown = whole_classes and len(model.class_names) > 1  # a model of embeddings has no classes to be missed
+    dataset_classes = consumer.dataset_classes(reader.label_names) if unknown else None
     _refuse_every_class(model, classes)
     if uses_labels:
         consumer.refuse_unlabelled(method.name, count)
@@ -136,6 +138,7 @@ def fit_erasers(
         needs=info.needs,
         source=info.source or None,
         warnings=tuple(warnings),
+        dataset_classes=dataset_classes,
     )
 
 

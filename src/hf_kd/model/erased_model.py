@@ -259,7 +259,7 @@ class ErasedModel(Answering, PreTrainedModel):
             for site, eraser in zip(self.sites, erasers, strict=True):
                 site.eraser = eraser
             self._describe_erasers()
-            self.config.erasures = [*self.config.erasures, erasure.to_dict()]
+            self.config.erasures = [*self.config.erasures, erasure.to_dict(names=True)]
             forget_compiled_graphs()
         return self
 

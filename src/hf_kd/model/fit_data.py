@@ -26,13 +26,16 @@ from .outcome import Witness
 logger = logging.getLogger(__name__)
 
 
-def label_mapping(reader: ImageReader, required: bool, known: bool | None = None) -> LabelMapping | None:
+def label_mapping(
+    reader: ImageReader, required: bool, known: bool | None = None, level: int = logging.WARNING
+) -> LabelMapping | None:
     """From the data set's labels to the model's; None where they stay unknown and nothing needs them.
 
     Args:
         reader: Of the images.
         required: Whether there have to be labels.
         known: Whether the model has to know them; by default where they are required.
+        level: Of the message that they stay unknown.
 
     Raises:
         ValueError: Where labels are `required` and there are none.
@@ -50,7 +53,11 @@ def label_mapping(reader: ImageReader, required: bool, known: bool | None = None
     except LabelMismatchError as error:
         if known:
             raise
-        logger.info(f"The classes of the forget set stay unknown in the record: {error}")
+        logger.log(
+            level,
+            f"The record does not say which classes of the model were forgotten: {error} Pass it as "
+            "reading=ReadOptions(label_mapping=...).",
+        )
         return None
 
 
@@ -129,10 +136,20 @@ class MappedLabels:
 
     def classes(self) -> tuple[int, ...] | None:
         """Model ids of the classes that came by in any process; None when some or all are unknown."""
-        seen = set(gather_rows(torch.tensor(sorted(self.seen), dtype=torch.long), fill=ABSENT).tolist()) - {ABSENT}
+        seen = self._seen_anywhere()
         if self.mapping is None or not seen or min(seen) < 0:
             return None
         return tuple(sorted(seen))
+
+    def dataset_classes(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
+        """The data set's names of the labels that came by, where the model does not know them; None where it does."""
+        if self.mapping is not None or not names:
+            return None
+        return tuple(names[label] for label in sorted(self._seen_anywhere()) if label >= 0) or None
+
+    def _seen_anywhere(self) -> set[int]:
+        """Labels that came by in any process."""
+        return set(gather_rows(torch.tensor(sorted(self.seen), dtype=torch.long), fill=ABSENT).tolist()) - {ABSENT}
 
 
 def forget_views(reader: ImageReader, wanted: int, features: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -180,7 +197,7 @@ def retained_moments(
     Raises:
         ValueError: For an empty set, for images of the forgotten classes in it, and for missing labels where they count.
     """
-    mapping = label_mapping(reader, needs_labels)
+    mapping = label_mapping(reader, needs_labels, level=logging.INFO)  # the forget set said it
     found: list[RetainMoments] = []
 
     def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
