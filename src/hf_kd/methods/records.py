@@ -152,9 +152,11 @@ def weight_changes(config: Any) -> tuple[WeightChange, ...]:
 @contextlib.contextmanager
 def config_errors(what: str, value: Any) -> Iterator[None]:
     """What a config.json says wrongly is a ValueError, whatever it trips over."""
+    from huggingface_hub.errors import StrictDataclassError  # configurations of transformers check their fields by it
+
     try:
         yield
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         raise InvalidValueError(
             f"config.json describes {what} as {str(value)[:200]!r}, which cannot be read ({type(error).__name__}: {error}). "
             "It is damaged, or of a later hf_kd: save the model again, or install a later version."

@@ -9,12 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises; nothing is unpickled here
 from typing import Any
 
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -23,7 +30,7 @@ from transformers.utils import (
     cached_file,
 )
 
-from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError
+from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError, MissingFileError
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -136,13 +143,71 @@ def refuse_strange_weights(name: str, model: nn.Module, info: dict[str, Any]) ->
 
 @contextlib.contextmanager
 def checkpoint_errors(name: str) -> Iterator[None]:
-    """Damaged weight files raise OSError, weights of other shapes than the configuration's ValueError."""
+    """Damaged weight files raise OSError, a configuration that is damaged or does not fit the weights ValueError.
+
+    Whatever it trips over: classes of transformers take their settings as they come, and fail where they first use them.
+    """
     try:
         yield
+    except (HfKdError, OSError, ImportError):
+        raise
     except SafetensorError as error:
         raise CheckpointError(f"The weights of {name} are damaged ({error}); download or save them again.") from error
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"The weights of {name} are a pickle of more than tensors, which is not read. Save them as safetensors."
+        ) from error
     except RuntimeError as error:
         raise InvalidValueError(f"The weights of {name} do not fit its configuration: {error}") from error
+    except (
+        *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, MemoryError),
+        StrictDataclassError,
+    ) as error:
+        raise InvalidValueError(
+            f"{name} cannot be loaded as its config.json describes it ({type(error).__name__}: {error}). One of its "
+            "settings is damaged, or of a later version: download or save the model again."
+        ) from error
+
+
+UNKNOWN_LIMIT, SPARE, A_TENSOR = 200_000, 10_000, 20
+"""Modules and parameters that a model may have: of weights that are not safetensors; beside, and for each tensor stored."""
+
+
+@contextlib.contextmanager
+def bounded(name: str, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Stop building a model of far more parts than its weights have tensors: a damaged depth is built for hours."""
+    stored = _tensors_stored(name, kwargs)
+    limit = UNKNOWN_LIMIT if stored is None else SPARE + A_TENSOR * stored
+    thread, parts = threading.get_ident(), 0
+
+    def count(*_: Any) -> None:
+        nonlocal parts
+        parts += threading.get_ident() == thread
+        if parts > limit:
+            raise InvalidValueError(
+                f"config.json of {name} asks for a model of more than {limit:,} parts, and its weights have "
+                f"{'few' if stored is None else stored} tensors: it is damaged. Download or save the model again."
+            )
+
+    handles = (register_module_module_registration_hook(count), register_module_parameter_registration_hook(count))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors_stored(name: str, kwargs: dict[str, Any]) -> int | None:
+    hub, variant = hub_arguments(kwargs), kwargs.get("variant")
+    try:
+        if (whole := find_file(name, _variant(SAFE_WEIGHTS_NAME, variant), hub)) is not None:
+            with safe_open(whole, framework="pt") as file:
+                return len(file.keys())
+        if (index := find_file(name, _variant(SAFE_WEIGHTS_INDEX_NAME, variant), hub)) is not None:
+            return len(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+        return None  # damaged, which is said when the weights are read
+    return None
 
 
 def refuse_incomplete(name: str, info: dict[str, Any]) -> None:

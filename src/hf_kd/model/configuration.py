@@ -57,8 +57,13 @@ def _without(stored: Any, names: Sequence[str]) -> Any:
     return stored
 
 
-def refuse_strange_dtype(settings: dict[str, Any]) -> None:
-    """Raise ValueError for a dtype that is another attribute of torch; transformers looks names up there."""
+MOST_LABELS = 10**6
+"""transformers makes up a name for each label that `num_labels` counts."""
+
+
+def refuse_strange_settings(settings: dict[str, Any]) -> None:
+    """Raise ValueError for a dtype that is another attribute of torch, where transformers looks names up, and for a number
+    of labels that nobody has."""
     import torch
 
     for key in ("dtype", "torch_dtype"):
@@ -67,6 +72,12 @@ def refuse_strange_dtype(settings: dict[str, Any]) -> None:
             raise InvalidValueError(
                 f"{key}={dtype!r} is no number type of torch: config.json is damaged; save the model again."
             )
+    labels = settings.get("num_labels")
+    if labels is not None and not (isinstance(labels, int) and 0 <= labels <= MOST_LABELS):
+        raise InvalidValueError(
+            f"num_labels={str(labels)[:100]!r} is no number of labels up to {MOST_LABELS:,}: config.json is damaged; save "
+            "the model again."
+        )
 
 
 class ErasedConfig(PreTrainedConfig):
@@ -103,8 +114,6 @@ class ErasedConfig(PreTrainedConfig):
         eraser_sha256: list[str | None] | None = None,
         **kwargs: Any,
     ):
-        if erasers and len(erasers) != len(taps or ()):
-            raise InvalidValueError(f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged.")
         given = {"taps": taps, "erasers": erasers, "leaking": leaking, "erasures": erasures, "masked": masked}
         given["eraser_sha256"] = eraser_sha256
         for name, values in given.items():
@@ -112,13 +121,15 @@ class ErasedConfig(PreTrainedConfig):
                 isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)
             ):
                 raise InvalidValueError(f"{name}={str(values)[:200]!r}: config.json is damaged; save the model again.")
+        if erasers and len(erasers) != len(taps or ()):
+            raise InvalidValueError(f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged.")
         if not isinstance(inner_class, (str, type(None))):
             raise InvalidValueError(
                 f"inner_class={inner_class!r} is no name: config.json is damaged; save the model again."
             )
         if isinstance(inner, dict):
             settings = dict(inner)
-            refuse_strange_dtype(settings)
+            refuse_strange_settings(settings)
             with config_errors("the inner model", inner):
                 # from_dict and not the constructor: some configurations are read otherwise than they are made
                 inner = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
@@ -138,7 +149,7 @@ class ErasedConfig(PreTrainedConfig):
         self.dropped = bool(dropped)
         self.weights_erased = weights_erased
         attention = getattr(inner, "_attn_implementation", None)
-        refuse_strange_dtype(kwargs)
+        refuse_strange_settings(kwargs)
         with config_errors("the labels and the rest", kwargs):
             super().__init__(**kwargs)
         if inner is not None and getattr(inner, "_attn_implementation", None) is None:

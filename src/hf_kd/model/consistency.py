@@ -19,6 +19,7 @@ from hf_kd.features.protocol import TappedModel
 from hf_kd.features.taps.find import leaking_fields
 from hf_kd.features.taps.inputs import probe_inputs
 from hf_kd.methods.erasers.base import Eraser, describe
+from hf_kd.methods.erasers.esc import NormedProjection
 
 from .configuration import ErasedConfig, label_names
 from .erase import fingerprint
@@ -51,6 +52,8 @@ def refuse_contradictions(config: ErasedConfig) -> None:
     classes = sorted({c for record in masked for c in record.classes or ()})
     if classes != sorted(config.masked):
         _refuse(f"classes {classes} are never answered, and the configuration masks {sorted(config.masked)}")
+    if masked and not all(tap.heads for tap in config.tap_list):
+        _refuse(f"classes {classes} are never answered, and a tap names no head that could leave them out")
     if any((record.erased_label is None) != config.dropped for record in masked) or (config.dropped and not masked):
         _refuse(f"dropped={config.dropped}, and the records say otherwise")
     _refuse_labels(config, masked)
@@ -93,6 +96,9 @@ def refuse_other_erasers(model: TappedModel) -> None:
             _refuse("the values of an eraser are others than those that were fitted, by the sha256 of its record")
         if records[0].rank_removed and records[0].rank_removed != tuple(e.rank_removed for e in erasers):
             _refuse("an eraser removes another number of directions than its record says")
+        renorm = records[0].settings.get("renorm")  # a digest of 0.1.0 is of the buffers, which both kinds share
+        if renorm is not None and any(isinstance(e, NormedProjection) != bool(renorm) for e in erasers):
+            _refuse("an eraser is of another kind than its record says")
 
 
 def refuse_other_state(model: TappedModel, state: Mapping[str, Tensor], prefix: str) -> None:

@@ -28,7 +28,7 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
         files.refuse_missing_path(name)
         stored = loading.stored_config(name, hub)
         if stored is None or stored.get("model_type") != MODEL_TYPE:
-            with files.checkpoint_errors(name):
+            with files.checkpoint_errors(name), files.bounded(name, kwargs):
                 inner = loading.load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
             processor = processor or loading.load_processor(name, kwargs, whole=loading.reads_text(inner))
             if isinstance(inner, cls):  # an adapter that was trained on an erased model
@@ -50,13 +50,13 @@ def _load_erased(
     files.refuse_pickles(name, stored, kwargs)
     kwargs["use_safetensors"] = True
     labels = {key: kwargs.pop(key) for key in loading.LABEL_ARGUMENTS if key in kwargs}
-    with files.checkpoint_errors(name):
+    with files.checkpoint_errors(name), files.bounded(name, kwargs):
         model, info = from_pretrained(name, *args, config=config, output_loading_info=True, **kwargs)
-    files.refuse_incomplete(name, info)
-    loading.refuse_other_labels(model.config, labels)
-    loading.align_memory(model)
-    keep_in_memory(model.sites)
-    consistency.check_loaded(model)
+        files.refuse_incomplete(name, info)
+        loading.refuse_other_labels(model.config, labels)
+        loading.align_memory(model)
+        keep_in_memory(model.sites)
+        consistency.check_loaded(model)
     model._describe_erasers()
     whole = loading.reads_text(model.inner)
     loading.take_processor(model, processor or loading.load_processor(name, kwargs, whole=whole))

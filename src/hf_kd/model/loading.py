@@ -39,7 +39,7 @@ from .checkpoint_files import (
     refuse_pickled_adapter,
     refuse_strange_weights,
 )
-from .configuration import MODEL_TYPE
+from .configuration import MODEL_TYPE, refuse_strange_settings
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,10 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
         if find_file(name_or_path, ADAPTER_CONFIG, hub) is None:
             raise
         return None
-    except RecursionError as error:
+    except (RecursionError, TypeError, AttributeError) as error:
         raise InvalidValueError(
-            f"config.json of {name_or_path} is nested too deep for a configuration: it is damaged."
+            f"config.json of {name_or_path} is no object of settings, or nested too deep ({error}): it is damaged. Download "
+            "or save the model again."
         ) from error
     if not found and find_file(name_or_path, CONFIG_NAME, hub) is None:  # the Hub has none, which reads as an empty one
         return None
@@ -67,6 +68,7 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
         raise InvalidValueError(
             f"config.json of {name_or_path} holds a {type(found).__name__}, not an object: it is damaged."
         )
+    refuse_strange_settings(found)
     return found
 
 
