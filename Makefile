@@ -11,7 +11,7 @@ NUMERICS := $(addprefix tests/methods/erasers/test_,moments.py offsets.py obliqu
 KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE \
 	MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: demo test test-fast test-kernels lint coverage test-lowest clean
+.PHONY: demo test test-fast test-kernels fuzz lint coverage test-lowest clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hf-kd demo
@@ -28,6 +28,10 @@ test-kernels: $(VENV)/.ready
 		env $$kernels OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=passive \
 			$(BIN)/python -m pytest --quiet -k "not mlp" $(NUMERICS) || exit 1; \
 	done; done
+
+# 5,000 mutations of saved folders, in at most 20 minutes: make fuzz FUZZ="--seed 3", or --only N for one of them again
+fuzz: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py $(FUZZ)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,0 +1,100 @@
+"""Small models saved by the code at hand: every kind of eraser, mask, way of saving, and some families of models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ViTConfig, ViTModel
+
+from hf_kd import ErasedModel, unlearn
+from tests.helpers import zoo
+from tests.helpers.fuzz import Base
+from tests.saved_0_1_0 import make
+
+FAMILIES = (
+    "SwinForImageClassification",
+    "ConvNextV2ForImageClassification",
+    "Dinov2ForImageClassification",
+    "BeitForImageClassification",
+    "SiglipModel",
+    "MobileNetV2ForImageClassification",
+    "LevitForImageClassificationWithTeacher",
+    "ViTMSNForImageClassification",
+)
+"""Beside ViT, ResNet, DeiT with two heads and CLIP."""
+
+
+def new_bases(root: Path) -> list[Base]:
+    """Save the models below `root`, where they are not there yet."""
+    root.mkdir(parents=True, exist_ok=True)
+    found: list[Base] = []
+    base = make.vit()
+    images = make.Images(base)
+    cat, elk, others = images.of(2), images.of(4), images.but(2)
+    quiet = {"progress": False}
+
+    def wrapped(model: Any = None) -> ErasedModel:
+        return ErasedModel.from_model(copy.deepcopy(base if model is None else model), make.PROCESSOR)
+
+    def keep(name: str, model: Any, inputs: Any = None, pictures: Any = None, auto: str = "", **saving: Any) -> None:
+        pictures = pictures or (images.shown() if inputs is None else None)
+        folder = root / f"new-{name}"
+        if not folder.exists():
+            model().save_pretrained(folder, **saving)
+        inputs = {"pixel_values": make.pixels(pictures)} if inputs is None else inputs
+        found.append(Base(folder, inputs, pictures, auto or "AutoModelForImageClassification"))
+
+    keep("projection", lambda: wrapped().erase(cat, k=2, **quiet))
+    keep("mean-difference", lambda: wrapped().erase(cat, "mean-difference", retain=others, **quiet))
+    keep("renorm", lambda: wrapped().erase(cat, k=2, renorm=True, **quiet))
+    keep("esc-t", lambda: wrapped().erase(cat, "esc-t", **quiet))
+    keep("prototype", lambda: wrapped().erase(cat, "prototype-orthogonal", retain=others, remap=True, **quiet))
+    keep("cover", lambda: wrapped().erase(cat, "cover", **quiet))
+    keep("retained-span", lambda: wrapped().erase(cat, "retained-span", **quiet))
+    keep(
+        "two",
+        lambda: wrapped().erase(cat, k=1, **quiet).erase(elk, "prototype-orthogonal", retain=images.but(4), **quiet),
+    )
+    keep("two-not-linear", lambda: wrapped().erase(cat, "esc-t", **quiet).erase(elk, k=1, renorm=True, **quiet))
+    keep("two-of-one-kind", lambda: wrapped().erase(cat, k=1, **quiet).erase(elk, k=1, **quiet))
+    keep("masked", lambda: wrapped().erase(cat, k=2, mask_head=True, **quiet))
+    keep("dropped", lambda: wrapped().erase(cat, k=2, mask_head=True, erased_label=None, **quiet))
+    keep(
+        "two-masked",
+        lambda: wrapped().erase(cat, k=1, mask_head=True, **quiet).erase(elk, k=1, mask_head=True, **quiet),
+    )
+    keep("samples", lambda: wrapped().erase(list(cat["image"]), k=2, whole_classes=False, **quiet))
+    keep("sharded", lambda: wrapped().erase(cat, k=2, **quiet), max_shard_size="3KB")
+    keep("bfloat16", lambda: wrapped().erase(cat, k=2, **quiet).to(torch.bfloat16))
+    keep("untouched", lambda: _with_taps(wrapped()))
+    keep("folded", lambda: wrapped().erase(cat, k=2, mask_head=True, **quiet).fold())
+    changed = unlearn(base, cat, "scrub", retain=others, processor=make.PROCESSOR, epochs=2, max_epochs=1, **quiet)
+    keep("unlearned-then-erased", lambda: wrapped(changed).erase(elk, k=1, **quiet))
+    conv, teacher = make.resnet(), make.deit()
+    seen = make.Images(conv)
+    keep("resnet", lambda: wrapped(conv).erase(seen.of(2), k=2, **quiet), pictures=seen.shown())
+    keep("leace", lambda: wrapped(conv).erase(seen.of(2), "leace", retain=seen.but(2), **quiet), pictures=seen.shown())
+    two = make.Images(teacher)
+    keep("two-taps", lambda: wrapped(teacher).erase(two.of(2), k=2, **quiet), pictures=two.shown())
+    text = {"pixel_values": make.pixels(images.shown()[:2]), "input_ids": torch.tensor([[0, 5, 9, 2], [0, 7, 3, 2]])}
+    keep("clip", lambda: wrapped(make.clip()).erase(cat, k=2, **quiet), inputs=text, auto="AutoModel")
+    headless = make.randomise(ViTModel(ViTConfig(**make.VIT)))
+    keep("headless", lambda: wrapped(headless).erase(cat, k=2, **quiet), auto="AutoModel")
+    for name in FAMILIES:
+        both = name.endswith("ipModel")
+        keep(name, lambda name=name: _of_family(name), inputs=zoo.inputs(name, 3, 5), auto="AutoModel" if both else "")
+    return found
+
+
+def _with_taps(model: ErasedModel) -> ErasedModel:
+    model.find_taps()
+    return model
+
+
+def _of_family(name: str) -> ErasedModel:
+    from tests.model.test_architectures import erased
+
+    return erased(name)
