@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError  # what torch raises; nothing is unpickled here
+from pickle import UnpicklingError  # noqa: TID251  (what torch raises; nothing is unpickled here)
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError

@@ -63,7 +63,8 @@ MOST_LABELS = 10**6
 
 def refuse_strange_settings(settings: dict[str, Any]) -> None:
     """Raise ValueError for a dtype that is another attribute of torch, where transformers looks names up, and for a number
-    of labels that nobody has."""
+    of labels that nobody has.
+    """
     import torch
 
     for key in ("dtype", "torch_dtype"):
