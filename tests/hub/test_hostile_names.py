@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import markdown_it
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from rich.console import Console
 
 from hf_kd import ErasedModel
 from hf_kd.cli._tables import show_record
-from hf_kd.data.text import escape_markdown, one_line
+from hf_kd.cli.demo.page import _by_label
+from hf_kd.cli.inspect import show as show_model
+from hf_kd.data.text import LONGEST, escape_markdown, one_line
 from hf_kd.hub.card import BEGIN, END
 from hf_kd.hub.document import document
 from tests.helpers.hostile import HOSTILE
@@ -78,6 +81,27 @@ def test_the_terminal_shows_names_and_obeys_none(vit, processor, name):
     text = out.getvalue()
     assert all(c.isprintable() or c == "\n" for c in text)
     assert text.count(one_line(name)) >= 4
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_inspect_shows_names_and_obeys_none(name):
+    change = {"method": name, "classes": [2], "n_forget": 20}
+    tap = {"place": name, "d": 32, "heads": [name]}
+    facts = {"class": "C", "model": name, "taps": [tap], "num_labels": 5, "withheld": [name], "erasures": [], "folded": []}
+    out = io.StringIO()
+    console = Console(file=out, width=20_000, force_terminal=False, highlight=False)
+    show_model(console, facts | {"changes": [change], "masked": {"classes": []}}, {2: name})
+    text = out.getvalue()
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert text.count(one_line(name)) >= 6
+
+
+def test_labels_of_the_demo_are_one_line_and_none_hides_another():
+    logits = torch.linspace(0, 1, 5)[None]
+    for name in HOSTILE:
+        labels = _by_label(logits, dict.fromkeys(range(5), name))
+        assert len(labels) == 5
+        assert all(label.isprintable() and len(label) <= LONGEST + 4 for label in labels)
 
 
 def test_a_report_has_the_same_structure_whatever_a_class_is_called(vit, processor, tmp_path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_kd.data.text import terminal
 from hf_kd.errors import InvalidValueError, has_package
 
 from . import _inputs
@@ -119,7 +120,7 @@ def audit(
             highlight=False,
         )
     if output is not None:
-        console.print(f"Written to [bold]{output}[/].", highlight=False)
+        console.print(f"Written to [bold]{terminal(str(output))}[/].", highlight=False)
     if grad_cam:
         console.print(
             "grad_cam.png shows images of the forgotten class: do not publish it with the model.", style="bold"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
+
+from hf_kd.data.text import one_line, terminal
 
 from . import _inputs
 from ._app import command, console
@@ -25,14 +28,19 @@ def inspect(model: ModelArgument, *, shared: Shared) -> None:
     if shared.as_json:
         print(json.dumps(facts))
         return
-    table = Table(title=f"{facts['class']} in {model}", show_header=False, title_justify="left")
+    show(console, facts, loaded.class_names)
+
+
+def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None:
+    """What was found of a model; `names` are its labels."""
+    table = Table(title=terminal(f"{facts['class']} in {facts['model']}"), show_header=False, title_justify="left")
     for number, place in enumerate(facts["taps"]):
         suffix = f" {number + 1}" if len(facts["taps"]) > 1 else ""
-        table.add_row(f"tap{suffix}", place["place"])
+        table.add_row(f"tap{suffix}", terminal(place["place"]))
         table.add_row(f"d{suffix}", str(place["d"]))
-        table.add_row(f"head{suffix}", ", ".join(place["heads"]) or "none (embedding model)")
+        table.add_row(f"head{suffix}", terminal(", ".join(place["heads"])) or "none (embedding model)")
     table.add_row("labels", str(facts["num_labels"]) if facts["num_labels"] else "none")
-    table.add_row("withheld once erased", ", ".join(facts["withheld"]) or "nothing")
+    table.add_row("withheld once erased", terminal(", ".join(facts["withheld"])) or "nothing")
     table.add_row("erasures", str(len(facts["erasures"])))
     console.print(table)
     if facts["folded"]:
@@ -40,14 +48,15 @@ def inspect(model: ModelArgument, *, shared: Shared) -> None:
             f"{len(facts['folded'])} erasure(s) are folded into the head: logits are erased, features are not."
         )
     for change in facts["changes"]:
-        classes = ", ".join(loaded.class_names.get(label, str(label)) for label in change["classes"])
+        classes = ", ".join(names.get(label, str(label)) for label in change["classes"])
         console.print(
-            f"Its weights were changed by {change['method']}, to forget {classes} ({change['n_forget']:,} images).",
+            one_line(f"Its weights were changed by {change['method']}, to forget {classes}")
+            + f" ({change['n_forget']:,} images).",
             markup=False,
         )
     for number, erasure in enumerate(facts["erasures"] or facts["folded"], 1):
-        show_record(console, erasure, loaded.class_names, number)
-    show_masks(console, facts | {"class_names": loaded.class_names})
+        show_record(console, erasure, names, number)
+    show_masks(console, facts | {"class_names": names})
 
 
 def _facts(name: str, model: ErasedModel) -> dict[str, Any]:

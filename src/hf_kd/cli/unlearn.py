@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hf_kd.data.text import shell_word, terminal
 from hf_kd.methods.registry import built_in_infos
 
 from . import _inputs
@@ -86,10 +86,16 @@ def unlearn(
         console.print_json(data=record)
         return
     classes = ", ".join(map(str, record["classes"]))
-    console.print(f"[bold]{record['method']}[/] was asked to forget classes {classes}; {record['fit_seconds']:.1f} s.")
-    console.print(", ".join(f"{key} {value}" for key, value in record["measured"][0].items()), highlight=False)
+    console.print(
+        f"[bold]{terminal(record['method'])}[/] was asked to forget classes {classes}; {record['fit_seconds']:.1f} s."
+    )
+    measured = ", ".join(f"{key} {value}" for key, value in record["measured"][0].items())
+    console.print(terminal(measured), highlight=False)
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
-    console.print(f"Written to [bold]{output}[/]. Its weights changed; measure what it still knows:", highlight=False)
+    console.print(
+        f"Written to [bold]{terminal(str(output))}[/]. Its weights changed; measure what it still knows:",
+        highlight=False,
+    )
     words = ["hf-kd", "audit", str(output), "--dataset", dataset, "--split", split, "--original", model]
     words += [word for path in shared.imports or () for word in ("--import", str(path))]
-    console.print(f"  {shlex.join(words)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"  {' '.join(map(shell_word, words))}", markup=False, highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
 from hf_kd.data.preprocess import ImagePreprocessor
-from hf_kd.data.text import escape_markdown
+from hf_kd.data.text import LONGEST, escape_markdown, one_line
 from hf_kd.errors import InvalidValueError, require
 from hf_kd.features.taps.inputs import run
 from hf_kd.hub.card import BEGIN
@@ -83,7 +83,11 @@ def answers(model: ErasedModel, image: Image.Image) -> tuple[dict[str, float], d
 
 def _by_label(logits: torch.Tensor, names: Mapping[int, str]) -> dict[str, float]:
     values, places = logits.float().softmax(dim=1)[0].topk(min(TOP, logits.shape[1]))
-    return {str(names[place]): value for value, place in zip(values.tolist(), places.tolist(), strict=True)}
+    answers: dict[str, float] = {}
+    for value, place in zip(values.tolist(), places.tolist(), strict=True):
+        name = one_line(names[place], LONGEST)
+        answers[name if name and name not in answers else f"{name} ({place})".strip()] = value
+    return answers
 
 
 def numbers(source: str | Path) -> str:
