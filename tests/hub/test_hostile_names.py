@@ -87,7 +87,15 @@ def test_the_terminal_shows_names_and_obeys_none(vit, processor, name):
 def test_inspect_shows_names_and_obeys_none(name):
     change = {"method": name, "classes": [2], "n_forget": 20}
     tap = {"place": name, "d": 32, "heads": [name]}
-    facts = {"class": "C", "model": name, "taps": [tap], "num_labels": 5, "withheld": [name], "erasures": [], "folded": []}
+    facts = {
+        "class": "C",
+        "model": name,
+        "taps": [tap],
+        "num_labels": 5,
+        "withheld": [name],
+        "erasures": [],
+        "folded": [],
+    }
     out = io.StringIO()
     console = Console(file=out, width=20_000, force_terminal=False, highlight=False)
     show_model(console, facts | {"changes": [change], "masked": {"classes": []}}, {2: name})
