@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -98,3 +101,22 @@ def test_errors_name_options_and_not_arguments_of_python(python, typed):
 )
 def test_values_of_settings(text, value):
     assert as_setting(text) == value
+
+
+def test_completion_is_installed_and_needs_no_torch(tmp_path):
+    plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    script = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); sys.argv[0] = 'hf-kd'; "
+    script += "from hf_kd.cli import main; main()"
+
+    def hf_kd(*arguments, **given):
+        command = [sys.executable, "-c", script, *arguments]
+        done = subprocess.run(command, env=plain | given, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert "bash" in hf_kd("--install-completion")
+    assert "_HF_KD_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "hf-kd.sh").read_text()
+    for words, number, expected in (("hf-kd era", "1", "erase"), ("hf-kd erase --labe", "2", "--label-mapping")):
+        shown = hf_kd(COMP_WORDS=words, COMP_CWORD=number, _HF_KD_COMPLETE="complete_bash")
+        assert expected in shown
+        assert shown[-1] == "False", "torch was imported"

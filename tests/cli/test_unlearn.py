@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import load_dataset
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from hf_kd import ErasedModel, available_methods, unlearning_methods
-from hf_kd.model.train import RECIPES
-from tests.cli.test_cli import hf_kd
-from tests.helpers.small import labelled, make_dataset, randomise
-from tests.helpers.taught import taught
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a tiny checkpoint, images of its labels as parquet files, and images of others."""
-    from transformers import ViTImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("unlearn")
-    config = labelled(ViTConfig, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                      image_size=16, patch_size=8)  # fmt: skip
-    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-    taught(randomise(ViTForImageClassification(config)), processor).save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    for name, labels in (("data", None), ("other", ("fox", "gnu", "hen"))):
-        (folder / name).mkdir()
-        for split, seed, count in (("train", 0, 12), ("test", 9, 6)):
-            rows = list(range(5 if labels is None else 3)) * count
-            made = make_dataset(rows, seed=seed) if labels is None else make_dataset(rows, seed=seed, names=labels)
-            made.to_parquet(folder / name / f"{split}.parquet")
-    return folder
+from hf_kd import ErasedModel
+from tests.cli.runner import hf_kd
+from tests.helpers.small import make_dataset
 
 
 def test_unlearn_then_audit_then_card(place, tmp_path):
@@ -144,62 +119,6 @@ def test_images_without_labels_are_refused(place, tmp_path):
     assert "Missing option" in hf_kd("unlearn", place / "model", "--dataset", place / "data", code=2).stderr
 
 
-def test_methods_lists_every_one_with_its_needs_and_source():
-    rows = {row["method"]: row for row in json.loads(hf_kd("methods", "--json").stdout)}
-    assert set(rows) == {*available_methods(), *unlearning_methods()}
-    for name, method in unlearning_methods().items():
-        assert (rows[name]["acts on"], rows[name]["needs"]) == ("weights", method.needs)
-        assert rows[name]["source"] == method.source
-    assert rows["esc"]["needs"] == "D_f"
-    assert all(row["about"] for row in rows.values())
-    shown = hf_kd("methods").stdout
-    assert all(name in shown for name in rows)
-
-
-def test_train_original_on_other_labels_than_the_checkpoints(place, tmp_path):
-    arguments = ["--dataset", place / "other", "--recipe", "vit-pretrained", "--output", tmp_path / "own"]
-    settings = ["--option", "epochs=1", "--option", "batch_size=16", "--limit", "20"]
-    done = hf_kd("train-original", place / "model", *arguments, *settings)
-    assert "and a new head on 20 images of 3 labels" in " ".join(done.stdout.split())
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "own")
-    assert list(model.config.id2label.values()) == ["fox", "gnu", "hen"]
-    assert AutoImageProcessor.from_pretrained(tmp_path / "own", use_fast=False).size == {"height": 16, "width": 16}
-    record = model.config.hf_kd_trained
-    assert (record["recipe"], record["images"], record["settings"]["epochs"]) == ("vit-pretrained", 20, 1)
-    done = hf_kd("erase", tmp_path / "own", "--dataset", place / "other", "--forget-labels", "fox", "--k", "1", "--json",
-                 "--output", tmp_path / "erased")  # fmt: skip
-    assert json.loads(done.stdout)["erasure"]["classes"] == [0]
-
-
-def test_train_original_from_a_class_of_ones_own(place, tmp_path):
-    """The AllCNN of the examples: a folder of fresh weights, trained, unlearned and audited from the command line."""
-    import subprocess
-    import sys
-
-    example = ROOT / "examples" / "allcnn.py"
-    made = [sys.executable, example, "--output", tmp_path / "allcnn", "--labels", "5", "--filters", "0.05"]
-    subprocess.run(list(map(str, made)), check=True, capture_output=True, timeout=120)
-    common = ["--import", example, "--dataset", place / "data"]
-    trained = hf_kd("train-original", tmp_path / "allcnn", *common, "--recipe", "allcnn-cifar10", "--option", "epochs=2",
-                    "--output", tmp_path / "own", "--json")  # fmt: skip
-    facts = json.loads(trained.stdout)
-    assert (facts["from_scratch"], facts["new_head"], facts["labels"]) == (True, False, 5)
-    done = hf_kd("unlearn", tmp_path / "own", *common, "--forget-labels", "cat", "--method", "head-surgery",
-                 "--output", tmp_path / "out")  # fmt: skip
-    words = shlex.split(done.stdout.strip().splitlines()[-1])
-    shown = json.loads(hf_kd(*words[1:], "--attacks", "linear", "--json").stdout)
-    head = next(section for section in shown["sections"] if section["key"] == "head")
-    assert next(score["value"] for score in head["scores"] if score["name"] == "D_ft") == 0
-
-
-def test_recipes_are_named_where_they_are_asked_for(place, tmp_path):
-    text = hf_kd("train-original", "--help").stdout
-    assert all(recipe in text.replace("\n", " ") for recipe in RECIPES)
-    arguments = ["--dataset", place / "data", "--output", tmp_path / "out", "--recipe", "resnet"]
-    done = hf_kd("train-original", place / "model", *arguments, code=1)
-    assert all(recipe in done.stderr for recipe in RECIPES)
-
-
 def test_accuracy_of_the_head_before_and_after(place, tmp_path):
     arguments = [
         "--dataset",
@@ -218,13 +137,6 @@ def test_accuracy_of_the_head_before_and_after(place, tmp_path):
     assert accuracy["original"]["forget"] > 0, "this head answers dog; of another class the test would say nothing"
     text = hf_kd("unlearn", place / "model", *arguments[:-1], tmp_path / "again", "--method", "head-surgery").stdout
     assert "before its weights were changed" in " ".join(text.split())
-
-
-def test_one_method_with_its_hyper_parameters():
-    text = hf_kd("methods", "scrub").stdout
-    assert "alpha = 0.001" in text
-    assert json.loads(hf_kd("methods", "esc-t", "--json").stdout)["settings"]["threshold"] == 0.7
-    assert "available" in hf_kd("methods", "skrub", code=1).stderr
 
 
 def test_a_report_without_the_original_says_that_it_cannot_tell(place, tmp_path):

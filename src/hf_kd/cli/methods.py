@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from hf_kd.methods.registry import MethodInfo, method_info, method_infos
 
@@ -62,5 +64,6 @@ def _show(info: MethodInfo, as_json: bool) -> None:
     console.print(table)
     console.print("\nIts settings, each an option of that command or --option NAME=VALUE:", highlight=False)
     for option in info.options:
-        console.print(f"  {option.name} = {option.default}", markup=False, highlight=False, end="")
-        console.print(f"   {option.about}" if option.about else "", markup=False, highlight=False, style="dim")
+        console.print(f"  {option.name} = {option.default}", markup=False, highlight=False)
+        if option.about:
+            console.print(Padding(Text(option.about, style="dim"), (0, 0, 0, 6)))

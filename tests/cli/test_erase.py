@@ -1,31 +1,19 @@
-"""The command line, run as a user runs it: what it prints, what it leaves behind, how it refuses."""
+"""`hf-kd erase`, run as a user runs it: what it prints, what it leaves behind, how it refuses."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from datasets import DatasetDict, Value
 from transformers import AutoModelForImageClassification
-from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
-from hf_kd.cli import app
+from tests.cli.runner import hf_kd
 from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
-
-
-def hf_kd(*arguments, code: int = 0):
-    """The command in this process; what it prints comes back as .stdout and .stderr."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    unexpected = done.exception if not isinstance(done.exception, SystemExit) else None
-    assert unexpected is None, repr(unexpected)
-    assert done.exit_code == code, done.output
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -282,25 +270,3 @@ def test_wrong_usage_is_exit_code_2_and_help_shows_the_limits(place):
     assert "Missing option" in hf_kd("erase", place / "model", code=2).stderr
     text = " ".join(hf_kd("--help").stdout.split())
     assert "can take the eraser away" in text
-
-
-def test_the_demo_tells_both_numbers_and_reloads(tmp_path):
-    result = json.loads(hf_kd("demo", "--json", "--output", tmp_path / "demo").stdout)
-    assert result["reloaded_equal"]
-    rows = {row["method"]: row for row in result["rows"]}
-    assert rows["original"]["head"]["D_ft"] > 90
-    assert rows["original"]["head"]["D_rt"] > 95
-    for method in ("ESC", "ESC-T"):
-        assert rows[method]["head"]["D_ft"] < 15
-        assert rows[method]["head"]["D_rt"] > 90
-        assert rows[method]["probe_converged"]
-        assert rows[method]["converged_probe"]["D_ft"] > 80, "and nobody is misled"
-    assert ErasedModel.from_pretrained(tmp_path / "demo").is_erased
-
-
-def test_the_installed_command_prints_json_and_nothing_else(place, tmp_path):
-    command = [sys.executable, "-m", "hf_kd", "inspect", str(place / "model"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["class"] == "ViTForImageClassification"
-    assert done.stderr == ""

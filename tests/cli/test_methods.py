@@ -1,0 +1,27 @@
+"""`hf-kd methods`."""
+
+from __future__ import annotations
+
+import json
+
+from hf_kd import available_methods, unlearning_methods
+from tests.cli.runner import hf_kd
+
+
+def test_methods_lists_every_one_with_its_needs_and_source():
+    rows = {row["method"]: row for row in json.loads(hf_kd("methods", "--json").stdout)}
+    assert set(rows) == {*available_methods(), *unlearning_methods()}
+    for name, method in unlearning_methods().items():
+        assert (rows[name]["acts on"], rows[name]["needs"]) == ("weights", method.needs)
+        assert rows[name]["source"] == method.source
+    assert rows["esc"]["needs"] == "D_f"
+    assert all(row["about"] for row in rows.values())
+    shown = hf_kd("methods").stdout
+    assert all(name in shown for name in rows)
+
+
+def test_one_method_with_its_hyper_parameters():
+    text = hf_kd("methods", "scrub").stdout
+    assert "alpha = 0.001" in text
+    assert json.loads(hf_kd("methods", "esc-t", "--json").stdout)["settings"]["threshold"] == 0.7
+    assert "available" in hf_kd("methods", "skrub", code=1).stderr

@@ -1,0 +1,57 @@
+"""`hf-kd train-original`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from hf_kd.model.train import RECIPES
+from tests.cli.runner import hf_kd
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_train_original_on_other_labels_than_the_checkpoints(place, tmp_path):
+    arguments = ["--dataset", place / "other", "--recipe", "vit-pretrained", "--output", tmp_path / "own"]
+    settings = ["--option", "epochs=1", "--option", "batch_size=16", "--limit", "20"]
+    done = hf_kd("train-original", place / "model", *arguments, *settings)
+    assert "and a new head on 20 images of 3 labels" in " ".join(done.stdout.split())
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "own")
+    assert list(model.config.id2label.values()) == ["fox", "gnu", "hen"]
+    assert AutoImageProcessor.from_pretrained(tmp_path / "own", use_fast=False).size == {"height": 16, "width": 16}
+    record = model.config.hf_kd_trained
+    assert (record["recipe"], record["images"], record["settings"]["epochs"]) == ("vit-pretrained", 20, 1)
+    done = hf_kd("erase", tmp_path / "own", "--dataset", place / "other", "--forget-labels", "fox", "--k", "1", "--json",
+                 "--output", tmp_path / "erased")  # fmt: skip
+    assert json.loads(done.stdout)["erasure"]["classes"] == [0]
+
+
+def test_train_original_from_a_class_of_ones_own(place, tmp_path):
+    """The AllCNN of the examples: a folder of fresh weights, trained, unlearned and audited from the command line."""
+    example = ROOT / "examples" / "allcnn.py"
+    made = [sys.executable, example, "--output", tmp_path / "allcnn", "--labels", "5", "--filters", "0.05"]
+    subprocess.run(list(map(str, made)), check=True, capture_output=True, timeout=120)
+    common = ["--import", example, "--dataset", place / "data"]
+    trained = hf_kd("train-original", tmp_path / "allcnn", *common, "--recipe", "allcnn-cifar10", "--option", "epochs=2",
+                    "--output", tmp_path / "own", "--json")  # fmt: skip
+    facts = json.loads(trained.stdout)
+    assert (facts["from_scratch"], facts["new_head"], facts["labels"]) == (True, False, 5)
+    done = hf_kd("unlearn", tmp_path / "own", *common, "--forget-labels", "cat", "--method", "head-surgery",
+                 "--output", tmp_path / "out")  # fmt: skip
+    words = shlex.split(done.stdout.strip().splitlines()[-1])
+    shown = json.loads(hf_kd(*words[1:], "--attacks", "linear", "--json").stdout)
+    head = next(section for section in shown["sections"] if section["key"] == "head")
+    assert next(score["value"] for score in head["scores"] if score["name"] == "D_ft") == 0
+
+
+def test_recipes_are_named_where_they_are_asked_for(place, tmp_path):
+    text = hf_kd("train-original", "--help").stdout
+    assert all(recipe in text.replace("\n", " ") for recipe in RECIPES)
+    arguments = ["--dataset", place / "data", "--output", tmp_path / "out", "--recipe", "resnet"]
+    done = hf_kd("train-original", place / "model", *arguments, code=1)
+    assert all(recipe in done.stderr for recipe in RECIPES)
