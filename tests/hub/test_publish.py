@@ -122,15 +122,15 @@ eager = ErasedModel.from_pretrained("model", attn_implementation="eager")
 assert eager.push_to_hub("ana/eager").verified, "compared with the attention it has here"
 
 from pathlib import Path
-from hf_kd import publishing
+from hf_kd.hub import publish
 from safetensors.torch import load_file, save_file
-upload = publishing.upload
+upload = publish.upload
 def tampered(folder, *args, **kwargs):
     weights = load_file(Path(folder) / "model.safetensors")
     weights["inner.classifier.bias"] += 1e-3
     save_file(weights, Path(folder) / "model.safetensors", {"format": "pt"})
     return upload(folder, *args, **kwargs)
-publishing.upload = tampered
+publish.upload = tampered
 text = refused(lambda: model.push_to_hub("ana/tampered"))
 assert text.startswith("NotVerifiedError: ana/tampered") and "other answers" in text, text
 """)  # fmt: skip
