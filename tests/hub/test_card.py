@@ -150,7 +150,7 @@ def test_class_means_do_not_flood_card_and_command():
     assert "prototypes of 1 classes" in render(replace(values(), requests=(request,)))
     record = {"method": "cover", "settings": {"prototypes": means, "m": 2, "guard": "auto"}}
     (command,) = commands([record], None)
-    assert "--option prototypes=PROTOTYPES --m 2 --guard auto" in command
+    assert "--option prototypes=PROTOTYPES --option m=2 --option 'guard=\"auto\"'" in command
 
 
 def test_plain_text_renders_as_itself():

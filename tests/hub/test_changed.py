@@ -112,13 +112,13 @@ def test_push_publishes_a_stock_checkpoint_and_loads_it_back(changed, hub, run_c
     done = run_client("""
 from pathlib import Path
 from transformers import AutoModelForImageClassification
-from hf_kd.cli import commands
+from hf_kd.cli._published import erased_in
 from hf_kd.model.verify import verify
 model = AutoModelForImageClassification.from_pretrained("ana/forgetful")
 print(type(model).__name__, model.config.hf_kd_unlearned[0]["method"], verify("ana/forgetful").ok)
 for folder, options in (("original", {}), ("changed", {"folded": True})):
     try:
-        commands.push(Path(folder), "ana/other", None, **options)
+        erased_in(Path(folder)).push_to_hub("ana/other", **options)
     except ValueError as error:
         print(error)
 """)

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from rich.console import Console
 
-from hf_kd import ErasedModel
+from hf_kd import AuditOptions, ErasedModel
 from hf_kd.cli._tables import show_record
 from hf_kd.cli.demo.page import _by_label
 from hf_kd.cli.inspect import show as show_model
@@ -115,7 +115,8 @@ def test_labels_of_the_demo_are_one_line_and_none_hides_another():
 def test_a_report_has_the_same_structure_whatever_a_class_is_called(vit, processor, tmp_path):
     splits = make_dataset([0, 1, 2, 3, 4] * 16), make_dataset([0, 1, 2, 3, 4] * 10, seed=9)
     erased = ErasedModel.from_model(vit, processor).erase(make_dataset([2] * 20), k=2, progress=False)
-    report = erased.audit(*splits, attacks=["linear"], draws=1, shots=[1, 5], progress=False)
+    options = AuditOptions(attacks=["linear"], draws=1, shots=[1, 5])
+    report = erased.audit(*splits, options=options, progress=False)
 
     def named(name: str):
         return replace(report, class_names=dict.fromkeys(range(5), name))
