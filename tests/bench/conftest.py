@@ -14,6 +14,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 from hf_kd.bench.config import Experiment, experiments
 from hf_kd.bench.store import Store, cell_settings, key_of
 from tests.helpers.small import labelled, make_dataset, randomise
+from tests.helpers.taught import taught
 
 FINE = ["pug", "wolf", "sphynx", "tabby"]
 
@@ -32,8 +33,8 @@ def place(tmp_path_factory) -> Path:
     fine labels: two of them below each of two classes)."""
     folder = tmp_path_factory.mktemp("bench")
     config = labelled(ResNetConfig, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    randomise(ResNetForImageClassification(config)).save_pretrained(folder / "model")
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    taught(randomise(ResNetForImageClassification(config)), processor).save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     (folder / "data").mkdir()
     for seed, (split, each) in enumerate((("train", 12), ("test", 10))):

@@ -17,7 +17,11 @@ CONFIG = {
     "protocol": {"kind": "incremental", "forget": ["cat", "dog"]},
     "measure": {"membership": False, "knowledge_retention": False},
     "seeds": [0, 1],
-    "methods": ["original", {"method": "esc", "k": 1, "label": "esc"}, {"method": "esc-t", "epochs": 1}],
+    "methods": [
+        "original",
+        {"method": "esc", "k": 1, "label": "esc"},
+        {"method": "esc-t", "epochs": 5, "threshold": 0.99, "label": "esc-t"},
+    ],
 }
 
 
@@ -44,7 +48,7 @@ def test_the_command_runs_continues_and_shows(config, tmp_path):
     assert {"tables.md", "config.tex", "results.jsonl", "figures"} <= {path.name for path in tmp_path.iterdir()}
     before = (tmp_path / "results.jsonl").read_bytes()
     shown = hf_kd("bench", config, "--output", tmp_path, "--tables-only")
-    assert "esc-t (epochs=1) (1)" in shown.stdout.replace("\n", " "), "the second seed is not there"
+    assert "esc-t (1)" in shown.stdout.replace("\n", " "), "the second seed is not there"
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
@@ -88,13 +92,17 @@ def test_two_processes_write_once_what_one_finds(config, place, tmp_path):
     lines = (tmp_path / "two" / "results.jsonl").read_text().splitlines()
     records = {(r["row"], r["seed"]): r for r in map(json.loads, lines)}
     assert len(lines) == len(records) == len(first) == 7
-    assert all(record["status"] == "ok" for record in records.values()), records
+    refused = {row: record["error"] for (row, _), record in records.items() if record["status"] != "ok"}
+    assert set(refused) <= {"esc-t"}, refused  # after the first request this tiny head may know no image of the second
     hf_kd("bench", config, "--output", tmp_path / "alone")
     for line in (tmp_path / "alone" / "results.jsonl").read_text().splitlines():
         alone = json.loads(line)
         together = records[alone["row"], alone["seed"]]
+        assert alone["status"] == together["status"]
+        if alone["status"] != "ok":
+            continue
         assert together["key"] == alone["key"]
         for one, two in zip(alone["stages"], together["stages"], strict=True):
             for name in ("D_f", "D_r", "D_ft", "D_rt", "rank removed"):
                 assert one[name] == pytest.approx(two[name], abs=1e-6), (alone["row"], name)
-    assert together["records"][0]["processes"] == 2
+    assert records["esc", 0]["records"][0]["processes"] == 2

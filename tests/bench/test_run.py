@@ -47,7 +47,7 @@ def test_erasers_and_weights_on_one_table(one, tmp_path):
         methods=[
             "original",
             {"method": "esc", "k": 1},
-            {"method": "esc-t", "epochs": 2},
+            {"method": "esc-t", "epochs": 5, "threshold": 0.99},
             "head-surgery",
             {"method": "retrain", **QUICK},
         ],
@@ -57,7 +57,7 @@ def test_erasers_and_weights_on_one_table(one, tmp_path):
     store, told = run(experiment, tmp_path)
     found = by_row(store)
     assert len(found) == len(started(told)) == 5
-    assert all(record["status"] == "ok" for record in found.values())
+    assert [record.get("error") for record in found.values() if record["status"] != "ok"] == []
     for (row, _), record in found.items():
         scores = record["scores"]
         for prefix in ("", "KR ", "KR_paper "):
