@@ -372,7 +372,8 @@ for name in NAMES:
             model = cls.from_pretrained(f"eve/{name}")
             print(name, "loaded", type(model).__name__, model.is_erased)
         except (ValueError, OSError) as error:
-            print(name, "refused", type(error).__name__, str(error).replace("\\n", " "))
+            kind = "ValueError" if isinstance(error, ValueError) else "OSError"
+            print(name, "refused", kind, str(error).replace("\\n", " "))
 """,
         token=None,
     )
