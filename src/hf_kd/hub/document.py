@@ -1,4 +1,4 @@
-"""Put card, receipt, report and figures beside a saved model. Part of the modelling room: from a model to what `hub` prints.
+"""Put card, receipt, report and figures beside a saved model. From a model to what `hub` prints.
 
 A card that fails never costs the model: it is logged, and a short one is written instead.
 """

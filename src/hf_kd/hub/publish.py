@@ -1,6 +1,6 @@
 """Publish an erased model: save it with card, receipt, report and figures, upload in one commit, load it back and compare.
 
-Part of the modelling room. What is uploaded is complete in a temporary folder first, so a failure leaves the repository as
+What is uploaded is complete in a temporary folder first, so a failure leaves the repository as
 it was.
 """
 

@@ -1,6 +1,6 @@
 """Which files of a checkpoint are read: safetensors beside its configuration, and nothing that runs code on the way.
 
-Part of the modelling room. transformers knows more ways to weights than a folder shows (names in config.json, indexes of
+transformers knows more ways to weights than a folder shows (names in config.json, indexes of
 shards, adapters); each is closed here for erased models, and the ones that lead out of the folder for all.
 """
 

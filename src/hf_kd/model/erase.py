@@ -1,6 +1,6 @@
 """Carry out one request: forget set -> features -> eraser -> record. Changes nothing in the model it is given.
 
-Part of the modelling room: `ErasedModel.erase` puts the result in place.
+`ErasedModel.erase` puts the result in place.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """ErasedModel: what a user holds. Any vision model of transformers, with erasers where its pooled features pass.
 
-The only room that sees all the others. It is a `PreTrainedModel` around the inner model; erasers are submodules of the
+It is a `PreTrainedModel` around the inner model; erasers are submodules of the
 sites at the taps, so they move, save and load with it, and a checkpoint without them does not load.
 """
 

@@ -1,6 +1,6 @@
 """Fold erasers into weights: a stock checkpoint whose logits are erased and whose features are not.
 
-Part of the modelling room. For a head W h + b and a linear eraser h M (row vectors) the folded weight is W M^T; layers of
+For a head W h + b and a linear eraser h M (row vectors) the folded weight is W M^T; layers of
 the head before its Linear, such as LeViT's BatchNorm, are folded through by their own affine map.
 """
 

@@ -1,6 +1,6 @@
 """Classes that are never answered: the logits of forgotten classes, and what their labels are called from then on.
 
-Part of the modelling room. The heads' rows are masked by the sites (`TapSite.masked`), below the loss, so that `Trainer`
+The heads' rows are masked by the sites (`TapSite.masked`), below the loss, so that `Trainer`
 and `pipeline` go on working; here the configuration follows. The model inside keeps its weights and its names, by which
 data sets are matched.
 """

@@ -1,7 +1,4 @@
-"""Load an `ErasedModel`: from a stock checkpoint or an adapter, which it wraps, or from one that was saved erased.
-
-Part of the modelling room.
-"""
+"""Load an `ErasedModel`: from a stock checkpoint or an adapter, which it wraps, or from one that was saved erased."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """From an id or a folder to the model inside: which class a checkpoint needs, adapters, image processors.
 
-Part of the modelling room. No remote code is ever run: a checkpoint that needs it is refused with the way out.
+No remote code is ever run: a checkpoint that needs it is refused with the way out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train the original models of the paper's tables, so that every row can be made from scratch.
 
-Part of the modelling room. Training is `Retrain` on all of D: the same code that later makes the retrained reference.
+Training is `Retrain` on all of D: the same code that later makes the retrained reference.
 """
 
 from __future__ import annotations

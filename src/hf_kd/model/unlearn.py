@@ -1,6 +1,6 @@
 """Carry out a request with a method that changes weights: the other methods of the field, on any image classifier.
 
-Part of the modelling room. `unlearn` works on a copy and returns a stock model; what was done stands in its configuration
+`unlearn` works on a copy and returns a stock model; what was done stands in its configuration
 (`hf_kd_unlearned`), where audit, card and push find it.
 """
 

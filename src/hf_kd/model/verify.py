@@ -1,6 +1,6 @@
 """Check an erased checkpoint against its receipt, and carry the erasure out again when the images are at hand.
 
-Part of the modelling room. Hashes say whether files are those that were published; only carrying it out again says
+Hashes say whether files are those that were published; only carrying it out again says
 whether they are what the records claim.
 """
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidTypeError
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 
 from .checks import close, expect
@@ -89,7 +90,7 @@ class ProbeTester:
         Returns:
             Scores or probabilities [m, K], a column for each class in ascending order.
         """
-        raise NotImplementedError(f"{type(self).__name__} has to define scores(train, labels, test, seed).")
+        raise InvalidTypeError(f"{type(self).__name__} has to define scores(train, labels, test, seed).")
 
     def _hits(self, splits: Splits, seed: int = 0) -> float:
         train, y, test, test_y = splits
@@ -176,7 +177,7 @@ class AttackTester:
             data: Features and labels of both splits, checked, and what was forgotten.
             seed: Of everything that is random.
         """
-        raise NotImplementedError(f"{type(self).__name__} has to define attack(data, seed).")
+        raise InvalidTypeError(f"{type(self).__name__} has to define attack(data, seed).")
 
     def test_finds_a_planted_signal(self) -> None:
         """Positive control, for one forgotten class of three and for two of four."""
