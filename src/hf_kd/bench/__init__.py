@@ -1,8 +1,8 @@
 """The bench: model x data x protocol x methods x seeds -> JSON lines, tables, figures.
 
 `config` reads what is asked for, `protocols` says which images are to be forgotten, `run` goes cell by cell, `build` makes
-each row's model, `measure` says what is left, `memory` what it took, `store` keeps it, `tables`, `figures` and `row_figures` show
-it.
+each row's model, `measure` says what is left, `memory` what it took, `store` keeps it, `tables`, `figures` and
+`row_figures` show it.
 """
 
 from pathlib import Path
