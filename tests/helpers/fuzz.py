@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 
 from hf_kd import ErasedModel
 from hf_kd.errors import HfKdError
-from hf_kd.features.taps.find import leaking_fields
+from hf_kd.features.taps.intervention import leaking_fields
 from hf_kd.model.verify import verify
 from tests.helpers.mutations import INDEX, RECEIPT, WEIGHTS, mutate
 

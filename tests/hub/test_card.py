@@ -86,6 +86,17 @@ def test_names_are_told_only_when_given():
     assert "tench" in render(values())
 
 
+@pytest.mark.parametrize("source", [None, "used D_f; a paper"], ids=["eraser", "weights"])
+def test_what_was_noticed_stands_beside_the_request(source):
+    noticed = ("Accuracy on retained images fell from 90.0 to 40.0 %.", NASTY[0])
+    request = Request(9, 1, None, "esc", {}, 2, None, None, source=source, warnings=noticed)
+    text = render(replace(values(), requests=(request,)))
+    line = next(line for line in text.splitlines() if line.startswith("- ") and "9 images" in line)
+    assert line.count("**Warning:**") == 2
+    assert escape_markdown(noticed[0], 300) in line
+    assert "Warning" not in render(values())
+
+
 @pytest.mark.parametrize("name", NASTY, ids=range(len(NASTY)))
 def test_a_label_is_text_and_nothing_else(name, report):
     text = render(values(names=(name, "plain"), report=report))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
+from transformers import AutoModelForImageClassification
 
 from hf_kd import AuditOptions, ErasedModel, unlearn, unlearning_methods
 from hf_kd.data.text import escape_markdown
@@ -14,6 +16,7 @@ from hf_kd.hub.receipt import RECEIPT, read_receipt
 from hf_kd.methods.records import weight_changes
 from hf_kd.model.verify import verify
 from tests.helpers.small import make_dataset
+from tests.model.test_verify import train
 
 QUICK = {"options": AuditOptions(attacks=["linear"], draws=1, shots=[1, 5]), "progress": False}
 
@@ -58,6 +61,43 @@ def test_the_receipt_checks_weights_before_and_after(changed, tmp_path):
     config = tmp_path / "changed" / "config.json"
     config.write_text(config.read_text().replace('"delete"', '"scrub"'))
     assert not verify(tmp_path / "changed").ok
+
+
+def test_training_after_unlearning_is_told_by_receipt_card_and_verify(changed, pixels, tmp_path):
+    """Whoever trains a stock model and saves it writes no receipt; the records know what weights they left."""
+    folder = tmp_path / "changed"
+
+    def told():
+        model = ErasedModel.from_pretrained(folder)
+        (folder / RECEIPT).unlink(missing_ok=True)
+        document(model, folder)
+        checked = verify(folder)
+        assert checked.ok
+        since = read_receipt(folder / RECEIPT)["weights"]["since"]
+        for text in ((folder / "README.md").read_text(), " ".join(check.found for check in checked.checks)):
+            assert ("trained since" in text.lower()) == (since == "trained")
+        return since
+
+    assert told() == "unchanged"
+    stock = AutoModelForImageClassification.from_pretrained(folder)
+    stock.half().save_pretrained(folder)
+    assert told() == "converted"
+    stock = train(changed[1], pixels).inner
+    stock.save_pretrained(folder)
+    assert told() == "trained"
+    again = unlearn(stock, make_dataset([1] * 10), "delete", epochs=1, lr=0.05, allow_unrecognised=True,
+                    processor=changed[1].processor, progress=False)  # fmt: skip
+    again.save_pretrained(folder)
+    assert told() == "trained", "between two requests counts as well"
+
+
+def test_an_eraser_on_weights_that_were_trained_after_unlearning(changed, pixels, forget, tmp_path):
+    erased = ErasedModel.from_model(copy.deepcopy(changed[1].inner), changed[1].processor)
+    erased.erase(forget, k=1, progress=False).save_pretrained(tmp_path / "erased")
+    assert read_receipt(tmp_path / "erased" / RECEIPT)["weights"]["since"] == "unchanged"
+    trained = ErasedModel.from_model(train(changed[1], pixels).inner, changed[1].processor)
+    trained.erase(forget, k=1, progress=False).save_pretrained(tmp_path / "trained")
+    assert read_receipt(tmp_path / "trained" / RECEIPT)["weights"]["since"] == "trained"
 
 
 def test_an_audit_finds_the_classes_and_warns_without_the_original(changed, caplog):

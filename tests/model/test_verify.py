@@ -14,11 +14,12 @@ from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
 from hf_kd.errors import HfKdError
 from hf_kd.hub.files import RECEIPT, checkpoint_files
-from hf_kd.hub.receipt import read_receipt, weights_digest
+from hf_kd.hub.receipt import file_digest, read_receipt, weights_digest
 from hf_kd.model.erase import fingerprint
 from hf_kd.model.verify import verify
 from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
+from tests.model.test_saving import edit_config
 
 QUICK = {"options": AuditOptions(attacks=["linear"], draws=1, shots=[1, 5]), "progress": False}
 
@@ -92,6 +93,54 @@ def test_what_was_changed_is_found(folder, forget, tamper, found):
     result = verify(folder, forget)
     assert not result.ok
     assert found <= differing(result)
+
+
+def signed_anew(folder) -> None:
+    """The receipt with the hashes of the files as they are, as who edits them writes it."""
+    content = json.loads((folder / RECEIPT).read_text())
+    content["files"] = {name: file_digest(folder / name) for name in content["files"]}
+    (folder / RECEIPT).write_text(json.dumps(content))
+
+
+def test_a_model_that_does_not_load_is_a_check_that_failed(vit, processor, forget, tmp_path):
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=2, mask_head=True, progress=False)
+    erased.save_pretrained(tmp_path / "model")
+    edit_config(tmp_path / "model", lambda config: config["taps"][0].update(heads=["vit.layernorm"]))
+    signed_anew(tmp_path / "model")
+    result = verify(tmp_path / "model", forget)
+    assert differing(result) == {"acts as its records say", "erasure carried out again"}
+    ran = CliRunner().invoke(app, ["verify", str(tmp_path / "model")])
+    assert ran.exit_code == 1
+    assert "DIFFERS" in ran.output
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "preprocessor_config.json", "model.safetensors", "tokenizer.json", RECEIPT]
+)
+def test_no_card_is_written_over_a_receipt_of_other_files(folder, name):
+    ran = CliRunner().invoke(app, ["card", str(folder)])
+    assert ran.exit_code == 0, "an untouched folder gets as many cards as anybody likes"
+    before = (folder / RECEIPT).read_bytes()
+    if name == "model.safetensors":
+        state = load_file(folder / name)
+        state[min(state)] += 1
+        save_file(state, folder / name, metadata={"format": "pt"})
+    elif name == RECEIPT:
+        content = json.loads(before)
+        content["erasures"][0]["n_forget"] = 7
+        before = json.dumps(content).encode()
+        (folder / RECEIPT).write_bytes(before)
+    else:
+        content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        (folder / name).write_text(json.dumps(content | {"something": "else"}))
+    for command in (["card", str(folder)], ["push", str(folder), "user/name"]):
+        ran = CliRunner().invoke(app, command)
+        assert ran.exit_code == 1
+        assert "a new one would hide" in " ".join(ran.output.split())
+    assert (folder / RECEIPT).read_bytes() == before
+    (folder / RECEIPT).unlink()
+    assert CliRunner().invoke(app, ["card", str(folder)]).exit_code == 0
+    assert verify(folder).ok
 
 
 def write_hashes_anew(erased: ErasedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,19 +12,22 @@ if TYPE_CHECKING:
     from hf_kd.audit.report import RetentionReport
     from hf_kd.model.erased_model import ErasedModel
 
+logger = logging.getLogger(__name__)
+
 
 def erased_in(folder: Path) -> ErasedModel:
     """The erased or unlearned model in a folder.
 
     Raises:
         MissingFileError: Where there is no such folder.
-        InvalidValueError: For a model that was made to forget nothing.
+        InvalidValueError: For a model that was made to forget nothing, or that is another one than its receipt says.
     """
     from hf_kd.hub.publish import publishable
     from hf_kd.model.erased_model import ErasedModel
 
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
+    refuse_contradicted(folder)
     model = ErasedModel.from_pretrained(folder)
     if not publishable(model):
         raise InvalidValueError(
@@ -31,6 +35,30 @@ def erased_in(folder: Path) -> ErasedModel:
             "something first: hf-kd erase or hf-kd unlearn."
         )
     return model
+
+
+def refuse_contradicted(folder: Path) -> None:
+    """Raise InvalidValueError where the receipt in a folder is not of the files beside it: a new one would hide that.
+
+    A receipt that cannot be read contradicts nothing, which is logged.
+    """
+    from hf_kd.hub.files import RECEIPT
+    from hf_kd.hub.receipt import read_receipt
+    from hf_kd.model.verify import verify
+
+    if not (folder / RECEIPT).is_file():
+        return
+    try:
+        read_receipt(folder / RECEIPT)
+    except InvalidValueError as error:
+        logger.warning(f"{error} It is replaced.")
+        return
+    wrong = [f"{check.what}: {check.found}" for check in verify(folder).checks if not check.ok]
+    if wrong:
+        raise InvalidValueError(
+            f"{RECEIPT} in {folder} is of other files than lie beside it ({'; '.join(wrong[:5])}), and a new one would hide "
+            f"that. Save the model again, or, where you made the change and mean it, delete {RECEIPT} first."
+        )
 
 
 def report_of(folder: Path, report: Path | None) -> RetentionReport | None:

@@ -43,7 +43,7 @@ class CardValues:
     base_model: str | None = None
     folded: bool = False
     since: str = "unknown"
-    """What became of the weights since they were erased: one of `receipt.SINCE`."""
+    """What became of the weights since the first request: one of `receipt.SINCE`."""
     classifies: bool = True
     datasets: tuple[str, ...] = ()
     license: str | None = None
@@ -221,9 +221,9 @@ def _texts(values: CardValues) -> dict[str, Any]:
 
 
 SINCE_NOTES = {
-    "trained": "\n\n**Trained since.** The weights are not those that were erased: training can restore what was, and an "
-    "audit from before says nothing of this model.",
-    "converted": "\n\nThe weights are stored in another precision than they were erased in.",
+    "trained": "\n\n**Trained since.** The weights are not those that the requests left: training can restore what was, and "
+    "an audit from before says nothing of this model.",
+    "converted": "\n\nThe weights are stored in another precision than the requests left them in.",
 }
 
 

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 REPORT = "retention_report.json"
 CARD = "README.md"
+AUTOCAST = ("fp16", "bf16")
+"""Precisions of a forward pass, whose weights stay in float32."""
 
 
 def document(
@@ -155,6 +157,7 @@ def _request(model: TappedModel, erasure: Erasure, named: bool) -> Request:
         masked=erasure.masked,
         erased_label=erasure.erased_label,
         measured=erasure.measured,
+        warnings=erasure.warnings,
         cover_names={label: name for label, name in names.items() if label not in secret},
     )
 
@@ -206,11 +209,20 @@ def _receipt(
 
 
 def weights_since(model: TappedModel) -> str:
-    """What became of the weights since the first request: one of `receipt.SINCE`."""
-    erased = model.config.weights_erased
-    if not model.erasures or erased is None:
+    """What became of the weights since the first request: one of `receipt.SINCE`.
+
+    Each request knows the digest of the weights that it found, and one that changes weights that of those it left.
+    """
+    if getattr(model.config.inner, "hf_kd_folded", None):  # the fold wrote into the head, and no digest is of that
         return "unknown"
-    if inner_digest(model) == erased:
+    changes = weight_changes(model.config)
+    found, left = [change.weights_before for change in changes], [change.weights_after for change in changes]
+    if model.erasures:  # which leave the weights as the first of them finds them
+        found, left = [*found, model.config.weights_erased], [*left, model.config.weights_erased]
+    if not left or None in (*left, *found[1:]):
+        return "unknown"
+    if left == [*found[1:], inner_digest(model)]:
         return "unchanged"
-    converted = str(next(model.inner.parameters()).dtype).removeprefix("torch.") != model.erasures[0].dtype
-    return "converted" if converted else "trained"
+    dtype = str(next(model.inner.parameters()).dtype).removeprefix("torch.")
+    asked = {"float32" if record.dtype in AUTOCAST else record.dtype for record in records_of(model)}
+    return "trained" if dtype in asked else "converted"

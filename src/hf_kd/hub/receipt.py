@@ -34,12 +34,12 @@ SCHEMA_VERSION = 2
 KIND = "hf_kd.erasures"
 
 SINCE = {
-    "unchanged": "the weights are those that were erased",
-    "trained": "trained since: the weights are not those that were erased, and training can restore what was",
-    "converted": "the weights are stored in another precision than they were erased in",
-    "unknown": "nobody took a digest of the weights when they were erased",
+    "unchanged": "the weights are those that the requests left",
+    "trained": "trained since: the weights are not those that the requests left, and training can restore what was",
+    "converted": "the weights are stored in another precision than the requests left them in",
+    "unknown": "nobody took a digest of the weights at the time of the requests",
 }
-"""What became of the weights since the first erasure, in words."""
+"""What became of the weights since the first request, in words."""
 
 
 def receipt(  # noqa: PLR0913 - one argument for each field that only the caller knows
@@ -61,7 +61,7 @@ def receipt(  # noqa: PLR0913 - one argument for each field that only the caller
     beside: the folder that these files are about to be put into.
     erasures: the records of erasers. changes: those of what changed the weights before any eraser was fitted.
     before: digest of the weights as the first request found them (`tensors_digest`); None where nobody took it then.
-    since: what became of the weights since they were erased, one of `SINCE`.
+    since: what became of the weights since the first request, one of `SINCE`.
     labels: names of the forgotten classes of each record, changes first, if they may be named.
     """
     files = checkpoint_files(folder, beside)

@@ -67,6 +67,8 @@ class Request:
     """What masked classes are called; None where they were dropped."""
     measured: tuple[Mapping[str, Any], ...] = ()
     """What was measured while fitting, for each tap."""
+    warnings: tuple[str, ...] = ()
+    """What was noticed and may not be meant, such as labels that the head did not agree with."""
     cover_names: Mapping[int, str] = field(default_factory=dict)
     """Names of cover classes, as far as they may be published."""
 
@@ -102,8 +104,12 @@ def request_line(request: Request, folded: bool = False) -> str:
     told = " ".join(part for part in parts if part)
     if request.source is not None:
         ended = f" It stopped early: {escape_markdown(request.stopped, 200)}." if request.stopped else ""
-        return f"{told}; it changed weights ({escape_markdown(request.source, 200)}).{ended}"
-    return f"{told}; {', '.join(_facts(request))}.{_masked(request, folded)}"
+        return f"{told}; it changed weights ({escape_markdown(request.source, 200)}).{ended}{_warnings(request)}"
+    return f"{told}; {', '.join(_facts(request))}.{_masked(request, folded)}{_warnings(request)}"
+
+
+def _warnings(request: Request) -> str:
+    return "".join(f" **Warning:** {escape_markdown(text, 300)}" for text in request.warnings)
 
 
 def _setting(name: str, value: Any) -> str:

@@ -127,6 +127,8 @@ class WeightChange(Erasure):
     base_commit: str | None = None
     weights_before: str | None = None
     """Digest of its weights, as in the receipt."""
+    weights_after: str | None = None
+    """Digest of the weights that it left; None in records of 0.1.0."""
 
     def _what_changed(self) -> str:
         return f"weights of {self.base_model} changed" if self.base_model else "weights changed"

@@ -27,6 +27,8 @@ class Answering:
     is_erased: bool
     find_taps: Callable[..., Any]
     _swap: Swap
+    also_leaking: tuple[str, ...] = ()
+    """Fields that bypass the erasers, found when the model was loaded and known to no record."""
 
     @InnerSignature
     def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
@@ -56,7 +58,7 @@ class Answering:
         output = masking.drop_masked_columns(self, output)
         if self.is_erased and not inputs.get("output_hidden_states"):
             # also where config.json asks for them: only the caller can
-            output = without_fields(output, [*self.config.leaking, *hidden_state_fields(output)])
+            output = without_fields(output, [*self.config.leaking, *self.also_leaking, *hidden_state_fields(output)])
         return output if return_dict or not isinstance(output, ModelOutput) else output.to_tuple()
 
     @torch.no_grad()

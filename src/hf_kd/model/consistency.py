@@ -10,14 +10,14 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import HfKdError, InvalidValueError
 from hf_kd.features.protocol import TappedModel
-from hf_kd.features.taps.find import leaking_fields
 from hf_kd.features.taps.inputs import probe_inputs
+from hf_kd.features.taps.intervention import check_taps
 from hf_kd.methods.erasers.base import Eraser, describe
 from hf_kd.methods.erasers.esc import NormedProjection
 
@@ -75,13 +75,13 @@ def _refuse_labels(config: ErasedConfig, masked: Sequence[Any]) -> None:
                 _refuse(f"class {c} is called {record.erased_label!r}, and the configuration calls it {names[c]!r}")
 
 
-def check_loaded(model: TappedModel) -> None:
+def check_loaded(model: Any) -> None:
     """What is compared once the values are there. Raises ValueError where they are not those of the records."""
     for site in model.sites:
         if site.eraser is not None:
             site.eraser.check()
     refuse_other_erasers(model)
-    withhold_what_leaks(model)
+    refuse_other_answers(model)
 
 
 def refuse_other_erasers(model: TappedModel) -> None:
@@ -99,6 +99,8 @@ def refuse_other_erasers(model: TappedModel) -> None:
         renorm = records[0].settings.get("renorm")  # a digest of 0.1.0 is of the buffers, which both kinds share
         if renorm is not None and any(isinstance(e, NormedProjection) != bool(renorm) for e in erasers):
             _refuse("an eraser is of another kind than its record says")
+    if not told and any(record.withheld is not None for record in records):  # which 0.1.0 did not write
+        _refuse("its configuration lacks the digests of its erasers")
 
 
 def refuse_other_state(model: TappedModel, state: Mapping[str, Tensor], prefix: str) -> None:
@@ -122,19 +124,30 @@ def refuse_other_state(model: TappedModel, state: Mapping[str, Tensor], prefix: 
                 _refuse("these weights bring an eraser of other values than this model was erased with")
 
 
-def withhold_what_leaks(model: TappedModel) -> None:
-    """Look again for fields that bypass the erasers, where no record says which they were (models of 0.1.0)."""
-    if not model.erasures or any(record.withheld is not None for record in model.erasures):
+def refuse_other_answers(model: Any) -> None:
+    """Look by two forwards whether the model answers as its configuration says: behind the taps, and no masked class.
+
+    What leaks is withheld, also where the records do not know of it: of models of 0.1.0 it becomes part of the
+    configuration, and a field that a later version of transformers returns is withheld beside it. Raises ValueError where
+    answers go around the taps.
+    """
+    if not model.erasures:
         return
     try:
         probe = probe_inputs(model.inner)
     except ValueError:  # a model whose configuration does not say what it takes: what was written down has to do
         return
-    found = leaking_fields(model.inner, probe, model.taps)
-    model.config.leaking = list(dict.fromkeys([*model.config.leaking, *found]))
+    try:
+        found = check_taps(model.inner, probe, model.taps, model.config.masked)
+    except HfKdError as error:
+        _refuse(str(error).rstrip("."))
+    if any(record.withheld is not None for record in model.erasures):
+        model.also_leaking = tuple(name for name in found if name not in model.config.leaking)
+    else:
+        model.config.leaking = list(dict.fromkeys([*model.config.leaking, *found]))
 
 
-def _refuse(what: str) -> None:
+def _refuse(what: str) -> NoReturn:
     raise InvalidValueError(
         f"What this erased model is contradicts what its records say: {what}. It was edited, or put together from several "
         "models; it is refused. Save the erased model again with save_pretrained, or erase the original."

@@ -87,7 +87,8 @@ def unlearn(
         None if retained is None else (*retained, _answers(task, task.retain)[1]),
     )
     stock = unwrapped(student)
-    outcome.refuse_unchanged(method.name, tensors_digest(stock.state_dict().values()) != before, measured)
+    after = tensors_digest(stock.state_dict().values())
+    outcome.refuse_unchanged(method.name, after != before, measured)
     for text in warnings:
         logger.warning(text)
     record = WeightChange(
@@ -111,6 +112,7 @@ def unlearn(
         base_model=student.config.base_model,
         base_commit=student.config.base_commit,
         weights_before=before,
+        weights_after=after,
         needs=method.needs,
         source=method.source or None,
     )

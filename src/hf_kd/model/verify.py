@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from hf_kd.errors import InvalidValueError, MissingFileError
+from hf_kd.errors import HfKdError, InvalidValueError, MissingFileError
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files
@@ -96,11 +96,13 @@ def verify(
         )
     damaged = not all(check.ok for check in checks)
     if not damaged and not content["folded"]:
-        checks += _records(ErasedModel.from_pretrained(folder), content)
+        loads, model = _load(folder)
+        damaged = model is None
+        checks += [loads] if model is None else [loads, *_records(model, content)]
     if forget is not None and not damaged:
         checks += _again(folder, content, original, forget, retain, reading)
     elif forget is not None:
-        checks.append(Check("erasure carried out again", False, "not tried: the files differ from the receipt"))
+        checks.append(Check("erasure carried out again", False, "not tried: it is another model than the receipt says"))
     return Verification(str(source), tuple(checks), forget is not None, bool(content["erasures"]))
 
 
@@ -148,6 +150,15 @@ def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
         text += f"; {SINCE[weights['since']]}"
     checks.append(Check("claim about the base model's weights", told == really, text))
     return checks
+
+
+def _load(folder: Path) -> tuple[Check, ErasedModel | None]:
+    """The model, which loads where it acts as its configuration says."""
+    what = "acts as its records say"
+    try:
+        return Check(what, True, "it loads, which it would not otherwise"), ErasedModel.from_pretrained(folder)
+    except (HfKdError, OSError, ValueError) as error:
+        return Check(what, False, f"refused: {error}"), None
 
 
 def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:

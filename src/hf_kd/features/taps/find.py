@@ -10,9 +10,7 @@ does is listed as leaking, and an erased model does not return it.
 from __future__ import annotations
 
 import itertools
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +19,10 @@ from torch import Tensor, nn
 
 from hf_kd.errors import InvalidValueError, TapNotFoundError
 
-from .inputs import image_inputs, run
+from .intervention import ANSWERS, EMBEDDING_FIELDS, Constant, constant_features, leaking_fields
 from .places import Place, Tap
-from .site import TapSite, evaluating, place_value
-from .trace import Call, fields, is_affine, is_close, is_constant, is_equal, is_pooled, leaves, record_calls
-
-EMBEDDING_FIELDS = ("image_embeds", "pooler_output")
-ANSWERS = ("logits", "logits_per_image", *EMBEDDING_FIELDS)
+from .site import evaluating, place_value
+from .trace import Call, fields, is_affine, is_constant, is_equal, is_pooled, record_calls
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ def find_taps(model: nn.Module, inputs: Mapping[str, Any], tap: str | None = Non
             taps = (_embedding_tap(calls, fields(output)[answer], answer),)
         else:
             taps, note = _head_taps(model, calls, fields(output)[answer], inputs)
-        leaking = _leaking(model, inputs, taps)
+        leaking = leaking_fields(model, inputs, taps)
     answers = [name for name in leaking if name in {*ANSWERS, answer}]
     if answers:
         raise TapNotFoundError(
@@ -164,10 +159,10 @@ def _taps_of_heads(
 def _carries(model: nn.Module, inputs: Mapping[str, Any], place: Place, heads: list[Call]) -> bool:
     """Whether what is put at `place` is what arrives at every head."""
     dim = heads[0].taken[0].numel()
-    with _constant_features(model, (Tap(dim, (place,)),)):
+    with constant_features(model, (Tap(dim, (place,)),)):
         calls, _ = record_calls(model, inputs)
     arrived = {call.name: call.value for call in calls}
-    expected = _Constant()(heads[0].taken.reshape(-1, dim))
+    expected = Constant()(heads[0].taken.reshape(-1, dim))
     return all(is_equal(arrived.get(head.name), expected) for head in heads)
 
 
@@ -222,76 +217,6 @@ def _explicit_tap(model: nn.Module, calls: list[Call], answer: Any, spec: str) -
         )
     is_head = place.side == "input" and is_equal(call.output, answer) and is_affine(call)
     return Tap(value[0].numel(), (place,), (name,) if is_head else (), tuple(value.shape[1:]))
-
-
-# The test by intervention.
-
-
-class _Constant(nn.Module):
-    """Puts the same vector in the place of every sample's features [n, d]: not zero, of which a norm would make NaN.
-
-    Only in the thread that searches; what the model answers in others stays what it is.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = threading.get_ident()
-
-    def forward(self, features: Tensor) -> Tensor:
-        if threading.get_ident() != self._thread:
-            return features
-        vector = torch.linspace(0.5, -1.0, features.shape[-1], dtype=features.dtype, device=features.device)
-        return vector.expand_as(features)
-
-
-@contextmanager
-def _constant_features(model: nn.Module, taps: tuple[Tap, ...]) -> Iterator[None]:
-    sites = [TapSite(tap).attach(model) for tap in taps]
-    for site in sites:
-        site.eraser = _Constant()
-    try:
-        yield
-    finally:
-        for site in sites:
-            site.detach()
-
-
-def leaking_fields(model: nn.Module, inputs: Mapping[str, Any], taps: tuple[Tap, ...]) -> list[str]:
-    """Dotted names of returned fields that depend on the image even with constant features at every tap."""
-    with evaluating(model), torch.no_grad():
-        return _leaking(model, inputs, taps)
-
-
-def _leaking(model: nn.Module, inputs: Mapping[str, Any], taps: tuple[Tap, ...]) -> list[str]:
-    variants = [inputs]
-    if "input_ids" in inputs and "pixel_values" in inputs:
-        variants.append(image_inputs(inputs))
-    leaking: dict[str, None] = {}
-    with _constant_features(model, taps):
-        for variant in variants:
-            first = dict(leaves(run(model, variant)))
-            second = dict(leaves(run(model, _other_images(variant))))
-            for name, value in first.items():
-                if not _is_independent(value, second.get(name)):
-                    leaking[name] = None
-    return list(leaking)
-
-
-def _is_independent(value: Any, other: Any) -> bool:
-    """Whether a returned value does not depend on the image; what cannot be looked into counts as depending."""
-    if not (isinstance(value, Tensor) and isinstance(other, Tensor)):
-        return False
-    return not value.is_floating_point() or (value.shape == other.shape and is_close(value, other))
-
-
-def _other_images(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same inputs with other pixels: rolled along the batch and mirrored, so that no sample stays in its row."""
-    changed = dict(inputs)
-    for name in ("pixel_values", "inputs"):
-        if name in changed:
-            changed[name] = changed[name].roll(1, 0).flip(-1)
-            return changed
-    return changed | {name: value.roll(1, 0).flip(-1) for name, value in inputs.items() if name == "input_ids"}
 
 
 def _takes_features(call: Call, blocked: list[Tensor]) -> bool:
