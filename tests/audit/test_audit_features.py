@@ -232,3 +232,20 @@ def test_a_reference_without_its_matrices_is_refused_before_anything_is_measured
         audited(reference=Unseen(torch.zeros(20, 8)))
     with pytest.raises(ValueError, match="needs a model"):
         audited(layer_profile=True)
+
+
+def test_of_very_many_classes_some_are_drawn_and_the_report_says_so():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(60).repeat_interleave(4)
+    features = torch.randn(60, 8, generator=rng)[labels] + 0.3 * torch.randn(240, 8, generator=rng)
+    train, test = slice(0, None, 2), slice(1, None, 2)
+    given = (features[train], labels[train], features[test], labels[test], [7])
+    options = {"attacks": ["linear", "norm"], "draws": 1, "shots": [1, 2]}
+    report = audit_features(*given, options=AuditOptions(**options, max_classes=20))
+    assert report.sampled["retained classes"] == {"drawn": 20, "of": 59, "seed": 0}
+    assert any("retained classes 20 of 59" in note for note in report.notes)
+    assert report.samples["D_r"] == 118, "what there is, not what was drawn"
+    assert RetentionReport.from_dict(report.to_dict()).sampled == report.sampled
+    whole = audit_features(*given, options=AuditOptions(**options))
+    assert not whole.sampled
+    assert not any("sample" in note for note in whole.notes)

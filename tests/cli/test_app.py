@@ -67,7 +67,7 @@ def test_an_option_has_the_name_of_the_argument_it_fills(command, function, own)
         option.name for kind in ("eraser", "weights") for info in built_in_infos(kind) for option in info.options
     }
     anywhere = {"model", "processor", "dataset", "config_name", "output", "option", "tap", "device", "revision"}
-    anywhere |= {"imports", "as_json", "method"}
+    anywhere |= {"imports", "as_json", "method", "quiet", "overwrite"}
     for name, flags in options(command).items():
         assert name in arguments | settings | anywhere | own, name
         named = "--" + name.replace("_", "-")

@@ -11,6 +11,8 @@ from datasets import DatasetDict, Value
 from transformers import AutoModelForImageClassification
 
 from hf_kd import ErasedModel
+from hf_kd.data.load import filter_by_labels, load_source
+from hf_kd.model.verify import verify
 from tests.cli.runner import hf_kd
 from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
@@ -102,7 +104,8 @@ def test_labels_that_are_words(place, tmp_path):
     (tmp_path / "data" / "metadata.csv").write_text("\n".join(rows))
     for column in ([], ["--label-column", "label"]):
         arguments = ["--dataset", tmp_path / "data", "--forget-labels", "cat", *column, "--k", "1", "--json"]
-        done = hf_kd("erase", place / "taught", *arguments, "--allow-unrecognised", "--output", tmp_path / "out")
+        arguments += ["--allow-unrecognised", "--overwrite", "--output", tmp_path / "out"]
+        done = hf_kd("erase", place / "taught", *arguments)
         record = json.loads(done.stdout)["erasure"]
         assert (record["classes"], record["n_forget"]) == ([2], 4)
 
@@ -125,9 +128,8 @@ def test_whose_ids_labels_without_names_are(place, tmp_path):
     arguments += ["--label-mapping", "12=cat", "--labels"]
     done = hf_kd("erase", place / "model", *arguments, "dataset", "--output", tmp_path / "out")
     assert json.loads(done.stdout)["erasure"]["classes"] == [2]
-    assert (
-        "--labels theirs" in hf_kd("erase", place / "model", *arguments, "theirs", "--output", tmp_path, code=1).stderr
-    )
+    refused = hf_kd("erase", place / "model", *arguments, "theirs", "--output", tmp_path / "no", code=1)
+    assert "--labels theirs" in refused.stderr
 
 
 def test_a_configuration_of_a_data_set(place, tmp_path):
@@ -141,6 +143,37 @@ def test_a_configuration_of_a_data_set(place, tmp_path):
     assert "--config-name" in hf_kd("erase", place / "model", *arguments, code=1).stderr
     done = hf_kd("erase", place / "model", *arguments, "--config-name", "few")
     assert json.loads(done.stdout)["erasure"]["n_forget"] == 6
+
+
+def test_a_folder_with_something_in_it_is_no_output(place, tmp_path):
+    (tmp_path / "out").mkdir()
+    arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--k", "1", "--output", tmp_path / "out"]
+    hf_kd("erase", place / "model", *arguments)  # an empty one is
+    refused = " ".join(hf_kd("erase", place / "model", *arguments, code=1).stderr.split())
+    assert "has something in it already" in refused
+    assert "--overwrite" in refused
+    hf_kd("erase", place / "model", *arguments, "--overwrite")
+
+
+@pytest.mark.parametrize("name", ["./erasd", "weights/erasd"])
+def test_a_mistyped_folder_is_refused_before_a_network_is_asked(place, tmp_path, monkeypatch, name):
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *to: pytest.fail(f"asked {to}"))
+    arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--output", tmp_path / "out"]
+    assert f"There is no folder '{name}'" in hf_kd("erase", name, *arguments, code=1).stderr
+
+
+def test_a_first_look_at_fewer_images_says_so(place, tmp_path):
+    arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--k", "1", "--output", tmp_path / "out"]
+    limits = ["--limit", "6", "--limit-test", "10", "--test-split", "test", "--allow-unrecognised"]
+    result = json.loads(hf_kd("erase", place / "taught", *arguments, *limits, "--json").stdout)
+    assert result["erasure"]["n_forget"] == 6
+    assert result["erasure"]["sampled"] == {"forget": {"drawn": 6, "of": 12, "seed": 0}}
+    assert result["accuracy"]["sampled"] == {"drawn": 10, "of": 20, "seed": 0}
+    assert "a sample of 12" in ErasedModel.from_pretrained(tmp_path / "out").erasures[0].summary
+    images = filter_by_labels(load_source(place / "parquet", "train"), "label", [2])
+    assert verify(tmp_path / "out", images).ok, "and it can be carried out again"
 
 
 def test_folded_output_is_a_stock_checkpoint(place, tmp_path):

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from hf_kd.data.progress import Steps, working
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels, count_shared_rows
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.attacks import attack_names
 
-from .measurement import Measurement, Measurements, mean_measurement, measure, unseen_data
+from .measurement import Measurement, Measurements, mean_measurement, measure, steps_of, unseen_data
 from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference, refuse_unknown
 from .report import RetentionReport
+from .sampling import of_fewer_classes, sampled_notes
 from .schema import SECTIONS, Section
 from .sections import features as feature_sections
 from .sections import head, retention
@@ -27,6 +30,9 @@ from .sections.membership import membership_section
 
 VERSIONS = ("original", "erased", "before_projection")
 """Of feature matrices that may be given."""
+
+SHOWN_AS = {"original": "original", "erased": "erased", "before_projection": "changed", "reference": "reference"}
+"""What the bar calls each version."""
 
 Versions = ArrayLike | Mapping[str, ArrayLike]
 """One matrix [n, d], or one for each of `VERSIONS`."""
@@ -54,6 +60,7 @@ class AuditExtras:
         fit_class: From the training features [n, d] of one class to the map that erases it, or None where that cannot be
             fitted; for the figure of class means only.
         extra_sections: Sections measured elsewhere, put in their place: the layer profile, moved weights.
+        sampled: Splits of which these features are a sample, as `RetentionReport.sampled` has it.
         context: What was audited: architecture, taps, erasures; kept in the report as it is.
     """
 
@@ -61,6 +68,7 @@ class AuditExtras:
     random_logits: ArrayLike | None = None
     fit_class: feature_sections.FitClass | None = None
     extra_sections: Sequence[Section] = ()
+    sampled: Mapping[str, Mapping[str, int]] | None = None
     context: Mapping[str, Any] | None = None
 
 
@@ -125,15 +133,22 @@ def audit_features(
         if reference.logits is not None:
             logits = {**(logits or {}), "reference": reference.logits}
     overlap = _overlap(original)
-    measurements, about = _measure(data, retrained, reference, options, one)
+    fewer, drawn = of_fewer_classes(data if retrained is None else data | {"reference": retrained}, options.max_classes)
+    measurements, about = _measure(fewer, reference, options, one)
     notes = [*([ONE_MATRIX] if one else ()), *overlap, *about]
     if options.seeds > 1:
         notes.append(VARIES.format(seeds=options.seeds))
     answers = {name: head.Answers(name, *pair, original) for name, pair in (logits or {}).items()}
-    found = [*_sections(measurements, answers, original, erased, options, extras), *extras.extra_sections]
+    with working("membership, features", options.progress):
+        found = [*_sections(measurements, answers, original, erased, options, extras), *extras.extra_sections]
     if options.identities:
         versions = {"erased": erased, "original": original} | ({} if retrained is None else {"reference": retrained})
-        found.append(identities_section(versions))
+        with working("identities", options.progress):
+            found.append(identities_section(versions))
+    sampled = {**(extras.sampled or {}), **drawn}
+    for section in found:
+        sampled |= section.settings.get("sampled", {})
+    notes += sampled_notes(sampled)
     return RetentionReport(
         forget_labels=original.forget,
         reference="none" if reference is None else "unseen" if retrained is None else "retrained",
@@ -151,28 +166,42 @@ def audit_features(
         context=dict(extras.context or {}),
         plots=feature_sections.plot_numbers(original, erased, extras.fit_class),
         versions={name: version(name) for name in ("hf-kd", "torch", "scikit-learn", "numpy")},
+        sampled=sampled,
         seconds=round(time.perf_counter() - started, 2),
         plot_samples=feature_sections.plot_samples(original, erased),
     )
 
 
 def _measure(
-    data: Mapping[str, AuditData], retrained: AuditData | None, reference: Reference, options: AuditOptions, one: bool
+    data: Mapping[str, AuditData], reference: Reference, options: AuditOptions, one: bool
 ) -> tuple[Measurements, list[str]]:
     """Every version measured, those that are the same object once; and notes on the reference."""
-    original, erased, before = (data[name] for name in VERSIONS)
+    original, retrained = data["original"], data.get("reference")
     names = retention.attacks_to_run(attack_names(options.attacks, len(original.train_views)))
-    first = measure(original, names, options)
-    second = first if erased is original else measure(erased, names, options)
-    third = None if before is original else second if before is erased else measure(before, names, options)
+    asked = {version: names if version != "reference" else _without_views(names) for version in data}
+    parts = {id(part): asked[version] for version, part in data.items()}
+    in_turn = torch.as_tensor(reference.labels).unique() if isinstance(reference, Unseen) else ()
+    total = sum(steps_of(each, options) for each in parts.values()) + len(in_turn)
+    made: dict[int, Measurement] = {}
     other, few, notes = None, None, []
-    if retrained is not None:
-        other = measure(retrained, _without_views(names), options)
-    elif isinstance(reference, Unseen):
-        other, note, few = _measure_unseen(original, reference, second, options)
-        notes.append(note)
-    equal = erased is original and not one
-    return Measurements(second, first, other, third, original.classes.numel(), equal, few), notes
+    with Steps(total, "attacks", options.progress) as bar:
+        for version, part in data.items():
+            if id(part) not in made:
+                begin = partial(_begin, bar, SHOWN_AS[version])
+                made[id(part)] = measure(part, asked[version], options, begin)
+        first, second, third = (made[id(data[version])] for version in VERSIONS)
+        if retrained is not None:
+            other = made[id(retrained)]
+        elif isinstance(reference, Unseen):
+            other, note, few = _measure_unseen(original, reference, second, options, bar.begin)
+            notes.append(note)
+    equal = second is first and not one
+    before = None if third is first else third
+    return Measurements(second, first, other, before, original.classes.numel(), equal, few), notes
+
+
+def _begin(bar: Steps, version: str, step: str) -> None:
+    bar.begin(f"{step}, {version}")
 
 
 def _sections(
@@ -262,7 +291,11 @@ def _without_views(attacks: Sequence[str]) -> tuple[str, ...]:
 
 
 def _measure_unseen(
-    original: AuditData, unseen: Unseen, erased: Measurement, options: AuditOptions
+    original: AuditData,
+    unseen: Unseen,
+    erased: Measurement,
+    options: AuditOptions,
+    begin: Callable[[str], None],
 ) -> tuple[Measurement, str, int | None]:
     """The mean over unseen classes, what it is, and its number of labelled samples where clearly too small to compare."""
     features = as_features(unseen.source, "unseen features")
@@ -274,7 +307,11 @@ def _measure_unseen(
         )
     in_turn = unseen_data(original, features, labels)
     names = retention.attacks_to_run(erased.strongest(_without_views(erased.attacks[0])))
-    other = mean_measurement([measure(data, names, options) for data in in_turn])
+    measured = []
+    for number, data in enumerate(in_turn, 1):
+        begin(f"unseen class {number} of {len(in_turn)}")
+        measured.append(measure(data, names, options))
+    other = mean_measurement(measured)
     sizes = sorted({int(data.train_forget.sum()) for data in in_turn})
     note = (
         f"Reference: {len(in_turn)} classes that were never trained on, each in turn in place of the forgotten one, with "

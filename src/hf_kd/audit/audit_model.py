@@ -112,6 +112,7 @@ def audit_model(
             attacks=attacks,
             identities=not has_logits if options.identities is None else options.identities,
             layer_profile=False,
+            progress=reading.progress and options.progress,
             membership_references=_reference_logits(data, options) if has_logits else (),
         ),
         logits=logits,
@@ -121,6 +122,7 @@ def audit_model(
             random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
             fit_class=_fit_class(model),
             extra_sections=sections,
+            sampled=data.sampled,
             context={
                 "architecture": type(model.inner).__name__,
                 "taps": [str(tap) for tap in model.taps],
@@ -142,7 +144,10 @@ class _Data:
         """The first pass: features before the erasers of `model`; of all labels, or of the `wanted` ones."""
         self.model, self.reading = model, reading
         self._images = {"train": train, "test": test}
-        self._readers = {split: ImageReader(model, images, reading) for split, images in self._images.items()}
+        self._reading = {"train": reading, "test": reading.of_test()}
+        self._readers = {
+            split: ImageReader(model, images, self._reading[split]) for split, images in self._images.items()
+        }
         read = {split: reader.read() for split, reader in self._readers.items()}
         self._all = {split: _complete(part.labels, split) for split, part in read.items()}
         keep = None if wanted is None else torch.tensor(list(wanted))
@@ -161,7 +166,7 @@ class _Data:
         """Another model, or another view, on the same samples; before the erasers."""
         same = other is self.model
         read = {
-            split: (self._readers[split] if same else ImageReader(other, images, self.reading)).read(
+            split: (self._readers[split] if same else ImageReader(other, images, self._reading[split])).read(
                 view, own_labels=True
             )
             for split, images in self._images.items()
@@ -173,6 +178,11 @@ class _Data:
                     "gives different samples each time. Pass data that can be read again in the same order."
                 )
         return self._kept(read)
+
+    @property
+    def sampled(self) -> dict[str, dict[str, int]]:
+        """The splits of which only a sample is read, and of how many images it is."""
+        return {split: reader.sampled for split, reader in self._readers.items() if reader.sampled is not None}
 
     def behind(self, model: TappedModel, before: tuple[Split, Split]) -> tuple[Split, Split]:
         """Behind the erasers of `model`."""
@@ -201,7 +211,7 @@ class _Data:
         for number, (split, images) in enumerate(self._images.items()):
             kept = self._rows[split]
             rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split], FORGOTTEN_SHARE[split])
-            hidden.append(read_layers(self.model, images, self.reading, blocks, rows))
+            hidden.append(read_layers(self.model, images, self._reading[split], blocks, rows))
             labels.append(self._all[split][rows])
             among = torch.isin(torch.nonzero(kept).flatten(), rows)
             before = features.get("before_projection", features["original"])[number]

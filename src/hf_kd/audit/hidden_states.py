@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def read_layers(
 ) -> dict[str, Tensor]:
     """Pooled hidden states of the samples in `rows` (numbers, ascending): {block: float32 [len(rows), d]} on the CPU."""
     if isinstance(data, Dataset):  # only what is read needs to be decoded
-        data, rows = data.select(rows.tolist()), torch.arange(rows.numel())
+        drawn = ImageReader(model, data, options).images.source
+        data, rows = drawn.select(rows.tolist()), torch.arange(rows.numel())
+        options = replace(options, limit=None)
     taken: dict[str, list[Tensor]] = {name: [] for name in blocks}
     numbers: list[Tensor] = []
     with evaluating(model.inner), torch.no_grad(), _hidden_states(model.inner, blocks) as take:

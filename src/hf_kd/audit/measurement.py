@@ -7,9 +7,10 @@ probe is an optimum and has none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,18 +87,37 @@ class Measurements:
         return {version: m for version, m in self.versions.items() if version != "reference" or not short}
 
 
-def measure(data: AuditData, attacks: Sequence[str], options: AuditOptions) -> Measurement:
-    """Measure one set of features; attacks and draws once for each seed in 0..seeds-1."""
+def steps_of(attacks: Sequence[str], options: AuditOptions) -> int:
+    """How often `measure` begins a step."""
+    return 1 + options.seeds * (2 + len(attacks))
+
+
+def measure(
+    data: AuditData, attacks: Sequence[str], options: AuditOptions, begin: Callable[[str], None] = lambda step: None
+) -> Measurement:
+    """Measure one set of features; attacks and draws once for each seed in 0..seeds-1. `begin` hears of each step."""
+    begin("converged probe")
     probe = data.linear_probe
     seeds = range(options.seeds)
-    papers = [fit_paper_probe(data.train, data.train_labels, seed=seed) for seed in seeds]
+
+    def named(name: str, function: Callable[[int], Any]) -> tuple[Any, ...]:
+        found = []
+        for seed in seeds:
+            begin(name if options.seeds == 1 else f"{name}, seed {seed}")
+            found.append(function(seed))
+        return tuple(found)
+
+    papers = named("paper's probe", lambda seed: fit_paper_probe(data.train, data.train_labels, seed=seed))
+    ran = {name: named(name, lambda seed, name=name: ATTACKS[name].function(data, seed)) for name in attacks}
     return Measurement(
         converged=_scores(data, probe),
         convergence=probe.convergence,
         paper=tuple(_scores(data, fitted) for fitted in papers),
         paper_convergence=papers[0].convergence,
-        attacks=tuple({name: ATTACKS[name].function(data, seed) for name in attacks} for seed in seeds),
-        efficiency=tuple(label_efficiency_of(data, options.shots, draws=options.draws, seed=seed) for seed in seeds),
+        attacks=tuple({name: ran[name][seed] for name in attacks} for seed in seeds),
+        efficiency=named(
+            "label efficiency", lambda seed: label_efficiency_of(data, options.shots, draws=options.draws, seed=seed)
+        ),
     )
 
 

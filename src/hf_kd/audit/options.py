@@ -27,6 +27,9 @@ class AuditOptions:
             most 4,000 training and 2,000 test images. Needs a model.
         membership_references: Models that never saw D_f, for the RMIA membership attack; for `audit_features` the train and
             test logits [n, C] of each.
+        max_classes: How many retained classes attackers tell the forgotten ones from: their cost grows with samples times
+            classes. Of more that many are drawn by a fixed seed, and the report says so; None takes all.
+        progress: Whether a bar over probes and attacks is shown on a terminal; of a model, where its reading shows one.
 
     Raises:
         ValueError: For an unknown attack (the message lists all), no seed, no draw, or shots that are not positive.
@@ -39,12 +42,18 @@ class AuditOptions:
     identities: bool | None = None
     layer_profile: bool = False
     membership_references: Sequence[Any] = field(default=(), repr=False, compare=False)
+    max_classes: int | None = 200
+    progress: bool = field(default=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         attack_names(self.attacks)
         for name in ("seeds", "draws"):
             if not isinstance(number := getattr(self, name), int) or number < 1:
                 raise InvalidValueError(f"{name} is {number!r}; at least one is needed. Pass a positive whole number.")
+        if self.max_classes is not None and (not isinstance(self.max_classes, int) or self.max_classes < 1):
+            raise InvalidValueError(
+                f"max_classes is {self.max_classes!r}; give a number of classes from 1 on, or None."
+            )
         if self.shots is not None and (not self.shots or min(self.shots) < 1):
             raise InvalidValueError(
                 f"shots are {list(self.shots)}; expected numbers of labelled samples such as [1, 5, 20], each at least 1."
@@ -129,7 +138,16 @@ def checked_options(options: Any) -> AuditOptions:
 _NOW = (
     {
         name: f"options=AuditOptions({name}=...)"
-        for name in ("attacks", "seeds", "draws", "shots", "identities", "layer_profile", "membership_references")
+        for name in (
+            "attacks",
+            "seeds",
+            "draws",
+            "shots",
+            "identities",
+            "layer_profile",
+            "membership_references",
+            "max_classes",
+        )
     }
     | {
         "reference_model": "reference=Retrained(model)",

@@ -57,12 +57,15 @@ class ReportData:
     plots: Mapping[str, Any] = field(default_factory=dict)
     """Numbers behind the figures: cosines and lengths of class means, norm histograms."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    sampled: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What was not measured on everything there was: a split ("train", "test", by `ReadOptions.limit`) or a measurement
+    ("linear", "verification", ...) -> how many samples were "drawn", "of" how many, by which "seed"."""
     seconds: float = 0.0
     """Wall time of the probes and attacks, without the feature pass."""
     plot_samples: PlotSamples | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("samples", "context", "plots", "versions"):
+        for name in ("samples", "context", "plots", "versions", "sampled"):
             object.__setattr__(self, name, json_ready(getattr(self, name)))
 
     # Reading

@@ -30,12 +30,13 @@ def head_accuracy(
         )
     earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
     forgotten = sorted(earlier | set(classes))
-    read = ImageReader(model, data, reading).read()
+    reader = ImageReader(model, data, reading.of_test())
+    read = reader.read()
     if changed is None:
         after = predictions(model, read.erased(model))
     else:
-        after = predictions(changed, ImageReader(changed, data, reading).read().before)
-    scores: dict[str, Any] = {"classes": forgotten}
+        after = predictions(changed, ImageReader(changed, data, reading.of_test()).read().before)
+    scores: dict[str, Any] = {"classes": forgotten, "sampled": reader.sampled}
     for when, answers in (("original", predictions(model, read.before, masked=False)), ("erased", after)):
         forget, retain = forget_retain_accuracy(answers, read.labels, forgotten)
         scores[when] = {"forget": forget, "retain": retain}

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
 
-from ._options import Shared
+from ._options import LIMITS, Shared
 
 if TYPE_CHECKING:
     from hf_kd.features.reader import ReadOptions
@@ -69,22 +70,24 @@ def import_files(paths: Sequence[Path] | None) -> None:
 
 
 def read_options(shared: Shared) -> ReadOptions:
-    """How images are read, as the options say; with a bar unless the result is JSON."""
-    from hf_kd.features.reader import ReadOptions
+    """How images are read, as the options say."""
+    with working("loading libraries", not shared.quiet):
+        from hf_kd.features.reader import ReadOptions
 
-    given = shared.chosen("image_column", "label_column", "labels", "batch_size", "num_workers", "mixed_precision")
+    names = ("image_column", "label_column", "labels", "batch_size", "num_workers", "mixed_precision", *LIMITS)
     mapping = dict(name_and_value(text, "--label-mapping") for text in shared.label_mapping or ())
-    return ReadOptions(**given, label_mapping=mapping or None, progress=not shared.as_json)
+    return ReadOptions(**shared.chosen(*names), label_mapping=mapping or None, progress=not shared.quiet)
 
 
 def load_model(name: str, shared: Shared) -> ErasedModel:
     """The model, with the image processor that was asked for."""
-    from hf_kd.model.erased_model import ErasedModel
+    with working("loading the model", not shared.quiet):
+        from hf_kd.model.erased_model import ErasedModel
 
-    given = shared.chosen("tap", "revision")
-    if shared.processor is not None:
-        given["processor"] = load_processor(shared.processor)
-    return ErasedModel.from_pretrained(name, **given)
+        given = shared.chosen("tap", "revision")
+        if shared.processor is not None:
+            given["processor"] = load_processor(shared.processor)
+        return ErasedModel.from_pretrained(name, **given)
 
 
 def load_processor(name: str) -> Any:
@@ -118,9 +121,10 @@ def device_of(shared: Shared) -> Any:
 
 def load_data(source: str, split: str, shared: Shared) -> Any:
     """One split of a data set; labels that are words in it become ids with names."""
-    from hf_kd.data.load import load_source
+    with working(f"opening {source}, {split}", not shared.quiet):
+        from hf_kd.data.load import load_source
 
-    return load_source(source, split=split, **shared.chosen("config_name", "label_column"))
+        return load_source(source, split=split, **shared.chosen("config_name", "label_column"))
 
 
 @dataclass(frozen=True)
@@ -190,10 +194,25 @@ def save_stock(model: Any, processor: Any, output: Path) -> None:
             processor.save_pretrained(folder)
 
 
-def refuse_unwritable(output: Path | None) -> None:
-    """An output that cannot be written is refused before the work, not after it."""
+def check_output(output: Path | None, overwrite: bool) -> None:
+    """A folder that cannot be written, or that has something in it, is refused before the work, not after it.
+
+    Raises:
+        InvalidValueError: For a folder that is not empty, unless it may be written into.
+        OSError: For one that cannot be written.
+    """
+    if output is None:
+        return
     from hf_kd.model.saving import atomic_directory
 
-    if output is not None:
-        with atomic_directory(output):
-            pass
+    with atomic_directory(output):
+        pass
+    if overwrite or not output.is_dir():
+        return
+    found = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise InvalidValueError(
+            f"--output {output} has something in it already ({', '.join(found[:3])}{more}), which would be mixed with what "
+            "is written now. Name another folder, or write into this one with --overwrite."
+        )

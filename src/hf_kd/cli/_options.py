@@ -16,8 +16,11 @@ ModelArgument = Annotated[
     str, typer.Argument(help="Hub id or folder of a checkpoint, a PEFT adapter or an erased model.")
 ]
 
-READING = ("config_name", "image_column", "label_column", "label_mapping", "labels", "num_workers")
+READING = ("config_name", "image_column", "label_column", "label_mapping", "labels", "num_workers", "quiet")
 """Options that all commands have which read images: of `hf_kd.data.load.load_source` and `hf_kd.ReadOptions`."""
+
+LIMITS = ("limit", "limit_test")
+"""Options for a first look at fewer images, of `hf_kd.ReadOptions`."""
 
 METHOD = "Settings of methods"
 DATA = "How images are read"
@@ -73,6 +76,26 @@ class Shared:
     mixed_precision: Annotated[
         str | None, typer.Option(help="no, bf16 or fp16 for the forward passes.", rich_help_panel=DATA)
     ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="At most so many images of each set that is read, every class in its share: a first look, which records "
+            "and reports call a sample.",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    limit_test: Annotated[int | None, typer.Option(min=1, help="The same for --test-split.", rich_help_panel=DATA)] = (
+        None
+    )
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.", rich_help_panel=DATA)] = False
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Write into a folder that has something in it: files of the same name are replaced, the others stay.",
+        ),
+    ] = False
     allow_unrecognised: Annotated[
         bool,
         typer.Option(

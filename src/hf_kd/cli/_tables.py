@@ -39,7 +39,9 @@ def show_accuracy(console: Console, accuracy: dict[str, Any] | None, original: s
     """The head's accuracies before and after, where they were measured; `original` says what the first row is."""
     if not accuracy:
         return
-    console.print(f"Top-1 of the model's own head on {accuracy['split']} (%), original = {original}:")
+    part = accuracy.get("sampled")
+    where = accuracy["split"] + (f", a sample of {part['drawn']:,} of {part['of']:,} images" if part else "")
+    console.print(f"Top-1 of the model's own head on {where} (%), original = {original}:")
     table = Table()
     for column in ("", "forgotten", "others"):
         table.add_column(column, justify="right" if column else "left")
@@ -75,6 +77,8 @@ def show_record(
     console.print(f"{'' if number is None else f'{number}. '}Erased by {terminal(record['method'])}:")
     table = Table(show_header=False)
     table.add_row("forget samples", f"{record['n_forget']:,}")
+    for name, part in (record.get("sampled") or {}).items():
+        table.add_row(f"sample of the {name} set", f"{part['drawn']:,} of {part['of']:,}")
     if record["classes"] is not None:
         table.add_row("classes of the model", Text(", ".join(named(c, names) for c in record["classes"])))
     if record.get("dataset_classes"):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_kd.data.progress import working
 from hf_kd.data.text import terminal
 from hf_kd.errors import InvalidValueError, has_package
 
 from . import _inputs
 from ._app import command, console
-from ._options import READING, ModelArgument, Shared
+from ._options import LIMITS, READING, ModelArgument, Shared
 
 if TYPE_CHECKING:
     from hf_kd.audit.report import RetentionReport
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from hf_kd.model.erased_model import ErasedModel
 
 
-@command("tap", "processor", *READING, "batch_size", "mixed_precision", "device", "revision", "as_json")
+@command("tap", "processor", *READING, *LIMITS, "batch_size", "mixed_precision", "overwrite", "device", "revision",
+         "as_json")  # fmt: skip
 def audit(
     model: ModelArgument,
     dataset: Annotated[str, typer.Option(help="Labelled images, as for erase: Hub id, folder or file.")],
@@ -84,7 +86,7 @@ def audit(
         identities=identities,
         layer_profile=layer_profile,
     )
-    _inputs.refuse_unwritable(output)
+    _inputs.check_output(output, shared.overwrite)
     reading = _inputs.read_options(shared)
     audited = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     train, test = (_inputs.load_data(dataset, part, shared) for part in (split, test_split))
@@ -105,7 +107,7 @@ def audit(
     if not process_state().is_main_process:
         return
     if output is not None:
-        _write(report, output)
+        _write(report, output, reading.progress)
     if grad_cam:
         _draw_grad_cam(audited, test, output, forgotten, grad_cam, reading)
     if shared.as_json:
@@ -127,10 +129,10 @@ def audit(
         )
 
 
-def _write(report: RetentionReport, output: Path) -> None:
+def _write(report: RetentionReport, output: Path, progress: bool) -> None:
     from hf_kd.model.saving import atomic_directory
 
-    with atomic_directory(output) as folder:
+    with working("drawing figures", progress), atomic_directory(output) as folder:
         report.to_json(folder / "report.json")
         (folder / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
         if has_package("matplotlib"):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.registry import built_in_infos
 
 from . import _inputs
 from ._accuracy import head_accuracy
 from ._app import command, console
-from ._options import READING, ModelArgument, Shared
+from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_erasure
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ MASKS = "Masked classes"
 """Panel of the help."""
 
 
-@command("tap", "processor", *READING, "batch_size", "mixed_precision", "allow_unrecognised", "device", "revision",
-         "as_json", methods=built_in_infos("eraser"))  # fmt: skip
+@command("tap", "processor", *READING, *LIMITS, "batch_size", "mixed_precision", "allow_unrecognised", "overwrite",
+         "device", "revision", "as_json", methods=built_in_infos("eraser"))  # fmt: skip
 def erase(
     model: ModelArgument,
     dataset: Annotated[
@@ -92,7 +93,7 @@ def erase(
     from hf_kd.model.label_mask import ERASED
 
     label = None if drop_label else ERASED if erased_label is None else erased_label
-    _inputs.refuse_unwritable(output)
+    _inputs.check_output(output, shared.overwrite)
     chosen = make_method(method, **shared.settings)  # refused before anything is loaded
     _refuse_at_odds(chosen, forget_labels, retain_limit, mask_head, label != ERASED)
     reading = _inputs.read_options(shared)
@@ -155,10 +156,11 @@ def _save(model: ErasedModel, output: Path, fold: bool) -> bool:
 
     state = process_state()
     if state.is_main_process:
-        if fold:
-            _inputs.save_stock(model.cpu().fold(), model.processor, output)
-        else:
-            model.save_pretrained(output)
+        with working("saving"):
+            if fold:
+                _inputs.save_stock(model.cpu().fold(), model.processor, output)
+            else:
+                model.save_pretrained(output)
     state.wait_for_everyone()
     return state.is_main_process
 

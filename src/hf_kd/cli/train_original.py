@@ -16,7 +16,7 @@ from ._app import command, console
 from ._options import READING, Shared
 
 
-@command("processor", *READING, "mixed_precision", "device", "as_json", methods=[method_info("retrain")])
+@command("processor", *READING, "mixed_precision", "overwrite", "device", "as_json", methods=[method_info("retrain")])
 def train_original(
     model: Annotated[str, typer.Argument(help="Hub id or folder: its configuration, and its weights if pre-trained.")],
     dataset: Annotated[str, typer.Option(help="Labelled images to train on.")],
@@ -46,7 +46,7 @@ def train_original(
     from hf_kd.model.loading import load_processor
     from hf_kd.model.train import train_original as train
 
-    _inputs.refuse_unwritable(output)
+    _inputs.check_output(output, shared.overwrite)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     images = inspect_images(data, reading.image_column, reading.label_column)

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from hf_kd.data.progress import working
 from hf_kd.data.text import shell_word, terminal
 from hf_kd.methods.registry import built_in_infos
 
 from . import _inputs
 from ._accuracy import head_accuracy
 from ._app import command, console
-from ._options import READING, ModelArgument, Shared
+from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_accuracy
 
 
@@ -21,8 +22,10 @@ from ._tables import show_accuracy
     "tap",
     "processor",
     *READING,
+    *LIMITS,
     "mixed_precision",
     "allow_unrecognised",
+    "overwrite",
     "device",
     "revision",
     "as_json",
@@ -56,7 +59,7 @@ def unlearn(
     from hf_kd.model.unlearn import unlearn as change_weights
 
     chosen = make_unlearning_method(method, **shared.settings)  # refused before anything is loaded
-    _inputs.refuse_unwritable(output)
+    _inputs.check_output(output, shared.overwrite)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     parts = _inputs.by_labels(data, forget_labels, reading, True, retain_limit)
@@ -77,7 +80,8 @@ def unlearn(
         accuracy = {"split": test_split, **measured}
     state = process_state()
     if state.is_main_process:
-        _inputs.save_stock(changed.cpu(), original.processor, output)
+        with working("saving", reading.progress):
+            _inputs.save_stock(changed.cpu(), original.processor, output)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
@@ -90,6 +94,8 @@ def unlearn(
         f"[bold]{terminal(record['method'])}[/] was asked to forget classes {classes}; {record['fit_seconds']:.1f} s."
     )
     measured = ", ".join(f"{key} {value}" for key, value in record["measured"][0].items())
+    for name, part in (record.get("sampled") or {}).items():
+        console.print(f"A sample: {part['drawn']:,} of {part['of']:,} images of the {name} set.", highlight=False)
     console.print(terminal(measured), highlight=False)
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
     console.print(

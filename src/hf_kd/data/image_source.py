@@ -51,6 +51,8 @@ class ImageSource:
     """Whether rows hold tensors for the model, which need no image processor."""
     label_candidates: tuple[str, ...] = ()
     """Columns that could be the labels where several could, so that none was taken."""
+    drawn_of: int | None = None
+    """Of how many samples these were drawn; None where they are all there are."""
 
     @property
     def has_labels(self) -> bool:

@@ -18,6 +18,7 @@ from hf_kd.errors import InvalidValueError
 from .image_source import ImageSource
 from .loader import BatchLoader, Collate, RowDataset, make_loader
 from .preprocess import ImagePreprocessor
+from .progress import counted
 
 CACHE_BYTES = 4 << 30
 """How large the inputs of one set may be to be kept in memory."""
@@ -60,6 +61,7 @@ class Samples:
         batch_size: int = 64,
         num_workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
+        progress: bool = False,
     ) -> Samples:
         """Read a set that `inspect_images` has looked at; `mapping` puts its labels into the model's ids.
 
@@ -73,7 +75,8 @@ class Samples:
         parts: dict[str, list[Tensor]] = {}
         labels: list[Tensor] = []
         size = 0
-        for batch in make_loader(described, preprocessor, batch_size=batch_size, num_workers=num_workers):
+        loader = make_loader(described, preprocessor, batch_size=batch_size, num_workers=num_workers)
+        for batch in counted(loader, "reading images", "batch", progress):
             for name, value in batch["inputs"].items():
                 if isinstance(value, Tensor):
                     parts.setdefault(name, []).append(value)

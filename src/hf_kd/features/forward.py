@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_kd.data.distributed import autocast, gather_rows, process_state, sum_over_processes
+from hf_kd.data.progress import counted
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import input_device, run
 from hf_kd.features.taps.site import TapSite, evaluating, record
@@ -49,7 +49,7 @@ def feature_pass(
     if state.num_processes > 1:
         model.to(state.device)
     device = input_device(model)
-    batches = tqdm(loader, desc=description, unit="batch", delay=1, disable=not (progress and state.is_main_process))
+    batches = counted(loader, description, "batch", progress and state.is_main_process)
     count = 0
     with evaluating(model), torch.no_grad(), autocast(device, mixed_precision), record(sites, stage) as take:
         for batch in batches:

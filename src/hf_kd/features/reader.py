@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_kd.data.distributed import gather_rows, process_state
+from hf_kd.data.draw import SEED, drawn
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMapping, match_labels
 from hf_kd.data.loader import LoaderShare, make_loader
@@ -48,6 +49,9 @@ class ReadOptions:
         labels: Whose ids the labels are where the data does not name them (pairs, a `DataLoader`, integer columns): "model"
             (taken so by default), "dataset" (`label_mapping` then says which is which), or a list of their names, from id
             0 on. Overrules names that the data has.
+        limit: At most so many images of each data set, every class in its share, drawn by a fixed seed: for a first look.
+            Records and reports say so. Not for streams and a `DataLoader`.
+        limit_test: The same for test images.
     """
 
     image_column: str | None = None
@@ -58,8 +62,16 @@ class ReadOptions:
     num_workers: int | None = None
     progress: bool = True
     labels: str | Sequence[str] | None = None
+    limit: int | None = None
+    limit_test: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("limit", "limit_test"):
+            most = getattr(self, name)
+            if most is not None and (not isinstance(most, int) or most < 1):
+                raise InvalidValueError(
+                    f"{name}={shortened(most)} has to be a whole number of images above 0, or None."
+                )
         names = self.labels
         if names is None or names in ("model", "dataset"):
             return
@@ -97,6 +109,10 @@ class ReadOptions:
         reading = reading or cls()
         return reading if progress else replace(reading, progress=False)
 
+    def of_test(self) -> ReadOptions:
+        """The options by which test images are read: `limit_test` is their limit."""
+        return replace(self, limit=self.limit_test)
+
 
 @dataclass(frozen=True)
 class ReadFeatures:
@@ -129,9 +145,17 @@ class ImageReader:
         self.model = model
         self.data = data
         self.options = options or ReadOptions()
-        self.images = inspect_images(
+        images = inspect_images(
             data, self.options.image_column, self.options.label_column, main_input=main_input(model.inner)
         )
+        self.images = drawn(images, self.options.limit)
+
+    @property
+    def sampled(self) -> dict[str, int] | None:
+        """How many samples were drawn, of how many; None where all are read."""
+        if self.images.drawn_of is None:
+            return None
+        return {"drawn": len(self.images.source), "of": self.images.drawn_of, "seed": SEED}
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -197,7 +221,13 @@ class ImageReader:
 
     def samples(self) -> Samples:
         """All samples with labels of the model, to be read in any order; see `Samples.read`."""
-        return Samples.read(self.images, self.preprocessor, self.mapping, num_workers=self.options.num_workers)
+        return Samples.read(
+            self.images,
+            self.preprocessor,
+            self.mapping,
+            num_workers=self.options.num_workers,
+            progress=self.options.progress and process_state().is_main_process,
+        )
 
     def find_taps(self) -> None:
         """Find the model's taps, probing with the data where nothing else shows what its inputs look like.

@@ -54,6 +54,9 @@ class Erasure:
 
     They stand in the config.json of a saved model, as the model's own labels do; cards, receipts, and what is pushed to
     the Hub have them only where names of classes are asked for (`show_class_names`)."""
+    sampled: dict[str, dict[str, int]] | None = None
+    """Of the sets ("forget", "retain") that were not read as a whole (`ReadOptions.limit`): how many samples were drawn, of
+    how many, by which seed. None where everything was read."""
 
     @property
     def k(self) -> int:
@@ -70,6 +73,9 @@ class Erasure:
         """One line: what was forgotten, by which method, from how many images, and what that took."""
         what = "samples" if self.classes is None else class_list([str(label) for label in self.classes])
         images = f"{self.n_forget:,} images" + (f" and {self.n_retain:,} retained ones" if self.n_retain else "")
+        if self.sampled:
+            of = " and ".join(f"{each['of']:,}" for each in self.sampled.values())
+            images += f" (a sample of {of})"
         from hf_kd.data.text import one_line  # records are read while transformers is still being imported
 
         return one_line(f"{what} forgotten by {self.method} from {images}; {self._what_changed()}")
@@ -101,6 +107,8 @@ class Erasure:
         values = asdict(self)
         if not names or self.dataset_classes is None:
             del values["dataset_classes"]
+        if self.sampled is None:
+            del values["sampled"]
         return values
 
     @classmethod

@@ -97,6 +97,18 @@ class AuditData:
             views.append(checked)
         return cls(train, train_y, test, test_y, as_forget_labels(forget_labels), *views)
 
+    def of_rows(self, train: Tensor, test: Tensor) -> AuditData:
+        """The same of some samples only.
+
+        Args:
+            train: Numbers of the training rows, ascending.
+            test: Numbers of the test rows, ascending.
+        """
+        views = tuple(view[train] for view in self.train_views), tuple(view[test] for view in self.test_views)
+        return AuditData(
+            self.train[train], self.train_labels[train], self.test[test], self.test_labels[test], self.forget, *views
+        )
+
     @cached_property
     def classes(self) -> Tensor:
         """[K], ascending: the columns of every score and probability."""

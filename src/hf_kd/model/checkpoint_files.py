@@ -44,6 +44,7 @@ def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 def refuse_missing_path(name: str) -> None:
     """Raise FileNotFoundError for what can only be meant as a folder and is none; a Hub would be asked in vain."""
     looks_like_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
+    looks_like_path |= "/" in name and Path(name).parent.is_dir()
     if looks_like_path and not Path(name).exists():
         raise MissingFileError(f"There is no folder {name!r}. (A model on the Hub is named USER/NAME.)")
 

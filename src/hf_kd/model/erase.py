@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.data.distributed import process_state
+from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.forward import FeatureStore
 from hf_kd.features.protocol import TappedModel
@@ -93,12 +94,15 @@ def fit_erasers(
         witness.answers, model.class_names, mapping, earlier=earlier, refuse=refuse and not allow_unrecognised
     )
     given: dict[str, Any] = {}
+    readers = {"forget": reader}
     if method.views:
         given["views"] = forget_views(reader, method.views, data)
     if method.needs_retain:
-        given["retain"] = retained_moments(ImageReader(model, retain, options), method.needs_labels, classes, retained)
+        readers["retain"] = ImageReader(model, retain, options)
+        given["retain"] = retained_moments(readers["retain"], method.needs_labels, classes, retained)
     between = time.perf_counter()
-    fitted = method.fit_taps(data, labels, head, **given)
+    with working(f"fitting {method.name}", options.progress):
+        fitted = method.fit_taps(data, labels, head, **given)
     finished = time.perf_counter()
 
     for tap, eraser in zip(model.taps, fitted, strict=True):
@@ -139,7 +143,13 @@ def fit_erasers(
         source=info.source or None,
         warnings=tuple(warnings),
         dataset_classes=dataset_classes,
+        sampled=sampled(readers),
     )
+
+
+def sampled(readers: Mapping[str, ImageReader]) -> dict[str, dict[str, int]] | None:
+    """Which of these sets are a sample, and of how many; None where all are read as a whole."""
+    return {name: reader.sampled for name, reader in readers.items() if reader.sampled is not None} or None
 
 
 def answering_head(model: TappedModel, masked: Sequence[int] = ()) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_kd.data.distributed import process_state
+from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.reader import ImageReader, ReadOptions
@@ -28,6 +29,7 @@ from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
 
 from . import outcome
+from .erase import sampled
 from .erased_model import ErasedModel
 
 logger = logging.getLogger(__name__)
@@ -115,6 +117,7 @@ def unlearn(
         weights_after=after,
         needs=method.needs,
         source=method.source or None,
+        sampled=sampled(readers),
     )
     stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict()]
     return stock
@@ -136,7 +139,7 @@ def _answers(task: Task, samples: Samples) -> tuple[Tensor, Tensor]:
     """Labels [n] and the model's answers [n] for at most `ASKED` samples, evenly spaced; every process asks all of them."""
     rows = torch.linspace(0, len(samples) - 1, min(ASKED, len(samples))).round().long()
     chosen, found = samples.subset(rows), []
-    with task.mode("eval"):
+    with task.mode("eval"), working("asking the model", task.progress and task.state.is_main_process):
         for batch in chosen.batches(128):
             inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
             found.append(task.logits(inputs).argmax(dim=1).cpu())

@@ -7,7 +7,7 @@ whether they are what the records claim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from hf_kd.methods.erasers.base import Composition, Eraser, Method
 from hf_kd.methods.records import Erasure, WeightChange, weight_changes
 from hf_kd.methods.registry import make_method
 
+from .checkpoint_files import refuse_missing_path
 from .erased_model import ErasedModel
 
 SAME = 1e-4
@@ -109,6 +110,7 @@ def verify(
 def _folder(source: str | Path, revision: str | None, token: str | None) -> Path:
     if Path(source).is_dir():
         return Path(source)
+    refuse_missing_path(str(source))
     patterns = [*ANSWERING, RECEIPT]
     return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
 
@@ -224,8 +226,10 @@ def _again(
     for record, method, images, others in zip(records, methods, sets, stay, strict=True):
         asked = {"mask_head": record.masked, "erased_label": record.erased_label} if record.masked is not None else {}
         whole = record.classes is not None
+        limit = next((each["drawn"] for each in (record.sampled or {}).values()), reading.limit)  # the same in all sets
+        as_then = replace(reading, limit=limit)
         model.erase(
-            images, method, retain=others, whole_classes=whole, reading=reading, allow_unrecognised=True, **asked
+            images, method, retain=others, whole_classes=whole, reading=as_then, allow_unrecognised=True, **asked
         )
     checks = []
     for n, (old, new) in enumerate(zip(records, model.erasures, strict=True), 1):

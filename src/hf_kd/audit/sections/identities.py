@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_kd.audit.schema import Quantity, Score, Section, scores_of
 from hf_kd.metrics._inputs import generator
 from hf_kd.metrics.attack_data import AuditData
-from hf_kd.metrics.identities import SIMILARITIES, open_set_identification, retrieval, verification
+from hf_kd.metrics.identities import MOST_IMAGES, SIMILARITIES, open_set_identification, retrieval, verification
 
 MOST_QUERIES = 1_000
 MOST_ENROLLED = 5_000
@@ -64,7 +64,19 @@ def identities_section(versions: Mapping[str, AuditData]) -> Section:
         "seems gone by the raw cosine, and subtracting the mean of the retained ones brings it back.",
         *sorted(skipped),
     ]
-    return Section("identities", title, tuple(score for score in scores if score.value is not None), tuple(notes))
+    kept = tuple(score for score in scores if score.value is not None)
+    return Section("identities", title, kept, tuple(notes), {"sampled": _sampled(data, rows)})
+
+
+def _sampled(data: AuditData, rows: _Rows) -> dict[str, dict[str, int]]:
+    """What of it was measured on a part of the images only."""
+    asked = torch.isin(data.train_labels, data.test_labels[rows.queries])
+    sizes = {
+        "queries": (len(rows.queries), len(data.test)),
+        "enrolled images": (len(rows.gallery), int(asked.sum())),
+        "verification images": (min(MOST_IMAGES, len(rows.queries)), len(data.test)),
+    }
+    return {what: {"drawn": size, "of": of, "seed": 0} for what, (size, of) in sizes.items() if size < of}
 
 
 def _measure(

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_kd.data.distributed import MIXED_PRECISION, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT
+from hf_kd.data.progress import bars_shown
 from hf_kd.data.samples import Batch, Samples
 from hf_kd.errors import DivergedError, InvalidValueError
 from hf_kd.methods.measured import StepsMeasured
@@ -214,7 +215,8 @@ class GradientSteps:
         self._stored = [*self.parameters, *task.model.buffers()]
         self._good = [tensor.detach().clone() for tensor in self._stored]
         visible = task.progress and task.state.is_main_process
-        self._bar = tqdm(total=steps, desc=name, unit="step", delay=1, disable=not visible, leave=False)
+        hidden = not (visible and bars_shown())
+        self._bar = tqdm(total=steps, desc=name, unit="step", delay=1, disable=hidden, leave=False)
 
     def step(self, loss: Tensor, change_gradients: Callable[[], None] | None = None) -> float:
         """One step down `loss`, the mean over this process's samples; returns the mean over all processes.

@@ -1,0 +1,50 @@
+"""Bars: on a terminal alone, with the name of what is at work, and cleared in the end."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+
+import pytest
+
+from hf_kd.data import progress
+from hf_kd.data.progress import Steps, counted, working
+
+
+class Terminal(io.StringIO):
+    """Standard error that somebody looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(monkeypatch, stream, visible=True):
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "DELAY", 0.05)
+    with Steps(3, "attacks", visible) as bar:
+        for name in ("linear", "mlp", "knn"):
+            bar.begin(name)
+            time.sleep(0.12)
+    with working("saving", visible):
+        time.sleep(0.12)
+    list(counted(range(3), "features", "batch", visible))
+    return stream.getvalue()
+
+
+def test_the_name_of_each_step_is_shown_on_a_terminal_and_cleared(monkeypatch):
+    text = shown(monkeypatch, Terminal())
+    assert all(name in text for name in ("linear", "mlp", "knn", "2/3", "saving ..."))
+    assert text.split("\r")[-1].strip() == ""
+
+
+@pytest.mark.parametrize(("stream", "visible"), [(io.StringIO(), True), (Terminal(), False)])
+def test_nothing_is_written_to_pipes_or_where_nobody_asked(monkeypatch, stream, visible):
+    assert shown(monkeypatch, stream, visible) == ""
+
+
+def test_what_ends_at_once_shows_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with working("saving"):
+        pass
+    assert sys.stderr.getvalue().strip() == ""
