@@ -28,8 +28,6 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from hf_kd.features.reader import ImageReader
-
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -100,6 +98,7 @@ def main() -> None:
 
     from hf_kd import ErasedModel
     from hf_kd.features.heads import predictions
+    from hf_kd.features.reader import ImageReader
     from hf_kd.metrics.scores import forget_retain_accuracy
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
