@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -262,8 +263,8 @@ def schedule(recipe: Recipe, steps: int) -> Tensor:
     return (recipe.lr * torch.minimum(rising, falling)).float()
 
 
-def train_on_cuda(runs: list[Run]) -> None:
-    """All networks side by side."""
+def train_side_by_side(runs: list[Run], finish: Callable[[Run], object]) -> None:
+    """All networks at once on CUDA, each finished when its last step is through."""
     for run in runs:
         run.begin()
         run.record()
@@ -276,10 +277,11 @@ def train_on_cuda(runs: list[Run]) -> None:
                     run.stream.synchronize()
                     run.seconds = time.time() - started
                     open_runs.remove(run)
+                    finish(run)
                 bar.update(run.done - before)
 
 
-def train_on_cpu(run: Run) -> None:
+def train_alone(run: Run) -> None:
     """One network, its state kept at the end of every epoch."""
     started = time.time()
     for _ in range(run.done, run.job.epochs):
@@ -297,6 +299,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="Folder of parquet files, or an .npz made of them.")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--small", action="store_true", help="512 images only, to try the whole way.")
+    parser.add_argument("--eager", action="store_true", help="On CUDA too: one after the other, without graphs.")
     arguments = parser.parse_args()
 
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -308,18 +311,18 @@ def main() -> None:
     pictures = {k: torch.from_numpy(np.pad(arrays[f"{k}_x"], border, "reflect")).to(device) for k in ("train", "test")}
     labels = {k: torch.from_numpy(arrays[f"{k}_y"]).to(device) for k in ("train", "test")}
     jobs = [job for job in arguments.jobs if not (arguments.output / job.folder).exists()]
+    make = lambda job: Run(job, pictures["train"], labels["train"], arguments.output)  # noqa: E731
+    finish = lambda run: run.finish(pictures["test"], labels["test"])  # noqa: E731
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        runs = [Run(job, pictures["train"], labels["train"], arguments.output) for job in jobs]
-        train_on_cuda(runs)
-        for run in runs:
-            run.finish(pictures["test"], labels["test"])
-    else:
-        for job in jobs:
-            run = Run(job, pictures["train"], labels["train"], arguments.output)
-            train_on_cpu(run)
-            run.finish(pictures["test"], labels["test"])
+    if device.type == "cuda" and not arguments.eager:
+        train_side_by_side([make(job) for job in jobs], finish)
+        return
+    for job in jobs:
+        run = make(job)
+        train_alone(run)
+        finish(run)
 
 
 if __name__ == "__main__":
