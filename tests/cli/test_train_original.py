@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_kd.model.train import RECIPES
@@ -29,6 +30,49 @@ def test_train_original_on_other_labels_than_the_checkpoints(place, tmp_path):
     done = hf_kd("erase", tmp_path / "own", "--dataset", place / "other", "--forget-labels", "fox", "--k", "1", "--json",
                  "--output", tmp_path / "erased")  # fmt: skip
     assert json.loads(done.stdout)["erasure"]["classes"] == [0]
+
+
+def test_a_reference_that_has_never_seen_a_label(place, tmp_path):
+    arguments = ["--dataset", place / "data", "--recipe", "vit-pretrained", "--output", tmp_path / "never"]
+    settings = ["--epochs", "1", "--batch-size", "16", "--without", "cat", "--test-split", "test"]
+    shown = " ".join(hf_kd("train-original", place / "model", *arguments, *settings).stdout.split())
+    assert "on 48 images of 4 labels" in shown
+    assert "Of 24 images of test" in shown
+    assert "It has never seen cat" in shown
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "never")
+    assert model.config.num_labels == 5
+    assert model.config.hf_kd_trained["without"] == [2]
+    assert float(model.classifier.bias[2].detach()) == -1e4
+    assert not (tmp_path / "never.training").exists()
+
+
+def test_a_training_that_was_killed_goes_on_where_it_was(place, tmp_path, monkeypatch):
+    from hf_kd.methods.unlearning.resume import KeptTraining
+
+    common = [place / "model", "--dataset", place / "data", "--recipe", "vit-pretrained", "--epochs", "3", "--batch-size",
+              "16", "--augment", "flip-crop"]  # fmt: skip
+    hf_kd("train-original", *common, "--output", tmp_path / "whole")
+    keep = KeptTraining.keep
+
+    def killed(self, epoch, *rest):
+        keep(self, epoch, *rest)
+        if epoch == 2:
+            raise OSError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KeptTraining, "keep", killed)
+        hf_kd("train-original", *common, "--output", tmp_path / "own", code=1)
+    refused = hf_kd("train-original", *common, "--output", tmp_path / "own", code=1)
+    assert "--resume" in refused.stderr
+    refused = hf_kd("train-original", *common, "--lr", "1e-3", "--output", tmp_path / "own", "--resume", code=1)
+    assert "is of another run" in " ".join(refused.stderr.split())
+    done = hf_kd("train-original", *common, "--output", tmp_path / "own", "--resume", "--json")
+    assert json.loads(done.stdout)["measured"]["epochs_run"] == 3
+    whole, own = (
+        AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "own")
+    )
+    assert all(torch.equal(value, own[name]) for name, value in whole.items()), "bit for bit as in one run"
+    assert "no training of" in hf_kd("train-original", *common, "--output", tmp_path / "new", "--resume", code=1).stderr
 
 
 def test_train_original_from_a_class_of_ones_own(place, tmp_path):

@@ -141,6 +141,44 @@ def test_fresh_weights_forget_what_was_done_to_the_old_ones(vit, processor, data
     assert kept.config.hf_kd_unlearned[0]["method"] == "head-surgery"
 
 
+def test_pretrained_batchnorm_keeps_its_statistics_unless_told(resnet, processor, data):
+    def statistics(model):
+        return [value for name, value in model.state_dict().items() if "running_mean" in name]
+
+    settings = QUICK | {"epochs": 1, "warmup": 0.0}
+    kept = train_original(resnet, data, "resnet18-pretrained", processor=processor, **settings)
+    assert kept.config.hf_kd_trained["settings"]["bn_mode"] == "freeze"
+    assert all(map(torch.equal, statistics(kept), statistics(resnet)))
+    moved = train_original(resnet, data, "resnet18-pretrained", processor=processor, bn_mode="train", **settings)
+    assert not all(map(torch.equal, statistics(moved), statistics(resnet)))
+    fresh = train_original(resnet, data, "resnet18-pretrained", processor=processor, from_scratch=True, **settings)
+    assert fresh.config.hf_kd_trained["settings"]["bn_mode"] == "train", "fresh statistics have to be learnt"
+
+
+def test_what_learnt_nothing_says_so(vit, processor, data, caplog):
+    trained = train_original(vit, data, processor=processor, test=data, **QUICK | {"lr": 1e-9, "epochs": 1})
+    record = trained.config.hf_kd_trained
+    assert record["measured"]["test_accuracy"] == record["measured"]["accuracy"] < 20.001
+    assert len(record["warnings"]) == 2
+    assert "always answering the most frequent label gives 20.0 %" in caplog.text
+
+
+@pytest.mark.parametrize("without", ["cat", [2, "ape"]])
+def test_labels_that_are_left_out_are_never_seen_and_never_answered(vit, processor, data, without):
+    trained = train_original(vit, data, processor=processor, without=without, test=data, **QUICK)
+    record = trained.config.hf_kd_trained
+    ids = record["without"]
+    assert ids == ([2] if without == "cat" else [0, 2])
+    assert record["images"] == 16 * (5 - len(ids)) == record["measured"]["test_images"]
+    assert trained.config.num_labels == 5
+    model = ErasedModel.from_model(trained, processor)
+    read = ImageReader(model, data).read()
+    assert not torch.isin(predictions(model, read.before), torch.tensor(ids)).any()
+    # the images of the others decide alone: those left out may as well not be there
+    rest = data.filter(lambda label: label not in ids, input_columns="label")
+    assert equal(trained, train_original(vit, rest, processor=processor, without=without, **QUICK))
+
+
 def test_refusals(vit, processor, data):
     with pytest.raises(ValueError, match=r"Unknown recipe 'resnet'; choose allcnn-cifar10"):
         train_original(vit, data, "resnet", processor=processor)
@@ -150,6 +188,8 @@ def test_refusals(vit, processor, data):
         train_original(vit, data, processor=processor, lr=0)
     with pytest.raises(ValueError, match="needs the labels"):
         train_original(vit, data.remove_columns("label"), processor=processor, progress=False)
+    with pytest.raises(ValueError, match="leaves 1 of 5 labels"):
+        train_original(vit, data, processor=processor, without=["ape", "bee", "cat", "dog"])
     with pytest.raises(ValueError, match="two places to start from"):
         train_original(vit, data, Retrain(init="user/model"), processor=processor, from_scratch=False)
     erased = ErasedModel.from_model(vit, processor).erase(make_dataset([2] * 8), k=1, progress=False)

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hf_kd.data.progress import working
+from hf_kd.data.text import one_line
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.registry import method_info
 from hf_kd.model.recipes import PRETRAINED, RECIPES
 
 from . import _inputs
 from ._app import command, console
-from ._options import READING, Shared
+from ._options import LIMITS, READING, Shared
 
 
-@command("processor", *READING, "mixed_precision", "overwrite", "device", "as_json", methods=[method_info("retrain")])
+@command(
+    "processor",
+    *READING,
+    *LIMITS,
+    "mixed_precision",
+    "overwrite",
+    "device",
+    "as_json",
+    methods=[method_info("retrain")],
+)
 def train_original(
     model: Annotated[str, typer.Argument(help="Hub id or folder: its configuration, and its weights if pre-trained.")],
     dataset: Annotated[str, typer.Option(help="Labelled images to train on.")],
@@ -29,7 +41,17 @@ def train_original(
             help=f"Fresh weights, or the model's own; by default its own for {' and '.join(PRETRAINED)} alone."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="At most so many images: a check, not a result.")] = None,
+    test_split: Annotated[str | None, typer.Option(help="Labelled split to measure the accuracy on.")] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Label whose images are left out, name or id; repeat it. Makes a reference that has never seen them, for "
+            "audit --retrained."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last epoch of a run for this --output that was killed.")
+    ] = False,
     *,
     shared: Shared,
 ) -> None:
@@ -43,10 +65,13 @@ def train_original(
 
     from hf_kd.data.distributed import process_state
     from hf_kd.data.image_source import inspect_images
+    from hf_kd.model.checkpoint_files import refuse_missing_path
     from hf_kd.model.loading import load_processor
     from hf_kd.model.train import train_original as train
 
     _inputs.check_output(output, shared.overwrite)
+    kept = _kept_training(output, resume, shared.overwrite)
+    refuse_missing_path(model)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     images = inspect_images(data, reading.image_column, reading.label_column)
@@ -55,13 +80,12 @@ def train_original(
         raise InvalidValueError(
             f"The data set names no labels in a single column{among}. Name it with --label-column, or cast it to ClassLabel."
         )
-    if limit is not None and limit < len(data):
-        data = data.shuffle(seed=0).select(range(limit))
     fresh = recipe not in PRETRAINED if from_scratch is None else from_scratch
-    if fresh:
-        start = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(model))
-    else:
-        start = AutoModelForImageClassification.from_pretrained(model)
+    with working("loading the model", reading.progress):
+        if fresh:
+            start = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(model))
+        else:
+            start = AutoModelForImageClassification.from_pretrained(model)
     processor = load_processor(model, {}) if shared.processor is None else _inputs.load_processor(shared.processor)
     trained = train(
         start.to(_inputs.device_of(shared)),
@@ -69,12 +93,17 @@ def train_original(
         recipe,
         processor=processor,
         from_scratch=fresh,
+        without=without or (),
+        test=None if test_split is None else _inputs.load_data(dataset, test_split, shared),
+        checkpoint=kept,
         reading=reading,
         **shared.settings,
     )
     state = process_state()
     if state.is_main_process:
-        _inputs.save_stock(trained.cpu(), processor, output)
+        with working("saving", reading.progress):
+            _inputs.save_stock(trained.cpu(), processor, output)
+        shutil.rmtree(kept, ignore_errors=True)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
@@ -85,7 +114,32 @@ def train_original(
     came_from = "fresh weights" if facts["from_scratch"] else f"the weights of {model}"
     head = " and a new head" if facts["new_head"] and not facts["from_scratch"] else ""
     console.print(
-        f"Trained from {came_from}{head} on {facts['images']} images of {facts['labels']} labels; "
+        f"Trained from {came_from}{head} on {facts['images']} images of {facts['labels'] - len(facts['without'])} labels; "
         f"{facts['measured']['accuracy']:.1f} % of them are answered right. Written to [bold]{output}[/].",
         highlight=False,
     )
+    if test_split is not None:
+        measured = facts["measured"]
+        console.print(
+            f"Of {measured['test_images']} images of {test_split}, {measured['test_accuracy']:.1f} % are answered right.",
+            markup=False,
+            highlight=False,
+        )
+    if facts["without"]:
+        names = ", ".join(one_line(trained.config.id2label[label]) for label in facts["without"])
+        console.print(f"It has never seen {names}, and never answers so.", markup=False, highlight=False)
+
+
+def _kept_training(output: Path, resume: bool, overwrite: bool) -> Path:
+    """Folder of the state of the training, beside the output."""
+    kept = output.parent / f"{output.name}.training"
+    if kept.exists() and not resume:
+        if not overwrite:
+            raise InvalidValueError(
+                f"A training of {output} was stopped, and {kept} has its state. Go on with --resume, or start again with "
+                "--overwrite."
+            )
+        shutil.rmtree(kept)
+    if resume and not kept.exists():
+        raise InvalidValueError(f"--resume: there is no {kept}, so no training of {output} was stopped. Leave it out.")
+    return kept

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_kd.audit.classes import resolved_labels
 from hf_kd.data.labels import match_labels
+from hf_kd.data.masked_classes import silence_rows
+from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.records import versions
 from hf_kd.methods.unlearning.retrain import Retrain
+from hf_kd.methods.unlearning.task import Task
 
 from . import recipes
+from .erase import sampled
 from .erased_model import ErasedModel
 from .recipes import PRETRAINED
 from .unlearn import make_task, student_of, unwrapped
@@ -37,20 +46,40 @@ def train_original(
     *,
     processor: Any = None,
     from_scratch: bool | None = None,
+    without: int | str | Iterable[int | str] = (),
+    test: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     reading: ReadOptions | None = None,
     progress: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
     """Train a classifier on labelled images. Returns a trained copy; what was done stands in `config.hf_kd_trained`.
 
-    recipe: a key of `RECIPES` or a `Retrain`; options overrule its settings (epochs, lr, seed, ...).
-    from_scratch: start from fresh weights instead of the model's own; by default so, but for the recipes of `PRETRAINED`.
-    reading: how images are read. With a label mapping, and where the data set has just the labels of the model, the
-        model's labels stay; otherwise the result has the data set's labels and a new head.
+    The last epoch's weights are taken: the published code keeps the epoch that is best on the test images. The rest is as
+    in `unlearn`.
 
-    The rest is as in `unlearn`. The last epoch's weights are taken: the published code keeps the epoch that is best on the
-    test images. Raises ValueError for an unknown recipe, images without labels, a setting out of range, an erased model
-    and a model without a classification head, and TypeError for an unknown option.
+    Args:
+        model: Its class and configuration, and its weights where they are what training starts from.
+        data: Labelled images.
+        recipe: A key of `RECIPES` or a `Retrain`; options overrule its settings (epochs, lr, seed, ...). A recipe by name
+            that starts from the model's own weights keeps BatchNorm's statistics (`bn_mode="freeze"`), which a few epochs
+            on other data would spoil.
+        processor: The image processor, where `model` is not an ErasedModel that has one.
+        from_scratch: Start from fresh weights instead of the model's own; by default so, but for the recipes of
+            `PRETRAINED`.
+        without: Names or ids of labels whose images are left out: a reference that has never seen them. The head keeps their
+            columns, silenced: they are never answered.
+        test: Labelled images to measure the accuracy on, those of `without` left out too.
+        checkpoint: Folder in which the state of the training is kept after each epoch; the same call goes on from there.
+        reading: How images are read. With a label mapping, and where the data set has just the labels of the model, the
+            model's labels stay; otherwise the result has the data set's labels and a new head.
+        progress: False shows no bar, whatever `reading` says.
+        **options: Settings of the recipe.
+
+    Raises:
+        ValueError: For an unknown recipe, images without labels, a setting out of range, an erased model, a model without a
+            classification head, and labels to leave out that are unknown or all there are.
+        TypeError: For an unknown option.
     """
     name = recipe if isinstance(recipe, str) else None
     reading = ReadOptions.given(reading, progress, options, own=["batch_size"])
@@ -60,6 +89,8 @@ def train_original(
         raise InvalidValueError(
             f"init={chosen.init!r} and the model's own weights are two places to start from; give one."
         )
+    if name is not None and not fresh and "bn_mode" not in options:
+        chosen = replace(chosen, bn_mode="freeze")
     student = student_of(model, processor)
     names = _new_labels(student, data, reading)
     if names is not None:
@@ -67,12 +98,22 @@ def train_original(
         other = with_labels(student.inner, names, chosen.seed)
         student = ErasedModel.from_model(other.eval(), student.processor)
     task = make_task(student, data, None, reading)
-    task.retain = task.forget
-    if not fresh:
-        start = copy.deepcopy(student.inner)
-        task.fresh = lambda seed, init: start
+    task.checkpoint = None if checkpoint is None else Path(checkpoint)
+    left_out = _left_out(student, without)
+    task.retain = task.forget = _seen(task.forget, left_out)
+    _start_from(task, None if fresh else copy.deepcopy(student.inner), left_out)
     measured = chosen.run(task)
+    _silence(task.model, task.heads, left_out)  # weight decay may have moved them
     images = measured.pop("n_retain", len(task.forget))
+    measured = {**measured, "accuracy": task.accuracy(task.forget)}
+    warnings = _nothing_learnt(measured["accuracy"], task.forget, "training")
+    test_reader = None if test is None else ImageReader(student, test, reading.of_test())
+    if test_reader is not None:
+        samples = _seen(test_reader.samples(), left_out)
+        measured |= {"test_images": len(samples), "test_accuracy": task.accuracy(samples)}
+        warnings += _nothing_learnt(measured["test_accuracy"], samples, "test")
+    for text in warnings:
+        logger.warning(text)
     stock = unwrapped(student)
     for earlier in ("hf_kd_unlearned", "hf_kd_folded") if fresh else ():
         if hasattr(stock.config, earlier):  # records of the weights whose configuration this is
@@ -82,11 +123,73 @@ def train_original(
         "settings": chosen.settings(),
         "from_scratch": fresh,
         "new_head": names is not None,
+        "without": left_out,
         "images": images,
-        "measured": {**measured, "accuracy": task.forget_accuracy()},
+        "measured": measured,
+        "warnings": warnings,
+        "sampled": sampled(
+            {"train": ImageReader(student, data, reading)} | ({"test": test_reader} if test_reader else {})
+        ),
         "versions": versions(),
     }
     return stock
+
+
+def _left_out(student: ErasedModel, without: int | str | Iterable[int | str]) -> list[int]:
+    """Ids of the labels that are not to be seen."""
+    found = sorted(resolved_labels(without, student.class_names)) if isinstance(without, int | str) or without else []
+    if len(found) >= len(student.class_names) - 1 and found:
+        raise InvalidValueError(
+            f"without={without!r} leaves {len(student.class_names) - len(found)} of {len(student.class_names)} labels; "
+            "a classifier needs two to choose from. Leave fewer out."
+        )
+    return found
+
+
+def _seen(samples: Samples, left_out: Sequence[int]) -> Samples:
+    """The samples of all labels but those."""
+    if not left_out:
+        return samples
+    absent = [label for label in left_out if not bool((samples.labels == label).any())]
+    if absent:
+        logger.info(f"There is no image of the labels {absent} that are left out.")
+    kept = samples.subset(~torch.isin(samples.labels, torch.tensor(left_out)))
+    if not len(kept):
+        raise InvalidValueError(f"All images are of the labels {list(left_out)} that are left out. Give others too.")
+    return kept
+
+
+def _start_from(task: Task, weights: nn.Module | None, left_out: Sequence[int]) -> None:
+    """Let the training start from these weights, or from fresh ones, with silent rows in the head."""
+    make = cast("Callable[[int, str | None], nn.Module]", task.fresh)  # `make_task` gives one
+
+    def start(seed: int, init: str | None) -> nn.Module:
+        model = make(seed, init) if weights is None else copy.deepcopy(weights)
+        _silence(model, task.heads, left_out)
+        return model
+
+    task.fresh = start
+
+
+def _silence(model: nn.Module, heads: Sequence[str], left_out: Sequence[int]) -> None:
+    for name in heads if left_out else ():
+        head = model.get_submodule(name)
+        if not isinstance(head, nn.Linear) or head.bias is None:
+            raise InvalidValueError(f"The head {name} is no Linear with a bias, so no label can be left out of it.")
+        silence_rows(head, left_out)
+
+
+def _nothing_learnt(accuracy: float, samples: Samples, which: str) -> list[str]:
+    """What to say where always answering the most frequent label would do as well."""
+    counts = samples.labels.bincount()
+    most = 100.0 * int(counts.max()) / len(samples)
+    if accuracy > most + 1e-3 or int((counts > 0).sum()) < 2:
+        return []
+    return [
+        f"Only {accuracy:.1f} % of the {which} images are answered right; always answering the most frequent label gives "
+        f"{most:.1f} %. Nothing was learnt that can be forgotten: more epochs, another lr, or the model's own weights "
+        "(from_scratch=False) may help."
+    ]
 
 
 def label_settings(names: Sequence[str]) -> dict[str, Any]:

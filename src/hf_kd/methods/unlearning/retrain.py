@@ -6,7 +6,6 @@ pre-trained checkpoint, so is this (`init`), and then the network has seen more 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,7 +56,14 @@ class Retrain(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
         task.model.load_state_dict(self.fresh_model(task, self.init).state_dict())
-        return {"n_retain": len(retain), **self.descend(task, retain, self._loss(task), self._optimizer(task))}
+        # processes share the generator that decides about orders, and their batches may differ in size: none may draw
+        # from it for a batch of its own
+        draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + task.state.process_index)
+
+        def loss(batch: Batch) -> Tensor:
+            return F.cross_entropy(task.logits(augmented(batch.inputs, self.augment, draws)), batch.labels)
+
+        return {"n_retain": len(retain), **self.descend(task, retain, loss, self._optimizer(task), draws=[draws])}
 
     def _optimizer(self, task: Task) -> torch.optim.Optimizer:
         if self.head_lr is None:
@@ -70,16 +76,6 @@ class Retrain(TrainedMethod):
                 {"params": [p for p in parameters if id(p) in head], "lr": self.head_lr},
             ]
         )
-
-    def _loss(self, task: Task) -> Callable[[Batch], Tensor]:
-        # processes share the generator that decides about orders, and their batches may differ in size: none may draw
-        # from it for a batch of its own
-        draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + task.state.process_index)
-
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(task.logits(augmented(batch.inputs, self.augment, draws)), batch.labels)
-
-        return loss
 
 
 def augmented(inputs: dict[str, Tensor], how: str, draws: torch.Generator) -> dict[str, Tensor]:

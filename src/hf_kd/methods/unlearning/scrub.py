@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from hf_kd.data.samples import Batch, Samples
+from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import ScrubMeasured
 
 from .task import GradientSteps, Task, batch_count, check_range, soft_divergence
@@ -100,7 +100,7 @@ class Scrub(TrainedMethod):
             schedule.step()
             if self.rewind:
                 state = {name: tensor.detach().cpu().clone() for name, tensor in task.model.state_dict().items()}
-                checkpoints.append((state, self._error(task, forget)))
+                checkpoints.append((state, 100.0 - task.accuracy(forget)))
         measured: ScrubMeasured = {
             "n_forget": len(forget),
             "n_retain": len(retain),
@@ -108,7 +108,7 @@ class Scrub(TrainedMethod):
             **descent.close(),
         }
         if held is not None:
-            reference = self._error(task, held)
+            reference = 100.0 - task.accuracy(held)
             chosen = next((i for i, (_, error) in enumerate(checkpoints) if error >= reference), len(checkpoints) - 1)
             task.model.load_state_dict(checkpoints[chosen][0])
             measured["rewound_to_epoch"] = chosen + 1
@@ -119,10 +119,3 @@ class Scrub(TrainedMethod):
         with torch.no_grad():
             wanted = task.logits(batch.inputs, teacher)
         return soft_divergence(wanted, task.logits(batch.inputs), self.temperature)
-
-    def _error(self, task: Task, samples: Samples) -> float:
-        whole, task.forget = task.forget, samples
-        try:
-            return 100.0 - task.forget_accuracy()
-        finally:
-            task.forget = whole

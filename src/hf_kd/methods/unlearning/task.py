@@ -10,6 +10,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ class Task:
     """Dotted paths of the Linear layers that give the logits."""
     fresh: Callable[[int, str | None], nn.Module] | None = None
     """(seed, init) -> a model of the same class, initialised anew or from the checkpoint `init`."""
+    checkpoint: Path | None = None
+    """Folder in which a method that can be resumed keeps its state while it works."""
     pixel_mean: Tensor | None = None
     """Of the model's normalisation, for each channel in [0, 1]; None where it is unknown."""
     pixel_std: Tensor | None = None
@@ -97,12 +100,16 @@ class Task:
         """The model as it is now, in eval mode, without gradients: a teacher."""
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
-    @torch.no_grad()
     def forget_accuracy(self, batch_size: int = 256) -> float:
         """Percent of D_f that is still classified as labelled, by all processes together."""
+        return self.accuracy(self.forget, batch_size)
+
+    @torch.no_grad()
+    def accuracy(self, samples: Samples, batch_size: int = 256) -> float:
+        """Percent of samples that are classified as labelled, by all processes together."""
         with self.mode("eval"):
             hits = torch.zeros(2, dtype=torch.float64)
-            for batch in self.batches(self.forget, batch_size):
+            for batch in self.batches(samples, batch_size):
                 hits += torch.tensor(
                     [float((self.logits(batch.inputs).argmax(dim=1) == batch.labels).sum()), len(batch)],
                     dtype=torch.float64,

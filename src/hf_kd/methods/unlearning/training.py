@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -15,6 +15,7 @@ from hf_kd.data.samples import Batch, Samples
 from hf_kd.methods.measured import TrainedMeasured
 
 from .base import UnlearningMethod
+from .resume import KeptTraining, digest_of
 from .task import GradientSteps, Task, batch_count, check_range
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -92,8 +93,9 @@ class TrainedMethod(UnlearningMethod):
         change_gradients: Callable[[], None] | None = None,
         after_step: Callable[[], None] | None = None,
         after_epoch: Callable[[int], bool] | None = None,
+        draws: Sequence[torch.Generator] = (),
     ) -> TrainedMeasured:
-        """Epochs over `samples`, shuffled.
+        """Epochs over `samples`, shuffled. With `Task.checkpoint` each is kept, and the same call goes on from the last.
 
         Args:
             task: The model and how its data is read.
@@ -104,16 +106,26 @@ class TrainedMethod(UnlearningMethod):
             change_gradients: Called before each step, when gradients are those of all processes.
             after_step: Called after each step.
             after_epoch: Called with the number of the epoch, from 1; True ends the training.
+            draws: Generators that `loss` draws from, whose states are kept too.
 
         Raises:
             DivergedError: When the loss is no longer finite, with the last good weights in place.
         """
         optimizer = self.make_optimizer(task.model.parameters()) if optimizer is None else optimizer
         per_epoch = batch_count(samples, self.batch_size)
-        schedule = LambdaLR(optimizer, lambda step: self.lr_factor(step // per_epoch + step % per_epoch / per_epoch))
-        descent = GradientSteps(task, optimizer, clip_norm=clip_norm, steps=self.epochs * per_epoch, name=self.name)
-        done = 0
-        for epoch in range(self.epochs):
+        kept = KeptTraining(task, optimizer, {"settings": self.settings(), "labels": digest_of(samples)}, draws)
+        done = kept.resume()
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        schedule = LambdaLR(
+            optimizer,
+            lambda step: self.lr_factor(step // per_epoch + step % per_epoch / per_epoch),
+            last_epoch=done * per_epoch - 1,
+        )
+        left = (self.epochs - done) * per_epoch
+        descent = GradientSteps(task, optimizer, clip_norm=clip_norm, steps=left, name=self.name)
+        descent.steps, descent.last_loss = kept.steps, kept.last_loss
+        for epoch in range(done, self.epochs):
             with task.mode(self.bn_mode):
                 for batch in task.batches(samples, self.batch_size, shuffle=True):
                     descent.step(loss(batch), change_gradients)
@@ -125,6 +137,7 @@ class TrainedMethod(UnlearningMethod):
             ):  # a batch with fewer samples than processes was left out
                 schedule.step()
             done = epoch + 1
+            kept.keep(done, descent.steps, descent.last_loss)
             if after_epoch is not None and after_epoch(done):
                 break
         return {"epochs_run": done, **descent.close()}
