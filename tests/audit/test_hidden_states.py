@@ -7,7 +7,7 @@ import torch
 
 from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.class_maps import class_map
-from hf_kd.audit.hidden_states import _grid, blocks_of, class_maps, grad_cam, sampled_rows
+from hf_kd.audit.hidden_states import grid_of, blocks_of, class_maps, grad_cam, sampled_rows
 from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state
 from hf_kd.features.taps.inputs import image_inputs, main_input
@@ -201,10 +201,10 @@ def test_surgery_on_the_head_empties_the_map_and_touches_no_other(resnet, proces
 
 
 def test_tokens_without_a_place_in_the_image_have_no_map():
-    assert _grid(torch.zeros(1, 197, 8), (224, 224)) == (14, 14)
-    assert _grid(torch.zeros(1, 201, 8), (224, 224)) == (14, 14), "a class token and four registers"
-    assert _grid(torch.zeros(1, 141, 8), (160, 224)) == (10, 14)
-    assert _grid(torch.zeros(1, 512, 8), (224, 224)) is None
+    assert grid_of(torch.zeros(1, 197, 8), (224, 224)) == (14, 14)
+    assert grid_of(torch.zeros(1, 201, 8), (224, 224)) == (14, 14), "a class token and four registers"
+    assert grid_of(torch.zeros(1, 141, 8), (160, 224)) == (10, 14)
+    assert grid_of(torch.zeros(1, 512, 8), (224, 224)) is None
 
 
 def test_the_map_is_where_the_image_is(resnet, processor, forget):

@@ -58,7 +58,7 @@ def read_layers(
         options = replace(options, limit=None)
     taken: dict[str, list[Tensor]] = {name: [] for name in blocks}
     numbers: list[Tensor] = []
-    with evaluating(model.inner), torch.no_grad(), _hidden_states(model.inner, blocks) as take:
+    with evaluating(model.inner), torch.no_grad(), block_outputs(model.inner, blocks) as take:
         for batch in ImageReader(model, data, options).batches():
             chosen = torch.isin(batch["rows"], rows)
             if chosen.any():
@@ -167,7 +167,7 @@ def class_maps(model: TappedModel, inputs: dict[str, Any], label: int) -> ClassM
         with (
             evaluating(model.inner),
             torch.enable_grad(),
-            _hidden_states(model.inner, blocks_of(model, every=True)) as take,
+            block_outputs(model.inner, blocks_of(model, every=True)) as take,
             _in_place_of_erasers(model, passing),
         ):
             run(model.inner, inputs | {name: images})
@@ -182,7 +182,7 @@ def class_maps(model: TappedModel, inputs: dict[str, Any], label: int) -> ClassM
         last = hidden[block]
         predicted = masked_logits(erased, model.config.masked).argmax(dim=1)
         targets = torch.full_like(predicted, label)
-        rows, columns = _grid(last, (height, width))
+        rows, columns = grid_of(last, (height, width))
 
         def one(logits: Tensor, classes: Tensor) -> Tensor:
             picked = logits.gather(1, classes[:, None]).sum()
@@ -203,7 +203,7 @@ def _last_map(
 ) -> tuple[str, bool]:
     """The last map on which the answers depend at more than one place; whether the features are its mean."""
     for name in reversed(hidden):
-        places = math.prod(_grid(hidden[name], image) or (0,))
+        places = math.prod(grid_of(hidden[name], image) or (0,))
         if places < 2:
             continue
         mean, rows = pooled(hidden[name]), features[0].float()
@@ -232,7 +232,7 @@ def _images_of(reader: ImageReader, label: int, most: int) -> dict[str, Any]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _grid(hidden: Tensor, image: tuple[int, int]) -> tuple[int, int] | None:
+def grid_of(hidden: Tensor, image: tuple[int, int]) -> tuple[int, int] | None:
     """Height and width of a map; None where its tokens form no grid of the images' shape.
 
     Tokens before the grid (class and register tokens) are not part of it.
@@ -276,7 +276,7 @@ def _in_place_of_erasers(model: TappedModel, modules: Sequence[nn.Module | None]
 
 
 @contextlib.contextmanager
-def _hidden_states(model: Any, blocks: Sequence[str]) -> Iterator[Callable[[int], dict[str, Tensor]]]:
+def block_outputs(model: Any, blocks: Sequence[str]) -> Iterator[Callable[[int], dict[str, Tensor]]]:
     """Yields a function that returns (and forgets) the hidden states of the last forward, of so many images, by block."""
     seen: dict[str, Any] = {}
 

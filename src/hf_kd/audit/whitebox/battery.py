@@ -1,0 +1,120 @@
+"""All attacks of a downloader, cheapest first, on several networks and within a budget of time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .answers import answers_by_batchnorm
+from .class_row import class_row_attack
+from .findings import NetworkFindings
+from .network import Network, WhiteBoxData, recalibrated
+from .probes import BATCHNORM_IMAGES, probe_attacks
+from .regrowing import regrow_attack
+from .relearning import SHOTS, relearn
+from .removal import removal_attacks
+
+logger = logging.getLogger(__name__)
+
+READ = 900
+"""Test images, up to a third of them forgotten, on which networks are read while they are trained: paired, as all networks
+are read on the same ones."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One row of the battery."""
+
+    name: str
+    run: Callable[[Network, WhiteBoxData, NetworkFindings, int], None]
+    needs_head: bool = True
+
+
+def _answers(network: Network, data: WhiteBoxData, found: NetworkFindings, seed: int) -> None:
+    found.answers = list(answers_by_batchnorm(network, data))
+    found.class_row = class_row_attack(_calibrated(network, data), data, seed)
+
+
+def _probes(network: Network, data: WhiteBoxData, found: NetworkFindings, seed: int) -> None:
+    found.probes, found.information = [], {}
+    for result, information in probe_attacks(network, data, seed):
+        found.probes.append(result)
+        if information is not None:
+            found.information[str(result.settings["block"])] = information.tolist()
+
+
+def _removal(network: Network, data: WhiteBoxData, found: NetworkFindings, seed: int) -> None:
+    found.removal = list(removal_attacks(_calibrated(network, data), data.balanced_test(2 * READ), seed))
+
+
+def _regrown(network: Network, data: WhiteBoxData, found: NetworkFindings, seed: int) -> None:
+    found.regrown = regrow_attack(_calibrated(network, data), data, seed)
+
+
+def _relearning(network: Network, data: WhiteBoxData, found: NetworkFindings, seed: int) -> None:
+    start, read = _calibrated(network, data), data.balanced_test(READ)
+    found.relearning = [relearn(start, read, shots, seed=seed) for shots in SHOTS]
+
+
+def _calibrated(network: Network, data: WhiteBoxData) -> Network:
+    return recalibrated(network, data.train.rows(slice(BATCHNORM_IMAGES[-1])))
+
+
+ATTACKS = (
+    Attack("answers", _answers),
+    Attack("probes", _probes, needs_head=False),
+    Attack("removal", _removal),
+    Attack("regrown", _regrown),
+    Attack("relearning", _relearning),
+)
+"""Cheapest first, but that every network is probed before any is trained."""
+
+
+def run_battery(
+    networks: Mapping[str, Network],
+    data: WhiteBoxData | Mapping[str, WhiteBoxData],
+    *,
+    budget: float | None = None,
+    seed: int = 0,
+    attacks: Sequence[str] | None = None,
+    found: Mapping[str, NetworkFindings] | None = None,
+) -> dict[str, NetworkFindings]:
+    """Run each attack on every network before the next one, as long as there is time.
+
+    An attack begins on a network where it is expected to end in time: it took as long as that on an earlier network, or,
+    the first time, as long as everything before it.
+
+    Args:
+        networks: By name, the audited one first.
+        data: Images for all of them, or for each name where their preprocessing differs.
+        budget: Minutes; None for as long as it takes.
+        seed: Of all that is random.
+        attacks: Names among `ATTACKS`; all by default.
+        found: What was found before; attacks that have run there (`seconds`) do not run again.
+
+    Returns:
+        What was found in each, and what was left out.
+    """
+    started = time.monotonic()
+    results = {name: (found or {}).get(name) or NetworkFindings() for name in networks}
+    for attack in ATTACKS:
+        if attacks is not None and attack.name not in attacks:
+            continue
+        took: list[float] = []
+        for name, network in networks.items():
+            result, own = results[name], data if isinstance(data, WhiteBoxData) else data[name]
+            if attack.name in result.seconds or (attack.needs_head and not network.heads):
+                continue
+            elapsed = time.monotonic() - started
+            expected = max(took) if took else elapsed / max(1, len(networks))
+            if budget is not None and elapsed + expected > 60 * budget:
+                result.left_out.append(attack.name)
+                continue
+            begun = time.monotonic()
+            attack.run(network, own, result, seed)
+            took.append(time.monotonic() - begun)
+            result.seconds[attack.name] = round(took[-1], 2)
+            logger.info("%s: %s took %.1f s", name, attack.name, took[-1])
+    return results

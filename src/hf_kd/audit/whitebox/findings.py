@@ -1,0 +1,91 @@
+"""What the battery found in one network, as plain data: it goes into a report, or into a JSON file and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hf_kd.metrics.attack_data import AttackResult
+from hf_kd.metrics.attacks import strongest
+
+from .relearning import RelearningCurve
+
+
+@dataclass
+class NetworkFindings:
+    """Of one network; filled attack by attack."""
+
+    probes: list[AttackResult] = field(default_factory=list)
+    """At every block; settings say `block`, `labels` and `batchnorm`."""
+    information: dict[str, list[float]] = field(default_factory=dict)
+    """Terms of `class_information` [n_test] by block, in bits."""
+    answers: list[AttackResult] = field(default_factory=list)
+    """Of the head, as it is and with BatchNorm recalibrated."""
+    class_row: AttackResult | None = None
+    removal: list[AttackResult] = field(default_factory=list)
+    regrown: AttackResult | None = None
+    relearning: list[RelearningCurve] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """What the budget had no time for."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By attack."""
+
+    @property
+    def best(self) -> AttackResult | None:
+        """The strongest probe, by recall minus false alarms."""
+        return strongest(self.probes).by_advantage if self.probes else None
+
+    def best_at(self, block: str) -> AttackResult | None:
+        """The strongest probe at one block."""
+        there = [result for result in self.probes if result.settings["block"] == block]
+        return strongest(there).by_advantage if there else None
+
+    def best_of(self, name: str, labels: str = "all", batchnorm: str | None = None) -> AttackResult | None:
+        """The strongest of one kind of probe over all blocks, in one state of BatchNorm or any."""
+        same = [
+            result
+            for result in self.probes
+            if result.name == name
+            and result.settings["labels"] == labels
+            and batchnorm in (None, result.settings["batchnorm"])
+        ]
+        return strongest(same).by_advantage if same else None
+
+    @property
+    def blocks(self) -> list[str]:
+        """In the order in which an image passes them, the tap last."""
+        return list(dict.fromkeys(str(result.settings["block"]) for result in self.probes))
+
+    def profile(self) -> dict[str, AttackResult]:
+        """The converged linear probe with all labels at every block, after BatchNorm recalibration where there is BatchNorm."""
+        return {
+            str(result.settings["block"]): result
+            for result in self.probes  # the last state of BatchNorm comes last
+            if result.name == "linear" and result.settings["labels"] == "all"
+        }
+
+    def level(self) -> tuple[float, float] | None:
+        """(R, F) of the converged linear probe at the last place, in percent: a point of the curve of references."""
+        profile = list(self.profile().values())
+        return (profile[-1].accuracy_retain, profile[-1].recall_forget) if profile else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts and numbers."""
+        values = asdict(self)
+        values["information"] = {block: [round(x, 5) for x in terms] for block, terms in self.information.items()}
+        return values
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NetworkFindings:
+        """Inverse of `to_dict`, also after JSON."""
+        values = dict(data)
+        for name in ("probes", "answers", "removal"):
+            values[name] = [AttackResult(**result) for result in values[name]]
+        for name in ("class_row", "regrown"):
+            values[name] = None if values[name] is None else AttackResult(**values[name])
+        values["relearning"] = [
+            RelearningCurve(**{key: tuple(v) if isinstance(v, list) else v for key, v in curve.items()})
+            for curve in values["relearning"]
+        ]
+        return cls(**values)

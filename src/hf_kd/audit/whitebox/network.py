@@ -1,0 +1,282 @@
+"""What the battery attacks: a stock network as a downloader holds it, and labelled images on the network's device."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hf_kd.audit.hidden_states import blocks_of
+from hf_kd.errors import InvalidValueError
+from hf_kd.features.heads import has_head
+from hf_kd.features.protocol import TappedModel
+from hf_kd.features.taps.inputs import input_device, run
+from hf_kd.features.taps.site import TapSite, drop_caches, evaluating
+
+BATCH = 256
+"""Images in a forward pass without gradients."""
+
+DISABLED_BIAS = -1e3
+"""A head's row with a bias below this, with zeros or with numbers that are not finite answers nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Labelled model inputs in memory, in random order."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    """Class ids [n], on the device of the inputs."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, index: Tensor | slice) -> Images:
+        """Those at positions `index`, or where a mask holds."""
+        return Images({name: value[index] for name, value in self.inputs.items()}, self.labels[index])
+
+    def batches(self, size: int = BATCH) -> Iterator[Images]:
+        """All of them, in order."""
+        for start in range(0, len(self), size):
+            yield self.rows(slice(start, start + size))
+
+    def to(self, device: torch.device | str) -> Images:
+        """On another device."""
+        return Images({name: value.to(device) for name, value in self.inputs.items()}, self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class WhiteBoxData:
+    """The images that attackers have, those on which they are scored, and what was to be forgotten."""
+
+    train: Images
+    test: Images
+    forget: tuple[int, ...]
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """Class ids in train, ascending [K]."""
+        return self.train.labels.unique()
+
+    @cached_property
+    def test_forget(self) -> Tensor:
+        """Bool [n_test]."""
+        return torch.isin(self.test.labels, torch.tensor(self.forget, device=self.test.labels.device))
+
+    @cached_property
+    def train_forget(self) -> Tensor:
+        """Bool [n_train]."""
+        return torch.isin(self.train.labels, torch.tensor(self.forget, device=self.train.labels.device))
+
+    @cached_property
+    def forget_columns(self) -> Tensor:
+        """Bool [K]: which of `classes` were forgotten."""
+        return torch.isin(self.classes, torch.tensor(self.forget, device=self.classes.device))
+
+    def balanced_test(self, most: int) -> WhiteBoxData:
+        """The same with at most `most` test images, up to a third of them forgotten."""
+        if len(self.test) <= most:
+            return self
+        forgotten, retained = (torch.nonzero(mask).flatten() for mask in (self.test_forget, ~self.test_forget))
+        taken = min(len(forgotten), max(most // 3, most - len(retained)))
+        rows = torch.cat([forgotten[:taken], retained[: most - taken]]).sort().values
+        return replace(self, test=self.test.rows(rows))
+
+    def shots(self, count: int, seed: int) -> Tensor:
+        """Positions in train of `count` images of every class, all where a class has fewer."""
+        rng = torch.Generator().manual_seed(seed)
+        labels = self.train.labels.cpu()
+        chosen = []
+        for label in self.classes.tolist():
+            members = torch.nonzero(labels == label).flatten()
+            chosen.append(members[torch.randperm(len(members), generator=rng)[:count]])
+        return torch.cat(chosen).to(self.train.labels.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A model in eval mode without erasers, hooks and masks of classes; attacks work on copies of it."""
+
+    model: nn.Module
+    blocks: tuple[str, ...]
+    """Names of the modules that hand on a hidden state, in the order in which an image passes them."""
+    heads: tuple[str, ...] = ()
+    """Dotted paths of what maps pooled features to logits; none for an embedding model."""
+    columns: Mapping[int, int] | None = None
+    """Column of the logits of each class id; None where they are the same. A class may have none."""
+    fresh: Callable[[], nn.Module] | None = None
+    """The same architecture, as its class initialises it."""
+
+    @classmethod
+    def of(cls, model: TappedModel, class_names: Mapping[int, str] | None = None) -> Network:
+        """What is left of a model once everything that was added to it is taken off.
+
+        Args:
+            model: Not changed.
+            class_names: Names of the class ids of the data, where they may be others than the model's.
+        """
+        blocks = blocks_of(model)
+        heads = tuple(head for tap in model.taps for head in tap.heads) if has_head(model) else ()
+        drop_caches(model.inner)
+        bare = copy.deepcopy(cast(Any, model))
+        for site in cast("list[TapSite]", list(bare.sites)):
+            site.detach()
+        inner = bare.inner.eval()
+        columns = None
+        if class_names and model.class_names and dict(class_names) != dict(model.class_names):
+            own = {name: column for column, name in model.class_names.items()}
+            columns = {label: own[name] for label, name in class_names.items() if name in own}
+        return cls(inner, blocks, heads, columns, lambda: type(inner)(copy.deepcopy(inner.config)))
+
+    @property
+    def device(self) -> torch.device:
+        return input_device(self.model)
+
+    @property
+    def norms(self) -> list[nn.Module]:
+        """Layers with statistics of batches."""
+        return _norms(self.model)
+
+    def copied(self) -> Network:
+        """The same with a model of its own."""
+        return replace(self, model=copy.deepcopy(self.model))
+
+    def linear_heads(self) -> list[nn.Linear]:
+        """The Linear layers that give the logits; none where a head is anything else."""
+        found = [self.model.get_submodule(name) for name in self.heads]
+        linear = [head for head in found if isinstance(head, nn.Linear)]
+        return linear if len(linear) == len(found) else []
+
+    def column_of(self, label: int) -> int | None:
+        """Of the logits, or None where the head has no row for the class or one that answers nothing."""
+        column = label if self.columns is None else self.columns.get(label)
+        if column is None:
+            return None
+        for head in self.linear_heads():
+            if column >= head.out_features:
+                return None
+            weight, bias = head.weight[column], None if head.bias is None else head.bias[column]
+            if not bool(torch.isfinite(weight).all()) or not bool(weight.any()):
+                return None
+            if bias is not None and not bool(torch.isfinite(bias)):
+                return None
+        return column
+
+    def class_logits(self, images: Images, classes: Tensor) -> Tensor:
+        """Logits [n, K] of `classes` in eval mode without gradients; the lowest of all where a class has no row."""
+        columns = [self.column_of(label) for label in classes.tolist()]
+        with evaluating(self.model), torch.no_grad():
+            logits = torch.cat([answer(self.model, part.inputs) for part in images.batches()])
+        floor = logits[torch.isfinite(logits)].min() - 1.0 if bool(torch.isfinite(logits).any()) else logits.new_zeros(())
+        logits = torch.where(torch.isfinite(logits), logits, floor)
+        found = [logits[:, column] if column is not None else floor.expand(len(logits)) for column in columns]
+        return torch.stack(found, dim=1)
+
+    def head_inputs(self, images: Images, head: str | None = None) -> Tensor:
+        """What a head, by default the first, is fed with, [n, d] in float32, in eval mode.
+
+        Raises:
+            InvalidValueError: For a model without a head.
+        """
+        if not self.heads:
+            raise InvalidValueError(f"{type(self.model).__name__} has no classification head to read the input of.")
+        kept: list[Tensor] = []
+        handle = self.model.get_submodule(head or self.heads[0]).register_forward_pre_hook(
+            lambda module, args: kept.append(args[0].detach().flatten(1).float())
+        )
+        try:
+            with evaluating(self.model), torch.no_grad():
+                for part in images.batches():
+                    run(self.model, part.inputs)
+        finally:
+            handle.remove()
+        return torch.cat(kept)
+
+
+def answer(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits [n, C] in float32, with a graph where gradients are on."""
+    return run(model, inputs).logits.float().flatten(1)
+
+
+@contextlib.contextmanager
+def own_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """What is random inside (dropout) follows from `seed`; the global generators are as before afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _norms(model: nn.Module) -> list[nn.Module]:
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+
+
+@torch.no_grad()
+def recalibrated(network: Network, images: Images) -> Network:
+    """A copy whose BatchNorm statistics are those of `images`, which need no labels; itself where it has no BatchNorm.
+
+    Statistics of changed networks may be stale: one pass in train mode can bring a "forgotten" class back.
+    """
+    if not network.norms:
+        return network
+    made = network.copied()
+    norms = cast("list[nn.modules.batchnorm._BatchNorm]", made.norms)
+    momenta = [norm.momentum for norm in norms]
+    made.model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over batches
+        norm.train()
+    size = BATCH if len(images) % BATCH != 1 else BATCH - 1  # a single image has no variance
+    for part in images.batches(size):
+        run(made.model, part.inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    made.model.eval()
+    return made
+
+
+@torch.no_grad()
+def with_rows(network: Network, data: WhiteBoxData, rows: Tensor) -> tuple[Network, str]:
+    """A copy whose head has a row for each of the data's classes, in their order; and where the forgotten ones come from.
+
+    A row that is missing or answers nothing is made from the labelled images `rows` of train: along the mean of the class
+    less that of all, as long as the others, its logit on them as high as the highest of the others. "own" where all rows
+    are the head's, or where the head is not Linear and cannot be changed.
+    """
+    heads = network.linear_heads()
+    columns = [network.column_of(label) for label in data.classes.tolist()]
+    alive = [c for c in columns if c is not None and all(_bias(head, c) > DISABLED_BIAS for head in heads)]
+    made = network.copied()
+    if not heads or len(alive) == len(columns):
+        return made, "own"
+    shown = data.train.rows(rows)
+    for name, old in zip(network.heads, heads, strict=True):
+        features = network.head_inputs(shown, name)
+        new = cast(nn.Linear, nn.utils.skip_init(nn.Linear, old.in_features, len(columns))).to(old.weight)
+        length = old.weight[alive].norm(dim=1).mean()
+        best = (features @ old.weight[alive].T.float() + features.new_tensor([_bias(old, c) for c in alive])).amax(dim=1)
+        for k, (label, column) in enumerate(zip(data.classes.tolist(), columns, strict=True)):
+            if column in alive:
+                new.weight[k], new.bias[k] = old.weight[column], _bias(old, column)
+                continue
+            own = shown.labels == label
+            direction = features[own].mean(dim=0) - features.mean(dim=0)
+            new.weight[k] = length * direction / direction.norm().clamp_min(1e-12)
+            new.bias[k] = (best[own] - features[own] @ new.weight[k].float()).mean()
+        parent, _, child = name.rpartition(".")
+        setattr(made.model.get_submodule(parent), child, new)
+    return replace(made, columns={label: k for k, label in enumerate(data.classes.tolist())}), "made"
+
+
+def _bias(head: nn.Linear, column: int) -> float:
+    return 0.0 if head.bias is None else float(head.bias[column])

@@ -1,0 +1,105 @@
+"""Features of all blocks in one pass: pooled for every image, as 4x4 maps for the first ones.
+
+Nothing larger than a batch of hidden states is ever kept: pooled features are [n, channels], maps are at most 64 channels
+(the principal ones) at 16 places in half precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_kd.audit.hidden_states import block_outputs, grid_of
+from hf_kd.features.taps.blocks import as_map, pooled
+from hf_kd.features.taps.inputs import run
+from hf_kd.features.taps.site import evaluating
+
+from .network import Images, Network, WhiteBoxData
+
+SIDE = 4
+CHANNELS = 64
+"""Of a map at most; of more, the directions of greatest variance over places and images are kept."""
+
+TAP = "tap"
+"""The name of the pooled features that the head is fed with, beside those of the blocks."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockFeatures:
+    """Features of one set of images, by block and, where there is a head, at its input."""
+
+    pooled: dict[str, Tensor]
+    """float32 [n, d]."""
+    maps: dict[str, Tensor]
+    """float16 [m, 16 c] of the first m images; blocks without a grid are left out."""
+
+
+@dataclass
+class _Reader:
+    """One pass over train and one over test, which share the channels that maps keep."""
+
+    network: Network
+    channels: dict[str, Tensor] = field(default_factory=dict)
+
+    def read(self, images: Images, map_rows: int) -> BlockFeatures:
+        model, blocks, tapped = self.network.model, self.network.blocks, []
+        parts: dict[str, list[Tensor]] = {}
+        maps: dict[str, list[Tensor]] = {}
+        handles = []
+        if self.network.heads:
+            head = model.get_submodule(self.network.heads[0])
+            handles.append(
+                head.register_forward_pre_hook(lambda module, args: tapped.append(args[0].flatten(1).float()))
+            )
+        done = 0
+        try:
+            with evaluating(model), torch.no_grad(), block_outputs(model, blocks) as take:
+                for part in images.batches():
+                    run(model, part.inputs)
+                    for name, hidden in take(len(part)).items():
+                        parts.setdefault(name, []).append(pooled(hidden))
+                        if done < map_rows:
+                            found = self._map(name, hidden[: map_rows - done], part)
+                            if found is not None:
+                                maps.setdefault(name, []).append(found)
+                    done += len(part)
+        finally:
+            for handle in handles:
+                handle.remove()
+        joined = {name: torch.cat(rows) for name, rows in parts.items()}
+        if tapped:
+            joined[TAP] = torch.cat(tapped)
+        return BlockFeatures(joined, {name: torch.cat(rows) for name, rows in maps.items()})
+
+    def _map(self, name: str, hidden: Tensor, images: Images) -> Tensor | None:
+        pixels = next((value for value in images.inputs.values() if value.ndim == 4), None)
+        grid = None if pixels is None else grid_of(hidden, (pixels.shape[-2], pixels.shape[-1]))
+        if grid is None or min(grid) < 2:
+            return None
+        rows, columns = grid
+        places = as_map(hidden).float()[:, :, -rows * columns :]
+        if places.shape[1] > CHANNELS:
+            if name not in self.channels:
+                flat = places.transpose(1, 2).flatten(0, 1).double()
+                covariance = torch.cov(flat.T)
+                self.channels[name] = torch.linalg.eigh(covariance).eigenvectors[:, -CHANNELS:].float()
+            places = torch.einsum("ncp,ck->nkp", places, self.channels[name])
+        places = places.unflatten(2, (rows, columns))
+        return F.adaptive_avg_pool2d(places, (min(SIDE, rows), min(SIDE, columns))).flatten(1).half()
+
+
+def read_blocks(
+    network: Network, data: WhiteBoxData, map_rows: tuple[int, int] = (0, 0)
+) -> tuple[BlockFeatures, BlockFeatures]:
+    """Features of train and test at every block and at the tap, on the network's device.
+
+    Args:
+        network: In eval mode while it is read.
+        data: Its images.
+        map_rows: Of how many images of train and of test there are maps; none by default.
+    """
+    reader = _Reader(network)
+    return reader.read(data.train, map_rows[0]), reader.read(data.test, map_rows[1])

@@ -1,0 +1,184 @@
+"""Attack 4: train the whole network on a few labelled images of the class beside as many of each other class."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_kd.features.taps.site import evaluating
+from hf_kd.metrics.attack_data import AttackResult
+from hf_kd.metrics.scores import area_under_roc
+
+from .class_row import margin
+from .network import Network, WhiteBoxData, answer, own_generators, with_rows
+
+SHOTS = (5, 50, 500)
+RATES = tuple(10 ** (-4 + 0.75 * i) for i in range(5))
+"""1e-4 to 1e-1 in equal ratios."""
+
+STEPS = (0, 10, 50, 200, 500)
+"""After which the network is asked."""
+
+RACE = 50
+"""All learning rates go so far; the best `FINALISTS` of them, by the area so far, go to the end."""
+
+FINALISTS = 2
+HALF = 50.0
+
+
+@dataclass(frozen=True)
+class RelearningCurve:
+    """What one number of labelled images brings back, at the learning rate that brings back most."""
+
+    shots: int
+    learning_rate: float
+    steps: tuple[int, ...]
+    auc: tuple[float, ...]
+    """Of the class's margin, in percent."""
+    recall: tuple[float, ...]
+    """F of the head."""
+    retained: tuple[float, ...]
+    """R of the head."""
+    row: str
+    """Whether the class's row in the head was its "own" or had to be "made" of the same images."""
+
+    @property
+    def area(self) -> float:
+        """Mean AUC over the steps, between 0 and 1."""
+        return _area(self.steps, self.auc) / 100
+
+    @property
+    def steps_to_half(self) -> float | None:
+        """Steps until F is 50 %, between two readings on the line between them; None where it is not reached."""
+        if self.recall[0] >= HALF:
+            return 0.0
+        for (a, low), (b, high) in pairwise(zip(self.steps, self.recall, strict=True)):
+            if high >= HALF:
+                return a + (b - a) * (HALF - low) / (high - low)
+        return None
+
+    def result(self) -> AttackResult:
+        """Its end, as the result of an attack."""
+        about = {"learning_rate": self.learning_rate, "area": self.area, "row": self.row, "shots": self.shots}
+        alarms = 100.0 - self.retained[-1]  # at most: retained images that are answered wrongly
+        name = f"relearning, {self.shots} images"
+        return AttackResult(name, self.recall[-1], self.retained[-1], alarms, self.auc[-1], about)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def relearn(
+    network: Network,
+    data: WhiteBoxData,
+    shots: int,
+    *,
+    seed: int = 0,
+    steps: Sequence[int] = STEPS,
+    rates: Sequence[float] = RATES,
+    batch_size: int = 16,
+) -> RelearningCurve:
+    """SGD with momentum on all weights, BatchNorm in train mode, at each learning rate; the worst for us is kept.
+
+    All rates see the same batches. After `RACE` steps the best two go on. The rate is chosen by the area under the AUC
+    over steps on the test images, in favour of the attacker.
+
+    Args:
+        network: Where it starts; a class without a row in the head gets one, made of the same images.
+        data: Its images; `balanced_test` makes the readings cheaper.
+        shots: Labelled images of every class.
+        seed: Of the images and their order.
+        steps: After which it is read, ascending from 0.
+        rates: Learning rates.
+        batch_size: Images a step.
+    """
+    rows = data.shots(shots, seed)
+    start, row = with_rows(network, data, rows)
+    few = data.train.rows(rows)
+    rng = torch.Generator().manual_seed(seed)
+    size = min(batch_size, len(few))
+    order = torch.stack([torch.randperm(len(few), generator=rng)[:size] for _ in range(steps[-1])]).to(few.labels.device)
+    columns = torch.tensor([start.column_of(int(c)) for c in data.classes], device=network.device)
+    targets = torch.searchsorted(data.classes, few.labels).to(network.device)
+    race = [step for step in steps if step <= RACE] or [steps[0]]
+    runs = [_Run(start, rate, columns, data) for rate in rates]
+    kept: list[_Run] = []
+    with own_generators(network.device, seed):
+        for run in runs:
+            run.go(race, few.inputs, targets, order)
+            kept = sorted([*kept, run], key=lambda own: -own.area)[:FINALISTS]
+            for other in runs:
+                if other.started and other not in kept:
+                    other.release()
+        for run in kept:
+            run.go([step for step in steps if step > race[-1]], few.inputs, targets, order)
+    best = max(kept, key=lambda own: own.area)
+    readings = [torch.tensor(column).tolist() for column in zip(*best.readings, strict=True)]
+    done = tuple(steps[: len(best.readings)])
+    return RelearningCurve(shots, best.rate, done, *(tuple(column) for column in readings), row)
+
+
+class _Run:
+    """One learning rate."""
+
+    def __init__(self, start: Network, rate: float, columns: Tensor, data: WhiteBoxData) -> None:
+        self.start, self.rate, self.columns, self.data = start, rate, columns, data
+        self.started, self.done = False, 0
+        self.model: Any = None
+        self.optimiser: Any = None
+        self.readings: list[tuple[float, float, float]] = []
+        self.steps: list[int] = []
+
+    @property
+    def area(self) -> float:
+        return _area(self.steps, [reading[0] for reading in self.readings])
+
+    def release(self) -> None:
+        """Give the memory of the weights back."""
+        self.model = self.optimiser = None
+
+    def go(self, steps: Sequence[int], inputs: dict[str, Tensor], targets: Tensor, order: Tensor) -> None:
+        """On to each of `steps`, with a reading there; where the weights are no longer finite the last one stays."""
+        if not self.started:
+            self.started = True
+            self.model = copy.deepcopy(self.start.model).requires_grad_(True)
+            self.optimiser = torch.optim.SGD(self.model.parameters(), self.rate, momentum=0.9)
+        for step in steps:
+            self.model.train()
+            for rows in order[self.done : step]:
+                logits = answer(self.model, {name: value[rows] for name, value in inputs.items()})
+                loss = F.cross_entropy(logits[:, self.columns], targets[rows.to(targets.device)])
+                self.optimiser.zero_grad()
+                loss.backward()
+                self.optimiser.step()
+            self.done = step
+            reading = self._read()
+            self.readings.append(self.readings[-1] if reading is None else reading)
+            self.steps.append(step)
+
+    @torch.no_grad()
+    def _read(self) -> tuple[float, float, float] | None:
+        data = self.data
+        with evaluating(self.model):
+            logits = torch.cat([answer(self.model, part.inputs) for part in data.test.batches()])[:, self.columns]
+        if not bool(torch.isfinite(logits).all()):
+            return None if self.readings else (HALF, 0.0, 0.0)
+        forgotten = data.test_forget
+        right = (data.classes[logits.argmax(dim=1)] == data.test.labels).double()
+        auc = area_under_roc(margin(logits, data), forgotten)
+        return auc, 100 * float(right[forgotten].mean()), 100 * float(right[~forgotten].mean())
+
+
+def _area(steps: Sequence[int], values: Sequence[float]) -> float:
+    if len(steps) < 2:
+        return values[0] if values else 0.0
+    pairs = pairwise(zip(steps, values, strict=True))
+    return math.fsum((b - a) * (x + y) / 2 for (a, x), (b, y) in pairs) / (steps[-1] - steps[0])
