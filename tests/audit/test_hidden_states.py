@@ -7,7 +7,7 @@ import torch
 
 from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.class_maps import class_map
-from hf_kd.audit.hidden_states import grid_of, blocks_of, class_maps, grad_cam, sampled_rows
+from hf_kd.audit.hidden_states import blocks_of, class_maps, grad_cam, grid_of, sampled_rows
 from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state
 from hf_kd.features.taps.inputs import image_inputs, main_input

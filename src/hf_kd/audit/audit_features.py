@@ -119,6 +119,8 @@ def audit_features(
     refuse_unknown("audit_features", unknown, ("reference", "options", "logits", "class_names", "extras"))
     reference, options = checked_reference(reference, of_features=True), checked_options(options)
     extras = extras or AuditExtras()
+    if options.access != "features":
+        raise InvalidValueError("access='weights' needs a model, whose weights it attacks: ErasedModel.audit.")
     if options.layer_profile:
         raise InvalidValueError(
             "layer_profile=True needs a model, whose blocks it reads: ErasedModel.audit. Here, hand over its section in "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,9 @@ from .report import RetentionReport
 from .schema import Section
 from .sections.features import FitClass
 from .sections.layers import layer_profile_section
+from .sections.reference_level import ReadLevel, converged_point, reference_level_section
 from .sections.weights import weights_section
+from .weight_access import AuditImages, measure_weight_access
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,17 @@ def audit_model(
     features, logits, sections = _versions(data, original)
     if options.layer_profile:
         sections.append(data.layer_profile(forget, features))
+    read, retrained = _read_reference(data, reference, features, forget)
+    weights: dict[str, Any] = {}
+    levels = [retrained.level] if retrained.level else []
+    if options.access == "weights":
+        measured = measure_weight_access(model, data.for_weights(forget), original, retrained.models, options.budget)
+        sections.append(measured.section)
+        weights = {"weights": measured.data}
+        levels += measured.levels if levels else []
+    if levels:
+        forgotten = int(torch.isin(data.labels[1], torch.tensor(forget)).sum())
+        sections.append(reference_level_section(levels, forgotten))
     has_logits = has_head(model)
     return audit_features(
         {version: pair[0] for version, pair in features.items()},
@@ -106,13 +119,14 @@ def audit_model(
         {version: pair[1] for version, pair in features.items()},
         data.labels[1],
         forget,
-        reference=_read_reference(data, reference),
+        reference=read,
         options=replace(
             options,
             attacks=attacks,
             identities=not has_logits if options.identities is None else options.identities,
             layer_profile=False,
             progress=reading.progress and options.progress,
+            access="features",
             membership_references=_reference_logits(data, options) if has_logits else (),
         ),
         logits=logits,
@@ -128,6 +142,7 @@ def audit_model(
                 "taps": [str(tap) for tap in model.taps],
                 "erasures": [erasure.to_dict() for erasure in model.erasures],
                 "changes": [change.to_dict() for change in weight_changes(model.config)],
+                **weights,
             },
         ),
     )
@@ -204,6 +219,10 @@ class _Data:
         """What the architecture answers on D_f before any training, [n, C]."""
         return untrained_logits(self._readers["train"], forget)
 
+    def for_weights(self, forget: Sequence[int]) -> AuditImages:
+        """The same samples for attacks on the network itself."""
+        return AuditImages(self._images, self._all, self._rows, forget, self.reading)
+
     def layer_profile(self, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]) -> Section:
         """The layer profile, and the tap beside it on the same samples."""
         blocks = blocks_of(self.model)
@@ -239,17 +258,34 @@ def _versions(data: _Data, original: TappedModel | None) -> tuple[Pairs, Pairs, 
     return features, {version: pair for version, pair in logits.items() if pair is not None}, sections
 
 
-def _read_reference(data: _Data, reference: Reference) -> Reference:
-    """The reference as matrices of features."""
-    if isinstance(reference, Retrained):
-        other = data.wrapped(reference.source)
-        behind = data.of_other(other)
-        logits = _logits(other, behind) if other.class_names == data.model.class_names else None
-        return Retrained(*_joined(behind), logits)
+@dataclass(frozen=True)
+class _RetrainedModels:
+    """Those that were given, the one nearest in R first, and what their converged probes read beside the audited one's."""
+
+    models: tuple[TappedModel, ...] = ()
+    level: ReadLevel | None = None
+
+
+def _read_reference(
+    data: _Data, reference: Reference, features: Pairs, forget: Sequence[int]
+) -> tuple[Reference, _RetrainedModels]:
+    """The reference as matrices of features, of several the one whose R is nearest to the audited model's."""
     if isinstance(reference, Unseen):
         found = ImageReader(data.model, reference.source, data.reading).read(own_labels=True)
-        return Unseen(_side_by_side(found.before), _complete(found.labels, "unseen"))
-    return None
+        return Unseen(_side_by_side(found.before), _complete(found.labels, "unseen")), _RetrainedModels()
+    if not isinstance(reference, Retrained):
+        return None, _RetrainedModels()
+    own = converged_point(features["erased"], data.labels, forget)
+    read = []
+    for source in reference.sources:
+        other = data.wrapped(source)
+        behind = data.of_other(other)
+        logits = _logits(other, behind) if other.class_names == data.model.class_names else None
+        matrices = _joined(behind)
+        read.append((converged_point(matrices, data.labels, forget), other, Retrained(*matrices, logits)))
+    read.sort(key=lambda one: abs(one[0][0] - own[0]))
+    level = ReadLevel("features", own, tuple(point for point, _, _ in read))
+    return read[0][2], _RetrainedModels(tuple(model for _, model, _ in read), level)
 
 
 def _reference_logits(data: _Data, options: AuditOptions) -> list[tuple[Tensor, Tensor]]:

@@ -25,6 +25,10 @@ class AuditOptions:
             gallery search, open set. By default where a model has no classification head.
         layer_profile: Whether the converged probe is also fitted at every block of the backbone, in a second pass over at
             most 4,000 training and 2,000 test images. Needs a model.
+        access: What the attacker has. "features": what the model gives out. "weights": also the weights, for attacks that
+            retrain, disturb and probe the bare network; docs/weights_audit.md. Needs a model.
+        budget: Minutes for the attacks of `access="weights"`; None for as long as they take. Cheapest first; what there was
+            no time for is named.
         membership_references: Models that never saw D_f, for the RMIA membership attack; for `audit_features` the train and
             test logits [n, C] of each.
         max_classes: How many retained classes attackers tell the forgotten ones from: their cost grows with samples times
@@ -32,7 +36,8 @@ class AuditOptions:
         progress: Whether a bar over probes and attacks is shown on a terminal; of a model, where its reading shows one.
 
     Raises:
-        ValueError: For an unknown attack (the message lists all), no seed, no draw, or shots that are not positive.
+        ValueError: For an unknown attack (the message lists all), no seed, no draw, shots or a budget that are not positive,
+            or an access that there is not.
     """
 
     attacks: str | Sequence[str] = "standard"
@@ -41,6 +46,8 @@ class AuditOptions:
     shots: Sequence[int] | None = None
     identities: bool | None = None
     layer_profile: bool = False
+    access: str = "features"
+    budget: float | None = None
     membership_references: Sequence[Any] = field(default=(), repr=False, compare=False)
     max_classes: int | None = 200
     progress: bool = field(default=True, repr=False, compare=False)
@@ -54,6 +61,10 @@ class AuditOptions:
             raise InvalidValueError(
                 f"max_classes is {self.max_classes!r}; give a number of classes from 1 on, or None."
             )
+        if self.access not in ("features", "weights"):
+            raise InvalidValueError(f"access is {self.access!r}; expected 'features' or 'weights'.")
+        if self.budget is not None and not self.budget > 0:
+            raise InvalidValueError(f"budget is {self.budget!r} minutes; expected more than 0, or None for no limit.")
         if self.shots is not None and (not self.shots or min(self.shots) < 1):
             raise InvalidValueError(
                 f"shots are {list(self.shots)}; expected numbers of labelled samples such as [1, 5, 20], each at least 1."
@@ -67,7 +78,9 @@ class Retrained:
     `Retrained(model)` for `ErasedModel.audit`, `Retrained(train, test)` for `audit_features`.
 
     Attributes:
-        source: An `ErasedModel`, any `PreTrainedModel`, or the name or folder of one; for `audit_features` its features of
+        source: An `ErasedModel`, any `PreTrainedModel`, or the name or folder of one, or a list of several: the one whose
+            converged probe reads the retained classes as well as the audited model's is the reference, and the level of all
+            is read off at the audited model's own accuracy. For `audit_features` its features of
             the training samples [n, d], which are those of the audited model in the same order.
         test: For `audit_features`: its features of the test samples [m, d].
         logits: For `audit_features`: train and test logits [n, C] and [m, C] of its head, where it has one; they add the
@@ -77,6 +90,11 @@ class Retrained:
     source: Any
     test: ArrayLike | None = None
     logits: tuple[ArrayLike, ArrayLike] | None = None
+
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        """The models, one or several."""
+        return tuple(self.source) if isinstance(self.source, list | tuple) else (self.source,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +138,8 @@ def checked_reference(reference: Any, of_features: bool) -> Reference:
             f"hf_kd.{kind} was given {name}=, as for matrices of features. Here the model reads them itself: "
             f"reference=hf_kd.{kind}({'model' if name == 'test' else 'images'})."
         )
+    if not of_features and isinstance(reference, Retrained) and not reference.sources:
+        raise InvalidValueError("hf_kd.Retrained([]) names no model; give one, several, or reference=None.")
     return reference
 
 
@@ -145,6 +165,8 @@ _NOW = (
             "shots",
             "identities",
             "layer_profile",
+            "access",
+            "budget",
             "membership_references",
             "max_classes",
         )

@@ -22,7 +22,7 @@ SCREEN_CURVE = 6
 """Points of the label-efficiency curve on the screen; Markdown has all."""
 
 WIDE = {
-    "agreement", "attacks", "identities", "inputs", "layer_profile", "norms", "recovery_ratio", "weights",
+    "agreement", "attacks", "identities", "inputs", "layer_profile", "norms", "recovery_ratio", "weight_access", "weights",
 }  # fmt: skip
 """Sections that Markdown shows with a column for each score, as many groups have the same ones."""
 
@@ -73,6 +73,10 @@ NAMES = {
     "rank1_retained": "rank-1, retained",
     "map": "mAP",
     "identified": "identified",
+    "relearning_area": "area",
+    "steps_to_half": "steps to 50 %",
+    "idi_probe": "IDI (probe)",
+    "effective_rank": "effective rank",
     "identified_retained": "identified, retained",
 }
 

@@ -45,9 +45,11 @@ def audit(
         ),
     ] = None,
     retrained: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--retrained", "--reference-model", help="A model retrained without the forgotten classes, to compare with."
+            "--retrained",
+            "--reference-model",
+            help="A model retrained without the forgotten classes, to compare with; repeat it to compare at equal accuracy.",
         ),
     ] = None,
     unseen: Annotated[
@@ -60,6 +62,12 @@ def audit(
     layer_profile: Annotated[
         bool, typer.Option("--layer-profile", help="Also probe every block of the backbone below the tap.")
     ] = False,
+    access: Annotated[
+        str, typer.Option(help="features, or weights: also attack the bare network, as who downloads it can.")
+    ] = "features",
+    budget: Annotated[
+        float | None, typer.Option(help="Minutes for --access weights; what had no time is named.")
+    ] = None,
     grad_cam: Annotated[
         int,
         typer.Option(min=0, help="Draw grad_cam.png with so many forgotten test images into --output. It SHOWS them."),
@@ -74,7 +82,7 @@ def audit(
     """
     if grad_cam and output is None:
         raise InvalidValueError("--grad-cam draws into a folder; name it with --output.")
-    if retrained is not None and unseen is not None:
+    if retrained and unseen is not None:
         raise InvalidValueError("--retrained and --unseen were both given; a report has one reference.")
     from hf_kd.audit.options import AuditOptions, Retrained, Unseen
     from hf_kd.data.distributed import process_state
@@ -85,13 +93,15 @@ def audit(
         membership_references=membership_references or (),
         identities=identities,
         layer_profile=layer_profile,
+        access=access,
+        budget=budget,
     )
     _inputs.check_output(output, shared.overwrite)
     reading = _inputs.read_options(shared)
     audited = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     train, test = (_inputs.load_data(dataset, part, shared) for part in (split, test_split))
     forgotten = _inputs.by_labels(train, forget_labels, reading).in_model(audited, reading) or None
-    reference = None if retrained is None else Retrained(retrained)
+    reference = Retrained(retrained) if retrained else None
     if unseen is not None:
         reference = Unseen(_inputs.load_data(unseen, split, replace(shared, config_name=None)))
     report = audited.audit(

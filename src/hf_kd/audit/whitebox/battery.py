@@ -13,7 +13,7 @@ from .findings import NetworkFindings
 from .network import Network, WhiteBoxData, recalibrated
 from .probes import BATCHNORM_IMAGES, probe_attacks
 from .regrowing import regrow_attack
-from .relearning import SHOTS, relearn
+from .relearning import SHOTS, STEPS, relearn
 from .removal import removal_attacks
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def _regrown(network: Network, data: WhiteBoxData, found: NetworkFindings, seed:
 
 def _relearning(network: Network, data: WhiteBoxData, found: NetworkFindings, seed: int) -> None:
     start, read = _calibrated(network, data), data.balanced_test(READ)
-    found.relearning = [relearn(start, read, shots, seed=seed) for shots in SHOTS]
+    found.relearning = [relearn(start, read, shots, seed=seed, steps=STEPS) for shots in SHOTS]
 
 
 def _calibrated(network: Network, data: WhiteBoxData) -> Network:

@@ -58,7 +58,7 @@ class NetworkFindings:
         return list(dict.fromkeys(str(result.settings["block"]) for result in self.probes))
 
     def profile(self) -> dict[str, AttackResult]:
-        """The converged linear probe with all labels at every block, after BatchNorm recalibration where there is BatchNorm."""
+        """The converged linear probe with all labels at every block, with BatchNorm recalibrated where there is any."""
         return {
             str(result.settings["block"]): result
             for result in self.probes  # the last state of BatchNorm comes last

@@ -107,7 +107,9 @@ def regrow_attack(
         top = 0.1
     else:
         optimiser, top = torch.optim.AdamW(new, 1e-3), 1e-3
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, top, total_steps=total, pct_start=0.2, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, top, total_steps=total, pct_start=0.2, cycle_momentum=False
+    )
     with own_generators(network.device, seed):
         for _ in range(epochs):
             for module in anew:

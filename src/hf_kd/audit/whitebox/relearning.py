@@ -47,6 +47,7 @@ class RelearningCurve:
     """F of the head."""
     retained: tuple[float, ...]
     """R of the head."""
+    false_alarms: tuple[float, ...]
     row: str
     """Whether the class's row in the head was its "own" or had to be "made" of the same images."""
 
@@ -68,9 +69,8 @@ class RelearningCurve:
     def result(self) -> AttackResult:
         """Its end, as the result of an attack."""
         about = {"learning_rate": self.learning_rate, "area": self.area, "row": self.row, "shots": self.shots}
-        alarms = 100.0 - self.retained[-1]  # at most: retained images that are answered wrongly
         name = f"relearning, {self.shots} images"
-        return AttackResult(name, self.recall[-1], self.retained[-1], alarms, self.auc[-1], about)
+        return AttackResult(name, self.recall[-1], self.retained[-1], self.false_alarms[-1], self.auc[-1], about)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,7 +105,9 @@ def relearn(
     few = data.train.rows(rows)
     rng = torch.Generator().manual_seed(seed)
     size = min(batch_size, len(few))
-    order = torch.stack([torch.randperm(len(few), generator=rng)[:size] for _ in range(steps[-1])]).to(few.labels.device)
+    order = torch.stack([torch.randperm(len(few), generator=rng)[:size] for _ in range(steps[-1])]).to(
+        few.labels.device
+    )
     columns = torch.tensor([start.column_of(int(c)) for c in data.classes], device=network.device)
     targets = torch.searchsorted(data.classes, few.labels).to(network.device)
     race = [step for step in steps if step <= RACE] or [steps[0]]
@@ -121,9 +123,8 @@ def relearn(
         for run in kept:
             run.go([step for step in steps if step > race[-1]], few.inputs, targets, order)
     best = max(kept, key=lambda own: own.area)
-    readings = [torch.tensor(column).tolist() for column in zip(*best.readings, strict=True)]
-    done = tuple(steps[: len(best.readings)])
-    return RelearningCurve(shots, best.rate, done, *(tuple(column) for column in readings), row)
+    auc, recall, retained, alarms = zip(*best.readings, strict=True)
+    return RelearningCurve(shots, best.rate, tuple(steps), auc, recall, retained, alarms, row)
 
 
 class _Run:
@@ -134,7 +135,7 @@ class _Run:
         self.started, self.done = False, 0
         self.model: Any = None
         self.optimiser: Any = None
-        self.readings: list[tuple[float, float, float]] = []
+        self.readings: list[tuple[float, ...]] = []
         self.steps: list[int] = []
 
     @property
@@ -165,16 +166,18 @@ class _Run:
             self.steps.append(step)
 
     @torch.no_grad()
-    def _read(self) -> tuple[float, float, float] | None:
+    def _read(self) -> tuple[float, ...] | None:
         data = self.data
         with evaluating(self.model):
             logits = torch.cat([answer(self.model, part.inputs) for part in data.test.batches()])[:, self.columns]
         if not bool(torch.isfinite(logits).all()):
-            return None if self.readings else (HALF, 0.0, 0.0)
+            return None if self.readings else (50.0, 0.0, 0.0, 0.0)
         forgotten = data.test_forget
-        right = (data.classes[logits.argmax(dim=1)] == data.test.labels).double()
-        auc = area_under_roc(margin(logits, data), forgotten)
-        return auc, 100 * float(right[forgotten].mean()), 100 * float(right[~forgotten].mean())
+        answered = logits.argmax(dim=1)
+        right = (data.classes[answered] == data.test.labels).double()
+        flagged = data.forget_columns[answered].double()
+        rates = right[forgotten].mean(), right[~forgotten].mean(), flagged[~forgotten].mean()
+        return area_under_roc(margin(logits, data), forgotten), *(100 * float(rate) for rate in rates)
 
 
 def _area(steps: Sequence[int], values: Sequence[float]) -> float:

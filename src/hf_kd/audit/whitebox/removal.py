@@ -91,11 +91,11 @@ def fine_tuned(
 def removal_attacks(network: Network, data: WhiteBoxData, seed: int = 0) -> Iterator[AttackResult]:
     """The head's answers after each change of the weights, and a new head from 5 labelled images of every class.
 
-    What stood beside the weights (erasers, masks) is off already: a `Network` has none. BatchNorm is recalibrated after each.
+    What stood beside the weights (erasers, masks) is off already. BatchNorm is recalibrated after each change.
     """
-    unlabelled = data.train.rows(slice(RECALIBRATION))
+    unlabelled, some = data.train.rows(slice(RECALIBRATION)), data.train.rows(slice(FINE_TUNED_ON))
     read = AuditData.of(
-        network.head_inputs(data.train), data.train.labels, network.head_inputs(data.test), data.test.labels, data.forget
+        network.head_inputs(some), some.labels, network.head_inputs(data.test), data.test.labels, data.forget
     )
     renamed = few_labels_attack(read, seed, labels=SHOTS)
     yield AttackResult(

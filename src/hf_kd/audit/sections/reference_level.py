@@ -1,0 +1,72 @@
+"""The section about references at equal accuracy: F against R of networks that never saw the class, read at this R."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hf_kd.audit.schema import Score, Section
+from hf_kd.metrics.equal_accuracy import level_at
+from hf_kd.metrics.linear_probe import fit_linear_probe
+from hf_kd.metrics.scores import forget_retain_accuracy
+
+Point = tuple[float, float]
+"""R and F of the converged probe, in percent."""
+
+
+@dataclass(frozen=True)
+class ReadLevel:
+    """What the converged probe reads in the audited model and in references."""
+
+    read: str
+    """What was read: "features", or the "bare network"."""
+    own: Point
+    references: tuple[Point, ...]
+
+
+def converged_point(features: tuple[Tensor, Tensor], labels: tuple[Tensor, ...], forget: Sequence[int]) -> Point:
+    """R and F of the converged probe on train and test features [n, d]."""
+    probe = fit_linear_probe(features[0], labels[0])
+    f, r = forget_retain_accuracy(probe.predict(features[1]), labels[1], list(forget))
+    return r, f
+
+
+def reference_level_section(levels: Sequence[ReadLevel], n_forget: int) -> Section:
+    """The section of a report.
+
+    Args:
+        levels: What was read, one row each.
+        n_forget: Forgotten test samples.
+    """
+    scores, notes = [], []
+    for level in levels:
+        read, (r, f), references = level.read, level.own, level.references
+        found = level_at(r, references, n_forget)
+        scores.append(
+            Score(
+                "D_ft",
+                f,
+                "chance",
+                f"{read}, at R = {r:.1f} %",
+                reference=found.level,
+                protocol="references interpolated at the audited model's own R",
+                settings={
+                    "R": r,
+                    "references": [list(point) for point in references],
+                    "level_sd": found.sd,
+                },
+            )
+        )
+        many = f"{len(references)} reference" + "s" * (len(references) > 1)
+        if found.level is None:
+            notes.append(f"{read.capitalize()}: {found.reason}; give one that is as accurate.")
+        else:
+            spread = "" if found.sd is None else f" ± {found.sd:.1f}"
+            notes.append(
+                f"{read.capitalize()}: at R = {r:.1f} % the level of {many} is {found.level:.1f}{spread} %, and this model "
+                f"is read at {f:.1f} %."
+            )
+    notes.append("A more accurate network is read better whether it saw the class or not: compare at equal R only.")
+    return Section("reference_level", "References at equal accuracy", tuple(scores), tuple(notes))

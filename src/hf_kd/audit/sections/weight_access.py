@@ -1,0 +1,201 @@
+"""The section "What a downloader finds": every attack of the battery, beside original, reference and chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from operator import attrgetter
+from typing import Any
+
+from hf_kd.audit.schema import Quantity, Score, Section, scores_of
+from hf_kd.audit.whitebox.findings import NetworkFindings
+from hf_kd.audit.whitebox.relearning import RelearningCurve
+from hf_kd.metrics.attack_data import AttackResult
+from hf_kd.metrics.information import InformationDifference, information_difference
+from hf_kd.metrics.weight_signature import PartSignature
+
+Pick = Callable[[NetworkFindings], AttackResult | None]
+
+PROBES = ("linear", "mlp", "k-nn", "linear on maps")
+
+
+def weight_access_section(
+    found: Mapping[str, NetworkFindings],
+    classes: int,
+    forgotten: int = 1,
+    signatures: Mapping[str, Sequence[PartSignature]] | None = None,
+    notes: Sequence[str] = (),
+) -> Section:
+    """The section of a report.
+
+    Args:
+        found: By version: `erased`, and where there are `original` and `reference`.
+        classes: Number of classes, for chance.
+        forgotten: How many of them were to be forgotten.
+        signatures: Change of the weights by part, of `erased` and, beside it, of `reference`, both less the original.
+        notes: What is to be said of this run besides.
+    """
+    chance = 100 / classes
+    scores: list[Score] = []
+    for group, pick in _attacks(found["erased"]):
+        scores += _triple(found, group, pick, chance)
+    scores += _row_scores(found)
+    scores += _relearning_scores(found)
+    scores += list(_profile(found, chance))
+    difference = idi(found)
+    if difference is not None:
+        scores += _idi_scores(difference)
+    for part in (signatures or {}).get("erased", ()):
+        beside = {other.part: other for other in (signatures or {}).get("reference", ())}.get(part.part)
+        versions = {"erased": part} | ({} if beside is None else {"reference": beside})
+        scores += scores_of(
+            versions,
+            [
+                Quantity("moved", "none", attrgetter("relative"), "relative"),
+                Quantity("effective_rank", "none", attrgetter("effective_rank"), "rank"),
+            ],
+            f"weights of {part.part}",
+            settings={"full_rank": part.full_rank},
+        )
+    left = {version: own.left_out for version, own in found.items() if own.left_out}
+    told = [
+        "Whoever has the weights has no eraser and no mask in the way: all attacks are on the bare network, F is recall of "
+        "the forgotten test images, R accuracy on the retained ones, AUC that of forgotten against retained. Each number is "
+        "the best for the attacker over blocks and, for relearning, over five learning rates.",
+        *notes,
+        *(f"The budget had no time for {', '.join(names)} of {version}." for version, names in left.items()),
+    ]
+    if difference is not None and difference.idi is None:
+        told.append(
+            "IDI is undefined: original and reference differ by less than three standard deviations in the information that "
+            "is read."
+        )
+    settings = {"seconds": {version: own.seconds for version, own in found.items()}, "forgotten_classes": forgotten}
+    return Section("weight_access", "What a downloader finds", tuple(scores), tuple(told), settings)
+
+
+def weight_access_data(found: Mapping[str, NetworkFindings]) -> dict[str, Any]:
+    """What verdict and figures need: `best` F by version and the attack's `name`, details, profiles, relearning curves."""
+    best = {version: own.best for version, own in found.items()}
+    details = {
+        version: {"F": b.recall_forget, "R": b.accuracy_retain, "AUC": b.auc, "attack": b.name, **b.settings}
+        for version, b in best.items()
+        if b is not None
+    }
+    worst = best.get("erased")
+    return {
+        "best": {version: detail["F"] for version, detail in details.items()}
+        | ({} if worst is None else {"name": f"{worst.name} at {worst.settings['block']}"}),
+        "strongest": details,
+        "profile": {
+            version: {
+                block: {"F": r.recall_forget, "R": r.accuracy_retain, "AUC": r.auc}
+                for block, r in own.profile().items()
+            }
+            for version, own in found.items()
+        },
+        "relearning": {version: [curve.to_dict() for curve in own.relearning] for version, own in found.items()},
+        "seconds": {version: own.seconds for version, own in found.items()},
+    }
+
+
+def idi(found: Mapping[str, NetworkFindings]) -> InformationDifference | None:
+    """IDI (probe) of the audited network; None without original or reference."""
+    terms = [found[v].information if v in found else {} for v in ("erased", "original", "reference")]
+    shared = [block for block in terms[0] if all(block in own for own in terms)]
+    if not shared or len({len(own[block]) for own in terms for block in shared}) > 1:
+        return None
+    return information_difference(*({block: own[block] for block in shared} for own in terms))
+
+
+def _attacks(own: NetworkFindings) -> Iterator[tuple[str, Pick]]:
+    """Rows of the table, each with what it takes from the findings of one network."""
+    yield "strongest probe", lambda found: found.best
+    for result in own.answers:
+        yield result.name, _named("answers", result.name)
+    states = list(dict.fromkeys(str(r.settings["batchnorm"]) for r in own.probes))
+    for state in states:
+        told = "linear probe" + (f", BatchNorm from {state}" if "images" in state else ", BatchNorm as it is")
+        yield (
+            told if len(states) > 1 else "linear probe",
+            lambda found, state=state: found.best_of("linear", "all", state),
+        )
+    for name in PROBES[1:]:
+        yield name, lambda found, name=name: found.best_of(name)
+    for labels in ("50", "10"):
+        for name in PROBES[:3]:
+            yield f"{name}, {labels} labels a class", lambda found, n=name, k=labels: found.best_of(n, k)
+    for result in own.removal:
+        yield result.name, _named("removal", result.name)
+    yield "regrown by the attacker", lambda found: found.regrown
+
+
+def _named(place: str, name: str) -> Pick:
+    return lambda found: next((result for result in getattr(found, place) if result.name == name), None)
+
+
+def _triple(found: Mapping[str, NetworkFindings], group: str, pick: Pick, chance: float) -> list[Score]:
+    picked = {version: pick(own) for version, own in found.items()}
+    if picked.get("erased") is None:
+        return []
+    quantities = [
+        Quantity("F", "chance", lambda r: r and r.recall_forget, chance=chance),
+        Quantity("R", "higher", lambda r: r and r.accuracy_retain),
+        Quantity("auc", "chance", lambda r: r and r.auc, chance=50.0),
+    ]
+    return scores_of(picked, quantities, group, settings=dict(picked["erased"].settings))
+
+
+def _row_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:
+    rows = {version: own.class_row for version, own in found.items()}
+    if rows.get("erased") is None:
+        return []
+    quantities = [
+        Quantity("F", "chance", lambda r: r and r.recall_forget, chance=1.0),
+        Quantity("R", "higher", lambda r: r and r.accuracy_retain),
+        Quantity("auc", "chance", lambda r: r and r.auc, chance=50.0),
+        Quantity("auc_two_sided", "chance", lambda r: r and r.settings["auroc_of_logit"], chance=50.0),
+    ]
+    return scores_of(rows, quantities, "the class's row, 1 % false alarms", settings=dict(rows["erased"].settings))
+
+
+def _relearning_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:
+    scores: list[Score] = []
+    for number, curve in enumerate(found["erased"].relearning):
+        curves: dict[str, RelearningCurve | None] = {
+            version: own.relearning[number] if number < len(own.relearning) else None for version, own in found.items()
+        }
+        quantities = [
+            Quantity("F", "chance", lambda c: c and c.recall[-1]),
+            Quantity("R", "higher", lambda c: c and c.retained[-1]),
+            Quantity("auc", "chance", lambda c: c and c.auc[-1], chance=50.0),
+            Quantity("relearning_area", "chance", lambda c: c and c.area, "share", 0.5),
+            Quantity("steps_to_half", "higher", lambda c: c and c.steps_to_half, "steps"),
+        ]
+        group = f"relearning, {curve.shots} images a class"
+        scores += scores_of(
+            curves, quantities, group, settings={"learning_rate": curve.learning_rate, "row": curve.row}
+        )
+    return scores
+
+
+def _profile(found: Mapping[str, NetworkFindings], chance: float) -> Iterator[Score]:
+    own = found["erased"]
+    for block in own.blocks:
+        yield from _triple(found, f"strongest at {block}", lambda other, at=block: other.best_at(at), chance)
+        bits = {version: other.information.get(block) for version, other in found.items()}
+        if bits["erased"]:
+            yield from scores_of(
+                bits, [Quantity("bits", "chance", lambda terms: terms and sum(terms) / len(terms), "bits")],
+                f"strongest at {block}",
+            )  # fmt: skip
+
+
+def _idi_scores(difference: InformationDifference) -> list[Score]:
+    values = asdict(difference)
+    return [
+        Score(
+            "idi_probe", difference.idi, "chance", "all blocks", unit="share", chance=0.0, original=1.0, reference=0.0,
+            sd=difference.sd, protocol="signed; converged binary probes", settings=values | {"sd_over": "test images"},
+        )
+    ]  # fmt: skip

@@ -1,0 +1,116 @@
+"""`access="weights"`: the white-box battery on the model of an audit, its original and its references, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hf_kd.features.protocol import TappedModel
+from hf_kd.features.reader import ReadOptions
+from hf_kd.metrics.weight_signature import PartSignature, weight_signature
+
+from .schema import Section
+from .sections.reference_level import ReadLevel
+from .sections.weight_access import weight_access_data, weight_access_section
+from .whitebox.battery import run_battery
+from .whitebox.findings import NetworkFindings
+from .whitebox.images import white_box_images
+from .whitebox.network import Network, WhiteBoxData
+
+
+@dataclass(frozen=True, eq=False)
+class AuditImages:
+    """The data of an audit, as the model's class ids number it."""
+
+    images: Mapping[str, Any]
+    """The splits "train" and "test"."""
+    labels: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+    forget: Sequence[int]
+    reading: ReadOptions
+
+
+@dataclass(frozen=True, eq=False)
+class WeightAccess:
+    """What the battery found in all networks, the section about it, and the data of verdict and figures."""
+
+    found: Mapping[str, NetworkFindings]
+    section: Section
+    data: Mapping[str, Any]
+
+    @property
+    def levels(self) -> list[ReadLevel]:
+        """What the converged probe reads in the bare networks, for the level of references at equal accuracy."""
+        points = {name: own.level() for name, own in self.found.items()}
+        others = [point for name, point in points.items() if name.startswith("reference") and point is not None]
+        own = points["erased"]
+        return [ReadLevel("bare network", own, tuple(others))] if own is not None and others else []
+
+
+def measure_weight_access(
+    model: TappedModel,
+    data: AuditImages,
+    original: TappedModel | None = None,
+    references: Sequence[TappedModel] = (),
+    budget: float | None = None,
+    seed: int = 0,
+) -> WeightAccess:
+    """Run the battery on a model beside its original and references.
+
+    Args:
+        model: The audited model. Where no original is given its weights are the original's, and are attacked once for both.
+        data: Images and labels.
+        original: The model before its weights were changed.
+        references: Models that never saw the forgotten classes; the first stands in the column of the reference.
+        budget: Minutes; None for all attacks, as long as they take.
+        seed: Of all that is random.
+    """
+    models: dict[str, TappedModel] = {"erased": model}
+    if original is not None:
+        models["original"] = original
+    models |= {"reference" if n == 0 else f"reference {n + 1}": other for n, other in enumerate(references)}
+    names = dict(model.class_names)
+    networks = {name: Network.of(other, names) for name, other in models.items()}
+    found = run_battery(networks, _images_of(models, data), budget=budget, seed=seed)
+    notes = []
+    if original is None:
+        found["original"] = found["erased"]
+        notes.append(
+            "No other original was given: the weights are those of the original, and whoever takes the eraser off has it "
+            "back. Both columns are one and the same network."
+        )
+    classes = len(data.labels["train"][data.kept["train"]].unique())
+    shown = {version: found[version] for version in ("erased", "original", "reference") if version in found}
+    section = weight_access_section(shown, classes, len(data.forget), _signatures(networks), notes)
+    return WeightAccess(found, section, weight_access_data(found))
+
+
+def _images_of(models: Mapping[str, TappedModel], data: AuditImages) -> dict[str, WhiteBoxData]:
+    """Images as each model wants them; models that preprocess alike share them."""
+    made: dict[str, WhiteBoxData] = {}
+    found = {}
+    for name, model in models.items():
+        processor = model.processor
+        key = str(processor.to_dict()) if hasattr(processor, "to_dict") else str(id(processor))
+        key += str(next(model.inner.parameters()).device)
+        if key not in made:
+            made[key] = white_box_images(model, data.images, data.labels, data.kept, data.forget, data.reading)
+        found[name] = made[key]
+    return found
+
+
+def _signatures(networks: Mapping[str, Network]) -> dict[str, tuple[PartSignature, ...]]:
+    """Change of the weights less the original's, of the audited network and the reference."""
+    if "original" not in networks:
+        return {}
+    original = networks["original"]
+    before = original.model.state_dict()
+    parts = [*original.blocks, *original.heads]
+    return {
+        name: weight_signature(before, networks[name].model.state_dict(), parts)
+        for name in ("erased", "reference")
+        if name in networks
+    }

@@ -1,0 +1,103 @@
+"""The images of an audit as the battery needs them: a random part in memory, on the device where it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from hf_kd.audit.hidden_states import sampled_rows
+from hf_kd.data.distributed import gather_rows
+from hf_kd.features.protocol import TappedModel
+from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.taps.inputs import input_device
+
+from .network import Images, WhiteBoxData
+
+MOST_IMAGES = {"train": 10_000, "test": 4_000}
+"""Images of each split that the battery reads at most."""
+
+FORGOTTEN_SHARE = {"train": 0.0, "test": 0.25}
+"""Share that forgotten classes get where they would have less, as for the layer profile."""
+
+MOST_BYTES = 2 << 30
+"""Of the inputs of one split; larger images are fewer."""
+
+
+def white_box_images(
+    model: TappedModel,
+    images: Mapping[str, Any],
+    labels: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    forget: Sequence[int],
+    reading: ReadOptions | None = None,
+    most: Mapping[str, int] = MOST_IMAGES,
+) -> WhiteBoxData:
+    """A random part of train and test, in random order, preprocessed as `model` wants it, on its device where it fits.
+
+    Args:
+        model: Whose processor and device it is for.
+        images: The splits "train" and "test", anything `erase` takes that gives the same samples each time.
+        labels: Class id of each sample of a split.
+        kept: Which samples of a split count.
+        forget: The forgotten class ids.
+        reading: How images are read.
+        most: Images of each split.
+    """
+    parts = {
+        split: _part(
+            model, images[split], labels[split], kept[split], forget, reading or ReadOptions(), split, most[split]
+        )
+        for split in ("train", "test")
+    }
+    device = input_device(model.inner)
+    if device.type == "cuda":
+        size = sum(value.nbytes for part in parts.values() for value in part.inputs.values())
+        if 4 * size < torch.cuda.mem_get_info(device)[0]:
+            parts = {split: part.to(device) for split, part in parts.items()}
+    return WhiteBoxData(parts["train"], parts["test"], tuple(sorted(forget)))
+
+
+def _part(
+    model: TappedModel,
+    data: Any,
+    labels: Tensor,
+    kept: Tensor,
+    forget: Sequence[int],
+    reading: ReadOptions,
+    split: str,
+    most: int,
+) -> Images:
+    first = next(iter(ImageReader(model, _selected(data, torch.tensor([0])), reading).batches()))
+    size = sum(value[:1].nbytes for value in first["inputs"].values() if isinstance(value, Tensor))
+    most = min(most, max(2, MOST_BYTES // max(1, size)))
+    rows = sampled_rows(labels, kept, forget, most, FORGOTTEN_SHARE[split])
+    chosen = _selected(data, rows)
+    wanted = torch.arange(len(rows)) if chosen is not data else rows
+    found: dict[str, list[Tensor]] = {}
+    numbers = []
+    for batch in ImageReader(model, chosen, reading).batches():
+        own = torch.isin(batch["rows"], wanted)
+        if own.any():
+            numbers.append(batch["rows"][own])
+            for name, value in batch["inputs"].items():
+                if isinstance(value, Tensor):
+                    found.setdefault(name, []).append(value[own])
+    everywhere = gather_rows(torch.cat(numbers), fill=-1).cpu()
+    present = everywhere >= 0
+    mixing = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    order = torch.argsort(everywhere[present], stable=True)[mixing]
+    inputs = {name: gather_rows(torch.cat(values)).cpu()[present][order] for name, values in found.items()}
+    return Images(inputs, labels[rows][mixing])
+
+
+def _selected(data: Any, rows: Tensor) -> Any:
+    """Only what is read needs to be decoded; the data itself where rows cannot be chosen."""
+    if isinstance(data, Dataset):
+        return data.select(rows.tolist())
+    if isinstance(data, list | tuple):
+        return [data[row] for row in rows.tolist()]
+    return data

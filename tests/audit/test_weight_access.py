@@ -1,0 +1,133 @@
+"""`access="weights"`: the section, its data, the level of references, the budget, and what the command line takes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from hf_kd import AuditOptions, ErasedModel, Retrained
+from hf_kd.audit.report import RetentionReport
+from hf_kd.audit.whitebox import battery
+from hf_kd.audit.whitebox.network import Network
+from hf_kd.errors import InvalidValueError
+from tests.helpers.small import NAMES, labelled, make_dataset, randomise
+
+
+@pytest.fixture(scope="module")
+def small_battery():
+    """Less of everything that takes time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(battery, "SHOTS", (5,))
+        patch.setattr(battery, "STEPS", (0, 2))
+        patch.setattr("hf_kd.audit.whitebox.probes.DRAWS", 1)
+        yield
+
+
+def resnet(seed: int = 0) -> ResNetForImageClassification:
+    config = labelled(ResNetConfig, hidden_sizes=[4, 8], depths=[1, 1], embedding_size=4, num_channels=3)
+    return randomise(ResNetForImageClassification(config), seed)
+
+
+@pytest.fixture(scope="module")
+def report(small_battery, request) -> RetentionReport:
+    from transformers import ViTImageProcessorPil
+
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    train, test = make_dataset([0, 1, 2, 3, 4] * 16), make_dataset([0, 1, 2, 3, 4] * 10, seed=9)
+    changed = ErasedModel.from_model(resnet(), processor)
+    original = ErasedModel.from_model(resnet(), processor)
+    with torch.no_grad():
+        changed.inner.classifier[-1].weight[2] += 1.0
+    references = [ErasedModel.from_model(resnet(seed), processor) for seed in (1, 2)]
+    return changed.audit(
+        train,
+        test,
+        "cat",
+        original=original,
+        reference=Retrained(references),
+        options=AuditOptions(attacks=["linear"], draws=1, shots=[1], access="weights"),
+        progress=False,
+    )
+
+
+def test_every_attack_stands_beside_original_and_reference(report):
+    section = report.section("weight_access")
+    rows = section.rows()
+    for group in (
+        "strongest probe",
+        "head as it is",
+        "head, BatchNorm from 2,000 images",
+        "linear probe, BatchNorm as it is",
+        "linear probe, BatchNorm from 10 images",
+        "linear probe, BatchNorm from 2,000 images",
+        "linear on maps",
+        "mlp, 50 labels a class",
+        "4 bits",
+        "60 % pruned",
+        "5 epochs on retained images",
+        "regrown by the attacker",
+        "the class's row, 1 % false alarms",
+        "relearning, 5 images a class",
+    ):
+        own = {score.name: score for score in rows[group]}
+        assert None not in (own["F"].value, own["F"].original, own["F"].reference), group
+    assert rows["strongest probe"][0].chance == pytest.approx(100 / len(NAMES))
+    assert "idi_probe" in {score.name for score in section.scores}
+    moved = [score for score in section.scores if score.name == "moved" and score.value]
+    assert [score.group for score in moved] == ["weights of classifier.1"], "only the row of the head was changed"
+    assert "strongest at tap" in rows
+
+
+def test_the_report_carries_what_verdict_and_figures_need(report):
+    weights = report.context["weights"]
+    assert set(weights["best"]) == {"erased", "original", "reference", "reference 2", "name"}
+    best = next(s for s in report.section("weight_access").scores if s.group == "strongest probe" and s.name == "F")
+    assert weights["best"]["erased"] == best.value
+    assert {"F", "R", "AUC", "attack", "block"} <= set(weights["strongest"]["erased"])
+    assert RetentionReport.from_json(report.to_json()) == report
+    assert "What a downloader finds" in report.to_markdown()
+
+
+def test_references_at_equal_accuracy(report):
+    section = report.section("reference_level")
+    assert [score.group.partition(",")[0] for score in section.scores] == ["features", "bare network"]
+    assert len(section.scores[0].settings["references"]) == 2
+    assert section.notes
+
+
+def test_an_eraser_is_taken_off_and_columns_are_one_network(small_battery, processor):
+    train, test = make_dataset([0, 1, 2, 3, 4] * 8), make_dataset([0, 1, 2, 3, 4] * 6, seed=9)
+    erased = ErasedModel.from_model(resnet(), processor).erase(
+        make_dataset([2] * 8), k=1, progress=False, allow_unrecognised=True
+    )
+    bare = Network.of(erased)
+    assert erased.is_erased
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(bare.model(pixels).logits, resnet()(pixels).logits)
+    options = AuditOptions(attacks=["linear"], draws=1, shots=[1], access="weights", budget=1e-6)
+    report = erased.audit(train, test, options=options, progress=False)
+    section = report.section("weight_access")
+    assert any("takes the eraser off" in note for note in section.notes)
+    assert any("had no time for" in note for note in section.notes)
+
+
+def test_what_cannot_be_asked():
+    with pytest.raises(InvalidValueError, match="'features' or 'weights'"):
+        AuditOptions(access="everything")
+    with pytest.raises(InvalidValueError, match="minutes"):
+        AuditOptions(budget=0)
+
+
+def test_a_class_without_a_row_gets_one(small_battery, processor):
+    """A head of four classes, an audit of five: names say which column is whose."""
+    model = resnet()
+    four = copy.deepcopy(model.config)
+    names = [name for name in NAMES if name != "cat"]
+    four.id2label, four.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    dropped = ErasedModel.from_model(randomise(ResNetForImageClassification(four)), processor)
+    network = Network.of(dropped, dict(enumerate(NAMES)))
+    assert [network.column_of(label) for label in range(5)] == [0, 1, None, 2, 3]

@@ -1,0 +1,135 @@
+"""Every attack of the battery: it finds what is there, finds nothing in noise, and is the same twice."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from hf_kd.audit.whitebox import removal
+from hf_kd.audit.whitebox.answers import head_answers
+from hf_kd.audit.whitebox.class_row import class_row_attack
+from hf_kd.audit.whitebox.network import recalibrated
+from hf_kd.audit.whitebox.probes import few_labels_attack, knn_attack, linear_attack, map_attack, mlp_attack
+from hf_kd.audit.whitebox.regrowing import kept_modules, regrow_attack
+from hf_kd.audit.whitebox.relearning import relearn
+from hf_kd.metrics.attack_data import AuditData
+from hf_kd.testing.probes import AttackTester, planted
+
+from .planted import network
+
+PROBES = {
+    "linear": linear_attack,
+    "maps": map_attack,
+    "mlp": mlp_attack,
+    "k-nn": knn_attack,
+    **{f"10 labels, {kind}": partial(few_labels_attack, labels=10, kind=kind) for kind in ("linear", "mlp", "k-nn")},
+}
+
+
+class TestProbes(AttackTester):
+    @pytest.fixture(autouse=True, params=list(PROBES))
+    def _each(self, request):
+        self.name = request.param
+
+    def attack(self, data, seed):
+        return PROBES[self.name](data, seed)
+
+
+class TestClassRow(AttackTester):
+    several = False
+
+    @pytest.fixture(autouse=True, params=["own row", "row made of 5 images"])
+    def _each(self, request):
+        self.forgets = request.param != "own row"
+
+    def attack(self, data, seed):
+        net, images = network(data, forgets=self.forgets)
+        result = class_row_attack(net, images, seed)
+        assert result.settings["row"] == ("made" if self.forgets else "own")
+        return result
+
+
+class TestRelearning(AttackTester):
+    tolerated = 5.0
+
+    def attack(self, data, seed):
+        net, images = network(data, forgets=True)
+        return relearn(net, images, 50, seed=seed, steps=(0, 20, 80), rates=(1e-3, 1e-1)).result()
+
+
+class TestRegrowing(AttackTester):
+    def attack(self, data, seed):
+        return regrow_attack(*network(data, forgets=True), seed, epochs=6)
+
+
+CHANGES = {
+    "noise": lambda net, images, seed: removal.with_noise(net, 0.1, seed),
+    "8 bits": lambda net, images, seed: removal.quantised(net, 8),
+    "pruned": lambda net, images, seed: removal.pruned(net, 0.3),
+    "fine-tuned": lambda net, images, seed: removal.fine_tuned(net, images, seed=seed, learning_rate=1e-3),
+}
+
+
+class TestRemoval(AttackTester):
+    tolerated = 10.0
+
+    @pytest.fixture(autouse=True, params=list(CHANGES))
+    def _each(self, request):
+        self.name = request.param
+
+    def attack(self, data, seed):
+        net, images = network(data)
+        return head_answers(CHANGES[self.name](net, images, seed), images, self.name)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return AuditData.of(*planted(n=300), 0)
+
+
+def test_stale_statistics_hide_a_class_and_recalibration_brings_it_back():
+    net, images = network(AuditData.of(*planted(n=300), 1))
+    assert head_answers(net, images).recall_forget > 90
+    stale = net.copied()
+    norm = stale.model.blocks[2][1]
+    norm.running_mean += 5 * norm.running_var.sqrt()
+    assert head_answers(stale, images).recall_forget < 50
+    assert head_answers(recalibrated(stale, images.train.rows(slice(100))), images).recall_forget > 90
+    assert head_answers(stale, images).recall_forget < 50, "the attack works on a copy"
+
+
+def test_one_constant_finds_a_class_whose_logit_was_pushed_down(data):
+    net, images = network(data)
+    with torch.no_grad():
+        net.model.head.bias[0] = -1e2
+    assert head_answers(net, images).recall_forget == 0
+    assert class_row_attack(net, images).recall_forget > 90
+
+
+def test_removal_works_on_copies(data):
+    net, images = network(data)
+    before = {name: tensor.clone() for name, tensor in net.model.state_dict().items()}
+    found = {result.name: result for result in removal.removal_attacks(net, images)}
+    assert found["5 epochs on retained images"].accuracy_retain > 80
+    assert found["new head from 5 images a class"].recall_forget > 90
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.model.state_dict().items())
+
+
+def test_what_is_kept_when_the_upper_part_is_drawn_anew(data):
+    net, images = network(data)
+    kept = kept_modules(net, images, "blocks.0")
+    assert {name for name, _ in net.model.named_modules()} - kept == {
+        "blocks.1", "blocks.1.0", "blocks.1.1", "blocks.1.2", "blocks.2", "blocks.2.0", "blocks.2.1", "blocks.2.2", "head",
+    }  # fmt: skip
+
+
+def test_relearning_keeps_the_worst_rate_and_says_when_half_is_back(data):
+    net, images = network(data, forgets=True)
+    curve = relearn(net, images, 5, steps=(0, 10, 40), rates=(1e-6, 1e-2))
+    assert curve.learning_rate == 1e-2 or curve.recall[0] > 50
+    assert curve.row == "made"
+    assert 0.5 < curve.area <= 1
+    assert curve.steps_to_half is not None
+    assert curve.steps == (0, 10, 40)
