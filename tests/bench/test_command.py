@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hf_kd.cli import app
-from tests.helpers.processes import launch
+from tests.helpers.processes import in_two_processes
 
 CONFIG = {
     "model": "model",
@@ -86,7 +86,7 @@ def test_two_processes_write_once_what_one_finds(config, place, tmp_path):
     both = place / "both.yaml"
     both.write_text(yaml.safe_dump(content))
     (tmp_path / "script.py").write_text(SCRIPT)
-    (first, told), (second, silent) = launch(tmp_path / "script.py", both, tmp_path / "two")
+    (first, told), (second, silent) = in_two_processes(tmp_path / "script.py", both, tmp_path / "two")
     assert first == second, "every process knows every result"
     assert (told, silent) == (2 * 7, 0)
     lines = (tmp_path / "two" / "results.jsonl").read_text().splitlines()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -100,24 +101,19 @@ class Hub:
         self.failures: list[Failure] = []
         self.lock = threading.RLock()
 
+    @property
+    def url(self) -> str:
+        return address()
+
     @contextlib.contextmanager
     def serve(self) -> Iterator[Hub]:
-        hub = self
-
-        class Handler(_Handler):
-            pass
-
-        Handler.hub = hub
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+        """This hub is what answers at `address()`."""
+        server = _listening()
+        server.RequestHandlerClass.hub = self
         try:
             yield self
         finally:
-            server.shutdown()
-            server.server_close()
+            server.RequestHandlerClass.hub = Hub()
 
     def fail(self, pattern: str, status: int = 500, times: int = 1, cut: int | None = None) -> None:
         self.failures.append(Failure(pattern, status, times, cut))
@@ -437,3 +433,21 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(206, part, headers | {"Content-Range": span})
         self._answer(200, file.data, headers)
         return None
+
+
+@functools.cache
+def _listening() -> ThreadingHTTPServer:
+    """One server for all tests of this process: clients read its address when they import huggingface_hub."""
+
+    class Handler(_Handler):
+        hub = Hub()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def address() -> str:
+    """Where the Hub of these tests answers."""
+    return f"http://127.0.0.1:{_listening().server_address[1]}"

@@ -1,16 +1,157 @@
-"""Start a script in two processes."""
+"""Fresh processes for tests: each is forked from one that has imported the libraries and done nothing else.
+
+Importing torch and transformers takes seconds of CPU, and tests that start a process a case would spend most of their time on
+it. What a process reads from its environment at import, it reads here from `SERVER`.
+"""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import runpy
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.helpers import hub_server
+
+PRELOADED = ["torch", "transformers", "datasets", "sklearn.linear_model", "matplotlib.pyplot", "hf_kd.cli", "hf_kd.bench",
+             "hf_kd.audit", "hf_kd.hub.publish", "hf_kd.model.erased_model", "hf_kd.model.unlearn", "hf_kd.model.verify",
+             "transformers.models.vit", "transformers.models.resnet", "tests.helpers.processes"]  # fmt: skip
+KEPT = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "SYSTEMROOT", "TMPDIR")
+"""What a process has of the environment of the tests."""
+
+
+@dataclass
+class Done:
+    """What a process left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+
+@functools.cache
+def hub_home() -> Path:
+    """The cache of the Hub that processes have; empty it where a test may not see what another one loaded."""
+    home = Path(tempfile.mkdtemp(prefix="hf-kd-tests-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return home
+
+
+def surroundings(**more: str) -> dict[str, str]:
+    """The environment of a process: the Hub is the one on loopback, and matrices are computed by one thread."""
+    kept = {name: value for name, value in os.environ.items() if name in KEPT}
+    return kept | {
+        "HF_ENDPOINT": hub_server.address(),
+        "HF_HOME": str(hub_home()),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        **more,
+    }
+
+
+@contextlib.contextmanager
+def _environment(environment: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@functools.cache
+def _context() -> multiprocessing.context.ForkServerContext:
+    """The server is started once for all tests of this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with _environment(surroundings()):
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], folder: str, said: tuple[str, str]) -> None:
+    """In the process: what `python COMMAND` does, with both streams in files."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    for descriptor, path in zip((1, 2), said, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    constants.ENDPOINT = environment["HF_ENDPOINT"]
+    constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"
+    _http.time.sleep = lambda seconds: None  # between two tries of a request
+    first, *arguments = command
+    if first == "-c":
+        sys.argv = ["-c", *arguments[1:]]
+        exec(compile(arguments[0], "<source>", "exec"), {"__name__": "__main__"})
+    elif first == "-m":
+        sys.argv = arguments
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [first, *arguments]
+        runpy.run_path(first, run_name="__main__")
+
+
+def run(
+    *commands: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path | str = ".", timeout: float = 120
+) -> list[Done]:
+    """Run `python COMMAND` for each at the same time, with an environment each, and wait for all of them."""
+    context = _context()
+    with tempfile.TemporaryDirectory(prefix="hf-kd-said-") as name:
+        said = [(f"{name}/{number}.out", f"{name}/{number}.err") for number in range(len(commands))]
+        running = [
+            context.Process(target=_run, args=([*map(str, command)], dict(environment), str(folder), files))
+            for command, environment, files in zip(commands, environments, said, strict=True)
+        ]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join(timeout)
+        late = [process for process in running if process.is_alive()]
+        for process in late:
+            process.kill()
+            process.join()
+        texts = [[Path(file).read_text() for file in files] for files in said]
+    assert not late, f"no end after {timeout} s: {texts}"
+    return [Done(process.exitcode, *text) for process, text in zip(running, texts, strict=True)]
+
+
+def in_two_processes(*command) -> dict:
+    """Run `python COMMAND` in two processes that know of each other, as `accelerate launch` starts them."""
+    port = str(free_port())
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+    each = [surroundings(**shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    done = run(command, command, environments=each)
+    assert [process.code for process in done] == [0, 0], "".join(process.text[-3000:] for process in done)
+    return json.loads(done[0].out.strip().splitlines()[-1])
 
 
 def launch(*arguments) -> dict:
-    """Run in two processes on the CPU. (accelerate's own --cpu starts a single process unless there is MPI.)"""
+    """`accelerate launch` on the CPU with two processes. (Its own --cpu starts a single one unless there is MPI.)"""
     command = [
         sys.executable,
         "-m",

@@ -152,7 +152,7 @@ except ValueError as error:
     assert "hf_kd_erased" in str(error), error
 else:
     raise SystemExit("loaded without hf_kd")
-""")
+""", plain=True)  # fmt: skip
     assert "trust_remote_code" not in stock.text
     assert not re.search(TOKEN, everything(hub))
 

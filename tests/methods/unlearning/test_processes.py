@@ -14,7 +14,7 @@ from datasets import load_from_disk
 from transformers import AutoModelForImageClassification
 
 from hf_kd import train_original, unlearn
-from tests.helpers.processes import launch
+from tests.helpers.processes import in_two_processes
 from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
 
@@ -82,7 +82,7 @@ def together(tmp_path_factory):
     make_dataset([2] * 12).save_to_disk(folder / "forget")
     make_dataset([0, 1, 3, 4] * 5, seed=5).save_to_disk(folder / "retain")
     (folder / "script.py").write_text(SCRIPT)
-    said = launch(folder / "script.py", folder, folder / "out", json.dumps(REQUESTS))
+    said = in_two_processes(folder / "script.py", folder, folder / "out", json.dumps(REQUESTS))
     return folder, said
 
 
