@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from pathlib import Path
 
@@ -29,8 +31,13 @@ PLACES = {"hub": "hub", "bench": "bench"}
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
-@pytest.fixture
-def vit(processor) -> ViTForImageClassification:
+def image_processor() -> ViTImageProcessorPil:
+    return ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+@functools.cache
+def small_vit() -> ViTForImageClassification:
+    """Built once; every test gets a copy."""
     from tests.helpers.taught import taught
 
     config = labelled(
@@ -42,15 +49,26 @@ def vit(processor) -> ViTForImageClassification:
         image_size=16,
         patch_size=8,
     )
-    return taught(randomise(ViTForImageClassification(config)), processor)
+    return taught(randomise(ViTForImageClassification(config)), image_processor())
 
 
-@pytest.fixture
-def resnet(processor) -> ResNetForImageClassification:
+@functools.cache
+def small_resnet() -> ResNetForImageClassification:
+    """Built once; every test gets a copy."""
     from tests.helpers.taught import taught
 
     config = labelled(ResNetConfig, embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1], layer_type="basic")
-    return taught(randomise(ResNetForImageClassification(config)), processor)
+    return taught(randomise(ResNetForImageClassification(config)), image_processor())
+
+
+@pytest.fixture
+def vit() -> ViTForImageClassification:
+    return copy.deepcopy(small_vit())
+
+
+@pytest.fixture
+def resnet() -> ResNetForImageClassification:
+    return copy.deepcopy(small_resnet())
 
 
 @pytest.fixture(params=["vit", "resnet"])
@@ -61,7 +79,7 @@ def model(request):
 
 @pytest.fixture
 def processor() -> ViTImageProcessorPil:
-    return ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return image_processor()
 
 
 @pytest.fixture

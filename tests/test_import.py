@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from importlib import import_module
@@ -37,6 +38,44 @@ def python(code: str, code_wanted: int = 0) -> str:
     return done.stdout
 
 
+FORKED = """
+import json, os, sys, tempfile
+import accelerate, datasets, PIL.Image, safetensors.torch, scipy.special, sklearn.linear_model, torch
+
+assert not {"transformers", "hf_kd"} & set(sys.modules)
+said = {}
+for name, code in json.load(sys.stdin).items():
+    with tempfile.TemporaryFile("w+") as out:
+        child = os.fork()
+        if child == 0:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+            try:
+                exec(compile(code, name, "exec"), {"__name__": "__main__"})
+                sys.stdout.flush()
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        out.seek(0)
+        said[name] = [os.waitstatus_to_exitcode(status), out.read()]
+print(json.dumps(said))
+"""
+"""Runs each of several programs in a fork of an interpreter that has neither transformers nor hf_kd, but what they need."""
+
+
+def forked(programs: dict[str, str]) -> dict[str, tuple[int, str]]:
+    """Exit code and output of each program, which starts before transformers and hf_kd are imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], input=json.dumps(programs), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: tuple(found) for name, found in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
 def loaded(code: str, among: tuple[str, ...]) -> set[str]:
     """Which of these modules a fresh interpreter has imported after `code`."""
     return set(ast.literal_eval(python(f"{code}\nimport sys\nprint([m for m in {among!r} if m in sys.modules])")))
@@ -49,10 +88,15 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_a_model_brings_what_a_model_needs():
-    of_transformers = loaded("from transformers import PreTrainedModel, AutoModel, AutoImageProcessor", HEAVY)
     above = (*(name for name in ABOVE if name != "hf_kd.hub"), "hf_kd.hub.document", "hf_kd.hub.card")
-    ours = loaded("from hf_kd import ErasedModel", HEAVY + above)
-    assert ours - of_transformers <= {"datasets"}, "readers of images know the data sets of `datasets`"
+    both = python(f"""
+import sys
+from transformers import PreTrainedModel, AutoModel, AutoImageProcessor
+before = set(sys.modules)
+from hf_kd import ErasedModel
+print([name for name in {HEAVY + above!r} if name in sys.modules and name not in before])
+""")
+    assert set(ast.literal_eval(both)) <= {"datasets"}, "readers of images know the data sets of `datasets`"
 
 
 def test_every_public_name_is_there_and_where_it_says():
@@ -94,15 +138,7 @@ ORDERS = {
     "our model first": "from hf_kd.model.erased_model import ErasedModel; from transformers import {names}",
 }
 
-
-@pytest.mark.parametrize("order", list(ORDERS))
-def test_auto_classes_load_a_saved_model(order):
-    start = ORDERS[order].format(names="AutoConfig, AutoModel, AutoModelForImageClassification, pipeline")
-    assert "loaded" in python(f"FOLDER = {str(SAVED / 'projection')!r}\n{start}\n{LOAD}")
-
-
-def test_registration_outlives_reloads_pickles_and_other_finders():
-    assert "loaded" in python(f"""
+RELOADED = """
 import importlib, pickle, sys
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
@@ -123,7 +159,6 @@ sys.meta_path.insert(0, Delegating())
 sys.meta_path.insert(2, Delegating())
 from transformers import AutoConfig
 from transformers.models.auto import configuration_auto, modeling_auto
-FOLDER = {str(SAVED / "projection")!r}
 stored = pickle.dumps(AutoConfig.from_pretrained(FOLDER))
 assert configuration_auto.__spec__.loader is configuration_auto.__loader__
 assert type(configuration_auto.__loader__).__name__ == "SourceFileLoader"
@@ -131,19 +166,20 @@ importlib.reload(configuration_auto), importlib.reload(modeling_auto), importlib
 assert type(configuration_auto.AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
 assert type(modeling_auto.AutoModel.from_pretrained(FOLDER)).__name__ == "ErasedFeatureModel"
 assert sum(type(finder).__name__ == "AutoConfigFinder" for finder in sys.meta_path) == 1
-import subprocess
-code = "import pickle, sys; from transformers import AutoModel; c = pickle.load(sys.stdin.buffer); AutoModel.from_config(c)"
-subprocess.run([sys.executable, "-c", code], input=stored, check=True)
+Path(PICKLED).write_bytes(stored)
 print("loaded")
-""")
-
-
-def test_threads_that_load_at_once():
-    assert "loaded" in python(f"""
+"""
+UNPICKLED = """
+import pickle
+from transformers import AutoModel
+config = pickle.loads(Path(PICKLED).read_bytes())
+assert type(AutoModel.from_config(config)).__name__ == "ErasedFeatureModel"
+print("loaded")
+"""
+THREADS = """
 import hf_kd
 from concurrent.futures import ThreadPoolExecutor
 from transformers import AutoModel, AutoModelForImageClassification
-FOLDER = {str(SAVED / "projection")!r}
 autos = AutoModelForImageClassification, AutoModel
 loads = [*(auto.from_pretrained for auto in autos), lambda folder: hf_kd.ErasedModel.from_pretrained(folder)] * 2
 with ThreadPoolExecutor(4) as pool:
@@ -152,7 +188,18 @@ classes = [type(model) for model in models]
 assert classes[0] is classes[2] is hf_kd.ErasedModel and issubclass(classes[1], hf_kd.ErasedModel)
 assert classes[1] is not hf_kd.ErasedModel and classes[:3] == classes[3:]
 print("loaded")
-""")
+"""
+
+
+def test_auto_classes_load_a_saved_model(tmp_path):
+    """Whoever is imported first, after reloads and behind other finders, in a process that unpickles, and in threads."""
+    names = "AutoConfig, AutoModel, AutoModelForImageClassification, pipeline"
+    given = f"FOLDER, PICKLED = {str(SAVED / 'projection')!r}, {str(tmp_path / 'config')!r}"
+    codes = {order: start.format(names=names) + LOAD for order, start in ORDERS.items()}
+    codes |= {"reloaded": RELOADED, "unpickled": UNPICKLED, "threads": THREADS}
+    said = forked({name: f"from pathlib import Path\n{given}\n{code}" for name, code in codes.items()})
+    assert list(said) == list(codes)
+    assert not {name: text for name, (code, text) in said.items() if code or text.split()[-1:] != ["loaded"]}
 
 
 @pytest.mark.parametrize(

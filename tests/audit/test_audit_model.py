@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from hf_kd import AuditOptions, ErasedModel, Retrained, Unseen
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
 from hf_kd.features.reader import ImageReader
+from tests.conftest import image_processor, small_resnet, small_vit
 from tests.helpers.small import make_dataset, randomise
 
 
@@ -28,23 +30,61 @@ def quick(**more):
 QUICK = quick()
 
 
-@pytest.fixture(scope="module")
-def splits():
-    return make_dataset([0, 1, 2, 3, 4] * 16), make_dataset([0, 1, 2, 3, 4] * 10, seed=9)
+SPLITS = make_dataset([0, 1, 2, 3, 4] * 16), make_dataset([0, 1, 2, 3, 4] * 10, seed=9)
 
 
 @pytest.fixture
-def erased(model, processor, forget):
-    return ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+def splits():
+    return SPLITS
 
 
-def test_one_pass_over_each_split_and_the_classes_of_the_records(erased, splits, monkeypatch):
+@functools.cache
+def erased_once(family: str) -> ErasedModel:
+    model = copy.deepcopy({"vit": small_vit, "resnet": small_resnet}[family]())
+    return ErasedModel.from_model(model, image_processor()).erase(make_dataset([2] * 20), k=2, progress=False)
 
+
+@functools.cache
+def audited_once(family: str, attacks: str) -> tuple[RetentionReport, list[object]]:
+    """The report, and the data of each pass that was made for it."""
     passes = []
     read = ImageReader.read
-    monkeypatch.setattr(ImageReader, "read", lambda self, *a, **k: passes.append(self.data) or read(self, *a, **k))
-    report = erased.audit(*splits, **QUICK)
-    assert passes == list(splits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageReader, "read", lambda self, *a, **k: passes.append(self.data) or read(self, *a, **k))
+        report = erased_once(family).audit(*SPLITS, **(quick(attacks="full") if attacks == "full" else QUICK))
+    return report, passes
+
+
+@pytest.fixture(params=["vit", "resnet"])
+def family(request):
+    """A transformer whose tap is the head's input, and a conv net whose tap is the tower's output."""
+    return request.param
+
+
+@pytest.fixture
+def model(family, request):
+    return request.getfixturevalue(family)
+
+
+@pytest.fixture
+def erased(family):
+    return copy.deepcopy(erased_once(family))
+
+
+@pytest.fixture
+def report(family):
+    """A small audit of `erased`."""
+    return audited_once(family, "few")[0]
+
+
+@pytest.fixture
+def full(family):
+    """The audit of `erased` with all attacks."""
+    return audited_once(family, "full")[0]
+
+
+def test_one_pass_over_each_split_and_the_classes_of_the_records(family, report, splits):
+    assert audited_once(family, "few")[1] == list(splits)
     assert "after_each" in report.plots["cosines"], "Fig. 3 with an eraser for each class"
     assert report.forget_labels == (2,)
     assert report.label(2) == "2 (cat)"
@@ -53,8 +93,7 @@ def test_one_pass_over_each_split_and_the_classes_of_the_records(erased, splits,
     assert RetentionReport.from_json(report.to_json()) == report
 
 
-def test_the_head_in_the_report_is_the_models_own(erased, splits):
-    report = erased.audit(*splits, **QUICK)
+def test_the_head_in_the_report_is_the_models_own(erased, report, splits):
     inputs = erased.processor([image.convert("RGB") for image in splits[1]["image"]], return_tensors="pt")
     with torch.no_grad():
         right = erased(**inputs).logits.argmax(dim=1) == torch.tensor(splits[1]["label"])
@@ -91,27 +130,20 @@ def test_a_retrained_model_and_unseen_classes_as_reference(erased, splits):
     assert any("2 classes that were never trained on" in note for note in report.notes)
 
 
-def test_full_reads_mirrored_images_too(erased, splits):
-    report = erased.audit(*splits, **quick(attacks=["views-2-linear"]))
-    assert report.score("attacks", "recall", "views-2-linear").settings["views"] == 2
+def test_full_reads_mirrored_images_too(full):
+    assert full.score("attacks", "recall", "views-2-linear").settings["views"] == 2
 
 
-def test_full_reads_the_views_of_an_original_too(erased, splits):
+def test_full_reads_the_views_of_an_original_too(erased, full, splits):
     report = erased.audit(*splits, original=copy.deepcopy(erased).reset(), **quick(attacks=["views-2-linear"]))
     score = report.score("attacks", "recall", "views-2-linear")
     assert score.original is not None
-    assert (
-        score.original
-        == erased.audit(*splits, **quick(attacks=["views-2-linear"]))
-        .score("attacks", "recall", "views-2-linear")
-        .original
-    )
+    assert score.original == full.score("attacks", "recall", "views-2-linear").original
 
 
-def test_full_reads_three_views_and_asks_an_untrained_model(erased, splits):
-    report = erased.audit(*splits, **quick(attacks="full"))
-    assert report.score("attacks", "recall", "views-3-mlp").settings["views"] == 3
-    assert 0 < report.score("agreement", "zrf").value <= 1
+def test_full_reads_three_views_and_asks_an_untrained_model(full):
+    assert full.score("attacks", "recall", "views-3-mlp").settings["views"] == 3
+    assert 0 < full.score("agreement", "zrf").value <= 1
 
 
 def test_only_the_labels_that_count_as_retained(erased, splits):

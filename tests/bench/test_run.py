@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -23,6 +20,7 @@ from hf_kd.bench.tables import markdown
 from hf_kd.data.labels import match_labels
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import available_methods, get_method, make_unlearning_method
+from tests.helpers import processes
 
 QUICK = {"epochs": 1, "batch_size": 16}
 
@@ -118,9 +116,9 @@ def test_a_killed_run_continues_where_it_stopped(one, place, tmp_path):
         "measure: {knowledge_retention: false, membership: false}\n"
         "seeds: [0, 1, 2]\nmethods: [original, {method: esc-t, epochs: 1}]\n"
     )
-    script = [sys.executable, "-c", textwrap.dedent(KILLED), str(config), str(tmp_path)]
-    done = subprocess.run(script, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    script = ["-c", textwrap.dedent(KILLED), config, tmp_path]
+    (done,) = processes.run(script, environments=[processes.surroundings()])
+    assert done.code == -signal.SIGKILL, done.text[-2000:]
     results = tmp_path / "results.jsonl"
     finished = results.read_bytes()
     assert [json.loads(line)["seed"] for line in finished.splitlines()] == [0, 0], "two of four"

@@ -1,7 +1,7 @@
 """Fresh processes for tests: each is forked from one that has imported the libraries and done nothing else.
 
-Importing torch and transformers takes seconds of CPU, and tests that start a process a case would spend most of their time on
-it. What a process reads from its environment at import, it reads here from `SERVER`.
+Importing torch and transformers takes seconds of CPU, and tests that start a process a case would spend most of their time
+on it. What libraries read from the environment when they are imported, they read once, from `surroundings`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ default initialisation of tiny models pooled features are almost zero and everyt
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -237,6 +239,15 @@ def known_classes() -> set[str]:
 
 def build(name: str, seed: int = 0, **config: Any) -> nn.Module:
     """A tiny model of the class, random but the same for the same seed, in eval mode. `config` overrides entries."""
+    return copy.deepcopy(_built(name, seed)) if not config else _make(name, seed, config)
+
+
+@functools.cache
+def _built(name: str, seed: int) -> nn.Module:
+    return _make(name, seed, {})
+
+
+def _make(name: str, seed: int, config: dict[str, Any]) -> nn.Module:
     case = CASES[name]
     cls = getattr(transformers, name)
     if name.startswith("Dinat"):

@@ -27,9 +27,9 @@ def hub():
 
 @pytest.fixture
 def run_client(hub, tmp_path):
-    """Runs Python source, or `hf-kd` with arguments, in a process whose Hub is the one on loopback; it has to exit with `code`.
+    """Runs Python source, or `hf-kd` with arguments, in a process whose Hub is the one on loopback.
 
-    With `plain`, in one that has imported nothing.
+    It has to exit with `code`. With `plain`, it is a process that has imported nothing.
     """
 
     def run(

@@ -119,7 +119,9 @@ def test_retained_images_and_further_views_are_read_by_two_processes_as_by_one(f
     make_dataset([0, 1, 2, 4] * 8 + [0], seed=3).filter(lambda row: row["label"] != 2).save_to_disk(folders / "retain")
     make_dataset([2] * 12 + [3] * 7).save_to_disk(folders / "both")
     (folders / "passes.py").write_text(SEVERAL_PASSES)
-    said = in_two_processes(folders / "passes.py", folders / "model", folders / "both", folders / "retain", folders / "out")
+    said = in_two_processes(
+        folders / "passes.py", folders / "model", folders / "both", folders / "retain", folders / "out"
+    )
     assert said == {"leace": [19, 25, 2], "cover": [19, None, 2]}
     pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for method, more in (("leace", {"retain": load_from_disk(folders / "retain")}), ("cover", {"m": 3})):
@@ -143,7 +145,9 @@ def test_retained_images_and_further_views_are_read_by_two_processes_as_by_one(f
 
 def test_a_process_without_any_sample_does_not_hang(folders):
     make_dataset([2] * 4).save_to_disk(folders / "few")  # one batch, so the second process gets none
-    said = in_two_processes(folders / "script.py", folders / "model", folders / "few", folders / "out", "esc-per-class", "loader")
+    said = in_two_processes(
+        folders / "script.py", folders / "model", folders / "few", folders / "out", "esc-per-class", "loader"
+    )
     assert (said["n"], said["classes"]) == (4, [2])
 
 

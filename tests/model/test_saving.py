@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +27,7 @@ from transformers import (
 from hf_kd import ErasedModel
 from hf_kd.model.configuration import ErasedConfig
 from hf_kd.model.verify import verify
+from tests.helpers import processes
 from tests.helpers.small import NAMES, picture
 from tests.helpers.zoo import build
 from tests.model.test_erase import logits_of
@@ -239,10 +236,10 @@ def test_a_failed_save_leaves_the_old_folder_whole(erased, saved, forget, monkey
 
 
 KILLED = """
-import sys, time
+import os, signal, sys
 from hf_kd import ErasedModel
 model = ErasedModel.from_pretrained(sys.argv[1])
-model.processor.save_pretrained = lambda folder: (print("writing", flush=True), time.sleep(60))
+model.processor.save_pretrained = lambda folder: (print("writing", flush=True), os.kill(os.getpid(), signal.SIGKILL))
 model.inner.classifier.requires_grad_(False)
 for parameter in model.inner.parameters():
     parameter.data.zero_()
@@ -252,13 +249,8 @@ model.save_pretrained(sys.argv[1])
 
 def test_a_killed_save_leaves_the_old_folder_whole(erased, saved, pixels):
     answers = logits_of(erased, pixels)
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(saved)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout.readline().strip() == "writing"
-    time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    (done,) = processes.run(["-c", KILLED, saved], environments=[processes.surroundings()])
+    assert (done.out, done.code) == ("writing\n", -signal.SIGKILL), done.text
     assert torch.equal(logits_of(ErasedModel.from_pretrained(saved), pixels), answers)
 
 
@@ -376,14 +368,14 @@ def test_no_model_at_all(tmp_path):
         ErasedModel(ErasedConfig())
 
 
-def test_a_fresh_process_needs_only_the_import(erased, saved, pixels):
+def test_a_fresh_process_gives_the_same_answers(erased, saved, pixels):
     code = (
         "import sys, torch, hf_kd; from transformers import AutoModelForImageClassification as A;"
         "m = A.from_pretrained(sys.argv[1]);"
         "print(type(m).__name__, m.is_erased, float(m(pixel_values=torch.ones(1, 3, 16, 16)).logits.sum()))"
     )
-    out = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True).stdout
-    name, is_erased, total = out.split()
+    (done,) = processes.run(["-c", code, saved], environments=[processes.surroundings()])
+    name, is_erased, total = done.out.split()
     assert (name, is_erased) == ("ErasedModel", "True")
     expected = float(logits_of(erased, torch.ones(1, 3, 16, 16)).sum())
     assert float(total) == pytest.approx(expected, rel=1e-4)
