@@ -226,14 +226,13 @@ def same_shape(a: Tensor, b: Tensor, names: str, rows_only: bool = False) -> Non
 
 def chunks(features: Tensor, rows: int = ROWS_PER_CHUNK) -> Iterator[Tensor]:
     """The features in float64, a few thousand rows at a time, so that a copy of everything is never needed."""
-    for part in features.split(rows):
-        yield part.to(torch.float64)
+    return (part for (part,) in aligned_chunks(features, rows=rows))
 
 
-def aligned_chunks(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few thousand rows of each matrix, in float64 on the device of the first."""
-    for start in range(0, len(matrices[0]), CHUNK):
-        yield tuple(matrix[start : start + CHUNK].to(matrices[0].device, torch.float64) for matrix in matrices)
+def aligned_chunks(*matrices: Tensor, rows: int = CHUNK) -> Iterator[tuple[Tensor, ...]]:
+    """The same few thousand rows of each of several matrices, in float64 on the device of the first."""
+    for start in range(0, len(matrices[0]), rows):
+        yield tuple(matrix[start : start + rows].to(matrices[0].device, torch.float64) for matrix in matrices)
 
 
 def generator(seed: int) -> torch.Generator:

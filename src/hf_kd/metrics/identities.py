@@ -155,21 +155,15 @@ def verification(
         is_erased[left] | is_erased[right],
     )
     kinds = [cosines[kind] for kind in (same & touched, ~same & touched, same & ~touched, ~same & ~touched)]
-    genuine, impostor, genuine_r, impostor_r = kinds
-    counts = (len(genuine), len(impostor), len(genuine_r), len(impostor_r))
+    genuine, impostor, *_ = kinds
+    counts = tuple(map(len, kinds))
     if not len(genuine) or not len(impostor):
         raise InvalidValueError(
             f"The erased identities give {len(genuine)} genuine and {len(impostor)} impostor pairs; verification needs "
             "two images of an erased identity and one of somebody else."
         )
-    points = []
-    for rate in far:
-        deployed = deployed_far = retained = None
-        if len(impostor_r):
-            deployed, deployed_far = (_accepted(side, impostor_r, rate) for side in (genuine, impostor))
-            retained = _accepted(genuine_r, impostor_r, rate) if len(genuine_r) else None
-        points.append(VerificationPoint(rate, _accepted(genuine, impostor, rate), deployed, deployed_far, retained))
-    return Verification(tuple(points), *counts, similarity, images=len(rows), sampled=len(rows) < len(x))
+    points = tuple(_verification_point(rate, *kinds) for rate in far)
+    return Verification(points, *counts, similarity, images=len(rows), sampled=len(rows) < len(x))
 
 
 def retrieval(
@@ -221,20 +215,7 @@ def retrieval(
             "`open_set_identification`."
         )
     is_erased = _erased_mask(q_labels, erased, "query_identities")
-    generator = np.random.default_rng(seed)
-    first, precision = np.zeros(len(q_labels)), np.zeros(len(q_labels))
-    for start in range(0, len(q_labels), QUERIES):
-        rows = slice(start, start + QUERIES)
-        cosines = _rounded(q[rows] @ g.T)
-        ordered = np.sort(cosines, axis=1)
-        draws = tie_draws if (ordered[:, 1:] == ordered[:, :-1]).any() else 1
-        for _ in range(draws):
-            shuffled = generator.permutation(cosines.shape[1])
-            order = shuffled[np.argsort(-cosines[:, shuffled], axis=1, kind="stable")]
-            hits = g_labels[order] == q_labels[rows, None]
-            precisions = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
-            first[rows] += hits[:, 0] / draws
-            precision[rows] += (precisions * hits).sum(1) / hits.sum(1) / draws
+    first, precision = _ranked(q, q_labels, g, g_labels, tie_draws, seed)
     enrolled = np.array([np.mean(g_labels == label) for label in q_labels[is_erased]])
     return Retrieval(
         rank1_erased=_percent(first[is_erased]),
@@ -300,14 +281,7 @@ def open_set_identification(
         raise InvalidValueError(
             f"No query is of an erased identity ({_some(erased)}) that is in the gallery; enrol some of its images."
         )
-    best, right = np.zeros(len(q_labels)), np.zeros(len(q_labels))
-    for start in range(0, len(q_labels), QUERIES):
-        rows = slice(start, start + QUERIES)
-        cosines = _rounded(q[rows] @ g.T)
-        best[rows] = cosines.max(1)
-        top = cosines == best[rows, None]
-        right[rows] = (top & (g_labels == q_labels[rows, None])).sum(1) / top.sum(1)
-
+    best, right = _best_matches(q, q_labels, g, g_labels)
     retained = known & ~is_erased
     return tuple(
         OpenSetPoint(
@@ -321,6 +295,39 @@ def open_set_identification(
     )
 
 
+def _ranked(
+    q: Tensor, q_labels: np.ndarray, g: Tensor, g_labels: np.ndarray, tie_draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each query, whether the first image is right and the average precision, as means over the orders of ties."""
+    generator = np.random.default_rng(seed)
+    first, precision = np.zeros(len(q_labels)), np.zeros(len(q_labels))
+    for start in range(0, len(q_labels), QUERIES):
+        rows = slice(start, start + QUERIES)
+        cosines = _rounded(q[rows] @ g.T)
+        ordered = np.sort(cosines, axis=1)
+        draws = tie_draws if (ordered[:, 1:] == ordered[:, :-1]).any() else 1
+        for _ in range(draws):
+            shuffled = generator.permutation(cosines.shape[1])
+            order = shuffled[np.argsort(-cosines[:, shuffled], axis=1, kind="stable")]
+            hits = g_labels[order] == q_labels[rows, None]
+            precisions = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+            first[rows] += hits[:, 0] / draws
+            precision[rows] += (precisions * hits).sum(1) / hits.sum(1) / draws
+    return first, precision
+
+
+def _best_matches(q: Tensor, q_labels: np.ndarray, g: Tensor, g_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each query, the highest cosine with a gallery image, and which share of those that have it is right."""
+    best, right = np.zeros(len(q_labels)), np.zeros(len(q_labels))
+    for start in range(0, len(q_labels), QUERIES):
+        rows = slice(start, start + QUERIES)
+        cosines = _rounded(q[rows] @ g.T)
+        best[rows] = cosines.max(1)
+        top = cosines == best[rows, None]
+        right[rows] = (top & (g_labels == q_labels[rows, None])).sum(1) / top.sum(1)
+    return best, right
+
+
 def _drawn_images(labels: np.ndarray, is_erased: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Row numbers, ascending: all, or `most` of them, identity by identity in random order and the erased first."""
     if len(labels) <= most:
@@ -332,6 +339,17 @@ def _drawn_images(labels: np.ndarray, is_erased: np.ndarray, most: int, seed: in
     inside, outside = order[is_erased[order]], order[~is_erased[order]]
     inside = inside[: max(most // 2, most - len(outside))]
     return np.sort(np.concatenate([inside, outside[: most - len(inside)]]))
+
+
+def _verification_point(
+    rate: float, genuine: np.ndarray, impostor: np.ndarray, genuine_r: np.ndarray, impostor_r: np.ndarray
+) -> VerificationPoint:
+    """From the cosines of pairs of erased and of retained (r) identities."""
+    deployed = deployed_far = retained = None
+    if len(impostor_r):
+        deployed, deployed_far = (_accepted(side, impostor_r, rate) for side in (genuine, impostor))
+        retained = _accepted(genuine_r, impostor_r, rate) if len(genuine_r) else None
+    return VerificationPoint(rate, _accepted(genuine, impostor, rate), deployed, deployed_far, retained)
 
 
 def _accepted(genuine: np.ndarray, impostor: np.ndarray, rate: float) -> float:

@@ -13,7 +13,7 @@ with a retrained model's, not with chance. Rates are in percent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,9 +108,6 @@ def loss_attack(
         >>> attack.auc > 80 and attack.leak > 30
         True
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedShuffleSplit
-
     check_rate(fpr, "fpr")
     losses = [
         sample_losses(*checked_logits(member_logits, member_labels, "member")).numpy(),
@@ -122,18 +119,24 @@ def loss_attack(
             f"{len(losses[0])} members and {len(losses[1])} non-members; the attack splits off a tenth of each side "
             "and needs at least 10. Use more images of the forgotten classes."
         )
-    targets = np.repeat([1, 0], size)
-    accuracies = []
-    for generator in np.random.default_rng(seed).spawn(draws):
-        inputs = np.concatenate([side[generator.permutation(len(side))[:size]] for side in losses])[:, None]
-        splits = StratifiedShuffleSplit(n_splits=5, test_size=0.1, random_state=int(generator.integers(2**31)))
-        scores = [
-            LogisticRegression().fit(inputs[fit], targets[fit]).score(inputs[held_out], targets[held_out])
-            for fit, held_out in splits.split(inputs, targets)
-        ]
-        accuracies.append(100 * np.mean(scores))
+    accuracies = [_held_out_accuracy(losses, size, own) for own in np.random.default_rng(seed).spawn(draws)]
     separation = separate(-losses[0], -losses[1], fpr=fpr, draws=draws, seed=seed)
     return LossAttack(**vars(separation), accuracy=float(np.mean(accuracies)), accuracy_sd=float(np.std(accuracies)))
+
+
+def _held_out_accuracy(losses: Sequence[np.ndarray], size: int, generator: np.random.Generator) -> float:
+    """Mean accuracy of logistic regression on held-out tenths of one draw of `size` losses a side, in percent."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    targets = np.repeat([1, 0], size)
+    inputs = np.concatenate([side[generator.permutation(len(side))[:size]] for side in losses])[:, None]
+    splits = StratifiedShuffleSplit(n_splits=5, test_size=0.1, random_state=int(generator.integers(2**31)))
+    scores = [
+        LogisticRegression().fit(inputs[fit], targets[fit]).score(inputs[held_out], targets[held_out])
+        for fit, held_out in splits.split(inputs, targets)
+    ]
+    return 100 * float(np.mean(scores))
 
 
 def separate(

@@ -89,6 +89,9 @@ def knn_predictions(
         raise InvalidValueError(f"k is {k}; a vote needs at least one neighbour.")
     k = min(k, train.shape[0])
     reference, queries = _metric_space(train, test, metric)
+    if metric == "cosine":  # equal directions of other lengths are one vector
+        reference, queries = (x.mul(2**20).round().div(2**20) for x in (reference, queries))
+    reference, queries = reference.float(), queries.float()
     points, group = distinct_rows(reference)
     size = group.bincount(minlength=points.shape[0])
     counts = torch.zeros(points.shape[0], classes.numel(), dtype=torch.int32, device=train.device)
@@ -99,22 +102,26 @@ def knn_predictions(
     for part in queries.split(max(1, 2**25 // points.shape[0])):
         closeness = torch.addmm(-half_norm, part, points.T)
         nearest = closeness.topk(min(k, points.shape[0]), dim=1).indices
-        members = size[nearest]
-        before = members.cumsum(dim=1) - members
-        taken = (k - before).clamp_min(0).minimum(members)
-        whole = (taken == members) & (taken > 0)
-        votes = torch.einsum("nj,njc->nc", whole.double(), counts[nearest].double())
-        partial = (taken > 0) & ~whole  # at most one a row: the group at the boundary
-        rows = torch.nonzero(partial.any(dim=1)).flatten()
-        shares = tie_shares(votes)
-        if rows.numel():
-            at = partial[rows].double().argmax(dim=1)
-            pool, wanted = counts[nearest[rows, at]].cpu().numpy(), taken[rows, at].cpu().numpy()
-            drawn = [_draw_without_replacement(pool, wanted, rng) for _ in range(draws)]
-            drawn = [tie_shares(votes[rows] + torch.from_numpy(d).to(votes)) for d in drawn]
-            shares[rows] = sum(drawn) / draws
-        out.append(shares)
+        out.append(_vote(size[nearest], counts[nearest], k, draws, rng))
     return torch.cat(out)
+
+
+def _vote(members: Tensor, counts: Tensor, k: int, draws: int, rng: np.random.Generator) -> Tensor:
+    """Shares [n, K] of the k nearest rows: `members` [n, j] and `counts` [n, j, K] are of groups of equal ones, in order."""
+    before = members.cumsum(dim=1) - members
+    taken = (k - before).clamp_min(0).minimum(members)
+    whole = (taken == members) & (taken > 0)
+    votes = torch.einsum("nj,njc->nc", whole.double(), counts.double())
+    partial = (taken > 0) & ~whole  # at most one a row: the group at the boundary
+    rows = torch.nonzero(partial.any(dim=1)).flatten()
+    shares = tie_shares(votes)
+    if rows.numel():
+        at = partial[rows].double().argmax(dim=1)
+        pool, wanted = counts[rows, at].cpu().numpy(), taken[rows, at].cpu().numpy()
+        drawn = [_draw_without_replacement(pool, wanted, rng) for _ in range(draws)]
+        drawn = [tie_shares(votes[rows] + torch.from_numpy(d).to(votes)) for d in drawn]
+        shares[rows] = sum(drawn) / draws
+    return shares
 
 
 def _draw_without_replacement(pool: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -129,12 +136,12 @@ def _draw_without_replacement(pool: np.ndarray, wanted: np.ndarray, rng: np.rand
 
 
 def _metric_space(train: Tensor, test: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """Both in float64: centred, which keeps float32 distances accurate far from the origin, or of length one."""
     if metric == "l2":
-        mean = train.double().mean(dim=0)  # centring keeps float32 distances accurate far from the origin
-        return (train.double() - mean).float(), (test.double() - mean).float()
+        mean = train.double().mean(dim=0)
+        return train.double() - mean, test.double() - mean
     if metric == "cosine":
-        train, test = (F.normalize(x.double(), dim=1).mul(2**20).round().div(2**20).float() for x in (train, test))
-        return train, test
+        return F.normalize(train.double(), dim=1), F.normalize(test.double(), dim=1)
     raise InvalidValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
 
 
@@ -225,13 +232,7 @@ def prototype_draws(
     classes, targets = train_labels.unique(return_inverse=True)
     if shots < 1:
         raise InvalidValueError(f"shots is {shots}; a prototype needs at least one labelled sample.")
-    if metric == "cosine":
-        reference, queries = (F.normalize(x.double(), dim=1) for x in (train, test))
-    elif metric == "l2":
-        centre = train.double().mean(dim=0)
-        reference, queries = train.double() - centre, test.double() - centre
-    else:
-        raise InvalidValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
+    reference, queries = _metric_space(train, test, metric)
     sums = reference.new_zeros(classes.numel(), train.shape[1]).index_add_(0, targets, reference)
     means = sums / targets.bincount(minlength=classes.numel()).unsqueeze(1)
     members = {

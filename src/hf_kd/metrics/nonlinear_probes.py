@@ -91,9 +91,7 @@ def fit_mlp_probe(
     classes, targets = require_classes(as_labels(labels, x.shape[0], x.device, "training labels"))
     scale = nonlinear_scale(x, geometry)
     rng = generator(seed)
-    held_out = torch.zeros_like(targets, dtype=torch.bool)
-    held_out[stratified_subset(targets, 0.1, rng)] = True
-    held_out &= targets.bincount()[targets] > 1
+    held_out = _held_out_tenth(targets, rng)
     x = scale(x, torch.float32)
     fit_x, fit_y, val_x, val_y = x[~held_out], targets[~held_out], x[held_out], targets[held_out]
     network = _perceptron((x.shape[1], *hidden, classes.numel()), rng).to(x.device)
@@ -116,6 +114,13 @@ def fit_mlp_probe(
             best, kept = value, copy.deepcopy(network.state_dict())
     network.load_state_dict(kept)
     return MLPProbe(scale, network.requires_grad_(False), classes, best, epochs)
+
+
+def _held_out_tenth(targets: Tensor, rng: torch.Generator) -> Tensor:
+    """A mask of a tenth of every class that has more than one sample."""
+    held_out = torch.zeros_like(targets, dtype=torch.bool)
+    held_out[stratified_subset(targets, 0.1, rng)] = True
+    return held_out & (targets.bincount()[targets] > 1)
 
 
 def nonlinear_scale(features: Tensor, geometry: str) -> FeatureScale:
