@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from hf_kd.data.distributed import process_state
+from hf_kd.data.distributed import process_state, reduce_tensor
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import method_info
 from hf_kd.model.erased_model import ErasedModel
@@ -127,7 +126,7 @@ def _collecting(model: ErasedModel, mode: str, seed: int) -> Iterator[None]:
     if process_state().num_processes > 1:
         for buffer in inner.buffers():
             if buffer.is_floating_point():
-                buffer.copy_(reduce(buffer, "mean"))
+                buffer.copy_(reduce_tensor(buffer, "mean"))
 
 
 def _to_train_mode(module: nn.Module, args: Any) -> None:

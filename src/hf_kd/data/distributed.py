@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather, reduce
+from accelerate.utils import gather, pad_across_processes, reduce
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
@@ -31,10 +31,6 @@ def reduce_tensor(tensor: Tensor, how: str) -> Tensor:
     return cast(Tensor, reduce(tensor, reduction=how))
 
 
-def _gather(tensor: Tensor) -> Tensor:
-    return cast(Tensor, gather(tensor))
-
-
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a float64 tensor over all processes, on the device it came from."""
     state = process_state()
@@ -48,16 +44,10 @@ def gather_rows(tensor: Tensor, fill: int = 0) -> Tensor:
     state = process_state()
     if state.num_processes == 1:
         return tensor
-    width = tensor.shape[1] if tensor.ndim == 2 else 0
-    widest = int(_gather(torch.tensor([width], device=state.device)).max())
-    if tensor.ndim == 2 and width != widest:  # this process had no row, so it does not know d
-        tensor = tensor.new_zeros(0, widest)
-    longest = int(_gather(torch.tensor([tensor.shape[0]], device=state.device)).max())
     moved = tensor.to(state.device)
-    if moved.shape[0] < longest:
-        padding = moved.new_full((longest - moved.shape[0], *moved.shape[1:]), fill)
-        moved = torch.cat([moved, padding])
-    return _gather(moved).cpu()
+    for dim in range(moved.ndim):  # a process without rows does not know d
+        moved = cast(Tensor, pad_across_processes(moved, dim=dim, pad_index=fill))
+    return cast(Tensor, gather(moved)).cpu()
 
 
 def autocast(device: torch.device, mixed_precision: str | None) -> contextlib.AbstractContextManager[Any]:
