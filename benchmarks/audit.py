@@ -26,6 +26,7 @@ from datasets import load_dataset
 from torch import Tensor, nn
 
 from hf_kd import ESC, ESCT, AuditOptions, ErasedModel, SecondMoment, Unseen
+from hf_kd.audit import AuditExtras
 from hf_kd.audit.audit_features import audit_features
 from hf_kd.audit.report import RetentionReport
 from hf_kd.features.reader import ImageReader
@@ -149,6 +150,7 @@ def main() -> None:
                 "erased": (own(versions_of[0]["erased"]), own(versions_of[1]["erased"])),
             }
         wall, processor = time.perf_counter(), time.process_time()
+        names = network.model.config.id2label
         reports[name] = audit_features(
             versions_of[0],
             y,
@@ -160,7 +162,7 @@ def main() -> None:
             if not number
             else None,
             logits=logits,
-            class_names={int(c): network.model.config.id2label[int(c)].partition(",")[0] for c in y_test.unique()},
+            extras=AuditExtras(class_names={int(c): names[int(c)].partition(",")[0] for c in y_test.unique()}),
         )
         times[name] = (time.perf_counter() - wall, time.process_time() - processor)
         if arguments.output:

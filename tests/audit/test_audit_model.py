@@ -219,7 +219,7 @@ def test_the_command_prints_one_screen_and_leaves_report_and_figures(vit, proces
     assert report.forget_labels == (2,)
     assert (tmp_path / "out" / "report.md").read_text().startswith("# Retention audit")
     assert (tmp_path / "out" / "class_means.png").exists()
-    done = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "model")])
+    done = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "model"), "--overwrite"])
     assert done.exit_code == 0, done.output
     assert ErasedModel.from_pretrained(tmp_path / "model").is_erased, "a report beside a model leaves the model alone"
     done = CliRunner().invoke(app, [*arguments, "--forget-labels", "dog", "--json"])

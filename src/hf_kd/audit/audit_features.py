@@ -62,6 +62,7 @@ class AuditExtras:
         extra_sections: Sections measured elsewhere, put in their place: the layer profile, moved weights.
         sampled: Splits of which these features are a sample, as `RetentionReport.sampled` has it.
         context: What was audited: architecture, taps, erasures; kept in the report as it is.
+        class_names: Name of each class id.
     """
 
     views: Mapping[str, tuple[Sequence[ArrayLike], Sequence[ArrayLike]]] | None = None
@@ -70,6 +71,7 @@ class AuditExtras:
     extra_sections: Sequence[Section] = ()
     sampled: Mapping[str, Mapping[str, int]] | None = None
     context: Mapping[str, Any] | None = None
+    class_names: Mapping[int, str] | None = None
 
 
 def audit_features(
@@ -82,7 +84,6 @@ def audit_features(
     reference: Reference = None,
     options: AuditOptions | None = None,
     logits: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
-    class_names: Mapping[int, str] | None = None,
     extras: AuditExtras | None = None,
     **unknown: Any,
 ) -> RetentionReport:
@@ -103,8 +104,7 @@ def audit_features(
         options: Attacks, seeds and what else is measured.
         logits: Train and test logits [n, C] and [m, C] of a version's own head, whose columns are the labels; without them
             head, recovery ratio and membership are left out.
-        class_names: Name of each class id.
-        extras: What only a model can give.
+        extras: Names of the classes, and what only a model can give.
         **unknown: Refused, with a message that says where each belongs.
 
     Returns:
@@ -116,7 +116,7 @@ def audit_features(
         TypeError: For an argument that there is not; the message says where it belongs.
     """
     started = time.perf_counter()
-    refuse_unknown("audit_features", unknown, ("reference", "options", "logits", "class_names", "extras"))
+    refuse_unknown("audit_features", unknown, ("reference", "options", "logits", "extras"))
     reference, options = checked_reference(reference, of_features=True), checked_options(options)
     extras = extras or AuditExtras()
     if options.access != "features":
@@ -163,7 +163,7 @@ def audit_features(
         dimension=original.train.shape[1],
         seeds=options.seeds,
         sections=tuple(sorted(found, key=lambda section: SECTIONS.index(section.key))),
-        class_names={int(label): str(name) for label, name in (class_names or {}).items()},
+        class_names={int(label): str(name) for label, name in (extras.class_names or {}).items()},
         notes=tuple(notes),
         context=dict(extras.context or {}),
         plots=feature_sections.plot_numbers(original, erased, extras.fit_class),

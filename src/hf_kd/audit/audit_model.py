@@ -30,7 +30,7 @@ from hf_kd.metrics.weights import weight_distance
 from .audit_features import AuditExtras, audit_features
 from .classes import forgotten_labels, resolved_labels
 from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
-from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference, refuse_unknown
+from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference
 from .report import RetentionReport
 from .schema import Section
 from .sections.features import FitClass
@@ -53,8 +53,6 @@ def audit_model(
     reference: Reference = None,
     options: AuditOptions | None = None,
     reading: ReadOptions | None = None,
-    progress: bool = True,
-    **unknown: Any,
 ) -> RetentionReport:
     """Measure what the features behind the erasers of `model` still reveal of the forgotten classes.
 
@@ -73,8 +71,6 @@ def audit_model(
             never trained on.
         options: Attacks, seeds and what else is measured.
         reading: How images are read, as in `erase`.
-        progress: False shows no bar, whatever `reading` says.
-        **unknown: Refused, with a message that says where each belongs.
 
     Returns:
         The report. It prints as a screen, and has `to_markdown()`, `to_json()` and `figures()`.
@@ -82,10 +78,8 @@ def audit_model(
     Raises:
         ValueError: Where no forgotten classes are known, for samples without a label, for a split without forgotten or
             without retained samples, for features that are not finite, for an original of another feature dimension.
-        TypeError: For an argument that there is not; the message says where it belongs.
     """
-    reading = ReadOptions.given(reading, progress, unknown)
-    refuse_unknown("audit", unknown, ("forget_labels", "retain", "original", "reference", "options", "reading"))
+    reading = reading or ReadOptions()
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS))
     names = model.class_names or None
@@ -130,8 +124,8 @@ def audit_model(
             membership_references=_reference_logits(data, options) if has_logits else (),
         ),
         logits=logits,
-        class_names=_names(names, data.labels),
         extras=AuditExtras(
+            class_names=_names(names, data.labels),
             views=_views(data, attacks, original),
             random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
             fit_class=_fit_class(model),

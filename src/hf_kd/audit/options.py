@@ -178,7 +178,10 @@ _NOW = (
         "forget": "forget_labels=...",
         "more": "extras=AuditExtras(extra_sections=...)",
     }
-    | {name: f"extras=AuditExtras({name}=...)" for name in ("views", "random_logits", "fit_class", "context")}
+    | {
+        name: f"extras=AuditExtras({name}=...)"
+        for name in ("views", "random_logits", "fit_class", "context", "class_names")
+    }
 )
 """Where what one may look for as an argument of its own is said."""
 

@@ -201,10 +201,8 @@ def _receipt(
         beside=None if beside is None else Path(beside),
         changes=[change.to_dict() for change in changed],
         folded=folded,
-        base_model=base_of(model)[0],
-        base_commit=base_of(model)[1],
+        base=base_of(model),
         labels=labels,
-        versions=versions(),
     )
 
 

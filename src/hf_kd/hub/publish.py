@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,25 @@ OF_AN_EARLIER_PUSH = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bi
 
 
 @dataclass(frozen=True)
+class UploadOptions:
+    """How a folder goes to the Hub, in the words of `huggingface_hub`.
+
+    Attributes:
+        private: Whether a new repository is private; for one that is there and public, True is refused.
+        token: By default that of `hf auth login`, or HF_TOKEN.
+        revision: The branch; it is made where it is not there.
+        create_pr: Open a pull request instead of writing.
+        commit_message: By default the methods that were used.
+    """
+
+    private: bool | None = None
+    token: str | None = field(default=None, repr=False)
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+
+
+@dataclass(frozen=True)
 class Pushed(Published):
     """Where a model went, and whether what loads from there answers as it did here."""
 
@@ -46,43 +65,46 @@ class Pushed(Published):
         return asdict(self)
 
 
-def push(  # noqa: PLR0913 - options of the upload, as huggingface_hub names them
+def push(
     model: TappedModel,
     repo_id: str,
     *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
     report: RetentionReport | None = None,
     folded: bool = False,
     verify: bool = True,
-    commit_message: str | None = None,
     show_class_names: bool = False,
     datasets: Sequence[str] = (),
+    **upload_options: Any,
 ) -> Pushed:
     """Publish weights, card, receipt, report and figures in one commit, load them back and compare bit for bit.
 
-    repo_id: USER/NAME. private, token, revision, create_pr, commit_message: as in `huggingface_hub`.
-    Of a model without erasers whose weights `unlearn` changed, the stock checkpoint is published.
-    report: what `audit` gave, for the card. folded: publish the stock checkpoint of `fold` instead (logits erased,
-        features not). verify: load the commit from the Hub and compare answers and features on a fixed batch.
-    show_class_names: name the forgotten classes in card, report and figures. datasets: Hub ids, for the card.
+    Of a model without erasers whose weights `unlearn` changed, the stock checkpoint is published. A person's text in the
+    repository's README is kept.
 
-    A person's text in the repository's README is kept. Raises ValueError when nothing was erased or for a malformed id,
-    PushError (an OSError) when the upload failed and left the repository as it was, and NotVerifiedError (an OSError) when
-    it happened and what loads back is not this model, or nothing loads back.
+    Args:
+        model: An erased or unlearned model.
+        repo_id: USER/NAME.
+        report: What `audit` gave, for the card.
+        folded: Publish the stock checkpoint of `fold` instead (logits erased, features not).
+        verify: Load the commit from the Hub and compare answers and features on a fixed batch.
+        show_class_names: Name the forgotten classes in card, report and figures.
+        datasets: Hub ids, for the card.
+        **upload_options: `private`, `token`, `revision`, `create_pr` and `commit_message`, as in `huggingface_hub`; see
+            `UploadOptions`.
+
+    Returns:
+        Where it went, and whether it was compared.
+
+    Raises:
+        ValueError: Nothing was erased, or the id is malformed.
+        PushError: The upload failed and left the repository as it was (an OSError).
+        NotVerifiedError: It happened and what loads back is not this model, or nothing loads back (an OSError).
+        TypeError: There is no such option.
     """
-    if not publishable(model):
-        raise InvalidValueError(
-            "The erasure of this model is folded into its weights, and without the eraser no receipt can be made for it. "
-            "Load the erased model it was folded from, and call push_to_hub(repo_id, folded=True) on that."
-            if getattr(model.config.inner, "hf_kd_folded", None)
-            else "Nothing has been erased from this model, so there is nothing for hf_kd to publish. Call erase first; the "
-            "model itself goes to the Hub with model.inner.push_to_hub."
-        )
-    full = prepare(repo_id, private=private, token=token, revision=revision)
-    existing = fetch(full, CARD, revision=revision, token=token)
+    target = UploadOptions(**upload_options)
+    _refuse_nothing_to_publish(model)
+    full = prepare(repo_id, private=target.private, token=target.token, revision=target.revision)
+    existing = fetch(full, CARD, revision=target.revision, token=target.token)
     with tempfile.TemporaryDirectory(prefix="hf-kd-push-") as name:
         folder = Path(name) / "model"
         saved = _save(model, folder, folded)
@@ -99,21 +121,33 @@ def push(  # noqa: PLR0913 - options of the upload, as huggingface_hub names the
             folded=folded,
             show_class_names=show_class_names,
             datasets=datasets,
-            license=base_license(base_of(model)[0], token),
+            license=base_license(base_of(model)[0], target.token),
         )
         methods = ", ".join(record.method for record in records_of(model))
         published = upload(
             folder,
             full,
-            message=commit_message or f"{'Erased' if model.is_erased else 'Made to forget'} with hf_kd: {methods}",
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
+            message=target.commit_message
+            or f"{'Erased' if model.is_erased else 'Made to forget'} with hf_kd: {methods}",
+            token=target.token,
+            revision=target.revision,
+            create_pr=target.create_pr,
             replaces=OF_AN_EARLIER_PUSH,
         )
     if verify:
-        _compare(model, saved, published, token)
+        _compare(model, saved, published, target.token)
     return Pushed(**asdict(published), verified=verify)
+
+
+def _refuse_nothing_to_publish(model: TappedModel) -> None:
+    if not publishable(model):
+        raise InvalidValueError(
+            "The erasure of this model is folded into its weights, and without the eraser no receipt can be made for it. "
+            "Load the erased model it was folded from, and call push_to_hub(repo_id, folded=True) on that."
+            if getattr(model.config.inner, "hf_kd_folded", None)
+            else "Nothing has been erased from this model, so there is nothing for hf_kd to publish. Call erase first; the "
+            "model itself goes to the Hub with model.inner.push_to_hub."
+        )
 
 
 def publishable(model: TappedModel) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.features.protocol import TappedModel
-from hf_kd.methods.records import Erasure, WeightChange
+from hf_kd.methods.records import Erasure, WeightChange, versions
 
 from .files import RECEIPT, checkpoint_files, weight_files
 
@@ -42,7 +42,7 @@ SINCE = {
 """What became of the weights since the first request, in words."""
 
 
-def receipt(  # noqa: PLR0913 - one argument for each field that only the caller knows
+def receipt(
     folder: Path,
     erasures: Sequence[Mapping[str, Any]],
     before: str | None,
@@ -51,18 +51,28 @@ def receipt(  # noqa: PLR0913 - one argument for each field that only the caller
     beside: Path | None = None,
     changes: Sequence[Mapping[str, Any]] = (),
     folded: bool,
-    base_model: str | None = None,
-    base_commit: str | None = None,
+    base: tuple[str | None, str | None] = (None, None),
     labels: Sequence[Sequence[str]] | None = None,
-    versions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The receipt of the checkpoint in `folder`.
 
-    beside: the folder that these files are about to be put into.
-    erasures: the records of erasers. changes: those of what changed the weights before any eraser was fitted.
-    before: digest of the weights as the first request found them (`tensors_digest`); None where nobody took it then.
-    since: what became of the weights since the first request, one of `SINCE`.
-    labels: names of the forgotten classes of each record, changes first, if they may be named.
+    Args:
+        folder: Where the checkpoint lies.
+        erasures: The records of erasers.
+        before: Digest of the weights as the first request found them (`tensors_digest`); None where nobody took it then.
+        since: What became of the weights since the first request, one of `SINCE`.
+        beside: The folder that these files are about to be put into.
+        changes: The records of what changed the weights before any eraser was fitted.
+        folded: Whether the checkpoint is a stock model with the erasers in its head.
+        base: Hub id and commit of the model before the first request.
+        labels: Names of the forgotten classes of each record, changes first, if they may be named.
+
+    Returns:
+        What `erasures.json` holds.
+
+    Raises:
+        MissingFileError: There are no weights in the folder.
+        InvalidValueError: They cannot be read.
     """
     files = checkpoint_files(folder, beside)
     after = weights_digest(files)
@@ -70,8 +80,8 @@ def receipt(  # noqa: PLR0913 - one argument for each field that only the caller
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "base_model": base_model,
-        "base_commit": base_commit,
+        "base_model": base[0],
+        "base_commit": base[1],
         "folded": folded,
         "erasures": [dict(record) for record in erasures],
         "changes": [dict(record) for record in changes],
@@ -84,8 +94,8 @@ def receipt(  # noqa: PLR0913 - one argument for each field that only the caller
         "erasers": erasers_digest(files),
         "files": {name: file_digest(path) for name, path in files.items()},
         "seeds": [record["settings"].get("seed") for record in (*changes, *erasures)],
-        "commands": commands([*changes, *erasures], base_model, labels),
-        "versions": dict(versions or {}),
+        "commands": commands([*changes, *erasures], base[0], labels),
+        "versions": versions(),
     }
 
 

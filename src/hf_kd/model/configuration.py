@@ -33,6 +33,18 @@ LISTS = {
 }
 """What the lists in a configuration hold."""
 
+STATE = (
+    "leaking",
+    "erasures",
+    "base_model",
+    "base_commit",
+    "masked",
+    "dropped",
+    "weights_erased",
+    "eraser_sha256",
+)
+"""What a configuration holds besides the model inside, its taps and its erasers."""
+
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
 
@@ -84,12 +96,22 @@ def refuse_strange_settings(settings: dict[str, Any]) -> None:
 class ErasedConfig(PreTrainedConfig):
     """Configuration of an `ErasedModel`.
 
-    inner: configuration of the model inside. inner_class: its class name. taps, erasers: where pooled features pass and
-    which erasers stand there (their shapes; values are in the weights). eraser_sha256: digest of what stands at each tap.
-    leaking: fields of the inner model's output that carry knowledge past the taps and are withheld. erasures: one record
-    per request. base_model, base_commit: where the model inside came from, on the Hub; None where it came from somewhere
-    else. masked: ids of the model inside that are never answered; dropped: whether they also leave no column in the logits.
-    weights_erased: digest of the inner model's weights as the first request found them; None where it is not known.
+    Args:
+        inner: Configuration of the model inside.
+        inner_class: Its class name.
+        taps: Where pooled features pass.
+        erasers: Which eraser stands at each tap (its shapes; values are in the weights).
+        **kwargs: Those of any configuration, and those of `STATE`.
+
+    Attributes:
+        eraser_sha256: Digest of what stands at each tap.
+        leaking: Fields of the inner model's output that carry knowledge past the taps and are withheld.
+        erasures: One record per request.
+        base_model: Where the model inside came from, on the Hub; None where it came from somewhere else.
+        base_commit: Its commit there.
+        masked: Ids of the model inside that are never answered.
+        dropped: Whether they also leave no column in the logits.
+        weights_erased: Digest of the inner model's weights as the first request found them; None where it is not known.
     """
 
     model_type = MODEL_TYPE
@@ -99,28 +121,19 @@ class ErasedConfig(PreTrainedConfig):
         auto_classes.register_model()  # here and not in __init__, which unpickling and copying pass by
         return super().__new__(cls)
 
-    def __init__(  # noqa: PLR0913 - one argument for each field of config.json
+    def __init__(
         self,
         inner: PreTrainedConfig | dict[str, Any] | None = None,
         inner_class: str | None = None,
         taps: list[dict[str, Any]] | None = None,
         erasers: list[dict[str, Any] | None] | None = None,
-        leaking: list[str] | None = None,
-        erasures: list[dict[str, Any]] | None = None,
-        base_model: str | None = None,
-        base_commit: str | None = None,
-        masked: list[int] | None = None,
-        dropped: bool = False,
-        weights_erased: str | None = None,
-        eraser_sha256: list[str | None] | None = None,
         **kwargs: Any,
     ):
-        given = {"taps": taps, "erasers": erasers, "leaking": leaking, "erasures": erasures, "masked": masked}
-        given["eraser_sha256"] = eraser_sha256
-        for name, values in given.items():
-            if values is not None and not (
-                isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)
-            ):
+        state = {name: kwargs.pop(name, None) for name in STATE}
+        for name, values in {"taps": taps, "erasers": erasers, **state}.items():
+            if values is None or name not in LISTS:
+                continue
+            if not (isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)):
                 raise InvalidValueError(f"{name}={str(values)[:200]!r}: config.json is damaged; save the model again.")
         if erasers and len(erasers) != len(taps or ()):
             raise InvalidValueError(f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged.")
@@ -141,14 +154,14 @@ class ErasedConfig(PreTrainedConfig):
         self.taps = taps or []
         _ = self.tap_list  # which refuses taps at which nothing could be erased
         self.erasers = erasers or []
-        self.eraser_sha256 = eraser_sha256 or []
-        self.leaking = leaking or []
-        self.erasures = erasures or []
-        self.base_model = base_model
-        self.base_commit = base_commit
-        self.masked = masked or []
-        self.dropped = bool(dropped)
-        self.weights_erased = weights_erased
+        self.eraser_sha256 = state["eraser_sha256"] or []
+        self.leaking = state["leaking"] or []
+        self.erasures = state["erasures"] or []
+        self.base_model = state["base_model"]
+        self.base_commit = state["base_commit"]
+        self.masked = state["masked"] or []
+        self.dropped = bool(state["dropped"])
+        self.weights_erased = state["weights_erased"]
         attention = getattr(inner, "_attn_implementation", None)
         refuse_strange_settings(kwargs)
         with config_errors("the labels and the rest", kwargs):

@@ -320,11 +320,17 @@ class ErasedModel(Answering, PreTrainedModel):
 
         Returns:
             The report; see `hf_kd.audit.audit_model` for errors and details.
+
+        Raises:
+            TypeError: For an argument that there is not; the message says where it belongs.
         """
         from hf_kd.audit.audit_model import audit_model  # scikit-learn takes a second to import, only audits need it
+        from hf_kd.audit.options import refuse_unknown
 
-        asked = {"retain": retain, "original": original, "reference": reference, "options": options}
-        return audit_model(self, train, test, forget_labels, **asked, reading=reading, progress=progress, **unknown)
+        reading = ReadOptions.given(reading, progress, unknown)
+        asked = {"retain": retain, "original": original, "reference": reference, "options": options, "reading": reading}
+        refuse_unknown("audit", unknown, ("forget_labels", *asked))
+        return audit_model(self, train, test, forget_labels, **asked)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
         consistency.refuse_other_state(self, state_dict, prefix)
