@@ -13,6 +13,7 @@ from hf_kd.errors import require
 
 from .plotting import BLACK, BLUE, GREY, ORANGE, STYLE, VERSIONS, short
 from .report_data import ReportData
+from .weight_figures import WEIGHT_FIGURES
 
 MOST_MARKED = 6
 """Classes beside the forgotten ones that t-SNE names."""
@@ -287,6 +288,7 @@ FIGURES: dict[str, Callable[[ReportData, Any], Any]] = {
     "norms": draw_norms,
     "layer_profile": draw_layer_profile,
     "tsne": draw_tsne,
+    **WEIGHT_FIGURES,
 }
 """File name -> what draws it; None where the report lacks the numbers."""
 

@@ -29,7 +29,7 @@ DISABLED_BIAS = -1e3
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled model inputs in memory, in random order."""
+    """Labelled model inputs in memory, in random order; on the network's device where they fit there."""
 
     inputs: dict[str, Tensor]
     labels: Tensor
@@ -172,10 +172,13 @@ class Network:
         return column
 
     def class_logits(self, images: Images, classes: Tensor) -> Tensor:
-        """Logits [n, K] of `classes` in eval mode without gradients; the lowest of all where a class has no row."""
+        """Logits [n, K] of `classes` in eval mode without gradients, where the labels are.
+
+        Those of a class without a row are lower than all others.
+        """
         columns = [self.column_of(label) for label in classes.tolist()]
         with evaluating(self.model), torch.no_grad():
-            logits = torch.cat([answer(self.model, part.inputs) for part in images.batches()])
+            logits = torch.cat([answer(self.model, part.inputs) for part in images.batches()]).to(images.labels.device)
         floor = (
             logits[torch.isfinite(logits)].min() - 1.0 if bool(torch.isfinite(logits).any()) else logits.new_zeros(())
         )
@@ -291,7 +294,7 @@ def with_rows(network: Network, data: WhiteBoxData, rows: Tensor) -> tuple[Netwo
             if column in alive:
                 new.weight[k], new.bias[k] = old.weight[column], _bias(old, column)
                 continue
-            own = shown.labels == label
+            own = (shown.labels == label).to(features.device)
             direction = features[own].mean(dim=0) - features.mean(dim=0)
             new.weight[k] = length * direction / direction.norm().clamp_min(1e-12)
             new.bias[k] = (best[own] - features[own] @ new.weight[k].float()).mean()

@@ -24,7 +24,7 @@ CHANNELS = 64
 """Of a map at most; of more, the directions of greatest variance over places and images are kept."""
 
 TAP = "tap"
-"""The name of the pooled features that the head is fed with, beside those of the blocks."""
+"""The name of the pooled features that the head is fed with, where they are no block's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,8 @@ class _Reader:
 
     network: Network
     channels: dict[str, Tensor] = field(default_factory=dict)
+    tap_is_last: bool | None = None
+    """Whether the head is fed with the mean of the last block, which is then read once."""
 
     def read(self, images: Images, map_rows: int) -> BlockFeatures:
         model, blocks, tapped = self.network.model, self.network.blocks, []
@@ -71,7 +73,11 @@ class _Reader:
                 handle.remove()
         joined = {name: torch.cat(rows) for name, rows in parts.items()}
         if tapped:
-            joined[TAP] = torch.cat(tapped)
+            tap = torch.cat(tapped)
+            if self.tap_is_last is None:
+                self.tap_is_last = _same(tap, joined[blocks[-1]] if blocks else tap[:0])
+            if not self.tap_is_last:
+                joined[TAP] = tap
         return BlockFeatures(joined, {name: torch.cat(rows) for name, rows in maps.items()})
 
     def _map(self, name: str, hidden: Tensor, images: Images) -> Tensor | None:
@@ -89,6 +95,10 @@ class _Reader:
             places = torch.einsum("ncp,ck->nkp", places, self.channels[name])
         places = places.unflatten(2, (rows, columns))
         return F.adaptive_avg_pool2d(places, (min(SIDE, rows), min(SIDE, columns))).flatten(1).half()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())
 
 
 def read_blocks(

@@ -169,7 +169,8 @@ class _Run:
     def _read(self) -> tuple[float, ...] | None:
         data = self.data
         with evaluating(self.model):
-            logits = torch.cat([answer(self.model, part.inputs) for part in data.test.batches()])[:, self.columns]
+            logits = torch.cat([answer(self.model, part.inputs) for part in data.test.batches()])
+        logits = logits[:, self.columns].to(data.test.labels.device)
         if not bool(torch.isfinite(logits).all()):
             return None if self.readings else (50.0, 0.0, 0.0, 0.0)
         forgotten = data.test_forget
