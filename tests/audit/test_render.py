@@ -25,15 +25,16 @@ def report() -> RetentionReport:
     return audited(class_names={0: "fox", 1: "gnu", 2: "hen"})
 
 
-def test_converged_number_and_worst_case_come_first_in_text_and_markdown(report):
-    titles = ("converged", "Strongest attack", "Label efficiency", "paper protocol")
+def test_verdict_strongest_attack_and_converged_number_come_first_in_text_and_markdown(report):
+    titles = ("fox: the head answers", "Strongest attack", "converged", "Label efficiency", "paper protocol")
     for text in (printed(report), report.to_markdown()):
         positions = [text.index(title) for title in titles]
         assert positions == sorted(positions)
         assert "fox" in text
         assert not CLAIMS.search(text)
     lines = printed(report).splitlines()
-    assert "D_ft" in lines[3], "the first number of the screen"
+    assert lines[0].startswith("fox: the head answers")
+    assert "recall" in lines[6], "the first number of the table is the best attacker's"
     assert max(len(line.rstrip()) for line in printed(report, width=80).splitlines()) <= 80
     assert len(lines) <= 45
 
@@ -49,12 +50,11 @@ def test_the_repr_is_one_line_with_what_matters(report):
     text = repr(report)
     assert "\n" not in text
     assert len(text) < 300
-    worst, d_ft = report.worst_case, report.score("converged", "D_ft")
     for words in (
-        "class 0 (fox) forgotten",
-        f"D_ft {d_ft.value:.1f} %",
-        f"strongest attack: {worst.group}",
-        f"recall {worst.value:.1f} %",
+        "class 0 (fox) forgotten; best attacker ",
+        " of 100 (before 100)",
+        "head ",
+        "other classes 100 % right",
     ):
         assert words in text, words
     by = replace(report, context={"erasures": [{"method": "esc"}, {"method": "esc"}], "changes": [{"method": "scrub"}]})

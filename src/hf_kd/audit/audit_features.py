@@ -195,7 +195,8 @@ def _measure(
         if retrained is not None:
             other = made[id(retrained)]
         elif isinstance(reference, Unseen):
-            other, note, few = _measure_unseen(original, reference, second, options, bar.begin)
+            best = [name for own in (second, first) for name in own.strongest(_without_views(names))]
+            other, note, few = _measure_unseen(original, reference, best, options, bar.begin)
             notes.append(note)
     equal = second is first and not one
     before = None if third is first else third
@@ -218,7 +219,7 @@ def _sections(
     gap = head.gap_section(answers)
     return [
         retention.converged_section(measurements),
-        retention.worst_case_section(measurements),
+        retention.worst_case_section(measurements, erased.test_labels[erased.test_forget].cpu()),
         retention.label_efficiency_section(measurements),
         retention.paper_section(measurements),
         head.head_section(answers),
@@ -295,7 +296,7 @@ def _without_views(attacks: Sequence[str]) -> tuple[str, ...]:
 def _measure_unseen(
     original: AuditData,
     unseen: Unseen,
-    erased: Measurement,
+    attacks: Sequence[str],
     options: AuditOptions,
     begin: Callable[[str], None],
 ) -> tuple[Measurement, str, int | None]:
@@ -308,7 +309,7 @@ def _measure_unseen(
             "from the original model."
         )
     in_turn = unseen_data(original, features, labels)
-    names = retention.attacks_to_run(erased.strongest(_without_views(erased.attacks[0])))
+    names = retention.attacks_to_run(attacks)
     measured = []
     for number, data in enumerate(in_turn, 1):
         begin(f"unseen class {number} of {len(in_turn)}")

@@ -53,6 +53,11 @@ class Measurement:
         """Recall of an attack, its mean over the seeds."""
         return mean(run[attack].recall_forget for run in self.attacks)
 
+    def hits(self, attack: str) -> Tensor | None:
+        """How often an attack reads each forgotten test sample [n_ft], over the seeds; None where it does not say."""
+        found = [run[attack].hits for run in self.attacks]
+        return None if any(hits is None for hits in found) else torch.stack(found).mean(dim=0)
+
     def strongest(self, among: Sequence[str] | None = None) -> tuple[str, str]:
         """The attack with the highest recall minus false alarms, and the one with the highest recall."""
         names = among or list(self.attacks[0])

@@ -1,4 +1,4 @@
-"""How a report looks: one 80-column screen for the terminal, and the whole of it as Markdown for a model card."""
+"""How a report looks, the verdict first: one 80-column screen for the terminal, all of it as Markdown for a model card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from hf_kd.data.text import escape_markdown, one_line, sentence, table_cell
 from hf_kd.methods.records import class_list
 
 from .report_data import ReportData
-from .schema import Score, Section
+from .schema import PAPER_NOTE, Score, Section
+from .summary import summary_lines
+from .verdict import verdict
 
 WIDTH = 80
 """Columns of the screen."""
@@ -97,17 +99,12 @@ def number(value: float | None, unit: str = "%", sd: float | None = None) -> str
 
 
 def screen(report: ReportData) -> Group:
-    """The console form: converged KR and the strongest attack first, the rest in brief; at most 80 columns wide."""
+    """The console form: the verdict, the strongest attack and converged KR, the rest in brief; at most 80 columns wide."""
     columns = [("", "left"), (report.treatment, "right"), ("original", "right")]
     if report.reference != "none":
         columns.append((report.reference, "right"))
-    table = Table(
-        title=Text(one_line(f"Retention audit: what is left of {_forgotten(report)}")),
-        title_justify="left",
-        width=WIDTH - 2,
-        box=None,
-        pad_edge=False,
-    )
+    title = Text(one_line(f"Retention audit: what is left of {_forgotten(report)}"))
+    table = Table(title=title, title_justify="left", width=WIDTH - 2, box=None, pad_edge=False)
     for name, side in columns:
         table.add_column(name, justify=side, no_wrap=bool(name), ratio=None if name else 1, overflow="fold")
     for title, rows in _screen_rows(report):
@@ -115,10 +112,20 @@ def screen(report: ReportData) -> Group:
             table.add_row(Text(title, style="bold"))
         for text, score in rows:
             sd = None if "sd_over" in score.settings else score.sd
-            cells = [number(score.value, score.unit, sd), number(score.original, score.unit)]
+            cells = [number(score.value, score.unit, sd), _original(score)]
             cells += [number(score.reference, score.unit)] * (report.reference != "none")
             table.add_row(f"  {text}", *cells)
-    return Group(table, *(Text(note, style="dim") for note in _footnotes(report)))
+    judged = verdict(report)
+    above = [Text(judged.text, style="bold")]
+    above += [Text(one_line(f"Warning: {warning}"), style="yellow") for warning in judged.warnings]
+    below = [Text(note, style="dim") for note in _footnotes(report)]
+    return Group(*above, Text(), table, *below)
+
+
+def _original(score: Score) -> str:
+    """The original's number; that it is the same where it is, since two equal columns look like a measurement."""
+    same = score.value is not None and score.value == score.original and score.unit in ("%", "points")
+    return "same" if same else number(score.original, score.unit)
 
 
 Rows = list[tuple[str, Score]]
@@ -132,24 +139,29 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
         return [
             (NAMES.get(score.name, score.name), score)
             for name in names
-            for score in report.section(key).scores
+            for section in report.sections
+            if section.key == key
+            for score in section.scores
             if score.name == name and group in (None, score.group)
         ]
 
-    state = "converged" if _converged(report) else "NOT CONVERGED: a lower bound"
-    headline = ("D_ft", "D_rt", "D_f", "D_r", "HM_t", "normalised_retention")
-    yield f"Linear probe, {state}", named("converged", *headline)
     strongest = report.worst_case.group
     recalls = [(f"recall of {s.group}", s) for _, s in named("worst_case", "recall") if s.group != strongest]
     white = [("recall of linear, eraser taken away", s) for _, s in named("worst_case", "recall_without_eraser")]
     yield (
-        f"Strongest attack: {strongest}",
+        f"Strongest attack: {_attackers(report)}",
         named("worst_case", "recall", "false_alarms", group=strongest) + recalls + white,
     )
+    yield "What a downloader finds", named("weight_access", "F", "R", group="strongest probe")
+    state = "converged" if _converged(report) else "NOT CONVERGED: a lower bound"
+    headline = ("D_ft", "D_rt", "D_f", "D_r", "HM_t", "normalised_retention")
+    yield f"Linear probe, {state}", named("converged", *headline)
     points = [(score.group, score) for score in _some_points(report.section("label_efficiency"))]
     yield "Label efficiency: recall from n labels", points + named("label_efficiency", "area")
-    yield "Linear probe, paper protocol (stopped early)", named("paper", "D_ft", "D_rt")
+    yield "Linear probe, paper protocol (stopped early: see below)", named("paper", "D_ft", "D_rt")
     yield "The model's own head", named("head", "D_ft", "D_rt", "HM_t")
+    yield "Layer profile: the converged probe on D_ft", _screen_layers(report)
+    yield "Identities", _screen_identities(report)
     yield "Membership of D_f, by loss", named("membership", "auc_two_sided", group="loss")
     shared = [
         (f"{text}, {score.group}", score)
@@ -159,21 +171,42 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
     yield "Features of the test images", named("similarity", "linear_cka", "cosine") + shared
 
 
-def summary(report: ReportData) -> str:
-    """One line: what was forgotten and how, what the converged probe still reads, and the strongest attack."""
+def _attackers(report: ReportData) -> str:
+    """The best attack of this column, and of the original's where it is another."""
+    attackers = report.worst_case.settings.get("attackers", {})
+    name = report.worst_case.group
+    return name if attackers.get("original", name) == name else f"{name}; original: {attackers['original']}"
+
+
+def _screen_layers(report: ReportData) -> Rows:
+    """Of the layer profile, if there is one: the first block, the one that reveals most, and the tap."""
+    found = [
+        s for section in report.sections if section.key == "layer_profile" for s in section.scores if s.name == "D_ft"
+    ]
+    if not found:
+        return []
+    blocks = [score for score in found if score.group != "tap"]
+    most = max(blocks, key=lambda score: score.value or 0.0, default=None)
+    kept = [score for score in found if score is found[0] or score is most or score.group == "tap"]
+    return [(f"{score.group}{' (most of all blocks)' if score is most else ''}", score) for score in kept]
+
+
+def _screen_identities(report: ReportData) -> Rows:
+    """Of the identities, if they were asked for: gallery search and verification, by both similarities."""
+    found = [s for section in report.sections if section.key == "identities" for s in section.scores]
+    verified = next((score.group.rpartition(",")[0] for score in found if score.name == "tar"), None)
+    rows = [s for s in found if s.name in ("rank1", "rank1_retained") or (
+        s.name == "tar" and s.group.rpartition(",")[0] == verified)]  # fmt: skip
+    return [
+        (f"{NAMES[s.name]}, {s.group.removeprefix('verification, ').removeprefix('closed set, ')}", s) for s in rows
+    ]
+
+
+def in_one_line(report: ReportData) -> str:
+    """What was forgotten and how, and the verdict in short, best attacker first."""
     done = [record["method"] for key in ("changes", "erasures") for record in report.context.get(key) or ()]
     by = f" by {', '.join(dict.fromkeys(done))}" if done else ""
-    told = [f"{_forgotten(report)} forgotten{by}"]
-    found = {
-        (section.key, score.name): score for section in reversed(report.sections) for score in section.scores[::-1]
-    }
-    rates = [found[key] for key in (("converged", "D_ft"), ("converged", "D_rt")) if key in found]
-    if rates:
-        read = (f"{score.name} {number(score.value)} % (original {number(score.original)} %)" for score in rates)
-        told.append(f"converged probe: {', '.join(read)}")
-    if ("worst_case", "recall") in found:
-        told.append(f"strongest attack: {report.worst_case.group}, recall {number(report.worst_case.value)} %")
-    return one_line("; ".join(told))
+    return one_line(f"{_forgotten(report)} forgotten{by}; {verdict(report).short.partition(': ')[2]}")
 
 
 def _footnotes(report: ReportData) -> list[str]:
@@ -182,6 +215,10 @@ def _footnotes(report: ReportData) -> list[str]:
     notes = [f"Accuracies in %. {counts}; d = {report.dimension}{seeds}."]
     if report.reference == "none":
         notes.append("No reference: give a retrained model or unseen classes to have one.")
+    if any(score.value is not None and score.value == score.original for score in report):
+        notes.append("same: equal to the original's, not merely close.")
+    if any(section.key == "paper" and section.scores for section in report.sections):
+        notes.append(PAPER_NOTE)
     return notes
 
 
@@ -208,8 +245,10 @@ def _forgotten(report: ReportData) -> str:
 
 
 def markdown(report: ReportData, heading: int = 2) -> str:
-    """Every section in reading order, a table each, with its notes; `heading` is the level of its title."""
+    """The summary, then every section in reading order, a table each, with its notes; `heading`: level of its title."""
     lines = [f"{'#' * heading} Retention audit: what is left of {escape_markdown(_forgotten(report), 200)}", ""]
+    first, *rest = map(_prose, summary_lines(report))
+    lines += [f"**{first}**", "", *(f"- {line}" for line in rest), "", f"{'#' * (heading + 1)} How it was measured", ""]
     lines += [f"- {sentence(note)}" for note in (*_footnotes(report), *report.notes)]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     lines += [sentence(f"- Audited in {report.seconds:.0f} s with {versions}.")]
@@ -227,6 +266,11 @@ def markdown(report: ReportData, heading: int = 2) -> str:
             lines += _long(report, section)
         lines += [f"- {sentence(note)}" for note in section.notes]
     return "\n".join(lines) + "\n"
+
+
+def _prose(line: str) -> str:
+    """A line with names in it; parentheses without brackets before them are no link."""
+    return escape_markdown(line, 2_000).replace("\\(", "(").replace("\\)", ")")
 
 
 def _long(report: ReportData, section: Section) -> list[str]:
@@ -288,6 +332,8 @@ def _versions(report: ReportData, scores: Iterable[Score]) -> list[tuple[str, st
 
 
 def _value(score: Score, attribute: str) -> str:
+    if attribute == "original":
+        return _original(score)
     sd = score.sd if attribute == "value" else None
     return number(getattr(score, attribute), score.unit, sd)
 

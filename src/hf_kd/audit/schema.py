@@ -13,9 +13,9 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.metrics.scores import MeanAndSD, mean_and_sd
 
 SECTIONS = (
-    "converged",
     "worst_case",
     "weight_access",
+    "converged",
     "label_efficiency",
     "paper",
     "head",
@@ -39,6 +39,12 @@ can exist."""
 VERSIONS = ("erased", "original", "reference", "before_projection")
 """Of features and answers: behind the eraser, of the original model, of a reference without the knowledge, and before the
 eraser where that is not the original."""
+
+PAPER_NOTE = (
+    "The paper's probe is stopped long before it converges and measures mostly how large the features are: multiplying the "
+    "original's by 0.1, which erases nothing, lowers it too."
+)
+"""Wherever a number of that probe is shown."""
 
 DIRECTIONS = {
     "lower": "forgetting lowers it",

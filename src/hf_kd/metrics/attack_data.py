@@ -32,6 +32,8 @@ class AttackResult:
     auc: float | None = None
     """Area under the ROC curve of forgotten against retained in percent, where the attack yields a score; chance 50."""
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    hits: Tensor | None = field(default=None, repr=False, compare=False)
+    """How often each forgotten test sample was read [n_ft], 0 to 1, in the order of the split; to compare pairs."""
 
     @property
     def advantage(self) -> float:
@@ -178,6 +180,7 @@ def result_from_shares(
         false_alarms=100 * float(flagged[~forget].mean()),
         auc=None if score is None else area_under_roc(score, forget),
         settings=settings,
+        hits=hit[forget].double().cpu(),
     )
 
 
@@ -205,5 +208,11 @@ def result_from_flags(
     alarms = 100 * float(flagged[~forget].mean())
     recall = 100 * float(flagged[forget].mean())
     return AttackResult(
-        name, recall, 100 - alarms, alarms, area_under_roc(score, forget), {"task": "binary", **settings}
+        name,
+        recall,
+        100 - alarms,
+        alarms,
+        area_under_roc(score, forget),
+        {"task": "binary", **settings},
+        hits=flagged[forget].cpu(),
     )

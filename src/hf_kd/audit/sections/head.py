@@ -5,6 +5,7 @@ gap to a retrained one. Works on logits [n, C], whose columns are the labels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -18,7 +19,7 @@ from hf_kd.metrics.membership_share import member_rate
 from hf_kd.metrics.scores import ForgetRetainScores, average_gap, nearest_retained_classes, per_class_accuracy
 from hf_kd.metrics.similarity import activation_distances, completeness, js_divergence, zrf
 
-from .retention import rates
+from .retention import changes, rates
 
 NEAREST = 5
 """Retained classes named as answers to forgotten samples."""
@@ -53,7 +54,7 @@ def head_section(answers: Mapping[str, Answers]) -> Section:
     if "erased" not in answers:
         return Section("head", title, notes=("Not measured: no logits were given (an embedding model has none).",))
     scores = [
-        *scores_of(answers, rates(lambda a: [a.scores]), protocol="top-1 over all logits"),
+        *_paired(scores_of(answers, rates(lambda a: [a.scores]), protocol="top-1 over all logits"), answers),
         *_class_scores(answers),
         *_nearest_scores(answers),
     ]
@@ -62,6 +63,19 @@ def head_section(answers: Mapping[str, Answers]) -> Section:
         "nothing about what the features reveal.",
     )
     return Section("head", title, tuple(scores), notes)
+
+
+def _paired(scores: list[Score], answers: Mapping[str, Answers]) -> list[Score]:
+    """The scores of the test split with the number of its samples, and of those that changed sides."""
+    if "original" not in answers:
+        return scores
+    now, before = (answers[version].predictions == answers[version].test_labels for version in ("erased", "original"))
+    forget = answers["erased"].data.test_forget.cpu()
+    paired = {
+        name: {"samples": int(rows.sum()), **changes(now[rows], before[rows])}
+        for name, rows in (("D_ft", forget), ("D_rt", ~forget))
+    }
+    return [replace(score, settings=paired.get(score.name, score.settings)) for score in scores]
 
 
 def _class_scores(answers: Mapping[str, Answers]) -> list[Score]:

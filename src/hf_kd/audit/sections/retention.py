@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
+
+from torch import Tensor
 
 from hf_kd.audit.measurement import Measurement, Measurements
 from hf_kd.audit.schema import Quantity, Score, Section, scores_of
@@ -87,15 +89,20 @@ def _converged_notes(measurements: Measurements) -> list[str]:
     return notes
 
 
-def worst_case_section(measurements: Measurements) -> Section:
-    """The strongest attacker on the erased features, and what whoever removes the eraser reads."""
-    strongest, highest_recall = measurements.erased.strongest()
-    rule = "highest recall minus false alarms"
-    scores = _attack_scores(measurements, strongest, ("recall", "false_alarms", "advantage"), protocol=rule)
-    notes = [f"Strongest of {len(measurements.erased.attacks[0])} attacks by {rule}: {strongest}."]
-    if highest_recall != strongest:
-        scores += _attack_scores(measurements, highest_recall, ("recall", "false_alarms"), protocol="highest recall")
-        notes.append(f"Highest recall, whatever the false alarms: {highest_recall}.")
+def worst_case_section(measurements: Measurements, labels: Tensor) -> Section:
+    """The best attacker on the erased features beside the best on the original's and on the reference's, and what whoever
+    removes the eraser reads. `labels` [n_ft] are those of D_ft.
+    """
+    comparable, rule = measurements.comparable, "highest recall minus false alarms"
+    best = {version: measured.strongest() for version, measured in comparable.items()}
+    strongest = {version: names[0] for version, names in best.items()}
+    highest_recall = {version: names[1] for version, names in best.items()}
+    scores = _best_scores(comparable, strongest, ("recall", "false_alarms", "advantage"), rule)
+    scores[0] = replace(scores[0], settings={**scores[0].settings, **_paired(comparable, strongest, labels)})
+    notes = [f"Strongest of {len(measurements.erased.attacks[0])} attacks by {rule}: {_by_version(strongest)}."]
+    if highest_recall["erased"] != strongest["erased"]:
+        scores += _best_scores(comparable, highest_recall, ("recall", "false_alarms"), "highest recall")
+        notes.append(f"Highest recall, whatever the false alarms: {_by_version(highest_recall)}.")
     white = measurements.before_projection or measurements.original
     scores += scores_of(
         {"erased": white, "original": measurements.original},
@@ -103,8 +110,66 @@ def worst_case_section(measurements: Measurements) -> Section:
         "white box: linear",
         protocol="converged linear probe before the projection",
     )
+    notes.append(
+        "Every column has its own best attacker: what is left is compared with the most that could be read before."
+    )
     notes.append("Whoever holds the weights can take the eraser away; the white-box row is what they read.")
-    return Section("worst_case", "Strongest attack", tuple(scores), tuple(notes), {"strongest": strongest})
+    alone = measurements.erased is measurements.original and not measurements.equal
+    settings = {
+        "strongest": strongest["erased"],
+        "attackers": strongest,
+        "compared": "equal" if measurements.equal else "alone" if alone else "different",
+    }
+    return Section("worst_case", "Strongest attack", tuple(scores), tuple(notes), settings)
+
+
+def _by_version(names: Mapping[str, str]) -> str:
+    """The attack on the erased features, and on the others where it is another."""
+    rest = [
+        f"{name} on the {version.replace('before_projection', 'features before the eraser')}"
+        for version, name in names.items()
+        if version != "erased" and name != names["erased"]
+    ]
+    return ", ".join([names["erased"], *rest])
+
+
+def _best_scores(
+    versions: Mapping[str, Measurement], attacks: Mapping[str, str], parts: Sequence[str], rule: str
+) -> list[Score]:
+    """Scores of each version's own attack; the row is named by that on the erased features."""
+    pairs = {version: (measured, attacks[version]) for version, measured in versions.items()}
+    quantities = [
+        Quantity(part, direction, lambda pair, name=name: [getattr(run[pair[1]], name) for run in pair[0].attacks],
+                 unit=unit, chance=chance)
+        for part, (name, direction, unit, chance) in _ATTACK.items()
+        if part in parts
+    ]  # fmt: skip
+    settings = {**versions["erased"].attacks[0][attacks["erased"]].settings, "attackers": attacks}
+    return scores_of(pairs, quantities, attacks["erased"], protocol=rule, settings=settings)
+
+
+def _paired(versions: Mapping[str, Measurement], attacks: Mapping[str, str], labels: Tensor) -> dict[str, Any]:
+    """How many images the attack reads, and how many of them changed sides against the original's own best attack."""
+    hits = {version: measured.hits(attacks[version]) for version, measured in versions.items()}
+    now, before = hits["erased"], hits["original"]
+    if now is None or before is None or len(now) != len(before):
+        return {}
+    found: dict[str, Any] = {"samples": len(now), **changes(now, before)}
+    if len(now) == len(labels):
+        found["by_class"] = {
+            int(label): {
+                "samples": int((labels == label).sum()),
+                **{version: float(hits[version][labels == label].sum()) for version in ("erased", "original")},
+            }
+            for label in labels.unique()
+        }
+    return found
+
+
+def changes(now: Tensor, before: Tensor) -> dict[str, float]:
+    """Of the same samples [n], hits of 0 to 1: how many are none any more, and how many were none before."""
+    step = now.double() - before.double()
+    return {"lost": float(-step.clamp(max=0).sum()), "gained": float(step.clamp(min=0).sum())}
 
 
 def attacks_section(measurements: Measurements) -> Section:

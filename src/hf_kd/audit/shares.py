@@ -1,0 +1,114 @@
+"""A share of the same test images now and before: whether they differ by more than so many images can tell, and in words.
+
+A difference is called one only where its 95 % interval leaves out 0: paired where it is known which images changed sides
+(McNemar), of two Wilson intervals (Newcombe) where not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_kd.metrics.intervals import paired_difference, unpaired_difference, wilson_interval
+
+from .schema import Score
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of the same test images are read or answered rightly, now and before, and what that says."""
+
+    now: float
+    """Percent."""
+    before: float | None
+    samples: int
+    lost: float | None = None
+    """Images right before and wrong now; None where that is not known."""
+    gained: float | None = None
+
+    @classmethod
+    def of(cls, score: Score, samples: int, compared: bool = True) -> Share | None:
+        """From a score whose settings may say how many samples changed sides; None where it has no value."""
+        if score.value is None:
+            return None
+        about = score.settings if "lost" in score.settings else {}
+        return cls(
+            score.value,
+            score.original if compared else None,
+            int(about.get("samples", samples)),
+            about.get("lost"),
+            about.get("gained"),
+        )
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of (now - before), in points; None where there is nothing before."""
+        if self.before is None:
+            return None
+        if self.lost is None or self.gained is None:
+            return unpaired_difference(self._hits(self.now), self.samples, self._hits(self.before), self.samples)
+        return paired_difference(self.lost, self.gained, self.samples)
+
+    @property
+    def change(self) -> str:
+        """`lower` or `higher` by more than chance, `same` (equal), `within` what so many images can tell, or `unknown`."""
+        if self.before is None or (interval := self.interval) is None:
+            return "unknown"
+        if self.now == self.before:
+            return "same"
+        if interval[1] < 0 or interval[0] > 0:
+            return "lower" if interval[1] < 0 else "higher"
+        return "within"
+
+    def by_chance(self, chance: float | None) -> bool:
+        """Whether what was right before is no more than guessing gives, `chance` percent, up to what the images can tell."""
+        if self.before is None:
+            return False
+        return wilson_interval(self._hits(self.before), self.samples)[0] <= (chance or 0.0)
+
+    def _hits(self, percent: float) -> float:
+        return min(self.samples, max(0.0, self.samples * percent / 100))
+
+    def wilson(self, percent: float | None = None) -> str:
+        """95 % interval of the number of now, or of another: "75 to 98 %"."""
+        low, high = wilson_interval(self._hits(self.now if percent is None else percent), self.samples)
+        return f"{low:.0f} to {high:.0f} %"
+
+    # Words
+
+    def counted(self, percent: float | None = None) -> str:
+        """As in 23 of 25."""
+        return f"{self.bare(self.now if percent is None else percent)} of {self.samples:,}"
+
+    def bare(self, percent: float) -> str:
+        """The 23 in 23 of 25."""
+        return f"{round(self._hits(percent)):,}"
+
+    def beside_before(self, unknown: str = "") -> str:
+        """What follows the number of now: how it stands to that of before."""
+        if self.before is None:
+            return unknown
+        before = self.bare(self.before)
+        if self.change == "same" or (self.change == "within" and before == self.bare(self.now)):
+            return ", as many as before"
+        if self.change == "lower":
+            return f" (before {before})"
+        if self.change == "higher":
+            return f", MORE than before ({before})"
+        return f" (before {before}: {self.cannot_tell()})"
+
+    def cannot_tell(self) -> str:
+        """That the difference is within what the images can tell, and the interval."""
+        low, high = self.interval or (0.0, 0.0)
+        ends = " to ".join(f"{round(end):+d}" if round(end) else "0" for end in (low, high))
+        return f"within what {self.samples:,} images can tell, {ends} points"
+
+    def price(self, what: str = "right") -> str:
+        """In percent, for the other classes: "36 % right, before 37 %"."""
+        digits = 1 if self.samples >= 1_000 else 0
+        now = f"{self.now:.{digits}f} % {what}"
+        if self.before is None:
+            return now
+        before = f"{self.before:.{digits}f} %"
+        if self.change == "same" or (self.change == "within" and now == f"{before} {what}"):
+            return f"{now}, as before"
+        return f"{now}, before {before}" + (f" ({self.cannot_tell()})" if self.change == "within" else "")

@@ -1,0 +1,329 @@
+"""The verdict: what the numbers of a report say, in one or two plain sentences, and never more than they bear.
+
+Pure functions from numbers to words. What counts as a difference is decided in `shares`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_kd.data.text import one_line
+from hf_kd.metrics.intervals import unpaired_difference
+
+from .report_data import ReportData
+from .schema import Score
+from .shares import Share
+
+FALSE_ALARMS_SAID = 5.0
+"""Percent of the other images from which on the verdict says that an attacker takes them for the forgotten."""
+NAMED = 3
+"""Forgotten classes that are named; of more, so many and their number."""
+
+NOT_AUDITED = (
+    "Not audited: nobody has measured what the features of this model still reveal of what it was made to forget, so assume "
+    "that they reveal it."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a result says, for wherever it is shown."""
+
+    sentences: tuple[str, ...]
+    short: str
+    """The title of a figure: the best attacker's number first."""
+    change: str = "unknown"
+    """Of what the best attacker reads: `lower`, `same`, `within`, `higher`, `mixed` or `unknown`."""
+    warnings: tuple[str, ...] = ()
+    """Those of the records, to stand beside it."""
+
+    @property
+    def text(self) -> str:
+        """One paragraph."""
+        return " ".join(self.sentences)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def verdict(report: ReportData) -> Verdict:
+    """What a report says: the head, the best attacker against the original's own best, the reference, the other classes.
+
+    Args:
+        report: Also one that was loaded from JSON, of this version or an earlier one.
+
+    Returns:
+        The verdict; where the report lacks a number, its sentence is left out.
+    """
+    compared = compares(report)
+    head = share(report, "head", "D_ft", compared)
+    attack = share(report, "worst_case", "recall", compared)
+    rest = share(report, "head", "D_rt", compared)
+    found_rest = share(report, "identities", "rank1_retained", compared) if rest is None else None
+    price = rest.price() if rest is not None else found_rest.price("found") if found_rest is not None else ""
+    found = [_head_sentence(report, head), _attack_sentence(report, attack), _labels_sentence(report, compared)]
+    name = subject(report)
+    told = [sentence for sentence in found if sentence]
+    told = [f"{name}: {_lower(told[0])}", *told[1:]] if told else [f"{name}: no attacker was run."]
+    if price:
+        told.append(f"The other classes: {price}.")
+    told += [_alone(report, compared), _downloader(report), _sampled(report)]
+    short = _short(report, head, attack, price)
+    change = "unknown" if attack is None else attack_change(report, attack)
+    return Verdict(tuple(one_line(part) for part in told if part), short, change, tuple(_warnings(report)))
+
+
+def measured_verdict(
+    names: Sequence[str], head: Share | None, rest: Share | None, chance: float | None = None, audit: str = ""
+) -> Verdict:
+    """What erasing or changing weights says before any audit: of the head alone, and that this is not all.
+
+    Args:
+        names: The forgotten classes, or one word for what was forgotten.
+        head: Of the forgotten classes' test images; None where they were not measured.
+        rest: Of the other classes'.
+        chance: What guessing gives, in percent.
+        audit: The command that measures the features.
+    """
+    who = _listed(list(names)) if names else "what was forgotten"
+    told = [f"{who}: not measured on test images."]
+    short = f"{who}: not measured"
+    if head is not None:
+        told = [f"{who}: the head answers {head.counted()}{_head_words(head, chance)}."]
+        short = f"{who}: head {head.counted()}{head.beside_before()}"
+    if rest is not None:
+        told.append(f"The other classes: {rest.price()}.")
+    told.append(f"What attackers still read from the features is not measured yet{f': {audit}' if audit else '.'}")
+    return Verdict(tuple(one_line(part) for part in told), one_line(short))
+
+
+def subject(report: ReportData) -> str:
+    """The forgotten classes by name, as far as names are known; of many, their number and some."""
+    return _listed([class_name(report, label) for label in report.forget_labels])
+
+
+def class_name(report: ReportData, label: int) -> str:
+    """A class by its name, without further names after a comma; "class 3" where it has none."""
+    name = report.class_names.get(label)
+    return one_line(name.partition(",")[0], 40) if name else f"class {label}"
+
+
+def compares(report: ReportData) -> bool:
+    """Whether the column of the original is another model's: one matrix, or changed weights alone, say nothing of before."""
+    how = next((s.settings.get("compared") for s in report.sections if s.key == "worst_case"), None)
+    return how != "alone" and not (how == "equal" and report.treatment == "changed")
+
+
+def attack_change(report: ReportData, attack: Share) -> str:
+    """As `Share.change`, where recall minus false alarms agrees; `mixed` where the two point different ways."""
+    advantage = _score(report, "worst_case", "advantage")
+    if attack.change not in ("lower", "higher") or advantage is None or advantage.original is None:
+        return attack.change
+    step = (advantage.value or 0.0) - advantage.original
+    return attack.change if (step < 0 if attack.change == "lower" else step > 0) else "mixed"
+
+
+# Sentences
+
+
+def _head_sentence(report: ReportData, head: Share | None) -> str:
+    if head is None:
+        return _gallery_sentence(report)
+    most = _most([(s.settings["label"], s.value, s.settings["samples"]) for s in _class_scores(report)], report)
+    probe = _score(report, "converged", "D_ft")
+    words = _head_words(head, None if probe is None else probe.chance)
+    return f"The head answers {head.counted()}{most}{words}."
+
+
+def _head_words(head: Share, chance: float | None) -> str:
+    nothing = "; it knew nothing to begin with" if head.by_chance(chance) else ""
+    return f"{head.beside_before()}{nothing}"
+
+
+def _gallery_sentence(report: ReportData) -> str:
+    """Of identities: the best gallery search, whichever similarity it uses."""
+    found = [score for score in _scores(report, "identities", "rank1") if score.value is not None]
+    if not found:
+        return ""
+    best = max(found, key=lambda score: score.value or 0.0)
+    before = [score.original for score in found if score.original is not None]
+    told = f"A gallery search finds {best.value:.0f} % of the images"
+    told += f" (before {max(before):.0f} %)" if before and compares(report) else ""
+    plain = next((score for score in found if score.group.endswith(", cosine")), best)
+    if round(best.value or 0.0) != round(plain.value or 0.0):
+        told += f", by the plain cosine {plain.value:.0f} %"
+    return f"{told}."
+
+
+def _attack_sentence(report: ReportData, attack: Share | None) -> str:
+    if attack is None:
+        return ""
+    change, score = attack_change(report, attack), report.worst_case
+    what = f"{attack.now:.0f} % of the groups" if score.group.startswith("groups-") else attack.counted()
+    guessing = _guesses(report, attack)
+    still = "" if change == "higher" or guessing else "still "
+    told = f"An attacker with labels {still}reads {what}{_most(_by_class(score), report)} from the features"
+    told += ", no more than by guessing" if guessing else ""
+    if _settings(report, "worst_case").get("compared") == "equal" and compares(report):
+        told += ": they are the original's, bit for bit, and nothing was erased from them"
+    elif change == "mixed":
+        told += f" (before {attack.bare(attack.before or 0.0)}, at other false alarms)"
+    else:
+        told += attack.beside_before()
+    return f"{told}{_alarms(report)}{_reference(report, attack)}."
+
+
+def _guesses(report: ReportData, attack: Share) -> bool:
+    """Whether an attacker's recall is not told apart from the share of other images that it takes for the forgotten."""
+    alarms, rest = _score(report, "worst_case", "false_alarms"), report.samples.get("D_rt", 0)
+    if alarms is None or alarms.value is None or not rest:
+        return False
+    hits, false = (attack.samples * attack.now / 100, rest * alarms.value / 100)
+    return unpaired_difference(min(hits, attack.samples), attack.samples, min(false, rest), rest)[0] <= 0
+
+
+def _alarms(report: ReportData) -> str:
+    alarms = _score(report, "worst_case", "false_alarms")
+    if alarms is None or alarms.value is None:
+        return ""
+    before = alarms.original if compares(report) else None
+    if max(alarms.value, before or 0.0) < FALSE_ALARMS_SAID:
+        return ""
+    return f", and takes {alarms.value:.0f} % of the other images for it" + (
+        "" if before is None else f" (before {before:.0f} %)"
+    )
+
+
+def _reference(report: ReportData, attack: Share) -> str:
+    value = report.worst_case.reference
+    if value is None:
+        return ""
+    if report.reference == "retrained":
+        return f"; from a model trained without it {attack.bare(value)}"
+    return f"; of a class never trained on {value:.0f} %"
+
+
+def _labels_sentence(report: ReportData, compared: bool) -> str:
+    """Where the reference had fewer labels: both at the largest number of labels that it had too."""
+    score = _score(report, "worst_case", "recall")
+    points = [
+        s for s in _scores(report, "label_efficiency", "recall") if s.reference is not None and s.value is not None
+    ]
+    if report.reference == "none" or not points or (score is not None and score.reference is not None):
+        return ""
+    last = points[-1]
+    before = f" (before {last.original:.0f} %)" if compared and last.original is not None else ""
+    other = "a model trained without it" if report.reference == "retrained" else "a class never trained on"
+    return f"From {last.settings['n']:,} labels it reads {last.value:.0f} %{before}, of {other} {last.reference:.0f} %."
+
+
+def _alone(report: ReportData, compared: bool) -> str:
+    if compared:
+        return ""
+    if report.treatment == "changed":
+        return "What it was before is not known: the model before the change was not given."
+    return "What it was before is not known: only one set of features was given."
+
+
+def _downloader(report: ReportData) -> str:
+    """What a holder of the weights finds, where that was measured."""
+    weights = report.context.get("weights")
+    return downloader_sentence(weights) if isinstance(weights, Mapping) else ""
+
+
+def downloader_sentence(weights: Mapping[str, Any]) -> str:
+    """One sentence on `access="weights"`: the best attack on this model, beside the original and never-seen networks.
+
+    Args:
+        weights: `best`: percent of the forgotten images, by `erased`, `original`, `reference`; maybe `name`, the attack.
+    """
+    best = weights.get("best") or {}
+    if best.get("erased") is None:
+        return ""
+    told = f"Whoever downloads the weights reads {best['erased']:.0f} %"
+    beside = [
+        f"{name} {best[key]:.0f} %"
+        for key, name in (("original", "from the original"), ("reference", "from a network that never saw it"))
+        if best.get(key) is not None
+    ]
+    return f"{told} ({', '.join(beside)})." if beside else f"{told}."
+
+
+def _sampled(report: ReportData) -> str:
+    """That only some of the data was used, where somebody limited it."""
+    parts = [f"{what} {about['drawn']:,} of {about['of']:,}" for what, about in report.sampled.items()]
+    return f"A sample, not everything: {', '.join(parts)}." if parts else ""
+
+
+def _warnings(report: ReportData) -> Iterator[str]:
+    for key in ("changes", "erasures"):
+        for record in report.context.get(key) or ():
+            yield from record.get("warnings") or ()
+
+
+def _short(report: ReportData, head: Share | None, attack: Share | None, price: str) -> str:
+    parts = []
+    if attack is not None:
+        before = "" if attack.before is None else f" (before {attack.bare(attack.before)})"
+        parts.append(f"best attacker {attack.counted()}{before}")
+    if head is not None:
+        before = "" if head.before is None else f" (before {head.bare(head.before)})"
+        parts.append(f"head {head.counted()}{before}")
+    if price:
+        parts.append(f"other classes {price.partition(' (')[0]}")
+    return one_line(f"{subject(report)}: {', '.join(parts) or 'no attacker was run'}")
+
+
+# Looking up
+
+
+def _settings(report: ReportData, key: str) -> Mapping[str, Any]:
+    return next((section.settings for section in report.sections if section.key == key), {})
+
+
+def _scores(report: ReportData, key: str, name: str) -> list[Score]:
+    return [s for section in report.sections if section.key == key for s in section.scores if s.name == name]
+
+
+def _score(report: ReportData, key: str, name: str) -> Score | None:
+    return next(iter(_scores(report, key, name)), None)
+
+
+def share(report: ReportData, key: str, name: str, compared: bool) -> Share | None:
+    """A score of a report as a share of its test images; None where there is none."""
+    score, part = _score(report, key, name), "D_rt" if name in ("D_rt", "rank1_retained") else "D_ft"
+    samples = report.samples.get(part, 0)
+    return None if score is None or not samples else Share.of(score, samples, compared)
+
+
+def _class_scores(report: ReportData) -> list[Score]:
+    return [s for s in _scores(report, "head", "accuracy") if s.settings.get("forgotten") and s.value is not None]
+
+
+def _by_class(score: Score) -> list[tuple[int, float, int]]:
+    """Label, percent and samples of each forgotten class."""
+    classes: Mapping[Any, Any] = score.settings.get("by_class") or {}
+    return [(int(label), 100 * own["erased"] / own["samples"], own["samples"]) for label, own in classes.items()]
+
+
+def _most(classes: Sequence[tuple[int, float | None, int]], report: ReportData) -> str:
+    """Of several forgotten classes the one that is read most, by name."""
+    if len(report.forget_labels) < 2 or not classes:
+        return ""
+    label, percent, samples = max(classes, key=lambda each: each[1] or 0.0)
+    if not percent:
+        return ""
+    return f" (most of {class_name(report, int(label))}: {round(samples * percent / 100):,} of {samples:,})"
+
+
+def _listed(names: list[str]) -> str:
+    names = [one_line(name) for name in names]
+    if len(names) > NAMED:
+        return f"{len(names)} classes ({', '.join(names[:NAMED])}, ...)"
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

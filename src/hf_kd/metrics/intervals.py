@@ -1,0 +1,136 @@
+"""What a number of test images can tell: 95 % intervals of a share, and of the difference between two shares.
+
+Everything is in percent, as in `scores`. A difference of the same images before and after is *paired*: only images that
+changed sides speak, and the interval holds 0 exactly where McNemar's exact test finds no difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from hf_kd.errors import InvalidValueError
+
+Z = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+TAIL = 0.025
+"""What may lie beyond each end."""
+
+
+def wilson_interval(hits: float, samples: int) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927).
+
+    Args:
+        hits: How many of the samples; a mean over seeds need not be whole.
+        samples: n.
+
+    Returns:
+        Lower and upper end in percent.
+
+    Raises:
+        InvalidValueError: Unless 0 <= hits <= samples and there is a sample.
+
+    Example:
+        >>> low, high = wilson_interval(23, 25)
+        >>> round(low, 1), round(high, 1)
+        (75.0, 97.8)
+    """
+    if samples < 1 or not 0 <= hits <= samples:
+        raise InvalidValueError(f"{hits} of {samples} is no share; pass 0 <= hits <= samples with at least one sample.")
+    share, square = hits / samples, Z * Z
+    centre = share + square / (2 * samples)
+    width = Z * math.sqrt(share * (1 - share) / samples + square / (4 * samples * samples))
+    scale = 100 / (1 + square / samples)
+    return max(0.0, scale * (centre - width)), min(100.0, scale * (centre + width))
+
+
+def paired_difference(lost: float, gained: float, samples: int) -> tuple[float, float]:
+    """Interval of a change on the same samples: Clopper and Pearson's of the share of losses among the changed.
+
+    Exact and on the careful side; 0 lies outside if and only if McNemar's exact two-sided test has p < 0.05.
+
+    Args:
+        lost: Samples that were hits before and are none now. Fractions, means over draws, are rounded so that less differs.
+        gained: Samples that are hits now and were none before.
+        samples: All of them, n.
+
+    Returns:
+        Lower and upper end of (now - before), in points.
+
+    Raises:
+        InvalidValueError: Where more were lost and gained than there are samples.
+
+    Example:
+        >>> [round(end, 1) for end in paired_difference(lost=6, gained=0, samples=25)]
+        [-24.0, -2.0]
+        >>> [round(end, 1) for end in paired_difference(lost=5, gained=0, samples=25)]
+        [-20.0, 0.9]
+    """
+    if samples < 1 or lost < 0 or gained < 0 or lost + gained > samples + 1e-6:
+        raise InvalidValueError(f"{lost} lost and {gained} gained of {samples} is no change of these samples.")
+    fewer, more = math.ceil(min(lost, gained) - 1e-6), math.floor(max(lost, gained) + 1e-6)
+    more = max(more, fewer)
+    lost, gained = (more, fewer) if lost >= gained else (fewer, more)
+    changed = lost + gained
+    if not changed:
+        return 0.0, 0.0
+    low, high = _clopper_pearson(gained, changed)
+    scale = 100 * changed / samples
+    return scale * (2 * low - 1), scale * (2 * high - 1)
+
+
+def unpaired_difference(now: float, samples: int, before: float, samples_before: int) -> tuple[float, float]:
+    """Interval of a difference between shares of unrelated samples, from both Wilson intervals (Newcombe 1998, method 10).
+
+    Args:
+        now: Hits.
+        samples: Of how many.
+        before: Hits of the other.
+        samples_before: Of how many.
+
+    Returns:
+        Lower and upper end of (now - before), in points.
+
+    Raises:
+        InvalidValueError: As `wilson_interval`.
+
+    Example:
+        >>> [round(end, 1) for end in unpaired_difference(10, 25, 20, 25)]
+        [-60.0, -12.9]
+    """
+    (low, high), (low_before, high_before) = wilson_interval(now, samples), wilson_interval(before, samples_before)
+    share, share_before = 100 * now / samples, 100 * before / samples_before
+    difference = share - share_before
+    return (
+        difference - math.hypot(share - low, high_before - share_before),
+        difference + math.hypot(high - share, share_before - low_before),
+    )
+
+
+def _clopper_pearson(hits: int, samples: int) -> tuple[float, float]:
+    """Ends of the exact interval of a share, as fractions."""
+    low = 0.0 if hits == 0 else _root(lambda p: 1 - _at_most(hits - 1, samples, p) - TAIL)
+    high = 1.0 if hits == samples else _root(lambda p: TAIL - _at_most(hits, samples, p))
+    return low, high
+
+
+def _root(rising: Callable[[float], float]) -> float:
+    """Where a rising function of a fraction passes 0."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return (low + high) / 2
+
+
+def _at_most(hits: int, samples: int, share: float) -> float:
+    """P(X <= hits) of a binomial variable."""
+    if share <= 0 or share >= 1:
+        return 1.0 if share <= 0 or hits >= samples else 0.0
+    odds = math.log(share) - math.log1p(-share)
+    term = samples * math.log1p(-share)
+    total = math.exp(term)
+    for k in range(hits):
+        term += math.log((samples - k) / (k + 1)) + odds
+        total += math.exp(term)
+    return min(1.0, total)
