@@ -80,6 +80,8 @@ NAMES = {
     "idi_probe": "IDI (probe)",
     "effective_rank": "effective rank",
     "identified_retained": "identified, retained",
+    "F": "F     forgotten, test",
+    "R": "R     retained, test",
 }
 
 
