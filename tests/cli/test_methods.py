@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from hf_kd import available_methods, unlearning_methods
+from hf_kd.methods.registry import make_method, make_unlearning_method, method_infos
+from hf_kd.methods.unlearning.base import COUNTS
 from tests.cli.runner import hf_kd
 
 
@@ -25,3 +29,16 @@ def test_one_method_with_its_hyper_parameters():
     assert "alpha = 0.001" in text
     assert json.loads(hf_kd("methods", "esc-t", "--json").stdout)["settings"]["threshold"] == 0.7
     assert "available" in hf_kd("methods", "skrub", code=1).stderr
+
+
+@pytest.mark.parametrize("info", method_infos(), ids=lambda info: info.name)
+def test_every_method_is_told_and_takes_the_least_of_each_number(info):
+    """A default that follows another setting follows it down: `--epochs 1` alone is a request, whatever else there is."""
+    shown = " ".join(hf_kd("methods", info.name).stdout.split())
+    assert info.name in shown
+    assert " ".join(info.when.split())[:30] in shown
+    assert info.when, "when to take it"
+    make = make_method if info.kind == "eraser" else make_unlearning_method
+    for option in info.options:
+        if option.name in COUNTS:
+            assert make(info.name, **{option.name: 1}).settings()[option.name] == 1

@@ -29,6 +29,12 @@ def erased_in(folder: Path) -> ErasedModel:
         raise MissingFileError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
     refuse_contradicted(folder)
     model = ErasedModel.from_pretrained(folder)
+    if getattr(model.config.inner, "hf_kd_folded", None):
+        raise InvalidValueError(
+            f"The erasure of {folder} is folded into its weights; card and receipt are made from the eraser, which is not "
+            "in it any more. `hf-kd erase --fold` writes both with the checkpoint, and `hf-kd push ERASED_FOLDER USER/NAME "
+            "--folded` publishes an erased model so, with the report of its audit."
+        )
     if not publishable(model):
         raise InvalidValueError(
             f"{folder} holds no eraser, and no weights changed by hf_kd, so there is nothing to publish. Make it forget "

@@ -158,11 +158,22 @@ def _save(model: ErasedModel, output: Path, fold: bool) -> bool:
     if state.is_main_process:
         with working("saving"):
             if fold:
-                _inputs.save_stock(model.cpu().fold(), model.processor, output)
+                _save_folded(model.cpu(), output)
             else:
                 model.save_pretrained(output)
     state.wait_for_everyone()
     return state.is_main_process
+
+
+def _save_folded(model: ErasedModel, output: Path) -> None:
+    """A stock checkpoint, with the receipt and the card that are made from the eraser, which is not in it."""
+    from hf_kd.hub.document import document
+    from hf_kd.model.saving import atomic_directory
+
+    stock = model.fold()
+    with atomic_directory(output) as folder:
+        stock.save_pretrained(folder)
+        document(model, folder, folded=True, beside=output)
 
 
 def _names_in(model: ErasedModel) -> dict[int, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
+from transformers.utils import CONFIG_NAME
 
 from hf_kd.errors import HfKdError, InvalidValueError, MissingFileError
 from hf_kd.features.reader import ReadOptions
@@ -84,10 +85,7 @@ def verify(
     folder = _folder(source, revision, token)
     path = folder / RECEIPT
     if not path.is_file():
-        raise MissingFileError(
-            f"{source} has no {RECEIPT}, so there is nothing to check it against. hf_kd writes one with save_pretrained and "
-            "push_to_hub; `hf-kd card` writes it into a folder."
-        )
+        raise _no_receipt(source, folder)
     content = read_receipt(path)
     checks = [*_files(folder, content), *_weights(folder, content)]
     original = None if base is None else ErasedModel.from_pretrained(base)
@@ -113,6 +111,22 @@ def _folder(source: str | Path, revision: str | None, token: str | None) -> Path
     refuse_missing_path(str(source))
     patterns = [*ANSWERING, RECEIPT]
     return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+
+
+def _no_receipt(source: str | Path, folder: Path) -> MissingFileError:
+    """The error where there is no receipt, with the way to one where there is a way."""
+    config = folder / CONFIG_NAME
+    said = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    if '"hf_kd_folded"' in said:
+        way = (
+            "The erasure is folded into its weights, and a receipt is made from the eraser, which is not in it: `hf-kd "
+            "erase --fold` and push_to_hub(folded=True) write one with the checkpoint."
+        )
+    elif '"hf_kd_unlearned"' in said or '"erasures"' in said:
+        way = "`hf-kd card` writes one into a folder, of the files as they are."
+    else:
+        way = "It holds no model that hf_kd made forget something: that is what receipts are about."
+    return MissingFileError(f"{source} has no {RECEIPT}, so there is nothing to check it against. {way}")
 
 
 def _files(folder: Path, content: dict[str, Any]) -> list[Check]:

@@ -1,0 +1,53 @@
+"""`hf-kd verify` and `hf-kd card`, in any order: whatever one of them sends a user to, works."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from transformers import AutoImageProcessor
+from typer.testing import CliRunner
+
+from hf_kd import ErasedModel
+from hf_kd.cli import app
+from tests.cli.runner import hf_kd
+
+
+@pytest.fixture(scope="module")
+def folders(place, tmp_path_factory):
+    """A folder of each kind that the commands and `fold` leave."""
+    out = tmp_path_factory.mktemp("published")
+    given = [place / "model", "--dataset", place / "data", "--forget-labels", "cat"]
+    hf_kd("erase", *given, "--k", "1", "--output", out / "erased")
+    hf_kd("erase", *given, "--k", "1", "--output", out / "folded", "--fold")
+    hf_kd("unlearn", *given, "--method", "head-surgery", "--output", out / "unlearned")
+    ErasedModel.from_pretrained(out / "erased").fold().save_pretrained(out / "folded by hand")
+    return out
+
+
+@pytest.mark.parametrize("order", [("verify", "card", "verify"), ("card", "verify", "card")], ids="-".join)
+@pytest.mark.parametrize("kind", ["erased", "folded", "unlearned", "folded by hand", "model"])
+def test_nobody_is_sent_round(folders, place, tmp_path, kind, order):
+    folder = shutil.copytree(place / "model" if kind == "model" else folders / kind, tmp_path / "model")
+
+    def run(command):
+        return CliRunner().invoke(app, [command, str(folder)])
+
+    for command in order:
+        other = "card" if command == "verify" else "verify"
+        done = run(command)
+        if done.exit_code and f"hf-kd {other}" in done.stderr:
+            assert run(other).exit_code == 0
+            assert run(command).exit_code == 0, "and then it works"
+
+
+def test_a_folded_checkpoint_has_receipt_card_and_processor(folders):
+    folder = folders / "folded"
+    assert {"erasures.json", "README.md", "preprocessor_config.json"} <= {path.name for path in folder.iterdir()}
+    assert "folded into the head" in (folder / "README.md").read_text()
+    assert "Everything matches the receipt" in hf_kd("verify", folder).stdout
+    assert AutoImageProcessor.from_pretrained(folders / "folded by hand", use_fast=False).size["height"] == 16
+    refused = " ".join(hf_kd("card", folder, code=1).stderr.split())
+    assert "`hf-kd erase --fold` writes both with the checkpoint" in refused
+    refused = " ".join(hf_kd("verify", folders / "folded by hand", code=1).stderr.split())
+    assert "`hf-kd erase --fold`" in refused
