@@ -121,7 +121,7 @@ def metadata(values: CardValues, existing: ModelCardData) -> ModelCardData:
     """The card's YAML: ours, and of an existing card whatever we do not own, results on other splits among it."""
     own = {
         "library_name": "transformers" if values.folded or not values.erased else "hf-kd",
-        "pipeline_tag": "image-classification" if values.classifies else "image-feature-extraction",
+        "pipeline_tag": _task(values),
         "base_model": values.base_model if is_repo_id(values.base_model) else None,
         "base_model_relation": "finetune" if is_repo_id(values.base_model) else None,
     }
@@ -238,6 +238,7 @@ def _summary(values: CardValues) -> str:
         f"[{values.base_model}](https://huggingface.co/{values.base_model})" if is_repo_id(values.base_model) else None
     )
     images = sum(request.images for request in values.requests)
+    amount = " and ".join(request.amount for request in values.requests if request.texts) or f"{images:,} images"
     what = f"{base or escape_markdown(values.architecture)} that was made to forget {classes_of(values.requests)}"
     methods = ", ".join(map(code, values.changed))
     if not values.erased:
@@ -255,7 +256,7 @@ def _summary(values: CardValues) -> str:
         if values.since == "unchanged"
         else "An eraser stands where its pooled features pass."
     )
-    return f"{what}, from {images:,} images and without training the backbone. {how}"
+    return f"{what}, from {amount} and without training the backbone. {how}"
 
 
 def _method(values: CardValues) -> str:
@@ -319,10 +320,18 @@ def _results_notes(report: RetentionReport) -> str:
     return "\n\n".join(notes)
 
 
+def _task(values: CardValues) -> str:
+    """The pipeline that takes the model."""
+    if values.classifies:
+        return "image-classification"
+    by_name = any(request.texts for request in values.requests)
+    return "zero-shot-image-classification" if by_name else "image-feature-extraction"
+
+
 def _usage(values: CardValues) -> str:
     repo = values.repo_id if is_repo_id(values.repo_id) else "PATH_OR_REPO_ID"
-    task = "image-classification" if values.classifies else "image-feature-extraction"
-    pipe = f'pipeline("{task}", model="{repo}")("photo.jpg")'
+    labels = ', candidate_labels=["dog", "ship"]' if _task(values).startswith("zero-shot") else ""
+    pipe = f'pipeline("{_task(values)}", model="{repo}")("photo.jpg"{labels})'
     if not values.erased:
         return f"A stock checkpoint: it loads without hf_kd.\n\n```python\nfrom transformers import pipeline\n\n{pipe}\n```"
     if values.folded:

@@ -159,6 +159,8 @@ def _request(model: TappedModel, erasure: Erasure, named: bool) -> Request:
         measured=erasure.measured,
         warnings=erasure.warnings,
         cover_names={label: name for label, name in names.items() if label not in secret},
+        texts=erasure.n_texts,
+        words=erasure.texts,
     )
 
 

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 2
 """From 2 on a receipt names every file that changes an answer; before, config.json and weights."""
 KIND = "hf_kd.erasures"
+ERASERS = ("sites.", "text_sites.")
+"""How the names of an eraser's tensors begin."""
 
 SINCE = {
     "unchanged": "the weights are those that the requests left",
@@ -215,12 +217,12 @@ def _tensor_digest(tensor: Tensor) -> str:
 
 def weights_digest(files: Mapping[str, Path]) -> str:
     """Digest of the weights among the files of a checkpoint (`checkpoint_files`), without its erasers."""
-    return tensors_digest(tensor for name, tensor in _tensors(files) if not name.startswith("sites."))
+    return tensors_digest(tensor for name, tensor in _tensors(files) if not name.startswith(ERASERS))
 
 
 def erasers_digest(files: Mapping[str, Path]) -> str | None:
     """Digest of the erasers among the files of a checkpoint; None where it has none."""
-    found = [tensor for name, tensor in _tensors(files) if name.startswith("sites.")]
+    found = [tensor for name, tensor in _tensors(files) if name.startswith(ERASERS)]
     return tensors_digest(found) if found else None
 
 
@@ -251,8 +253,11 @@ def commands(
     lines, model = [], base_model or "BASE_MODEL"
     for number, record in enumerate(erasures):
         changed = "weights_before" in record
-        words = ["hf-kd", "unlearn" if changed else "erase", model, "--dataset", "DATASET"]
-        for label in labels[number] if labels else ["LABEL"]:
+        words = ["hf-kd", "unlearn" if changed else "erase", model]
+        words += ["--dataset", "DATASET"] if record["n_forget"] or not record.get("n_texts") else []
+        for text in (record.get("texts") or ["TEXT"]) if record.get("n_texts") else ():
+            words += ["--text", text]
+        for label in (labels[number] if labels else ["LABEL"]) if not record.get("n_texts") else ():
             words += ["--forget-labels", str(label)]
         words += ["--method", record["method"]]
         for name, value in record["settings"].items():

@@ -36,6 +36,12 @@ METHODS = {
 }
 """How each method works; one of another package is named without."""
 
+BY_NAME = (
+    "By name: the map stands on both towers. It removes what prompts of the concept have in common, and keeps retained "
+    "names. What is gone is the concept by its name, in zero-shot labelling and in search by text; images of it are still "
+    "alike, and who has labelled images of it, or a map to the original embeddings, finds it again."
+)
+
 RENORM = "Every feature then gets its length back, because a short one alone would give a forgotten image away."
 
 
@@ -71,6 +77,18 @@ class Request:
     """What was noticed and may not be meant, such as labels that the head did not agree with."""
     cover_names: Mapping[int, str] = field(default_factory=dict)
     """Names of cover classes, as far as they may be published."""
+    texts: int | None = None
+    """How many texts were forgotten by name; None for a request by images alone."""
+    words: tuple[str, ...] | None = None
+    """The texts, only where the request published them."""
+
+    @property
+    def amount(self) -> str:
+        """From what it was fitted: images, texts or both."""
+        images = f"{self.images:,} images"
+        if not self.texts:
+            return images
+        return f"{self.texts} text{'s' * (self.texts > 1)}" + (f" and {images}" if self.images else "")
 
     @property
     def many_to_one(self) -> bool:
@@ -85,6 +103,9 @@ class Request:
 
 def classes_of(requests: Sequence[Request]) -> str:
     """The forgotten classes: their names, or how many they are."""
+    if requests and all(request.texts for request in requests):
+        words = [word for request in requests for word in request.words or ()]
+        return ", ".join(f"\u201c{escape_markdown(word)}\u201d" for word in words) or "a concept, by its name"
     if any(request.classes is None for request in requests):
         return "a set of images"
     names = [name for request in requests for name in request.names or ()]
@@ -97,7 +118,7 @@ def classes_of(requests: Sequence[Request]) -> str:
 def request_line(request: Request, folded: bool = False) -> str:
     """A request as one item of a list: images, method, settings, and what was measured; folded into the head or not."""
     settings = ", ".join(_setting(name, value) for name, value in request.settings.items() if value is not None)
-    parts = [f"- {classes_of([request])}: {request.images:,} images, method {code(request.method)}"]
+    parts = [f"- {classes_of([request])}: {request.amount}, method {code(request.method)}"]
     parts.append(f"({escape_markdown(settings, 200)})" if settings else "")
     if request.retained is not None:
         parts.append(f"with {request.retained:,} images of other classes")
@@ -172,7 +193,8 @@ def methods_text(requests: Sequence[Request]) -> str:
     found: dict[str, None] = {}
     for request in requests:
         if request.source is None:
-            found.setdefault(METHODS.get(request.method, f"{code(request.method)} is a method of another package."))
+            told = METHODS.get(request.method, f"{code(request.method)} is a method of another package.")
+            found.setdefault(BY_NAME if request.texts else told)
             if request.settings.get("renorm"):
                 found.setdefault(RENORM)
     return " ".join(found)

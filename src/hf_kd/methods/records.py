@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -57,6 +58,12 @@ class Erasure:
     sampled: dict[str, dict[str, int]] | None = None
     """Of the sets ("forget", "retain") that were not read as a whole (`ReadOptions.limit`): how many samples were drawn, of
     how many, by which seed. None where everything was read."""
+    n_texts: int | None = None
+    """Texts that were forgotten by name; None for a request by images alone."""
+    texts_sha256: str | None = None
+    """Salt and digest of these texts, as `hf_kd.methods.records.texts_digest` makes it."""
+    texts: tuple[str, ...] | None = None
+    """The texts themselves, only where the user asked for them to be published."""
 
     @property
     def k(self) -> int:
@@ -76,6 +83,9 @@ class Erasure:
         if self.sampled:
             of = " and ".join(f"{each['of']:,}" for each in self.sampled.values())
             images += f" (a sample of {of})"
+        if self.n_texts:
+            what = "a concept"
+            images = f"{self.n_texts} text{'s' * (self.n_texts > 1)}" + (f" and {images}" if self.n_forget else "")
         from hf_kd.data.text import one_line  # records are read while transformers is still being imported
 
         return one_line(f"{what} forgotten by {self.method} from {images}; {self._what_changed()}")
@@ -109,6 +119,8 @@ class Erasure:
             del values["dataset_classes"]
         if self.sampled is None:
             del values["sampled"]
+        if self.n_texts is None:
+            values = {key: value for key, value in values.items() if key not in ("n_texts", "texts_sha256", "texts")}
         return values
 
     @classmethod
@@ -117,7 +129,7 @@ class Erasure:
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
         tuples = ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256", "warnings", "withheld",
-                  "dataset_classes")  # fmt: skip
+                  "dataset_classes", "texts")  # fmt: skip
         for name in tuples:
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
@@ -140,6 +152,12 @@ class WeightChange(Erasure):
 
     def _what_changed(self) -> str:
         return f"weights of {self.base_model} changed" if self.base_model else "weights changed"
+
+
+def texts_digest(texts: Sequence[str], salt: str) -> str:
+    """`SALT:SHA256` of texts, in any order and case: says whether words are these, and does not say which they are."""
+    words = "\n".join([salt, *sorted(text.casefold() for text in texts)])
+    return f"{salt}:{hashlib.sha256(words.encode()).hexdigest()}"
 
 
 def class_list(labels: Sequence[str]) -> str:

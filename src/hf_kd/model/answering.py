@@ -25,6 +25,7 @@ class Answering:
     inner: Any
     sites: nn.ModuleList
     is_erased: bool
+    text_withheld: tuple[str, ...]
     find_taps: Callable[..., Any]
     _swap: Swap
     also_leaking: tuple[str, ...] = ()
@@ -41,10 +42,6 @@ class Answering:
         inputs = kwargs | ({"pixel_values": pixel_values} if pixel_values is not None else {})
         return self._answer(self.inner.get_image_features, inputs)
 
-    def get_text_features(self, *args: Any, **kwargs: Any) -> Any:
-        """Text embeddings of a two-tower model: not touched, only images are forgotten."""
-        return self.inner.get_text_features(*args, **kwargs)
-
     def _answer(self, call: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         return self._swap.unchanged_while(lambda: self._answer_once(call, dict(inputs)))
 
@@ -57,8 +54,9 @@ class Answering:
         check_passed(self.sites)
         output = masking.drop_masked_columns(self, output)
         if self.is_erased and not inputs.get("output_hidden_states"):
+            withheld = [*self.config.leaking, *self.also_leaking, *self.text_withheld]
             # also where config.json asks for them: only the caller can
-            output = without_fields(output, [*self.config.leaking, *self.also_leaking, *hidden_state_fields(output)])
+            output = without_fields(output, [*withheld, *hidden_state_fields(output)])
         return output if return_dict or not isinstance(output, ModelOutput) else output.to_tuple()
 
     @torch.no_grad()

@@ -127,7 +127,7 @@ def _refuse_other_shards(name: str, index: str, suffix: str = ".safetensors") ->
 
 def refuse_strange_weights(name: str, model: nn.Module, info: dict[str, Any]) -> None:
     """Raise ValueError where a stock configuration lies over weights that are not its own, such as an erased model's."""
-    erased = sorted(key for key in info["unexpected_keys"] if key.startswith(("sites.", "inner.")))
+    erased = sorted(key for key in info["unexpected_keys"] if key.startswith(("sites.", "text_sites.", "inner.")))
     if erased:
         raise InvalidValueError(
             f"The weights of {name} are those of an erased model ({erased[0]}), and its config.json is not. Loading it "
@@ -214,8 +214,8 @@ def _tensors_stored(name: str, kwargs: dict[str, Any]) -> int | None:
 def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
     """Raise ValueError when a checkpoint did not bring every tensor of an erased model, its erasers above all."""
     missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
-    strangers = [key for key in info["unexpected_keys"] if key.startswith("sites.")]
-    erasers = [key for key in missing if key.startswith("sites.")]
+    strangers = [key for key in info["unexpected_keys"] if key.startswith(("sites.", "text_sites."))]
+    erasers = [key for key in missing if key.startswith(("sites.", "text_sites."))]
     if erasers:
         what = f"lacks the eraser ({', '.join(erasers)})"
     elif missing or mismatched:

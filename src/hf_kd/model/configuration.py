@@ -42,6 +42,7 @@ STATE = (
     "dropped",
     "weights_erased",
     "eraser_sha256",
+    "text_tower",
 )
 """What a configuration holds besides the model inside, its taps and its erasers."""
 
@@ -112,6 +113,7 @@ class ErasedConfig(PreTrainedConfig):
         masked: Ids of the model inside that are never answered.
         dropped: Whether they also leave no column in the logits.
         weights_erased: Digest of the inner model's weights as the first request found them; None where it is not known.
+        text_tower: Tap, eraser, digest and withheld fields of the text tower, where a concept was forgotten by its name.
     """
 
     model_type = MODEL_TYPE
@@ -162,10 +164,15 @@ class ErasedConfig(PreTrainedConfig):
         self.masked = state["masked"] or []
         self.dropped = bool(state["dropped"])
         self.weights_erased = state["weights_erased"]
+        self.text_tower = state["text_tower"]
+        if not isinstance(self.text_tower, (dict, type(None))):
+            raise InvalidValueError("text_tower is no mapping: config.json is damaged; save the model again.")
         attention = getattr(inner, "_attn_implementation", None)
         refuse_strange_settings(kwargs)
         with config_errors("the labels and the rest", kwargs):
             super().__init__(**kwargs)
+        if "siglip" in str(getattr(inner, "model_type", "")):
+            self.model_type = f"{MODEL_TYPE}_siglip"  # by this word the zero-shot pipeline knows how to pad texts
         if inner is not None and getattr(inner, "_attn_implementation", None) is None:
             # building the outer configuration resets the attention of every inner one; give it back
             inner._attn_implementation = attention

@@ -48,6 +48,10 @@ def refuse_contradictions(config: ErasedConfig) -> None:
             _refuse(f"it was erased at {'; '.join(record.taps)}, and the configuration names {'; '.join(taps)}")
         if record.withheld is not None and set(record.withheld) != set(config.leaking):
             _refuse(f"{list(record.withheld)} are withheld, and the configuration names {config.leaking}")
+    if bool(config.text_tower) != any(record.n_texts for record in records):
+        _refuse(
+            "it records texts that were forgotten, and its configuration has no eraser of the text tower, or the reverse"
+        )
     masked = [record for record in records if record.masked]
     classes = sorted({c for record in masked for c in record.classes or ()})
     if classes != sorted(config.masked):

@@ -39,6 +39,7 @@ from .load_erased import load
 from .saving import atomic_directory, refuse_other_model
 from .summary import summary
 from .swap import Swap
+from .text_tower import TextTower
 
 if TYPE_CHECKING:
     from hf_kd.audit.options import AuditOptions, Reference
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class ErasedModel(Answering, PreTrainedModel):
+class ErasedModel(Answering, TextTower, PreTrainedModel):
     """A vision model that can be made to forget.
 
     Build one with `from_pretrained` or `from_model`, call `erase`, and use it like the model it wraps. What it returns is
@@ -64,7 +65,7 @@ class ErasedModel(Answering, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ("sites",)
+    _keep_in_fp32_modules_strict = ("sites", "text_sites")
 
     def __init__(self, config: ErasedConfig, inner: PreTrainedModel | None = None):
         if inner is None and config.inner is None:
@@ -84,7 +85,7 @@ class ErasedModel(Answering, PreTrainedModel):
         """Image processor, or any callable from an RGB PIL image to a tensor or a dict of tensors."""
         self.whole_processor: Any | None = None
         """The processor that also reads texts, of a model that does."""
-        self.sites = nn.ModuleList()
+        self.sites, self.text_sites = nn.ModuleList(), nn.ModuleList()
         self.search: TapSearch | None = None
         self._swap = Swap()
         if config.taps:
@@ -96,6 +97,7 @@ class ErasedModel(Answering, PreTrainedModel):
             for site, eraser in zip(self.sites, erasers, strict=True):
                 site.eraser = eraser
             masking.sync_masks(self)
+            self._stand_in_text_tower()
         consistency.refuse_contradictions(config)
         if given:  # its values stay; one built here is initialised by its own class, buffers outside checkpoints too
             for module in self.modules():
@@ -208,8 +210,8 @@ class ErasedModel(Answering, PreTrainedModel):
 
     def erase(
         self,
-        forget: Any,
-        method: str | Method = "esc",
+        forget: Any = None,
+        method: str | Method | None = None,
         *,
         reading: ReadOptions | None = None,
         progress: bool = True,
@@ -224,7 +226,7 @@ class ErasedModel(Answering, PreTrainedModel):
 
         forget: `datasets.Dataset` or `IterableDataset`, list of PIL images, or a `DataLoader` of dict batches with the
             model's own input names and optional `labels`.
-        method: "esc", "esc-t", the name of a registered method, or a Method with its settings.
+        method: "esc" (of texts "oblique"), "esc-t", the name of a registered method, or a Method with its settings.
         reading: how images are read: columns, label mapping, batch size, precision of the forward pass, ...
         progress: False shows no bar, whatever `reading` says.
         whole_classes: False for samples of classes that stay; the record then names no classes.
@@ -232,14 +234,18 @@ class ErasedModel(Answering, PreTrainedModel):
         mask_head: whether the forgotten classes are never answered again (probability 0); by default as the method says.
             erased_label: what they are called then; None drops them from the labels and the logits.
         allow_unrecognised: carry on where the head takes the images for other classes than their labels say.
-        method_options: hyper-parameters of the method, such as p, k, threshold, lr.
+        method_options: hyper-parameters of the method, such as p, k, threshold, lr. texts: forget a concept of a two-tower
+            model by its names, with or without images; see `erase_texts`, to which everything else then goes.
 
         A second call sees features through the first eraser, and the union of what both remove is kept. On an error the
         model stays as it was. Raises ValueError for an empty or unreadable forget set, for features that are not finite,
         for labels the model does not know or contradicts (methods that need them), for a request to forget every class, and
         for one that changes nothing.
         """
-        options = ReadOptions.given(reading, progress, method_options)
+        if forget is None or "texts" in method_options:
+            reading = ReadOptions.given(reading, progress)
+            return self.erase_texts(images=forget, method=method, retain=retain, reading=reading, **method_options)
+        method, options = method or "esc", ReadOptions.given(reading, progress, method_options)
         seen = self._swap.changes
         fitted, erasure = fit_erasers(
             self, forget, method, options, method_options, whole_classes, retain, mask_head, allow_unrecognised
@@ -278,7 +284,7 @@ class ErasedModel(Answering, PreTrainedModel):
             )
             raise InvalidValueError(f"There is no eraser to take away: {reason}")
         with self._swap.change():
-            for site in self.sites:
+            for site in [*self.sites, *self.text_sites]:
                 site.eraser = None
             masking.unmask(self)
             self.config.erasures, self.config.weights_erased = [], None
@@ -289,6 +295,7 @@ class ErasedModel(Answering, PreTrainedModel):
     def _describe_erasers(self) -> None:
         self.config.erasers = [describe(site.eraser) if site.eraser is not None else None for site in self.sites]
         self.config.eraser_sha256 = [consistency.eraser_digest(site.eraser) for site in self.sites]
+        self._describe_text_tower()
 
     def audit(
         self,
@@ -356,7 +363,7 @@ class ErasedModel(Answering, PreTrainedModel):
             raise InvalidValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
         drop_caches(self.inner)
         clone = copy.deepcopy(self)
-        for site in clone.sites:
+        for site in [*clone.sites, *clone.text_sites]:
             site.detach()
             fold_site(clone.inner, site)
         stock = clone.inner

@@ -11,6 +11,7 @@ from hf_kd.features.taps.inputs import keep_in_memory
 from . import checkpoint_files as files
 from . import consistency, loading
 from .configuration import MODEL_TYPE, ErasedConfig
+from .text_tower import refuse_other_text_tower
 
 
 def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -53,7 +54,9 @@ def _load_erased(
         loading.refuse_other_labels(model.config, labels)
         loading.align_memory(model)
         keep_in_memory(model.sites)
+        keep_in_memory(model.text_sites)
         consistency.check_loaded(model)
+        refuse_other_text_tower(model)
     model._describe_erasers()
     whole = loading.reads_text(model.inner)
     loading.take_processor(model, processor or loading.load_processor(name, kwargs, whole=whole))

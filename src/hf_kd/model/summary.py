@@ -16,9 +16,12 @@ def summary(model: TappedModel) -> str:
     else:
         classes = sorted({label for record in records for label in record.classes or ()})
         what = [f"{label} ({names[label]})" if label in names else str(label) for label in classes]
-        samples = "samples" if any(record.classes is None for record in records) else ""
+        samples = "samples" if any(record.classes is None and not record.n_texts for record in records) else ""
+        concept = "a concept" if any(record.n_texts for record in records) else ""
         methods = ", ".join(dict.fromkeys(record.method for record in records))
-        done = f"{' and '.join(filter(None, [class_list(what) if what else '', samples]))} forgotten by {methods}"
+        done = (
+            f"{' and '.join(filter(None, [class_list(what) if what else '', samples, concept]))} forgotten by {methods}"
+        )
     taps = ", ".join(map(str, model.taps)) or "not looked for yet"
     k = sum(record.k for record in model.erasures)
     return one_line(f"{type(model.inner).__name__}, {done}; tap: {taps}{f', k = {k}' if k else ''}")

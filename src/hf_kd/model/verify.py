@@ -22,7 +22,7 @@ from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files
 from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, inner_digest, read_receipt, weights_digest
 from hf_kd.methods.erasers.base import Composition, Eraser, Method
-from hf_kd.methods.records import Erasure, WeightChange, weight_changes
+from hf_kd.methods.records import Erasure, WeightChange, texts_digest, weight_changes
 from hf_kd.methods.registry import make_method
 
 from .checkpoint_files import refuse_missing_path
@@ -70,6 +70,7 @@ def verify(
     revision: str | None = None,
     token: str | None = None,
     reading: ReadOptions | None = None,
+    texts: Sequence[str] | None = None,
 ) -> Verification:
     """Recompute every hash of a receipt; with the forget set, carry the erasure out again and compare the erasers.
 
@@ -78,6 +79,7 @@ def verify(
         method read them; of several such requests a list, in order. base: the model before erasing (name or folder):
         compares its weights with the receipt; needed to repeat the erasure of a folded checkpoint.
     reading: how images are read, as in `ErasedModel.erase`; by default without a bar.
+    texts: words that are said to have been forgotten by name: compared with the digest of such a request.
 
     Raises FileNotFoundError where there is no receipt or no weights, and ValueError for a damaged one and for
     a request that read retained images where none are given.
@@ -98,6 +100,8 @@ def verify(
         loads, model = _load(folder)
         damaged = model is None
         checks += [loads] if model is None else [loads, *_records(model, content)]
+    if texts is not None:
+        checks.append(_texts(content, texts))
     if forget is not None and not damaged:
         checks += _again(folder, content, original, forget, retain, reading)
     elif forget is not None:
@@ -196,6 +200,13 @@ def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:
     return checks
 
 
+def _texts(content: dict[str, Any], texts: Sequence[str]) -> Check:
+    told = [str(record["texts_sha256"]) for record in content["erasures"] if record.get("texts_sha256")]
+    number = next((n for n, value in enumerate(told, 1) if texts_digest(texts, value.partition(":")[0]) == value), None)
+    of = f"those of request {number} by name" if number else f"of none of {len(told)} requests by name"
+    return Check("forgotten texts", number is not None, of)
+
+
 def _same(what: str, expected: Any, found: Any) -> Check:
     if expected == found:
         return Check(what, True, f"matches {str(found)[:12]}")
@@ -217,6 +228,9 @@ def _again(
             "No eraser was fitted here: weights were changed, and only the command in the receipt, with the images of all "
             "labels, does that again. Verify without the data set."
         )
+    if any(record.n_texts for record in records):
+        found = "not tried: a request by name also needs its texts and retained names; erase the base model by them"
+        return [Check("erasure carried out again", False, found)]
     sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
     if len(sets) != len(records):
         raise InvalidValueError(

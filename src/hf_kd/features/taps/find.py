@@ -146,11 +146,11 @@ def _taps_of_heads(
     taps = []
     for group in groups:
         places = tuple(Place(head.name, "input") for head in group)
-        producer = _producer(calls, group[0].taken, structured_only=True)
-        if producer and _carries(model, inputs, producer, group):
-            places = (producer,)
-        elif producer:
-            places = (*places, producer)
+        made_by = producer(calls, group[0].taken, structured_only=True)
+        if made_by and _carries(model, inputs, made_by, group):
+            places = (made_by,)
+        elif made_by:
+            places = (*places, made_by)
         shape = tuple(group[0].taken.shape[1:])
         taps.append(Tap(group[0].taken[0].numel(), places, tuple(head.name for head in group), shape))
     return tuple(taps)
@@ -167,11 +167,11 @@ def _carries(model: nn.Module, inputs: Mapping[str, Any], place: Place, heads: l
 
 
 def _embedding_tap(calls: list[Call], value: Tensor, field: str) -> Tap:
-    place = _producer(calls, value) or (field == "image_embeds" and _producer(calls, value, up_to_scale=True))
+    place = producer(calls, value) or (field == "image_embeds" and producer(calls, value, up_to_scale=True))
     return Tap(value[0].numel(), (place or Place("", "output", field),))
 
 
-def _producer(
+def producer(
     calls: list[Call], value: Tensor, structured_only: bool = False, up_to_scale: bool = False
 ) -> Place | None:
     """The outermost module (not the model itself) that gives these values, whole or in a field of its output."""

@@ -61,7 +61,7 @@ def leaking_fields(model: nn.Module, inputs: Mapping[str, Any], taps: Sequence[T
     leaking: dict[str, None] = {}
     with evaluating(model), constant_features(model, taps):
         for variant in _variants(inputs):
-            leaking |= dict.fromkeys(_depending(run(model, variant), run(model, _other_images(variant))))
+            leaking |= dict.fromkeys(depending_fields(run(model, variant), run(model, _other_images(variant))))
     return list(leaking)
 
 
@@ -90,7 +90,7 @@ def check_taps(
                 return list(leaking)  # of weights that are not finite nothing can be told
             if number == 0:
                 answers = _answers_of_heads(calls, fields(output), taps, masked)
-            leaking |= dict.fromkeys(_depending(output, run(model, _other_images(variant))))
+            leaking |= dict.fromkeys(depending_fields(output, run(model, _other_images(variant))))
     around = [name for name in leaking if name in {*ANSWERS, *answers}]
     if around:
         raise TapNotFoundError(
@@ -137,7 +137,7 @@ def _variants(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [inputs, image_inputs(inputs)] if {"input_ids", "pixel_values"} <= set(inputs) else [inputs]
 
 
-def _depending(output: Any, other: Any) -> list[str]:
+def depending_fields(output: Any, other: Any) -> list[str]:
     """Dotted names of what is not the same in two outputs."""
     second = dict(leaves(other))
     return [name for name, value in leaves(output) if not _is_independent(value, second.get(name))]

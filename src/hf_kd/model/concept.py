@@ -1,0 +1,231 @@
+"""Carry out a request by name: prompts -> what the names mean -> a map for each tower -> its place, and a record."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
+from hf_kd.errors import InvalidValueError
+from hf_kd.features.forward import FeatureStore
+from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.taps.inputs import input_device
+from hf_kd.features.text_reader import TextReader
+from hf_kd.hub.receipt import inner_digest
+from hf_kd.methods.concepts import ConceptMethod, NameVectors, Prompts, SeenImages, as_unit, fit_concept
+from hf_kd.methods.records import Erasure, texts_digest, versions
+
+from . import outcome
+from .erase import fingerprint, forget_compiled_graphs
+
+logger = logging.getLogger(__name__)
+
+MOST_PROMPTS = 4096
+"""Prompts of retained names that are read; with more names each gets fewer templates, in turn."""
+CLOSE, SAME = 0.5, 0.7
+"""Cosine from which a retained name is told to be close, and from which it is not protected."""
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Near:
+    """A retained name that means something close to what is forgotten."""
+
+    name: str
+    cosine: float
+    protected: bool
+    """Whether the map keeps it; not where it is too close, or shares words with what is forgotten."""
+
+
+@dataclass(frozen=True)
+class ReadConcept:
+    """The prompts of a request, read behind the erasers of earlier ones."""
+
+    texts: tuple[str, ...]
+    retained: tuple[str, ...]
+    """Names that stay, those that share words with the texts last."""
+    overlapping: Tensor
+    """Which those are [m]."""
+    concept: Prompts
+    others: tuple[Prompts, ...]
+    vectors: NameVectors
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        texts: Sequence[str],
+        retain_texts: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
+    ) -> ReadConcept:
+        """Read them.
+
+        Raises:
+            InvalidTypeError: For a model without a text tower.
+            InvalidValueError: For names or templates that cannot be, or where no name is retained.
+        """
+        names, wordings = checked_names(texts, "texts"), checked_templates(templates)
+        given = objects() if retain_texts is None else checked_names(retain_texts, "retain_texts")
+        told = {name.casefold() for name in names}
+        retained = [name for name in given if name.casefold() not in told]
+        shared = [name for name in retained if shares_words(name, names)]
+        apart = [name for name in retained if name not in shared]
+        if len(apart) < 2:
+            raise InvalidValueError(
+                f"{len(apart)} names are retained that share no words with the texts to forget; without two of them nothing "
+                "says what has to stay. Give more as retain_texts."
+            )
+        model.find_text_tap()
+        reader = TextReader(model)
+        kept = _read(reader, apart, wordings)
+        used, numbers = kept.templates.unique(return_inverse=True)
+        kept, wordings = replace(kept, templates=numbers), tuple(wordings[number] for number in used.tolist())
+        concept = _read(reader, names, wordings, len(names) * len(wordings))
+        also = _read(reader, shared, wordings) if shared else None
+        overlapping = torch.arange(len(retained)) >= len(apart)
+        others = (kept,) if also is None else (kept, also)
+        return cls(names, (*apart, *shared), overlapping, concept, others, NameVectors.of(concept, kept, also))
+
+    def unprotected(self) -> Tensor:
+        """Which retained names the map does not keep [m]."""
+        near = (self.vectors.nearness() >= SAME) | self.overlapping
+        return near if int((~near).sum()) >= 2 else self.overlapping
+
+    def near(self) -> list[Near]:
+        """Retained names that lie close, nearest first."""
+        cosine, left = self.vectors.nearness(), self.unprotected()
+        rows = [n for n in cosine.argsort(descending=True).tolist() if cosine[n] >= CLOSE or bool(self.overlapping[n])]
+        return [Near(self.retained[n], round(float(cosine[n]), 3), not bool(left[n])) for n in rows]
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Which of unit embeddings [n, d] the model itself takes for the concept, among all names [n]."""
+        rows = torch.cat([prompts.by_name() for prompts in (self.concept, *self.others)])
+        return (images @ as_unit(rows).T).argmax(dim=1) < len(self.texts)
+
+
+def erase_texts(
+    model: Any,
+    texts: Sequence[str],
+    images: Any,
+    method: Any,
+    retain: Any,
+    wanted: Mapping[str, Any],
+    publish_texts: bool,
+    reading: ReadOptions | None,
+    settings: Mapping[str, Any],
+) -> Any:
+    """Fit and put in place; see `ErasedModel.erase_texts`. On an error the model stays as it was."""
+    options = ReadOptions.given(reading, True, settings)
+    if retain is not None and images is None:
+        raise InvalidValueError(
+            "retain= are images of other things, and there are no images of the concept: give both."
+        )
+    chosen = _method(method, settings)
+    seen_changes, started = model._swap.changes, time.perf_counter()
+    read = ReadConcept.of(model, texts, **wanted)
+    if len(model.taps) != 1 or model.taps[0].dim != read.concept.embeddings.shape[1]:
+        raise InvalidValueError(
+            f"Images pass at {len(model.taps)} taps of d = {[tap.dim for tap in model.taps]} and texts have d = "
+            f"{read.concept.embeddings.shape[1]}: this model has no joint space with one vector an image."
+        )
+    near = read.near()
+    if near:
+        listed = ", ".join(f"{n.name} ({n.cosine:.2f}{'' if n.protected else ', not kept'})" for n in near[:SHOWN])
+        logger.warning(
+            f"{len(near)} retained names lie close to what is forgotten: {listed}. Forget them too? Add them."
+        )
+    seen = _seen(model, read, images, retain, options)
+    between = time.perf_counter()
+    common = None if seen is None else torch.cat([seen.concept, seen.others]).mean(dim=0)
+    maps = fit_concept(chosen, read.vectors.without(read.unprotected()), common, seen)
+    moved = float((maps.texts(read.concept.embeddings) - read.concept.embeddings).norm())
+    if moved <= outcome.SAME * float(read.concept.embeddings.norm()):
+        raise InvalidValueError("The request changes nothing: was the concept forgotten before? No record is made.")
+    condition = maps.images.condition_number
+    count = 0 if seen is None else len(seen.concept)
+    erasure = Erasure(
+        method=chosen.name,
+        settings={name: value for name, value in asdict(chosen).items() if name != "name"},
+        taps=tuple(map(str, model.taps)),
+        n_forget=count,
+        classes=None,
+        measured=(maps.measured | {"n_retain_texts": len(read.retained), "n_near": len(near)},),
+        rank_removed=(maps.images.rank_removed,),
+        condition_number=(None if condition == float("inf") else condition,),
+        sha256=(fingerprint(maps.images),),
+        dtype=str(next(model.inner.parameters()).dtype).removeprefix("torch."),
+        feature_seconds=round(between - started, 3),
+        fit_seconds=round(time.perf_counter() - between, 3),
+        versions=versions(),
+        n_retain=None if seen is None else len(seen.others),
+        needs="texts" if seen is None else "texts and images",
+        warnings=(f"{len(near)} retained names lie close to what was forgotten.",) if near else (),
+        withheld=tuple(model.config.leaking),
+        n_texts=len(read.texts),
+        texts_sha256=texts_digest(read.texts, secrets.token_hex(16)),
+        texts=read.texts if publish_texts else None,
+    )
+    weights = model.config.weights_erased if model.config.erasures else inner_digest(model)
+    device = input_device(model.inner)
+    with model._swap.change():
+        if model._swap.changes != seen_changes + 1:
+            raise InvalidValueError(
+                "This model was erased or reset while this request was fitted. Nothing was changed: erase again."
+            )
+        for site, eraser in ((model.sites[0], maps.images), (model.text_sites[0], maps.texts)):
+            fitted = eraser.to(device)
+            site.eraser = fitted if site.eraser is None else site.eraser.then(fitted)
+        model.config.weights_erased = weights
+        model._describe_erasers()
+        model.config.erasures = [*model.config.erasures, erasure.to_dict(names=True)]
+        forget_compiled_graphs()
+    return model
+
+
+def _method(method: Any, settings: Mapping[str, Any]) -> ConceptMethod:
+    if isinstance(method, ConceptMethod):
+        return replace(method, **settings)
+    known = [name for name in ConceptMethod.__dataclass_fields__ if name != "name"]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise InvalidValueError(f"{unknown[0]} is no setting of a request by name; they are {', '.join(known)}.")
+    return ConceptMethod(name=getattr(method, "name", method), **settings)
+
+
+def _read(reader: TextReader, names: Sequence[str], templates: Sequence[str], most: int = MOST_PROMPTS) -> Prompts:
+    """Prompts of all names in all templates; where those are more than `most`, each name in some, in turn."""
+    each = min(len(templates), max(1, most // len(names)))
+    step = max(1, len(templates) // each)
+    pairs = [(n, (n + step * j) % len(templates)) for n in range(len(names)) for j in range(each)]
+    rows = reader.read([templates[t].replace("{}", names[n]) for n, t in pairs])
+    chosen = torch.tensor(pairs)
+    return Prompts(as_unit(reader.erased(rows)), chosen[:, 0], chosen[:, 1])
+
+
+def _embeddings(model: Any, images: Any, options: ReadOptions) -> Tensor:
+    store = FeatureStore()
+    ImageReader(model, images, options).run(store)
+    return as_unit(store.collect(1)[0][0])
+
+
+def _seen(model: Any, read: ReadConcept, images: Any, retain: Any, options: ReadOptions) -> SeenImages | None:
+    """Embeddings of images of the concept and of other things; None without images."""
+    if images is None:
+        return None
+    rows = _embeddings(model, images, options)
+    if retain is not None:
+        return SeenImages(rows, _embeddings(model, retain, options))
+    of_concept = read.classify(rows)
+    if not bool(of_concept.any()):
+        logger.warning(
+            f"Among all names the model takes none of the {len(rows)} images for the concept, so they say nothing of how it "
+            "looks. If they all show it, give images of other things as retain=."
+        )
+    return SeenImages(rows[of_concept], rows[~of_concept])

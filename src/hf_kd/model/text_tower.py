@@ -1,0 +1,158 @@
+"""The text tower of an erased two-tower model: where its embeddings pass, the eraser there, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.features.reader import probe_batch
+from hf_kd.features.taps.places import Tap, hidden_state_fields, without_fields
+from hf_kd.features.taps.site import TapSite, check_passed, follow
+from hf_kd.features.taps.text import find_text_tap
+from hf_kd.methods.erasers.base import build, describe
+from hf_kd.methods.records import config_errors
+
+from .consistency import eraser_digest
+from .swap import Swap
+
+
+class TextTower:
+    """What an `ErasedModel` has of its text tower; nothing where it has none or was only erased by images."""
+
+    config: Any
+    inner: Any
+    is_erased: bool
+    text_sites: nn.ModuleList
+    find_taps: Callable[..., Any]
+    _swap: Swap
+
+    @property
+    def text_withheld(self) -> tuple[str, ...]:
+        """Fields of the output that go around the eraser of the text tower."""
+        return tuple((self.config.text_tower or {}).get("withheld", ()))
+
+    def find_text_tap(self) -> Tap:
+        """Where text embeddings pass, found once by a probe forward.
+
+        Raises:
+            InvalidTypeError: For a model without a text tower.
+        """
+        if not self.text_sites:
+            self.find_taps()
+            tap, withheld = find_text_tap(self.inner, probe_batch(self))  # type: ignore[arg-type]
+            self._hook_into_text(tap)
+            self._text_leaks = withheld
+        return self.text_sites[0].tap
+
+    def near_texts(self, texts: Sequence[str], **options: Any) -> Any:
+        """Retained names that mean something close to `texts`, nearest first: is one of them to be forgotten too?
+
+        Args:
+            texts: Names of the concept.
+            **options: `retain_texts` and `templates`, as for `erase_texts`.
+
+        Returns:
+            A list of `hf_kd.model.concept.Near`, each with its cosine.
+        """
+        from .concept import ReadConcept
+
+        return ReadConcept.of(self, texts, **options).near()
+
+    def erase_texts(
+        self,
+        texts: Sequence[str] = (),
+        images: Any = None,
+        method: Any = None,
+        *,
+        retain: Any = None,
+        retain_texts: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
+        publish_texts: bool = False,
+        reading: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Forget a concept by its names, on both towers. Returns self. The same as `erase(images, texts=texts, ...)`.
+
+        Args:
+            texts: Its names and synonyms: ["tabby cat", "tabby"].
+            images: Images as for `erase`, for what the concept's name does not have; labels are not read. Without `retain`
+                they may show anything: which show the concept is what the model itself answers among all names.
+            method: "oblique" unless given, "esc", or a `hf_kd.methods.concepts.ConceptMethod`.
+            retain: Images of other things; `images` are then all of the concept.
+            retain_texts: Names that stay; common objects unless given.
+            templates: Wordings with {} for a name; those of `hf_kd.data.vocabulary.templates` unless given.
+            publish_texts: Whether the words stand in the record, and with it in config.json, receipt and card. Otherwise
+                their number does, and a salted digest.
+            reading: How images are read.
+            **options: Settings of the method: variance, k, ridge, push.
+
+        Raises:
+            InvalidTypeError: For a model without a text tower.
+            InvalidValueError: For texts or settings that cannot be, and a request that changes nothing.
+        """
+        from .concept import erase_texts
+
+        if not texts and images is None:
+            raise InvalidTypeError("Nothing to forget was given: images, or texts=[...] of a two-tower model.")
+        wanted = {"retain_texts": retain_texts, "templates": templates}
+        return erase_texts(self, texts, images, method or "oblique", retain, wanted, publish_texts, reading, options)
+
+    def get_text_features(self, *args: Any, **kwargs: Any) -> Any:
+        """Text embeddings of a two-tower model, behind the eraser of its text tower if a concept was forgotten by name."""
+        return self._swap.unchanged_while(lambda: self._text_answer(args, dict(kwargs)))
+
+    def _text_answer(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if not self.config.text_tower:
+            return self.inner.get_text_features(*args, **kwargs)
+        as_dict = kwargs.pop("return_dict", None)
+        follow(self.inner, self.text_sites)  # type: ignore[arg-type]
+        output = self.inner.get_text_features(*args, **kwargs, return_dict=True)
+        check_passed(self.text_sites)  # type: ignore[arg-type]
+        output = without_fields(output, [*self.text_withheld, *hidden_state_fields(output)])
+        return output.to_tuple() if as_dict is False and hasattr(output, "to_tuple") else output
+
+    def _hook_into_text(self, tap: Tap) -> None:
+        for site in self.text_sites:
+            site.detach()
+        self.text_sites = nn.ModuleList([TapSite(tap).attach(self.inner)])
+
+    def _stand_in_text_tower(self) -> None:
+        """Put an empty eraser where the configuration says that there is one."""
+        stored = self.config.text_tower
+        if not stored:
+            return
+        with config_errors("the text tower", stored):
+            self._hook_into_text(Tap.from_dict(stored["tap"]))
+            self.text_sites[0].eraser = build(stored["eraser"])
+
+    def _describe_text_tower(self) -> None:
+        eraser = self.text_sites[0].eraser if self.text_sites else None
+        if eraser is None:
+            self.config.text_tower = None
+            return
+        withheld = list(self.text_withheld or self._text_leaks)
+        self.config.text_tower = {
+            "tap": self.text_sites[0].tap.to_dict(),
+            "eraser": describe(eraser),
+            "sha256": eraser_digest(eraser),
+            "withheld": withheld,
+        }
+
+    _text_leaks: tuple[str, ...] = ()
+
+
+def refuse_other_text_tower(model: Any) -> None:
+    """Raise InvalidValueError where the eraser of the text tower is not the one that the configuration describes."""
+    stored = model.config.text_tower
+    if not stored:
+        return
+    eraser = model.text_sites[0].eraser
+    eraser.check()
+    if eraser_digest(eraser) != stored.get("sha256"):
+        raise InvalidValueError(
+            "The eraser of the text tower has other values than those that were saved. The checkpoint was edited, or is put "
+            "together from several; it is refused. Erase the original again."
+        )

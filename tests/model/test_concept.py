@@ -1,0 +1,206 @@
+"""A concept forgotten by its name: both towers, records, saving, folding, the pipeline."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForZeroShotImageClassification, pipeline
+
+from hf_kd import ErasedModel
+from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.model.verify import verify
+from tests.helpers import zoo
+from tests.helpers.two_towers import NAMES, TEMPLATES, TWO_TOWERS, two_towers
+
+WORDS = {"retain_texts": NAMES, "templates": TEMPLATES}
+
+
+def pictures(count: int = 6) -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 40, 50, 3), dtype=np.uint8)
+    return [Image.fromarray(p) for p in pixels]
+
+
+@pytest.fixture
+def clip() -> ErasedModel:
+    return ErasedModel.from_model(*two_towers("CLIPModel"))
+
+
+def text_inputs(name: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in zoo.inputs(name).items() if key in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize("name", TWO_TOWERS)
+def test_both_towers_are_erased_and_come_back_bit_equal_from_a_folder(name, tmp_path):
+    model = ErasedModel.from_model(*two_towers(name))
+    inputs = zoo.inputs(name)
+    before = model(**inputs)
+    model.erase(texts=["tabby cat", "cat"], **WORDS)
+    after = model(**inputs)
+    assert not torch.equal(before.image_embeds, after.image_embeds)
+    assert not torch.equal(before.text_embeds, after.text_embeds)
+    assert after.text_model_output.get("last_hidden_state") is None
+    texts = model.get_text_features(**text_inputs(name))
+    assert set(texts.keys()) == {"pooler_output"}
+    assert torch.allclose(torch.nn.functional.normalize(texts.pooler_output), after.text_embeds, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    again = ErasedModel.from_pretrained(tmp_path)
+    auto = AutoModelForZeroShotImageClassification.from_pretrained(tmp_path)
+    for loaded in (again, auto):
+        assert torch.equal(loaded(**inputs).logits_per_image, after.logits_per_image)
+    assert verify(tmp_path, texts=["cat", "Tabby cat"]).ok
+    assert not verify(tmp_path, texts=["dog"]).ok
+
+
+@pytest.mark.parametrize("name", TWO_TOWERS)
+def test_the_zero_shot_pipeline_takes_a_saved_folder_and_answers_as_the_model(name, tmp_path):
+    inner, processor = two_towers(name)
+    image = pictures(1)[0]
+    inner.save_pretrained(tmp_path / "plain")
+    processor.save_pretrained(tmp_path / "plain")
+    plain = pipeline("zero-shot-image-classification", model=str(tmp_path / "plain"))
+    model = ErasedModel.from_pretrained(tmp_path / "plain").erase(texts=["cat"], **WORDS)
+    model.save_pretrained(tmp_path / "erased")
+    erased = pipeline("zero-shot-image-classification", model=str(tmp_path / "erased"))
+    labels = {"candidate_labels": ["cat", "dog", "ship"]}
+    before, after = ({a["label"]: a["score"] for a in pipe(image, **labels)} for pipe in (plain, erased))
+    assert before.keys() == after.keys()
+    assert before != after
+    erased.model.reset()
+    unerased = {a["label"]: a["score"] for a in erased(image, **labels)}
+    assert unerased == pytest.approx(before, abs=1e-6)  # the same prompts, padding and scores
+
+
+@pytest.mark.parametrize("name", ["CLIPModel", "MetaClip2Model"])
+def test_folding_into_both_projections_gives_a_stock_model_of_the_same_answers(name, tmp_path):
+    model = ErasedModel.from_model(*two_towers(name)).erase(texts=["cat"], **WORDS)
+    inputs = zoo.inputs(name)
+    stock = model.fold()
+    stock.save_pretrained(tmp_path)
+    found = type(stock).from_pretrained(tmp_path)(**inputs)
+    assert torch.allclose(found.logits_per_image, model(**inputs).logits_per_image, atol=1e-4)
+    assert torch.allclose(found.text_embeds, model(**inputs).text_embeds, atol=1e-5)
+
+
+def test_siglip_has_no_projection_to_fold_into():
+    model = ErasedModel.from_model(*two_towers("SiglipModel")).erase(texts=["cat"], **WORDS)
+    with pytest.raises(InvalidValueError, match="no weight to fold"):
+        model.fold()
+
+
+def test_no_image_has_anything_left_of_what_the_original_text_tower_says_of_the_name(clip):
+    """Scores against the concept do not depend on the image, against retained names they are those from before."""
+    clip.erase(texts=["cat"], retain_texts=NAMES[:6], templates=["{}"], k=1, push=0.0, ridge=1e-6)
+    original = ErasedModel.from_model(*two_towers("CLIPModel"))
+    pixels = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    before, after = (model.get_image_features(pixel_values=pixels).pooler_output for model in (original, clip))
+    texts = original.whole_processor.tokenizer(["cat", *NAMES[:6]], padding=True, return_tensors="pt")
+    rows = torch.nn.functional.normalize(original.get_text_features(**texts).pooler_output, dim=1)
+    mean = rows[1:].mean(dim=0)
+    was, now = before @ (rows - mean).T, after @ (rows - mean).T
+    assert float(now[:, 0].abs().max()) < 1e-3 * float(was[:, 0].abs().max())
+    assert torch.allclose(now[:, 1:], was[:, 1:], atol=1e-2 * float(was.abs().max()))
+
+
+def test_words_stand_nowhere_unless_they_are_published(clip, tmp_path):
+    clip.erase(texts=["tabby cat", "kitten"], **WORDS).save_pretrained(tmp_path)
+    written = "".join((tmp_path / name).read_text() for name in ("config.json", "erasures.json", "README.md"))
+    assert "tabby" not in written
+    assert "kitten" not in written
+    assert json.loads((tmp_path / "erasures.json").read_text())["erasures"][0]["n_texts"] == 2
+    assert "zero-shot-image-classification" in written
+    clip.reset().erase(texts=["kitten"], publish_texts=True, **WORDS).save_pretrained(tmp_path)
+    for name in ("config.json", "erasures.json", "README.md"):
+        assert "kitten" in (tmp_path / name).read_text()
+
+
+def test_images_come_before_after_and_together_with_texts(clip, tmp_path):
+    images = pictures(12)
+    clip.erase(images[:4], k=1, progress=False)
+    clip.erase(texts=["cat"], **WORDS)
+    clip.erase(
+        images[:6], texts=["dog"], retain=images[6:], retain_texts=NAMES[1:], templates=TEMPLATES, progress=False
+    )
+    clip.erase(images[8:], k=1, progress=False)
+    assert [record.n_texts for record in clip.erasures] == [None, 1, 1, None]
+    assert (clip.erasures[2].n_forget, clip.erasures[2].n_retain) == (6, 6)
+    inputs = zoo.inputs("CLIPModel")
+    expected = clip(**inputs).logits_per_image
+    clip.save_pretrained(tmp_path)
+    assert torch.equal(ErasedModel.from_pretrained(tmp_path)(**inputs).logits_per_image, expected)
+    assert torch.allclose(clip.fold()(**inputs).logits_per_image, expected, atol=1e-4)
+    assert verify(tmp_path).ok
+
+
+def test_unlabelled_images_are_told_apart_by_what_the_model_answers(clip):
+    clip.erase(pictures(24), texts=["cat", "kitten"], **WORDS, progress=False)
+    record = clip.erasures[0]
+    assert record.n_forget + (record.n_retain or 0) == 24
+
+
+def test_esc_removes_the_same_directions_on_both_towers(clip):
+    clip.erase(texts=["cat"], method="esc", k=2, **WORDS)
+    images, texts = clip.sites[0].eraser, clip.text_sites[0].eraser
+    assert torch.equal(images.directions, texts.directions)
+    assert images.directions.shape == (24, 2)
+
+
+def test_reset_gives_both_towers_back(clip):
+    inputs = zoo.inputs("CLIPModel")
+    before = clip(**inputs).logits_per_image
+    clip.erase(texts=["cat"], **WORDS).reset()
+    assert torch.equal(clip(**inputs).logits_per_image, before)
+    assert clip.config.text_tower is None
+
+
+def test_what_is_close_and_not_named_is_told_before_anything_changes(clip, caplog):
+    near = clip.near_texts(["cat"], retain_texts=["tabby cat", *NAMES], templates=TEMPLATES)
+    assert not clip.is_erased
+    assert "tabby cat" in [entry.name for entry in near]
+    assert not next(entry for entry in near if entry.name == "tabby cat").protected
+    clip.erase(texts=["cat"], retain_texts=["tabby cat", *NAMES], templates=TEMPLATES)
+    assert "tabby cat" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"texts": []}, "holds no name"),
+        ({"texts": "cat"}, "has to be a list"),
+        ({"texts": ["cat"], "templates": ["a photo"]}, "once, where the name goes"),
+        ({"texts": ["cat"], "retain_texts": ["cat", "cats"]}, "retained"),
+        ({"texts": ["cat"], "method": "leace"}, "forgotten by"),
+        ({"texts": ["cat"], "variance": 2.0}, "variance"),
+        ({"texts": ["cat"], "rank": 2}, "no setting"),
+        ({"texts": ["cat"], "retain": [1]}, "give both"),
+        ({}, "Nothing to forget"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_and_leaves_the_model_as_it_was(clip, given, text):
+    if given.get("texts") == []:
+        given = given | {"forget": pictures(2)}
+    with pytest.raises((InvalidValueError, InvalidTypeError), match=text):
+        clip.erase(**given)
+    assert not clip.is_erased
+
+
+def test_a_model_without_a_text_tower_is_refused():
+    model = ErasedModel.from_model(zoo.build("ViTForImageClassification"))
+    with pytest.raises(InvalidTypeError, match="no text tower"):
+        model.erase(texts=["cat"])
+
+
+@pytest.mark.parametrize("edit", ["no eraser", "other digest"])
+def test_a_folder_whose_text_tower_is_not_as_recorded_does_not_load(clip, tmp_path, edit):
+    clip.erase(texts=["cat"], **WORDS).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if edit == "no eraser":
+        config["text_tower"] = None
+    else:
+        config["text_tower"]["sha256"] = "0" * 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises((ValueError, OSError)):
+        ErasedModel.from_pretrained(tmp_path)
