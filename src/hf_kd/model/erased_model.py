@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_kd.data.labels import check_class_ids
-from hf_kd.data.text import escape_markdown
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import ReadOptions, probe_batch
 from hf_kd.features.taps.find import TapSearch, find_taps
@@ -37,7 +36,7 @@ from .erase import fit_erasers, forget_compiled_graphs
 from .fold import fold_site, save_with_processor
 from .load_erased import load
 from .saving import atomic_directory, refuse_other_model
-from .summary import summary
+from .summary import Summarised
 from .swap import Swap
 from .text_tower import TextTower
 
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class ErasedModel(Answering, TextTower, PreTrainedModel):
+class ErasedModel(Answering, TextTower, Summarised, PreTrainedModel):
     """A vision model that can be made to forget.
 
     Build one with `from_pretrained` or `from_model`, call `erase`, and use it like the model it wraps. What it returns is
@@ -103,18 +102,6 @@ class ErasedModel(Answering, TextTower, PreTrainedModel):
             for module in self.modules():
                 module._is_hf_initialized = True
         self.post_init()
-
-    def __repr__(self) -> str:
-        """One line; `print(model.inner)` shows the modules."""
-        return f"<ErasedModel: {summary(self)}>"
-
-    def __rich__(self) -> Any:
-        from rich.text import Text
-
-        return Text(summary(self))
-
-    def _repr_markdown_(self) -> str:
-        return f"**ErasedModel**: {escape_markdown(summary(self), 300)}"
 
     # Building one
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hf_kd.data.text import one_line
+from typing import Any, cast
+
+from hf_kd.data.text import escape_markdown, one_line
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import class_list, weight_changes
 
@@ -25,3 +27,19 @@ def summary(model: TappedModel) -> str:
     taps = ", ".join(map(str, model.taps)) or "not looked for yet"
     k = sum(record.k for record in model.erasures)
     return one_line(f"{type(model.inner).__name__}, {done}; tap: {taps}{f', k = {k}' if k else ''}")
+
+
+class Summarised:
+    """A model that shows itself in that line."""
+
+    def __repr__(self) -> str:
+        """One line; `print(model.inner)` shows the modules."""
+        return f"<ErasedModel: {summary(cast(TappedModel, self))}>"
+
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        return Text(summary(cast(TappedModel, self)))
+
+    def _repr_markdown_(self) -> str:
+        return f"**ErasedModel**: {escape_markdown(summary(cast(TappedModel, self)), 300)}"
