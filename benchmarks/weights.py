@@ -59,6 +59,7 @@ def main() -> None:
     networks = _networks(arguments)
     arguments.output.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, arguments.part.split("/"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // parts))
     data = _data(arguments)
     shared: dict[str, WhiteBoxData] = {}
     for number, (name, folder) in enumerate(networks.items()):

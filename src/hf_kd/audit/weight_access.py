@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +15,9 @@ from hf_kd.metrics.weight_signature import PartSignature, weight_signature
 from .schema import Section
 from .sections.reference_level import ReadLevel
 from .sections.weight_access import weight_access_data, weight_access_section
-from .whitebox.battery import run_battery
+from .whitebox.battery import READ, run_battery
 from .whitebox.findings import NetworkFindings
-from .whitebox.images import white_box_images
+from .whitebox.images import of_fewer_classes, white_box_images
 from .whitebox.network import Network, WhiteBoxData
 
 
@@ -68,14 +68,17 @@ def measure_weight_access(
         budget: Minutes; None for all attacks, as long as they take.
         seed: Of all that is random.
     """
+    kept = of_fewer_classes(data.labels, data.kept, data.forget)
+    data = replace(data, kept=kept)
     models: dict[str, TappedModel] = {"erased": model}
     if original is not None:
         models["original"] = original
     models |= {"reference" if n == 0 else f"reference {n + 1}": other for n, other in enumerate(references)}
     names = dict(model.class_names)
     networks = {name: Network.of(other, names) for name, other in models.items()}
-    found = run_battery(networks, _images_of(models, data), budget=budget, seed=seed)
-    notes = []
+    images = _images_of(models, data)
+    found = run_battery(networks, images, budget=budget, seed=seed, progress=data.reading.progress)
+    notes = [_sampled(images["erased"], data)]
     if original is None:
         found["original"] = found["erased"]
         notes.append(
@@ -100,6 +103,20 @@ def _images_of(models: Mapping[str, TappedModel], data: AuditImages) -> dict[str
             made[key] = white_box_images(model, data.images, data.labels, data.kept, data.forget, data.reading)
         found[name] = made[key]
     return found
+
+
+def _sampled(images: WhiteBoxData, data: AuditImages) -> str:
+    """Of how much everything here was measured."""
+    counts = []
+    for split, own in (("training", images.train), ("test", images.test)):
+        whole = int(data.kept["train" if split == "training" else "test"].sum())
+        counts.append(f"{len(own):,} of {whole:,} {split} images")
+    classes = len(images.classes) - len(data.forget)
+    return (
+        f"Read from {' and '.join(counts)}, of the forgotten and {classes} retained classes and drawn by a fixed seed. "
+        "Features of all blocks come from one pass, pooled and as 4x4 maps of at most 64 principal channels; networks in "
+        f"training are read on {READ} test images."
+    )
 
 
 def _signatures(networks: Mapping[str, Network]) -> dict[str, tuple[PartSignature, ...]]:

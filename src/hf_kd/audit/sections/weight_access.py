@@ -87,16 +87,22 @@ def weight_access_data(found: Mapping[str, NetworkFindings]) -> dict[str, Any]:
         "best": {version: detail["F"] for version, detail in details.items()}
         | ({} if worst is None else {"name": f"{worst.name} at {worst.settings['block']}"}),
         "strongest": details,
-        "profile": {
-            version: {
-                block: {"F": r.recall_forget, "R": r.accuracy_retain, "AUC": r.auc}
-                for block, r in own.profile().items()
-            }
-            for version, own in found.items()
-        },
+        "profile": {version: _profile_data(own) for version, own in found.items()},
         "relearning": {version: [curve.to_dict() for curve in own.relearning] for version, own in found.items()},
         "seconds": {version: own.seconds for version, own in found.items()},
     }
+
+
+def _profile_data(own: NetworkFindings) -> dict[str, dict[str, float | None]]:
+    """The converged probe at every block, and its F with few labels (`F_10`, `F_50`)."""
+    points: dict[str, dict[str, float | None]] = {
+        block: {"F": result.recall_forget, "R": result.accuracy_retain, "AUC": result.auc}
+        for block, result in own.profile().items()
+    }
+    for result in own.probes:
+        if result.name == "linear" and result.settings["labels"] != "all":
+            points[str(result.settings["block"])][f"F_{result.settings['labels']}"] = result.recall_forget
+    return points
 
 
 def idi(found: Mapping[str, NetworkFindings]) -> InformationDifference | None:
@@ -136,19 +142,21 @@ def _named(place: str, name: str) -> Pick:
 
 def _triple(found: Mapping[str, NetworkFindings], group: str, pick: Pick, chance: float) -> list[Score]:
     picked = {version: pick(own) for version, own in found.items()}
-    if picked.get("erased") is None:
+    audited = picked["erased"]
+    if audited is None:
         return []
     quantities = [
         Quantity("F", "chance", lambda r: r and r.recall_forget, chance=chance),
         Quantity("R", "higher", lambda r: r and r.accuracy_retain),
         Quantity("auc", "chance", lambda r: r and r.auc, chance=50.0),
     ]
-    return scores_of(picked, quantities, group, settings=dict(picked["erased"].settings))
+    return scores_of(picked, quantities, group, settings=dict(audited.settings))
 
 
 def _row_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:
     rows = {version: own.class_row for version, own in found.items()}
-    if rows.get("erased") is None:
+    audited = rows["erased"]
+    if audited is None:
         return []
     quantities = [
         Quantity("F", "chance", lambda r: r and r.recall_forget, chance=1.0),
@@ -156,7 +164,7 @@ def _row_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:
         Quantity("auc", "chance", lambda r: r and r.auc, chance=50.0),
         Quantity("auc_two_sided", "chance", lambda r: r and r.settings["auroc_of_logit"], chance=50.0),
     ]
-    return scores_of(rows, quantities, "the class's row, 1 % false alarms", settings=dict(rows["erased"].settings))
+    return scores_of(rows, quantities, "the class's row, 1 % false alarms", settings=dict(audited.settings))
 
 
 def _relearning_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from hf_kd.data.progress import Steps
 
 from .answers import answers_by_batchnorm
 from .class_row import class_row_attack
@@ -80,6 +83,7 @@ def run_battery(
     seed: int = 0,
     attacks: Sequence[str] | None = None,
     found: Mapping[str, NetworkFindings] | None = None,
+    progress: bool = False,
 ) -> dict[str, NetworkFindings]:
     """Run each attack on every network before the next one, as long as there is time.
 
@@ -93,28 +97,28 @@ def run_battery(
         seed: Of all that is random.
         attacks: Names among `ATTACKS`; all by default.
         found: What was found before; attacks that have run there (`seconds`) do not run again.
+        progress: Whether a bar is shown on a terminal.
 
     Returns:
         What was found in each, and what was left out.
     """
     started = time.monotonic()
     results = {name: (found or {}).get(name) or NetworkFindings() for name in networks}
-    for attack in ATTACKS:
-        if attacks is not None and attack.name not in attacks:
-            continue
-        took: list[float] = []
-        for name, network in networks.items():
-            result, own = results[name], data if isinstance(data, WhiteBoxData) else data[name]
+    wanted = [attack for attack in ATTACKS if attacks is None or attack.name in attacks]
+    took: dict[str, list[float]] = {attack.name: [] for attack in wanted}
+    with Steps(len(wanted) * len(networks), "weights", progress) as bar:
+        for attack, (name, network) in itertools.product(wanted, networks.items()):
+            bar.begin(f"{attack.name}: {name}")
+            result, known = results[name], took[attack.name]
             if attack.name in result.seconds or (attack.needs_head and not network.heads):
                 continue
-            elapsed = time.monotonic() - started
-            expected = max(took) if took else elapsed / max(1, len(networks))
-            if budget is not None and elapsed + expected > 60 * budget:
+            begun = time.monotonic()
+            expected = max(known) if known else (begun - started) / len(networks)
+            if budget is not None and begun - started + expected > 60 * budget:
                 result.left_out.append(attack.name)
                 continue
-            begun = time.monotonic()
-            attack.run(network, own, result, seed)
-            took.append(time.monotonic() - begun)
-            result.seconds[attack.name] = round(took[-1], 2)
-            logger.info("%s: %s took %.1f s", name, attack.name, took[-1])
+            attack.run(network, data if isinstance(data, WhiteBoxData) else data[name], result, seed)
+            known.append(time.monotonic() - begun)
+            result.seconds[attack.name] = round(known[-1], 2)
+            logger.info("%s: %s took %.1f s", name, attack.name, known[-1])
     return results

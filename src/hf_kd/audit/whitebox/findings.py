@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from hf_kd.metrics.attack_data import AttackResult
 from hf_kd.metrics.attacks import strongest
@@ -85,7 +85,7 @@ class NetworkFindings:
         for name in ("class_row", "regrown"):
             values[name] = None if values[name] is None else AttackResult(**values[name])
         values["relearning"] = [
-            RelearningCurve(**{key: tuple(v) if isinstance(v, list) else v for key, v in curve.items()})
+            RelearningCurve(**cast(Any, {key: tuple(v) if isinstance(v, list) else v for key, v in curve.items()}))
             for curve in values["relearning"]
         ]
         return cls(**values)

@@ -23,8 +23,30 @@ MOST_IMAGES = {"train": 10_000, "test": 4_000}
 FORGOTTEN_SHARE = {"train": 0.0, "test": 0.25}
 """Share that forgotten classes get where they would have less, as for the layer profile."""
 
+MOST_CLASSES = 50
+"""Retained classes that the forgotten ones are told apart from, at most: probes cost images times classes."""
+
 MOST_BYTES = 2 << 30
 """Of the inputs of one split; larger images are fewer."""
+
+
+def of_fewer_classes(
+    labels: Mapping[str, Tensor], kept: Mapping[str, Tensor], forget: Sequence[int], most: int = MOST_CLASSES
+) -> dict[str, Tensor]:
+    """Which samples of each split count where there are more retained classes than `most`: those of as many, at random.
+
+    Args:
+        labels: Class id of each sample of the splits "train" and "test".
+        kept: Which samples count so far.
+        forget: The forgotten class ids.
+        most: Retained classes.
+    """
+    forgotten = torch.tensor(list(forget))
+    classes = labels["train"][kept["train"]].unique()
+    classes = classes[torch.isin(classes, labels["test"][kept["test"]]) & ~torch.isin(classes, forgotten)]
+    drawn = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))[:most]]
+    chosen = torch.cat([drawn, forgotten])
+    return {split: kept[split] & torch.isin(own, chosen) for split, own in labels.items()}
 
 
 def white_box_images(

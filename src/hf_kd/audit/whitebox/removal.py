@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -97,11 +98,7 @@ def removal_attacks(network: Network, data: WhiteBoxData, seed: int = 0) -> Iter
     read = AuditData.of(
         network.head_inputs(some), some.labels, network.head_inputs(data.test), data.test.labels, data.forget
     )
-    renamed = few_labels_attack(read, seed, labels=SHOTS)
-    yield AttackResult(
-        f"new head from {SHOTS} images a class", *(getattr(renamed, name) for name in
-        ("recall_forget", "accuracy_retain", "false_alarms", "auc")), {},
-    )  # fmt: skip
+    yield replace(few_labels_attack(read, seed, labels=SHOTS), name=f"new head from {SHOTS} images a class")
     changes = {
         "weight noise, .2 sd": lambda: with_noise(network, 0.2, seed),
         "8 bits": lambda: quantised(network, 8),
