@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,9 @@ def unlearn(
     retain_limit: Annotated[
         int | None, typer.Option(min=1, help="Use at most so many of the other labels' images.")
     ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder in which regrow keeps its state after each epoch, and goes on from it.")
+    ] = None,
     *,
     shared: Shared,
 ) -> None:
@@ -58,6 +62,8 @@ def unlearn(
     from hf_kd.model.erased_model import ErasedModel
     from hf_kd.model.unlearn import unlearn as change_weights
 
+    if shared.labels == "teacher":  # not whose ids they are, but whose labels: regrow's own
+        shared = replace(shared, labels=None, settings={**shared.settings, "labels": "teacher"})
     chosen = make_unlearning_method(method, **shared.settings)  # refused before anything is loaded
     _inputs.check_output(output, shared.overwrite)
     reading = _inputs.read_options(shared)
@@ -71,6 +77,7 @@ def unlearn(
         retain=parts.retain,
         reading=reading,
         allow_unrecognised=shared.allow_unrecognised,
+        checkpoint=checkpoint,
     )
     accuracy = None
     if test_split:

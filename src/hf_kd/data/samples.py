@@ -62,13 +62,15 @@ class Samples:
         num_workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         progress: bool = False,
+        labelled: bool = True,
     ) -> Samples:
         """Read a set that `inspect_images` has looked at; `mapping` puts its labels into the model's ids.
 
         Raises ValueError for a set without labels, with a sample without one, and for a stream or DataLoader that is
-        larger than `cache_bytes`: those cannot be read in another order.
+        larger than `cache_bytes`: those cannot be read in another order. Not `labelled`, all labels are -1, whatever the
+        set says.
         """
-        if not described.has_labels:
+        if labelled and not described.has_labels:
             raise InvalidValueError(
                 "This method needs the labels of its images, and there are none. Name label_column=...."
             )
@@ -87,17 +89,19 @@ class Samples:
         found = torch.cat(labels)
         if size <= cache_bytes:
             cached = {name: torch.cat(values) for name, values in parts.items()}
-            return cls(_known(found, mapping), cached)
+            return cls(_known(found, mapping) if labelled else torch.full_like(found, -1), cached)
         if described.kind not in ("dataset", "rows"):
             raise InvalidValueError(
                 f"This {described.kind} holds more than {cache_bytes >> 20} MiB of inputs, and training has to read them in "
                 "random order. Pass a datasets.Dataset or a list, which can be read row by row."
             )
         rows, collate = RowDataset(described), Collate(None if described.is_prepared else preprocessor)
-        every = DataLoader(_LabelsOnly(rows), batch_size=1024, collate_fn=lambda part: torch.tensor(part))
-        return cls(
-            _known(torch.cat(list(every)), mapping), fetch=lambda order: _fetched(rows, order, collate, num_workers)
-        )
+        if labelled:
+            every = DataLoader(_LabelsOnly(rows), batch_size=1024, collate_fn=lambda part: torch.tensor(part))
+            known = _known(torch.cat(list(every)), mapping)
+        else:
+            known = torch.full((len(rows),), -1)
+        return cls(known, fetch=lambda order: _fetched(rows, order, collate, num_workers))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -219,14 +219,15 @@ class ImageReader:
         """Whether a second pass sees the same images; a user's own loader may shuffle or augment."""
         return not isinstance(self._loader, LoaderShare)
 
-    def samples(self) -> Samples:
-        """All samples with labels of the model, to be read in any order; see `Samples.read`."""
+    def samples(self, labelled: bool = True) -> Samples:
+        """All samples with labels of the model (or -1, not `labelled`), to be read in any order; see `Samples.read`."""
         return Samples.read(
             self.images,
             self.preprocessor,
-            self.mapping,
+            self.mapping if labelled else None,
             num_workers=self.options.num_workers,
             progress=self.options.progress and process_state().is_main_process,
+            labelled=labelled,
         )
 
     def find_taps(self) -> None:

@@ -197,6 +197,40 @@ class LastLayersMeasured(TrainedMeasured, total=False):
     layers: list[str]
 
 
+class PhaseMeasured(StepsMeasured):
+    """Of epochs on D_r with one optimizer.
+
+    Attributes:
+        epochs_run: Epochs that were run, those before a resume included.
+        retained_accuracy: Percent of D_r answered as it is trained to be, on the way through each epoch.
+    """
+
+    epochs_run: int
+    retained_accuracy: list[float]
+
+
+class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
+    """Of regrow.
+
+    Attributes:
+        block: The last block that was kept.
+        blocks_kept: How many blocks were kept; None where `keep` named a module that is no block.
+        blocks: How many there are.
+        share_of_weights_new: Share of all weights that were drawn anew.
+        activations: Where activations of the kept part were: "device", "memory", "disk"; "none" where they were not kept.
+        activation_bytes: What they took.
+        activation_seconds: What reading them took.
+    """
+
+    block: str
+    blocks_kept: int | None
+    blocks: int
+    share_of_weights_new: float
+    activations: str
+    activation_bytes: int
+    activation_seconds: float
+
+
 class UnsirMeasured(TrainedMeasured, total=False):
     """Of UNSIR.
 

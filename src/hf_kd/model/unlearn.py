@@ -10,6 +10,7 @@ import copy
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.taps.blocks import find_blocks
+from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
 from hf_kd.hub.receipt import tensors_digest
 from hf_kd.methods.records import WeightChange, versions
-from hf_kd.methods.registry import make_unlearning_method, missing_retain
+from hf_kd.methods.registry import make_unlearning_method, method_info
 from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
 
@@ -48,6 +51,7 @@ def unlearn(
     reading: ReadOptions | None = None,
     progress: bool = True,
     allow_unrecognised: bool = False,
+    checkpoint: str | Path | None = None,
     **method_options: Any,
 ) -> PreTrainedModel:
     """Forget a set of images by changing weights. Returns a stock model of the same class; `model` stays as it was.
@@ -58,20 +62,28 @@ def unlearn(
     reading: how images are read, and the precision of the forward passes. Images a step: `batch_size` of the method.
     progress: False shows no bar, whatever `reading` says.
     allow_unrecognised: carry on where the model takes the images for other classes than their labels say.
+    checkpoint: a folder in which a method that can be resumed (regrow) keeps its state after each epoch; the same call goes
+        on from there.
 
     Runs on the device of `model`; under `accelerate launch` each process takes its part of every batch and gradients are
     averaged. Raises ValueError for an unknown method or option, missing labels or retained images, labels the model does
     not know or contradicts, an erased model, a model without a head that chooses a class, and where nothing changed.
     """
-    options = ReadOptions.given(reading, progress, method_options, own=["batch_size"])
+    own = [option.name for option in method_info(method).options] if isinstance(method, str) else []
+    options = ReadOptions.given(reading, progress, method_options, own=own)
     method = make_unlearning_method(method, **method_options)
     student = student_of(model, processor)
     before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
     if method.needs_retain and retain is None:
-        raise missing_retain(method.name, "weights")
+        raise method.missing_retain()
+    if checkpoint is not None and not method.resumes:
+        raise InvalidValueError(
+            f"{method.name} cannot be resumed, so checkpoint={str(checkpoint)!r} is of no use to it."
+        )
     readers = open_readers(student, forget, retain if method.needs_retain else None, options)
-    task = _task(student, readers, options, method.name)
+    task = _task(student, readers, options, method)
+    task.checkpoint = None if checkpoint is None else Path(checkpoint)
     labels, before_answers = _answers(task, task.forget)
     warnings = outcome.check_recognised(
         outcome.pairs(labels, before_answers),
@@ -93,6 +105,7 @@ def unlearn(
     outcome.refuse_unchanged(method.name, after != before, measured)
     for text in warnings:
         logger.warning(text)
+    warnings += task.warnings  # which the method said already
     record = WeightChange(
         method=method.name,
         settings=method.settings(),
@@ -125,7 +138,7 @@ def unlearn(
 
 def make_task(student: ErasedModel, forget: Any, retain: Any, options: ReadOptions) -> Task:
     """The task that a method is handed: the model inside `student`, its samples and its heads."""
-    return _task(student, open_readers(student, forget, retain, options), options, "unlearn")
+    return _task(student, open_readers(student, forget, retain, options), options)
 
 
 def open_readers(student: ErasedModel, forget: Any, retain: Any, options: ReadOptions) -> dict[str, ImageReader]:
@@ -146,15 +159,21 @@ def _answers(task: Task, samples: Samples) -> tuple[Tensor, Tensor]:
     return chosen.labels, torch.cat(found)
 
 
-def _task(student: ErasedModel, readers: Mapping[str, ImageReader], options: ReadOptions, name: str) -> Task:
-    samples = {name: reader.samples() for name, reader in readers.items()}
+def _task(
+    student: ErasedModel,
+    readers: Mapping[str, ImageReader],
+    options: ReadOptions,
+    method: UnlearningMethod | None = None,
+) -> Task:
+    labelled = method is None or method.reads_retained_labels
+    samples = {name: reader.samples(labelled or name == "forget") for name, reader in readers.items()}
     readers["forget"].find_taps()
     if not all(tap.heads for tap in student.taps):
         raise InvalidValueError(
             f"{type(student.inner).__name__} has no classification head; methods that change weights train on its labels. "
             "Erase with method='esc', which needs the images alone."
         )
-    outcome.refuse_other_heads(student, name)
+    outcome.refuse_other_heads(student, "unlearn" if method is None else method.name)
     state = process_state()
     if state.num_processes > 1:
         student.inner.to(state.device)
@@ -166,6 +185,7 @@ def _task(student: ErasedModel, readers: Mapping[str, ImageReader], options: Rea
         num_labels=student.config.num_labels,
         heads=tuple(linear_heads(student)),
         fresh=lambda seed, init: fresh_model(student.inner, seed, init),
+        blocks=lambda inputs, every: find_blocks(student.inner, inputs, main_input(student.inner), every, at_most=None),
         pixel_mean=mean,
         pixel_std=std,
         mixed_precision=options.mixed_precision or "no",

@@ -73,6 +73,10 @@ class TestRandomLabel(UnlearningTester):
     method = u.RandomLabel(**QUICK)
 
 
+class TestRegrow(UnlearningTester):
+    method = u.Regrow(batch_size=16)
+
+
 class TestRetrain(UnlearningTester):
     method = u.Retrain(epochs=12, batch_size=16, augment="flip", lr=0.05)
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from hf_kd.data.hidden_state import hidden_state
+
 from .find import answer_field
 from .inputs import run
 from .site import drop_caches, evaluating
@@ -26,16 +28,21 @@ AT_MOST = 16
 
 
 def find_blocks(
-    model: nn.Module, inputs: Mapping[str, Any], main_input: str = "pixel_values", every: bool = False
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    main_input: str = "pixel_values",
+    every: bool = False,
+    at_most: int | None = AT_MOST,
 ) -> tuple[str, ...]:
     """Names of the blocks in the order in which an image leaves them; none where there is none.
 
     A block is an element of a `ModuleList` or `Sequential` that has weights and hands on a hidden state. Of nested ones the
     outermost are taken, or those of the first level further in that has `AT_LEAST` where the outermost are fewer; of more
-    than `AT_MOST` an even choice that keeps the first and the last.
+    than `at_most` an even choice that keeps the first and the last.
 
     inputs: a probe batch of two or more images. every: all modules that hand on a hidden state, whatever holds them; of
         several that hand on the same one, the outermost.
+    at_most: None for all of them.
     """
     passed = _hand_on_everything(model, inputs, main_input)
     if every:
@@ -49,21 +56,10 @@ def find_blocks(
     depth = {name: sum(name.startswith(f"{other}.") for other in repeated) for name in repeated}
     levels = [_level(depth, level) for level in range(max(depth.values(), default=-1) + 1)]
     chosen = next((names for names in levels if len(names) >= AT_LEAST), levels[0] if levels else [])
-    if len(chosen) > AT_MOST:
+    if at_most is not None and len(chosen) > at_most:
         last = len(chosen) - 1
-        chosen = [chosen[round(i * last / (AT_MOST - 1))] for i in range(AT_MOST)]
+        chosen = [chosen[round(i * last / (at_most - 1))] for i in range(at_most)]
     return tuple(chosen)
-
-
-def hidden_state(output: Any, images: int) -> Tensor | None:
-    """The hidden state in what a module returned: its first tensor, if that is [images, ...] with positions in it."""
-    if isinstance(output, Mapping):
-        output = next(iter(output.values()), None)
-    elif isinstance(output, tuple | list):
-        output = next(iter(output), None)
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        return None
-    return output if output.ndim in (3, 4) and output.shape[0] == images else None
 
 
 def as_map(hidden: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from .lau import LAU
 from .neggrad import NegGrad
 from .neggrad_plus import NegGradPlus
 from .random_label import Amnesiac, RandomLabel
+from .regrow import Regrow
 from .retrain import Retrain
 from .salun import SalUn
 from .scrub import Scrub
@@ -50,6 +51,7 @@ __all__ = [
     "NegGrad",
     "NegGradPlus",
     "RandomLabel",
+    "Regrow",
     "Retrain",
     "SalUn",
     "Scrub",

@@ -20,6 +20,7 @@ from torch import nn
 from hf_kd.data.samples import Samples
 from hf_kd.errors import DivergedError, InvalidValueError
 from hf_kd.methods.measured import UnlearningMeasured
+from hf_kd.methods.registry import missing_retain
 
 from .task import BN_MODES, Task, check_range
 
@@ -56,6 +57,9 @@ class UnlearningMethod(ABC):
     needs_head: ClassVar[bool] = False
     """Works on the last Linear layer, which has to exist."""
 
+    resumes: ClassVar[bool] = False
+    """Goes on from `Task.checkpoint`."""
+
     seed: int = 0
     bn_mode: str = "eval"
 
@@ -74,6 +78,15 @@ class UnlearningMethod(ABC):
     def needs_retain(self) -> bool:
         """Whether it reads retained images."""
         return "D_r" in self.needs
+
+    def missing_retain(self) -> InvalidValueError:
+        """The error where it reads retained images and was given none."""
+        return missing_retain(self.name, "weights")
+
+    @property
+    def reads_retained_labels(self) -> bool:
+        """Whether retained images need labels."""
+        return True
 
     @abstractmethod
     def change(self, task: Task) -> UnlearningMeasured:

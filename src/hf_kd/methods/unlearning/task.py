@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_kd.data.distributed import MIXED_PRECISION, process_state, reduce_tensor
+from hf_kd.data.distributed import MIXED_PRECISION, autocast, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.data.progress import bars_shown
 from hf_kd.data.samples import Batch, Samples
@@ -47,6 +47,9 @@ class Task:
     """Dotted paths of the Linear layers that give the logits."""
     fresh: Callable[[int, str | None], nn.Module] | None = None
     """(seed, init) -> a model of the same class, initialised anew or from the checkpoint `init`."""
+    blocks: Callable[[dict[str, Tensor], bool], tuple[str, ...]] | None = None
+    """(inputs, every) -> names of the model's blocks in the order in which an image leaves them, or of every module that
+    hands on a hidden state."""
     checkpoint: Path | None = None
     """Folder in which a method that can be resumed keeps its state while it works."""
     pixel_mean: Tensor | None = None
@@ -55,6 +58,8 @@ class Task:
     mixed_precision: str = "no"
     progress: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """What a method noticed that the record should say, without names of classes."""
 
     def __post_init__(self) -> None:
         if self.mixed_precision not in MIXED_PRECISION:
@@ -89,12 +94,26 @@ class Task:
 
     def logits(self, inputs: dict[str, Tensor], model: nn.Module | None = None) -> Tensor:
         """Logits [b, C] in float32, of `model` or of the model that is being changed."""
-        dtype = MIXED_PRECISION[self.mixed_precision]
         model = self.model if model is None else model
-        context = contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-        with context:
+        with self.autocast():
             output = model(**inputs)
         return output.logits.float()
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of forward passes, as the task says."""
+        return autocast(self.device, self.mixed_precision)
+
+    def find_blocks(self, every: bool = False) -> tuple[str, ...]:
+        """Names of the model's blocks, in order; see `blocks`. Raises ValueError where the task cannot find them."""
+        if self.blocks is None:
+            raise InvalidValueError("This method looks for blocks: give the task `blocks`, a way to find them.")
+        return self.blocks(self.two_images(), every)
+
+    def two_images(self) -> dict[str, Tensor]:
+        """Inputs of two images, on the model's device: to see how the model runs."""
+        first = next((self.forget if self.retain is None else self.retain).batches(2)).inputs
+        pairs = {n: v if len(v) > 1 else torch.cat([v, v.flip(-1) if v.ndim > 2 else v]) for n, v in first.items()}
+        return {name: value.to(self.device) for name, value in pairs.items()}
 
     def frozen_copy(self) -> nn.Module:
         """The model as it is now, in eval mode, without gradients: a teacher."""
@@ -254,6 +273,10 @@ class GradientSteps:
         self.steps, self.last_loss = self.steps + 1, value
         self._bar.update()
         return value
+
+    def show(self, text: str) -> None:
+        """Say something beside the progress bar."""
+        self._bar.set_postfix_str(text)
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -1,0 +1,31 @@
+"""The hidden state in what a module of a vision model returned, whatever that is wrapped in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def hidden_state(output: Any, images: int) -> Tensor | None:
+    """The hidden state in what a module returned: its first tensor, if that is [images, ...] with positions in it."""
+    if isinstance(output, Mapping):
+        output = next(iter(output.values()), None)
+    elif isinstance(output, tuple | list):
+        output = next(iter(output), None)
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return None
+    return output if output.ndim in (3, 4) and output.shape[0] == images else None
+
+
+def with_hidden_state(output: Any, hidden: Tensor) -> Any:
+    """What a module returned, with `hidden` in the place of its hidden state; the rest is passed on as it is."""
+    if isinstance(output, Mapping):
+        changed = copy.copy(output)
+        changed[next(iter(output))] = hidden  # pyright: ignore[reportIndexIssue] - outputs of transformers can be written
+        return changed
+    if isinstance(output, tuple | list):
+        return type(output)((hidden, *output[1:]))
+    return hidden

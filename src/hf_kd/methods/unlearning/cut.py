@@ -1,0 +1,242 @@
+"""Cut a network in two behind a block: which weights lie below, fresh ones for what lies above, and the upper part alone.
+
+Nothing here knows a model family. What a block's hidden state depends on is asked of autograd; the upper part is run by
+letting the whole model read one image and putting other hidden states in the place of the block's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_kd.data.hidden_state import hidden_state, with_hidden_state
+from hf_kd.errors import InvalidValueError
+
+from .task import Task
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a network is cut.
+
+    Attributes:
+        block: The last block that is kept.
+        depth: How many blocks are kept; None where `block` is none of those that are counted.
+        blocks: All blocks that are counted, in the order in which an image leaves them.
+        kept: Names of the parameters and buffers that the hidden state of `block` depends on.
+        new: Names of all others: those of later blocks, of norms behind them and of heads, and what nothing uses.
+        modules: Names of the modules that were done when `block` was: they stay in eval mode.
+    """
+
+    block: str
+    depth: int | None
+    blocks: tuple[str, ...]
+    kept: tuple[str, ...]
+    new: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
+class _Reached(Exception):
+    """A forward came to the block where it was to stop."""
+
+
+def cut_behind(model: nn.Module, block: str, inputs: Mapping[str, Any], blocks: Sequence[str] = ()) -> Cut:
+    """Which tensors of a model lie below the output of `block`, and which above.
+
+    Args:
+        model: Run once, in eval mode; its flags stay as they are.
+        block: Path of a module that hands on a hidden state.
+        inputs: Of two images or more.
+        blocks: The model's blocks, for the record.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    flags = [parameter.requires_grad for parameter in parameters]
+    finished: dict[str, None] = {}
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: finished.setdefault(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with torch.enable_grad(), _in_eval(model):
+            hidden = hidden_at(model, block, inputs)
+        gradients = torch.autograd.grad(hidden.sum(), parameters, allow_unused=True)
+        kept, new = _sorted_tensors(model, parameters, gradients, finished)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+    depth = list(blocks).index(block) + 1 if block in blocks else None
+    return Cut(block, depth, tuple(blocks), kept, new, tuple(finished))
+
+
+def _sorted_tensors(
+    model: nn.Module, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], finished: Container[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of a model's tensors that lie below a cut, and of those above it."""
+    below = {id(p) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    kept, new = [], []
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        # buffers have no gradient: kept are those of modules that were done by then, as BatchNorm's statistics
+        lies_below = id(tensor) in below if tensor.requires_grad else name.rpartition(".")[0] in finished
+        (kept if lies_below else new).append(name)
+    return tuple(kept), tuple(new)
+
+
+@torch.no_grad()
+def draw_above(model: nn.Module, cut: Cut, fresh: nn.Module) -> None:
+    """Give everything above a cut the weights and statistics of a model that has seen nothing, in place.
+
+    Args:
+        model: Its tensors in `cut.new` are overwritten, the others stay bit for bit.
+        cut: Of this model.
+        fresh: A model of the same class as it initialises itself.
+    """
+    drawn = fresh.state_dict()
+    for name, tensor in model.state_dict().items():
+        if name in cut.new:
+            tensor.copy_(drawn[name])
+
+
+def choose_block(task: Task, keep: float | str) -> Cut:
+    """The cut that `keep` asks for: a share of the blocks, or the name of the last one that is kept.
+
+    A share is rounded to whole blocks, and down to the end of a stage where that is one block away: where the shape of
+    the hidden state changes next, a stage ends.
+
+    Raises:
+        InvalidValueError: For an unknown block, and where a model has fewer than two.
+    """
+    names = task.find_blocks()
+    inputs = task.two_images()
+    if isinstance(keep, str):
+        if keep not in names and keep not in task.find_blocks(every=True):
+            raise InvalidValueError(
+                f"keep={keep!r} is no block of this {type(task.model).__name__}; its blocks are {', '.join(names)}. Give "
+                "one of them, or a share of them such as keep=0.33."
+            )
+        return cut_behind(task.model, keep, inputs, names)
+    if len(names) < 2:
+        raise InvalidValueError(
+            f"No two blocks were found in this {type(task.model).__name__}, so there is no part to keep: start from fresh "
+            "weights with method='retrain', or name the module whose output is kept: keep='path.to.module'."
+        )
+    shapes = [shape[1:] for shape in _shapes(task.model, names, inputs)]
+    ends = {i + 1 for i, (here, there) in enumerate(itertools.pairwise(shapes)) if here != there}
+    count = min(max(1, math.floor(keep * len(names) + 0.5)), len(names) - 1)
+    if count not in ends and count - 1 in ends:
+        count -= 1
+    return cut_behind(task.model, names[count - 1], inputs, names)
+
+
+def hidden_at(model: nn.Module, block: str, inputs: Mapping[str, Any]) -> Tensor:
+    """The hidden state that `block` hands on; what comes behind it is not computed.
+
+    Raises:
+        InvalidValueError: Where the block hands on none.
+    """
+    images = next(value.shape[0] for value in inputs.values() if isinstance(value, Tensor))
+    found: list[Tensor] = []
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = hidden_state(output, images)
+        if hidden is not None:
+            found.append(hidden)
+            raise _Reached
+
+    handle = model.get_submodule(block).register_forward_hook(stop)
+    try:
+        with contextlib.suppress(_Reached):
+            model(**inputs)
+    finally:
+        handle.remove()
+    if not found:
+        raise InvalidValueError(
+            f"{block!r} hands on no hidden state [n, ...] with positions in it; name another block."
+        )
+    return found[0]
+
+
+@contextlib.contextmanager
+def upper_part(task: Task, block: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The network above `block` as a function of the block's hidden states [b, ...] -> logits [b, C] in float32.
+
+    The part below is given a single image each time, whose hidden state is replaced.
+    """
+    one = {name: value[:1] for name, value in task.two_images().items()}
+    given: list[Tensor] = []
+
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        return with_hidden_state(output, given[0]) if given else None
+
+    def forward(hidden: Tensor) -> Tensor:
+        given[:] = [hidden]
+        try:
+            return task.logits(one)
+        finally:
+            given.clear()
+
+    handle = task.model.get_submodule(block).register_forward_hook(replace)
+    try:
+        yield forward
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def upper_part_stands_alone(task: Task, block: str) -> bool:
+    """Whether the upper part gives the model's own answers from the hidden states alone."""
+    inputs = task.two_images()
+    with task.mode("eval"):
+        whole = task.logits(inputs)
+        hidden = hidden_at(task.model, block, inputs)
+        try:
+            with upper_part(task, block) as above:
+                alone = above(hidden)
+        except (RuntimeError, ValueError):  # something above counts the images that came in
+            return False
+    return alone.shape == whole.shape and torch.allclose(alone, whole, rtol=1e-3, atol=1e-3)
+
+
+def _shapes(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any]) -> list[torch.Size]:
+    """Of the hidden state of each block."""
+    images = next(value.shape[0] for value in inputs.values() if isinstance(value, Tensor))
+    found: dict[str, torch.Size] = {}
+
+    def see(name: str, output: Any) -> None:
+        hidden = hidden_state(output, images)
+        if hidden is not None:
+            found[name] = hidden.shape
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: see(name, output))
+        for name in names
+    ]
+    try:
+        with torch.no_grad(), _in_eval(model):
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[name] for name in names]
+
+
+@contextlib.contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

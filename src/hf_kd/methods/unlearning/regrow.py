@@ -1,0 +1,332 @@
+"""Regrow: keep the lower part of a network, draw the rest anew, and train that on retained images alone.
+
+A class is forgotten where a network that never saw it differs from one that did, and block by block the two agree up to some
+depth. What lies below is kept and frozen; what lies above has never seen the class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_kd.data.masked_classes import silence_rows
+from hf_kd.data.samples import Samples
+from hf_kd.errors import InvalidValueError
+from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
+
+from .activations import PLACES, KeptActivations, Source, source_of
+from .base import UnlearningMethod
+from .cut import choose_block, draw_above
+from .resume import load_progress, save_progress
+from .retrain import AUGMENTATIONS
+from .task import NORMS, GradientSteps, Task, check_range, soft_divergence, without_classes
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("data", "teacher")
+OPTIMIZERS = ("auto", "sgd", "adamw")
+
+SOFT = (
+    "The probabilities of the model as it was tell its successor what the forgotten class looks like, also with the class "
+    "taken out of them. Leave soft=False where the class has to go."
+)
+
+SETTLE = 100
+"""Batches that statistics of norms are taken over."""
+
+MANY = 0.45
+"""Share of the blocks from which on half of the epochs are run unless the settings say how many."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs with one optimizer: the part above the cut, then, where it is released, everything.
+
+    Attributes:
+        name: On the progress bar, and of the folder where it can be gone on with.
+        epochs: Passes over D_r.
+        optimizer: Of the weights that are trained.
+        lr: Its learning rate at its highest.
+        names: Of the tensors that change.
+        frozen: Names of modules that stay in eval mode.
+    """
+
+    name: str
+    epochs: int
+    optimizer: torch.optim.Optimizer
+    lr: float
+    names: tuple[str, ...]
+    frozen: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regrow(UnlearningMethod):
+    """Keep the first blocks, frozen, and train the rest from fresh weights on D_r, with the classes of D_f never answered.
+
+    min CE(f(x), y) over D_r and the weights above the cut. The part below stays bit for bit as it is, BatchNorm's
+    statistics included, and goes on knowing what it knew; D_f only says which classes are meant.
+
+    Attributes:
+        keep: Which part is kept: a share of the blocks (rounded down to the end of a stage one block away), or the name of
+            the last block. More is cheaper and leaves more of the class.
+        epochs: Passes over D_r; unless given 8, or 4 where almost half of the blocks or more are kept.
+        lr: Learning rate at its highest; 0.1 for sgd and 1e-3 for adamw unless given.
+        batch_size: Images in each step, of all processes together.
+        optimizer: "sgd" (Nesterov, momentum 0.9), "adamw", or "auto": sgd where the part above has BatchNorm.
+        weight_decay: Of matrices and kernels alone; 5e-4 for sgd and 0.05 for adamw unless given.
+        labels: "data", or "teacher": those that the model as it was gives, with the classes of D_f masked. Retained images
+            then need no labels.
+        soft: With labels="teacher": its probabilities instead. They leak the class.
+        temperature: Of `soft`.
+        augment: "none", "flip" (half of the images mirrored) or "flip-crop" (and shifted by up to an eighth of their size).
+        crops: With augment="flip-crop": so many shifted views of every image are kept; 0: new ones in each epoch, through
+            the kept part, which costs its forward pass every time.
+        release: Epochs at the end in which everything is trained, gently (`release_lr`): more accuracy, and the kept part
+            is then no longer as it was.
+        release_lr: Learning rate of these at its highest, as a share of `lr`.
+        cache: Where activations of the kept part are: "memory", "disk", "none" (not kept), or "auto": in memory up to
+            `cache_share` of what is free, else on disk.
+        cache_share: Share of free memory.
+    """
+
+    name: ClassVar[str] = "regrow"
+    when: ClassVar[str] = (
+        "Whoever gets the weights must not find the class: the part of the network that knew it is trained anew."
+    )
+    measures: ClassVar[type] = RegrowMeasured
+    needs: ClassVar[str] = "D_r"
+    source: ClassVar[str] = "ours; EU-k (Goel et al. 2022) with an earlier cut and its own statistics"
+
+    resumes: ClassVar[bool] = True
+
+    bn_mode: str = "train"
+    keep: float | str = 1 / 3
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int = 128
+    optimizer: str = "auto"
+    weight_decay: float | None = None
+    labels: str = "data"
+    soft: bool = False
+    temperature: float = 4.0
+    augment: str = "flip"
+    crops: int = 0
+    release: int = 0
+    release_lr: float = 0.2
+    cache: str = "auto"
+    cache_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.keep, str):  # of a command line
+            with contextlib.suppress(ValueError):
+                object.__setattr__(self, "keep", float(self.keep))
+        share = self.keep
+        check_range(
+            self.name,
+            [
+                (
+                    "keep",
+                    share,
+                    isinstance(share, str) or 0 < share < 1,
+                    "a share between 0 and 1 or the name of a block",
+                ),
+                ("labels", self.labels, self.labels in LABELS, " or ".join(LABELS)),
+                ("soft", self.soft, not self.soft or self.labels == "teacher", "False unless labels='teacher'"),
+                ("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+                ("weight_decay", self.weight_decay, (self.weight_decay or 0) >= 0, "0 or more"),
+                ("temperature", self.temperature, self.temperature > 0, "positive"),
+                ("augment", self.augment, self.augment in AUGMENTATIONS, " or ".join(AUGMENTATIONS)),
+                ("crops", self.crops, self.crops >= 0, "0 or more"),
+                ("crops", self.crops, not self.crops or self.augment == "flip-crop", "0 unless augment='flip-crop'"),
+                ("release", self.release, self.release >= 0, "0 epochs or more"),
+                ("release_lr", self.release_lr, self.release_lr > 0, "positive"),
+                ("cache", self.cache, self.cache in PLACES, f"one of {', '.join(PLACES)}"),
+                ("cache_share", self.cache_share, 0 < self.cache_share <= 1, "above 0 and at most 1"),
+            ],
+        )
+
+    @property
+    def reads_retained_labels(self) -> bool:
+        return self.labels == "data"
+
+    def missing_retain(self) -> InvalidValueError:
+        return InvalidValueError(
+            f"{self.name} trains the upper part of the network anew, on images of the classes that stay, and none were "
+            "given: pass retain=... (labelled images, or unlabelled ones with labels='teacher'). From the forget set alone "
+            "no network was grown that answers the other classes and does not know this one; if those images are all there "
+            "is and only features or answers are served, erase with method='esc'."
+        )
+
+    def change(self, task: Task) -> RegrowMeasured:
+        retain = task.needed_retain(self.name)
+        self._check_whole_classes(task)
+        if self.soft:
+            logger.warning(SOFT)
+            task.warnings.append(SOFT)
+        cut = choose_block(task, self.keep)
+        targets = self._targets(task, retain)
+        draw_above(task.model, cut, self.fresh_model(task))
+        for head in task.linear_heads():
+            silence_rows(head, task.forget_classes)  # masked in the loss and in the answers: its gradient is 0
+        for name, parameter in task.model.named_parameters():
+            parameter.requires_grad_(name in set(cut.new) and parameter.is_floating_point())
+        new = [p for p in task.model.parameters() if p.requires_grad]
+        share = sum(p.numel() for p in new) / sum(p.numel() for p in task.model.parameters())
+        norms = any(isinstance(module, NORMS) for module in task.model.modules())
+        many = cut.depth is not None and cut.depth >= MANY * len(cut.blocks)
+        first = Phase("grown", self.epochs or (4 if many else 8), *self._optimizer(new, norms), cut.new, cut.modules)
+        started = time.perf_counter()
+        with source_of(task, retain, cut.block, self.augment, self.crops, self.cache, self.cache_share) as source:
+            kept = source if isinstance(source, KeptActivations) else None
+            seconds = time.perf_counter() - started
+            run = self._train(task, first, source, targets)
+        if self.release:
+            every = [p.requires_grad_(p.is_floating_point()) for p in task.model.parameters()]
+            optimizer, lr = self._optimizer(every, norms)
+            last = Phase("released", self.release, optimizer, lr * self.release_lr, tuple(task.model.state_dict()), ())
+            with source_of(task, retain, cut.block, self.augment, place="none") as source:
+                more = self._train(task, last, source, targets)
+            run = {
+                "epochs_run": run["epochs_run"] + more["epochs_run"],
+                "retained_accuracy": run["retained_accuracy"] + more["retained_accuracy"],
+                "steps": run["steps"] + more["steps"],
+                "last_loss": more["last_loss"],
+            }
+        return {
+            "n_retain": len(retain),
+            "block": cut.block,
+            "blocks_kept": cut.depth,
+            "blocks": len(cut.blocks),
+            "share_of_weights_new": round(share, 4),
+            "activations": kept.place if kept is not None else "none",
+            "activation_bytes": kept.store.nbytes if kept is not None else 0,
+            "activation_seconds": round(seconds, 3),
+            **run,
+        }
+
+    def _check_whole_classes(self, task: Task) -> None:
+        classes = len(task.forget_classes)
+        check_range(self.name, [("forget classes", classes, classes < task.num_labels, "fewer than all")])
+        if any(head.bias is None for head in task.linear_heads()):
+            raise InvalidValueError(
+                f"{self.name} needs a last layer with a bias, and that of this {type(task.model).__name__} has none, so "
+                "a class could not be kept from being answered. Give it one, or forget with method='retrain'."
+            )
+
+    @torch.no_grad()
+    def _targets(self, task: Task, retain: Samples) -> Tensor:
+        """Class ids [n] or, with `soft`, logits [n, C] for all retained samples, on the model's device."""
+        if self.labels == "data":
+            if bool((retain.labels < 0).any()):
+                raise InvalidValueError(
+                    f"{self.name}: some retained images have no label. Give them labels, or take those of the model as it "
+                    "was: labels='teacher'."
+                )
+            return retain.labels.to(task.device)
+        found = []
+        with task.mode("eval"):
+            for batch in retain.batches(256):
+                inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
+                logits = without_classes(task.logits(inputs), batch.labels, task.forget_classes, task.num_labels)
+                found.append(logits if self.soft else logits.argmax(dim=1))
+        return torch.cat(found)
+
+    def _optimizer(self, parameters: list[nn.Parameter], norms: bool) -> tuple[torch.optim.Optimizer, float]:
+        """The optimizer of the settings, and the learning rate at its highest."""
+        kind = ("sgd" if norms else "adamw") if self.optimizer == "auto" else self.optimizer
+        lr = self.lr or (0.1 if kind == "sgd" else 1e-3)
+        decay = (5e-4 if kind == "sgd" else 0.05) if self.weight_decay is None else self.weight_decay
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if kind == "sgd":
+            return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True), lr
+        return torch.optim.AdamW(groups, lr), lr
+
+    def _train(self, task: Task, phase: Phase, source: Source, targets: Tensor) -> PhaseMeasured:
+        """The epochs of a phase, from where a checkpoint stands on."""
+        index, processes = task.state.process_index, task.state.num_processes
+        own, rows, batch = targets[index::processes], len(targets) // processes, self.batch_size // processes
+        folder = None if task.checkpoint is None else task.checkpoint / phase.name
+        about = {"settings": self.settings(), "data": _digest(targets), "epochs": phase.epochs, "processes": processes}
+        done = {} if folder is None else load_progress(folder, task.model, phase.optimizer, about)
+        accuracies: list[float] = done.get("accuracies", [])
+        steps = max(1, math.ceil(rows / batch))
+        remaining = steps * (phase.epochs - len(accuracies))
+        descent = GradientSteps(task, phase.optimizer, steps=remaining, name=f"{self.name}: {phase.name}")
+        frozen = [task.model.get_submodule(name) for name in phase.frozen]
+        for epoch in range(len(accuracies), phase.epochs):
+            torch.manual_seed(self.seed * 1_000_003 + epoch)  # so that an epoch is the same after a resume
+            hits = torch.zeros((), device=task.device)
+            with task.mode(self.bn_mode):
+                for module in frozen:
+                    module.training = False
+                for number, (logits, at) in enumerate(source.batches(batch)):
+                    for group in phase.optimizer.param_groups:
+                        group["lr"] = phase.lr * one_cycle((epoch + number / steps) / phase.epochs)
+                    descent.step(self._loss(logits, own[at]))
+                    wanted = own[at].argmax(dim=1) if self.soft else own[at]
+                    hits += (logits.detach().argmax(dim=1) == wanted).sum()
+            accuracies.append(round(100 * float(hits) / rows, 2))
+            descent.show(f"retained {accuracies[-1]:.1f} %")
+            if folder is not None and task.state.is_main_process:
+                save_progress(folder, task.model, phase.names, phase.optimizer, {**about, "accuracies": accuracies})
+        torch.manual_seed(self.seed * 1_000_003 + phase.epochs)
+        _settle_norms(task, frozen, source, batch)
+        measured = descent.close()
+        if not remaining:
+            measured["last_loss"] = done.get("last_loss", 0.0)
+        return {"epochs_run": phase.epochs, "retained_accuracy": accuracies, **measured}
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return soft_divergence(targets, logits, self.temperature) if self.soft else F.cross_entropy(logits, targets)
+
+
+@torch.no_grad()
+def _settle_norms(task: Task, frozen: Sequence[nn.Module], source: Source, batch_size: int) -> None:
+    """Statistics of the norms that were trained become the mean over batches, as the last weights make them.
+
+    Some networks (MobileNets) come with a momentum by which the last batch alone would decide about them.
+    """
+    norms = [m for m in task.model.modules() if isinstance(m, NORMS) and m.track_running_stats and m not in set(frozen)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # of all batches alike
+    with task.mode("eval"):
+        for norm in norms:
+            norm.training = True
+        for _ in itertools.islice(source.batches(batch_size), SETTLE):
+            pass
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def one_cycle(share: float, rise: float = 0.2) -> float:
+    """What the highest learning rate is multiplied by after a `share` of all steps: up from 1/25, then down to almost 0.
+
+    Along a cosine each way, as in `torch.optim.lr_scheduler.OneCycleLR`, whose state would have to be stored.
+    """
+    if share < rise:
+        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * share / rise))
+    return 0.5 * (1 + math.cos(math.pi * (share - rise) / (1 - rise)))
+
+
+def _digest(targets: Tensor) -> str:
+    """Of what is trained towards: other images have other labels."""
+    return hashlib.sha256(targets.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
