@@ -146,3 +146,15 @@ def test_a_report_without_the_original_says_that_it_cannot_tell(place, tmp_path)
     assert "cannot tell what was forgotten" in " ".join(hf_kd(*audit).stdout.split())
     told = hf_kd(*audit, "--original-model", place / "model").stdout
     assert "cannot tell what was forgotten" not in " ".join(told.split())
+
+
+def test_regrow_goes_on_where_it_stood_and_takes_labels_from_the_model(place, tmp_path):
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--method", "regrow", "--epochs", "2", "--json"]
+    more = ["--labels", "teacher", "--keep", "vit.layers.0", "--checkpoint", tmp_path / "state", "--batch-size", "16"]
+    first, again = (
+        json.loads(hf_kd("unlearn", place / "model", *arguments, *more, "--output", tmp_path / name).stdout)
+        for name in ("first", "again")
+    )
+    assert (first["settings"]["labels"], first["settings"]["keep"]) == ("teacher", "vit.layers.0")
+    assert (tmp_path / "state").is_dir()
+    assert again["measured"][0]["retained_accuracy"] == first["measured"][0]["retained_accuracy"]

@@ -10,6 +10,7 @@ import copy
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
 from hf_kd.hub.receipt import tensors_digest
 from hf_kd.methods.records import WeightChange, versions
-from hf_kd.methods.registry import make_unlearning_method, method_info
+from hf_kd.methods.registry import get_method, make_unlearning_method
 from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
 
@@ -69,7 +70,7 @@ def unlearn(
     averaged. Raises ValueError for an unknown method or option, missing labels or retained images, labels the model does
     not know or contradicts, an erased model, a model without a head that chooses a class, and where nothing changed.
     """
-    own = [option.name for option in method_info(method).options] if isinstance(method, str) else []
+    own = [field.name for field in fields(get_method(method, "weights"))] if isinstance(method, str) else []
     options = ReadOptions.given(reading, progress, method_options, own=own)
     method = make_unlearning_method(method, **method_options)
     student = student_of(model, processor)

@@ -36,6 +36,8 @@ for name, (method, options) in requests.items():
         changed = train_original(model, retain, progress=False, **options)
         said[name] = changed.config.hf_kd_trained["measured"]
     else:
+        if "checkpoint" in options:
+            options["checkpoint"] = f"{out}/checkpoint"
         changed = unlearn(model, forget, method, retain=retain, progress=False, **options)
         record = changed.config.hf_kd_unlearned[-1]
         said[name] = record["measured"][0] | {"n": record["n_forget"], "processes": record["processes"]}
@@ -63,6 +65,9 @@ REQUESTS = {
 }  # fmt: skip
 """Gradient descent on D_r and on D_f, closed forms, cached features, and the training of an original."""
 
+SHARED_ALIKE = {"regrow": ("regrow", {"batch_size": 8, "epochs": 3, "checkpoint": "in the folder of the results"})}
+"""Each process keeps the activations of its own images, so batches are other ones than those of one process."""
+
 RELATIVE = 2e-3
 """Of the whole change: gradient steps amplify rounding, closed forms do not."""
 
@@ -82,7 +87,7 @@ def together(tmp_path_factory):
     make_dataset([2] * 12).save_to_disk(folder / "forget")
     make_dataset([0, 1, 3, 4] * 5, seed=5).save_to_disk(folder / "retain")
     (folder / "script.py").write_text(SCRIPT)
-    said = in_two_processes(folder / "script.py", folder, folder / "out", json.dumps(REQUESTS))
+    said = in_two_processes(folder / "script.py", folder, folder / "out", json.dumps(REQUESTS | SHARED_ALIKE))
     return folder, said
 
 
@@ -118,3 +123,10 @@ def test_two_processes_give_what_one_gives(together, name):
     with torch.no_grad():
         other = AutoModelForImageClassification.from_pretrained(folder / "out" / name)
         assert torch.allclose(alone(pixels).logits, other(pixels).logits, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", list(SHARED_ALIKE))
+def test_processes_with_images_of_their_own_end_with_one_network(together, name):
+    _, said = together
+    assert said[name]["same everywhere"]
+    assert said[name]["steps"] == 3 * 3, "20 retained images: 10 for each process, 4 a step"

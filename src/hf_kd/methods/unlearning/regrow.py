@@ -108,6 +108,7 @@ class Regrow(UnlearningMethod):
     needs: ClassVar[str] = "D_r"
     source: ClassVar[str] = "ours; EU-k (Goel et al. 2022) with an earlier cut and its own statistics"
 
+    needs_head: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
 
     bn_mode: str = "train"
