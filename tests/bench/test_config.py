@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -29,13 +31,6 @@ def one(**changes):
         ({"methods": "esc"}, "list of rows"),
         ({"methods": []}, "list of rows"),
         ({"methods": [3]}, "write a method's name"),
-        ({"methods": ["sgd"]}, "Unknown method 'sgd'.*scrub"),
-        ({"methods": [{"method": "esc", "kk": 1}]}, "Row 'esc .kk=1.'.*kk"),
-        ({"methods": [{"method": "esc", "k": 0}]}, "k"),
-        ({"methods": [{"method": "original", "k": 1}]}, "takes a label alone"),
-        ({"methods": [{"method": "esc", "forget_limit": 0}]}, "forget_limit=0.*above 0"),
-        ({"methods": [{"method": "esc", "collect_in": "training"}]}, "collect_in='training'.*eval or train"),
-        ({"methods": [{"method": "neggrad", "collect_in": "train"}]}, "bn_mode"),
         ({"methods": [{"checkpoint": "x", "k": 1}]}, "takes label and reference, not k"),
         ({"methods": ["esc", {"method": "esc"}]}, "different labels"),
         ({"methods": [{"method": "esc-t", "seeds": [1, 1]}]}, "different whole numbers"),
@@ -57,6 +52,48 @@ def one(**changes):
 def test_what_is_wrong_is_named(changes, said):
     with pytest.raises(ValueError, match=said):
         experiments(GOOD | changes)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("sgd", "Unknown method 'sgd'.*scrub"),
+        ({"method": "esc", "kk": 1}, "no option kk"),
+        ({"method": "esc", "k": 0}, "k"),
+        ({"method": "original", "k": 1}, "takes a label alone"),
+        ({"method": "esc", "forget_limit": 0}, "forget_limit=0.*above 0"),
+        ({"method": "esc", "collect_in": "training"}, "collect_in='training'.*eval or train"),
+        ({"method": "neggrad", "collect_in": "train"}, "bn_mode"),
+    ],
+    ids=str,
+)
+def test_a_row_that_cannot_run_says_why_and_stops_no_other(row, said):
+    bad, good = one(methods=[row, {"method": "esc", "label": "good"}]).rows
+    assert bad.kind == "refused"
+    assert re.search(said, bad.refused)
+    assert good.refused is None
+    with pytest.raises(ValueError, match=f"No row of 'bench' can run.*{said}"):
+        one(methods=[row])
+
+
+def test_an_error_names_the_line_and_shows_the_shape(tmp_path):
+    lines = {"model": "model: m", "dataset": "dataset: d", "protocol": "protocol: class", "methods": "methods: [esc]"}
+    for number, (key, wrong, shape) in enumerate([
+        ("dataset", "dataset: {path: d}", "dataset: {name: FOLDER"),
+        ("protocol", "protocol: classes", "protocol: {kind: class, forget: [deer]}"),
+        ("methods", "methods: esc", "methods: [original, head-surgery, {method: esc, k: 1}"),
+    ]):  # fmt: skip
+        file = tmp_path / f"{number}.yaml"
+        file.write_text("# a comment\n" + "\n".join((lines | {key: wrong}).values()))
+        with pytest.raises(ValueError, match=f"line {list(lines).index(key) + 2}: ") as error:
+            read_config(file)
+        assert f"The shape that is wanted: {shape}" in str(error.value)
+    file.write_text("\n".join(lines.values()) + "\nbatch_size: 0\n")
+    with pytest.raises(ValueError, match="line 5: batch_size=0.*wanted: batch_size: 500"):
+        read_config(file)
+    file.write_text("\n".join(lines.values()) + "\nmodels: m\n")
+    with pytest.raises(ValueError, match="line 5: .*unknown settings models"):
+        read_config(file)
 
 
 @pytest.mark.parametrize("missing", list(GOOD))

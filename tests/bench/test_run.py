@@ -178,6 +178,15 @@ def test_one_failing_method_stops_no_other_and_is_shown(one, tmp_path):
     assert started(told) == ["far, seed 0"]
 
 
+def test_a_refused_row_stops_no_other_and_says_why(one, tmp_path):
+    experiment = one(methods=["original", {"method": "esc", "kk": 1, "label": "typo"}, {"method": "esc", "k": 1}])
+    store, _ = run(experiment, tmp_path)
+    found = by_row(store)
+    assert [found[row, 0]["status"] for row in ("original", "typo", "esc (k=1)")] == ["ok", "failed", "ok"]
+    assert "has no option kk" in found["typo", 0]["error"]
+    assert "has no option kk" in markdown(experiment, store)
+
+
 def test_data_that_cannot_be_opened_stops_no_other_experiment_and_fails_no_method(one, tmp_path):
     bad = one(name="bad", protocol={"kind": "class", "forget": ["zebra"]})
     with pytest.raises(ValueError, match="bad: .*zebra"):

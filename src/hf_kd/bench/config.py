@@ -27,6 +27,8 @@ from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.methods.registry import available_methods, make_method, make_unlearning_method, method_info
 from hf_kd.metrics.attacks import ATTACKS
 
+from .shape import ConfigError, line_of
+
 PROTOCOLS: dict[str, frozenset[str]] = {
     "class": frozenset({"forget"}),
     "random": frozenset({"share", "seed", "stratified"}),
@@ -51,7 +53,7 @@ class Row:
     """
 
     kind: str
-    """"original", "unseen", "eraser", "weights" or "checkpoint"."""
+    """"original", "unseen", "eraser", "weights", "checkpoint" or "refused"."""
     name: str
     label: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +65,8 @@ class Row:
     collect_in: str = "eval"
     """Mode of the model while an eraser's features are read. "train", as the published code has it, normalises with each
     batch's statistics and overwrites BatchNorm's own with those of the forget set; the model that is measured keeps them."""
+    refused: str | None = None
+    """Why it cannot run: its method is unknown or does not take its settings."""
 
     def settings(self, seed: int) -> dict[str, Any]:
         """All hyper-parameters with this seed, as plain values."""
@@ -154,15 +158,18 @@ def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int]
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no file {path}; name a YAML file, such as one of benchmarks/paper/.")
+    text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InvalidValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise InvalidValueError(
-            f"{path} holds a {type(content).__name__}; it has to be a mapping: model, dataset, ...."
-        )
-    return experiments(content, path.parent, path.stem, limit, seeds)
+        raise ConfigError(f"{path} holds a {type(content).__name__}; it has to be a mapping: model, dataset, ....")
+    try:
+        return experiments(content, path.parent, path.stem, limit, seeds)
+    except ConfigError as error:
+        line = line_of(text, error.key, sorted(set(content) - _TOP))
+        raise ConfigError(f"{path}{'' if line is None else f', line {line}'}: {error.text}", error.key) from error
 
 
 def experiments(
@@ -176,11 +183,13 @@ def experiments(
     common = {key: value for key, value in content.items() if key != "experiments"}
     parts = content.get("experiments") or [{}]
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise InvalidValueError("experiments has to be a list of mappings, each overruling the settings above it.")
+        raise ConfigError(
+            "experiments has to be a list of mappings, each overruling the settings above it.", "experiments"
+        )
     found = [_experiment({**common, **part}, folder, stem, limit, seeds) for part in parts]
     names = [experiment.name for experiment in found]
     if len(set(names)) < len(names):
-        raise InvalidValueError(f"Experiments need different names, got {', '.join(names)}.")
+        raise ConfigError(f"Experiments need different names, got {', '.join(names)}.", "experiments")
     return found
 
 
@@ -192,22 +201,28 @@ def _experiment(
     if unknown or missing:
         what = [f"misses {', '.join(sorted(missing))}"] if missing else []
         what += [f"has unknown settings {', '.join(sorted(unknown))}"] if unknown else []
-        raise InvalidValueError(f"Experiment {name!r} {' and '.join(what)}; it may have {', '.join(sorted(_TOP))}.")
+        raise ConfigError(f"Experiment {name!r} {' and '.join(what)}; it may have {', '.join(sorted(_TOP))}.")
     dataset = content["dataset"] if isinstance(content["dataset"], dict) else {"name": content["dataset"]}
     if set(dataset) - _DATASET or "name" not in dataset:
-        raise InvalidValueError(
-            f"dataset of {name!r} is {dataset}; it takes {', '.join(sorted(_DATASET))}, and needs a name."
+        raise ConfigError(
+            f"dataset of {name!r} is {dataset}; it takes {', '.join(sorted(_DATASET))}, and needs a name.", "dataset"
         )
     if any(sign in name for sign in "/\\") or name.startswith("."):
-        raise InvalidValueError(f"The name {name!r} becomes a file's: use letters, digits, -, _ and spaces.")
+        raise ConfigError(f"The name {name!r} becomes a file's: use letters, digits, -, _ and spaces.")
     default_seeds = _seeds(seeds if seeds is not None else content.get("seeds", [0]), name)
     if not isinstance(content["methods"], list) or not content["methods"]:
-        raise InvalidValueError(f"methods of {name!r} has to be a list of rows, got {content['methods']!r}.")
+        raise ConfigError(f"methods of {name!r} has to be a list of rows, got {content['methods']!r}.", "methods")
     rows = tuple(_row(entry, default_seeds, folder, name) for entry in content["methods"])
+    if all(row.refused for row in rows):
+        raise ConfigError(
+            f"No row of {name!r} can run: {'; '.join(f'{r.label}: {r.refused}' for r in rows)}", "methods"
+        )
     labels = [row.label for row in rows]
     if len(set(labels)) < len(labels):
         twice = sorted({label for label in labels if labels.count(label) > 1})
-        raise InvalidValueError(f"Rows of {name!r} need different labels; give label: to one of {', '.join(twice)}.")
+        raise ConfigError(
+            f"Rows of {name!r} need different labels; give label: to one of {', '.join(twice)}.", "methods"
+        )
     return Experiment(
         name=name,
         model=_place(content["model"], folder),
@@ -228,20 +243,22 @@ def _measures(given: Any, rows: Sequence[Row], folder: Path, name: str) -> Measu
     labels = [row.label for row in rows]
     known = {f.name for f in dataclasses.fields(Measures)}
     if not isinstance(given, dict) or set(given) - known:
-        raise InvalidValueError(f"measure of {name!r} is {given!r}; it is a mapping of {', '.join(sorted(known))}.")
+        raise ConfigError(
+            f"measure of {name!r} is {given!r}; it is a mapping of {', '.join(sorted(known))}.", "measure"
+        )
     lists = {key: _listed(given.get(key)) for key in ("attacks", "panels")}
     strange = [attack for attack in lists["attacks"] if attack not in ATTACKS]
     if strange:
-        raise InvalidValueError(f"Unknown attacks {strange} in {name!r}; choose among {', '.join(ATTACKS)}.")
+        raise ConfigError(f"Unknown attacks {strange} in {name!r}; choose among {', '.join(ATTACKS)}.", "measure")
     strange = [label for label in lists["panels"] if label not in labels]
     if strange:
-        raise InvalidValueError(f"panels of {name!r} name no row: {strange}; the labels are {', '.join(labels)}.")
+        raise ConfigError(f"panels of {name!r} name no row: {strange}; the labels are {', '.join(labels)}.", "measure")
     if given.get("grad_cam") and not lists["panels"]:
-        raise InvalidValueError(f"grad_cam of {name!r} needs panels: [labels of the rows to draw].")
+        raise ConfigError(f"grad_cam of {name!r} needs panels: [labels of the rows to draw].", "measure")
     others = {key: _other(given[key], folder, name) for key in ("transfer", "unseen") if given.get(key)}
     if "unseen" not in others and any(row.kind == "unseen" for row in rows):
-        raise InvalidValueError(
-            f"The row unseen of {name!r} needs measure: {{unseen: DATA SET of classes the model never saw}}."
+        raise ConfigError(
+            f"The row unseen of {name!r} needs measure: {{unseen: DATA SET of classes the model never saw}}.", "measure"
         )
     return Measures(**{**given, **lists, **others})
 
@@ -250,8 +267,8 @@ def _other(given: Any, folder: Path, name: str) -> dict[str, Any]:
     where = dict(given) if isinstance(given, dict) else {"name": given}
     known = _DATASET - {"label_mapping"} | {"resize", "classes", "limit"}
     if set(where) - known or "name" not in where:
-        raise InvalidValueError(
-            f"{where} of {name!r} is no data set: it takes {', '.join(sorted(known))}, and needs a name."
+        raise ConfigError(
+            f"{where} of {name!r} is no data set: it takes {', '.join(sorted(known))}, and needs a name.", "measure"
         )
     for key in ("resize", "limit"):
         _count(where, key, name)
@@ -265,7 +282,7 @@ def _listed(value: Any) -> tuple[Any, ...]:
 def _count(content: Mapping[str, Any], key: str, name: str) -> int | None:
     value = content.get(key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise InvalidValueError(f"{key}={value!r} of {name!r} has to be a whole number above 0.")
+        raise ConfigError(f"{key}={value!r} of {name!r} has to be a whole number above 0.", key)
     return value
 
 
@@ -273,7 +290,7 @@ def _precision(content: Mapping[str, Any], key: str, name: str) -> str | None:
     value = content.get(key)
     value = "no" if value is False else value  # what YAML makes of a bare no
     if value is not None and value not in PRECISIONS:
-        raise InvalidValueError(f"{key}={value!r} of {name!r} is unknown; choose {', '.join(PRECISIONS)}.")
+        raise ConfigError(f"{key}={value!r} of {name!r} is unknown; choose {', '.join(PRECISIONS)}.", key)
     return value
 
 
@@ -281,8 +298,8 @@ def _seeds(given: Any, name: str) -> tuple[int, ...]:
     """Different whole numbers, one or more."""
     seeds = _listed(given)
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise InvalidValueError(
-            f"seeds of {name!r} are {given!r}: give a list of different whole numbers, as in [0, 1, 2]."
+        raise ConfigError(
+            f"seeds of {name!r} are {given!r}: give a list of different whole numbers, as in [0, 1, 2].", "seeds"
         )
     return seeds
 
@@ -291,23 +308,25 @@ def _protocol(given: Any, name: str) -> dict[str, Any]:
     protocol = dict(given) if isinstance(given, dict) else {"kind": given}
     kind = protocol.get("kind")
     if kind not in PROTOCOLS:
-        raise InvalidValueError(f"protocol of {name!r} is {kind!r}; choose {', '.join(PROTOCOLS)}.")
+        raise ConfigError(f"protocol of {name!r} is {kind!r}; choose {', '.join(PROTOCOLS)}.", "protocol")
     unknown = set(protocol) - {"kind"} - PROTOCOLS[kind]
     if unknown:
-        raise InvalidValueError(
+        raise ConfigError(
             f"The {kind} protocol of {name!r} has no {', '.join(sorted(unknown))}; it takes "
-            f"{', '.join(sorted(PROTOCOLS[kind]))}."
+            f"{', '.join(sorted(PROTOCOLS[kind]))}.",
+            "protocol",
         )
     missing = REQUIRED.get(kind, frozenset()) - set(protocol)
     if missing:
-        raise InvalidValueError(f"The {kind} protocol of {name!r} needs {', '.join(sorted(missing))}.")
+        raise ConfigError(f"The {kind} protocol of {name!r} needs {', '.join(sorted(missing))}.", "protocol")
     return protocol
 
 
 def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> Row:
+    """A row as the file has it. One whose method or settings are refused is kept with the reason: the others still run."""
     if not isinstance(entry, str | dict):
-        raise InvalidValueError(
-            f"A row of {experiment!r} is {entry!r}: write a method's name, or {{method: NAME, ...}}."
+        raise ConfigError(
+            f"A row of {experiment!r} is {entry!r}: write a method's name, or {{method: NAME, ...}}.", "methods"
         )
     values = {"method": entry} if isinstance(entry, str) else dict(entry)
     label, reference = values.pop("label", None), bool(values.pop("reference", False))
@@ -315,39 +334,48 @@ def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> R
     if "checkpoint" in values:
         path = _place(values.pop("checkpoint"), folder)
         if values:
-            raise InvalidValueError(
-                f"A checkpoint row of {experiment!r} takes label and reference, not {', '.join(values)}."
+            raise ConfigError(
+                f"A checkpoint row of {experiment!r} takes label and reference, not {', '.join(values)}.", "methods"
             )
         return Row("checkpoint", "checkpoint", str(label or path), {"path": path}, (0,), reference)
     name = values.pop("method", None)
-    if name in PLAIN_ROWS:
-        if values:
-            raise InvalidValueError(f"The row {name} of {experiment!r} takes a label alone, not {', '.join(values)}.")
-        return Row(name, name, str(label or name), {}, (0,))
     if name is None:
-        raise InvalidValueError(f"A row of {experiment!r} names no method: {dict(entry)}. Write {{method: NAME, ...}}.")
+        raise ConfigError(
+            f"A row of {experiment!r} names no method: {dict(entry)}. Write {{method: NAME, ...}}.", "methods"
+        )
+    if name in PLAIN_ROWS and not values:
+        return Row(name, name, str(label or name), {}, (0,))
+    label = str(label or _label(name, values))
+    try:
+        row = _method_row(str(name), values, label, own_seeds, reference, experiment)
+    except (TypeError, ValueError) as error:
+        return Row("refused", str(name), label, values, (0,), refused=getattr(error, "text", str(error)))
+    return row if row.varies else dataclasses.replace(row, seeds=own_seeds[:1])
+
+
+def _method_row(
+    name: str, values: Mapping[str, Any], label: str, seeds: tuple[int, ...], reference: bool, experiment: str
+) -> Row:
+    """A row with a method and its settings; TypeError or ValueError where they are refused."""
+    if name in PLAIN_ROWS:
+        raise InvalidValueError(f"The row {name} takes a label alone, not {', '.join(values)}.")
     known = available_methods(None)
     if name not in known:
         raise InvalidValueError(
-            f"Unknown method {name!r} in {experiment!r}; choose among original, {', '.join(known)}, or give "
-            "checkpoint: FOLDER for a model made elsewhere."
+            f"Unknown method {name!r}; choose among original, {', '.join(known)}, or give checkpoint: FOLDER for a model "
+            "made elsewhere."
         )
     kind = method_info(name).kind
-    label = str(label or _label(name, values))
     limit = _count(values, "forget_limit", f"{label} in {experiment}")
     mode = values.get("collect_in", "eval")
     if mode not in COLLECT_IN or (kind != "eraser" and "collect_in" in values):
         raise InvalidValueError(
-            f"collect_in={mode!r} of {label!r} in {experiment!r}: erasers take {' or '.join(COLLECT_IN)}; methods that "
-            "change weights have bn_mode instead."
+            f"collect_in={mode!r}: erasers take {' or '.join(COLLECT_IN)}; methods that change weights have bn_mode instead."
         )
     options = {key: value for key, value in values.items() if key not in ("forget_limit", "collect_in")}
-    row = Row(kind, name, label, options, own_seeds, reference or name == "retrain", limit, mode)
-    try:
-        row.settings(0)  # bad options are refused before the first cell runs
-    except (TypeError, ValueError) as error:
-        raise InvalidValueError(f"Row {row.label!r} of {experiment!r}: {error}") from error
-    return row if row.varies else dataclasses.replace(row, seeds=own_seeds[:1])
+    row = Row(kind, name, label, options, seeds, reference or name == "retrain", limit, mode)
+    row.settings(0)  # bad options are refused before the first cell runs
+    return row
 
 
 def _label(name: str, options: Mapping[str, Any]) -> str:

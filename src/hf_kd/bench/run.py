@@ -240,6 +240,8 @@ def _run(shared: _Shared, row: Row, seed: int, folder: Path | None) -> dict[str,
 
 
 def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory: PeakMemory) -> dict[str, Any]:
+    if row.refused:
+        raise InvalidValueError(row.refused)
     experiment, problem = shared.experiment, shared.problem
     original = (shared.original, shared.features)
     if row.kind == "unseen":

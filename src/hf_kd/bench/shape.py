@@ -1,0 +1,63 @@
+"""The shape of a bench file, part by part, and where in a file a part stands: what an error about it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import yaml
+
+from hf_kd.errors import InvalidValueError
+
+SHAPES = {
+    "": "{model: FOLDER or USER/NAME, dataset: ..., protocol: ..., methods: [...], seeds: [0, 1, 2], measure: {...}}",
+    "dataset": "dataset: {name: FOLDER or USER/NAME, train: train, test: test, label_column: label}",
+    "protocol": "protocol: {kind: class, forget: [deer]}",
+    "methods": "methods: [original, head-surgery, {method: esc, k: 1}, {method: finetune, epochs: 2, seeds: [0]}, "
+    "{checkpoint: FOLDER, label: mine}]",
+    "seeds": "seeds: [0, 1, 2]",
+    "measure": "measure: {attacks: [linear, norm], report: true, panels: [esc], unseen: {name: USER/NAME}}",
+    "experiments": "experiments: [{name: deer}, {name: horse, protocol: {kind: class, forget: [horse]}}]",
+    "limit": "limit: 500",
+    "mixed_precision": "mixed_precision: bf16",
+}
+"""What is wanted, by the setting; the whole file under ""."""
+
+LIKE = {"retain_limit": "limit", "batch_size": "limit", "train_precision": "mixed_precision"}
+
+
+class ConfigError(InvalidValueError):
+    """What a bench file says wrongly.
+
+    Attributes:
+        key: The setting; "" for the file as a whole.
+    """
+
+    def __init__(self, text: str, key: str = "") -> None:
+        self.text, self.key = text, key
+        shape = SHAPES.get(LIKE.get(key, key), SHAPES[""]).replace(f"{LIKE.get(key)}:", f"{key}:")
+        super().__init__(f"{text} The shape that is wanted: {shape}")
+
+
+def line_of(text: str, key: str, among: Sequence[str] = ()) -> int | None:
+    """The line, from 1, on which a setting stands in a file; None where it does not.
+
+    Args:
+        text: The file, which is YAML.
+        key: The setting; "" for the first of `among` that is there.
+        among: Names of settings.
+
+    Example:
+        >>> line_of("model: a\\nseeds: [1, 1]", "seeds")
+        2
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    nodes = [root] if root is not None else []
+    while nodes:
+        node = nodes.pop(0)
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                if name.value == key or (not key and name.value in among):
+                    return name.start_mark.line + 1
+                if name.value == "experiments" and isinstance(value, yaml.SequenceNode):
+                    nodes += value.value
+    return None
