@@ -249,7 +249,7 @@ def _forgotten(report: ReportData) -> str:
 def markdown(report: ReportData, heading: int = 2) -> str:
     """The summary, then every section in reading order, a table each, with its notes; `heading`: level of its title."""
     lines = [f"{'#' * heading} Retention audit: what is left of {escape_markdown(_forgotten(report), 200)}", ""]
-    first, *rest = map(_prose, summary_lines(report))
+    first, *rest = map(prose, summary_lines(report))
     lines += [f"**{first}**", "", *(f"- {line}" for line in rest), "", f"{'#' * (heading + 1)} How it was measured", ""]
     lines += [f"- {sentence(note)}" for note in (*_footnotes(report), *report.notes)]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
@@ -270,7 +270,7 @@ def markdown(report: ReportData, heading: int = 2) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _prose(line: str) -> str:
+def prose(line: str) -> str:
     """A line with names in it; parentheses without brackets before them are no link."""
     return escape_markdown(line, 2_000).replace("\\(", "(").replace("\\)", ")")
 

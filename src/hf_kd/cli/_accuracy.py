@@ -16,10 +16,12 @@ def head_accuracy(
 ) -> dict[str, Any]:
     """Of the head, in percent, before and after: behind the eraser of `model`, or of the `changed` model.
 
+    `changes` says of both parts how many images they have, and how many are answered rightly no more, or only now.
     `classes` are ids of the model; those that were erased earlier count as forgotten too.
     """
     from hf_kd.features.heads import has_head, predictions
     from hf_kd.features.reader import ImageReader
+    from hf_kd.metrics._inputs import is_in
     from hf_kd.metrics.scores import forget_retain_accuracy
 
     if not has_head(model):
@@ -37,7 +39,15 @@ def head_accuracy(
     else:
         after = predictions(changed, ImageReader(changed, data, reading.of_test()).read().before)
     scores: dict[str, Any] = {"classes": forgotten, "sampled": reader.sampled}
-    for when, answers in (("original", predictions(model, read.before, masked=False)), ("erased", after)):
+    before = predictions(model, read.before, masked=False)
+    for when, answers in (("original", before), ("erased", after)):
         forget, retain = forget_retain_accuracy(answers, read.labels, forgotten)
         scores[when] = {"forget": forget, "retain": retain}
+    rows = is_in(read.labels, forgotten)
+    hits, hits_before = after == read.labels, before == read.labels
+    scores["changes"] = {
+        part: {"samples": int(own.sum()), "lost": int((hits_before & ~hits & own).sum()),
+               "gained": int((hits & ~hits_before & own).sum())}
+        for part, own in (("forget", rows), ("retain", ~rows))
+    }  # fmt: skip
     return scores

@@ -11,9 +11,12 @@ from rich.text import Text
 from hf_kd.data.text import one_line, terminal
 from hf_kd.hub.wording import GETS_THROUGH
 
+from ._verdict import show_verdict
+
 
 def show_erasure(console: Console, result: dict[str, Any]) -> None:
-    """The record of a carried-out request, the head's accuracies if they were measured, and what to keep in mind."""
+    """The verdict, the record of a carried-out request, the head's accuracies if measured, and what to keep in mind."""
+    show_verdict(console, result["verdict"], result["erasure"].get("warnings") or ())
     show_record(console, result["erasure"], result["class_names"])
     show_accuracy(console, result["accuracy"], "before any erasure", ("original", "erased"))
     if result["cover_missing"]:
@@ -48,7 +51,6 @@ def show_accuracy(console: Console, accuracy: dict[str, Any] | None, original: s
     for when, shown in zip(("original", "erased"), whens, strict=True):
         table.add_row(shown, *(f"{accuracy[when][part]:.2f}" for part in ("forget", "retain")))
     console.print(table)
-    console.print("This is not what the features still reveal: hf-kd audit measures that.")
 
 
 def show_masks(console: Console, facts: dict[str, Any]) -> None:

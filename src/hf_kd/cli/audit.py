@@ -72,6 +72,9 @@ def audit(
         int,
         typer.Option(min=0, help="Draw grad_cam.png with so many forgotten test images into --output. It SHOWS them."),
     ] = 0,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Print ten lines that can be handed on, and no tables.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and figures.")] = None,
     *,
     shared: Shared,
@@ -122,6 +125,9 @@ def audit(
         _draw_grad_cam(audited, test, output, forgotten, grad_cam, reading)
     if shared.as_json:
         print(report.to_json(indent=None))
+        return
+    if summary:
+        console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
         return
     console.print(report)
     if original is None and report.context.get("changes"):

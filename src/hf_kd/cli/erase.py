@@ -17,6 +17,7 @@ from ._accuracy import head_accuracy
 from ._app import command, console
 from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_erasure
+from ._verdict import accuracy_verdict, audit_command, record_names
 
 if TYPE_CHECKING:
     from hf_kd.features.reader import ReadOptions
@@ -124,6 +125,9 @@ def erase(
         "accuracy": accuracy,
         **_cover_in(data, erased, reading),
     }
+    names = record_names(result["erasure"], erased.class_names)
+    audit = audit_command(str(output), dataset, "--split", split)
+    result["verdict"] = accuracy_verdict(accuracy, names, len(erased.class_names), audit).text
     if not _save(erased, output, fold):
         return  # another process of the same launch reports
     if shared.as_json:

@@ -14,6 +14,7 @@ from . import _inputs
 from ._app import command, console
 from ._options import ModelArgument, Shared
 from ._tables import show_masks, show_record
+from ._verdict import report_verdict, show_verdict
 
 if TYPE_CHECKING:
     from hf_kd.model.erased_model import ErasedModel
@@ -25,6 +26,8 @@ def inspect(model: ModelArgument, *, shared: Shared) -> None:
     loaded = _inputs.load_model(model, shared)
     loaded.find_taps()
     facts = _facts(model, loaded)
+    if facts["erasures"] or facts["changes"] or facts["folded"]:
+        facts["verdict"] = report_verdict(model)
     if shared.as_json:
         print(json.dumps(facts))
         return
@@ -32,7 +35,9 @@ def inspect(model: ModelArgument, *, shared: Shared) -> None:
 
 
 def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None:
-    """What was found of a model; `names` are its labels."""
+    """What was found of a model, the verdict of its audit first; `names` are its labels."""
+    if "verdict" in facts:
+        show_verdict(console, facts["verdict"])
     table = Table(title=terminal(f"{facts['class']} in {facts['model']}"), show_header=False, title_justify="left")
     for number, place in enumerate(facts["taps"]):
         suffix = f" {number + 1}" if len(facts["taps"]) > 1 else ""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hf_kd.data.progress import working
-from hf_kd.data.text import shell_word, terminal
+from hf_kd.data.text import terminal
 from hf_kd.methods.registry import built_in_infos
 
 from . import _inputs
@@ -17,6 +17,7 @@ from ._accuracy import head_accuracy
 from ._app import command, console
 from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_accuracy
+from ._verdict import accuracy_verdict, audit_command, record_names, show_verdict
 
 
 @command(
@@ -93,12 +94,19 @@ def unlearn(
     if not state.is_main_process:
         return
     record = changed.config.hf_kd_unlearned[-1] | {"accuracy": accuracy}
+    names, known = record_names(record, original.class_names), len(original.class_names)
+    imports = [word for path in shared.imports or () for word in ("--import", str(path))]
+    audit = audit_command(str(output), dataset, "--split", split, "--original", model, *imports)
+    record["verdict"] = accuracy_verdict(accuracy, names, known, audit).text
     if shared.as_json:
         console.print_json(data=record)
         return
-    classes = ", ".join(map(str, record["classes"]))
+    told = accuracy_verdict(accuracy, names, known, "").text
+    show_verdict(console, told, record.get("warnings") or ())
     console.print(
-        f"[bold]{terminal(record['method'])}[/] was asked to forget classes {classes}; {record['fit_seconds']:.1f} s."
+        f"[bold]{terminal(record['method'])}[/] was asked to forget {terminal(', '.join(names))}; "
+        f"{record['fit_seconds']:.1f} s.",
+        highlight=False,
     )
     measured = ", ".join(f"{key} {value}" for key, value in record["measured"][0].items())
     for name, part in (record.get("sampled") or {}).items():
@@ -109,6 +117,4 @@ def unlearn(
         f"Written to [bold]{terminal(str(output))}[/]. Its weights changed; measure what it still knows:",
         highlight=False,
     )
-    words = ["hf-kd", "audit", str(output), "--dataset", dataset, "--split", split, "--original", model]
-    words += [word for path in shared.imports or () for word in ("--import", str(path))]
-    console.print(f"  {' '.join(map(shell_word, words))}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"  {audit}", markup=False, highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from rich.text import Text
 from . import _inputs
 from ._app import command, console
 from ._options import READING, Shared
+from ._verdict import report_verdict, show_verdict
 
 
 @command(*READING, "batch_size", "mixed_precision", "revision", "as_json")
@@ -46,10 +48,13 @@ def verify(
         table = Table(show_header=False, box=None, pad_edge=False)
         for one in result.checks:
             table.add_row("ok" if one.ok else "[bold red]DIFFERS[/]", Text(one.what), Text(one.found, style="dim"))
-        console.print(table)
         again = " The erasure was not carried out again: give its images with --dataset."
         again = " What changed the weights was not carried out again." if not result.repeatable else again
         again = "" if result.repeated else again
-        console.print(("Everything matches the receipt." if result.ok else "[bold red]Not as published.[/]") + again)
+        told = "[bold]Everything matches the receipt.[/]" if result.ok else "[bold red]Not as published.[/]"
+        console.print(told + again)
+        console.print(table)
+        if result.ok and Path(source).is_dir():
+            show_verdict(console, report_verdict(source))
     if not result.ok:
         raise typer.Exit(1)

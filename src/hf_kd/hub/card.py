@@ -15,8 +15,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 
-from hf_kd.audit.render import number
+from hf_kd.audit.render import number, prose
 from hf_kd.audit.report import RetentionReport
+from hf_kd.audit.schema import PAPER_NOTE
+from hf_kd.audit.verdict import verdict
 from hf_kd.data.text import code, code_block, escape_markdown, table_cell
 
 from .text import is_repo_id
@@ -65,6 +67,8 @@ class CardValues:
 
 
 OUR_SPLITS = ("test[forget]", "test[retain]")
+
+PAPER_METRIC = "Knowledge Retention, paper protocol (D_ft): stopped early, mostly measures how large features are"
 
 ALT = {
     "recovery": "Recovery ratio of probes on the forgotten classes, original and erased",
@@ -151,9 +155,9 @@ def eval_results(values: CardValues) -> list[EvalResult]:
         return []
     dataset = next((name for name in values.datasets if is_repo_id(name)), None)
     rows = (
-        ("test[forget]", "converged", "D_ft", "knowledge_retention", "Knowledge Retention, converged probe (D_ft)"),
         ("test[forget]", "worst_case", "recall", "recall", "Strongest attack, recall (D_ft)"),
-        ("test[forget]", "paper", "D_ft", "knowledge_retention_paper", "Knowledge Retention, paper protocol (D_ft)"),
+        ("test[forget]", "converged", "D_ft", "knowledge_retention", "Knowledge Retention, converged probe (D_ft)"),
+        ("test[forget]", "paper", "D_ft", "knowledge_retention_paper", PAPER_METRIC),
         ("test[forget]", "head", "D_ft", "accuracy", "Accuracy of the head (D_ft)"),
         ("test[retain]", "converged", "D_rt", "knowledge_retention", "Converged probe (D_rt)"),
         ("test[retain]", "head", "D_rt", "accuracy", "Accuracy of the head (D_rt)"),
@@ -197,6 +201,7 @@ def _texts(values: CardValues) -> dict[str, Any]:
     return {
         "title": escape_markdown(_name(values)),
         "summary": _summary(values) + SINCE_NOTES.get(values.since, ""),
+        "verdict": None if report is None else _verdict(report),
         "results": None if report is None else results_table(report),
         "results_notes": None if report is None else _results_notes(report),
         "figures": [{"path": path, "alt": ALT.get(Path(path).stem, "Figure")} for path in values.figures],
@@ -286,10 +291,10 @@ def results_table(report: RetentionReport) -> str:
                 return
 
     strongest = report.worst_case.group
-    add("**Converged linear probe, forgotten (D_ft)**", "converged", "D_ft")
-    add("Converged linear probe, retained (D_rt)", "converged", "D_rt")
     add(f"**Strongest attack ({table_cell(strongest)}), recall**", "worst_case", "recall", strongest)
     add("Its false alarms", "worst_case", "false_alarms", strongest)
+    add("**Converged linear probe, forgotten (D_ft)**", "converged", "D_ft")
+    add("Converged linear probe, retained (D_rt)", "converged", "D_rt")
     if report.treatment == "erased":
         add("Whoever removes the eraser, recall", "worst_case", "recall_without_eraser")
     if any(score.name == "changed_vectors" for score in report.section("inputs").scores):
@@ -308,13 +313,16 @@ def results_table(report: RetentionReport) -> str:
     return "\n".join(lines)
 
 
+def _verdict(report: RetentionReport) -> str:
+    """The verdict, and the warnings of the records beside it."""
+    judged = verdict(report)
+    lines = [f"**{prose(judged.text)}**", *(f"**Warning:** {prose(warning)}" for warning in judged.warnings)]
+    return "\n\n".join(lines)
+
+
 def _results_notes(report: RetentionReport) -> str:
     counts = ", ".join(f"{escape_markdown(name)} {count:,}" for name, count in report.samples.items())
-    notes = [
-        f"Percent, test images; {counts}. The converged probe comes first because it is what an attacker with labels gets. "
-        "The paper's probe is stopped long before it converges and mostly measures how large the features are: "
-        "multiplying the original's by 0.1, which erases nothing, lowers it too."
-    ]
+    notes = [f"Percent, test images; {counts}. Every column has its own best attacker. {PAPER_NOTE}"]
     if report.reference == "none":
         notes.append("There is no reference without this knowledge, so what any features would give is not told apart.")
     return "\n\n".join(notes)

@@ -60,7 +60,8 @@ def document(
     existing, changeable = read_card(places)
     labels = _labels(model) if show_class_names else None
     if report is not None and not show_class_names:
-        report = replace(report, class_names={})
+        kept = {label: name for label, name in report.class_names.items() if label not in report.forget_labels}
+        report = replace(report, class_names=kept)
     figures: list[str] = []
     if report is not None:
         report.to_json(folder / REPORT)

@@ -1,0 +1,62 @@
+"""The verdict on the command line: the first thing that is printed wherever a result is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from hf_kd.data.text import one_line, shell_word
+from hf_kd.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hf_kd.audit.verdict import Verdict
+
+
+def accuracy_verdict(accuracy: Mapping[str, Any] | None, names: Sequence[str], labels: int, audit: str) -> Verdict:
+    """What `head_accuracy` measured, in words; `labels` is how many the head has, `audit` the command that measures more."""
+    from hf_kd.audit.shares import Share
+    from hf_kd.audit.verdict import measured_verdict
+
+    shares: list[Share | None] = [None, None]
+    if accuracy:
+        shares = [
+            Share(accuracy["erased"][part], accuracy["original"][part], **accuracy["changes"][part])
+            for part in ("forget", "retain")
+        ]
+    return measured_verdict(names, *shares, chance=100 / labels if labels else None, audit=audit)
+
+
+def record_names(record: Mapping[str, Any], names: Mapping[int, str]) -> list[str]:
+    """Names of the classes of a record: the model's, or else the data set's."""
+    classes = [names.get(label, f"class {label}") for label in record.get("classes") or ()]
+    return classes or list(record.get("dataset_classes") or ())
+
+
+def audit_command(model: str, dataset: str, *options: str) -> str:
+    """The command that measures what is left."""
+    return " ".join(map(shell_word, ["hf-kd", "audit", model, "--dataset", dataset, *options]))
+
+
+def show_verdict(console: Console, text: str, warnings: Sequence[str] = ()) -> None:
+    """The verdict, and the warnings of the records beside it."""
+    console.print(Text(one_line(text), style="bold"))
+    for warning in warnings:
+        console.print(Text(one_line(f"Warning: {warning}"), style="yellow"))
+
+
+def report_verdict(folder: str | Path) -> str:
+    """The verdict of the report beside a model; that there is none where there is none."""
+    from hf_kd.audit.verdict import NOT_AUDITED
+
+    from ._published import report_of
+
+    try:
+        report = report_of(Path(folder), None)
+    except InvalidValueError as error:
+        return f"The report beside this model says nothing: {error}"
+    return NOT_AUDITED if report is None else report.verdict

@@ -1,0 +1,66 @@
+"""The verdict stands first on the command line, and says no more than was measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_kd.audit.verdict import NOT_AUDITED
+from hf_kd.cli._verdict import accuracy_verdict, audit_command, record_names
+from tests.cli.runner import hf_kd
+
+
+@pytest.fixture(scope="module")
+def erased(place, tmp_path_factory):
+    """What erase printed, and where its model is."""
+    out = tmp_path_factory.mktemp("verdict") / "erased"
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--k", "2", "--test-split", "test"]
+    return hf_kd("erase", place / "model", *arguments, "--output", out).stdout, out
+
+
+def test_erase_says_first_what_the_head_answers_and_what_is_not_measured(erased):
+    text = " ".join(erased[0].split())
+    assert text.startswith("cat: the head answers "), text
+    assert " of 6" in text
+    assert "not measured yet: hf-kd audit" in text
+    assert text.index("The other classes:") < text.index("Erased by esc")
+
+
+def test_audit_prints_the_verdict_first_and_with_summary_ten_lines_and_nothing_else(erased, place, tmp_path):
+    arguments = ["audit", erased[1], "--dataset", place / "data", "--attacks", "linear"]
+    shown = hf_kd(*arguments, "--output", tmp_path / "report").stdout
+    assert shown.startswith("cat: the head answers ")
+    lines = hf_kd(*arguments, "--summary").stdout.splitlines()
+    assert lines[0].startswith("cat: the head answers ")
+    assert len(lines) <= 10
+    stored = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert stored["verdict"] == lines[0]
+    assert stored["verdict"] in (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+
+
+def test_inspect_and_verify_say_that_nobody_audited_and_what_a_report_says(erased, place):
+    assert " ".join(hf_kd("inspect", erased[1]).stdout.split()).startswith(NOT_AUDITED[:60])
+    done = " ".join(hf_kd("verify", erased[1]).stdout.split())
+    assert done.startswith("Everything matches the receipt.")
+    assert NOT_AUDITED[:60] in done
+    assert "verdict" not in json.loads(hf_kd("inspect", place / "model", "--json").stdout), "nothing was erased from it"
+
+
+def test_a_record_without_classes_has_the_names_of_the_data_set():
+    assert record_names({"classes": [3]}, {3: "cat"}) == ["cat"]
+    assert record_names({"classes": [3]}, {}) == ["class 3"]
+    assert record_names({"classes": None, "dataset_classes": ["ann"]}, {}) == ["ann"]
+    assert accuracy_verdict(None, [], 0, "").text.startswith("what was forgotten: not measured on test images.")
+
+
+def test_a_forgotten_class_that_is_answered_more_often_is_said_in_capitals():
+    accuracy = {
+        "original": {"forget": 20.0, "retain": 50.0},
+        "erased": {"forget": 80.0, "retain": 50.0},
+        "changes": {
+            "forget": {"samples": 20, "lost": 0, "gained": 12},
+            "retain": {"samples": 80, "lost": 0, "gained": 0},
+        },
+    }
+    assert "16 of 20, MORE than before (4)" in accuracy_verdict(accuracy, ["cat"], 10, audit_command("m", "d")).text
