@@ -72,8 +72,15 @@ def test_metadata_is_plain_and_forget_and_retain_stay_apart(report):
 
 def test_the_verdict_comes_first_then_strongest_and_converged_and_the_papers_after_few_labels(report):
     text = render(values(report=report)).split(BEGIN)[1]
-    order = ["the head answers", "**Strongest attack", "**Converged linear probe, forgotten", "Recall from 1 labelled", "Paper's probe", "own head",
-             "Membership"]  # fmt: skip
+    order = [
+        "the head answers",
+        "**Strongest attack",
+        "**Converged linear probe, forgotten",
+        "Recall from 1 labelled",
+        "Paper's probe",
+        "own head",
+        "Membership",
+    ]
     places = [text.index(words) for words in order]
     assert places == sorted(places)
     assert "Not audited" not in text
