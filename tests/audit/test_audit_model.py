@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from hf_kd import AuditOptions, ErasedModel, Retrained, Unseen
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
-from hf_kd.features.reader import ImageReader
+from hf_kd.data.draw import stratified_rows
+from hf_kd.features.reader import ImageReader, ReadOptions
 from tests.conftest import image_processor, small_resnet, small_vit
 from tests.helpers.small import make_dataset, randomise
 
@@ -224,3 +225,17 @@ def test_the_command_prints_one_screen_and_leaves_report_and_figures(vit, proces
     assert ErasedModel.from_pretrained(tmp_path / "model").is_erased, "a report beside a model leaves the model alone"
     done = CliRunner().invoke(app, [*arguments, "--forget-labels", "dog", "--json"])
     assert json.loads(done.stdout)["forget_labels"] == [3]
+
+
+def test_a_first_look_is_the_audit_of_the_rows_that_were_drawn(erased, splits):
+    reading = ReadOptions(limit=30, limit_test=15)
+    looked = erased.audit(*splits, **quick(layer_profile=True), reading=reading)
+    rows = [stratified_rows(split["label"], most) for split, most in zip(splits, (30, 15), strict=True)]
+    parts = [split.select(own) for split, own in zip(splits, rows, strict=True)]
+    whole = erased.audit(*parts, **quick(layer_profile=True))
+    assert list(looked) == list(whole)
+    assert looked.samples == whole.samples
+    assert looked.sampled["train"] == {"drawn": 30, "of": len(splits[0]), "seed": 0}
+    assert looked.sampled["test"] == {"drawn": 15, "of": len(splits[1]), "seed": 0}
+    assert "train 30 of" in "".join(looked.notes)
+    assert not whole.sampled

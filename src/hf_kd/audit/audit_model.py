@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.data.progress import working
 from hf_kd.data.views import VIEWS
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import apply_erasers, has_head, head_logits
@@ -151,11 +152,13 @@ class _Data:
 
     def __init__(self, model: TappedModel, train: Any, test: Any, reading: ReadOptions, wanted: Sequence[int] | None):
         """The first pass: features before the erasers of `model`; of all labels, or of the `wanted` ones."""
-        self.model, self.reading = model, reading
-        self._images = {"train": train, "test": test}
-        self._reading = {"train": reading, "test": reading.of_test()}
-        self._readers = {
-            split: ImageReader(model, images, self._reading[split]) for split, images in self._images.items()
+        given = {"train": (train, reading), "test": (test, reading.of_test())}
+        self._readers = {split: ImageReader(model, images, own) for split, (images, own) in given.items()}
+        # what was drawn is drawn once: every later pass reads just that, as the labels are numbered
+        self.model, self.reading = model, replace(reading, limit=None, limit_test=None)
+        self._images = {
+            split: reader.data if reader.sampled is None else reader.images.source
+            for split, reader in self._readers.items()
         }
         read = {split: reader.read() for split, reader in self._readers.items()}
         self._all = {split: _complete(part.labels, split) for split, part in read.items()}
@@ -175,7 +178,7 @@ class _Data:
         """Another model, or another view, on the same samples; before the erasers."""
         same = other is self.model
         read = {
-            split: (self._readers[split] if same else ImageReader(other, images, self._reading[split])).read(
+            split: (self._readers[split] if same else ImageReader(other, images, self.reading)).read(
                 view, own_labels=True
             )
             for split, images in self._images.items()
@@ -224,12 +227,13 @@ class _Data:
         for number, (split, images) in enumerate(self._images.items()):
             kept = self._rows[split]
             rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split], FORGOTTEN_SHARE[split])
-            hidden.append(read_layers(self.model, images, self._reading[split], blocks, rows))
+            hidden.append(read_layers(self.model, images, self.reading, blocks, rows))
             labels.append(self._all[split][rows])
             among = torch.isin(torch.nonzero(kept).flatten(), rows)
             before = features.get("before_projection", features["original"])[number]
             tap.append({"original": before[among], "erased": features["erased"][number][among]})
-        return layer_profile_section(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
+        with working("probing every block", self.reading.progress):
+            return layer_profile_section(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
 
 
 Pairs = dict[str, tuple[Tensor, Tensor]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from hf_kd.data.distributed import gather_rows
+from hf_kd.data.progress import counted
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
@@ -53,13 +53,11 @@ def read_layers(
 ) -> dict[str, Tensor]:
     """Pooled hidden states of the samples in `rows` (numbers, ascending): {block: float32 [len(rows), d]} on the CPU."""
     if isinstance(data, Dataset):  # only what is read needs to be decoded
-        drawn = ImageReader(model, data, options).images.source
-        data, rows = drawn.select(rows.tolist()), torch.arange(rows.numel())
-        options = replace(options, limit=None)
+        data, rows = data.select(rows.tolist()), torch.arange(rows.numel())
     taken: dict[str, list[Tensor]] = {name: [] for name in blocks}
     numbers: list[Tensor] = []
     with evaluating(model.inner), torch.no_grad(), block_outputs(model.inner, blocks) as take:
-        for batch in ImageReader(model, data, options).batches():
+        for batch in counted(ImageReader(model, data, options).batches(), "every block", "batch", options.progress):
             chosen = torch.isin(batch["rows"], rows)
             if chosen.any():
                 run(model.inner, {name: value[chosen] for name, value in batch["inputs"].items()})

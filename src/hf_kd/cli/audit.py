@@ -68,6 +68,10 @@ def audit(
     budget: Annotated[
         float | None, typer.Option(help="Minutes for --access weights; what had no time is named.")
     ] = None,
+    max_classes: Annotated[
+        int,
+        typer.Option(min=0, help="Of more retained classes so many are drawn: attacks cost samples x classes. 0: all."),
+    ] = 200,
     grad_cam: Annotated[
         int,
         typer.Option(min=0, help="Draw grad_cam.png with so many forgotten test images into --output. It SHOWS them."),
@@ -96,6 +100,7 @@ def audit(
         membership_references=membership_references or (),
         identities=identities,
         layer_profile=layer_profile,
+        max_classes=max_classes or None,
         access=access,
         budget=budget,
     )

@@ -19,6 +19,9 @@ def demo(
     digit: Annotated[int, typer.Option(min=0, max=9, help="Digit to forget.")] = 3,
     ui: Annotated[bool, typer.Option("--ui", help="Then open a page that compares original and erased model.")] = False,
     model: Annotated[str | None, typer.Option(help="With --ui: the page for this erased model instead.")] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="With --model: folder of images to click on; files are called NUMBER-LABEL.png.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="With --ui: port of the page.")] = None,
     *,
     shared: Shared,
@@ -27,9 +30,11 @@ def demo(
     if model is not None and not ui:
         raise typer.BadParameter("--model is for the page; add --ui.")
     if model is not None:
-        _open_page(model, None, port)
+        _open_page(model, examples, port)
         return
-    from .run import run_demo
+    if examples is not None:
+        raise typer.BadParameter("--examples is for the page of --model; the demo brings its own.")
+    from .run import audit_demo, run_demo
 
     result = run_demo(output, digit, log=(lambda text: None) if shared.as_json else console.print)
     if shared.as_json:
@@ -73,13 +78,15 @@ def demo(
     if not result.reloaded_equal:
         raise typer.Exit(1)
     if ui:
+        console.print("Auditing it for the page ...")
+        audit_demo(result)
         _open_page(str(result.folder), result.examples, port)
 
 
 def _open_page(source: str, examples: Path | None, port: int | None) -> None:
     from .page import page
 
-    page(source, examples).launch(server_port=port, server_name="127.0.0.1")
+    page(source, examples, show_class_names=True).launch(server_port=port, server_name="127.0.0.1")
 
 
 def _scores(scores: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The page of the demo: one image, what the original answers, what the erased model answers, and the card's numbers.
+"""The page of the demo: one image, what the original answers beside what the erased model answers, and the verdict.
 
 Runs in a Space and, by `hf-kd demo --ui`, on this machine. Needs the optional extra `ui`.
 """
@@ -6,19 +6,24 @@ Runs in a Space and, by `hf-kd demo --ui`, on this machine. Needs the optional e
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
+from hf_kd.audit.report import RetentionReport
+from hf_kd.audit.verdict import NOT_AUDITED, verdict
 from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.data.text import LONGEST, escape_markdown, one_line
-from hf_kd.errors import InvalidValueError, require
+from hf_kd.errors import InvalidValueError, has_package, require
 from hf_kd.features.taps.inputs import run
 from hf_kd.hub.card import BEGIN
+from hf_kd.hub.document import REPORT
 from hf_kd.model.erased_model import ErasedModel
 
 if TYPE_CHECKING:
@@ -26,17 +31,33 @@ if TYPE_CHECKING:
 
 TOP = 5
 
+EXAMPLES = 3
+
+FIGURE = "figures/label_efficiency.png"
+
 ABOUT = """# What does it still answer?
-The same image goes to the original model and to the erased one. Answers are the least of what a model knows: read the
-numbers below, which say what attackers get out of its features.
+The same image goes to the original model and to the erased one. Answers are the least of what a model knows: the verdict
+says what attackers get out of its features.
 """
 
 
-def page(source: str | Path, examples: str | Path | None = None) -> gradio.Blocks:
-    """The page for an erased classifier (Hub id or folder), not yet launched. examples: a folder of images to offer.
+def page(
+    source: str | Path,
+    examples: str | Path | None = None,
+    report: RetentionReport | None = None,
+    show_class_names: bool = False,
+) -> gradio.Blocks:
+    """The page for an erased classifier, not yet launched.
 
-    Raises ImportError, with the command to install it, without gradio, and ValueError for a model without an eraser or
-    without a classification head.
+    Args:
+        source: Hub id or folder.
+        examples: Folder of images to offer; three of them, those of forgotten classes (by their names) first.
+        report: Of an audit; by default the one that lies with the model.
+        show_class_names: Whether the forgotten classes are named.
+
+    Raises:
+        ImportError: Without gradio, with the command to install it.
+        ValueError: For a model without an eraser or without a classification head.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     gr = require("gradio", "ui")
@@ -45,6 +66,9 @@ def page(source: str | Path, examples: str | Path | None = None) -> gradio.Block
         raise InvalidValueError(
             f"{source} is no erased classifier: there is no second answer to show beside the first."
         )
+    stored = _beside(source, REPORT)
+    if report is None and stored is not None:
+        report = RetentionReport.from_json(stored)
 
     def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, float]]:
         if image is None:
@@ -53,16 +77,72 @@ def page(source: str | Path, examples: str | Path | None = None) -> gradio.Block
 
     with gr.Blocks(title="Before and after erasing") as blocks:
         gr.Markdown(ABOUT)
+        gr.Markdown(f"**Forgotten:** {forgotten(model, show_class_names)}\n\n**Verdict:** {judged(report)}")
         with gr.Row():
-            image = gr.Image(type="pil", label="Image")
-            before = gr.Label(num_top_classes=TOP, label="Original")
-            after = gr.Label(num_top_classes=TOP, label="Erased")
+            image = gr.Image(type="pil", label="Image", height=280)
+            with gr.Column():
+                gr.Markdown("### Before")
+                before = gr.Label(num_top_classes=TOP, label="Original", elem_id="before")
+            with gr.Column():
+                gr.Markdown("### After")
+                after = gr.Label(num_top_classes=TOP, label="Erased", elem_id="after")
         button = gr.Button("Compare", variant="primary")
-        if examples is not None:
-            gr.Examples(sorted(str(path) for path in Path(examples).glob("*.png")), image)
-        gr.Markdown(numbers(source))
+        chosen = [] if examples is None else offered(Path(examples), model)
+        if chosen:
+            gr.Examples([[str(path)] for path in chosen], [image], [before, after], compare, run_on_click=True)
+        figure = label_efficiency(source, report)
+        with gr.Row():
+            if figure is not None:
+                with gr.Column():
+                    gr.Markdown("### How few labels an attacker needs")
+                    gr.Image(str(figure), show_label=False, interactive=False, height=360, elem_id="figure")
+            with gr.Column():
+                gr.Markdown(numbers(source))
         button.click(compare, image, [before, after], api_name="compare")
+        image.upload(compare, image, [before, after], api_name=False)
     return blocks
+
+
+def forgotten(model: ErasedModel, named: bool) -> str:
+    """What was forgotten, by which method, from how many images, as Markdown."""
+    parts = []
+    for erasure in model.erasures:
+        text = erasure.summary
+        names = [model.class_names[label] for label in erasure.classes or () if label in model.class_names]
+        if named and names:
+            text = f"{', '.join(names)}: {text}"
+        parts.append(escape_markdown(one_line(text), 400))
+    return "; ".join(parts)
+
+
+def judged(report: RetentionReport | None) -> str:
+    """The verdict of a report, or that there is none, as Markdown."""
+    return escape_markdown(NOT_AUDITED if report is None else verdict(report).text, 2_000)
+
+
+def offered(folder: Path, model: ErasedModel) -> list[Path]:
+    """A few images of a folder to click on: those of forgotten classes, by the names in their file names, come first."""
+    names = {model.class_names.get(label) for erasure in model.erasures for label in erasure.classes or ()}
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    return sorted(found, key=lambda path: path.stem.partition("-")[2] not in names)[:EXAMPLES]
+
+
+def label_efficiency(source: str | Path, report: RetentionReport | None) -> Path | None:
+    """The figure of label efficiency: drawn from the report, or the one that lies with the model; None without either."""
+    if report is not None and has_package("matplotlib"):
+        drawn = report.figures(tempfile.mkdtemp(prefix="hf-kd-page-"))
+        return next((path for path in drawn if path.name == Path(FIGURE).name), None)
+    return _beside(source, FIGURE)
+
+
+def _beside(source: str | Path, name: str) -> Path | None:
+    """A file that lies with the model, in a folder or on the Hub; None where there is none."""
+    if Path(source).is_dir():
+        return Path(source) / name if (Path(source) / name).is_file() else None
+    try:
+        return Path(hf_hub_download(str(source), name))
+    except EntryNotFoundError:
+        return None
 
 
 def answers(model: ErasedModel, image: Image.Image) -> tuple[dict[str, float], dict[str, float]]:
@@ -91,7 +171,7 @@ def _by_label(logits: torch.Tensor, names: Mapping[int, str]) -> dict[str, float
 
 
 def numbers(source: str | Path) -> str:
-    """The headline numbers of the model's card, as Markdown."""
+    """The headline numbers of the model's card, as Markdown; nothing where it has none."""
     path = Path(source) / "README.md"
     try:
         card = ModelCard.load(path if path.is_file() else str(source), ignore_metadata_errors=True)
@@ -99,7 +179,7 @@ def numbers(source: str | Path) -> str:
         return f"The model's card could not be read ({type(error).__name__}), so there are no numbers to show."
     results: list[EvalResult] = card.data.eval_results or []
     if not results:
-        return "**Not audited:** nobody measured what the features of this model still reveal. `hf-kd audit` does."
+        return ""
     lines = ["| What attackers get, from the model's card | % |", "|---|---:|"]
     lines += [
         f"| {escape_markdown(str(result.metric_name))} | {escape_markdown(str(result.metric_value))} |"

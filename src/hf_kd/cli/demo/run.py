@@ -20,13 +20,16 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
+from hf_kd.audit.options import AuditOptions
 from hf_kd.data.load import filter_by_labels
 from hf_kd.features.heads import predictions
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.hub.document import document
 from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.metrics.knowledge_retention import KnowledgeRetentionResult, knowledge_retention
 from hf_kd.metrics.scores import ForgetRetainScores
 from hf_kd.model.erased_model import ErasedModel
+from hf_kd.model.saving import atomic_directory
 from hf_kd.model.train import train_original
 
 SIDE = 16
@@ -129,6 +132,15 @@ def run_demo(output: Path, digit: int = 3, log: Callable[[str], None] = print) -
     with torch.no_grad():
         equal = torch.equal(again(**inputs).logits, saved(**inputs).logits)
     return DemoResult(tuple(rows), output, equal, digit, _examples(test, output))
+
+
+def audit_demo(result: DemoResult) -> None:
+    """Audit the saved demo and put report, card and figures beside it, as `hf-kd audit` and `hf-kd card` do."""
+    train, test = digits()
+    model = ErasedModel.from_pretrained(result.folder)
+    report = model.audit(train, test, options=AuditOptions(draws=3))
+    with atomic_directory(result.folder) as folder:
+        document(model, folder, report=report, beside=result.folder, show_class_names=True)
 
 
 def _examples(test: Dataset, output: Path) -> Path:

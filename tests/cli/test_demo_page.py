@@ -1,0 +1,87 @@
+"""The page of the demo: what it says, and, where gradio and a browser are, what it does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from hf_kd import ErasedModel
+from hf_kd.audit.verdict import NOT_AUDITED, verdict
+from hf_kd.cli.demo import page as page_module
+from hf_kd.cli.demo.run import audit_demo, run_demo
+from hf_kd.hub.document import REPORT
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo's folder, audited."""
+    result = run_demo(tmp_path_factory.mktemp("page") / "demo", log=lambda text: None)
+    audit_demo(result)
+    return result
+
+
+def test_it_says_what_was_forgotten_and_what_the_audit_found(demo):
+    model = ErasedModel.from_pretrained(demo.folder)
+    named = page_module.forgotten(model, named=True)
+    assert "three" in named
+    assert "esc" in named
+    assert "three" not in page_module.forgotten(model, named=False)
+    report = page_module.RetentionReport.from_json(demo.folder / REPORT)
+    words = page_module.judged(report).replace("\\", "")
+    assert verdict(report).sentences[0][:40] in words
+    assert page_module.judged(None).replace("\\", "") == NOT_AUDITED
+
+
+def test_three_images_are_offered_and_a_forgotten_one_is_the_first(demo):
+    model = ErasedModel.from_pretrained(demo.folder)
+    found = [path.name for path in page_module.offered(demo.examples, model)]
+    assert found == ["3-three.png", "0-zero.png", "1-one.png"]
+
+
+def test_the_figure_is_drawn_from_the_report_or_lies_with_the_model(demo, tmp_path):
+    report = page_module.RetentionReport.from_json(demo.folder / REPORT)
+    assert page_module.label_efficiency(demo.folder, report).name == "label_efficiency.png"
+    assert page_module.label_efficiency(demo.folder, None) == demo.folder / page_module.FIGURE
+    assert page_module.label_efficiency(tmp_path, None) is None
+
+
+@pytest.mark.slow
+def test_in_a_browser(demo, tmp_path):
+    """Upload an image, click on an example, read both answers; nothing complains in the console."""
+    pytest.importorskip("gradio", reason="gradio pins pillow below what the rest is tested with")
+    playwright = pytest.importorskip("playwright.sync_api")
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        pytest.skip("there is no browser")
+    blocks = page_module.page(demo.folder, demo.examples, show_class_names=True)
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    shot = os.environ.get("HF_KD_SCREENSHOT", str(tmp_path / "page.png"))
+    try:
+        with playwright.sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+            view = browser.new_page(viewport={"width": 1100, "height": 1500})
+            complaints: list[str] = []
+            view.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+            view.on("pageerror", lambda error: complaints.append(str(error)))
+            view.route(lambda url: not url.startswith(address), lambda route: route.abort())
+            view.goto(address)
+            Image.open(demo.examples / "7-seven.png").save(tmp_path / "seven.png")
+            view.locator("input[type=file]").first.set_input_files(tmp_path / "seven.png")
+            for answers in ("#before", "#after"):
+                view.locator(answers).get_by_text("seven").first.wait_for(timeout=30_000)
+            view.locator(".gallery-item, .gallery button, table.gallery td").first.click()
+            view.locator("#before").get_by_text("three").first.wait_for(timeout=30_000)
+            top = view.locator("#after .output-class, #after h2").first
+            playwright.expect(top).not_to_have_text("three")
+            assert view.get_by_text("Verdict:").count() == 1
+            assert view.locator("#figure img").count() == 1
+            view.wait_for_timeout(500)
+            view.screenshot(path=shot, full_page=True)
+            browser.close()
+    finally:
+        blocks.close()
+    own = [text for text in complaints if "ERR_FAILED" not in text]  # what was asked of other machines, such as fonts
+    assert own == []
