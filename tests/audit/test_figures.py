@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_kd.audit.figures import draw_recovery
+from hf_kd.audit.plotting import spread
 from hf_kd.audit.report import RetentionReport
 from tests.helpers.audited import audited
 from tests.metrics.planted import planted
 
 pytest.importorskip("matplotlib")
+
+import itertools
+
+from matplotlib.figure import Figure
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +40,27 @@ def test_a_loaded_report_draws_all_but_the_points_it_no_longer_has(report, tmp_p
     assert [file.stem for file in loaded.figures(tmp_path)] == ["recovery", "label_efficiency", "class_means", "norms"]
 
 
-def test_embeddings_have_no_recovery_figure(tmp_path):
-    files = audited(planted(n=200), logits=None).figures(tmp_path)
-    assert "recovery" not in [file.stem for file in files]
+def test_embeddings_have_a_recovery_figure_without_a_head(tmp_path):
+    report = audited(planted(n=200), logits=None)
+    assert "recovery" in [file.stem for file in report.figures(tmp_path)]
+    drawn = draw_recovery(report, Figure)
+    labels = [tick.get_text().replace("\n", " ") for tick in drawn.axes[0].get_xticklabels()]
+    assert labels[0].startswith("best attacker")
+    assert not any("head" in label for label in labels)
+
+
+def test_recovery_shows_accuracies_and_its_note_on_the_papers_probe(report):
+    drawn = draw_recovery(report, Figure)
+    assert drawn.axes[0].get_ylim()[1] < 110
+    assert "stopped long before it converges" in " ".join(drawn.legends[0].get_title().get_text().split())
+
+
+def test_labels_that_cover_each_other_are_moved_apart():
+    places = [(0.0, 0.0), (0.1, 0.01), (0.05, 0.02), (3.0, 0.0)]
+    moved = spread(places, width=1.0, height=0.1)
+    assert moved[3] == places[3], "nothing is near it"
+    heights = sorted(y for _, y in moved[:3])
+    assert all(b - a >= 0.099 for a, b in itertools.pairwise(heights))
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(report, tmp_path, monkeypatch):

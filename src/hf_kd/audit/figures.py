@@ -11,8 +11,10 @@ import numpy as np
 from hf_kd.data.text import figure_text
 from hf_kd.errors import require
 
-from .plotting import BLACK, BLUE, GREY, ORANGE, STYLE, VERSIONS, short
+from .plotting import BLACK, BLUE, GREY, ORANGE, STYLE, VERSIONS, add_title, caption, short, spread
 from .report_data import ReportData
+from .schema import PAPER_NOTE
+from .verdict import verdict
 from .weight_figures import WEIGHT_FIGURES
 
 MOST_MARKED = 6
@@ -35,28 +37,23 @@ def draw_figures(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
         for name, drawer in FIGURES.items():
             figure = drawer(report, Figure)
             if figure is not None:
+                add_title(figure, verdict(report).short)
                 figure.savefig(folder / f"{name}.png")
                 written.append(folder / f"{name}.png")
     return tuple(written)
 
 
-def draw_recovery_ratio(report: ReportData, figure_class: Any) -> Any:
-    """Fig. 1: how much of the original head's accuracy on D_ft each probe reads, beside the head itself."""
-    section = report.section("recovery_ratio")
-    if not section.scores:
-        return None
-    head = report.score("head", "D_ft")
-    bars = {
-        "own head": (100.0, 100 * head.value / head.original, _share(head.reference, head.original)),
-        "paper probe\n(stopped early)": _values(report.score("recovery_ratio", "recovery_ratio", "paper")),
-        "converged probe": _values(report.score("recovery_ratio", "recovery_ratio", "converged")),
-    }
+def draw_recovery(report: ReportData, figure_class: Any) -> Any:
+    """Knowledge retention: the forgotten test images that each reads, the best attacker first, beside the original."""
     worst = report.worst_case
+    bars = {f"best attacker\n({worst.group})": _values(worst)}
     if worst.group != "linear":
-        values = tuple(_share(value, head.original) for value in _values(worst))
-        bars[f"strongest attack\n({worst.group})"] = values
+        bars["linear probe,\nconverged"] = _values(report.score("converged", "D_ft"))
+    if report.section("head").scores:
+        bars["the model's\nown head"] = _values(report.score("head", "D_ft"))
+    bars["paper's probe\n(stopped early)"] = _values(report.score("paper", "D_ft"))
     versions = [v for i, v in enumerate(VERSIONS) if any(values[i] is not None for values in bars.values())]
-    figure = figure_class(figsize=(6.2, 2.9))
+    figure = figure_class(figsize=(6.2, 3.5))
     axes = figure.add_subplot()
     width = 0.8 / len(versions)
     for column, version in enumerate(versions):
@@ -71,11 +68,21 @@ def draw_recovery_ratio(report: ReportData, figure_class: Any) -> Any:
                 "-" if height is None else f"{height:.0f}", (x, height or 0), ha="center", va="bottom", fontsize=8
             )
     axes.set_xticks(np.arange(len(bars)), list(bars))
-    axes.set_ylabel("accuracy on D_ft, % of\nthe original head's")
-    axes.axhline(100, color=GREY, linewidth=0.8, zorder=0)
-    axes.set_ylim(0, 1.12 * max(100.0, *(value or 0 for values in bars.values() for value in values)))
-    figure.legend(loc="outside upper center", ncols=len(versions))
+    axes.set_ylabel("knowledge retention: forgotten\ntest images read (D_ft), %")
+    _draw_chance(axes, report.score("converged", "D_ft").chance)
+    axes.set_ylim(0, 106)
+    axes.set_yticks(range(0, 101, 20))
+    note = caption(figure, PAPER_NOTE)
+    figure.legend(loc="outside lower center", ncols=len(versions), title=note, title_fontsize=7)
     return figure
+
+
+def _draw_chance(axes: Any, chance: float | None) -> None:
+    """A dotted line where guessing lies."""
+    if chance is not None:
+        axes.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
+        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(2, 0),
+                      textcoords="offset points", va="center", fontsize=7)  # fmt: skip
 
 
 def draw_label_efficiency(report: ReportData, figure_class: Any) -> Any:
@@ -135,7 +142,7 @@ def draw_class_means(report: ReportData, figure_class: Any) -> Any:
     if "after_each" in numbers:
         own = np.asarray(numbers["after_each"])
         shown.append((own, numbers["norms_after_each"], "each class behind an eraser of its own", "erased"))
-    figure = figure_class(figsize=(len(shown) * size + 1.6, size + 2.0))
+    figure = figure_class(figsize=(len(shown) * size + 1.6, size + 2.3), layout="compressed")
     panels = figure.subplots(1, len(shown), sharey=True)
     low = min(0.0, *(float(matrix.min()) for matrix, *_ in shown))
     for axes, (matrix, lengths, title, columns) in zip(panels, shown, strict=True):
@@ -143,10 +150,10 @@ def draw_class_means(report: ReportData, figure_class: Any) -> Any:
         axes.set_title(title)
         axes.set_xticks(
             range(len(classes)),
-            [f"{name}  {length:.1f}" for name, length in zip(names, lengths, strict=True)],
+            [f"{name} ({length:.1f})" for name, length in zip(names, lengths, strict=True)],
             rotation=90,
         )
-        axes.set_xlabel(f"{columns} mean and its length")
+        axes.set_xlabel(f"mean of the {report.treatment if columns == 'erased' else columns} features (its length)")
         axes.set_yticks(range(len(classes)), names)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -160,8 +167,14 @@ def draw_class_means(report: ReportData, figure_class: Any) -> Any:
             for label, tick in zip(classes, ticks, strict=False):
                 if label in report.forget_labels:
                     tick.set(fontweight="bold", color=ORANGE)
-    panels[0].set_ylabel("original mean")
+    panels[0].set_ylabel("mean of the original features")
     figure.colorbar(image, ax=panels, label="cosine (not centred)", shrink=0.8)
+    text = (
+        "Each cell: the cosine between the mean test feature of the row's class in the original and that of the column's "
+        "class; 1 is the same direction, 0 none in common. Where a class is gone its column is near 0 and its mean short; "
+        "where others lost something too, their diagonal is below 1. A probe may read what means do not show."
+    )
+    figure.supxlabel(caption(figure, text), x=0.01, ha="left", fontsize=7, color="#555555")
     return figure
 
 
@@ -181,7 +194,7 @@ def draw_norms(report: ReportData, figure_class: Any) -> Any:
         axes.set_xlabel("feature norm")
     panels[0].set_ylabel("% of the samples")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -215,17 +228,13 @@ def draw_layer_profile(report: ReportData, figure_class: Any) -> Any:
         axes.plot([], [], color=BLACK, marker="o", markersize=9, markerfacecolor="none", linestyle="none",
                   label="open: behind the eraser")  # fmt: skip
         axes.axvline(len(names) - 1, color=GREY, linewidth=0.6, zorder=0)
-    chance = report.score("converged", "D_ft").chance
-    if chance is not None:
-        axes.axhline(chance, color=BLACK, linewidth=0.8, linestyle=":")
-        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(2, 0),
-                      textcoords="offset points", va="center", fontsize=7)  # fmt: skip
+    _draw_chance(axes, report.score("converged", "D_ft").chance)
     lowest = min(score.original for score in section.scores)
     axes.set_ylim(min(0, 1.1 * lowest), 104)
     axes.set_xticks(range(len(names)), _without_common_start(names), rotation=60, ha="right", rotation_mode="anchor",
                     fontsize=7)  # fmt: skip
     axes.set_ylabel("converged probe, test, %")
-    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -253,36 +262,57 @@ def draw_tsne(report: ReportData, figure_class: Any) -> Any:
     places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(both)
     halves = {"original": places[: len(samples.labels)], "erased": places[len(samples.labels) :]}
     forgotten = np.isin(samples.labels, report.forget_labels)
-    figure = figure_class(figsize=(7.0, 3.6))
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure = figure_class(figsize=(7.6, 4.2))
+    panels = figure.subplots(1, 2)
     for axes, (version, points) in zip(panels, halves.items(), strict=True):
         axes.scatter(*points[~forgotten].T, s=7, color="#B5B5B5", linewidths=0, label="retained (D_rt)")
         axes.scatter(
             *points[forgotten].T, s=18, color=ORANGE, marker="^", edgecolors="white", linewidths=0.3,
             label="forgotten (D_ft)",
         )  # fmt: skip
-        centres = [(label, np.median(points[samples.labels == label], axis=0)) for label in np.unique(samples.labels)]
-        for label, centre in centres if len(centres) <= 2 * MOST_MARKED else ():
-            name = short(report.class_names.get(int(label), str(label)))
-            bold = int(label) in report.forget_labels
-            axes.annotate(
-                name, centre, ha="center", va="center", fontsize=7, fontweight="bold" if bold else "normal",
-                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
-            )  # fmt: skip
+        _fill(axes, points)
+        _name_clusters(axes, report, samples.labels, points)
         axes.set_title(_name(report, version))
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(True)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2)
-    figure.supxlabel(
-        "t-SNE, both panels fitted together; distances between clusters mean little", fontsize=7, color="#555555"
-    )
+    text = "t-SNE, both panels fitted together and each drawn at its own scale; distances between clusters mean little."
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, title=caption(figure, text), title_fontsize=7)
     return figure
 
 
+def _fill(axes: Any, points: np.ndarray) -> None:
+    """Limits that the bulk of the points fills: single ones far out are left at the edge or outside."""
+    for side, values in zip("xy", points.T, strict=True):
+        low, high = np.quantile(values, [0.01, 0.99])
+        room = 0.1 * (high - low) or 1.0
+        getattr(axes, f"set_{side}lim")(low - room, high + room)
+
+
+def _name_clusters(axes: Any, report: ReportData, labels: np.ndarray, points: np.ndarray) -> None:
+    """Names at the middle of every class, where they are not too many, moved so that all can be read."""
+    classes = np.unique(labels)
+    if len(classes) > 2 * MOST_MARKED:
+        classes = np.array([label for label in classes if int(label) in report.forget_labels])
+    if not len(classes):
+        return
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    centres = [tuple(np.median(points[labels == label], axis=0)) for label in classes]
+    edge = 0.13 * (right - left)  # half a name
+    centres = [(min(max(x, left + edge), right - edge), y) for x, y in centres]
+    apart = spread(centres, width=0.28 * (right - left), height=0.055 * (top - bottom))
+    for label, centre in zip(classes, apart, strict=True):
+        name = short(report.class_names.get(int(label), str(label)))
+        bold = int(label) in report.forget_labels
+        axes.annotate(
+            name, centre, ha="center", va="center", fontsize=7, fontweight="bold" if bold else "normal",
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+        )  # fmt: skip
+
+
 FIGURES: dict[str, Callable[[ReportData, Any], Any]] = {
-    "recovery": draw_recovery_ratio,
+    "recovery": draw_recovery,
     "label_efficiency": draw_label_efficiency,
     "class_means": draw_class_means,
     "norms": draw_norms,
@@ -295,10 +325,6 @@ FIGURES: dict[str, Callable[[ReportData, Any], Any]] = {
 
 def _values(score: Any) -> tuple[float | None, float | None, float | None]:
     return score.original, score.value, score.reference
-
-
-def _share(value: float | None, whole: float) -> float | None:
-    return None if value is None else 100 * value / whole
 
 
 def _name(report: ReportData, version: str) -> str:

@@ -148,7 +148,11 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
         ]
 
     strongest = report.worst_case.group
-    recalls = [(f"recall of {s.group}", s) for _, s in named("worst_case", "recall") if s.group != strongest]
+    recalls = [
+        (f"highest recall of any attack ({s.group})", s)
+        for _, s in named("worst_case", "recall")
+        if s.group != strongest
+    ]
     white = [("recall of linear, eraser taken away", s) for _, s in named("worst_case", "recall_without_eraser")]
     yield (
         f"Strongest attack: {_attackers(report)}",

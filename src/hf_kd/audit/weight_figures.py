@@ -29,7 +29,7 @@ def draw_weight_profile(report: ReportData, figure_class: Any) -> Any:
             )  # fmt: skip
         axes.set_xticks(range(len(blocks)), [_short(block) for block in blocks], rotation=60, ha="right", fontsize=7)
         axes.set_ylabel(title)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -57,7 +57,7 @@ def draw_relearning(report: ReportData, figure_class: Any) -> Any:
         panels[1][column].set_xlabel("steps")
     panels[0][0].set_ylabel("AUC, %")
     panels[1][0].set_ylabel("forgotten, test, %")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -81,7 +81,7 @@ def draw_reference_level(report: ReportData, figure_class: Any) -> Any:
         axes.set_title(score.group.partition(",")[0])
         axes.set_xlabel("R, retained, %")
         axes.set_ylabel("F, forgotten, %")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 

@@ -71,7 +71,7 @@ OUR_SPLITS = ("test[forget]", "test[retain]")
 PAPER_METRIC = "Knowledge Retention, paper protocol (D_ft): stopped early, mostly measures how large features are"
 
 ALT = {
-    "recovery": "Recovery ratio of probes on the forgotten classes, original and erased",
+    "recovery": "Forgotten test images that the best attacker, probes and the head read, original and erased",
     "label_efficiency": "Recall of the forgotten classes against the number of labelled images an attacker has",
     "class_means": "Cosines between class means before and after erasing",
     "norms": "Histograms of feature norms of forgotten and retained images, before and after erasing",
