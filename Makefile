@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+# two processes of tests; one that is done takes tests from the other, from the end, so that both share few fixtures
+TWO := --numprocesses 2 --dist worksteal
 
 # fast tests of what is computed, over kernels and numbers of threads that round otherwise; SSE4_2 is where a constant unit of
 # 1,000 once moved new features by 8. Waiting threads sleep, or two of them on busy cores would take minutes.
@@ -17,10 +19,10 @@ demo: $(VENV)/.ready
 	$(BIN)/hf-kd demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest $(TWO)
 
 test-fast: $(VENV)/.ready
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not processes and not hub and not bench"
+	$(BIN)/python -m pytest $(TWO) -m "not slow and not processes and not hub and not bench"
 
 test-kernels: $(VENV)/.ready
 	@for threads in 1 2; do for kernels in $(KERNELS); do \
@@ -41,10 +43,10 @@ lint: $(VENV)/.ready
 	$(BIN)/codespell
 
 coverage: $(VENV)/.ready
-	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report=term
+	$(BIN)/python -m pytest $(TWO) --cov --cov-report=term
 
 test-lowest: $(LOWEST)/.ready
-	$(LOWEST)/bin/python -m pytest --numprocesses 2
+	$(LOWEST)/bin/python -m pytest $(TWO)
 
 # torch first and alone: constrained to one version, so that nothing else chooses another build of it
 $(VENV)/.ready: pyproject.toml constraints.txt

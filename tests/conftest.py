@@ -28,6 +28,17 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch
 PLACES = {"hub": "hub", "bench": "bench"}
 """Folders of tests whose tests all get a mark."""
 
+SLOW = (
+    "test_architectures",
+    "test_real_data",
+    "test_audit_model",
+    "test_hidden_states",
+    "test_unlearn",
+    "test_verify",
+    "test_fuzz",
+)
+"""Files of tests that audit, train or build a model each, many of them."""
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
@@ -111,5 +122,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(mark)
         if item.path.stem in ("test_processes", "test_distributed", "test_saving_killed"):
             item.add_marker("processes")
-        if item.path.stem in ("test_architectures", "test_real_data"):
+        if item.path.stem in SLOW:
             item.add_marker("slow")

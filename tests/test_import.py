@@ -87,6 +87,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert loaded("import hf_kd.cli", HEAVY + ABOVE[:3]) == set()
 
 
+@pytest.mark.processes
 def test_a_model_brings_what_a_model_needs():
     above = (*(name for name in ABOVE if name != "hf_kd.hub"), "hf_kd.hub.document", "hf_kd.hub.card")
     both = python(f"""
@@ -113,6 +114,7 @@ def test_every_public_name_is_there_and_where_it_says():
     assert names == {name: f"hf_kd.{home}" for name, home in hf_kd._HOME.items()}, "tools see what runs"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("name", "after"),
     [("KNOWLEDGE_RETENTION", "/hub/spaces/knowledge_retention"), ("metrics.run_attacks.__name__", "run_attacks"),
@@ -191,6 +193,7 @@ print("loaded")
 """
 
 
+@pytest.mark.processes
 def test_auto_classes_load_a_saved_model(tmp_path):
     """Whoever is imported first, after reloads and behind other finders, in a process that unpickles, and in threads."""
     names = "AutoConfig, AutoModel, AutoModelForImageClassification, pipeline"

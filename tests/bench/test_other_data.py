@@ -45,7 +45,7 @@ def problem_of(labels: torch.Tensor) -> Problem:
 
 
 def test_a_never_seen_class_stands_where_the_forgotten_one_stood():
-    """Control both ways: strangers far from everything are found by every probe, strangers that lie on a retained class by
+    """Control both ways: classes far from everything are found by every probe, ones that lie on a retained class by
     none, and what was forgotten is not looked at."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat_interleave(60)
@@ -55,17 +55,17 @@ def test_a_never_seen_class_stands_where_the_forgotten_one_stood():
     measures = Measures(attacks=("linear", "views-2-linear"))
     found = {}
     for name, place in (("far", torch.tensor([0, 0, 0, 0, 9.0, 9.0])), ("inside", means[2])):
-        strangers = place + torch.randn(20, 6, generator=generator)
-        other = OtherData(((strangers,), torch.full((20,), 7)), ((strangers,), torch.full((20,), 7)))
+        unseen = place + torch.randn(20, 6, generator=generator)
+        other = OtherData(((unseen,), torch.full((20,), 7)), ((unseen,), torch.full((20,), 7)))
         found[name] = unseen_classes(Features((own,), (own,)), problem_of(labels), 0, measures, other, seed=0)
     assert found["far"]["KR D_ft"] == 100
     assert found["inside"]["KR D_ft"] < 50
     assert found["far"]["attacks"]["linear"]["recall"] == 100
-    assert set(found["far"]["attacks"]) == {"linear"}, "strangers have no further views"
+    assert set(found["far"]["attacks"]) == {"linear"}, "unseen classes have no further views"
     assert found["far"]["unseen classes"] == 1
 
 
-def test_cells_with_transfer_and_strangers_in_a_table(one, other, tmp_path):
+def test_cells_with_transfer_and_unseen_classes_in_a_table(one, other, tmp_path):
     experiment = one(
         methods=["original", "unseen", {"method": "esc", "k": 1}, {"method": "finetune", "epochs": 1}],
         measure={

@@ -6,7 +6,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.processes
 def test_the_installed_command_prints_json_and_nothing_else(place):
     command = [sys.executable, "-m", "hf_kd", "inspect", str(place / "model"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

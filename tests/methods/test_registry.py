@@ -25,6 +25,7 @@ from hf_kd.methods.registry import (
     register_method,
 )
 from hf_kd.methods.unlearning.base import UnlearningMethod
+from tests.helpers import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,22 +99,21 @@ def plugin_path(tmp_path_factory):
     return folder / "site"
 
 
-def run(code: str, argument: str, path) -> str:
-    import os
-
-    environment = os.environ | {"PYTHONPATH": str(path)}
-    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(code: str, argument, *path) -> processes.Done:
+    """A process with these folders on its path."""
+    (done,) = processes.run(["-c", code, argument], environments=[processes.surroundings()], path=path)
+    return done
 
 
+@pytest.mark.processes
 def test_a_third_party_method_is_used_by_name_saved_and_loaded(plugin_path, tmp_path):
-    assert "saved" in run(USE, str(tmp_path / "model"), plugin_path)
-    out = run(LOAD, str(tmp_path / "model"), plugin_path)
-    assert out.split(maxsplit=2)[:2] == ["MeanProjection", "mean-direction"]
-    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path / "model")], capture_output=True, text=True)
-    assert done.returncode != 0, "without the package it does not load un-erased"
-    assert "Install the package whose method wrote this model" in done.stderr
+    saved = run(USE, tmp_path / "model", plugin_path)
+    assert (saved.code, saved.out.split()[-1]) == (0, "saved"), saved.text
+    loaded = run(LOAD, tmp_path / "model", plugin_path)
+    assert loaded.out.split(maxsplit=2)[:2] == ["MeanProjection", "mean-direction"], loaded.text
+    done = run(LOAD, tmp_path / "model")
+    assert done.code != 0, "without the package it does not load un-erased"
+    assert "Install the package whose method wrote this model" in done.err
 
 
 def test_names_and_options():
@@ -175,10 +175,11 @@ print([name for name in sys.modules if name.split(".")[0] in ("torch", "transfor
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+@pytest.mark.processes
 def test_what_is_stored_of_the_built_in_methods_is_what_their_classes_say():
-    command = [sys.executable, str(ROOT / "tools" / "methods_table.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = [ROOT / "tools" / "methods_table.py", "--check"]
+    (done,) = processes.run(command, environments=[processes.surroundings()])
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("name", available_methods(None))

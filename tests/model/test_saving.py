@@ -247,6 +247,7 @@ model.save_pretrained(sys.argv[1])
 """
 
 
+@pytest.mark.processes
 def test_a_killed_save_leaves_the_old_folder_whole(erased, saved, pixels):
     answers = logits_of(erased, pixels)
     (done,) = processes.run(["-c", KILLED, saved], environments=[processes.surroundings()])
@@ -368,6 +369,7 @@ def test_no_model_at_all(tmp_path):
         ErasedModel(ErasedConfig())
 
 
+@pytest.mark.processes
 def test_a_fresh_process_gives_the_same_answers(erased, saved, pixels):
     code = (
         "import sys, torch, hf_kd; from transformers import AutoModelForImageClassification as A;"

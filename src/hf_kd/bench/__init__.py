@@ -33,7 +33,17 @@ __all__ = [
 
 
 def write_tables(found: list[Experiment], store: Store, folder: Path, figures: bool = True) -> list[Path]:
-    """Write tables.md, a .tex for each experiment, and the figures; returns the files."""
+    """Write tables.md, a .tex for each experiment, and the figures.
+
+    Args:
+        found: The experiments.
+        store: Their results.
+        folder: Where the files go.
+        figures: Whether figures are drawn.
+
+    Returns:
+        The files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "tables.md"]
     written[0].write_text("\n".join(markdown(one, store) for one in found), encoding="utf-8")

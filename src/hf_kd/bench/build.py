@@ -36,10 +36,20 @@ def make(
     stage: int | None,
     before: ErasedModel | None = None,
 ) -> tuple[ErasedModel, Seconds]:
-    """The model after the request of `stage` (None: after all of them at once), and the seconds that reading or the feature
-    pass ("features") and the rest ("fit") took.
+    """The model of a row after a request.
 
-    before: what the requests before this one left; an eraser is added to it in place, weights are changed in a copy.
+    Args:
+        row: What is done.
+        seed: Of this run.
+        experiment: What is asked for.
+        problem: The images.
+        original: The model that all rows start from; never changed.
+        settings: How images are read.
+        stage: Number of the request; None for all of them at once.
+        before: What the requests before this one left; an eraser is added to it in place, weights are changed in a copy.
+
+    Returns:
+        The model, and the seconds that reading or the feature pass ("features") and the rest ("fit") took.
     """
     if row.kind == "original":
         return original, {"features": 0.0, "fit": 0.0}

@@ -152,8 +152,17 @@ _TOP = {f.name for f in dataclasses.fields(Experiment)} - {"rows", "measures"} |
 def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int] | None = None) -> list[Experiment]:
     """The experiments of a YAML file. Relative paths in it start where the file is.
 
-    limit, seeds: overrule those of the file. Raises FileNotFoundError, and ValueError for anything in the file that is
-    unknown, missing or out of range, naming it.
+    Args:
+        path: The file.
+        limit: Overrules that of the file.
+        seeds: Overrule those of the file.
+
+    Returns:
+        The experiments, in the order of the file.
+
+    Raises:
+        MissingFileError: There is no such file.
+        InvalidValueError: Something in it is unknown, missing or out of range; the message names it.
     """
     path = Path(path)
     if not path.is_file():

@@ -82,8 +82,15 @@ class Problem:
 def make_problem(experiment: Experiment, to_model_ids: Callable[[Any], Callable[[Tensor], Tensor]]) -> Problem:
     """Open the data of an experiment and say what is to be forgotten.
 
-    to_model_ids: from the names of a label column to the map of its ids into the model's; see `measure`.
-    Raises ValueError for labels that do not exist, for a data set without labels, and for settings out of range.
+    Args:
+        experiment: What is asked for.
+        to_model_ids: From the names of a label column to the map of its ids into the model's; see `measure`.
+
+    Returns:
+        The images, and which of them each request forgets.
+
+    Raises:
+        InvalidValueError: Labels do not exist, the data set has none, or a setting is out of range.
     """
     protocol, where = experiment.protocol, experiment.dataset
     if protocol["kind"] == "identities":

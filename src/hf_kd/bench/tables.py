@@ -152,7 +152,7 @@ def columns_of(experiment: Experiment, rows: Sequence[Line]) -> list[Column]:
     attacks = [
         Column(f"{name}", title, f"attacks/{name}/{key}")
         for name in experiment.measures.attacks
-        for title, key in (("recall", "recall"), ("others", "retained"), ("AUC", "auc"))
+        for title, key in (("recall", "recall"), ("retained", "retained"), ("AUC", "auc"))
     ]
     every = [*wanted, *extra, *WORST_COLUMNS, *attacks, *CHANGE_COLUMNS]
     return [c for c in every if any(line.values(c.key) for line in rows)]
@@ -173,7 +173,15 @@ def _with_sd(values: Sequence[float], digits: int = 1) -> str:
 
 
 def markdown(experiment: Experiment, store: Store) -> str:
-    """All tables of one experiment."""
+    """All tables of one experiment.
+
+    Args:
+        experiment: What was asked for.
+        store: The results there are.
+
+    Returns:
+        Markdown; what was not run yet is named below the tables.
+    """
     rows = lines(experiment, store)
     columns = columns_of(experiment, rows)
     blocks = [f"## {experiment.name}", _about(experiment)]
@@ -283,8 +291,16 @@ def _incremental(rows: Sequence[Line]) -> str:
 
 
 def latex(experiment: Experiment, store: Store) -> str:
-    """The main table in the layout of the paper's Table 1 or 5: groups over columns, booktabs. Attacks and what else changed
-    stand in the Markdown alone.
+    """The main table in the layout of the paper's Table 1 or 5: groups over columns, booktabs.
+
+    Attacks and what else changed stand in the Markdown alone.
+
+    Args:
+        experiment: What was asked for.
+        store: The results there are.
+
+    Returns:
+        LaTeX.
     """
     rows = lines(experiment, store)
     apart = [*WORST_COLUMNS, *CHANGE_COLUMNS]

@@ -46,7 +46,7 @@ def show_accuracy(console: Console, accuracy: dict[str, Any] | None, original: s
     where = accuracy["split"] + (f", a sample of {part['drawn']:,} of {part['of']:,} images" if part else "")
     console.print(f"Top-1 of the model's own head on {where} (%), original = {original}:")
     table = Table()
-    for column in ("", "forgotten", "others"):
+    for column in ("", "forgotten", "retained"):
         table.add_column(column, justify="right" if column else "left")
     for when, shown in zip(("original", "erased"), whens, strict=True):
         table.add_row(shown, *(f"{accuracy[when][part]:.2f}" for part in ("forget", "retain")))

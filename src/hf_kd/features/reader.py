@@ -85,7 +85,7 @@ class ReadOptions:
         cls,
         reading: ReadOptions | None,
         progress: bool = True,
-        others: Mapping[str, Any] | None = None,
+        keywords: Mapping[str, Any] | None = None,
         own: Sequence[str] = (),
     ) -> ReadOptions:
         """The options that a function was given as `reading` and `progress`.
@@ -93,16 +93,16 @@ class ReadOptions:
         Args:
             reading: As the user gave them; None for the defaults.
             progress: False shows no bar, whatever `reading` says.
-            others: The function's further keywords, among which none may be one of these options.
+            keywords: The function's further keywords, among which none may be one of these options.
             own: Those of them that are the function's own.
 
         Raises:
-            TypeError: For an option of reading among `others`.
+            TypeError: For an option of reading among `keywords`.
         """
-        others = others or {}
-        stray = [field.name for field in fields(cls) if field.name in others and field.name not in own]
+        keywords = keywords or {}
+        stray = [field.name for field in fields(cls) if field.name in keywords and field.name not in own]
         if stray:
-            shown = ", ".join(f"{name}={shortened(others[name], 40)}" for name in stray)
+            shown = ", ".join(f"{name}={shortened(keywords[name], 40)}" for name in stray)
             raise InvalidTypeError(
                 f"How images are read is said in one place: reading=ReadOptions({shown}), not {', '.join(stray)} on its own."
             )

@@ -50,10 +50,19 @@ def document(
 ) -> None:
     """Write README.md, erasures.json, retention_report.json and figures/ into `folder`, which holds the saved model.
 
-    show_class_names: name the forgotten classes in card, report and figures. Their ids are in the records either way.
     A README that lies in `folder`, or else in `beside`, keeps all of a person's text; one that is not UTF-8 is left alone.
-    beside: the folder these files are about to be put into; what stays there is part of the receipt.
-    add_card: False leaves a README alone that has no section of ours.
+
+    Args:
+        model: What was saved.
+        folder: Where it was saved.
+        report: What `audit` gave, for the card.
+        repo_id: Where the model goes, for the snippets of the card.
+        folded: Whether `folder` holds the stock checkpoint of `fold`.
+        show_class_names: Name the forgotten classes in card, report and figures. Their ids are in the records either way.
+        beside: The folder these files are about to be put into; what stays there is part of the receipt.
+        add_card: False leaves a README alone that has no section of ours.
+        datasets: Hub ids, for the card.
+        license: For a card that has none.
     """
     folder = Path(folder)
     places = [folder] if beside is None else [folder, Path(beside)]

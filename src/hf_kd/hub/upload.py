@@ -45,7 +45,14 @@ class Published:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises ValueError for what cannot be the id of a repository."""
+    """Refuse what cannot be the id of a repository.
+
+    Args:
+        repo_id: USER/NAME.
+
+    Raises:
+        InvalidValueError: It is none.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -64,10 +71,23 @@ def prepare(
     revision: str | None = None,
     space_sdk: str | None = None,
 ) -> str:
-    """Create the repository, and the branch, if they are not there; returns the full id (with the user's name).
+    """Create the repository, and the branch, if they are not there.
 
-    Raises ValueError for a malformed id, and PushError offline, without a valid token, without the right to write there,
-    without a network, and where `private` is asked for and the repository is there and public.
+    Args:
+        repo_id: USER/NAME, or the NAME of one's own.
+        repo_type: "model", "dataset" or "space".
+        private: Whether a new one is private.
+        token: By default that of `hf auth login`, or HF_TOKEN.
+        revision: The branch; one that starts with "refs/" is not made.
+        space_sdk: Of a new Space.
+
+    Returns:
+        The full id, with the user's name.
+
+    Raises:
+        InvalidValueError: The id is malformed.
+        PushError: Offline, without a valid token, without the right to write there, without a network, and where `private`
+            is asked for and the repository is there and public.
     """
     check_repo_id(repo_id)
     if constants.HF_HUB_OFFLINE:
@@ -112,11 +132,23 @@ def upload(
 ) -> Published:
     """Upload `folder` in one commit to a repository that is there (see `prepare`).
 
-    replaces: patterns of files; those in the repository that match one and are not in `folder` are deleted in the same
-        commit, so that the shards of an earlier checkpoint do not stay among those of the new one.
+    Args:
+        folder: What is uploaded.
+        repo_id: USER/NAME.
+        message: Of the commit.
+        repo_type: "model", "dataset" or "space".
+        token: By default that of `hf auth login`, or HF_TOKEN.
+        revision: The branch.
+        create_pr: Open a pull request instead of writing.
+        replaces: Patterns of files; those in the repository that match one and are not in `folder` are deleted in the same
+            commit, so that the shards of an earlier checkpoint do not stay among those of the new one.
 
-    Raises ValueError for a link that leads out of the folder, and PushError, the repository being unchanged, when the
-    upload fails.
+    Returns:
+        Where it went.
+
+    Raises:
+        InvalidValueError: A link leads out of the folder.
+        PushError: The upload failed, and the repository is unchanged.
     """
     check_repo_id(repo_id)
     _refuse_links(folder)
@@ -137,9 +169,20 @@ def upload(
 def fetch(
     repo_id: str, name: str, *, repo_type: str = "model", revision: str | None = None, token: str | None = None
 ) -> bytes | None:
-    """A file as it is in a repository that is there (see `prepare`); None where the Hub says that it has none.
+    """A file as it is in a repository that is there (see `prepare`).
 
-    Raises PushError where it could not be read: then nobody knows what an upload would overwrite.
+    Args:
+        repo_id: USER/NAME.
+        name: Of the file.
+        repo_type: "model", "dataset" or "space".
+        revision: The branch.
+        token: By default that of `hf auth login`, or HF_TOKEN.
+
+    Returns:
+        Its bytes; None where the Hub says that it has none.
+
+    Raises:
+        PushError: It could not be read, and nobody knows what an upload would overwrite.
     """
     with _explained(repo_id, reading=name):
         try:  # anew, since a failed request would otherwise be answered from the cache

@@ -214,14 +214,14 @@ def _tensors_stored(name: str, kwargs: dict[str, Any]) -> int | None:
 def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
     """Raise ValueError when a checkpoint did not bring every tensor of an erased model, its erasers above all."""
     missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
-    strangers = [key for key in info["unexpected_keys"] if key.startswith(("sites.", "text_sites."))]
+    unexpected = [key for key in info["unexpected_keys"] if key.startswith(("sites.", "text_sites."))]
     erasers = [key for key in missing if key.startswith(("sites.", "text_sites."))]
     if erasers:
         what = f"lacks the eraser ({', '.join(erasers)})"
     elif missing or mismatched:
         what = f"lacks {', '.join((missing + mismatched)[:5])}"
-    elif strangers:
-        what = f"brings {strangers[0]}, but its configuration does not describe the erasers"
+    elif unexpected:
+        what = f"brings {unexpected[0]}, but its configuration does not describe the erasers"
     else:
         return
     raise InvalidValueError(

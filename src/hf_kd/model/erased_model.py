@@ -6,7 +6,6 @@ sites at the taps, so they move, save and load with it, and a checkpoint without
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,7 @@ from hf_kd.features.reader import ReadOptions, probe_batch
 from hf_kd.features.taps.find import TapSearch, find_taps
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.taps.places import Tap
-from hf_kd.features.taps.site import TapSite, drop_caches
-from hf_kd.hub.files import save_processor
+from hf_kd.features.taps.site import TapSite
 from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Method, build, describe
 from hf_kd.methods.records import Erasure
@@ -33,9 +31,8 @@ from . import label_mask as masking
 from .answering import Answering
 from .configuration import ErasedConfig, label_names
 from .erase import fit_erasers, forget_compiled_graphs
-from .fold import fold_site, save_with_processor
+from .export import Export
 from .load_erased import load
-from .saving import atomic_directory, refuse_other_model
 from .summary import Summarised
 from .swap import Swap
 from .text_tower import TextTower
@@ -43,12 +40,11 @@ from .text_tower import TextTower
 if TYPE_CHECKING:
     from hf_kd.audit.options import AuditOptions, Reference
     from hf_kd.audit.report import RetentionReport
-    from hf_kd.hub.publish import Pushed
 
 logger = logging.getLogger(__name__)
 
 
-class ErasedModel(Answering, TextTower, Summarised, PreTrainedModel):
+class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
     """A vision model that can be made to forget.
 
     Build one with `from_pretrained` or `from_model`, call `erase`, and use it like the model it wraps. What it returns is
@@ -109,12 +105,14 @@ class ErasedModel(Answering, TextTower, Summarised, PreTrainedModel):
     def from_model(cls, model: Any, processor: Callable[..., Any] | None = None, tap: str | None = None) -> ErasedModel:
         """Wrap a model that is already in memory. The model itself is used, not a copy.
 
-        model: any `PreTrainedModel` that takes images, or a `PeftModel` of one (its adapters are merged).
-        processor: its image processor, or any callable on one RGB PIL image that returns a tensor [C, H, W] or a dict.
-        tap: where the pooled features pass, if the search should not decide; see `hf_kd.features.taps.find_taps`.
+        Args:
+            model: Any `PreTrainedModel` that takes images, or a `PeftModel` of one (its adapters are merged).
+            processor: Its image processor, or any callable on one RGB PIL image that gives a tensor [C, H, W] or a dict.
+            tap: Where the pooled features pass, if the search should not decide; see `hf_kd.features.taps.find_taps`.
 
-        Raises TypeError for anything else (an ErasedModel, a text model, a bare nn.Module), and ValueError for a model that
-        stands inside another ErasedModel already or whose configuration names classes that its head does not have.
+        Raises:
+            TypeError: For anything else (an ErasedModel, a text model, a bare nn.Module).
+            ValueError: It is inside another ErasedModel already, or its configuration names classes that its head has not.
         """
         if isinstance(model, ErasedModel):
             raise InvalidTypeError(
@@ -139,11 +137,17 @@ class ErasedModel(Answering, TextTower, Summarised, PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any):
         """Load a stock checkpoint, a PEFT adapter repository (merged) or an erased model, from the Hub or a folder.
 
-        Keyword arguments (dtype, device_map, token, revision, subfolder, cache_dir, num_labels, ...) go on to
-        transformers; `processor` and `tap` are as in `from_model`. Remote code is never run.
+        Remote code is never run.
 
-        Raises ValueError when an erased checkpoint lacks an eraser or any other tensor, or has one of another shape, and
-        OSError when a weight file is damaged: it never loads as an un-erased model.
+        Args:
+            pretrained_model_name_or_path: Hub id or folder.
+            *args: As in transformers.
+            **kwargs: dtype, device_map, token, revision, subfolder, cache_dir, num_labels, ... go on to transformers;
+                `processor` and `tap` are as in `from_model`.
+
+        Raises:
+            ValueError: An erased checkpoint lacks an eraser or another tensor, or has one of another shape.
+            OSError: A weight file is damaged: it never loads as an un-erased model.
         """
         return load(cls, super().from_pretrained, os.fspath(pretrained_model_name_or_path), args, kwargs)
 
@@ -171,7 +175,12 @@ class ErasedModel(Answering, TextTower, Summarised, PreTrainedModel):
     def find_taps(self, inputs: Mapping[str, Any] | None = None, tap: str | None = None) -> tuple[Tap, ...]:
         """Find the taps by one probe forward, once; later calls return what was found.
 
-        inputs: a batch of two or more samples to probe with, if the configuration does not say what the model takes.
+        Args:
+            inputs: A batch of two or more samples to probe with, if the configuration does not say what the model takes.
+            tap: As in `from_model`.
+
+        Raises:
+            ValueError: No tap is found, or another is asked for after erasing.
         """
         if not self.sites or tap is not None:
             if self.is_erased:
@@ -209,25 +218,31 @@ class ErasedModel(Answering, TextTower, Summarised, PreTrainedModel):
         allow_unrecognised: bool = False,
         **method_options: Any,
     ) -> ErasedModel:
-        """Forget a set of images: one pass over them, then a fit on their pooled features. Returns self.
-
-        forget: `datasets.Dataset` or `IterableDataset`, list of PIL images, or a `DataLoader` of dict batches with the
-            model's own input names and optional `labels`.
-        method: "esc" (of texts "oblique"), "esc-t", the name of a registered method, or a Method with its settings.
-        reading: how images are read: columns, label mapping, batch size, precision of the forward pass, ...
-        progress: False shows no bar, whatever `reading` says.
-        whole_classes: False for samples of classes that stay; the record then names no classes.
-        retain: images of the classes that stay, for methods that read them ("leace", "mean-difference", ...).
-        mask_head: whether the forgotten classes are never answered again (probability 0); by default as the method says.
-            erased_label: what they are called then; None drops them from the labels and the logits.
-        allow_unrecognised: carry on where the head takes the images for other classes than their labels say.
-        method_options: hyper-parameters of the method, such as p, k, threshold, lr. texts: forget a concept of a two-tower
-            model by its names, with or without images; see `erase_texts`, to which everything else then goes.
+        """Forget a set of images: one pass over them, then a fit on their pooled features.
 
         A second call sees features through the first eraser, and the union of what both remove is kept. On an error the
-        model stays as it was. Raises ValueError for an empty or unreadable forget set, for features that are not finite,
-        for labels the model does not know or contradicts (methods that need them), for a request to forget every class, and
-        for one that changes nothing.
+        model stays as it was.
+
+        Args:
+            forget: `datasets.Dataset` or `IterableDataset`, list of PIL images, or a `DataLoader` of dict batches with the
+                model's own input names and optional `labels`.
+            method: "esc" (of texts "oblique"), "esc-t", the name of a registered method, or a Method with its settings.
+            reading: How images are read: columns, label mapping, batch size, precision of the forward pass, ...
+            progress: False shows no bar, whatever `reading` says.
+            whole_classes: False for samples of classes that stay; the record then names no classes.
+            retain: Images of the classes that stay, for methods that read them ("leace", "mean-difference", ...).
+            mask_head: Whether the forgotten classes are never answered again (probability 0); by default as the method says.
+            erased_label: What they are called then; None drops them from the labels and the logits.
+            allow_unrecognised: Carry on where the head takes the images for other classes than their labels say.
+            **method_options: Hyper-parameters of the method, such as p, k, threshold, lr. `texts`: forget a concept of a
+                two-tower model by its names, with or without images; see `erase_texts`, to which everything else then goes.
+
+        Returns:
+            This model.
+
+        Raises:
+            ValueError: The forget set is empty or unreadable, features are not finite, labels are unknown to the model or
+                contradicted by it (methods that need them), or the request forgets every class or changes nothing.
         """
         if forget is None or "texts" in method_options:
             reading = ReadOptions.given(reading, progress)
@@ -259,8 +274,8 @@ class ErasedModel(Answering, TextTower, Summarised, PreTrainedModel):
     def reset(self) -> ErasedModel:
         """Take all erasers away: the model answers as before the first erasure, as far as its weights are unchanged.
 
-        Raises ValueError when there is no eraser to take away: nothing was erased yet, or the erasure was folded into the
-        weights, from where it cannot be undone.
+        Raises:
+            ValueError: Nothing was erased yet, or the erasure was folded into the weights, where nothing undoes it.
         """
         if not self.is_erased:
             folded = getattr(self.config.inner, "hf_kd_folded", None)
@@ -337,57 +352,3 @@ class ErasedModel(Answering, TextTower, Summarised, PreTrainedModel):
                 "on related ones, can restore what was erased. Audit it again afterwards."
             )
         return super().train(mode)
-
-    # Leaving
-
-    def fold(self) -> PreTrainedModel:
-        """A stock model of the original class with the erasers written into its head weights.
-
-        Its logits equal the erased model's; its features are NOT erased (hf_kd's threat model calls this a head edit).
-        The result is a copy. Raises ValueError when an eraser is not linear or there is no weight to take it.
-        """
-        if not self.is_erased:
-            raise InvalidValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
-        drop_caches(self.inner)
-        clone = copy.deepcopy(self)
-        for site in [*clone.sites, *clone.text_sites]:
-            site.detach()
-            fold_site(clone.inner, site)
-        stock = clone.inner
-        stock.config.hf_kd_folded = [erasure.to_dict() for erasure in self.erasures]
-        save_with_processor(stock, self)
-        return stock
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Save weights, erasers, records and image processor; an interruption leaves what was there before.
-
-        Raises ValueError for an inner class that could not be found again, and PermissionError or NotADirectoryError for
-        a place that cannot be written to.
-        """
-        if push_to_hub:
-            raise InvalidValueError("save_pretrained does not push; call model.push_to_hub(repo_id).")
-        loading.refuse_unknown_class(self.inner)
-        if not is_main_process:
-            return
-        consistency.refuse_contradictions(self.config)  # what does not load again is not written
-        consistency.refuse_other_erasers(self)
-        from hf_kd.hub.document import document  # reports and figures, which only a saved model needs
-
-        with atomic_directory(save_directory) as folder:
-            super().save_pretrained(folder, **kwargs)
-            refuse_other_model(save_directory, folder)
-            save_processor(self, folder)
-            if self.is_erased:
-                document(self, folder, beside=save_directory, add_card=False)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
-        """Publish the model in one commit, load it back and compare bit for bit; see `hf_kd.hub.publish.push`."""
-        from hf_kd.hub.publish import push  # loads and compares what it published, so it knows this class
-
-        return push(self, repo_id, **options)

@@ -1,0 +1,105 @@
+"""How an `ErasedModel` leaves: folded into a stock model, saved to a folder, pushed to the Hub."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_kd.errors import InvalidValueError
+from hf_kd.features.taps.site import drop_caches
+from hf_kd.hub.files import save_processor
+from hf_kd.methods.records import Erasure
+
+from . import consistency, loading
+from .fold import fold_site, save_with_processor
+from .saving import atomic_directory, refuse_other_model
+
+if TYPE_CHECKING:
+    from hf_kd.hub.publish import Pushed
+
+
+class Export:
+    """The calls of an `ErasedModel` after which it is somewhere else."""
+
+    config: Any
+    inner: Any
+    sites: nn.ModuleList
+    text_sites: nn.ModuleList
+    is_erased: bool
+    erasures: tuple[Erasure, ...]
+
+    def fold(self) -> PreTrainedModel:
+        """A stock model of the original class with the erasers written into its head weights.
+
+        Its logits equal the erased model's; its features are NOT erased (hf_kd's threat model calls this a head edit).
+
+        Returns:
+            A copy.
+
+        Raises:
+            ValueError: Nothing was erased, an eraser is not linear, or there is no weight to take it.
+        """
+        if not self.is_erased:
+            raise InvalidValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
+        drop_caches(self.inner)
+        clone = copy.deepcopy(self)
+        for site in [*clone.sites, *clone.text_sites]:
+            site.detach()
+            fold_site(clone.inner, site)
+        stock = clone.inner
+        stock.config.hf_kd_folded = [erasure.to_dict() for erasure in self.erasures]
+        save_with_processor(stock, self)
+        return stock
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save weights, erasers, records and image processor; an interruption leaves what was there before.
+
+        Args:
+            save_directory: The folder; what else lies there stays.
+            is_main_process: False writes nothing.
+            push_to_hub: Refused: `push_to_hub(repo_id)` publishes.
+            **kwargs: As in transformers.
+
+        Raises:
+            ValueError: The inner class could not be found again.
+            OSError: The place cannot be written to.
+        """
+        if push_to_hub:
+            raise InvalidValueError("save_pretrained does not push; call model.push_to_hub(repo_id).")
+        loading.refuse_unknown_class(self.inner)
+        if not is_main_process:
+            return
+        consistency.refuse_contradictions(self.config)  # what does not load again is not written
+        consistency.refuse_other_erasers(self)
+        from hf_kd.hub.document import document  # reports and figures, which only a saved model needs
+
+        with atomic_directory(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
+            refuse_other_model(save_directory, folder)
+            save_processor(self, folder)
+            if self.is_erased:
+                document(self, folder, beside=save_directory, add_card=False)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
+        """Publish the model in one commit, load it back and compare bit for bit.
+
+        Args:
+            repo_id: USER/NAME.
+            **options: Those of `hf_kd.hub.publish.push`, which see for errors, too.
+
+        Returns:
+            Where it went.
+        """
+        from hf_kd.hub.publish import push  # loads and compares what it published, so it knows this class
+
+        return push(self, repo_id, **options)
