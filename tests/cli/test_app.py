@@ -17,7 +17,7 @@ from hf_kd.audit.options import AuditOptions
 from hf_kd.cli import app
 from hf_kd.cli._app import in_options
 from hf_kd.cli._inputs import as_setting
-from hf_kd.hub.publish import push
+from hf_kd.hub.publish import UploadOptions, push
 from hf_kd.methods.registry import built_in_infos
 from hf_kd.model.verify import verify
 
@@ -57,7 +57,7 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
                 *(f.name for f in fields(AuditOptions)),
             },
         ),
-        ("push", push, {"folder"}),
+        ("push", push, {"folder", *(f.name for f in fields(UploadOptions))}),
         ("verify", verify, {"forget_labels", "split", "retain_limit"}),
     ],
 )

@@ -100,7 +100,8 @@ def plugin_path(tmp_path_factory):
 
 
 def run(code: str, argument, *path) -> processes.Done:
-    """A process with these folders on its path."""
+    """A process with these folders on its path, which has not asked yet what packages there are."""
+    code = f"from hf_kd.methods import registry\nregistry._third_party.cache_clear()\n{code}"
     (done,) = processes.run(["-c", code, argument], environments=[processes.surroundings()], path=path)
     return done
 

@@ -79,7 +79,9 @@ def test_compiled_graphs_answer_erased(model, processor, forget, pixels, order):
     erased = ErasedModel.from_model(model, processor)
     if order == "erase first":
         erased.erase(forget, k=2, progress=False)
-    compiled = torch.compile(erased, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        erased, fullgraph=True, backend="eager"
+    )  # captured anew or not; lowering is no question here
     logits_of(compiled, pixels)
     if order == "compile first":
         erased.erase(forget, k=2, progress=False)
