@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from hf_kd.metrics.attack_data import AttackResult
@@ -70,9 +70,18 @@ class NetworkFindings:
         profile = list(self.profile().values())
         return (profile[-1].accuracy_retain, profile[-1].recall_forget) if profile else None
 
+    def without_hits(self) -> NetworkFindings:
+        """The same without which of the test samples each attack found: counts are known, and files stay small."""
+
+        def plain(result: AttackResult | None) -> Any:
+            return None if result is None else replace(result, hits=None)
+
+        lists = {name: [plain(r) for r in getattr(self, name)] for name in ("probes", "answers", "removal")}
+        return replace(self, **lists, class_row=plain(self.class_row), regrown=plain(self.regrown))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers."""
-        values = asdict(self)
+        values = asdict(self.without_hits())
         values["information"] = {block: [round(x, 5) for x in terms] for block, terms in self.information.items()}
         return values
 

@@ -140,7 +140,7 @@ def _mean(results: list[AttackResult]) -> AttackResult:
         name: sum(getattr(result, name) for result in results) / count
         for name in ("recall_forget", "accuracy_retain", "false_alarms", "auc")
     }
-    return replace(results[0], **means)
+    return replace(results[0], hits=None, **means)
 
 
 def _rows_by_class(labels: Tensor, count: int, seed: int) -> Tensor:
