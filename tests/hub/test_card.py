@@ -87,6 +87,18 @@ def test_the_verdict_comes_first_then_strongest_and_converged_and_the_papers_aft
     assert "Not audited" in render(values())
 
 
+def test_the_headline_says_what_a_downloader_holds():
+    def changed_by(method):
+        return render(
+            replace(values(), requests=(replace(values().requests[0], method=method, source="D_r"),), taps=())
+        )
+
+    assert "The weights are the original's" in render(values()).split(BEGIN)[1]
+    assert "starting from the original's" in changed_by("scrub")
+    assert "upper part of the network was drawn anew" in changed_by("regrow")
+    assert "the network was trained anew" in changed_by("retrain")
+
+
 def test_names_are_told_only_when_given():
     text = render(values(names=()))
     assert "tench" not in text

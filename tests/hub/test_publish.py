@@ -415,3 +415,14 @@ def test_the_data_sets_names_are_published_only_where_names_are_asked_for(vit, p
         ["README.md", "config.json", "erasures.json"] if named else []
     )
     assert erased.erasures[0].dataset_classes == ("fox", "walrus")
+
+
+def test_push_says_before_anything_is_sent_that_the_eraser_can_be_taken_away(place, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise PushError("no Hub here")
+
+    monkeypatch.setattr(publish, "prepare", refuse)
+    with pytest.raises(PushError):
+        ErasedModel.from_pretrained(place / "model").push_to_hub("ana/forgetful")
+    assert "take the eraser away" in caplog.text
+    assert "'regrow'" in caplog.text

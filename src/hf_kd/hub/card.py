@@ -22,7 +22,7 @@ from hf_kd.audit.verdict import verdict
 from hf_kd.data.text import code, code_block, escape_markdown, table_cell
 
 from .text import is_repo_id
-from .wording import Request, classes_of, cover_limits, methods_text, request_line
+from .wording import HEADLINES, Request, classes_of, cover_limits, methods_text, request_line
 
 TEMPLATE = "model_card_template.md"
 BEGIN, END = "<!-- hf-kd: begin -->", "<!-- hf-kd: end -->"
@@ -200,7 +200,7 @@ def _texts(values: CardValues) -> dict[str, Any]:
     report = values.report
     return {
         "title": escape_markdown(_name(values)),
-        "summary": _summary(values) + SINCE_NOTES.get(values.since, ""),
+        "summary": f"{HEADLINES[_held(values)]}\n\n{_summary(values)}" + SINCE_NOTES.get(values.since, ""),
         "verdict": None if report is None else _verdict(report),
         "results": None if report is None else results_table(report),
         "results_notes": None if report is None else _results_notes(report),
@@ -236,6 +236,13 @@ def _name(values: CardValues) -> str:
     if values.repo_id:
         return values.repo_id.partition("/")[2] or values.repo_id
     return f"{values.base_model or values.architecture}, {'erased' if values.erased else 'made to forget'}"
+
+
+def _held(values: CardValues) -> str:
+    """What whoever downloads this model holds, as `HEADLINES` has it."""
+    if not values.changed:
+        return "changed" if values.since == "trained" else "original"
+    return {"regrow": "regrown", "retrain": "retrained"}.get(values.changed[-1], "changed")
 
 
 def _summary(values: CardValues) -> str:

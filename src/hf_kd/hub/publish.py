@@ -7,6 +7,7 @@ it was.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,9 @@ from hf_kd.methods.records import weight_changes
 from .document import CARD, REPORT, base_of, document, records_of
 from .files import WEIGHT_PATTERNS, save_processor
 from .upload import Published, fetch, prepare, upload
+from .wording import WEIGHTS_KNOW
+
+logger = logging.getLogger(__name__)
 
 OF_AN_EARLIER_PUSH = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json", REPORT, "figures/*.png")
 """Files that would speak of another model if they stayed where a push does not bring them itself."""
@@ -103,6 +107,8 @@ def push(
     """
     target = UploadOptions(**upload_options)
     _refuse_nothing_to_publish(model)
+    if model.is_erased and not weight_changes(model.config):
+        logger.warning(WEIGHTS_KNOW)
     full = prepare(repo_id, private=target.private, token=target.token, revision=target.revision)
     existing = fetch(full, CARD, revision=target.revision, token=target.token)
     with tempfile.TemporaryDirectory(prefix="hf-kd-push-") as name:

@@ -42,6 +42,24 @@ BY_NAME = (
     "alike, and who has labelled images of it, or a map to the original embeddings, finds it again."
 )
 
+WEIGHTS_KNOW = (
+    "The weights in this model are those of the original: whoever downloads it can take the eraser away and has the "
+    "original again. For weights that never saw it above some block: hf_kd.unlearn(model, images, 'regrow', retain=...), or "
+    "hf-kd unlearn --method regrow."
+)
+"""Said before anything is sent to the Hub."""
+
+HEADLINES = {
+    "original": "**The weights are the original's: they still know what was to be forgotten.** Whoever downloads them can "
+    "leave the eraser out.",
+    "changed": "**The weights were changed, starting from the original's.** What they still tell is for an audit to say "
+    "(`hf-kd audit --access weights`).",
+    "regrown": "**There is no eraser to take away: the upper part of the network was drawn anew** and trained on retained "
+    "images alone. The lower part is the original's.",
+    "retrained": "**There is no eraser to take away: the network was trained anew** on retained images alone.",
+}
+"""By what a downloader holds."""
+
 RENORM = "Every feature then gets its length back, because a short one alone would give a forgotten image away."
 
 
