@@ -209,6 +209,24 @@ class PhaseMeasured(StepsMeasured):
     retained_accuracy: list[float]
 
 
+class CutTried(TypedDict):
+    """One cut of a scan.
+
+    Attributes:
+        block: The last block that was kept.
+        blocks_kept: How many there were.
+        reading: Percent of held-out images of the forgotten classes that a converged probe recognises.
+        noise: Its standard deviation, from the number of images.
+        retained: Percent of D_r that the network grown above it answers.
+    """
+
+    block: str
+    blocks_kept: int
+    reading: float
+    noise: float
+    retained: float
+
+
 class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
     """Of regrow.
 
@@ -216,6 +234,7 @@ class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
         block: The last block that was kept.
         blocks_kept: How many blocks were kept; None where `keep` named a module that is no block.
         blocks: How many there are.
+        scan: What `keep="auto"` tried, from the top down; the last one was taken.
         share_of_weights_new: Share of all weights that were drawn anew.
         activations: Where activations of the kept part were: "device", "memory", "disk"; "none" where they were not kept.
         activation_bytes: What they took.
@@ -225,6 +244,7 @@ class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
     block: str
     blocks_kept: int | None
     blocks: int
+    scan: list[CutTried]
     share_of_weights_new: float
     activations: str
     activation_bytes: int

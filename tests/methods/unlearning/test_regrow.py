@@ -14,7 +14,7 @@ from torch import nn
 from hf_kd import unlearn
 from hf_kd.data.samples import Samples
 from hf_kd.features.reader import ReadOptions
-from hf_kd.methods.unlearning import activations, regrow
+from hf_kd.methods.unlearning import activations, cut_scan, regrow
 from hf_kd.methods.unlearning.cut import choose_block, cut_behind, draw_above, hidden_at, upper_part
 from hf_kd.methods.unlearning.regrow import Regrow, one_cycle
 from hf_kd.methods.unlearning.task import Task
@@ -270,3 +270,41 @@ def test_the_learning_rate_rises_and_falls():
     for step in range(0, 1000, 50):
         torch_one.last_epoch = step
         assert one_cycle(step / 1000) == pytest.approx(torch_one.get_lr()[0], abs=0.01)
+
+
+def test_auto_tries_cuts_from_the_top_and_takes_the_deeper_where_readings_are_alike():
+    task = small_task("ViTForImageClassification")
+    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
+    before = copy.deepcopy(task.model.state_dict())
+    made = Regrow(keep="auto", scan_epochs=1, epochs=1, batch_size=6).run(task)
+    tried = made["scan"]
+    assert [cut["blocks_kept"] for cut in tried] == sorted({cut["blocks_kept"] for cut in tried}, reverse=True)
+    assert made["block"] == tried[-1]["block"]
+    kept = cut_behind(task.model, made["block"], task.two_images()).kept
+    assert all(torch.equal(before[name], task.model.state_dict()[name]) for name in kept)
+
+
+def test_a_scan_stops_where_the_reading_stops_falling(monkeypatch):
+    task = small_task("ResNetForImageClassification")
+    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
+    names = task.find_blocks()
+    assert len(names) == 3
+    grown_at = []
+    for readings, taken, told in (([80.0, 79.0], names[0], True), ([80.0, 60.0], names[0], False)):
+        left = iter(readings)
+        monkeypatch.setattr(cut_scan, "read_class", lambda *args, left=left: (next(left), 2.0))
+        cut, tried, could_tell = cut_scan.scan(task, task.retain, lambda cut: grown_at.append(cut.block) or 90.0)
+        assert (cut.block, could_tell) == (taken, told)
+        assert [one["reading"] for one in tried] == readings
+
+
+def test_a_reading_is_of_held_out_images():
+    """Noise in place of features gives no reading above the share of the class; a planted one gives all."""
+    task = small_task("ViTForImageClassification")
+    forget = Samples(torch.full((60,), 2), {"pixel_values": torch.randn(60, 3, 32, 32)})
+    retain = Samples(torch.zeros(200, dtype=torch.long), {"pixel_values": torch.randn(200, 3, 32, 32)})
+    noise, sd = cut_scan.read_class(task, forget, retain)
+    assert noise < 60
+    assert sd > 0
+    bright = Samples(forget.labels, {"pixel_values": torch.randn(60, 3, 32, 32) + 2})
+    assert cut_scan.read_class(task, bright, retain)[0] > 90

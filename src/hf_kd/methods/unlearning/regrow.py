@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -27,7 +28,8 @@ from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
 from .activations import PLACES, KeptActivations, Source, source_of
 from .base import UnlearningMethod
-from .cut import choose_block, draw_above
+from .cut import Cut, choose_block, draw_above
+from .cut_scan import scan
 from .resume import load_progress, save_progress
 from .retrain import AUGMENTATIONS
 from .task import NORMS, GradientSteps, Task, check_range, soft_divergence, without_classes
@@ -78,8 +80,9 @@ class Regrow(UnlearningMethod):
     statistics included, and goes on knowing what it knew; D_f only says which classes are meant.
 
     Attributes:
-        keep: Which part is kept: a share of the blocks (rounded down to the end of a stage one block away), or the name of
-            the last block. More is cheaper and leaves more of the class.
+        keep: Which part is kept: a share of the blocks (rounded down to the end of a stage one block away), the name of
+            the last block, or "auto": cuts are tried from the top down until a converged probe reads no less of the class.
+            More is cheaper and leaves more of the class.
         epochs: Passes over D_r; unless given 8, or 4 where almost half of the blocks or more are kept.
         lr: Learning rate at its highest; 0.1 for sgd and 1e-3 for adamw unless given.
         batch_size: Images in each step, of all processes together.
@@ -92,6 +95,7 @@ class Regrow(UnlearningMethod):
         augment: "none", "flip" (half of the images mirrored) or "flip-crop" (and shifted by up to an eighth of their size).
         crops: With augment="flip-crop": so many shifted views of every image are kept; 0: new ones in each epoch, through
             the kept part, which costs its forward pass every time.
+        scan_epochs: With keep="auto": epochs for each cut that is tried.
         release: Epochs at the end in which everything is trained, gently (`release_lr`): more accuracy, and the kept part
             is then no longer as it was.
         release_lr: Learning rate of these at its highest, as a share of `lr`.
@@ -123,6 +127,7 @@ class Regrow(UnlearningMethod):
     temperature: float = 4.0
     augment: str = "flip"
     crops: int = 0
+    scan_epochs: int = 2
     release: int = 0
     release_lr: float = 0.2
     cache: str = "auto"
@@ -141,7 +146,7 @@ class Regrow(UnlearningMethod):
                     "keep",
                     share,
                     isinstance(share, str) or 0 < share < 1,
-                    "a share between 0 and 1 or the name of a block",
+                    "a share between 0 and 1, the name of a block, or 'auto'",
                 ),
                 ("labels", self.labels, self.labels in LABELS, " or ".join(LABELS)),
                 ("soft", self.soft, not self.soft or self.labels == "teacher", "False unless labels='teacher'"),
@@ -151,6 +156,7 @@ class Regrow(UnlearningMethod):
                 ("augment", self.augment, self.augment in AUGMENTATIONS, " or ".join(AUGMENTATIONS)),
                 ("crops", self.crops, self.crops >= 0, "0 or more"),
                 ("crops", self.crops, not self.crops or self.augment == "flip-crop", "0 unless augment='flip-crop'"),
+                ("scan_epochs", self.scan_epochs, self.scan_epochs >= 1, "a whole number above 0"),
                 ("release", self.release, self.release >= 0, "0 epochs or more"),
                 ("release_lr", self.release_lr, self.release_lr > 0, "positive"),
                 ("cache", self.cache, self.cache in PLACES, f"one of {', '.join(PLACES)}"),
@@ -176,45 +182,73 @@ class Regrow(UnlearningMethod):
         if self.soft:
             logger.warning(SOFT)
             task.warnings.append(SOFT)
-        cut = choose_block(task, self.keep)
         targets = self._targets(task, retain)
+        found: RegrowMeasured = {}
+        auto = self.keep == "auto"
+        cut = self._scanned(task, retain, targets, found) if auto else choose_block(task, self.keep)
+        many = cut.depth is not None and cut.depth >= MANY * len(cut.blocks)
+        found |= self._grow(task, retain, cut, targets, self.epochs or (4 if many else 8), task.checkpoint)
+        if self.release:
+            found |= self._release(task, retain, cut, targets, found)
+        return {"n_retain": len(retain), **found}
+
+    def _scanned(self, task: Task, retain: Samples, targets: Tensor, found: RegrowMeasured) -> Cut:
+        """The cut that a scan finds; what it read goes into `found`."""
+        cut, found["scan"], told = scan(
+            task,
+            retain,
+            lambda cut: self._grow(task, retain, cut, targets, self.scan_epochs, None)["retained_accuracy"][-1],
+        )
+        if not told:
+            text = (
+                "The scan could not tell where to cut: the reading fell up to the last cut it tried, which was taken."
+            )
+            logger.warning(text)
+            task.warnings.append(text)
+        return cut
+
+    def _grow(
+        self, task: Task, retain: Samples, cut: Cut, targets: Tensor, epochs: int, checkpoint: Path | None
+    ) -> RegrowMeasured:
+        """Draw everything above a cut anew and train it."""
         draw_above(task.model, cut, self.fresh_model(task))
         for head in task.linear_heads():
             silence_rows(head, task.forget_classes)  # masked in the loss and in the answers: its gradient is 0
+        above = set(cut.new)
         for name, parameter in task.model.named_parameters():
-            parameter.requires_grad_(name in set(cut.new) and parameter.is_floating_point())
-        new = [p for p in task.model.parameters() if p.requires_grad]
-        share = sum(p.numel() for p in new) / sum(p.numel() for p in task.model.parameters())
-        norms = any(isinstance(module, NORMS) for module in task.model.modules())
-        many = cut.depth is not None and cut.depth >= MANY * len(cut.blocks)
-        first = Phase("grown", self.epochs or (4 if many else 8), *self._optimizer(new, norms), cut.new, cut.modules)
+            parameter.requires_grad_(name in above and parameter.is_floating_point())
+        new = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
+        phase = Phase("grown", epochs, *self._optimizer(task, new), cut.new, cut.modules)
         started = time.perf_counter()
         with source_of(task, retain, cut.block, self.augment, self.crops, self.cache, self.cache_share) as source:
             kept = source if isinstance(source, KeptActivations) else None
             seconds = time.perf_counter() - started
-            run = self._train(task, first, source, targets)
-        if self.release:
-            every = [p.requires_grad_(p.is_floating_point()) for p in task.model.parameters()]
-            optimizer, lr = self._optimizer(every, norms)
-            last = Phase("released", self.release, optimizer, lr * self.release_lr, tuple(task.model.state_dict()), ())
-            with source_of(task, retain, cut.block, self.augment, place="none") as source:
-                more = self._train(task, last, source, targets)
-            run = {
-                "epochs_run": run["epochs_run"] + more["epochs_run"],
-                "retained_accuracy": run["retained_accuracy"] + more["retained_accuracy"],
-                "steps": run["steps"] + more["steps"],
-                "last_loss": more["last_loss"],
-            }
+            run = self._train(task, phase, source, targets, checkpoint)
         return {
-            "n_retain": len(retain),
             "block": cut.block,
             "blocks_kept": cut.depth,
             "blocks": len(cut.blocks),
-            "share_of_weights_new": round(share, 4),
+            "share_of_weights_new": round(
+                sum(p.numel() for p in new) / sum(p.numel() for p in task.model.parameters()), 4
+            ),
             "activations": kept.place if kept is not None else "none",
             "activation_bytes": kept.store.nbytes if kept is not None else 0,
             "activation_seconds": round(seconds, 3),
             **run,
+        }
+
+    def _release(self, task: Task, retain: Samples, cut: Cut, targets: Tensor, grown: RegrowMeasured) -> PhaseMeasured:
+        """Train everything, gently; what both phases did together."""
+        every = [parameter.requires_grad_(parameter.is_floating_point()) for parameter in task.model.parameters()]
+        optimizer, lr = self._optimizer(task, [parameter for parameter in every if parameter.requires_grad])
+        phase = Phase("released", self.release, optimizer, lr * self.release_lr, tuple(task.model.state_dict()), ())
+        with source_of(task, retain, cut.block, self.augment, place="none") as source:
+            more = self._train(task, phase, source, targets, task.checkpoint)
+        return {
+            "epochs_run": grown["epochs_run"] + more["epochs_run"],
+            "retained_accuracy": grown["retained_accuracy"] + more["retained_accuracy"],
+            "steps": grown["steps"] + more["steps"],
+            "last_loss": more["last_loss"],
         }
 
     def _check_whole_classes(self, task: Task) -> None:
@@ -244,8 +278,9 @@ class Regrow(UnlearningMethod):
                 found.append(logits if self.soft else logits.argmax(dim=1))
         return torch.cat(found)
 
-    def _optimizer(self, parameters: list[nn.Parameter], norms: bool) -> tuple[torch.optim.Optimizer, float]:
+    def _optimizer(self, task: Task, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, float]:
         """The optimizer of the settings, and the learning rate at its highest."""
+        norms = any(isinstance(module, NORMS) for module in task.model.modules())
         kind = ("sgd" if norms else "adamw") if self.optimizer == "auto" else self.optimizer
         lr = self.lr or (0.1 if kind == "sgd" else 1e-3)
         decay = (5e-4 if kind == "sgd" else 0.05) if self.weight_decay is None else self.weight_decay
@@ -257,11 +292,13 @@ class Regrow(UnlearningMethod):
             return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True), lr
         return torch.optim.AdamW(groups, lr), lr
 
-    def _train(self, task: Task, phase: Phase, source: Source, targets: Tensor) -> PhaseMeasured:
+    def _train(
+        self, task: Task, phase: Phase, source: Source, targets: Tensor, checkpoint: Path | None
+    ) -> PhaseMeasured:
         """The epochs of a phase, from where a checkpoint stands on."""
         index, processes = task.state.process_index, task.state.num_processes
         own, rows, batch = targets[index::processes], len(targets) // processes, self.batch_size // processes
-        folder = None if task.checkpoint is None else task.checkpoint / phase.name
+        folder = None if checkpoint is None else checkpoint / phase.name
         about = {"settings": self.settings(), "data": _digest(targets), "epochs": phase.epochs, "processes": processes}
         done = {} if folder is None else load_progress(folder, task.model, phase.optimizer, about)
         accuracies: list[float] = done.get("accuracies", [])
