@@ -62,7 +62,7 @@ def test_reports_of_version_1_are_read_with_the_names_of_today(report):
 
 def test_every_section_is_there_in_reading_order_and_every_score_has_its_meaning(report):
     keys = [section.key for section in report.sections]
-    asked_for = ("weight_access", "reference_level", "layer_profile", "identities", "gap", "weights")
+    asked_for = ("concepts", "weight_access", "reference_level", "layer_profile", "identities", "gap", "weights")
     assert keys == [key for key in SECTIONS if key not in asked_for]
     for score in report:
         assert score.direction

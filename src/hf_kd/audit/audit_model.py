@@ -29,6 +29,7 @@ from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
 
 from .audit_features import AuditExtras, audit_features
+from .by_name import TextAudit, measure_by_name
 from .classes import forgotten_labels, resolved_labels
 from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
 from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference
@@ -96,6 +97,9 @@ def audit_model(
     features, logits, sections = _versions(data, original)
     if options.layer_profile:
         sections.append(data.layer_profile(forget, features))
+    if options.texts is not None:
+        asked = options.texts if isinstance(options.texts, TextAudit) else TextAudit(options.texts)
+        sections.append(measure_by_name(model, asked, features, data.labels, forget, data.names))
     read, retrained = _read_reference(data, reference, features, forget)
     weights: dict[str, Any] = {}
     levels = [retrained.level] if retrained.level else []
@@ -122,6 +126,7 @@ def audit_model(
             layer_profile=False,
             progress=reading.progress and options.progress,
             access="features",
+            texts=None,
             membership_references=_reference_logits(data, options) if has_logits else (),
         ),
         logits=logits,
@@ -190,6 +195,12 @@ class _Data:
                     "gives different samples each time. Pass data that can be read again in the same order."
                 )
         return self._kept(read)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """What the labels of the training images are called, by the data or else by the model."""
+        told = self._readers["train"].label_names
+        return dict(self.model.class_names) if told is None else dict(enumerate(told))
 
     @property
     def sampled(self) -> dict[str, dict[str, int]]:

@@ -27,6 +27,8 @@ class AuditOptions:
             most 4,000 training and 2,000 test images. Needs a model.
         access: What the attacker has. "features": what the model gives out. "weights": also the weights, for attacks that
             retrain, disturb and probe the bare network; docs/weights_audit.md. Needs a model.
+        texts: Names of the one forgotten label, by which a two-tower model is asked for it, or a
+            `hf_kd.audit.by_name.TextAudit`; docs/by_name.md. Needs a model.
         budget: Minutes for the attacks of `access="weights"`; None for as long as they take. Cheapest first; what there was
             no time for is named.
         membership_references: Models that never saw D_f, for the RMIA membership attack; for `audit_features` the train and
@@ -47,6 +49,7 @@ class AuditOptions:
     identities: bool | None = None
     layer_profile: bool = False
     access: str = "features"
+    texts: Any = None
     budget: float | None = None
     membership_references: Sequence[Any] = field(default=(), repr=False, compare=False)
     max_classes: int | None = 200

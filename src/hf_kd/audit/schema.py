@@ -14,6 +14,7 @@ from hf_kd.metrics.scores import MeanAndSD, mean_and_sd
 
 SECTIONS = (
     "worst_case",
+    "concepts",
     "weight_access",
     "converged",
     "label_efficiency",
@@ -32,9 +33,9 @@ SECTIONS = (
     "inputs",
     "norms",
 )
-"""Keys of all sections in reading order: what misleads least comes first. A section can be empty but for a note; weight
-access, the level of references, the layer profile, identities, gap and weights are there only where they were asked for or
-can exist."""
+"""Keys of all sections in reading order: what misleads least comes first. A section can be empty but for a note; concepts,
+weight access, the level of references, the layer profile, identities, gap and weights are there only where they were asked
+for or can exist."""
 
 VERSIONS = ("erased", "original", "reference", "before_projection")
 """Of features and answers: behind the eraser, of the original model, of a reference without the knowledge, and before the

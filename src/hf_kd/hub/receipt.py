@@ -254,7 +254,7 @@ def commands(
     for number, record in enumerate(erasures):
         changed = "weights_before" in record
         words = ["hf-kd", "unlearn" if changed else "erase", model]
-        words += ["--dataset", "DATASET"] if record["n_forget"] or not record.get("n_texts") else []
+        words += ["--dataset", "DATASET"] if record.get("n_forget") or not record.get("n_texts") else []
         for text in (record.get("texts") or ["TEXT"]) if record.get("n_texts") else ():
             words += ["--text", text]
         for label in (labels[number] if labels else ["LABEL"]) if not record.get("n_texts") else ():

@@ -1,0 +1,175 @@
+"""Read the prompts of an audit by name through both text towers, and an optimised prompt; measure every version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from hf_kd.data.vocabulary import checked_names, templates
+from hf_kd.errors import InvalidValueError
+from hf_kd.features.taps.site import evaluating, record
+from hf_kd.features.taps.text import text_features
+from hf_kd.features.text_reader import TextReader
+from hf_kd.metrics.concepts import ConceptEmbeddings, concept_scores, neighbours_of, soft_prompt_recall
+
+from .schema import Section
+from .sections.concepts import concepts_section
+
+EVERY = 10
+"""Every so many of the package's templates is used: eight of them."""
+SOFT_IMAGES, SOFT_STEPS = 16, 60
+
+Rows = tuple[Tensor, Tensor]
+"""Train and test."""
+
+
+@dataclass(frozen=True)
+class TextAudit:
+    """What a concept is asked for by.
+
+    Attributes:
+        texts: Its names and synonyms, and descriptions without the name.
+        templates: Wordings with {}; eight of the package's unless given. Texts of more than four words stand alone.
+    """
+
+    texts: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", checked_names(self.texts, "texts"))
+        object.__setattr__(self, "templates", tuple(self.templates) or templates()[::EVERY])
+
+    def wordings(self) -> list[str]:
+        """All prompts of the texts."""
+        return [
+            template.replace("{}", text)
+            for text in self.texts
+            for template in (self.templates if len(text.split()) <= 4 else ("{}",))
+        ]
+
+
+def measure_by_name(
+    model: Any,
+    asked: TextAudit,
+    features: Mapping[str, Rows],
+    labels: Rows,
+    forget: Sequence[int],
+    names: Mapping[int, str],
+) -> Section:
+    """The section about a concept.
+
+    Args:
+        model: A two-tower model with a tokenizer.
+        asked: By which texts.
+        features: Image embeddings of the versions `original` and `erased`.
+        labels: Their labels.
+        forget: The label that is the concept.
+        names: What each label is called in prompts.
+
+    Raises:
+        InvalidValueError: For several forgotten labels, and labels without a name.
+    """
+    classes = sorted({*labels[0].tolist(), *labels[1].tolist()})
+    nameless = [c for c in classes if c not in names]
+    if len(forget) != 1 or nameless:
+        raise InvalidValueError(
+            f"An audit by name asks for one forgotten label and names of all; {len(forget)} are forgotten, and "
+            f"{len(nameless)} labels have no name. Audit one label at a time, of data whose labels have names."
+        )
+    model.find_text_tap()
+    reader = TextReader(model)
+    prompts = [[t.replace("{}", names[c].replace("_", " ")) for c in classes] for t in asked.templates]
+    before = reader.read([text for row in prompts for text in row] + asked.wordings())
+    column = {c: n for n, c in enumerate(classes)}
+    train, test = (torch.tensor([column[label] for label in part.tolist()]) for part in labels)
+    count, concept = len(asked.templates) * len(classes), column[forget[0]]
+    texts = {"original": before, "erased": reader.erased(before)}
+    near = neighbours_of(_shaped(before, len(asked.templates), count), concept)
+    versions = {
+        version: ConceptEmbeddings(
+            *(normalize(features[version][0].float(), dim=1), train),
+            *(normalize(features[version][1].float(), dim=1), test),
+            _shaped(texts[version], len(asked.templates), count),
+            normalize(texts[version][count:], dim=1),
+            concept,
+            near,
+        )
+        for version in ("original", "erased")
+    }
+    scores = {version: concept_scores(data, versions["original"]) for version, data in versions.items()}
+    seed = next(text for text in asked.texts)
+    for version, data in versions.items():
+        prompt = soft_prompt(model, reader, f"a photo of a {seed}", data.with_texts(versions["original"]))
+        if prompt is not None:
+            scores[version]["optimised prompt: recall"] = soft_prompt_recall(
+                data.with_texts(versions["original"]), prompt
+            )
+    near_names = ", ".join(names[classes[c]] for c in near)
+    notes = [
+        f"{len(classes)} candidates in {len(asked.templates)} templates, {len(asked.wordings())} wordings of the concept; "
+        f"neighbours: {near_names}. The original text tower is public, so its rows are as free to ask as the others.",
+        "The map back is fitted on images of the other classes alone.",
+    ]
+    return concepts_section(scores, len(classes), notes=notes)
+
+
+def soft_prompt(model: Any, reader: TextReader, prompt: str, data: ConceptEmbeddings) -> Tensor | None:
+    """The embedding [d] of a prompt whose words were optimised on few images of the concept, by the original text tower.
+
+    None where the tower has no table of word embeddings to step into.
+    """
+    table = next((m for name, m in model.inner.named_modules() if name.endswith("token_embedding")), None)
+    mine, others = (
+        data.train[rows.nonzero().flatten()[:SOFT_IMAGES]]
+        for rows in (data.train_labels == data.concept, data.train_labels != data.concept)
+    )
+    if table is None or len(mine) == 0:
+        return None
+    images, wanted = torch.cat([mine, others]), torch.tensor([1.0] * len(mine) + [0.0] * len(others))
+    tokens = reader.tokens([prompt])
+    start: list[Tensor] = []
+    with torch.no_grad():
+        start.append(table(tokens["input_ids"]).float())
+    words = nn.Parameter(torch.zeros_like(start[0]))
+    inside = torch.ones(start[0].shape[1], 1, device=words.device)
+    inside[0] = 0
+    end = int((tokens["attention_mask"][0] if "attention_mask" in tokens else tokens["input_ids"][0] >= 0).sum()) - 1
+    inside[end:] = 0
+    handle = table.register_forward_hook(lambda module, args, output: output + (words * inside).to(output.dtype))
+    optimizer = torch.optim.Adam([words], lr=0.02)
+    classifier = data.classifier
+    try:
+        with evaluating(model.inner), torch.enable_grad():
+            for _ in range(SOFT_STEPS):
+                row = _embedded(model, tokens)
+                prompts = torch.cat([classifier[: data.concept], row[None], classifier[data.concept + 1 :]])
+                logits = 20 * images @ prompts.T
+                mine_loss = cross_entropy(logits[: len(mine)], torch.full((len(mine),), data.concept))
+                rest = (logits[:, data.concept] - logits.logsumexp(dim=1)).exp()
+                loss = mine_loss - (1 - wanted).dot((1 - rest).clamp(min=1e-6).log()) / max(1, len(others))
+                optimizer.zero_grad()
+                words.grad = torch.autograd.grad(loss, words)[0]
+                optimizer.step()
+            with torch.no_grad():
+                return _embedded(model, tokens)
+    finally:
+        handle.remove()
+
+
+def _embedded(model: Any, tokens: Mapping[str, Tensor]) -> Tensor:
+    """The original tower's unit embedding [d] of one text, with its graph, on the CPU."""
+    sites = list(model.text_sites)
+    with record(sites, "before", detach=False) as take:
+        for site in sites:
+            site.follow(model.inner)
+        text_features(model.inner, tokens)
+        return normalize(take()[0].float(), dim=1)[0].cpu()
+
+
+def _shaped(rows: Tensor, templates: int, count: int) -> Tensor:
+    return normalize(rows[:count], dim=1).reshape(templates, -1, rows.shape[1])

@@ -1,0 +1,70 @@
+"""What is found of a concept by its name and by images, on embeddings of which it is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from hf_kd.metrics.concepts import ConceptEmbeddings, auroc, by_name, concept_scores, neighbours_of, soft_prompt_recall
+
+CLASSES, DIM = 5, 16
+
+
+@pytest.fixture(scope="module")
+def known() -> ConceptEmbeddings:
+    """Images lie around their class's prompt."""
+    rng = torch.Generator().manual_seed(0)
+    centres = normalize(torch.randn(CLASSES, DIM, generator=rng), dim=1)
+
+    def around(labels: torch.Tensor, spread: float) -> torch.Tensor:
+        return normalize(centres[labels] + spread * torch.randn(len(labels), DIM, generator=rng), dim=1)
+
+    labels = torch.arange(300) % CLASSES
+    prompts = torch.stack([around(torch.arange(CLASSES), 0.05) for _ in range(3)])
+    return ConceptEmbeddings(around(labels, 0.2), labels, around(labels, 0.2), labels, prompts, prompts[:2, 2], 2, (1,))
+
+
+def test_a_known_concept_is_found_by_everything(known):
+    found = concept_scores(known, known)
+    for name in ("recall, one template", "recall, worst wording", "text to image R@1", "linear probe: recall"):
+        assert found[name] > 90, name
+    assert found["rank"] == pytest.approx(1.0, abs=0.1)
+    assert found["ridge map back, original texts: recall"] > 90
+    assert {name for name in found if name.startswith("original texts: ")}
+
+
+def test_prompts_that_mean_nothing_find_nothing_and_images_are_still_alike(known):
+    rng = torch.Generator().manual_seed(1)
+    prompts = known.prompts.clone()
+    prompts[:, known.concept] = normalize(-known.classifier.mean(dim=0), dim=0)
+    erased = replace(known, prompts=prompts, others=-known.others)
+    found = concept_scores(erased, known)
+    assert found["recall, worst wording"] == 0
+    assert found["original texts: recall, all templates"] > 95, "the images are what they were"
+    assert found["linear probe: recall"] > 90
+    assert (
+        soft_prompt_recall(erased, torch.randn(DIM, generator=rng))
+        < 50
+        < soft_prompt_recall(erased, known.classifier[known.concept])
+    )
+
+
+def test_the_worst_wording_counts(known):
+    odd = replace(known, prompts=known.prompts.flip(2), others=known.others)
+    found = by_name(odd)
+    assert found["recall, worst wording"] >= found["recall, all templates"]
+
+
+def test_an_inverted_similarity_is_a_leak():
+    positive = torch.tensor([True] * 20 + [False] * 30)
+    scores = torch.randn(50, generator=torch.Generator().manual_seed(0)) + 3 * positive
+    assert auroc(scores, positive) == pytest.approx(auroc(-scores, positive))
+    assert auroc(scores, positive) > 90
+
+
+def test_neighbours_are_the_nearest_prompts():
+    prompts = normalize(torch.tensor([[1.0, 0, 0], [0.9, 0.3, 0], [0, 0, 1.0], [0, 1.0, 0]]), dim=1)[None]
+    assert neighbours_of(prompts, 0, 1) == (1,)
