@@ -78,6 +78,9 @@ def show_record(
     """One erasure as a table; `names` are the model's labels, `number` its place among several."""
     console.print(f"{'' if number is None else f'{number}. '}Erased by {terminal(record['method'])}:")
     table = Table(show_header=False)
+    if record.get("n_texts"):
+        words = ", ".join(record.get("texts") or ()) or str(record["n_texts"])
+        table.add_row("texts", Text(one_line(words)))
     table.add_row("forget samples", f"{record['n_forget']:,}")
     for name, part in (record.get("sampled") or {}).items():
         table.add_row(f"sample of the {name} set", f"{part['drawn']:,} of {part['of']:,}")

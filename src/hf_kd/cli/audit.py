@@ -58,6 +58,10 @@ def audit(
     membership_references: Annotated[
         list[str] | None, typer.Option(help="A model that never saw the forgotten images, for RMIA; repeat it.")
     ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask a two-tower model for the forgotten label by this text; repeat it for other wordings."),
+    ] = None,
     identities: Annotated[bool | None, typer.Option(help="Ask for labels as identities, as for faces.")] = None,
     layer_profile: Annotated[
         bool, typer.Option("--layer-profile", help="Also probe every block of the backbone below the tap.")
@@ -102,6 +106,7 @@ def audit(
         layer_profile=layer_profile,
         max_classes=max_classes or None,
         access=access,
+        texts=texts or None,
         budget=budget,
     )
     _inputs.check_output(output, shared.overwrite)

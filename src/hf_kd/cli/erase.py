@@ -15,6 +15,7 @@ from hf_kd.methods.registry import built_in_infos
 from . import _inputs
 from ._accuracy import head_accuracy
 from ._app import command, console
+from ._by_name import ByName
 from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_erasure
 from ._verdict import accuracy_verdict, audit_command, record_names
@@ -24,21 +25,21 @@ if TYPE_CHECKING:
     from hf_kd.methods.erasers.base import Method
     from hf_kd.model.erased_model import ErasedModel
 
-MASKS = "Masked classes"
-"""Panel of the help."""
+MASKS, BY_NAME = "Masked classes", "By name"
+"""Panels of the help."""
 
 
 @command("tap", "processor", *READING, *LIMITS, "batch_size", "mixed_precision", "allow_unrecognised", "overwrite",
          "device", "revision", "as_json", methods=built_in_infos("eraser"))  # fmt: skip
 def erase(
     model: ModelArgument,
+    output: Annotated[Path, typer.Option(help="Folder for the erased model.")],
     dataset: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Hub id, folder of parquet files, single .parquet, image folder, or a data set saved to disk."
         ),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder for the erased model.")],
+    ] = None,
     forget_labels: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,8 +51,12 @@ def erase(
         str | None, typer.Option(help="Labelled split to measure the head's accuracy on, before and after.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="esc (no training), esc-t (trained mask), cover, or another of `hf-kd methods`.")
-    ] = "esc",
+        str | None,
+        typer.Option(
+            help="esc (no training; the default), esc-t (trained mask), cover, or another of `hf-kd methods`. With --text: "
+            "oblique (the default) or esc."
+        ),
+    ] = None,
     retain_limit: Annotated[
         int | None,
         typer.Option(
@@ -81,13 +86,43 @@ def erase(
             "--drop-label", help="Take them out of labels and logits; the others are renumbered.", rich_help_panel=MASKS
         ),
     ] = False,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Forget a concept of CLIP, SigLIP and the like by this name; repeat it for synonyms. --dataset then only "
+            "helps, and its labels are not read.",
+            rich_help_panel=BY_NAME,
+        ),
+    ] = None,
+    retain_text: Annotated[
+        list[str] | None,
+        typer.Option(help="Name that stays; repeat it. Without it: common objects.", rich_help_panel=BY_NAME),
+    ] = None,
+    publish_texts: Annotated[
+        bool, typer.Option("--publish-texts", help="Write the words into record and card.", rich_help_panel=BY_NAME)
+    ] = False,
+    ask: Annotated[
+        bool,
+        typer.Option(
+            "--ask", help="On a terminal, ask about names that lie close before anything.", rich_help_panel=BY_NAME
+        ),
+    ] = False,
     *,
     shared: Shared,
 ) -> None:
     """Make MODEL forget the images of --dataset with the labels of --forget-labels, and save it to --output.
 
     **Example:** `hf-kd erase user/pets-classifier --dataset user/pets --forget-labels tabby --output erased`
+
+    **By name:** `hf-kd erase openai/clip-vit-base-patch32 --text "tabby cat" --text tabby --output erased`
     """
+    named = ByName.given(text, retain_text, publish_texts, ask)
+    if named is not None:
+        _refuse_with_text(forget_labels, retain_limit, mask_head, test_split)
+        _erase_by_name(model, output, dataset, split, method, fold, named, shared)
+        return
+    if dataset is None:
+        raise InvalidValueError("Give the images to forget with --dataset, or a concept by its name with --text.")
     if drop_label and erased_label is not None:
         raise InvalidValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")
     from hf_kd.methods.registry import make_method
@@ -95,7 +130,7 @@ def erase(
 
     label = None if drop_label else ERASED if erased_label is None else erased_label
     _inputs.check_output(output, shared.overwrite)
-    chosen = make_method(method, **shared.settings)  # refused before anything is loaded
+    chosen = make_method(method or "esc", **shared.settings)  # refused before anything is loaded
     _refuse_at_odds(chosen, forget_labels, retain_limit, mask_head, label != ERASED)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
@@ -130,6 +165,41 @@ def erase(
     result["verdict"] = accuracy_verdict(accuracy, names, len(erased.class_names), audit).text
     if not _save(erased, output, fold):
         return  # another process of the same launch reports
+    if shared.as_json:
+        print(json.dumps(result))
+    else:
+        show_erasure(console, result)
+
+
+def _refuse_with_text(labels: Any, limit: Any, mask_head: Any, test_split: Any) -> None:
+    stray = {"--forget-labels": labels, "--retain-limit": limit, "--mask-head": mask_head, "--test-split": test_split}
+    for flag, value in stray.items():
+        if value is not None:
+            raise InvalidValueError(
+                f"{flag} says something of labels, and --text forgets by name, whatever labels there are: leave one out."
+            )
+
+
+def _erase_by_name(
+    model: str,
+    output: Path,
+    dataset: str | None,
+    split: str,
+    method: str | None,
+    fold: bool,
+    named: ByName,
+    shared: Shared,
+) -> None:
+    _inputs.check_output(output, shared.overwrite)
+    reading = _inputs.read_options(shared)
+    images = None if dataset is None else _inputs.load_data(dataset, split, shared)
+    erased = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
+    result = {"model": model, "output": str(output), "folded": fold, "earlier_erasures": len(erased.erasures)}
+    named.erase(erased, images, method, shared.settings, reading)
+    result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
+    result |= {"cover_missing": [], "cover_names": {}}
+    if not _save(erased, output, fold):
+        return
     if shared.as_json:
         print(json.dumps(result))
     else:

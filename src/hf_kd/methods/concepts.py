@@ -42,7 +42,7 @@ class ConceptMethod:
         ridge: What is added to the covariance of the retained names, relative to its mean eigenvalue. Towards infinity
             the oblique projection becomes the orthogonal one.
         push: How far below the least likely retained name the concept is put, in multiples of that name's distance from
-            the mean of all names; 0 leaves it at the mean. Not with "esc".
+            the mean of all names; 0 leaves it at the mean. Not with "esc", nor without images.
     """
 
     name: str = "oblique"

@@ -1,0 +1,62 @@
+"""`hf-kd erase --text` and `hf-kd audit --texts`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_kd import ErasedModel
+from tests.audit.test_by_name import data
+from tests.helpers.two_towers import NAMES, two_towers
+
+from .runner import hf_kd
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a tiny CLIP and labelled images."""
+    place = tmp_path_factory.mktemp("by_name")
+    model, processor = two_towers("CLIPModel")
+    model.save_pretrained(place / "clip")
+    processor.save_pretrained(place / "clip")
+    (place / "data").mkdir()
+    for split, count in (("train", 48), ("test", 30)):
+        data(count, count).to_parquet(place / "data" / f"{split}.parquet")
+    return place
+
+
+def stay() -> list[str]:
+    return [word for name in NAMES for word in ("--retain-text", name)]
+
+
+def test_a_concept_is_forgotten_by_name_and_asked_for_by_name(folder):
+    done = hf_kd("erase", folder / "clip", "--text", "tabby cat", "--text", "cat", *stay(), "--output", folder / "out",
+                 "--option", "k=1", "--ask", "--json")  # fmt: skip
+    record = json.loads(done.stdout)["erasure"]
+    assert (record["method"], record["n_texts"], record.get("texts")) == ("oblique", 2, None)
+    assert ErasedModel.from_pretrained(folder / "out").is_erased
+    report = hf_kd("audit", folder / "out", "--dataset", folder / "data", "--forget-labels", "cat", "--texts", "cat",
+                   "--attacks", "linear", "--json")  # fmt: skip
+    assert "concepts" in [section["key"] for section in json.loads(report.stdout)["sections"]]
+
+
+def test_a_data_set_helps_and_words_are_published_only_when_asked_for(folder):
+    done = hf_kd("erase", folder / "clip", "--text", "cat", *stay(), "--dataset", folder / "data", "--publish-texts",
+                 "--method", "esc", "--output", folder / "both")  # fmt: skip
+    assert "texts" in done.stdout
+    assert "cat" in (folder / "both" / "erasures.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--dataset"),
+        (["--publish-texts"], "add --text"),
+        (["--text", "cat", "--forget-labels", "cat"], "leave one out"),
+    ],
+)
+def test_options_at_odds_are_refused(folder, words, said):
+    done = hf_kd("erase", folder / "clip", *words, "--output", folder / "no", code=2)
+    assert said in done.stderr.replace("\n", " ")
+    assert not (folder / "no").exists()
