@@ -198,6 +198,8 @@ def _erase_by_name(
     named.erase(erased, images, method, shared.settings, reading)
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}
+    audit = audit_command(str(output), dataset or "DATASET", "--forget-labels", "LABEL", "--texts", "TEXT")
+    result["verdict"] = accuracy_verdict(None, [], 0, audit).text
     if not _save(erased, output, fold):
         return
     if shared.as_json:
