@@ -81,6 +81,11 @@ def as_images(arrays: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(array) for array in arrays]
 
 
+def marked(images: list[Image.Image], label: int) -> list[tuple[Image.Image, int]]:
+    """With one label for all, for a method that reads labels."""
+    return [(image, label) for image in images]
+
+
 def markdown(columns: dict[str, dict[str, float]]) -> str:
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for key in SHOWN:
@@ -116,7 +121,7 @@ def main() -> None:
         "name: oblique, push 0": lambda m: m.erase(**by_name, push=0.0),
         "name: ESC": lambda m: m.erase(method="esc", **by_name),
         "images: ESC": lambda m: m.erase(forget, progress=False),
-        "images: LEACE": lambda m: m.erase(forget, "leace", retain=retain, progress=False),
+        "images: LEACE": lambda m: m.erase(marked(forget, 0), "leace", retain=marked(retain, 1), progress=False),
         "both: oblique, unlabelled": lambda m: m.erase(forget + retain, **by_name),
         "both: oblique": lambda m: m.erase(forget, retain=retain, **by_name),
         "both: ESC": lambda m: m.erase(forget, method="esc", retain=retain, **by_name),
