@@ -57,7 +57,7 @@ def test_recovery_shows_accuracies_and_its_note_on_the_papers_probe(report):
 
 def test_labels_that_cover_each_other_are_moved_apart():
     places = [(0.0, 0.0), (0.1, 0.01), (0.05, 0.02), (3.0, 0.0)]
-    moved = spread(places, width=1.0, height=0.1)
+    moved = spread(places, [1.0] * 4, 0.1)
     assert moved[3] == places[3], "nothing is near it"
     heights = sorted(y for _, y in moved[:3])
     assert all(b - a >= 0.099 for a, b in itertools.pairwise(heights))

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from hf_kd.audit import RetentionReport
+from hf_kd.audit import RetentionReport, Score, Section
+from hf_kd.audit.schema import PAPER_NOTE
 from tests.helpers.audited import audited
+from tests.metrics.planted import planted
 
 CLAIMS = re.compile(r"irreversib|certif|guarantee|better than retrain", re.I)
 
@@ -65,3 +67,43 @@ def test_a_report_without_sections_has_a_repr_too():
     report = RetentionReport((2,), "none", {}, 8, 1, (), class_names={2: "cat\n<b>"})
     assert repr(report).startswith("<RetentionReport: class 2 (cat")
     assert "\n" not in repr(report)
+
+
+def test_the_papers_probe_is_never_shown_without_its_note_and_equal_numbers_say_so(report):
+    for text in (printed(report), report.to_markdown(), " ".join(printed(report, 80).split())):
+        assert PAPER_NOTE in text
+        assert "same: equal to the original's" in text
+    untouched = audited(planted(n=300), lambda x: x.clone())
+    rows = [line for line in printed(untouched).splitlines() if line.strip().startswith(("recall", "D_ft", "D_rt"))]
+    assert len(rows) >= 5
+    assert all(line.rstrip().endswith("same") for line in rows)
+
+
+def test_identities_and_layer_profile_are_on_the_screen_in_short_where_they_were_asked_for(report):
+    assert "Identities" not in printed(report)
+    assert "Layer profile" not in printed(report)
+    asked = printed(audited(planted(n=300), identities=True))
+    assert "rank-1, centred" in asked
+    depths = {"stem": 30.0, "block 1": 96.0, "block 2": 94.0, "tap": 50.0}
+    scores = tuple(Score("D_ft", value, "lower", name, original=max(value, 94.0)) for name, value in depths.items())
+    deep = replace(report, sections=(*report.sections, Section("layer_profile", "Layer profile", scores)))
+    text = printed(deep)
+    assert "block 1 (most of all blocks)" in text
+    assert "stem" in text
+    assert "block 2" not in text
+    assert max(len(line.rstrip()) for line in printed(deep, width=80).splitlines()) <= 80
+
+
+def test_the_summary_opens_markdown_and_has_at_most_ten_lines(report):
+    lines = report.to_markdown().splitlines()
+    assert lines[2].startswith("**fox: the head answers")
+    assert lines.index("### How it was measured") <= 15
+    assert len(report.summary().splitlines()) <= 10
+    assert not CLAIMS.search(report.summary())
+
+
+def test_names_that_are_markup_stay_text_in_the_verdict():
+    nasty = audited(class_names={0: "<b>*fox*</b> [x](http://y)", 1: "gnu", 2: "hen"}).to_markdown()
+    first = nasty.splitlines()[2]
+    assert "<b>" not in first
+    assert "[x](" not in first

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from hf_kd.bench.figures import draw
+from hf_kd.audit.schema import PAPER_NOTE
+from hf_kd.bench.figures import draw, in_short
 from hf_kd.bench.tables import latex, lines, markdown
 
 
@@ -127,6 +128,25 @@ def test_memory_that_is_not_known_is_a_dash(one, results):
     assert cells(table, "Rest", "esc")["peak MiB"] == "-"
 
 
+def test_the_papers_probe_is_never_printed_without_its_note(one, results):
+    experiment = one(methods=["original", "esc"])
+    paper = {f"KR_paper {name}": 10.0 for name in ("D_f", "D_r", "HM", "D_ft", "D_rt", "HM_t")}
+    with_it = results(experiment, {"original": [scores(90, 97, **paper)], "esc": [scores(1, 97, **paper)]})
+    without = results(experiment, {"original": [scores(90, 97)], "esc": [scores(1, 97)]})
+    for table in (markdown, latex):
+        assert PAPER_NOTE in table(experiment, with_it)
+        assert PAPER_NOTE not in table(experiment, without)
+
+
+def test_the_title_of_figures_is_what_they_say_in_short(one, results):
+    experiment = one(methods=["original", "esc", {"method": "neggrad", "label": "neggrad"}])
+    store = results(experiment, {"original": [scores(90, 97)], "esc": [scores(80, 97)], "neggrad": [scores(70, 90)]})
+    rows = lines(experiment, store)
+    assert (
+        in_short(rows, rows[0]) == "A converged probe reads least of the forgotten after neggrad: 70 % (original 90 %)"
+    )
+
+
 def test_lines_know_what_is_missing(one, results):
     experiment = one(methods=[{"method": "esc-t", "seeds": [0, 1, 2, 3]}])
     (line,) = lines(experiment, results(experiment, {"esc-t": [scores(1, 97), "ValueError: no", scores(3, 97)]}))
@@ -178,7 +198,9 @@ def test_no_name_covers_another_or_a_point(many):
             canvas = FigureCanvasAgg(figure)
             canvas.draw()
         axes = figure.axes[0]
-        texts = axes.texts if name == "pareto" else axes.get_yticklabels()
+        texts = (
+            [text for text in axes.texts if text.get_text() != "better"] if name == "pareto" else axes.get_yticklabels()
+        )
         assert len(texts) >= 29
         # an annotation's own extent would hold the line to its point too
         boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in texts]

@@ -301,9 +301,10 @@ def _name_clusters(axes: Any, report: ReportData, labels: np.ndarray, points: np
     centres = [tuple(np.median(points[labels == label], axis=0)) for label in classes]
     edge = 0.13 * (right - left)  # half a name
     centres = [(min(max(x, left + edge), right - edge), y) for x, y in centres]
-    apart = spread(centres, width=0.28 * (right - left), height=0.055 * (top - bottom))
-    for label, centre in zip(classes, apart, strict=True):
-        name = short(report.class_names.get(int(label), str(label)))
+    names = [short(report.class_names.get(int(label), str(label))) for label in classes]
+    widths = [0.022 * len(name) * (right - left) for name in names]
+    apart = spread(centres, widths, 0.055 * (top - bottom))
+    for label, name, centre in zip(classes, names, apart, strict=True):
         bold = int(label) in report.forget_labels
         axes.annotate(
             name, centre, ha="center", va="center", fontsize=7, fontweight="bold" if bold else "normal",

@@ -7,6 +7,7 @@ hatch or line, so that the figures survive a black-and-white printer. Originals 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from hf_kd.data.text import figure_text
@@ -46,20 +47,36 @@ def caption(figure: Any, text: str) -> str:
     return "\n".join(textwrap.wrap(figure_text(text), int(figure.get_figwidth() * 17)))
 
 
-def spread(places: list[tuple[float, float]], width: float, height: float) -> list[tuple[float, float]]:
-    """Places of labels, moved up and down until none of them covers another; each is `width` by `height`."""
+Place = tuple[float, float]
+
+
+def spread(
+    places: Sequence[Place], widths: Sequence[float], height: float, points: Sequence[Place] = ()
+) -> list[Place]:
+    """Places of labels, moved up and down until none of them covers another.
+
+    Args:
+        places: The middle of each label, in any unit.
+        widths: Of each label, in that unit.
+        height: Of all of them.
+        points: What stays where it is and should not be covered either.
+    """
     order = sorted(range(len(places)), key=lambda i: places[i][1])
-    moved = list(places)
-    for _ in range(200):
+    heights = [y for _, y in places]
+    for _ in range(300):
         still = True
         for position, i in enumerate(order):
+            x = places[i][0]
             for j in order[position + 1 :]:
-                (x, y), (x_other, y_other) = moved[i], moved[j]
-                overlap = height - abs(y_other - y)
-                if abs(x - x_other) < width and overlap > 1e-3 * height:
-                    push = overlap / 2 if y_other >= y else -overlap / 2
-                    moved[i], moved[j] = (x, y - push), (x_other, y_other + push)
+                overlap = height - abs(heights[j] - heights[i])
+                if abs(x - places[j][0]) < (widths[i] + widths[j]) / 2 and overlap > 1e-3 * height:
+                    push = overlap / 2 if heights[j] >= heights[i] else -overlap / 2
+                    heights[i], heights[j], still = heights[i] - push, heights[j] + push, False
+            for x_point, y_point in points:
+                overlap = 0.7 * height - abs(heights[i] - y_point)
+                if abs(x - x_point) < 0.5 * widths[i] and overlap > 1e-3 * height:
+                    heights[i] += overlap if heights[i] >= y_point else -overlap
                     still = False
         if still:
             break
-    return moved
+    return [(x, y) for (x, _), y in zip(places, heights, strict=True)]

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_kd.audit.plotting import STYLE
+from hf_kd.audit.plotting import STYLE, add_title, caption, spread
+from hf_kd.audit.schema import PAPER_NOTE
 from hf_kd.errors import require
 
 from .config import Experiment
@@ -19,13 +20,17 @@ from .store import Store
 from .tables import Line, lines
 
 FORGET, RETAIN, GREY = "#D55E00", "#0072B2", "#8C8C8C"
+BETTER = "#009E73"
+LINE_TO = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0}
+MOST_BESIDE = 12
+"""Rows whose names stand beside their points."""
 COLOURED = (1e-4, 1.0)
 """Relative changes between which the colours of `layers` differ; a head with a bias of -1e4 would wash out all others."""
 
 
 def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
     """Draw `recovery.png` (Fig. 1), `weights.png` and `weights_by_layer.png` (Fig. 2), `time.png` (Fig. 5), `pareto.png`
-    and `attackers.png` where there are numbers.
+    and `attackers.png` where there are numbers; the title of each is what they say in short.
 
     Raises ImportError, with the command to install it, without matplotlib.
     """
@@ -38,9 +43,28 @@ def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
         for name, drawer in FIGURES.items():
             figure = drawer(rows, original, Figure)
             if figure is not None:
+                add_title(figure, in_short(rows, original))
                 figure.savefig(folder / f"{name}.png")
                 written.append(folder / f"{name}.png")
     return written
+
+
+def in_short(rows: Sequence[Line], original: Line | None) -> str:
+    """The title of every figure: after which row least is read, beside the original and what was never trained on it."""
+    for key, who in (("worst/recall", "The best attacker"), ("KR D_ft", "A converged probe")):
+        made = [line for line in rows if line.values(key) and line.row.kind in ("eraser", "weights")]
+        if not made:
+            continue
+        least = min(made, key=lambda line: _mean(line, key))
+        told = f"{who} reads least of the forgotten after {least.label}: {_mean(least, key):.0f} %"
+        beside = [("original", original)] + [
+            ("without it" if line.row.reference else "unseen", line)
+            for line in rows
+            if line.row.reference or line.row.kind == "unseen"
+        ]
+        known = [f"{name} {_mean(line, key):.0f} %" for name, line in beside if line is not None and line.values(key)]
+        return f"{told} ({', '.join(dict.fromkeys(known))})" if known else told
+    return "What each row costs; nothing was read of the forgotten"
 
 
 def shown_name(label: str, most: int = 36) -> str:
@@ -59,27 +83,43 @@ def _bars(shown: Sequence[Line], figure_class: Any) -> tuple[Any, Any]:
 
 
 def recovery(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
-    """Fig. 1: probe accuracy on D_ft over the original head's: converged, and the paper's."""
-    base = _mean(original, "D_ft") if original else None
+    """Knowledge retention: the share of D_ft that the best attacker, a converged probe and the paper's read.
+
+    The dashed line is what the best of them reads from the original.
+    """
     shown = [line for line in rows if line.values("KR D_ft") and line is not original]
-    if not base or not shown:
+    if not shown:
         return None
     figure, axes = _bars(shown, figure_class)
-    for offset, key, colour, label in (
-        (-0.2, "KR D_ft", FORGET, "converged probe"),
-        (0.2, "KR_paper D_ft", GREY, "the paper's probe"),
-    ):
-        places = [i + offset for i, line in enumerate(shown) if line.values(key)]
+    readers = [
+        ("worst/recall", FORGET, "best attacker"),
+        ("KR D_ft", RETAIN, "converged probe"),
+        ("KR_paper D_ft", GREY, "the paper's probe"),
+    ]
+    readers = [reader for reader in readers if any(line.values(reader[0]) for line in shown)]
+    height = 0.8 / len(readers)
+    for number, (key, colour, label) in enumerate(readers):
+        places = [i + (number - (len(readers) - 1) / 2) * height for i, line in enumerate(shown) if line.values(key)]
         axes.barh(
-            places,
-            [100 * _mean(line, key) / base for line in shown if line.values(key)],
-            0.38,
-            color=colour,
-            label=label,
+            places, [_mean(line, key) for line in shown if line.values(key)], 0.95 * height, color=colour, label=label
         )
-    axes.axvline(100, color="black", linewidth=0.8)
-    axes.set_xlabel("recovery rate: probe on D_ft over the original head, %")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    if original is not None and original.values(readers[0][0]):
+        axes.axvline(
+            _mean(original, readers[0][0]),
+            color="black",
+            linewidth=0.9,
+            linestyle="--",
+            label=f"original, {readers[0][2]}",
+        )
+    axes.set_xlim(0, 101)
+    axes.set_xlabel("knowledge retention: forgotten test images read (D_ft), %")
+    paper = any(key == "KR_paper D_ft" for key, *_ in readers)
+    figure.legend(
+        loc="outside lower center",
+        ncols=2,
+        title=caption(figure, PAPER_NOTE) if paper else None,
+        title_fontsize=7,
+    )
     return figure
 
 
@@ -99,7 +139,7 @@ def weights(rows: Sequence[Line], original: Line | None, figure_class: Any) -> A
         )
     axes.set_xscale("symlog", linthresh=1e-3)
     axes.set_xlabel("||change||_F / ||original||_F (0: no weight changed)")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -118,7 +158,7 @@ def times(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(0, 1.6 * max(map(sum, zip(reading, fit, strict=True))) + 0.05)
     axes.set_xlabel("seconds (logarithmic above 1)")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -157,15 +197,12 @@ def _by_layer(line: Line) -> dict[str, float]:
 
 
 def pareto(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
-    """What a converged probe reads of D_ft against what the head keeps of D_rt; down and right is better.
-
-    The names stand in a column in the order of the points' heights, so that none covers another.
-    """
+    """What a converged probe reads of D_ft against what the head keeps of D_rt; down and right is better."""
     shown = [line for line in rows if line.values("KR D_ft") and line.values("D_rt")]
     if len(shown) < 2:
         return None
     points = [(_mean(line, "D_rt"), _mean(line, "KR D_ft")) for line in shown]
-    figure = figure_class(figsize=(7.0, max(3.4, 0.17 * len(shown) + 1.2)))
+    figure = figure_class(figsize=(7.0, max(4.4, 0.17 * len(shown) + 1.2)))
     axes = figure.subplots()
     for line, point in zip(shown, points, strict=True):
         if line is original or line.row.reference:  # hollow and larger, to be seen where other points lie on them
@@ -173,25 +210,44 @@ def pareto(rows: Sequence[Line], original: Line | None, figure_class: Any) -> An
             axes.scatter(*point, s=70, marker=marker, facecolors="none", edgecolors=colour, zorder=4)
         else:
             axes.scatter(*point, s=24, color=FORGET, zorder=3, edgecolors="white", linewidths=0.4)
-    order = sorted(range(len(shown)), key=lambda i: points[i][::-1], reverse=True)
-    line_to = {"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
-    for place, i in enumerate(order):
-        axes.annotate(
-            shown_name(shown[i].label),
-            points[i],
-            xytext=(1.1, 1 - (place + 0.5) / len(order)),
-            textcoords="axes fraction",
-            fontsize=7,
-            va="center",
-            annotation_clip=False,
-            arrowprops=line_to,
-        )
     for side, values in (("x", [x for x, _ in points]), ("y", [y for _, y in points])):
-        room = 0.05 * (max(values) - min(values)) or 1.0
+        room = 0.08 * (max(values) - min(values)) or 1.0
         getattr(axes, f"set_{side}lim")(min(values) - room, max(values) + room)
+    (_name_beside if len(shown) <= MOST_BESIDE else _name_in_column)(axes, [line.label for line in shown], points)
+    axes.annotate(
+        "better", xy=(0.99, 0.015), xytext=(0.88, 0.1), xycoords="axes fraction", fontsize=8, color=BETTER,
+        ha="right", va="bottom", arrowprops={"arrowstyle": "-|>", "color": BETTER, "linewidth": 1.4},
+    )  # fmt: skip
     axes.set_xlabel("retained classes, the model's head (D_rt), %")
     axes.set_ylabel("forgotten class, converged probe (D_ft), %")
     return figure
+
+
+def _name_beside(axes: Any, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
+    """Names that touch their points, moved up or down, with a line to the point, where two would cover each other."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    shares = [((x - left) / (right - left), (y - bottom) / (top - bottom)) for x, y in points]
+    sides = [1 if x < 0.55 else -1 for x, _ in shares]
+    widths = [0.0125 * len(shown_name(name)) for name in names]
+    middles = [(x + (0.015 + width / 2) * side, y) for (x, y), width, side in zip(shares, widths, sides, strict=True)]
+    moved = spread(middles, widths, 0.045, shares)
+    for name, point, (x, y), (_, height), side in zip(names, points, shares, moved, sides, strict=True):
+        away = abs(height - y) > 0.01
+        axes.annotate(
+            shown_name(name), point, xytext=(x + 0.015 * side * (1 + away), height), textcoords="axes fraction",
+            fontsize=7, ha="left" if side > 0 else "right", va="center",
+            arrowprops={**LINE_TO, "relpos": (0 if side > 0 else 1, 0.5)} if away else None,
+        )  # fmt: skip
+
+
+def _name_in_column(axes: Any, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
+    """Many names in a column in the order of the points' heights, each with a line that ends in its point."""
+    order = sorted(range(len(points)), key=lambda i: points[i][::-1], reverse=True)
+    for place, i in enumerate(order):
+        axes.annotate(
+            shown_name(names[i]), points[i], xytext=(1.1, 1 - (place + 0.5) / len(order)), textcoords="axes fraction",
+            fontsize=7, va="center", annotation_clip=False, arrowprops={**LINE_TO, "relpos": (0, 0.5)},
+        )  # fmt: skip
 
 
 def attackers(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:

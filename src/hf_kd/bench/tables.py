@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hf_kd.audit.schema import PAPER_NOTE
 from hf_kd.metrics.scores import average_gap, mean_and_sd
 
 from .config import Experiment, Row
@@ -188,6 +189,8 @@ def markdown(experiment: Experiment, store: Store) -> str:
     for group in dict.fromkeys(column.group for column in columns if column.group):
         part = [c for c in columns if c.group == group]
         blocks.append(f"**{group}**\n\n" + _markdown_table(rows, part, time=False))
+        if any(column.key.startswith("KR_paper") for column in part):
+            blocks.append(PAPER_NOTE)
     blocks.append("**Rest**\n\n" + _markdown_table(rows, [c for c in columns if not c.group], time=True))
     if experiment.protocol["kind"] == "incremental":
         blocks.append(_incremental(rows))
@@ -321,6 +324,7 @@ def latex(experiment: Experiment, store: Store) -> str:
     return "\n".join(
         [
             rf"% {experiment.name}; needs \usepackage{{booktabs}}",
+            *([f"% {PAPER_NOTE}"] if any(column.key.startswith("KR_paper") for column in columns) else []),
             rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
             r"\toprule",
             over + r" \\",
