@@ -54,6 +54,7 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
                 "output",
                 "retrained",
                 "unseen",
+                "summary",
                 *(f.name for f in fields(AuditOptions)),
             },
         ),

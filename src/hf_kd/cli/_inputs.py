@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import re
@@ -69,10 +70,16 @@ def import_files(paths: Sequence[Path] | None) -> None:
         spec.loader.exec_module(module)
 
 
+def load_libraries(shared: Shared) -> None:
+    """Import what takes seconds, and say so: torch, transformers, and what shows results."""
+    with working("loading libraries", not shared.quiet):
+        for name in ("hf_kd.model.erased_model", "hf_kd.model.unlearn", "hf_kd.audit.verdict"):
+            importlib.import_module(name)
+
+
 def read_options(shared: Shared) -> ReadOptions:
     """How images are read, as the options say."""
-    with working("loading libraries", not shared.quiet):
-        from hf_kd.features.reader import ReadOptions
+    from hf_kd.features.reader import ReadOptions
 
     names = ("image_column", "label_column", "labels", "batch_size", "num_workers", "mixed_precision", *LIMITS)
     mapping = dict(name_and_value(text, "--label-mapping") for text in shared.label_mapping or ())

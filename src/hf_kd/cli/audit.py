@@ -95,6 +95,7 @@ def audit(
         raise InvalidValueError("--grad-cam draws into a folder; name it with --output.")
     if retrained and unseen is not None:
         raise InvalidValueError("--retrained and --unseen were both given; a report has one reference.")
+    _inputs.load_libraries(shared)
     from hf_kd.audit.options import AuditOptions, Retrained, Unseen
     from hf_kd.data.distributed import process_state
 

@@ -125,6 +125,7 @@ def erase(
         raise InvalidValueError("Give the images to forget with --dataset, or a concept by its name with --text.")
     if drop_label and erased_label is not None:
         raise InvalidValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")
+    _inputs.load_libraries(shared)
     from hf_kd.methods.registry import make_method
     from hf_kd.model.label_mask import ERASED
 

@@ -61,6 +61,7 @@ def train_original(
 
     **Example:** `hf-kd train-original microsoft/resnet-18 --recipe resnet18-pretrained --dataset user/pets --output r18`
     """
+    _inputs.load_libraries(shared)
     from transformers import AutoConfig, AutoModelForImageClassification
 
     from hf_kd.data.distributed import process_state

@@ -58,6 +58,7 @@ def unlearn(
 
     **Example:** `hf-kd unlearn user/pets-classifier --dataset user/pets --forget-labels tabby --output scrubbed`
     """
+    _inputs.load_libraries(shared)
     from hf_kd.data.distributed import process_state
     from hf_kd.methods.registry import make_unlearning_method
     from hf_kd.model.erased_model import ErasedModel

@@ -32,6 +32,7 @@ def verify(
     shared: Shared,
 ) -> None:
     """Check an erased model against its receipt; with --dataset, carry the erasure out again. Exit code 1: it differs."""
+    _inputs.load_libraries(shared)
     from hf_kd.model.verify import verify as check
 
     if dataset is None:
