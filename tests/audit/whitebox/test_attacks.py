@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 
-from hf_kd.audit.whitebox import removal
+from hf_kd.audit.whitebox import regrowing, removal
 from hf_kd.audit.whitebox.answers import head_answers
 from hf_kd.audit.whitebox.class_row import class_row_attack
 from hf_kd.audit.whitebox.network import recalibrated
 from hf_kd.audit.whitebox.probes import few_labels_attack, knn_attack, linear_attack, map_attack, mlp_attack
-from hf_kd.audit.whitebox.regrowing import kept_modules, regrow_attack
+from hf_kd.audit.whitebox.regrowing import regrow_attack
 from hf_kd.audit.whitebox.relearning import relearn
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.testing.probes import AttackTester, planted
@@ -117,12 +117,17 @@ def test_removal_works_on_copies(data):
     assert all(torch.equal(before[name], tensor) for name, tensor in net.model.state_dict().items())
 
 
-def test_what_is_kept_when_the_upper_part_is_drawn_anew(data):
+def test_the_lower_part_is_kept_when_the_rest_is_drawn_anew(data, monkeypatch):
     net, images = network(data)
-    kept = kept_modules(net, images, "blocks.0")
-    assert {name for name, _ in net.model.named_modules()} - kept == {
-        "blocks.1", "blocks.1.0", "blocks.1.1", "blocks.1.2", "blocks.2", "blocks.2.0", "blocks.2.1", "blocks.2.2", "head",
-    }  # fmt: skip
+    seen = []
+    monkeypatch.setattr(regrowing, "head_answers", lambda made, *a: seen.append(made) or head_answers(made, *a))
+    result = regrow_attack(net, images, epochs=1)
+    assert result.settings["kept_to"] == "blocks.0"
+    before, after = (n.model.state_dict() for n in (net, seen[0]))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in same if not name.endswith("num_batches_tracked")} == {
+        name for name in before if name.startswith("blocks.0.") and not name.endswith("num_batches_tracked")
+    }
 
 
 def test_relearning_keeps_the_worst_rate_and_says_when_half_is_back(data):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.taps.inputs import run
+from hf_kd.methods.unlearning.cut import cut_behind, draw_above
 from hf_kd.metrics.attack_data import AttackResult
 
 from .answers import head_answers
@@ -17,33 +19,6 @@ from .network import Network, WhiteBoxData, answer, own_generators, with_rows
 
 IMAGES = 5_000
 """Labelled images, of all classes together, at most."""
-
-
-def kept_modules(network: Network, data: WhiteBoxData, block: str) -> set[str]:
-    """Names of the modules that an image has entered by the time it leaves `block`, those that only hold others included."""
-    entered: set[str] = set()
-    over = False
-
-    def enter(name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            if not over:
-                entered.add(name)
-
-        return hook
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal over
-        over = True
-
-    handles = [m.register_forward_pre_hook(enter(name)) for name, m in network.model.named_modules()]
-    handles.append(network.model.get_submodule(block).register_forward_hook(leave))
-    try:
-        with torch.no_grad():
-            run(network.model, data.train.rows(slice(2)).inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return entered
 
 
 def regrow_attack(
@@ -72,31 +47,14 @@ def regrow_attack(
         )
     block = network.blocks[max(0, int(len(network.blocks) * share) - 1)]
     made, _ = with_rows(network, data, data.shots(5, seed))
-    kept = kept_modules(made, data, block)
-    with own_generators(network.device, seed):
-        fresh = dict(network.fresh().state_dict())
-        for head in made.linear_heads():  # may have more rows than that of the fresh model
-            nn.init.normal_(head.weight, std=0.01)
-            if head.bias is not None:
-                nn.init.zeros_(head.bias)
-    model = made.model.eval()
-    new: list[nn.Parameter] = []
-    anew: list[nn.Module] = []
-    with torch.no_grad():
-        for path, module in model.named_modules():
-            if path in kept:
-                for parameter in module.parameters(recurse=False):
-                    parameter.requires_grad_(False)
-                continue
-            anew.append(module)
-            new += [parameter.requires_grad_(True) for parameter in module.parameters(recurse=False)]
-            if path in network.heads:
-                continue
-            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            for name, tensor in own:
-                full = f"{path}.{name}"
-                if full in fresh and fresh[full].shape == tensor.shape:
-                    tensor.copy_(fresh[full])
+    model = made.model
+    two = {name: value[:2].to(made.device) for name, value in data.train.inputs.items()}
+    cut = cut_behind(model, block, two, network.blocks)
+    with own_generators(made.device, seed):
+        draw_above(model, cut, _fresh(network, made))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in cut.new)
+    new = [parameter for parameter in model.parameters() if parameter.requires_grad]
     few = data.train.rows(slice(images))
     columns = torch.tensor([made.column_of(int(c)) for c in data.classes], device=made.device)
     targets = torch.searchsorted(data.classes, few.labels).to(made.device)
@@ -111,9 +69,10 @@ def regrow_attack(
         optimiser, top, total_steps=total, pct_start=0.2, cycle_momentum=False
     )
     with own_generators(network.device, seed):
+        model.train()
+        for name in cut.modules:
+            model.get_submodule(name).eval()
         for _ in range(epochs):
-            for module in anew:
-                module.training = True
             for rows in torch.randperm(len(few), generator=rng).to(few.labels.device).split(128):
                 if len(rows) == 1:
                     schedule.step()
@@ -125,8 +84,15 @@ def regrow_attack(
                 optimiser.step()
                 schedule.step()
     model.eval()
-    result = head_answers(made, data, "regrown with all labels")
-    return AttackResult(
-        result.name, result.recall_forget, result.accuracy_retain, result.false_alarms, result.auc,
-        {"kept_to": block, "images": len(few), "epochs": epochs},
-    )  # fmt: skip
+    told = {"kept_to": block, "images": len(few), "epochs": epochs}
+    return replace(head_answers(made, data, "regrown with all labels"), settings=told)
+
+
+def _fresh(network: Network, made: Network) -> nn.Module:
+    """A model that has seen nothing, with heads of the shape of `made`."""
+    fresh = cast("Callable[[], nn.Module]", network.fresh)()
+    for path, head in zip(made.heads, made.linear_heads(), strict=False):
+        parent, _, name = path.rpartition(".")
+        linear = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
+        setattr(fresh.get_submodule(parent), name, linear)
+    return fresh
