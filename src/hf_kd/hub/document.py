@@ -71,15 +71,7 @@ def document(
     if report is not None and not show_class_names:
         kept = {label: name for label, name in report.class_names.items() if label not in report.forget_labels}
         report = replace(report, class_names=kept)
-    figures: list[str] = []
-    if report is not None:
-        report.to_json(folder / REPORT)
-        if has_package("matplotlib"):
-            figures = [path.relative_to(folder).as_posix() for path in report.figures(folder / "figures")]
-        else:
-            logger.warning(
-                "The card has no figures: matplotlib is not installed. Install it: pip install 'hf-kd[figures]'."
-            )
+    figures = () if report is None else _write_report(report, folder)
     base, records = base_of(model)[0], records_of(model)
     model.find_taps()
     write_receipt(folder, _receipt(model, folder, folded, labels, beside))
@@ -99,11 +91,20 @@ def document(
         datasets=tuple(datasets),
         license=license,
         report=report,
-        figures=tuple(figures),
+        figures=figures,
         commands=tuple(commands([record.to_dict() for record in records], base, labels)),
         versions=versions(),
     )
     (folder / CARD).write_bytes(_card(values, existing).encode("utf-8"))
+
+
+def _write_report(report: RetentionReport, folder: Path) -> tuple[str, ...]:
+    """The report and its figures, whose paths in `folder` are returned."""
+    report.to_json(folder / REPORT)
+    if has_package("matplotlib"):
+        return tuple(path.relative_to(folder).as_posix() for path in report.figures(folder / "figures"))
+    logger.warning("The card has no figures: matplotlib is not installed. Install it: pip install 'hf-kd[figures]'.")
+    return ()
 
 
 def read_card(places: Sequence[Path]) -> tuple[str | None, bool]:

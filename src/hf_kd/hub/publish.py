@@ -116,9 +116,7 @@ def push(
         saved = _save(model, folder, folded)
         if not show_class_names:
             _drop_dataset_classes(folder / CONFIG_NAME)
-        (folder / CARD).unlink(missing_ok=True)  # what saving wrote knows no repository
-        if existing is not None:
-            (folder / CARD).write_bytes(existing)
+        _put_card(folder / CARD, existing)
         document(
             model,
             folder,
@@ -129,12 +127,10 @@ def push(
             datasets=datasets,
             license=base_license(base_of(model)[0], target.token),
         )
-        methods = ", ".join(record.method for record in records_of(model))
         published = upload(
             folder,
             full,
-            message=target.commit_message
-            or f"{'Erased' if model.is_erased else 'Made to forget'} with hf_kd: {methods}",
+            message=target.commit_message or _message(model),
             token=target.token,
             revision=target.revision,
             create_pr=target.create_pr,
@@ -143,6 +139,18 @@ def push(
     if verify:
         _compare(model, saved, published, target.token)
     return Pushed(**asdict(published), verified=verify)
+
+
+def _message(model: TappedModel) -> str:
+    methods = ", ".join(record.method for record in records_of(model))
+    return f"{'Erased' if model.is_erased else 'Made to forget'} with hf_kd: {methods}"
+
+
+def _put_card(path: Path, existing: bytes | None) -> None:
+    """The card of the repository in the place of the one that saving wrote, which knows no repository."""
+    path.unlink(missing_ok=True)
+    if existing is not None:
+        path.write_bytes(existing)
 
 
 def _refuse_nothing_to_publish(model: TappedModel) -> None:

@@ -143,18 +143,8 @@ def verification(
     is_erased = _erased_mask(labels, erased, "identities")
     centre = _centre(x, ~is_erased, similarity)
     rows = _drawn_images(labels, is_erased, max_images, seed)
-    labels, is_erased, unit = (
-        labels[rows],
-        is_erased[rows],
-        unit_rows(x[torch.from_numpy(rows).to(x.device)] - centre)[0],
-    )
-    left, right = np.triu_indices(len(rows), 1)
-    cosines, same, touched = (
-        _rounded(unit @ unit.T)[left, right],
-        labels[left] == labels[right],
-        is_erased[left] | is_erased[right],
-    )
-    kinds = [cosines[kind] for kind in (same & touched, ~same & touched, same & ~touched, ~same & ~touched)]
+    unit = unit_rows(x[torch.from_numpy(rows).to(x.device)] - centre)[0]
+    kinds = _pairs(unit, labels[rows], is_erased[rows])
     genuine, impostor, *_ = kinds
     counts = tuple(map(len, kinds))
     if not len(genuine) or not len(impostor):
@@ -207,13 +197,7 @@ def retrieval(
     q, q_labels, g, g_labels = _query_and_gallery(
         queries, query_identities, gallery, gallery_identities, erased, similarity
     )
-    unknown = ~np.isin(q_labels, g_labels)
-    if unknown.any():
-        raise InvalidValueError(
-            f"{int(unknown.sum())} queries show identities that are not in the gallery (such as "
-            f"{q_labels[unknown][0]}); a closed set has every queried identity enrolled. Drop them, or use "
-            "`open_set_identification`."
-        )
+    _refuse_not_enrolled(q_labels, g_labels)
     is_erased = _erased_mask(q_labels, erased, "query_identities")
     first, precision = _ranked(q, q_labels, g, g_labels, tie_draws, seed)
     enrolled = np.array([np.mean(g_labels == label) for label in q_labels[is_erased]])
@@ -295,6 +279,16 @@ def open_set_identification(
     )
 
 
+def _refuse_not_enrolled(q_labels: np.ndarray, g_labels: np.ndarray) -> None:
+    unknown = ~np.isin(q_labels, g_labels)
+    if unknown.any():
+        raise InvalidValueError(
+            f"{int(unknown.sum())} queries show identities that are not in the gallery (such as "
+            f"{q_labels[unknown][0]}); a closed set has every queried identity enrolled. Drop them, or use "
+            "`open_set_identification`."
+        )
+
+
 def _ranked(
     q: Tensor, q_labels: np.ndarray, g: Tensor, g_labels: np.ndarray, tie_draws: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -339,6 +333,14 @@ def _drawn_images(labels: np.ndarray, is_erased: np.ndarray, most: int, seed: in
     inside, outside = order[is_erased[order]], order[~is_erased[order]]
     inside = inside[: max(most // 2, most - len(outside))]
     return np.sort(np.concatenate([inside, outside[: most - len(inside)]]))
+
+
+def _pairs(unit: Tensor, labels: np.ndarray, is_erased: np.ndarray) -> list[np.ndarray]:
+    """Cosines of all pairs: genuine and impostor ones of erased identities, then those of retained ones."""
+    left, right = np.triu_indices(len(labels), 1)
+    cosines = _rounded(unit @ unit.T)[left, right]
+    same, touched = labels[left] == labels[right], is_erased[left] | is_erased[right]
+    return [cosines[kind] for kind in (same & touched, ~same & touched, same & ~touched, ~same & ~touched)]
 
 
 def _verification_point(

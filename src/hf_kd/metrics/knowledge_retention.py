@@ -11,6 +11,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from hf_kd.errors import InvalidValueError
 
 from ._inputs import ArrayLike, as_forget_labels, checked_splits, count_shared_rows
@@ -81,16 +83,22 @@ def knowledge_retention(
         probe = fit_paper_probe(train, train_y, seed=seed, **probe_settings)
     else:
         raise InvalidValueError(f"protocol is {protocol!r}; expected 'converged' or 'paper'.")
-    repeated = count_shared_rows(train, test)
-    if repeated:
-        warnings.warn(
-            f"{repeated} of {test.shape[0]} test rows are exact copies of training rows. Either the splits overlap, or "
-            "the features send many inputs to the same vector; in the first case the test scores are too high.",
-            stacklevel=2,
-        )
+    repeated = _repeated_rows(train, test)
     scores = ForgetRetainScores.from_predictions(
         probe.predict(train), train_y, probe.predict(test), test_y, forget_labels
     )
     return KnowledgeRetentionResult(
         scores, protocol, as_forget_labels(forget_labels), probe.convergence, repeated, seed
     )
+
+
+def _repeated_rows(train: Tensor, test: Tensor) -> int:
+    """How many test rows are copies of training rows, with a warning where any are."""
+    repeated = count_shared_rows(train, test)
+    if repeated:
+        warnings.warn(
+            f"{repeated} of {test.shape[0]} test rows are exact copies of training rows. Either the splits overlap, or "
+            "the features send many inputs to the same vector; in the first case the test scores are too high.",
+            stacklevel=3,
+        )
+    return repeated
