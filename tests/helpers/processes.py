@@ -90,9 +90,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _run(
-    command: Sequence[str], environment: Mapping[str, str], folder: str, path: Sequence[str], said: tuple[str, str]
-) -> None:
+def _run(command: Sequence[str], environment: Mapping[str, str], folder: str, said: tuple[str, str]) -> None:
     """In the process: what `python COMMAND` does, with both streams in files."""
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
@@ -102,7 +100,6 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.path[:0] = path
     constants.ENDPOINT = environment["HF_ENDPOINT"]
     constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"
     _http.time.sleep = lambda seconds: None  # between two tries of a request
@@ -122,19 +119,14 @@ def run(
     *commands: Sequence[object],
     environments: Sequence[Mapping[str, str]],
     folder: Path | str = ".",
-    path: Sequence[object] = (),
     timeout: float = 120,
 ) -> list[Done]:
-    """Run `python COMMAND` for each at the same time, with an environment each, and wait for all of them.
-
-    folder: where they run. path: folders that they import from before all others.
-    """
-    folders = [str(place) for place in path]
+    """Run `python COMMAND` for each at the same time, with an environment each, in one folder, and wait for all of them."""
     context = _context()
     with tempfile.TemporaryDirectory(prefix="hf-kd-said-") as name:
         said = [(f"{name}/{number}.out", f"{name}/{number}.err") for number in range(len(commands))]
         running = [
-            context.Process(target=_run, args=([*map(str, command)], dict(environment), str(folder), folders, files))
+            context.Process(target=_run, args=([*map(str, command)], dict(environment), str(folder), files))
             for command, environment, files in zip(commands, environments, said, strict=True)
         ]
         for process in running:

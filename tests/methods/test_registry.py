@@ -99,22 +99,23 @@ def plugin_path(tmp_path_factory):
     return folder / "site"
 
 
-def run(code: str, argument, *path) -> processes.Done:
-    """A process with these folders on its path, which has not asked yet what packages there are."""
-    code = f"from hf_kd.methods import registry\nregistry._third_party.cache_clear()\n{code}"
-    (done,) = processes.run(["-c", code, argument], environments=[processes.surroundings()], path=path)
-    return done
+def run(code: str, argument: str, path) -> str:
+    import os
+
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.processes
 def test_a_third_party_method_is_used_by_name_saved_and_loaded(plugin_path, tmp_path):
-    saved = run(USE, tmp_path / "model", plugin_path)
-    assert (saved.code, saved.out.split()[-1]) == (0, "saved"), saved.text
-    loaded = run(LOAD, tmp_path / "model", plugin_path)
-    assert loaded.out.split(maxsplit=2)[:2] == ["MeanProjection", "mean-direction"], loaded.text
-    done = run(LOAD, tmp_path / "model")
-    assert done.code != 0, "without the package it does not load un-erased"
-    assert "Install the package whose method wrote this model" in done.err
+    assert "saved" in run(USE, str(tmp_path / "model"), plugin_path)
+    out = run(LOAD, str(tmp_path / "model"), plugin_path)
+    assert out.split(maxsplit=2)[:2] == ["MeanProjection", "mean-direction"]
+    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path / "model")], capture_output=True, text=True)
+    assert done.returncode != 0, "without the package it does not load un-erased"
+    assert "Install the package whose method wrote this model" in done.stderr
 
 
 def test_names_and_options():
