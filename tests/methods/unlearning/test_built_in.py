@@ -29,12 +29,25 @@ class TestCatastrophicForgetting(UnlearningTester):
     method = u.CatastrophicForgetting(**QUICK, k=2)
 
 
+class TestCola(UnlearningTester):
+    method = u.Cola(epochs=2, batch_size=16)
+
+
+class TestDamp(UnlearningTester):
+    method = u.Damp()
+    keeps = 0.0  # it edits every layer of a tiny network
+
+
 class TestDelete(UnlearningTester):
     method = u.Delete(**QUICK)
 
 
 class TestExactUnlearning(UnlearningTester):
     method = u.ExactUnlearning(epochs=8, batch_size=16, k=2)
+
+
+class TestExactUnlearningAboveABlock(UnlearningTester):
+    method = u.ExactUnlearning(epochs=8, batch_size=16, keep=0.5)
 
 
 class TestFinetune(UnlearningTester):
@@ -57,6 +70,10 @@ class TestL1Sparse(UnlearningTester):
     method = u.L1Sparse(**QUICK)
 
 
+class TestLayerResets(UnlearningTester):
+    method = u.LayerResets(epochs=6, batch_size=16, layers=1, cycles=2, optimizer="adam", lr=5e-3)
+
+
 class TestLAU(UnlearningTester):
     method = u.LAU(epochs=2, batch_size=16)
 
@@ -67,6 +84,10 @@ class TestNegGrad(UnlearningTester):
 
 class TestNegGradPlus(UnlearningTester):
     method = u.NegGradPlus(**QUICK)
+
+
+class TestNoiseDistill(UnlearningTester):
+    method = u.NoiseDistill(epochs=8, batch_size=16, optimizer="adam", lr=5e-3)
 
 
 class TestRandomLabel(UnlearningTester):
@@ -95,6 +116,10 @@ class TestScrubRewind(UnlearningTester):
 
 class TestSSD(UnlearningTester):
     method = u.SSD()
+
+
+class TestSpotter(UnlearningTester):
+    method = u.Spotter(**QUICK, lr=1e-3)
 
 
 class TestUnsir(UnlearningTester):

@@ -25,6 +25,8 @@ QUICK = {
     "kodge": {"forget_samples": 12, "retain_samples": 12},
     "unsir": {"noise_images": 8, "noise_steps": 3, "noise_repeats": 2, "per_class": 5},
     "regrow": {"epochs": 1, "batch_size": 16},
+    "damp": {"samples": 16},
+    "layer-resets": {"layers": 1, "cycles": 1},
     "scrub": {"epochs": 2, "max_epochs": 1},
 }
 """Settings that make a method quick; every trained one also gets small batches and one epoch where nothing says more."""
@@ -71,7 +73,13 @@ def test_a_loss_that_is_not_finite_ends_in_the_last_good_weights(name, resnet, p
 
 def test_batch_norm_is_in_eval_mode_unless_weights_are_fresh():
     modes = {name: make_unlearning_method(name).bn_mode for name in METHODS}
-    assert {name for name, mode in modes.items() if mode == "train"} == {"regrow", "retrain", "eu-k"}
+    assert {name for name, mode in modes.items() if mode == "train"} == {
+        "regrow",
+        "retrain",
+        "eu-k",
+        "layer-resets",
+        "noise-distill",
+    }
     assert set(modes.values()) == {"eval", "train"}
 
 

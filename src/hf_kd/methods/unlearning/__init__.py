@@ -11,6 +11,8 @@ from hf_kd.methods.registry import register_method as register
 from .bad_teaching import BadTeaching
 from .base import UnlearningMethod
 from .boundary import BoundaryExpand, BoundaryShrink
+from .cola import Cola
+from .damp import Damp
 from .delete import Delete
 from .finetune import Finetune
 from .fisher import Fisher
@@ -19,13 +21,16 @@ from .kodge import Kodge
 from .l1_sparse import L1Sparse
 from .last_layers import CatastrophicForgetting, ExactUnlearning
 from .lau import LAU
+from .layer_resets import LayerResets
 from .neggrad import NegGrad
 from .neggrad_plus import NegGradPlus
+from .noise_distill import NoiseDistill
 from .random_label import Amnesiac, RandomLabel
 from .regrow import Regrow
 from .retrain import Retrain
 from .salun import SalUn
 from .scrub import Scrub
+from .spotter import Spotter
 from .ssd import SSD
 from .task import GradientSteps, Task
 from .training import TrainedMethod
@@ -39,6 +44,8 @@ __all__ = [
     "BoundaryExpand",
     "BoundaryShrink",
     "CatastrophicForgetting",
+    "Cola",
+    "Damp",
     "Delete",
     "DivergedError",
     "ExactUnlearning",
@@ -48,13 +55,16 @@ __all__ = [
     "HeadSurgery",
     "Kodge",
     "L1Sparse",
+    "LayerResets",
     "NegGrad",
     "NegGradPlus",
+    "NoiseDistill",
     "RandomLabel",
     "Regrow",
     "Retrain",
     "SalUn",
     "Scrub",
+    "Spotter",
     "Task",
     "TrainedMethod",
     "UnlearningMethod",

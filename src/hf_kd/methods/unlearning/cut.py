@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,6 @@ def _sorted_tensors(
     return tuple(kept), tuple(new)
 
 
-@torch.no_grad()
 def draw_above(model: nn.Module, cut: Cut, fresh: nn.Module) -> None:
     """Give everything above a cut the weights and statistics of a model that has seen nothing, in place.
 
@@ -101,10 +100,23 @@ def draw_above(model: nn.Module, cut: Cut, fresh: nn.Module) -> None:
         cut: Of this model.
         fresh: A model of the same class as it initialises itself.
     """
-    drawn = fresh.state_dict()
-    for name, tensor in model.state_dict().items():
-        if name in cut.new:
-            tensor.copy_(drawn[name])
+    take_over(model, fresh, cut.new)
+
+
+@torch.no_grad()
+def take_over(model: nn.Module, other: nn.Module, names: Iterable[str]) -> None:
+    """Give the tensors `names` of a model the values they have in another one of its class, in place."""
+    values, state = other.state_dict(), model.state_dict()
+    for name in names:
+        state[name].copy_(values[name])
+
+
+def share_or_name(keep: float | str | None) -> float | str | None:
+    """What `keep` says, a number also where it comes as a string from a command line."""
+    if isinstance(keep, str):
+        with contextlib.suppress(ValueError):
+            return float(keep)
+    return keep
 
 
 def choose_block(task: Task, keep: float | str) -> Cut:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import LastLayersMeasured
 
-from .task import NORMS, Task, parameters_from
+from .cut import choose_block, share_or_name, take_over
+from .task import NORMS, Task, is_layer, parameters_from
 from .training import TrainedMethod
 
 
@@ -32,17 +32,20 @@ class _LastLayers(TrainedMethod):
     batch_size: int = 64
     k: int = 3
 
-    def _train(self, task: Task, start_anew: bool) -> LastLayersMeasured:
+    def _train(self, task: Task, start_anew: bool, keep: float | str | None = None) -> LastLayersMeasured:
         retain = task.needed_retain(self.name)
-        layers, names = parameters_from(task.model, self.k)
-        owners = {name.rpartition(".")[0] for name in names}
+        if keep is None:
+            layers, names = parameters_from(task.model, self.k)
+            owners = {name.rpartition(".")[0] for name in names}
+            # with their buffers: BatchNorm's statistics are of D_f too
+            new = [name for name in task.model.state_dict() if name.rpartition(".")[0] in owners]
+        else:
+            new = list(choose_block(task, keep).new)
+            names = [name for name, parameter in task.model.named_parameters() if name in set(new)]
+            owners = {name.rpartition(".")[0] for name in new}
+            layers = [name for name, module in task.model.named_modules() if name in owners and is_layer(module)]
         if start_anew:
-            fresh = self.fresh_model(task).state_dict()
-            with torch.no_grad():
-                for name, tensor in task.model.state_dict().items():
-                    # with their buffers: BatchNorm's statistics are of D_f too
-                    if name.rpartition(".")[0] in owners:
-                        tensor.copy_(fresh[name])
+            take_over(task.model, self.fresh_model(task), new)
         for name, parameter in task.model.named_parameters():
             parameter.requires_grad_(name in names)
         frozen = [m for name, m in task.model.named_modules() if isinstance(m, NORMS) and name not in owners]
@@ -73,6 +76,9 @@ class ExactUnlearning(_LastLayers):
     """EU-k: give the last k layers fresh weights and train them on D_r as from scratch (Goel et al. 2022).
 
     With new BatchNorm statistics in those layers.
+
+    Attributes:
+        keep: Instead of `k`, the part that is kept, as in `Regrow`: a share of the blocks, or the name of the last one.
     """
 
     name: ClassVar[str] = "eu-k"
@@ -82,6 +88,7 @@ class ExactUnlearning(_LastLayers):
     epochs: int = 30
     bn_mode: str = "train"
     decay_epochs: tuple[int, ...] = (11, 16, 21)
+    keep: float | str | None = None
 
     def change(self, task: Task) -> LastLayersMeasured:
-        return self._train(task, start_anew=True)
+        return self._train(task, True, share_or_name(self.keep))

@@ -6,7 +6,6 @@ depth. What lies below is kept and frozen; what lies above has never seen the cl
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import logging
@@ -28,7 +27,7 @@ from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
 from .activations import PLACES, KeptActivations, Source, source_of
 from .base import UnlearningMethod
-from .cut import Cut, choose_block, draw_above
+from .cut import Cut, choose_block, draw_above, share_or_name
 from .cut_scan import scan
 from .resume import load_progress, save_progress
 from .retrain import AUGMENTATIONS
@@ -135,10 +134,8 @@ class Regrow(UnlearningMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.keep, str):  # of a command line
-            with contextlib.suppress(ValueError):
-                object.__setattr__(self, "keep", float(self.keep))
-        share = self.keep
+        share = share_or_name(self.keep)
+        object.__setattr__(self, "keep", share)
         check_range(
             self.name,
             [

@@ -187,6 +187,17 @@ class Task:
             )
         return linear
 
+    def logits_and_features(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits [b, C], and what the first Linear head is fed with [b, d], both in float32 and with their graph."""
+        taken: list[Tensor] = []
+        head = self.linear_heads()[0]
+        handle = head.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
+        try:
+            logits = self.logits(inputs)
+        finally:
+            handle.remove()
+        return logits, taken[0].reshape(-1, head.in_features).float()
+
     @torch.no_grad()
     def head_inputs(self, samples: Samples, batch_size: int = 256) -> list[Tensor]:
         """What each Linear head is fed with, for all samples: [n, d] each, on the model's device.
@@ -329,11 +340,16 @@ def batch_count(samples: Samples, batch_size: int) -> int:
     return -(-len(samples) // batch_size)
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a convolution or a Linear."""
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+
+
 def parameters_from(model: nn.Module, layers: int) -> tuple[list[str], list[str]]:
     """Names of the last `layers` convolutions and Linears in order of registration, and of all parameters from the first
     of them on, the norms between them included.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
+    names = [name for name, module in model.named_modules() if is_layer(module)]
     if not 0 < layers <= len(names):
         raise InvalidValueError(
             f"k={layers} is out of range: this model has {len(names)} convolutions and Linear layers."

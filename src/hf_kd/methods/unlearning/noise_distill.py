@@ -1,0 +1,70 @@
+"""Relative noise, then distillation (UNDO; Lee et al., NeurIPS 2025), for networks with normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_kd.data.samples import Batch
+from hf_kd.methods.measured import TrainedMeasured
+
+from .task import Task, check_range, soft_divergence, without_classes
+from .training import TrainedMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseDistill(TrainedMethod):
+    """Corrupt all weights with noise of their own size, then distil the masked original into them on D_r (UNDO).
+
+    W <- sqrt(1 - r^2) W + r N(0, sd(W)) for every kernel and matrix, then min T^2 KL(teacher || f) on D_r; the teacher is
+    the original with the classes of D_f masked. UNDO shrinks weights and adds noise; behind a normalisation shrinking does
+    nothing, so the noise is relative here.
+
+    Attributes:
+        noise: r, the share of noise.
+        temperature: T.
+    """
+
+    name: ClassVar[str] = "noise-distill"
+    when: ClassVar[str] = "A baseline: forgetting that resists relearning, bought by the strength of the noise."
+    needs: ClassVar[str] = "D_r"
+    source: ClassVar[str] = "UNDO (arXiv 2506.06278), made for language models; relative noise and settings are ours"
+
+    bn_mode: str = "train"
+    epochs: int = 4
+    lr: float = 0.05
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup: float = 0.5
+    noise: float = 0.6
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(
+            self.name,
+            [
+                ("noise", self.noise, 0 < self.noise <= 1, "above 0 and at most 1"),
+                ("temperature", self.temperature, self.temperature > 0, "positive"),
+            ],
+        )
+
+    def change(self, task: Task) -> TrainedMeasured:
+        retain = task.needed_retain(self.name)
+        teacher = task.frozen_copy()
+        with torch.no_grad():
+            for weight in (p for p in task.model.parameters() if p.ndim > 1):
+                drawn = torch.randn(weight.shape).to(weight) * weight.std()
+                weight.mul_((1 - self.noise**2) ** 0.5).add_(self.noise * drawn)
+
+        def loss(batch: Batch) -> Tensor:
+            with torch.no_grad():
+                wanted = task.logits(batch.inputs, teacher)
+                wanted = without_classes(wanted, batch.labels, task.forget_classes, task.num_labels)
+            return soft_divergence(wanted, task.logits(batch.inputs), self.temperature)
+
+        return {"n_retain": len(retain), **self.descend(task, retain, loss)}
