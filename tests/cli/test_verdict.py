@@ -51,7 +51,7 @@ def test_a_record_without_classes_has_the_names_of_the_data_set():
     assert record_names({"classes": [3]}, {3: "cat"}) == ["cat"]
     assert record_names({"classes": [3]}, {}) == ["class 3"]
     assert record_names({"classes": None, "dataset_classes": ["ann"]}, {}) == ["ann"]
-    assert accuracy_verdict(None, [], 0, "").text.startswith("what was forgotten: not measured on test images.")
+    assert accuracy_verdict(None, {}, {}).text.startswith("what was forgotten: not measured on test images.")
 
 
 def test_a_forgotten_class_that_is_answered_more_often_is_said_in_capitals():
@@ -63,4 +63,8 @@ def test_a_forgotten_class_that_is_answered_more_often_is_said_in_capitals():
             "retain": {"samples": 80, "lost": 0, "gained": 0},
         },
     }
-    assert "16 of 20, MORE than before (4)" in accuracy_verdict(accuracy, ["cat"], 10, audit_command("m", "d")).text
+    record = {"classes": [3], "sampled": {"forget": {"drawn": 20, "of": 90, "seed": 0}}}
+    names = {label: str(label) for label in range(10)} | {3: "cat, Felis catus"}
+    text = accuracy_verdict(accuracy, record, names, audit_command("m", "d")).text
+    assert text.startswith("cat: the head answers 16 of 20, MORE than before (4)")
+    assert "A sample, not everything: forget 20 of 90." in text

@@ -149,13 +149,13 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
 
     strongest = report.worst_case.group
     recalls = [
-        (f"highest recall of any attack ({s.group})", s)
+        (f"highest recall of any attack ({attackers(s)})", s)
         for _, s in named("worst_case", "recall")
         if s.group != strongest
     ]
     white = [("recall of linear, eraser taken away", s) for _, s in named("worst_case", "recall_without_eraser")]
     yield (
-        f"Strongest attack: {_attackers(report)}",
+        f"Strongest attack: {attackers(report.worst_case)}",
         named("worst_case", "recall", "false_alarms", group=strongest) + recalls + white,
     )
     yield "What a downloader finds", named("weight_access", "F", "R", group="strongest probe")
@@ -177,11 +177,10 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
     yield "Features of the test images", named("similarity", "linear_cka", "cosine") + shared
 
 
-def _attackers(report: ReportData) -> str:
-    """The best attack of this column, and of the original's where it is another."""
-    attackers = report.worst_case.settings.get("attackers", {})
-    name = report.worst_case.group
-    return name if attackers.get("original", name) == name else f"{name}; original: {attackers['original']}"
+def attackers(score: Score) -> str:
+    """The attack of a score on the erased features, and that on the original's where it is another."""
+    original = score.settings.get("attackers", {}).get("original", score.group)
+    return score.group if original == score.group else f"{score.group}; original: {original}"
 
 
 def _screen_layers(report: ReportData) -> Rows:
@@ -291,7 +290,7 @@ def _long(report: ReportData, section: Section) -> list[str]:
             name = f"{'answered as' if score.name == 'answered' else 'class'} {report.label(label)}"
             name += ", forgotten" if score.settings.get("forgotten") else ""
         elif score.group and score.group not in ("code length", "area"):
-            name = f"{name} ({score.group})"
+            name = f"{name} ({attackers(score)})"
         cells = [_value(score, attribute) for _, attribute in versions]
         way = score.direction if score.direction != "none" else ""
         lines.append(_row([name, *cells, number(score.chance, score.unit) if score.chance is not None else "", way]))

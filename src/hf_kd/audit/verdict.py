@@ -69,14 +69,20 @@ def verdict(report: ReportData) -> Verdict:
     told = [f"{name}: {_lower(told[0])}", *told[1:]] if told else [f"{name}: no attacker was run."]
     if price:
         told.append(f"The other classes: {price}.")
-    told += [_alone(report, compared), _downloader(report), _sampled(report)]
+    told += [_alone(report, compared), _downloader(report), _sampled(report.sampled)]
     short = _short(report, head, attack, price)
     change = "unknown" if attack is None else attack_change(report, attack)
     return Verdict(tuple(one_line(part) for part in told if part), short, change, tuple(_warnings(report)))
 
 
 def measured_verdict(
-    names: Sequence[str], head: Share | None, rest: Share | None, chance: float | None = None, audit: str = ""
+    names: Sequence[str],
+    head: Share | None,
+    rest: Share | None,
+    *,
+    chance: float | None = None,
+    sampled: Mapping[str, Mapping[str, int]] | None = None,
+    audit: str = "",
 ) -> Verdict:
     """What erasing or changing weights says before any audit: of the head alone, and that this is not all.
 
@@ -85,6 +91,7 @@ def measured_verdict(
         head: Of the forgotten classes' test images; None where they were not measured.
         rest: Of the other classes'.
         chance: What guessing gives, in percent.
+        sampled: What only a sample was taken of, as in a report.
         audit: The command that measures the features.
     """
     who = _listed(list(names)) if names else "what was forgotten"
@@ -95,6 +102,7 @@ def measured_verdict(
         short = f"{who}: head {head.counted()}{head.beside_before()}"
     if rest is not None:
         told.append(f"The other classes: {rest.price()}.")
+    told += [sentence for sentence in [_sampled(sampled or {})] if sentence]
     told.append(f"What attackers still read from the features is not measured yet{f': {audit}' if audit else '.'}")
     return Verdict(tuple(one_line(part) for part in told), one_line(short))
 
@@ -106,7 +114,12 @@ def subject(report: ReportData) -> str:
 
 def class_name(report: ReportData, label: int) -> str:
     """A class by its name, without further names after a comma; "class 3" where it has none."""
-    name = report.class_names.get(label)
+    return short_name(report.class_names, label)
+
+
+def short_name(names: Mapping[int, str], label: int) -> str:
+    """As `class_name`, from the names of classes."""
+    name = names.get(label)
     return one_line(name.partition(",")[0], 40) if name else f"class {label}"
 
 
@@ -251,9 +264,9 @@ def downloader_sentence(weights: Mapping[str, Any]) -> str:
     return f"{told} ({', '.join(beside)})." if beside else f"{told}."
 
 
-def _sampled(report: ReportData) -> str:
+def _sampled(sampled: Mapping[str, Mapping[str, int]]) -> str:
     """That only some of the data was used, where somebody limited it."""
-    parts = [f"{what} {about['drawn']:,} of {about['of']:,}" for what, about in report.sampled.items()]
+    parts = [f"{what} {about['drawn']:,} of {about['of']:,}" for what, about in sampled.items()]
     return f"A sample, not everything: {', '.join(parts)}." if parts else ""
 
 

@@ -17,24 +17,40 @@ if TYPE_CHECKING:
     from hf_kd.audit.verdict import Verdict
 
 
-def accuracy_verdict(accuracy: Mapping[str, Any] | None, names: Sequence[str], labels: int, audit: str) -> Verdict:
-    """What `head_accuracy` measured, in words; `labels` is how many the head has, `audit` the command that measures more."""
+def accuracy_verdict(
+    accuracy: Mapping[str, Any] | None, record: Mapping[str, Any], names: Mapping[int, str], audit: str = ""
+) -> Verdict:
+    """What `head_accuracy` measured after the request of this record, in words.
+
+    Args:
+        accuracy: None where nothing was measured.
+        record: Of erasing or unlearning.
+        names: The labels of the model before it.
+        audit: The command that measures more.
+    """
     from hf_kd.audit.shares import Share
     from hf_kd.audit.verdict import measured_verdict
 
     shares: list[Share | None] = [None, None]
+    sampled = dict(record.get("sampled") or {})
     if accuracy:
         shares = [
             Share(accuracy["erased"][part], accuracy["original"][part], **accuracy["changes"][part])
             for part in ("forget", "retain")
         ]
-    return measured_verdict(names, *shares, chance=100 / labels if labels else None, audit=audit)
+        if accuracy.get("sampled"):
+            sampled[accuracy["split"]] = accuracy["sampled"]
+    chance = 100 / len(names) if names else None
+    return measured_verdict(record_names(record, names), *shares, chance=chance, sampled=sampled, audit=audit)
 
 
 def record_names(record: Mapping[str, Any], names: Mapping[int, str]) -> list[str]:
     """Names of the classes of a record: the model's, or else the data set's."""
-    classes = [names.get(label, f"class {label}") for label in record.get("classes") or ()]
-    return classes or list(record.get("dataset_classes") or ())
+    from hf_kd.audit.verdict import short_name
+
+    return [short_name(names, label) for label in record.get("classes") or ()] or list(
+        record.get("dataset_classes") or ()
+    )
 
 
 def audit_command(model: str, dataset: str, *options: str) -> str:

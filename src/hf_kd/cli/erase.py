@@ -18,7 +18,7 @@ from ._app import command, console
 from ._by_name import ByName
 from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_erasure
-from ._verdict import accuracy_verdict, audit_command, record_names
+from ._verdict import accuracy_verdict, audit_command
 
 if TYPE_CHECKING:
     from hf_kd.features.reader import ReadOptions
@@ -161,9 +161,8 @@ def erase(
         "accuracy": accuracy,
         **_cover_in(data, erased, reading),
     }
-    names = record_names(result["erasure"], erased.class_names)
     audit = audit_command(str(output), dataset, "--split", split)
-    result["verdict"] = accuracy_verdict(accuracy, names, len(erased.class_names), audit).text
+    result["verdict"] = accuracy_verdict(accuracy, result["erasure"], erased.class_names, audit).text
     if not _save(erased, output, fold):
         return  # another process of the same launch reports
     if shared.as_json:
@@ -200,7 +199,7 @@ def _erase_by_name(
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}
     audit = audit_command(str(output), dataset or "DATASET", "--forget-labels", "LABEL", "--texts", "TEXT")
-    result["verdict"] = accuracy_verdict(None, [], 0, audit).text
+    result["verdict"] = accuracy_verdict(None, result["erasure"], {}, audit).text
     if not _save(erased, output, fold):
         return
     if shared.as_json:

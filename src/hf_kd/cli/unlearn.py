@@ -95,14 +95,14 @@ def unlearn(
     if not state.is_main_process:
         return
     record = changed.config.hf_kd_unlearned[-1] | {"accuracy": accuracy}
-    names, known = record_names(record, original.class_names), len(original.class_names)
+    names = record_names(record, original.class_names)
     imports = [word for path in shared.imports or () for word in ("--import", str(path))]
     audit = audit_command(str(output), dataset, "--split", split, "--original", model, *imports)
-    record["verdict"] = accuracy_verdict(accuracy, names, known, audit).text
+    record["verdict"] = accuracy_verdict(accuracy, record, original.class_names, audit).text
     if shared.as_json:
         console.print_json(data=record)
         return
-    told = accuracy_verdict(accuracy, names, known, "").text
+    told = accuracy_verdict(accuracy, record, original.class_names).text
     show_verdict(console, told, record.get("warnings") or ())
     console.print(
         f"[bold]{terminal(record['method'])}[/] was asked to forget {terminal(', '.join(names))}; "

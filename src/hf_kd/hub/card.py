@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 
-from hf_kd.audit.render import number, prose
+from hf_kd.audit.render import attackers, number, prose
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.schema import PAPER_NOTE
 from hf_kd.audit.verdict import verdict
@@ -298,7 +298,7 @@ def results_table(report: RetentionReport) -> str:
                 return
 
     strongest = report.worst_case.group
-    add(f"**Strongest attack ({table_cell(strongest)}), recall**", "worst_case", "recall", strongest)
+    add(f"**Strongest attack ({table_cell(attackers(report.worst_case))}), recall**", "worst_case", "recall", strongest)
     add("Its false alarms", "worst_case", "false_alarms", strongest)
     add("**Converged linear probe, forgotten (D_ft)**", "converged", "D_ft")
     add("Converged linear probe, retained (D_rt)", "converged", "D_rt")
