@@ -584,6 +584,44 @@ def test_every_pooled_embedding_is_erased(name):
         assert share_along(embeddings(plain, name)[key], directions) > 1e-2, key
 
 
+@every_embedder
+def test_calls_past_the_wrapper_are_erased_as_well(name):
+    """The eraser stands on a module, whoever calls it."""
+    model, directions = erased(name), erased(name).sites[0].eraser.directions
+    expected = embeddings(model, name)
+    for key, value in embeddings(model.inner, name).items():
+        assert torch.equal(value, expected[key]), key
+    call = model.inner.get_image_features if name in TWO_TOWERS else model.inner
+    try:
+        with torch.no_grad():
+            given = call(**images(name, 4), return_dict=False)
+    except TypeError as error:  # where a tuple has no field to erase, it says so
+        assert "cannot be erased there" in str(error)
+        return
+    for value in given if isinstance(given, tuple) else (given,):
+        if value.ndim == 2:
+            assert share_along(value, directions) < 2e-5
+
+
+@pytest.mark.parametrize("name", [name for name, case in zoo.CLASSIFIERS.items() if case.tower])
+def test_a_tower_that_is_called_by_itself_gives_erased_features(name):
+    model = erased(name)
+    towers = [place.module for tap in model.taps for place in tap.places if place.field == "pooler_output"]
+    for tower in towers:
+        pooled = model.inner.get_submodule(tower)(**images(name, 4)).pooler_output.detach()
+        assert share_along(pooled.flatten(1), model.sites[0].eraser.directions) < 2e-5
+
+
+@pytest.mark.parametrize("name", TWO_TOWERS)
+def test_a_replaced_module_is_erased_whatever_is_called_first(name):
+    model, plain = erased(name), zoo.build(name)
+    path = model.taps[0].places[0].module
+    setattr(model.inner, path, copy.deepcopy(plain.get_submodule(path)))
+    with torch.no_grad():
+        found = model.get_image_features(**images(name, 4)).pooler_output
+    assert share_along(found, model.sites[0].eraser.directions) < 2e-5
+
+
 @pytest.mark.parametrize("name", TWO_TOWERS)
 def test_similarities_are_those_of_the_erased_embeddings(name):
     model, plain, inputs = erased(name), zoo.build(name), zoo.inputs(name, 4)
