@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hf_kd import ErasedModel, ReadOptions, unlearn
 from hf_kd.audit.audit_model import audit_model
 from hf_kd.audit.options import AuditOptions
 from hf_kd.cli import app
-from hf_kd.cli._app import in_options
+from hf_kd.cli._app import in_options, logs_in_options
 from hf_kd.cli._inputs import as_setting
 from hf_kd.hub.publish import UploadOptions, push
 from hf_kd.methods.registry import built_in_infos
@@ -94,6 +95,14 @@ def test_errors_name_options_and_not_arguments_of_python(python, typed):
         for parameter in COMMANDS["erase"].params
     }
     assert in_options(python, flags) == typed
+
+
+def test_what_is_logged_names_options_as_well(caplog):
+    with logs_in_options({"label_column": ("--label-column", None)}):
+        logging.getLogger("hf_kd.data").warning("No labels: name %s", "label_column='breed'.")
+        logging.getLogger("elsewhere").warning("label_column=...")
+    logging.getLogger("hf_kd.data").warning("label_column=...")
+    assert caplog.messages == ["No labels: name --label-column breed.", "label_column=...", "label_column=..."]
 
 
 @pytest.mark.parametrize(

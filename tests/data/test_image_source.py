@@ -231,7 +231,7 @@ def test_what_is_no_forget_set_says_what_would_be():
     with pytest.raises(ValueError, match="have to be dicts"):
         inspect_images(DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4))))
     with pytest.raises(ValueError, match=r"\(image, label\) pairs"):
-        inspect_images([(Image.new("RGB", (2, 2)), "cat")])
+        inspect_images([(Image.new("RGB", (2, 2)), ("cat",))])
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("dataset", 0), ("stream", 0), ("rows", 0), ("dataset", 1)])
@@ -283,3 +283,37 @@ def test_class_names_are_labels_where_the_column_is_called_so():
     assert (found.label_column, found.label_names) == ("label", ("cat", "dog"))
     other = inspect_images(data.cast_column("image", ImageFeature()).rename_column("label", "breed"))
     assert (other.label_column, other.label_candidates) == (None, ("breed",))
+
+
+TEXTS = ["fish", "cat", None, "cat"]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "dicts", "stream", "loaded"])
+def test_texts_as_labels(kind):
+    """What is in memory says which there are; of anything else they have to be known."""
+    pictures = [Image.new("RGB", (4, 4), (i, i, i)) for i in range(len(TEXTS))]
+    rows = [{"image": picture, "label": text} for picture, text in zip(pictures, TEXTS, strict=True)]
+    source = {"pairs": list(zip(pictures, TEXTS, strict=True)), "dicts": rows,
+              "stream": IterableDataset.from_generator(lambda: iter(rows)), "loaded": Loaded(rows)}[kind]  # fmt: skip
+    if kind in ("stream", "loaded"):
+        with pytest.raises(ValueError, match=r"holds texts.*labels=\['cat', ...\]"):
+            inspect_images(source, label_column="label")
+        with pytest.raises(ValueError, match="'fish', and the labels are"):
+            list(make_loader(inspect_images(source, names=["dog", "cat"]), PREPROCESSOR))
+    found = inspect_images(source, names=["dog", "cat", "fish"])
+    labels = torch.cat([batch["labels"] for batch in make_loader(found, PREPROCESSOR)]).tolist()
+    told = [None if label < 0 else found.label_names[label] for label in labels]
+    assert told == TEXTS
+
+
+class Loaded(TorchDataset):
+    """Rows by number that may take long to read."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        return self.rows[number]

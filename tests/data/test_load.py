@@ -234,3 +234,43 @@ def test_class_names_in_a_string_column_are_labels(place):
     assert loaded.features["label"].names == ["cat", "dog"]
     assert values(loaded) == [(0, 1), (1, 0), (1, 2)]
     assert load_source(place, label_column="kind").features["kind"].names == ["x", "y"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "images"])
+def test_a_configuration_of_what_has_none_is_an_error(tmp_path, images, kind):
+    dataset().to_parquet(tmp_path / "one.parquet")
+    dataset().save_to_disk(tmp_path / "saved")
+    spec = {"parquet": tmp_path / "one.parquet", "saved": tmp_path / "saved", "images": images / "train"}[kind]
+    with pytest.raises(ValueError, match="config_name='fold1'.*no configurations"):
+        load_source(spec, config_name="fold1")
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (["test tube", "cat", "dog"], None),
+        (["test", "val", "cat"], None),
+        (["train", "val", "docs"], ["train", "val"]),
+        (["my_train", "my_test"], ["my_test", "my_train"]),
+        (["train2017", "val2017"], ["train2017", "val2017"]),
+    ],
+)
+def test_which_folders_above_others_are_splits(tmp_path, folders, splits):
+    """CLASS/YEAR/IMAGE and SPLIT/CLASS/IMAGE look alike; a class may be called as splits are."""
+    for number, name in enumerate(folders):
+        (tmp_path / name / "inside").mkdir(parents=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name / "inside" / "0.png")
+    if splits is None:
+        with pytest.raises(ValueError, match="neither CLASS/IMAGE nor SPLIT/CLASS/IMAGE"):
+            load_source(tmp_path)
+    else:
+        with pytest.raises(ValueError, match=f"several splits: {', '.join(map(repr, splits))}\\."):
+            load_source(tmp_path)
+    assert len(load_source(tmp_path, folders[0])) == 1, "whatever the user calls a split is one"
+
+
+def test_classes_that_are_called_as_splits_are(tmp_path):
+    for number, name in enumerate(["test", "val", "cat"]):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name / "0.png")
+    assert load_source(tmp_path).features["label"].names == ["cat", "test", "val"]

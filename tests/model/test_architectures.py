@@ -592,12 +592,12 @@ def test_calls_past_the_wrapper_are_erased_as_well(name):
     for key, value in embeddings(model.inner, name).items():
         assert torch.equal(value, expected[key]), key
     call = model.inner.get_image_features if name in TWO_TOWERS else model.inner
-    try:
-        with torch.no_grad():
-            given = call(**images(name, 4), return_dict=False)
-    except TypeError as error:  # where a tuple has no field to erase, it says so
-        assert "cannot be erased there" in str(error)
+    if any(place.field for place in model.taps[0].places):
+        with pytest.raises(TypeError, match="cannot be erased there"):
+            call(**images(name, 4), return_dict=False)
         return
+    with torch.no_grad():
+        given = call(**images(name, 4), return_dict=False)
     for value in given if isinstance(given, tuple) else (given,):
         if value.ndim == 2:
             assert share_along(value, directions) < 2e-5

@@ -351,6 +351,7 @@ def test_a_model_that_is_partly_offloaded_is_erased_and_loads(vit, processor, fo
         )
         model.erase(forget, k=2, progress=False)
         assert torch.allclose(logits_of(model, pixels), logits_of(expected, pixels), atol=1e-4)
+        assert model.erasures[0].warnings == expected.erasures[0].warnings, "its head was asked as well"
     expected.save_pretrained(tmp_path / "erased")
     again = ErasedModel.from_pretrained(
         tmp_path / "erased", device_map={"": "disk"}, offload_folder=str(tmp_path / "offload-erased")

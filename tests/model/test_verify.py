@@ -95,6 +95,15 @@ def test_what_was_changed_is_found(folder, forget, tamper, found):
     assert found <= differing(result)
 
 
+def test_a_processor_for_a_model_without_one(vit, processor, forget, tmp_path):
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+    erased.processor = None
+    erased.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="no image processor"):
+        verify(tmp_path / "model", forget)
+    assert verify(tmp_path / "model", forget, processor=processor).ok
+
+
 def signed_anew(folder) -> None:
     """The receipt with the hashes of the files as they are, as who edits them writes it."""
     content = json.loads((folder / RECEIPT).read_text())

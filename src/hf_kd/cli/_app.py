@@ -12,6 +12,7 @@ import ast
 import contextlib
 import functools
 import inspect
+import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,7 +80,8 @@ def command(
 
         @functools.wraps(function)
         def run(**given: Any) -> None:
-            with exit_on_error(_flags_of(given.pop("context"))):
+            flags_of_command = _flags_of(given.pop("context"))
+            with logs_in_options(flags_of_command), exit_on_error(flags_of_command):
                 values = {key: given.pop(key) for key in extra}
                 settings = {key: given.pop(key) for key in flags}
                 if methods is not None:
@@ -110,6 +112,25 @@ def exit_on_error(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[None]
         errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
         errors.print(in_options(str(error), flags), markup=False, highlight=False)
         raise typer.Exit(1) from error
+
+
+@contextlib.contextmanager
+def logs_in_options(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[None]:
+    """What hf_kd logs names options of the command, not arguments of Python."""
+
+    def translate(record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] == "hf_kd":
+            record.msg, record.args = in_options(record.getMessage(), flags), ()
+        return True
+
+    handlers = [*logging.getLogger("hf_kd").handlers, *logging.getLogger().handlers, logging.lastResort]
+    for handler in handlers:
+        handler.addFilter(translate)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(translate)
 
 
 def _flags_of(context: typer.Context) -> dict[str, tuple[str, str | None]]:

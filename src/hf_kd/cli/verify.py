@@ -16,7 +16,7 @@ from ._options import READING, Shared
 from ._verdict import report_verdict, show_verdict
 
 
-@command(*READING, "batch_size", "mixed_precision", "revision", "as_json")
+@command(*READING, "processor", "batch_size", "mixed_precision", "revision", "as_json")
 def verify(
     source: Annotated[str, typer.Argument(help="Folder or Hub id of an erased model.")],
     dataset: Annotated[
@@ -42,6 +42,8 @@ def verify(
         data = _inputs.load_data(dataset, split, shared)
         parts = _inputs.by_labels(data, forget_labels, reading, True, retain_limit)
         given = {"retain": parts.retain, "base": base, "revision": shared.revision}
+        if shared.processor is not None:
+            given["processor"] = _inputs.load_processor(shared.processor)
         result = check(source, parts.forget, **given, reading=reading)
     if shared.as_json:
         print(json.dumps(result.to_dict()))

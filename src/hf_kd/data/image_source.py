@@ -65,6 +65,7 @@ def inspect_images(
     image_column: str | None = None,
     label_column: str | None = None,
     main_input: str = "pixel_values",
+    names: Sequence[str] = (),
 ) -> ImageSource:
     """Find out how to read `source`.
 
@@ -76,8 +77,9 @@ def inspect_images(
 
     The image column is the one of type `datasets.Image`, the label column the one of type `ClassLabel`, or else an
     integer column, or one of class names, that is called label or labels; `image_column` and `label_column` overrule.
-    Of a string column of a `Dataset` the sorted values are the label names. Without a single label column there are no
-    labels, which only some methods need. Pictures may be arrays too: `Array3D` or nested lists.
+    Of a string column of a `Dataset`, and of texts as labels in a list of rows, the sorted values are the label names; a
+    stream or any other rows with texts as labels needs `names`, those of all labels that may come. Without a single label
+    column there are no labels, which only some methods need. Pictures may be arrays too: `Array3D` or nested lists.
 
     A format or transform set on a `datasets` object is not applied: images go through the model's own processor.
 
@@ -87,7 +89,7 @@ def inspect_images(
     if isinstance(source, Dataset):
         return _describe_dataset(source, image_column, label_column)
     if isinstance(source, IterableDataset):
-        return _describe_stream(source, image_column, label_column)
+        return _describe_stream(source, image_column, label_column, names)
     if isinstance(source, DataLoader):
         return _describe_loader(source, image_column, label_column, main_input)
     if isinstance(source, Mapping):
@@ -102,7 +104,7 @@ def inspect_images(
             f"of "
             "(image, label) pairs or of dicts, or a DataLoader of dict batches; a single image goes into a list."
         )
-    return _describe_rows(source, image_column, label_column)
+    return _describe_rows(source, image_column, label_column, names)
 
 
 def _describe_dataset(source: Dataset, image_column: str | None, label_column: str | None) -> ImageSource:
@@ -124,7 +126,9 @@ def _describe_dataset(source: Dataset, image_column: str | None, label_column: s
     return ImageSource(source, "dataset", image_column, label_column, names, len(source), label_candidates=candidates)
 
 
-def _describe_stream(source: IterableDataset, image_column: str | None, label_column: str | None) -> ImageSource:
+def _describe_stream(
+    source: IterableDataset, image_column: str | None, label_column: str | None, names: Sequence[str]
+) -> ImageSource:
     features = source.features
     if features is None:  # as after .map(): only the rows themselves say what they hold
         first = next(iter(islice(source, 1)), None)
@@ -132,14 +136,10 @@ def _describe_stream(source: IterableDataset, image_column: str | None, label_co
             raise InvalidValueError(_EMPTY)
         features = _features_of(first)
     image_column = _image_column(features, image_column)
-    label_column, candidates = _label_column(features, label_column)
+    label_column, candidates = _label_column(features, label_column, texts=bool(names))
+    given = _names(features, label_column)
     if label_column is not None and is_string(features[label_column]):
-        raise InvalidValueError(
-            f"Label column {label_column!r} of a streaming forget set holds strings, and which ones is not known "
-            f"before its "
-            f"end. Give it a type: ds.cast_column({label_column!r}, ClassLabel(names=[...])), or load it without "
-            f"streaming."
-        )
+        given = _given_names(names, f"Label column {label_column!r} of a streaming forget set")
     source = source.select_columns(_unique(image_column, label_column))
     if source.features is not None:
         source = source.with_format(None)
@@ -147,29 +147,26 @@ def _describe_stream(source: IterableDataset, image_column: str | None, label_co
             source = source.cast_column(image_column, ImageFeature(decode=False))
         if next(iter(islice(source, 1)), None) is None:
             raise InvalidValueError(_EMPTY)
-    return ImageSource(
-        source, "stream", image_column, label_column, _names(features, label_column), label_candidates=candidates
-    )
+    return ImageSource(source, "stream", image_column, label_column, given, label_candidates=candidates)
 
 
-def _describe_rows(source: Sequence[Any], image_column: str | None, label_column: str | None) -> ImageSource:
+def _describe_rows(
+    source: Sequence[Any], image_column: str | None, label_column: str | None, names: Sequence[str]
+) -> ImageSource:
     if len(source) == 0:
         raise InvalidValueError(_EMPTY)
     first = source[0]
     if isinstance(first, Mapping):
         features = _features_of(first)
-        label_column, candidates = _label_column(features, label_column)
+        label_column, candidates = _label_column(features, label_column, texts=True)
+        given = None
         if label_column is not None and is_string(features[label_column]):
-            raise InvalidValueError(
-                f"Label column {label_column!r} holds strings. Give integer ids, or use a datasets.Dataset, which can "
-                f"name "
-                f"its labels: Dataset.from_list(rows).class_encode_column({label_column!r})."
-            )
+            given = _names_in_rows(source, label_column, names)
         tensors = [key for key, value in first.items() if isinstance(value, Tensor) and value.is_floating_point()]
         if image_column is None and tensors and not _image_columns(features):
-            return ImageSource(source, "rows", None, label_column, None, len(source), True, candidates)
+            return ImageSource(source, "rows", None, label_column, given, len(source), True, candidates)
         return ImageSource(
-            source, "rows", _image_column(features, image_column), label_column, None, len(source), False, candidates
+            source, "rows", _image_column(features, image_column), label_column, given, len(source), False, candidates
         )
     if image_column is not None or label_column is not None:
         raise InvalidValueError(
@@ -178,11 +175,9 @@ def _describe_rows(source: Sequence[Any], image_column: str | None, label_column
         )
     if isinstance(first, (tuple, list)):
         if len(first) != 2 or not _looks_like_image(first[0]) or not _looks_like_label(first[1]):
-            if len(first) == 2 and isinstance(first[1], str):
-                raise InvalidValueError(
-                    f"Labels in (image, label) pairs have to be integer ids of the model, got {first[1]!r}. For names use a "
-                    "datasets.Dataset, whose ClassLabel column knows them."
-                )
+            if len(first) == 2 and isinstance(first[1], str) and _looks_like_image(first[0]):
+                given = _names_in_rows(source, 1, names)
+                return ImageSource(source, "rows", 0, 1, given, len(source), _is_prepared(first[0]))
             kinds = ", ".join(type(value).__name__ for value in first)
             raise InvalidValueError(
                 f"Rows have to be (image, label) pairs, got ({kinds}). Give rows as dicts otherwise."
@@ -194,6 +189,23 @@ def _describe_rows(source: Sequence[Any], image_column: str | None, label_column
             "pairs, or dicts with an image."
         )
     return ImageSource(source, "rows", None, None, None, len(source), _is_prepared(first))
+
+
+def _names_in_rows(source: Sequence[Any], column: str | int, names: Sequence[str]) -> tuple[str, ...]:
+    """The texts that are labels of rows: read where they are in memory, else those that may come."""
+    if not isinstance(source, (list, tuple)):
+        return _given_names(names, f"Label {column!r} of a {type(source).__name__}")
+    texts = {row[column] for row in source if isinstance(row[column], str)}
+    return tuple(sorted(texts))
+
+
+def _given_names(names: Sequence[str], what: str) -> tuple[str, ...]:
+    if names:
+        return tuple(names)
+    raise InvalidValueError(
+        f"{what} holds texts, and which ones is not known before its end. Name them in order, labels=['cat', ...], or give "
+        "integer ids."
+    )
 
 
 def _describe_loader(

@@ -52,6 +52,9 @@ _SPLIT_WORD = re.compile(
 )
 """What the name of a folder of a split has in it."""
 
+_SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout)[\W_\d]*", re.I)
+"""Names of splits and nothing else."""
+
 
 def load_source(
     spec: str | os.PathLike[str],
@@ -119,9 +122,7 @@ def _open(
     path = Path(spec).expanduser()
     if not path.exists():
         if _looks_like_path(os.fspath(spec)):
-            raise MissingFileError(
-                f"There is no file or folder {os.fspath(spec)!r}. (A Hub data set is named USER/NAME.)"
-            )
+            raise MissingFileError(f"There is no file or folder {os.fspath(spec)!r}. (On the Hub: USER/NAME.)")
         return _from_hub(os.fspath(spec), split, token, revision, streaming, config_name)
     if path.is_file():
         if path.suffix != ".parquet":
@@ -130,14 +131,17 @@ def _open(
             )
         name = _SHARD.sub("", path.stem)
         _choose([name], split, spec)
+        _no_configuration(config_name, spec)
         # named "train" for `datasets`, which does not take every file name for a split
         return load_dataset(
             "parquet", data_files={"train": [escape(os.fspath(path))]}, split="train", streaming=streaming
         )
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        _no_configuration(config_name, spec)
         return _from_saved(path, split, streaming)
     tree = _Tree(path)
     if tree.is_image_folder(split):
+        _no_configuration(config_name, spec)
         return _from_image_folder(tree, split, streaming)
     if not (tree.containers or tree.has_metadata or tree.tables):
         raise InvalidValueError(
@@ -180,21 +184,17 @@ def _from_hub(
         return load_dataset(spec, config_name, split=split, streaming=streaming, **options)
     except (DatasetNotFoundError, HFValidationError) as error:
         raise InvalidValueError(
-            f"{spec!r} is neither a file or folder here nor a data set on the Hub that can be read with these "
-            f"credentials: "
+            f"{spec!r} is neither a file or folder here nor a data set on the Hub that can be read with these credentials: "
             f"{error} Check the spelling; a private or gated one needs a token (`hf auth login`)."
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        raise InvalidValueError(
-            f"{spec!r} can only be read by running its own code, which is not done. {error}"
-        ) from error
+        raise InvalidValueError(f"{spec!r} can only be read by its own code, which is not run. {error}") from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         raise UnreachableError(
-            f"The data set {spec!r} could not be fetched: {error} Without a network give a local folder, or one that "
-            f"is "
-            "in the cache."
+            f"The data set {spec!r} could not be fetched: {error} Without a network give a local folder, or one that is in "
+            "the cache."
         ) from error
 
 
@@ -238,11 +238,17 @@ class _Tree:
         return [parts[0] for parts in self.images if len(parts) == 1]
 
     def splits(self, wanted: str | None) -> list[str]:
-        """Folders right below that are splits: by their names, or because one of them is `wanted`."""
+        """Folders right below that are splits: by their names, or because one of them is `wanted`.
+
+        Beside other folders only those are called just as splits are, one for training among them: "test" may be a class.
+        """
         above = list(dict.fromkeys(parts[0] for parts in self.images if len(parts) >= 2))
         if wanted in above:
             return above
         named = [name for name in above if _SPLIT_WORD.search(name)]
+        if len(named) < len(above):
+            named = [name for name in above if _SPLIT.fullmatch(name)]
+            named = named if any(name.lower().startswith("train") for name in named) else []
         if named:
             return named
         loose = self.class_folders
@@ -381,6 +387,11 @@ def _choose(available: list[str], split: str | None, spec: str | os.PathLike[str
     if split not in available:
         raise InvalidValueError(f"{os.fspath(spec)!r} has no split {split!r}. There are: {listing}.")
     return split
+
+
+def _no_configuration(name: str | None, spec: str | os.PathLike[str]) -> None:
+    if name is not None:
+        raise InvalidValueError(f"config_name={name!r}: {os.fspath(spec)!r} has no configurations. Leave it out.")
 
 
 def _looks_like_path(spec: str) -> bool:

@@ -227,6 +227,11 @@ class _RowReader:
         if value is None:
             return NO_LABEL
         if isinstance(value, str):
+            if value not in self.ids:
+                raise InvalidValueError(
+                    f"The label of row {number} is {shortened(value)}, and the labels are {shortened(list(self.ids), 200)}: "
+                    "name all in order, labels=['cat', ...]."
+                )
             return self.ids[value]
         if isinstance(value, (np.ndarray, Tensor)):
             value = value.item() if value.ndim == 0 else value

@@ -7,6 +7,7 @@ read through. `ReadOptions` are its settings.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -146,7 +147,7 @@ class ImageReader:
         self.data = data
         self.options = options or ReadOptions()
         images = inspect_images(
-            data, self.options.image_column, self.options.label_column, main_input=main_input(model.inner)
+            data, self.options.image_column, self.options.label_column, main_input(model.inner), self._known_names
         )
         self.images = drawn(images, self.options.limit)
 
@@ -164,6 +165,14 @@ class ImageReader:
         if told is None or told == "dataset":
             return self.images.label_names
         return None if told == "model" else tuple(told)
+
+    @property
+    def _known_names(self) -> list[str]:
+        """Texts that may be labels where the data does not list them: those of the options, or of one class of the model."""
+        if self.options.labels is not None and not isinstance(self.options.labels, str):
+            return list(self.options.labels)
+        counts = Counter(self.model.class_names.values())
+        return [name for name, count in counts.items() if count == 1] if len(counts) > 1 else []
 
     @cached_property
     def preprocessor(self) -> ImagePreprocessor | None:

@@ -153,15 +153,11 @@ def sampled(readers: Mapping[str, ImageReader]) -> dict[str, dict[str, int]] | N
 
 
 def answering_head(model: TappedModel, masked: Sequence[int] = ()) -> Any:
-    """The head as a function of features, which never answers `masked` classes; None where there is none at hand to ask."""
-    head = head_function(model.inner, model.taps, masked)
-    tensors = [
-        tensor
-        for tap in model.taps
-        for name in tap.heads
-        for tensor in model.inner.get_submodule(name).state_dict().values()
-    ]
-    return None if head is None or len(model.class_names) < 2 or any(t.is_meta for t in tensors) else head
+    """The head as a function of features, which never answers `masked` classes; None where there is none to ask.
+
+    One that is offloaded is copied into memory.
+    """
+    return None if len(model.class_names) < 2 else head_function(model.inner, model.taps, masked)
 
 
 def _through(fitted: Sequence[Eraser], features: Sequence[Tensor]) -> list[Tensor]:

@@ -142,7 +142,10 @@ class MappedLabels:
         return tuple(sorted(seen))
 
     def dataset_classes(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
-        """The data set's names of the labels that came by, where the model does not know them; None where it does."""
+        """The data set's names of the labels that came by, where nothing says which classes of the model they are.
+
+        None where that is known, and where the data set has no names.
+        """
         if self.mapping is not None or not names:
             return None
         return tuple(names[label] for label in sorted(self._seen_anywhere()) if label >= 0) or None

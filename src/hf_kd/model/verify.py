@@ -67,6 +67,7 @@ def verify(
     *,
     retain: Any = None,
     base: str | None = None,
+    processor: Any = None,
     revision: str | None = None,
     token: str | None = None,
     reading: ReadOptions | None = None,
@@ -78,6 +79,7 @@ def verify(
         requests a list with the forget set of each, in order. retain: the images of the classes that stay, where a
         method read them; of several such requests a list, in order. base: the model before erasing (name or folder):
         compares its weights with the receipt; needed to repeat the erasure of a folded checkpoint.
+    processor: what makes inputs of images, where the model has no image processor of its own.
     reading: how images are read, as in `ErasedModel.erase`; by default without a bar.
     texts: words that are said to have been forgotten by name: compared with the digest of such a request.
 
@@ -90,7 +92,7 @@ def verify(
         raise _no_receipt(source, folder)
     content = read_receipt(path)
     checks = [*_files(folder, content), *_weights(folder, content)]
-    original = None if base is None else ErasedModel.from_pretrained(base)
+    original = None if base is None else ErasedModel.from_pretrained(base, processor=processor)
     if original is not None:
         checks.append(
             _same("weights before erasing (base model)", content["weights"].get("before"), inner_digest(original))
@@ -103,7 +105,7 @@ def verify(
     if texts is not None:
         checks.append(_texts(content, texts))
     if forget is not None and not damaged:
-        checks += _again(folder, content, original, forget, retain, reading)
+        checks += _again(folder, content, original, processor, forget, retain, reading)
     elif forget is not None:
         checks.append(Check("erasure carried out again", False, "not tried: it is another model than the receipt says"))
     return Verification(str(source), tuple(checks), forget is not None, bool(content["erasures"]))
@@ -217,6 +219,7 @@ def _again(
     folder: Path,
     content: dict[str, Any],
     original: ErasedModel | None,
+    processor: Any,
     forget: Any,
     retain: Any,
     reading: ReadOptions | None,
@@ -242,7 +245,7 @@ def _again(
     reading = reading or ReadOptions(progress=False)
     published: list[Any] = []
     if not content["folded"]:
-        model = ErasedModel.from_pretrained(folder)
+        model = ErasedModel.from_pretrained(folder, processor=processor)
         published, labels = [site.eraser for site in model.sites], _labels(model)
         model.reset()
     elif original is None:
