@@ -13,7 +13,7 @@ NUMERICS := $(addprefix tests/methods/erasers/test_,moments.py offsets.py obliqu
 KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE \
 	MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: demo test test-fast test-kernels fuzz lint coverage test-lowest clean
+.PHONY: demo test test-fast test-kernels fuzz lint coverage test-lowest docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hf-kd demo
@@ -48,11 +48,19 @@ coverage: $(VENV)/.ready
 test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/python -m pytest $(TWO)
 
+# the site, in docs/_build: its notebooks run, whatever is wrong is an error, nothing is fetched
+docs: $(VENV)/.ready-docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 # torch first and alone: constrained to one version, so that nothing else chooses another build of it
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(LOWEST)/.ready: pyproject.toml constraints.txt tools/lowest.py
@@ -64,4 +72,4 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt tools/lowest.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) hf-kd-demo build dist src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) hf-kd-demo docs/_build docs/_generated docs/reference/api build dist src/*.egg-info
