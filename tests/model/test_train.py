@@ -179,6 +179,17 @@ def test_labels_that_are_left_out_are_never_seen_and_never_answered(vit, process
     assert equal(trained, train_original(vit, rest, processor=processor, without=without, **QUICK))
 
 
+def test_a_retrained_reference_goes_on_from_what_it_kept(vit, processor, data, tmp_path):
+    forget, retain = make_dataset([2] * 8), data.filter(lambda label: label != 2, input_columns="label")
+    given = {"retain": retain, "processor": processor, "checkpoint": tmp_path, **QUICK}
+    first = unlearn(vit, forget, "retrain", **given)
+    again = unlearn(vit, forget, "retrain", **given)
+    assert equal(first, again)
+    assert again.config.hf_kd_unlearned[-1]["measured"][0]["epochs_run"] == 2
+    with pytest.raises(ValueError, match="is of another run"):
+        unlearn(vit, forget, "retrain", **given | {"lr": 0.1})
+
+
 def test_refusals(vit, processor, data):
     with pytest.raises(ValueError, match=r"Unknown recipe 'resnet'; choose allcnn-cifar10"):
         train_original(vit, data, "resnet", processor=processor)

@@ -38,6 +38,7 @@ class Retrain(TrainedMethod):
     name: ClassVar[str] = "retrain"
     when: ClassVar[str] = "The reference: what a model that has never seen D_f knows. Costs a whole training."
     needs: ClassVar[str] = "D_r"
+    resumes: ClassVar[bool] = True
     source: ClassVar[str] = "ESC, section 4; recipe of SalUn (Fan et al. 2024) for originals, ResNet-18 on CIFAR-10"
 
     epochs: int = 182
