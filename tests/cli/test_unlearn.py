@@ -158,3 +158,15 @@ def test_regrow_goes_on_where_it_stood_and_takes_labels_from_the_model(place, tm
     assert (first["settings"]["labels"], first["settings"]["keep"]) == ("teacher", "vit.layers.0")
     assert (tmp_path / "state").is_dir()
     assert again["measured"][0]["retained_accuracy"] == first["measured"][0]["retained_accuracy"]
+
+
+def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
+    (tmp_path / "others").mkdir()
+    make_dataset([0, 1, 3, 4] * 6, seed=8).remove_columns("label").to_parquet(tmp_path / "others" / "train.parquet")
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--method", "regrow", "--epochs", "1", "--json"]
+    more = ["--retain", tmp_path / "others", "--keep", "vit.layers.0"]
+    teacher = ["--labels", "teacher", "--output", tmp_path / "out"]
+    record = json.loads(hf_kd("unlearn", place / "model", *arguments, *more, *teacher).stdout)
+    assert record["measured"][0]["n_retain"] == 24
+    refused = hf_kd("unlearn", place / "model", *arguments, *more, "--output", tmp_path / "other", code=1)
+    assert "label" in refused.stderr

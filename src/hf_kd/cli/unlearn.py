@@ -48,6 +48,13 @@ def unlearn(
     retain_limit: Annotated[
         int | None, typer.Option(min=1, help="Use at most so many of the other labels' images.")
     ] = None,
+    retain: Annotated[
+        str | None,
+        typer.Option(
+            help="Retained images of another data set, instead of the other labels of this one; for regrow with --labels "
+            "teacher they need no labels."
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Folder in which regrow keeps its state after each epoch, and goes on from it.")
     ] = None,
@@ -70,13 +77,18 @@ def unlearn(
     _inputs.check_output(output, shared.overwrite)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
-    parts = _inputs.by_labels(data, forget_labels, reading, True, retain_limit)
+    parts = _inputs.by_labels(data, forget_labels, reading, retain is None, retain_limit)
+    retained = parts.retain
+    if retain is not None:
+        retained = _inputs.load_data(retain, split, shared)
+        if retain_limit is not None and retain_limit < len(retained):
+            retained = retained.shuffle(seed=0).select(range(retain_limit))
     original = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     changed = change_weights(
         original,
         parts.forget,
         chosen,
-        retain=parts.retain,
+        retain=retained,
         reading=reading,
         allow_unrecognised=shared.allow_unrecognised,
         checkpoint=checkpoint,

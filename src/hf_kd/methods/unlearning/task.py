@@ -268,8 +268,7 @@ class GradientSteps:
                 f"the loss became {value} in step {self.steps + 1}; the weights are those of step {self.steps - 1}"
             )
         with torch.no_grad():
-            for kept, tensor in zip(self._good, self._stored, strict=True):
-                kept.copy_(tensor)
+            torch._foreach_copy_(self._good, self._stored)
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
         for parameter in self.parameters:
