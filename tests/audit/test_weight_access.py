@@ -7,12 +7,14 @@ import copy
 import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
+from typer.testing import CliRunner
 
 from hf_kd import AuditOptions, ErasedModel, Retrained
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.whitebox import battery
-from hf_kd.audit.whitebox.images import of_fewer_classes
+from hf_kd.audit.whitebox.images import rows_of_fewer_classes
 from hf_kd.audit.whitebox.network import Network
+from hf_kd.cli import app
 from hf_kd.errors import InvalidValueError
 from tests.helpers.small import NAMES, labelled, make_dataset, randomise
 
@@ -124,12 +126,18 @@ def test_an_eraser_is_taken_off_and_columns_are_one_network(small_battery, proce
 
 def test_of_many_classes_some_are_drawn_the_same_in_both_splits():
     labels = {"train": torch.arange(300) % 100, "test": torch.arange(200) % 100}
-    kept = of_fewer_classes(labels, {split: own != 3 for split, own in labels.items()}, [7], most=20)
+    kept = rows_of_fewer_classes(labels, {split: own != 3 for split, own in labels.items()}, [7], most=20)
     classes = [own[kept[split]].unique() for split, own in labels.items()]
     assert torch.equal(*classes)
     assert len(classes[0]) == 21
     assert 7 in classes[0]
     assert 3 not in classes[0]
+
+
+def test_the_command_line_says_what_access_there_is():
+    result = CliRunner().invoke(app, ["audit", "none", "--dataset", "none", "--access", "everything"])
+    assert result.exit_code == 1
+    assert "'features' or 'weights'" in result.output.replace("\n", " ")
 
 
 def test_what_cannot_be_asked():

@@ -100,14 +100,12 @@ def audit_model(
     if options.texts is not None:
         asked = options.texts if isinstance(options.texts, TextAudit) else TextAudit(options.texts)
         sections.append(measure_by_name(model, asked, features, data.labels, forget, data.names))
-    read, retrained = _read_reference(data, reference, features, forget)
-    weights: dict[str, Any] = {}
-    levels = [retrained.level] if retrained.level else []
+    read, retrained = _read_reference(data, reference, features, forget, options.max_classes)
+    weights, levels = {}, [retrained.level] if retrained.level else []
     if options.access == "weights":
         measured = measure_weight_access(model, data.for_weights(forget), original, retrained.models, options.budget)
         sections.append(measured.section)
-        weights = {"weights": measured.data}
-        levels += measured.levels if levels else []
+        weights, levels = {"weights": measured.data}, [*levels, *measured.levels]
     if levels:
         forgotten = int(torch.isin(data.labels[1], torch.tensor(forget)).sum())
         sections.append(reference_level_section(levels, forgotten))
@@ -276,7 +274,7 @@ class _RetrainedModels:
 
 
 def _read_reference(
-    data: _Data, reference: Reference, features: Pairs, forget: Sequence[int]
+    data: _Data, reference: Reference, features: Pairs, forget: Sequence[int], most: int | None
 ) -> tuple[Reference, _RetrainedModels]:
     """The reference as matrices of features, of several the one whose R is nearest to the audited model's."""
     if isinstance(reference, Unseen):
@@ -284,14 +282,14 @@ def _read_reference(
         return Unseen(_side_by_side(found.before), _complete(found.labels, "unseen")), _RetrainedModels()
     if not isinstance(reference, Retrained):
         return None, _RetrainedModels()
-    own = converged_point(features["erased"], data.labels, forget)
+    own = converged_point(features["erased"], data.labels, forget, most)
     read = []
     for source in reference.sources:
         other = data.wrapped(source)
         behind = data.of_other(other)
         logits = _logits(other, behind) if other.class_names == data.model.class_names else None
         matrices = _joined(behind)
-        read.append((converged_point(matrices, data.labels, forget), other, Retrained(*matrices, logits)))
+        read.append((converged_point(matrices, data.labels, forget, most), other, Retrained(*matrices, logits)))
     read.sort(key=lambda one: abs(one[0][0] - own[0]))
     level = ReadLevel("features", own, tuple(point for point, _, _ in read))
     return read[0][2], _RetrainedModels(tuple(model for _, model, _ in read), level)

@@ -17,7 +17,7 @@ from .sections.reference_level import ReadLevel
 from .sections.weight_access import weight_access_data, weight_access_section
 from .whitebox.battery import READ, run_battery
 from .whitebox.findings import NetworkFindings
-from .whitebox.images import of_fewer_classes, white_box_images
+from .whitebox.images import rows_of_fewer_classes, white_box_images
 from .whitebox.network import Network, WhiteBoxData
 
 
@@ -68,7 +68,7 @@ def measure_weight_access(
         budget: Minutes; None for all attacks, as long as they take.
         seed: Of all that is random.
     """
-    kept = of_fewer_classes(data.labels, data.kept, data.forget)
+    kept = rows_of_fewer_classes(data.labels, data.kept, data.forget)
     data = replace(data, kept=kept)
     models: dict[str, TappedModel] = {"erased": model}
     if original is not None:

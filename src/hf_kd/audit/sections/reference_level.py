@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hf_kd.audit.sampling import of_fewer_classes
 from hf_kd.audit.schema import Score, Section
+from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.equal_accuracy import level_at
-from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.metrics.scores import forget_retain_accuracy
 
 Point = tuple[float, float]
@@ -26,10 +27,13 @@ class ReadLevel:
     references: tuple[Point, ...]
 
 
-def converged_point(features: tuple[Tensor, Tensor], labels: tuple[Tensor, ...], forget: Sequence[int]) -> Point:
-    """R and F of the converged probe on train and test features [n, d]."""
-    probe = fit_linear_probe(features[0], labels[0])
-    f, r = forget_retain_accuracy(probe.predict(features[1]), labels[1], list(forget))
+def converged_point(
+    features: tuple[Tensor, Tensor], labels: tuple[Tensor, ...], forget: Sequence[int], most: int | None = None
+) -> Point:
+    """R and F of the converged probe on train and test features [n, d], with at most `most` retained classes."""
+    every = AuditData.of(features[0], labels[0], features[1], labels[1], list(forget))
+    data = of_fewer_classes({"own": every}, most)[0]["own"]
+    f, r = forget_retain_accuracy(data.linear_probe.predict(data.test), data.test_labels, list(forget))
     return r, f
 
 

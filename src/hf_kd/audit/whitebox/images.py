@@ -30,7 +30,7 @@ MOST_BYTES = 2 << 30
 """Of the inputs of one split; larger images are fewer."""
 
 
-def of_fewer_classes(
+def rows_of_fewer_classes(
     labels: Mapping[str, Tensor], kept: Mapping[str, Tensor], forget: Sequence[int], most: int = MOST_CLASSES
 ) -> dict[str, Tensor]:
     """Which samples of each split count where there are more retained classes than `most`: those of as many, at random.

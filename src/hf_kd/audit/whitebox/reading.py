@@ -75,7 +75,7 @@ class _Reader:
         if tapped:
             tap = torch.cat(tapped)
             if self.tap_is_last is None:
-                self.tap_is_last = _same(tap, joined[blocks[-1]] if blocks else tap[:0])
+                self.tap_is_last = bool(joined) and _same(tap, list(joined.values())[-1])
             if not self.tap_is_last:
                 joined[TAP] = tap
         return BlockFeatures(joined, {name: torch.cat(rows) for name, rows in maps.items()})
