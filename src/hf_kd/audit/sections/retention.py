@@ -159,7 +159,8 @@ def _paired(versions: Mapping[str, Measurement], attacks: Mapping[str, str], lab
         found["by_class"] = {
             int(label): {
                 "samples": int((labels == label).sum()),
-                **{version: float(hits[version][labels == label].sum()) for version in ("erased", "original")},
+                "erased": float(now[labels == label].sum()),
+                "original": float(before[labels == label].sum()),
             }
             for label in labels.unique()
         }
