@@ -166,3 +166,21 @@ def test_no_hook_that_was_there_before_sees_the_features_unerased(resnet, proces
     seen.clear()
     logits_of(erased, pixels)
     assert float((seen[0] @ erased.sites[0].eraser.directions).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 20_000, "{", "[1]", '{"image_processor_type": "ViTImageProcessor", "size": []}']
+)
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "adapter_config.json"])
+def test_damaged_settings_beside_a_model_are_told_in_words(vit, processor, tmp_path, name, text, caplog):
+    if name == "preprocessor_config.json":
+        vit.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        (tmp_path / name).write_text(text)
+        with caplog.at_level("INFO", "hf_kd"):
+            assert ErasedModel.from_pretrained(tmp_path).processor is None
+        assert "No image processor was found" in caplog.text
+    elif not text.startswith('{"'):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(OSError, match=r"adapter_config\.json of .* save"):
+            ErasedModel.from_pretrained(tmp_path)

@@ -170,10 +170,12 @@ def load_processor(name_or_path: str, kwargs: dict[str, Any], whole: bool = Fals
         except (
             OSError,
             ValueError,
-            KeyError,
+            LookupError,
+            ArithmeticError,
             ImportError,
             AttributeError,
             TypeError,
+            RecursionError,
         ) as error:  # a damaged one as well
             reason = error
             continue
@@ -266,7 +268,15 @@ def merge_adapters(model: Any) -> PreTrainedModel:
 
 def _adapter_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     found = find_file(name_or_path, ADAPTER_CONFIG, hub)
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    if found is None:
+        return None
+    try:
+        settings = json.loads(Path(found).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{ADAPTER_CONFIG} of {name_or_path} is damaged ({error}); save it again.") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{ADAPTER_CONFIG} of {name_or_path} is no object of settings; save the adapter again.")
+    return settings
 
 
 def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
