@@ -56,6 +56,8 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
                 "retrained",
                 "unseen",
                 "summary",
+                "limit",
+                "limit_test",
                 *(f.name for f in fields(AuditOptions)),
             },
         ),

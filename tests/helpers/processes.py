@@ -19,9 +19,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from tests.helpers import hub_server
 
@@ -102,7 +104,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], folder: str, sa
     os.chdir(folder)
     constants.ENDPOINT = environment["HF_ENDPOINT"]
     constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"
-    _http.time.sleep = lambda seconds: None  # between two tries of a request
+    _http.time = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # between two tries of a request
     first, *arguments = command
     if first == "-c":
         sys.argv = ["-c", *arguments[1:]]
