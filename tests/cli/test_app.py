@@ -43,7 +43,11 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
 @pytest.mark.parametrize(
     ("command", "function", "own"),
     [
-        ("erase", ErasedModel.erase, {"forget_labels", "split", "test_split", "retain_limit", "drop_label", "fold"}),
+        (
+            "erase",
+            ErasedModel.erase,
+            {"forget_labels", "split", "test_split", "retain_limit", "drop_label", "fold", "text", "retain_text"},
+        ),
         ("unlearn", unlearn, {"forget_labels", "split", "test_split", "retain_limit"}),
         (
             "audit",
@@ -56,8 +60,6 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
                 "retrained",
                 "unseen",
                 "summary",
-                "limit",
-                "limit_test",
                 *(f.name for f in fields(AuditOptions)),
             },
         ),
