@@ -26,10 +26,12 @@ extensions = [
     "docstrings",
     "pages",
 ]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "_templates"]
 html_theme = "furo"
 html_title = "hf_kd"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+templates_path = ["_templates"]
 html_show_sphinx = False
 
 autosummary_generate = True
@@ -40,7 +42,7 @@ napoleon_numpy_docstring = False
 default_role = "code"
 nitpicky = False  # annotations name classes of torch and transformers, whose sites are not asked
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 
 nb_execution_mode = "cache"
@@ -48,4 +50,5 @@ nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # reports and benches print tables
 nb_kernel_rgx_aliases = {".*": "python3"}

@@ -11,7 +11,7 @@ import hf_kd
 from hf_kd import errors
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"_build", "_generated"} & set(path.parts))
+PAGES = sorted(path for path in DOCS.rglob("*.md") if not {"_build", "_generated", "_templates"} & set(path.parts))
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 KINDS = sorted(
     name
