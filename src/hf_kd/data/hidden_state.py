@@ -29,3 +29,20 @@ def with_hidden_state(output: Any, hidden: Tensor) -> Any:
     if isinstance(output, tuple | list):
         return type(output)((hidden, *output[1:]))
     return hidden
+
+
+def as_map(hidden: Tensor) -> Tensor:
+    """A hidden state with its channels first and its positions flat: [n, channels, positions].
+
+    [n, tokens, d] as transformers have it; [n, channels, height, width]; [n, height, width, channels] where only the
+    first two of the three are equal.
+    """
+    if hidden.ndim == 3:
+        return hidden.transpose(1, 2)
+    _, a, b, c = hidden.shape
+    return hidden.flatten(1, 2).transpose(1, 2) if a == b != c else hidden.flatten(2)
+
+
+def pooled(hidden: Tensor) -> Tensor:
+    """The mean of a hidden state over its positions: [n, channels]."""
+    return as_map(hidden).float().mean(dim=2)

@@ -209,15 +209,16 @@ class PhaseMeasured(StepsMeasured):
     retained_accuracy: list[float]
 
 
-class CutTried(TypedDict):
-    """One cut of a scan.
+class CutTried(TypedDict, total=False):
+    """One cut of a scan, or one block of a comparison with a reference.
 
     Attributes:
         block: The last block that was kept.
         blocks_kept: How many there were.
         reading: Percent of held-out images of the forgotten classes that a converged probe recognises.
         noise: Its standard deviation, from the number of images.
-        retained: Percent of D_r that the network grown above it answers.
+        retained: Percent of D_r that the network grown above it answers; of a scan.
+        reference: The reading of a network that never saw the class; of a comparison.
     """
 
     block: str
@@ -225,6 +226,7 @@ class CutTried(TypedDict):
     reading: float
     noise: float
     retained: float
+    reference: float
 
 
 class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
@@ -234,7 +236,8 @@ class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
         block: The last block that was kept.
         blocks_kept: How many blocks were kept; None where `keep` named a module that is no block.
         blocks: How many there are.
-        scan: What `keep="auto"` tried, from the top down; the last one was taken.
+        scan: What `keep="auto"` tried, from the top down; the last one was taken. With a reference:
+            its blocks from the bottom up, to the one where both part.
         share_of_weights_new: Share of all weights that were drawn anew.
         activations: Where activations of the kept part were: "device", "memory", "disk"; "none" where they were not kept.
         activation_bytes: What they took.

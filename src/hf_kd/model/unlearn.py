@@ -53,6 +53,7 @@ def unlearn(
     progress: bool = True,
     allow_unrecognised: bool = False,
     checkpoint: str | Path | None = None,
+    reference_model: PreTrainedModel | ErasedModel | None = None,
     **method_options: Any,
 ) -> PreTrainedModel:
     """Forget a set of images by changing weights. Returns a stock model of the same class; `model` stays as it was.
@@ -65,6 +66,8 @@ def unlearn(
     allow_unrecognised: carry on where the model takes the images for other classes than their labels say.
     checkpoint: a folder in which a method that can be resumed (regrow) keeps its state after each epoch; the same call goes
         on from there.
+    reference_model: for regrow with keep="auto": a model of the same class that never saw the classes. The cut is then
+        where the two begin to differ.
 
     Runs on the device of `model`; under `accelerate launch` each process takes its part of every batch and gradients are
     averaged. Raises ValueError for an unknown method or option, missing labels or retained images, labels the model does
@@ -73,6 +76,10 @@ def unlearn(
     own = [field.name for field in fields(get_method(method, "weights"))] if isinstance(method, str) else []
     options = ReadOptions.given(reading, progress, method_options, own=own)
     method = make_unlearning_method(method, **method_options)
+    if reference_model is not None and getattr(method, "keep", None) != "auto":
+        raise InvalidValueError(
+            "reference_model says where to cut, and only regrow with keep='auto' asks: leave it out."
+        )
     student = student_of(model, processor)
     before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
@@ -84,6 +91,9 @@ def unlearn(
         )
     readers = open_readers(student, forget, retain if method.needs_retain else None, options)
     task = _task(student, readers, options, method)
+    if reference_model is not None:
+        inner = reference_model.inner if isinstance(reference_model, ErasedModel) else reference_model
+        task.reference = copy.deepcopy(inner).to(task.device).eval()
     task.checkpoint = None if checkpoint is None else Path(checkpoint)
     labels, before_answers = _answers(task, task.forget)
     warnings = outcome.check_recognised(

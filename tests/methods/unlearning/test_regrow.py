@@ -308,3 +308,33 @@ def test_a_reading_is_of_held_out_images():
     assert sd > 0
     bright = Samples(forget.labels, {"pixel_values": torch.randn(60, 3, 32, 32) + 2})
     assert cut_scan.read_class(task, bright, retain)[0] > 90
+
+
+def test_with_a_reference_the_cut_is_where_both_begin_to_differ(original):
+    """A reference that is the model itself differs nowhere."""
+    many = loader(*planted_images(FORGET, per_class=60)), loader(*planted_images(RETAINED, per_class=30))
+
+    def cut_by(reference):
+        return unlearn(original, many[0], "regrow", retain=many[1], progress=False, keep="auto", epochs=1,
+                       reference_model=reference)  # fmt: skip
+
+    alike = cut_by(original)
+    assert any("do not part" in text for text in alike.config.hf_kd_unlearned[-1]["warnings"])
+    tried = measured(alike)["scan"]
+    assert all(one["reading"] == one["reference"] for one in tried)
+    with pytest.raises(ValueError, match="keep='auto'"):
+        grown(original, reference_model=original)
+    other = trained_model("transformer" if type(original).__name__.startswith("ResNet") else "convolutional")
+    with pytest.raises(ValueError, match="cannot be compared"):
+        cut_by(other)
+
+
+def test_the_cut_lies_below_the_first_block_that_tells_more_than_the_reference(monkeypatch):
+    task = small_task("ResNetForImageClassification")
+    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
+    names = task.find_blocks()
+    readings = iter([(50.0, 1.0), (50.0, 1.0), (70.0, 1.0), (69.0, 1.0), (90.0, 1.0), (70.0, 1.0)])
+    monkeypatch.setattr(cut_scan, "read_class", lambda *args: next(readings))
+    cut, tried, told = cut_scan.where_profiles_part(task, task.retain, copy.deepcopy(task.model))
+    assert (cut.block, told) == (names[1], True)
+    assert [(one["reading"], one["reference"]) for one in tried] == [(50.0, 50.0), (70.0, 69.0), (90.0, 70.0)]

@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hf_kd.data.hidden_state import hidden_state
+from hf_kd.data.hidden_state import as_map, hidden_state, pooled
 
 from .find import answer_field
 from .inputs import run
 from .site import drop_caches, evaluating
 from .trace import fields
+
+__all__ = ["as_map", "find_blocks", "hidden_state", "pooled"]
 
 AT_LEAST = 6
 """Blocks that a nesting level should have before a finer one is looked at: four stages hide what sixteen blocks show."""
@@ -60,23 +62,6 @@ def find_blocks(
         last = len(chosen) - 1
         chosen = [chosen[round(i * last / (at_most - 1))] for i in range(at_most)]
     return tuple(chosen)
-
-
-def as_map(hidden: Tensor) -> Tensor:
-    """A hidden state with its channels first and its positions flat: [n, channels, positions].
-
-    [n, tokens, d] as transformers have it; [n, channels, height, width]; [n, height, width, channels] where only the
-    first two of the three are equal.
-    """
-    if hidden.ndim == 3:
-        return hidden.transpose(1, 2)
-    _, a, b, c = hidden.shape
-    return hidden.flatten(1, 2).transpose(1, 2) if a == b != c else hidden.flatten(2)
-
-
-def pooled(hidden: Tensor) -> Tensor:
-    """The mean of a hidden state over its positions: [n, channels]."""
-    return as_map(hidden).float().mean(dim=2)
 
 
 def _hand_on_everything(model: nn.Module, inputs: Mapping[str, Any], main_input: str) -> dict[str, GradientEdge]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hf_kd.data.hidden_state import pooled
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.measured import CutTried
 from hf_kd.metrics.linear_probe import fit_linear_probe
 
-from .cut import Cut, choose_block
+from .cut import Cut, choose_block, hidden_at
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -48,18 +50,10 @@ def scan(task: Task, retain: Samples, grow: Callable[[Cut], float]) -> tuple[Cut
     Raises:
         InvalidValueError: Where there are too few images of the forgotten classes to read anything.
     """
-    if len(task.forget) < FEWEST:
-        raise InvalidValueError(
-            f"keep='auto' reads the class from networks cut at different depths, and {len(task.forget)} images of it are "
-            f"too few (at least {FEWEST}). Give more, or say the share that is kept: keep=0.33."
-        )
     blocks = task.find_blocks()
     if len(blocks) < 2:
         choose_block(task, 0.5)  # which says so
-    draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    forget, kept = (
-        _some(samples, IMAGES[name], draws) for name, samples in (("forget", task.forget), ("retain", retain))
-    )
+    forget, kept = _drawn(task, retain)
     start = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
     tried: list[CutTried] = []
     chosen, told = None, False
@@ -83,13 +77,63 @@ def scan(task: Task, retain: Samples, grow: Callable[[Cut], float]) -> tuple[Cut
     return chosen, tried, told
 
 
+def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tuple[Cut, list[CutTried], bool]:
+    """The last block up to which the class is read no better than from a network that never saw it.
+
+    Nothing is trained: the pooled hidden states of each block of both networks are probed, from the bottom up.
+
+    Args:
+        task: Its model is the one to change.
+        retain: D_r.
+        reference: Of the same class; it stays as it is.
+
+    Returns:
+        The cut, what was read at each block up to the one where they part, and whether they part at all.
+
+    Raises:
+        InvalidValueError: For a reference of another class, and too few images of the forgotten classes.
+    """
+    if type(reference) is not type(task.model):
+        raise InvalidValueError(
+            f"The reference is a {type(reference).__name__} and the model a {type(task.model).__name__}: their blocks "
+            "cannot be compared. Give one of the same class, or leave it out: the cut is then found by trying."
+        )
+    forget, kept = _drawn(task, retain)
+    tried: list[CutTried] = []
+    below = 0
+    names = task.find_blocks()
+    for depth, block in enumerate(names, 1):
+        reading, noise = read_class(task, forget, kept, partial(_pooled, task, task.model, block))
+        level, spread = read_class(task, forget, kept, partial(_pooled, task, reference, block))
+        tried.append({"block": block, "blocks_kept": depth, "reading": reading, "noise": noise, "reference": level})
+        if reading - level > 2 * math.hypot(noise, spread):
+            break
+        below = depth
+    parted = below < len(names)
+    return choose_block(task, names[min(max(below, 1), len(names) - 1) - 1]), tried, parted and below > 0
+
+
 @torch.no_grad()
-def read_class(task: Task, forget: Samples, retain: Samples) -> tuple[float, float]:
+def _pooled(task: Task, model: nn.Module, block: str, samples: Samples) -> Tensor:
+    """The pooled hidden states of a block [n, channels]."""
+    found = []
+    for batch in samples.batches(256):
+        inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
+        found.append(pooled(hidden_at(model, block, inputs)))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def read_class(
+    task: Task, forget: Samples, retain: Samples, read: Callable[[Samples], Tensor] | None = None
+) -> tuple[float, float]:
     """Percent of held-out forgotten images that a converged linear probe on pooled features recognises, and its sd.
 
-    What stands before the first head is read; every second image fits the probe.
+    What stands before the first head is read unless `read` gives other features [n, d]; every second image fits the probe.
     """
-    features = torch.cat([task.head_inputs(samples)[0] for samples in (forget, retain)]).cpu()
+    with task.mode("eval"):
+        parts = [task.head_inputs(some)[0] if read is None else read(some) for some in (forget, retain)]
+    features = torch.cat(parts).cpu()
     # retained images without labels are one class: whether it is the forgotten one is what is asked
     labels = torch.cat([forget.labels, retain.labels])
     fits = torch.arange(len(labels)) % 2 == 0
@@ -107,6 +151,17 @@ def _depths(blocks: int) -> list[int]:
         return list(range(blocks - 1, 0, -1))
     even = [round(1 + (blocks - 2) * i / (AT_MOST - 1)) for i in range(AT_MOST)]
     return sorted(set(even), reverse=True)
+
+
+def _drawn(task: Task, retain: Samples) -> tuple[Samples, Samples]:
+    """Images of D_f and D_r that the class is read from."""
+    if len(task.forget) < FEWEST:
+        raise InvalidValueError(
+            f"keep='auto' reads the class from networks cut at different depths, and {len(task.forget)} images of it are "
+            f"too few (at least {FEWEST}). Give more, or say the share that is kept: keep=0.33."
+        )
+    draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    return _some(task.forget, IMAGES["forget"], draws), _some(retain, IMAGES["retain"], draws)
 
 
 def _some(samples: Samples, most: int, draws: torch.Generator) -> Samples:

@@ -28,7 +28,7 @@ from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 from .activations import PLACES, KeptActivations, Source, source_of
 from .base import UnlearningMethod
 from .cut import Cut, choose_block, draw_above, share_or_name
-from .cut_scan import scan
+from .cut_scan import scan, where_profiles_part
 from .resume import load_progress, save_progress
 from .retrain import AUGMENTATIONS
 from .task import NORMS, GradientSteps, Task, check_range, soft_divergence, without_classes
@@ -191,15 +191,19 @@ class Regrow(UnlearningMethod):
 
     def _scanned(self, task: Task, retain: Samples, targets: Tensor, found: RegrowMeasured) -> Cut:
         """The cut that a scan finds; what it read goes into `found`."""
-        cut, found["scan"], told = scan(
-            task,
-            retain,
-            lambda cut: self._grow(task, retain, cut, targets, self.scan_epochs, None)["retained_accuracy"][-1],
-        )
-        if not told:
+        if task.reference is not None:
+            cut, found["scan"], told = where_profiles_part(task, retain, task.reference)
+            text = "The profiles of model and reference do not part where one could cut; the nearest cut was taken."
+        else:
+            cut, found["scan"], told = scan(
+                task,
+                retain,
+                lambda cut: self._grow(task, retain, cut, targets, self.scan_epochs, None)["retained_accuracy"][-1],
+            )
             text = (
                 "The scan could not tell where to cut: the reading fell up to the last cut it tried, which was taken."
             )
+        if not told:
             logger.warning(text)
             task.warnings.append(text)
         return cut

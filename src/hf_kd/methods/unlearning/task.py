@@ -50,6 +50,8 @@ class Task:
     blocks: Callable[[dict[str, Tensor], bool], tuple[str, ...]] | None = None
     """(inputs, every) -> names of the model's blocks in the order in which an image leaves them, or of every module that
     hands on a hidden state."""
+    reference: nn.Module | None = None
+    """A model of the same class that never saw the classes of D_f, where there is one."""
     checkpoint: Path | None = None
     """Folder in which a method that can be resumed keeps its state while it works."""
     pixel_mean: Tensor | None = None
