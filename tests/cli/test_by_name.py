@@ -36,6 +36,8 @@ def test_a_concept_is_forgotten_by_name_and_asked_for_by_name(folder):
     record = json.loads(done.stdout)["erasure"]
     assert (record["method"], record["n_texts"], record.get("texts")) == ("oblique", 2, None)
     assert ErasedModel.from_pretrained(folder / "out").is_erased
+    hf_kd("verify", folder / "out", "--texts", "cat", "--texts", "tabby cat")
+    hf_kd("verify", folder / "out", "--texts", "dog", code=1)
     report = hf_kd("audit", folder / "out", "--dataset", folder / "data", "--forget-labels", "cat", "--texts", "cat",
                    "--attacks", "linear", "--json")  # fmt: skip
     assert "concepts" in [section["key"] for section in json.loads(report.stdout)["sections"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessorPil,
@@ -47,3 +48,28 @@ def two_towers(name: str, seed: int = 0) -> tuple[Any, Any]:
         "max_position_embeddings": 64
     }  # as long as the pipeline pads SigLIP's
     return zoo.build(name, seed, text_config=text), processor(name)
+
+
+OTHERS = {
+    "AlignModel": {"vision_config": zoo._EFFICIENTNET | {"depthwise_padding": []}, "projection_dim": 8},
+    "AltCLIPModel": {},
+    "ChineseCLIPModel": {},
+    "GroupViTModel": {
+        "vision_config": {"depths": [1, 1, 1], "num_hidden_layers": 3, "num_group_tokens": [4, 2, 0],
+                          "num_output_groups": [4, 2, 2]},
+        "projection_intermediate_dim": 32,
+    },
+    "Aimv2Model": {},
+}  # fmt: skip
+"""Further models with two towers, and what their configurations have of their own."""
+
+
+def other_towers(name: str) -> tuple[Any, Any]:
+    """One of `OTHERS` and a processor, as `two_towers`."""
+    own, cls = OTHERS[name], getattr(transformers, name)
+    text = zoo._TEXT | {"max_position_embeddings": 70, "project_dim": 24}
+    text = text if name == "AltCLIPModel" else {key: value for key, value in text.items() if key != "project_dim"}
+    vision = own.get("vision_config", {})
+    vision = vision if name == "AlignModel" else zoo._vit(projection_dim=24) | vision
+    config = {"projection_dim": 24, **own, "text_config": text, "vision_config": vision}
+    return zoo.randomise(cls(cls.config_class(**config))).eval(), processor("CLIPModel")

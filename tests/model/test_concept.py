@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForZeroShotImageClassification, pipeline
+from transformers import AutoModel, AutoModelForZeroShotImageClassification, pipeline
 
 from hf_kd import ErasedModel
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.model.verify import verify
 from tests.helpers import zoo
-from tests.helpers.two_towers import NAMES, TEMPLATES, TWO_TOWERS, two_towers
+from tests.helpers.two_towers import NAMES, OTHERS, TEMPLATES, TWO_TOWERS, other_towers, two_towers
 
 WORDS = {"retain_texts": NAMES, "templates": TEMPLATES}
 
@@ -49,10 +49,25 @@ def test_both_towers_are_erased_and_come_back_bit_equal_from_a_folder(name, tmp_
     model.save_pretrained(tmp_path)
     again = ErasedModel.from_pretrained(tmp_path)
     auto = AutoModelForZeroShotImageClassification.from_pretrained(tmp_path)
+    features = AutoModel.from_pretrained(tmp_path).get_text_features(**text_inputs(name)).pooler_output
+    assert torch.equal(features, again.get_text_features(**text_inputs(name)).pooler_output)
     for loaded in (again, auto):
         assert torch.equal(loaded(**inputs).logits_per_image, after.logits_per_image)
     assert verify(tmp_path, texts=["cat", "Tabby cat"]).ok
     assert not verify(tmp_path, texts=["dog"]).ok
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models_of_two_towers_forget_by_name_too(name, tmp_path):
+    model = ErasedModel.from_model(*other_towers(name))
+    model.erase(texts=["cat"], **WORDS)
+    texts = model.whole_processor.tokenizer(["a cat", "a dog"], padding=True, return_tensors="pt")
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 32), **{k: texts[k] for k in ("input_ids", "attention_mask")}}
+    expected = model(**inputs)
+    assert all("hidden_state" not in key for key in expected.text_model_output)
+    model.save_pretrained(tmp_path)
+    again = ErasedModel.from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs).logits_per_image, expected.logits_per_image)
 
 
 @pytest.mark.parametrize("name", TWO_TOWERS)

@@ -121,6 +121,8 @@ def audit_features(
     extras = extras or AuditExtras()
     if options.access != "features":
         raise InvalidValueError("access='weights' needs a model, whose weights it attacks: ErasedModel.audit.")
+    if options.texts is not None:
+        raise InvalidValueError("texts=[...] needs a model, whose text tower reads them: ErasedModel.audit.")
     if options.layer_profile:
         raise InvalidValueError(
             "layer_profile=True needs a model, whose blocks it reads: ErasedModel.audit. Here, hand over its section in "

@@ -29,7 +29,7 @@ from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
 
 from .audit_features import AuditExtras, audit_features
-from .by_name import TextAudit, measure_by_name
+from .by_name import measure_by_name
 from .classes import forgotten_labels, resolved_labels
 from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
 from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference
@@ -98,8 +98,7 @@ def audit_model(
     if options.layer_profile:
         sections.append(data.layer_profile(forget, features))
     if options.texts is not None:
-        asked = options.texts if isinstance(options.texts, TextAudit) else TextAudit(options.texts)
-        sections.append(measure_by_name(model, asked, features, data.labels, forget, data.names))
+        sections.append(measure_by_name(model, options.texts, features, data.labels, forget, data.names))
     read, retrained = _read_reference(data, reference, features, forget, options.max_classes)
     weights, levels = {}, [retrained.level] if retrained.level else []
     if options.access == "weights":
@@ -197,8 +196,7 @@ class _Data:
     @property
     def names(self) -> dict[int, str]:
         """What the labels of the training images are called, by the data or else by the model."""
-        told = self._readers["train"].label_names
-        return dict(self.model.class_names) if told is None else dict(enumerate(told))
+        return dict(enumerate(self._readers["train"].label_names or ())) or dict(self.model.class_names)
 
     @property
     def sampled(self) -> dict[str, dict[str, int]]:

@@ -55,7 +55,7 @@ class TextAudit:
 
 def measure_by_name(
     model: Any,
-    asked: TextAudit,
+    texts: Sequence[str] | TextAudit,
     features: Mapping[str, Rows],
     labels: Rows,
     forget: Sequence[int],
@@ -65,7 +65,7 @@ def measure_by_name(
 
     Args:
         model: A two-tower model with a tokenizer.
-        asked: By which texts.
+        texts: By which it is asked for.
         features: Image embeddings of the versions `original` and `erased`.
         labels: Their labels.
         forget: The label that is the concept.
@@ -74,6 +74,7 @@ def measure_by_name(
     Raises:
         InvalidValueError: For several forgotten labels, and labels without a name.
     """
+    asked = texts if isinstance(texts, TextAudit) else TextAudit(tuple(texts) if not isinstance(texts, str) else texts)
     classes = sorted({*labels[0].tolist(), *labels[1].tolist()})
     nameless = [c for c in classes if c not in names]
     if len(forget) != 1 or nameless:
@@ -88,14 +89,14 @@ def measure_by_name(
     column = {c: n for n, c in enumerate(classes)}
     train, test = (torch.tensor([column[label] for label in part.tolist()]) for part in labels)
     count, concept = len(asked.templates) * len(classes), column[forget[0]]
-    texts = {"original": before, "erased": reader.erased(before)}
+    rows = {"original": before, "erased": reader.erased(before)}
     near = neighbours_of(_shaped(before, len(asked.templates), count), concept)
     versions = {
         version: ConceptEmbeddings(
             *(normalize(features[version][0].float(), dim=1), train),
             *(normalize(features[version][1].float(), dim=1), test),
-            _shaped(texts[version], len(asked.templates), count),
-            normalize(texts[version][count:], dim=1),
+            _shaped(rows[version], len(asked.templates), count),
+            normalize(rows[version][count:], dim=1),
             concept,
             near,
         )

@@ -30,7 +30,9 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
             highlight=False,
         )
     console.print(f"Saved to [bold]{terminal(str(result['output']))}[/].", highlight=False)
-    if result["folded"]:
+    if result["folded"] and result["erasure"].get("n_texts"):
+        console.print("Folded: a stock checkpoint whose embeddings are erased; below both projections nothing is.")
+    elif result["folded"]:
         console.print("Folded: a stock checkpoint whose logits are erased and whose features are NOT.")
     console.print(
         "The weights below the eraser still hold the knowledge, and whoever has them can take the eraser away.",

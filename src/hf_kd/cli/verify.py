@@ -28,6 +28,9 @@ def verify(
         int | None, typer.Option(min=1, help="As for erase: at most so many images of other labels are read as D_r.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="The model before erasing, to compare its weights with.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option(help="Text said to have been forgotten by name; repeat it for all of a request.")
+    ] = None,
     *,
     shared: Shared,
 ) -> None:
@@ -36,12 +39,12 @@ def verify(
     from hf_kd.model.verify import verify as check
 
     if dataset is None:
-        result = check(source, base=base, revision=shared.revision)
+        result = check(source, base=base, revision=shared.revision, texts=texts or None)
     else:
         reading = _inputs.read_options(shared)
         data = _inputs.load_data(dataset, split, shared)
         parts = _inputs.by_labels(data, forget_labels, reading, True, retain_limit)
-        given = {"retain": parts.retain, "base": base, "revision": shared.revision}
+        given = {"retain": parts.retain, "base": base, "revision": shared.revision, "texts": texts or None}
         if shared.processor is not None:
             given["processor"] = _inputs.load_processor(shared.processor)
         result = check(source, parts.forget, **given, reading=reading)

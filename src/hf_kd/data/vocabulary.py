@@ -63,4 +63,4 @@ def shares_words(name: str, forgotten: Sequence[str]) -> bool:
 
 
 def _plain(name: str) -> str:
-    return " ".join(re.sub(r"(?<=[^s]{2})s$", "", word) for word in re.findall(r"\w+", name.lower()))
+    return " ".join(re.sub(r"(?<=\w\w[^s])s$", "", word) for word in re.findall(r"\w+", name.lower()))

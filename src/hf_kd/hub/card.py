@@ -213,8 +213,10 @@ def _texts(values: CardValues) -> dict[str, Any]:
         "without_eraser": not values.erased,
         "cover": cover_limits(values.requests),
         "removal": (
-            "**The eraser is folded into the head.** Logits are erased; the features are NOT: whoever reads them, or trains "
-            "another head, has what the original knew."
+            "**The eraser is folded into both projections.** Below them nothing is erased, for whoever reads there."
+            if values.folded and _by_name(values)
+            else "**The eraser is folded into the head.** Logits are erased; the features are NOT: whoever reads them, or "
+            "trains another head, has what the original knew."
             if values.folded
             else "**Whoever holds the weights can take the eraser away** and has the model as its weights were changed."
             if values.changed
@@ -262,7 +264,9 @@ def _summary(values: CardValues) -> str:
         where = "folded into its head" if values.folded else "where its pooled features pass"
         return f"{what}, from {images:,} images: its weights were changed ({methods}), then an eraser was put {where}."
     how = (
-        "The erasure is folded into its head: a stock checkpoint whose logits are erased and whose features are not."
+        "The erasure is folded into both projections: a stock checkpoint whose embeddings are erased; below them nothing is."
+        if values.folded and _by_name(values)
+        else "The erasure is folded into its head: a stock checkpoint whose logits are erased and whose features are not."
         if values.folded
         else "An eraser stands where its pooled features pass; the weights of the base model are unchanged."
         if values.since == "unchanged"
@@ -339,8 +343,18 @@ def _task(values: CardValues) -> str:
     """The pipeline that takes the model."""
     if values.classifies:
         return "image-classification"
-    by_name = any(request.texts for request in values.requests)
-    return "zero-shot-image-classification" if by_name else "image-feature-extraction"
+    return "zero-shot-image-classification" if _by_name(values) else "image-feature-extraction"
+
+
+def _by_name(values: CardValues) -> bool:
+    return any(request.texts for request in values.requests)
+
+
+FOLDED = {
+    False: "Its logits are erased, its **features are not**.",
+    True: "Its embeddings are erased, what lies **below the projections is not**.",
+}
+"""Of a stock checkpoint with the eraser in its weights, by whether it was erased by name."""
 
 
 def _usage(values: CardValues) -> str:
@@ -351,7 +365,7 @@ def _usage(values: CardValues) -> str:
         return f"A stock checkpoint: it loads without hf_kd.\n\n```python\nfrom transformers import pipeline\n\n{pipe}\n```"
     if values.folded:
         return (
-            "A stock checkpoint: it loads without hf_kd. Its logits are erased, its **features are not**.\n\n"
+            f"A stock checkpoint: it loads without hf_kd. {FOLDED[_by_name(values)]}\n\n"
             f"```python\nfrom transformers import pipeline\n\n{pipe}\n```"
         )
     return (

@@ -42,7 +42,7 @@ class ConceptMethod:
         ridge: What is added to the covariance of the retained names, relative to its mean eigenvalue. Towards infinity
             the oblique projection becomes the orthogonal one.
         push: How far below the least likely retained name the concept is put, in multiples of that name's distance from
-            the mean of all names; 0 leaves it at the mean. Not with "esc", nor without images.
+            the mean of all names; 0 leaves it at the mean. Not with "esc".
     """
 
     name: str = "oblique"
@@ -152,7 +152,7 @@ def fit_concept(
     Args:
         method: How.
         names: What the names mean.
-        common: Direction that all images share [d], of any length; None where nothing is known of images.
+        common: Mean of unit embeddings of images [d], of any images; None where nothing is known of them.
         seen: Images of the concept and of other things, for the part of the concept that its name does not have.
 
     Raises:

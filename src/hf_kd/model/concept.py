@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
@@ -32,6 +34,7 @@ MOST_PROMPTS = 4096
 CLOSE, SAME = 0.5, 0.7
 """Cosine from which a retained name is told to be close, and from which it is not protected."""
 SHOWN = 12
+NO_BAR = ReadOptions(progress=False)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ def erase_texts(
         )
     seen = _seen(model, read, images, retain, options)
     between = time.perf_counter()
-    common = None if seen is None else torch.cat([seen.concept, seen.others]).mean(dim=0)
+    rows = _embeddings(model, noise_pictures(), NO_BAR) if seen is None else torch.cat([seen.concept, seen.others])
+    common = rows.mean(dim=0)
     maps = fit_concept(chosen, read.vectors.without(read.unprotected()), common, seen)
     moved = float((maps.texts(read.concept.embeddings) - read.concept.embeddings).norm())
     if moved <= outcome.SAME * float(read.concept.embeddings.norm()):
@@ -213,6 +217,20 @@ def _embeddings(model: Any, images: Any, options: ReadOptions) -> Tensor:
     store = FeatureStore()
     ImageReader(model, images, options).run(store)
     return as_unit(store.collect(1)[0][0])
+
+
+def noise_pictures(count: int = 40, side: int = 64) -> list[Image.Image]:
+    """Noise of many grains, always the same: where nothing is known of images, it says where a tower puts images at all.
+
+    What images have in common, whatever they show, is most of an embedding (the cone of Liang et al. 2022, "Mind the gap").
+    """
+    rng, found = np.random.default_rng(0), []
+    for number in range(count):
+        grain = 2 ** (1 + number % 5)
+        pixels = rng.integers(0, 256, (grain, grain, 3), dtype=np.uint8)
+        how = Image.Resampling.BILINEAR if number % 2 else Image.Resampling.NEAREST
+        found.append(Image.fromarray(pixels).resize((side, side), how))
+    return found
 
 
 def _seen(model: Any, read: ReadConcept, images: Any, retain: Any, options: ReadOptions) -> SeenImages | None:

@@ -86,7 +86,7 @@ def refuse_other_model(directory: str | os.PathLike[str], folder: Path) -> None:
     plain = "" in map(variant_of, os.listdir(there)) if there.is_dir() else False
     if not plain or "" in map(variant_of, os.listdir(folder)):
         return
-    described = ("model_type", "inner_class", "erasers", "erasures", "masked")
+    described = ("model_type", "inner_class", "erasers", "erasures", "masked", "text_tower")
     try:
         configs = [json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (there, folder)]
         same = all(configs[0].get(name) == configs[1].get(name) for name in described)
