@@ -24,7 +24,7 @@ from hf_kd import ErasedModel
 from hf_kd.audit.by_name import TextAudit, soft_prompt
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.text_reader import TextReader
-from hf_kd.metrics.concepts import ConceptEmbeddings, concept_scores, neighbours_of, soft_prompt_recall
+from hf_kd.metrics.concepts import ConceptEmbeddings, concept_scores, neighbours_of, soft_prompt_scores
 
 FORGET, RETAIN = 500, 1500
 """Images that are given for forgetting by images: of the concept, and of everything else."""
@@ -32,7 +32,9 @@ SHOWN = (
     "recall, one template", "recall, all templates", "recall, worst wording", "rank", "accuracy of the others",
     "accuracy of neighbours", "cosine AUROC", "text to image R@1", "text to image R@10", "text to image R@10, others",
     "original texts: recall, all templates", "original texts: recall, worst wording", "original texts: cosine AUROC",
-    "optimised prompt", "image to image R@1", "image to image P@10", "linear probe: recall", "linear probe: others",
+    
+    "optimised prompt: recall", "optimised prompt: false alarms",
+    "image to image R@1", "image to image P@10", "linear probe: recall", "linear probe: others",
     "MLP probe: recall", "1-shot recall", "5-shot recall", "16-shot recall", "ridge map back, original texts: recall",
 )  # fmt: skip
 
@@ -74,7 +76,7 @@ class Measured:
         asked = data.with_texts(original)
         prompt = soft_prompt(self.model, self.reader, f"a photo of a {self.texts[0]}", asked)
         found = concept_scores(data, original)
-        return found | ({} if prompt is None else {"optimised prompt": soft_prompt_recall(asked, prompt)})
+        return found | ({} if prompt is None else soft_prompt_scores(asked, prompt))
 
 
 def as_images(arrays: np.ndarray) -> list[Image.Image]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from hf_kd.metrics.concepts import ConceptEmbeddings, auroc, by_name, concept_scores, neighbours_of, soft_prompt_recall
+from hf_kd.metrics.concepts import ConceptEmbeddings, auroc, by_name, concept_scores, neighbours_of, soft_prompt_scores
 
 CLASSES, DIM = 5, 16
 
@@ -45,11 +45,11 @@ def test_prompts_that_mean_nothing_find_nothing_and_images_are_still_alike(known
     assert found["recall, worst wording"] == 0
     assert found["original texts: recall, all templates"] > 95, "the images are what they were"
     assert found["linear probe: recall"] > 90
-    assert (
-        soft_prompt_recall(erased, torch.randn(DIM, generator=rng))
-        < 50
-        < soft_prompt_recall(erased, known.classifier[known.concept])
-    )
+    right, wrong = known.classifier[known.concept], torch.randn(DIM, generator=rng)
+    told, drawn = (soft_prompt_scores(erased, prompt) for prompt in (right, wrong))
+    assert told["optimised prompt: recall"] > 90
+    assert told["optimised prompt: false alarms"] < 10
+    assert drawn["optimised prompt: recall"] < 50
 
 
 def test_the_worst_wording_counts(known):

@@ -15,7 +15,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.site import evaluating, record
 from hf_kd.features.taps.text import text_features
 from hf_kd.features.text_reader import TextReader
-from hf_kd.metrics.concepts import ConceptEmbeddings, concept_scores, neighbours_of, soft_prompt_recall
+from hf_kd.metrics.concepts import ConceptEmbeddings, concept_scores, neighbours_of, soft_prompt_scores
 
 from .schema import Section
 from .sections.concepts import concepts_section
@@ -107,9 +107,7 @@ def measure_by_name(
     for version, data in versions.items():
         prompt = soft_prompt(model, reader, f"a photo of a {seed}", data.with_texts(versions["original"]))
         if prompt is not None:
-            scores[version]["optimised prompt: recall"] = soft_prompt_recall(
-                data.with_texts(versions["original"]), prompt
-            )
+            scores[version] |= soft_prompt_scores(data.with_texts(versions["original"]), prompt)
     near_names = ", ".join(names[classes[c]] for c in near)
     notes = [
         f"{len(classes)} candidates in {len(asked.templates)} templates, {len(asked.wordings())} wordings of the concept; "

@@ -135,9 +135,15 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     return 100 * max(area, 1 - area)
 
 
-def soft_prompt_recall(data: ConceptEmbeddings, prompt: Tensor) -> float:
-    """Recall where the concept's prompt is one that was optimised [d], in percent."""
-    return _recall_of(data, normalize(prompt, dim=0))
+def soft_prompt_scores(data: ConceptEmbeddings, prompt: Tensor) -> dict[str, float]:
+    """Recall and false alarms where the concept's prompt is one that was optimised [d], in percent."""
+    prompts = data.classifier.clone()
+    prompts[data.concept] = normalize(prompt, dim=0)
+    answers, mine = _answers(data.test, prompts) == data.concept, data.is_concept
+    return {
+        "optimised prompt: recall": _share(answers[mine]),
+        "optimised prompt: false alarms": _share(answers[~mine]),
+    }
 
 
 def _answers(images: Tensor, prompts: Tensor) -> Tensor:

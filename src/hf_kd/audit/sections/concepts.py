@@ -55,6 +55,8 @@ def concepts_section(
 def _direction(key: str) -> str:
     if "AUROC" in key:
         return "chance"
+    if "false alarms" in key:
+        return "none"
     if "rank" in key or any(word in key for word in HIGHER):
         return "higher" if "rank" not in key else "none"
     return "lower"
