@@ -32,7 +32,6 @@ SHOWN = (
     "recall, one template", "recall, all templates", "recall, worst wording", "rank", "accuracy of the others",
     "accuracy of neighbours", "cosine AUROC", "text to image R@1", "text to image R@10", "text to image R@10, others",
     "original texts: recall, all templates", "original texts: recall, worst wording", "original texts: cosine AUROC",
-    
     "optimised prompt: recall", "optimised prompt: false alarms",
     "image to image R@1", "image to image P@10", "linear probe: recall", "linear probe: others",
     "MLP probe: recall", "1-shot recall", "5-shot recall", "16-shot recall", "ridge map back, original texts: recall",
