@@ -16,9 +16,9 @@ def plain(line: str) -> str:
     return "".join(part if part.startswith("`") else MARKUP.sub(r"\\\g<0>", part) for part in CODE.split(line))
 
 
-def escape(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+def escape(_app: Any, what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
     """Escape, and set the blank lines that reStructuredText wants: before each argument of a list, and around blocks."""
-    made: list[str] = []
+    made = [""] if what in ("attribute", "data", "property") else []  # or a colon in the first line would end a type
     in_section = False
     for line in lines:
         in_section = in_section or bool(SECTION.match(line))
@@ -28,7 +28,7 @@ def escape(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines
             and before.strip()
             and (
                 _indent(line) < _indent(before)
-                or (not in_section and ARGUMENT.match(line))
+                or (not in_section and ARGUMENT.match(line) and before.endswith((".", ":")))
                 or (not in_section and _indent(line) > _indent(before) == _indent(above) and above.strip())
             )
         ):
