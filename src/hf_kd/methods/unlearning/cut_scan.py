@@ -57,6 +57,7 @@ def scan(task: Task, retain: Samples, grow: Callable[[Cut], float]) -> tuple[Cut
     start = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
     tried: list[CutTried] = []
     chosen, told = None, False
+    last: tuple[float, float] | None = None
     for depth in _depths(len(blocks)):
         cut = choose_block(task, blocks[depth - 1])
         accuracy = grow(cut)
@@ -69,9 +70,10 @@ def scan(task: Task, retain: Samples, grow: Callable[[Cut], float]) -> tuple[Cut
             for name, tensor in task.model.state_dict().items():
                 tensor.copy_(start[name])
         chosen = cut
-        if len(tried) > 1 and tried[-2]["reading"] - reading <= math.hypot(noise, tried[-2]["noise"]):
+        if last is not None and last[0] - reading <= math.hypot(noise, last[1]):
             told = True
             break
+        last = reading, noise
     if chosen is None:
         raise RuntimeError("no cut was tried")
     return chosen, tried, told

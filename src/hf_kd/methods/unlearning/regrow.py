@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ class Regrow(UnlearningMethod):
                 (
                     "keep",
                     share,
-                    isinstance(share, str) or 0 < share < 1,
+                    isinstance(share, str) or 0 < (share or 0) < 1,
                     "a share between 0 and 1, the name of a block, or 'auto'",
                 ),
                 ("labels", self.labels, self.labels in LABELS, " or ".join(LABELS)),
@@ -180,16 +180,16 @@ class Regrow(UnlearningMethod):
             logger.warning(SOFT)
             task.warnings.append(SOFT)
         targets = self._targets(task, retain)
-        found: RegrowMeasured = {}
+        found: dict[str, Any] = {}
         auto = self.keep == "auto"
         cut = self._scanned(task, retain, targets, found) if auto else choose_block(task, self.keep)
         many = cut.depth is not None and cut.depth >= MANY * len(cut.blocks)
         found |= self._grow(task, retain, cut, targets, self.epochs or (4 if many else 8), task.checkpoint)
         if self.release:
             found |= self._release(task, retain, cut, targets, found)
-        return {"n_retain": len(retain), **found}
+        return cast(RegrowMeasured, {"n_retain": len(retain), **found})
 
-    def _scanned(self, task: Task, retain: Samples, targets: Tensor, found: RegrowMeasured) -> Cut:
+    def _scanned(self, task: Task, retain: Samples, targets: Tensor, found: dict[str, Any]) -> Cut:
         """The cut that a scan finds; what it read goes into `found`."""
         if task.reference is not None:
             cut, found["scan"], told = where_profiles_part(task, retain, task.reference)
@@ -238,10 +238,12 @@ class Regrow(UnlearningMethod):
             **run,
         }
 
-    def _release(self, task: Task, retain: Samples, cut: Cut, targets: Tensor, grown: RegrowMeasured) -> PhaseMeasured:
+    def _release(self, task: Task, retain: Samples, cut: Cut, targets: Tensor, grown: dict[str, Any]) -> PhaseMeasured:
         """Train everything, gently; what both phases did together."""
-        every = [parameter.requires_grad_(parameter.is_floating_point()) for parameter in task.model.parameters()]
-        optimizer, lr = self._optimizer(task, [parameter for parameter in every if parameter.requires_grad])
+        every = [parameter for parameter in task.model.parameters() if parameter.is_floating_point()]
+        for parameter in every:
+            parameter.requires_grad_(True)
+        optimizer, lr = self._optimizer(task, every)
         phase = Phase("released", self.release, optimizer, lr * self.release_lr, tuple(task.model.state_dict()), ())
         with source_of(task, retain, cut.block, self.augment, place="none") as source:
             more = self._train(task, phase, source, targets, task.checkpoint)

@@ -270,7 +270,7 @@ class GradientSteps:
                 f"the loss became {value} in step {self.steps + 1}; the weights are those of step {self.steps - 1}"
             )
         with torch.no_grad():
-            torch._foreach_copy_(self._good, self._stored)
+            torch._foreach_copy_(self._good, self._stored)  # pyright: ignore[reportPrivateImportUsage]
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
         for parameter in self.parameters:
