@@ -21,10 +21,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import apply_erasers, has_head, head_logits
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
-from hf_kd.methods.erasers.base import Eraser
-from hf_kd.methods.erasers.moments import SecondMoment
 from hf_kd.methods.records import weight_changes
-from hf_kd.methods.registry import available_methods, make_method
 from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
 
@@ -35,7 +32,7 @@ from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, s
 from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference
 from .report import RetentionReport
 from .schema import Section
-from .sections.features import FitClass
+from .sections.features import class_fit
 from .sections.layers import layer_profile_section
 from .sections.reference_level import ReadLevel, converged_point, reference_level_section
 from .sections.weights import weights_section
@@ -131,7 +128,7 @@ def audit_model(
             class_names=_names(names, data.labels),
             views=_views(data, attacks, original),
             random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
-            fit_class=_fit_class(model),
+            fit_class=class_fit(model),
             extra_sections=sections,
             sampled=data.sampled,
             context={
@@ -351,30 +348,6 @@ def _weights(original: TappedModel, model: TappedModel) -> list[Section]:
         for head in tap.heads
     }
     return [weights_section(weight_distance(*states, head=sorted(heads)))] if heads and shapes[0] == shapes[1] else []
-
-
-def _fit_class(model: TappedModel) -> FitClass | None:
-    """The method of the last request, fitted on one class; None where it needs more than the moments of D_f, or several
-    taps.
-    """
-    if not model.erasures or len(model.taps) > 1:
-        return None
-    record = model.erasures[-1]
-    if record.method not in available_methods():
-        return None
-    method = make_method(record.method, **record.settings)
-    if method.needs_features or method.needs_head or method.needs_retain or method.by_class or method.views:
-        return None
-
-    def fit(features: Tensor) -> Eraser | None:
-        moment = SecondMoment(features.shape[1])
-        moment.update(features)
-        try:
-            return method.fit(moment)
-        except ValueError:  # too few images of this class for so many directions
-            return None
-
-    return fit
 
 
 def _complete(labels: Tensor, split: str) -> Tensor:

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._inputs import ArrayLike, as_columns, as_features, as_labels
+from ._identities import SIMILARITIES as SIMILARITIES
+from ._identities import centre_of, drawn_images, erased_mask, listed, percent, query_and_gallery, rounded
+from ._inputs import ArrayLike, as_features, as_labels
 from .scaling import unit_rows
 from .scores import check_rate, recall_at
-
-SIMILARITIES = ("cosine", "centred")
 
 MOST_IMAGES = 1400
 """Images whose pairs are all compared, about a million; of more that many are drawn."""
@@ -140,9 +140,9 @@ def verification(
         raise InvalidValueError(f"max_images={max_images}; a pair has two images.")
     x = as_features(embeddings, "embeddings")
     labels = as_labels(identities, len(x), name="identities").numpy()
-    is_erased = _erased_mask(labels, erased, "identities")
-    centre = _centre(x, ~is_erased, similarity)
-    rows = _drawn_images(labels, is_erased, max_images, seed)
+    is_erased = erased_mask(labels, erased, "identities")
+    centre = centre_of(x, ~is_erased, similarity)
+    rows = drawn_images(labels, is_erased, max_images, seed)
     unit = unit_rows(x[torch.from_numpy(rows).to(x.device)] - centre)[0]
     kinds = _pairs(unit, labels[rows], is_erased[rows])
     genuine, impostor, *_ = kinds
@@ -194,19 +194,19 @@ def retrieval(
         >>> found.rank1_erased, found.map_retained, found.chance_erased
         (100.0, 100.0, 50.0)
     """
-    q, q_labels, g, g_labels = _query_and_gallery(
+    q, q_labels, g, g_labels = query_and_gallery(
         queries, query_identities, gallery, gallery_identities, erased, similarity
     )
     _refuse_not_enrolled(q_labels, g_labels)
-    is_erased = _erased_mask(q_labels, erased, "query_identities")
+    is_erased = erased_mask(q_labels, erased, "query_identities")
     first, precision = _ranked(q, q_labels, g, g_labels, tie_draws, seed)
     enrolled = np.array([np.mean(g_labels == label) for label in q_labels[is_erased]])
     return Retrieval(
-        rank1_erased=_percent(first[is_erased]),
-        map_erased=_percent(precision[is_erased]),
-        rank1_retained=_percent(first[~is_erased]) if not is_erased.all() else None,
-        map_retained=_percent(precision[~is_erased]) if not is_erased.all() else None,
-        chance_erased=_percent(enrolled),
+        rank1_erased=percent(first[is_erased]),
+        map_erased=percent(precision[is_erased]),
+        rank1_retained=percent(first[~is_erased]) if not is_erased.all() else None,
+        map_retained=percent(precision[~is_erased]) if not is_erased.all() else None,
+        chance_erased=percent(enrolled),
         queries_erased=int(is_erased.sum()),
         queries_retained=int((~is_erased).sum()),
         gallery=len(g_labels),
@@ -251,7 +251,7 @@ def open_set_identification(
     """
     for rate in fpir:
         check_rate(rate, "fpir")
-    q, q_labels, g, g_labels = _query_and_gallery(
+    q, q_labels, g, g_labels = query_and_gallery(
         queries, query_identities, gallery, gallery_identities, erased, similarity
     )
     known = np.isin(q_labels, g_labels)
@@ -260,10 +260,10 @@ def open_set_identification(
             "Every query's identity is in the gallery; an open set needs others to set the threshold on. Leave some "
             "identities out of the gallery, or use `retrieval`."
         )
-    is_erased = known & _erased_mask(q_labels, erased, "query_identities")
+    is_erased = known & erased_mask(q_labels, erased, "query_identities")
     if not is_erased.any():
         raise InvalidValueError(
-            f"No query is of an erased identity ({_some(erased)}) that is in the gallery; enrol some of its images."
+            f"No query is of an erased identity ({listed(erased)}) that is in the gallery; enrol some of its images."
         )
     best, right = _best_matches(q, q_labels, g, g_labels)
     retained = known & ~is_erased
@@ -297,7 +297,7 @@ def _ranked(
     first, precision = np.zeros(len(q_labels)), np.zeros(len(q_labels))
     for start in range(0, len(q_labels), QUERIES):
         rows = slice(start, start + QUERIES)
-        cosines = _rounded(q[rows] @ g.T)
+        cosines = rounded(q[rows] @ g.T)
         ordered = np.sort(cosines, axis=1)
         draws = tie_draws if (ordered[:, 1:] == ordered[:, :-1]).any() else 1
         for _ in range(draws):
@@ -315,30 +315,17 @@ def _best_matches(q: Tensor, q_labels: np.ndarray, g: Tensor, g_labels: np.ndarr
     best, right = np.zeros(len(q_labels)), np.zeros(len(q_labels))
     for start in range(0, len(q_labels), QUERIES):
         rows = slice(start, start + QUERIES)
-        cosines = _rounded(q[rows] @ g.T)
+        cosines = rounded(q[rows] @ g.T)
         best[rows] = cosines.max(1)
         top = cosines == best[rows, None]
         right[rows] = (top & (g_labels == q_labels[rows, None])).sum(1) / top.sum(1)
     return best, right
 
 
-def _drawn_images(labels: np.ndarray, is_erased: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Row numbers, ascending: all, or `most` of them, identity by identity in random order and the erased first."""
-    if len(labels) <= most:
-        return np.arange(len(labels))
-    generator = np.random.default_rng(seed)
-    _, identity = np.unique(labels, return_inverse=True)
-    place = generator.permutation(identity.max() + 1)[identity]
-    order = np.lexsort((generator.random(len(labels)), place))
-    inside, outside = order[is_erased[order]], order[~is_erased[order]]
-    inside = inside[: max(most // 2, most - len(outside))]
-    return np.sort(np.concatenate([inside, outside[: most - len(inside)]]))
-
-
 def _pairs(unit: Tensor, labels: np.ndarray, is_erased: np.ndarray) -> list[np.ndarray]:
     """Cosines of all pairs: genuine and impostor ones of erased identities, then those of retained ones."""
     left, right = np.triu_indices(len(labels), 1)
-    cosines = _rounded(unit @ unit.T)[left, right]
+    cosines = rounded(unit @ unit.T)[left, right]
     same, touched = labels[left] == labels[right], is_erased[left] | is_erased[right]
     return [cosines[kind] for kind in (same & touched, ~same & touched, same & ~touched, ~same & ~touched)]
 
@@ -367,52 +354,3 @@ def _identified(best: np.ndarray, right: np.ndarray, asked: np.ndarray, unknown:
     rows = asked | unknown
     weights = np.where(unknown, 1.0, right)[rows]
     return recall_at(best[rows], asked[rows], rate, weights) * float(np.mean(right[asked]))
-
-
-def _rounded(cosines: Tensor) -> np.ndarray:
-    """Cosines of equal vectors can differ in the last bits, by their place in the product; they have to be ties."""
-    return cosines.cpu().numpy().round(12)
-
-
-def _query_and_gallery(
-    queries: ArrayLike,
-    query_identities: ArrayLike,
-    gallery: ArrayLike,
-    gallery_identities: ArrayLike,
-    erased: Sequence[int],
-    similarity: str,
-) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
-    q = as_features(queries, "queries")
-    g = as_columns(gallery, q.shape[1], "gallery images", like="queries").to(q.device)
-    q_labels = as_labels(query_identities, len(q), name="query identities").numpy()
-    g_labels = as_labels(gallery_identities, len(g), name="gallery identities").numpy()
-    centre = _centre(g, ~np.isin(g_labels, np.asarray(list(erased), dtype=np.int64)), similarity)
-    return unit_rows(q - centre)[0], q_labels, unit_rows(g - centre)[0], g_labels
-
-
-def _centre(embeddings: Tensor, retained: np.ndarray, similarity: str) -> Tensor:
-    """What to subtract from every embedding, float64 [d]."""
-    if similarity not in SIMILARITIES:
-        raise InvalidValueError(f"similarity={similarity!r}; expected 'cosine' or 'centred'.")
-    if similarity == "cosine":
-        return embeddings.new_zeros(embeddings.shape[1], dtype=torch.float64)
-    if not retained.any():
-        raise InvalidValueError("Every identity is erased; similarity='centred' needs retained ones for the mean.")
-    return embeddings[torch.from_numpy(retained).to(embeddings.device)].to(torch.float64).mean(dim=0)
-
-
-def _erased_mask(labels: np.ndarray, erased: Sequence[int], name: str) -> np.ndarray:
-    mask = np.isin(labels, np.asarray(list(erased), dtype=np.int64))
-    if not mask.any():
-        raise InvalidValueError(
-            f"None of the erased identities ({_some(erased)}) occurs in {name}; pass images that show them."
-        )
-    return mask
-
-
-def _some(erased: Sequence[int]) -> str:
-    return ", ".join(map(str, list(erased)[:5])) or "none given"
-
-
-def _percent(shares: np.ndarray) -> float:
-    return 100 * float(np.mean(shares))

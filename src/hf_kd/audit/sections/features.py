@@ -11,6 +11,10 @@ from torch import Tensor
 
 from hf_kd.audit.report_data import PlotSamples
 from hf_kd.audit.schema import Quantity, Score, Section, scores_of
+from hf_kd.features.protocol import TappedModel
+from hf_kd.methods.erasers.base import Eraser
+from hf_kd.methods.erasers.moments import SecondMoment
+from hf_kd.methods.registry import available_methods, make_method
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.neighbours import distinct_rows
 from hf_kd.metrics.similarity import linear_cka, repeated_vectors, share_changed, uncentred_cosine
@@ -28,6 +32,30 @@ REPEATED = (
 
 MOST_CLASSES_DRAWN = 20
 HISTOGRAM_BINS = 40
+
+
+def class_fit(model: TappedModel) -> FitClass | None:
+    """The method of the last request, fitted on one class; None where it needs more than the moments of D_f, or several
+    taps.
+    """
+    if not model.erasures or len(model.taps) > 1:
+        return None
+    record = model.erasures[-1]
+    if record.method not in available_methods():
+        return None
+    method = make_method(record.method, **record.settings)
+    if method.needs_features or method.needs_head or method.needs_retain or method.by_class or method.views:
+        return None
+
+    def fit(features: Tensor) -> Eraser | None:
+        moment = SecondMoment(features.shape[1])
+        moment.update(features)
+        try:
+            return method.fit(moment)
+        except ValueError:  # too few images of this class for so many directions
+            return None
+
+    return fit
 
 
 def similarity_section(original: AuditData, erased: AuditData) -> Section:
