@@ -1,0 +1,49 @@
+"""The figure of a scan for a cut: what a probe reads of the class from networks grown above each block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hf_kd.data.text import figure_text
+from hf_kd.errors import InvalidValueError, require
+from hf_kd.methods.records import weight_changes
+
+from .plotting import BLUE, GREEN, ORANGE, STYLE
+
+
+def draw_cut_scan(model: Any, path: str | Path) -> Path:
+    """Draw the scan that `regrow` made with `keep="auto"`, by block; the one that was taken comes last of those tried.
+
+    Args:
+        model: What `hf_kd.unlearn` gave.
+        path: Of the picture; its ending says which format.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidValueError: Where the model's last change of weights made no scan.
+    """
+    changes = weight_changes(model.config)
+    scan = changes[-1].measured[0].get("scan") if changes else None
+    if not scan:
+        raise InvalidValueError("This model has no scan: hf_kd.unlearn(..., 'regrow', keep='auto') makes one.")
+    rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
+    rows = sorted(scan, key=lambda one: one["blocks_kept"])
+    places = range(len(rows))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.0, 3.2))
+        axes = figure.add_subplot()
+        noise = [one["noise"] for one in rows]
+        name = "original" if "reference" in rows[0] else "forgotten, read by a probe"
+        axes.errorbar(places, [one["reading"] for one in rows], noise, color=ORANGE, marker="s", label=name)
+        for key, colour, marker in (("reference", GREEN, "^"), ("retained", BLUE, "o")):
+            if key in rows[0]:
+                axes.plot(places, [one[key] for one in rows], color=colour, marker=marker, label=key)
+        axes.set_xticks(list(places), [figure_text(one["block"], 18) for one in rows], rotation=20, ha="right")
+        axes.set_xlabel("last block kept")
+        axes.set_ylabel("percent")
+        axes.legend()
+        figure.savefig(path)
+    return Path(path)
