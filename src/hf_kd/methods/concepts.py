@@ -179,7 +179,7 @@ def fit_concept(
         measured["push"] = float(step * (level @ level))
     texts = ObliqueProjection.of(read, _dual(write, read), **measured)
     images_write = _dual(read, images_read)
-    if visual is not None:
+    if visual is not None and seen is not None:
         images_read, images_write = _and_visual(images_read, images_write, visual, seen.others, method.ridge)
         measured["visual_share"] = float((visual - directions @ (directions.T @ visual)).norm() / visual.norm())
     return ConceptMaps(ObliqueProjection.of(images_read, images_write, **measured), texts, measured)
