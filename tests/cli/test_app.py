@@ -46,7 +46,17 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
         (
             "erase",
             ErasedModel.erase,
-            {"forget_labels", "split", "test_split", "retain_limit", "drop_label", "fold", "text", "retain_text", "publish_texts"},
+            {
+                "forget_labels",
+                "split",
+                "test_split",
+                "retain_limit",
+                "drop_label",
+                "fold",
+                "text",
+                "retain_text",
+                "publish_texts",
+            },
         ),
         ("unlearn", unlearn, {"forget_labels", "split", "test_split", "retain_limit"}),
         (

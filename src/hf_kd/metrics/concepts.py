@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from ._inputs import generator
 from .linear_probe import fit_linear_probe
 from .nonlinear_probes import fit_mlp_probe
+from .scores import area_under_roc
 
 SHOTS = (1, 5, 16)
 DRAWS = 20
@@ -68,6 +69,13 @@ def concept_scores(data: ConceptEmbeddings, original: ConceptEmbeddings, seed: i
         data: The version.
         original: The same images and prompts of the model before; what is public.
         seed: Of the probes and draws.
+
+    Example:
+        >>> images, labels = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
+        >>> data = ConceptEmbeddings(images, labels, images, labels, torch.eye(3)[None], torch.eye(3)[:1], concept=0)
+        >>> scores = concept_scores(data, data)
+        >>> scores["recall, all templates"], scores["original texts: recall, all templates"]
+        (100.0, 100.0)
     """
     return {
         **by_name(data),
@@ -78,7 +86,15 @@ def concept_scores(data: ConceptEmbeddings, original: ConceptEmbeddings, seed: i
 
 
 def by_name(data: ConceptEmbeddings) -> dict[str, float]:
-    """Zero-shot labelling and retrieval with the prompts of a version."""
+    """Zero-shot labelling and retrieval with the prompts of a version.
+
+    Example:
+        >>> images, labels = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
+        >>> data = ConceptEmbeddings(images, labels, images, labels, torch.eye(3)[None], torch.eye(3)[:1], concept=0)
+        >>> scores = by_name(data)
+        >>> scores["recall, one template"], scores["rank"], scores["text to image R@1"]
+        (100.0, 1.0, 100.0)
+    """
     mine, labels = data.is_concept, data.test_labels
     answers = _answers(data.test, data.classifier)
     first = _answers(data.test, data.prompts[0])
@@ -91,7 +107,7 @@ def by_name(data: ConceptEmbeddings) -> dict[str, float]:
         "recall, worst wording": max(_recall_of(data, row) for row in _wordings(data)),
         "rank": float(rank.mean()),
         "accuracy of the others": _share(answers[~mine] == labels[~mine]),
-        "cosine AUROC": auroc(scores[:, data.concept], mine),
+        "cosine AUROC": _two_sided(area_under_roc(scores[:, data.concept], mine)),
     }
     if bool(near.any()):
         found["accuracy of neighbours"] = _share(answers[near] == labels[near])
@@ -104,7 +120,15 @@ def by_name(data: ConceptEmbeddings) -> dict[str, float]:
 
 
 def by_images(data: ConceptEmbeddings, seed: int = 0) -> dict[str, float]:
-    """What images alone give away, whatever texts say: retrieval, probes, few shots."""
+    """What images alone give away, whatever texts say: retrieval, probes, few shots.
+
+    Example:
+        >>> images, labels = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
+        >>> data = ConceptEmbeddings(images, labels, images, labels, torch.eye(3)[None], torch.eye(3)[:1], concept=0)
+        >>> scores = by_images(data)
+        >>> scores["image to image R@1"], scores["linear probe: recall"], scores["1-shot recall"]
+        (100.0, 100.0, 100.0)
+    """
     labels, mine = data.test_labels, data.is_concept
     similar = data.test[mine] @ data.train.T
     order = similar.topk(min(10, similar.shape[1]), dim=1).indices
@@ -125,18 +149,15 @@ def by_images(data: ConceptEmbeddings, seed: int = 0) -> dict[str, float]:
     return found
 
 
-def auroc(scores: Tensor, positive: Tensor) -> float:
-    """Two-sided, in percent: an inverted similarity tells as much as one that is not."""
-    ranks = scores.double().argsort().argsort().double() + 1  # ties are of measure zero among cosines
-    n, m = int(positive.sum()), int((~positive).sum())
-    if n == 0 or m == 0:
-        return 50.0
-    area = float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
-    return 100 * max(area, 1 - area)
-
-
 def soft_prompt_scores(data: ConceptEmbeddings, prompt: Tensor) -> dict[str, float]:
-    """Recall and false alarms where the concept's prompt is one that was optimised [d], in percent."""
+    """Recall and false alarms where the concept's prompt is one that was optimised [d], in percent.
+
+    Example:
+        >>> images, labels = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
+        >>> data = ConceptEmbeddings(images, labels, images, labels, torch.eye(3)[None], torch.eye(3)[:1], concept=0)
+        >>> soft_prompt_scores(data, torch.tensor([1.0, 0.0, 0.0]))
+        {'optimised prompt: recall': 100.0, 'optimised prompt: false alarms': 0.0}
+    """
     prompts = data.classifier.clone()
     prompts[data.concept] = normalize(prompt, dim=0)
     answers, mine = _answers(data.test, prompts) == data.concept, data.is_concept
@@ -148,6 +169,11 @@ def soft_prompt_scores(data: ConceptEmbeddings, prompt: Tensor) -> dict[str, flo
 
 def _answers(images: Tensor, prompts: Tensor) -> Tensor:
     return (images @ prompts.T).argmax(dim=1)
+
+
+def _two_sided(area: float) -> float:
+    """An inverted similarity tells as much as one that is not."""
+    return max(area, 100 - area)
 
 
 def _share(right: Tensor) -> float:
@@ -200,7 +226,12 @@ def _mapped_back(data: ConceptEmbeddings, original: ConceptEmbeddings) -> Concep
 
 
 def neighbours_of(prompts: Tensor, concept: int, count: int = 2) -> tuple[int, ...]:
-    """The classes whose mean prompts, less the mean of all, are nearest to the concept's."""
+    """The classes whose mean prompts, less the mean of all, are nearest to the concept's.
+
+    Example:
+        >>> neighbours_of(torch.tensor([[[1.0, 0.0], [0.8, 0.2], [0.0, 1.0]]]), concept=0, count=1)
+        (1,)
+    """
     means = prompts.mean(dim=0)
     rows = normalize(means - means.mean(dim=0), dim=1)
     order: Sequence[int] = (rows @ rows[concept]).argsort(descending=True).tolist()
