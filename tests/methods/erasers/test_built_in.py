@@ -91,3 +91,12 @@ class TestPrototypeOrthogonalRemap(TwoClasses):
 def test_no_method_is_left_out():
     tested = {tester.method.name for name, tester in globals().items() if name.startswith("Test")}
     assert tested == set(available_methods())
+
+
+def test_a_method_of_one_tap_that_needs_the_head_is_refused_at_two():
+    class OneTap(ErasureMethod):
+        name = "one-tap"
+        needs_head = True
+
+    with pytest.raises(ValueError, match="this model has 2 taps"):
+        OneTap().fit_taps([torch.ones(4, 3), torch.ones(4, 3)], torch.zeros(4), lambda parts: parts[0])

@@ -269,3 +269,10 @@ def test_retained_moments_take_bfloat16_and_stay_small():
     assert all(total.dtype == torch.float64 for total in moments.sums.values())
     assert sum(total.numel() for total in moments.sums.values()) == 5 * 12
     assert torch.allclose(moments.means()[2], h.bfloat16()[labels == 2].double().mean(dim=0), atol=1e-12)
+
+
+def test_features_whose_squares_add_up_beyond_float64_are_refused():
+    large = torch.full((3, 2), 1e154, dtype=torch.float64)  # each square is finite, and so is the sum of a row
+    large[:, 1] = 0
+    with pytest.raises(ValueError, match="squares of the features"):
+        SecondMoment(2).update(large)

@@ -398,3 +398,11 @@ def test_bn_mode_decides_about_the_statistics(resnet, processor):
         changed = unlearn(resnet, forget, "delete", processor=processor, epochs=1, bn_mode=mode, progress=False)
         found = dict(changed.named_buffers())
         assert all(torch.equal(found[n], b) for n, b in before.items()) == same, mode
+
+
+def test_a_setting_that_could_have_no_effect_is_refused():
+    with pytest.raises(ValueError, match=r"decay_epochs=\(8,\).*within its 5 epochs"):
+        make_unlearning_method("finetune", epochs=5, decay_epochs=(8,))
+    assert make_unlearning_method("scrub", epochs=1).epochs == 1, "its own default lies beyond, and was not asked for"
+    with pytest.raises(ValueError, match="lr is constant"):
+        make_unlearning_method("lau", schedule="cosine")

@@ -43,7 +43,7 @@ class LAU(TrainedMethod):
 
     min (1 - a) CE(s, y_hat) + a T^2 KL(softmax(t / T) || softmax(s / T)) on cached features. Where the student still answers
     y, y_hat and t are what the teacher (the student at the start of the epoch) makes of the attacked feature, without the
-    forgotten classes; elsewhere its own answer. `schedule` and what belongs to it have no part in this.
+    forgotten classes; elsewhere its own answer. The learning rate is constant.
 
     Attributes:
         distillation: a, the share of the divergence in the loss.
@@ -78,6 +78,10 @@ class LAU(TrainedMethod):
             [
                 ("distillation", self.distillation, 0 <= self.distillation <= 1, "between 0 and 1"),
                 ("temperature", self.temperature, self.temperature > 0, "positive"),
+                *(
+                    (name, getattr(self, name), getattr(self, name) == getattr(type(self), name), "not set: lr is constant")
+                    for name in ("schedule", "decay_epochs", "decay", "warmup")
+                ),
             ],
         )
 

@@ -35,7 +35,7 @@ class TrainedMethod(UnlearningMethod):
         weight_decay: Of the optimizer.
         schedule: "steps" multiplies lr by `decay` at the start of each of `decay_epochs`; "cosine" takes it to 0 over all
             steps.
-        decay_epochs: For "steps": epochs, counted from 1.
+        decay_epochs: For "steps": epochs, counted from 1; those of a method that lie beyond `epochs` have no part.
         decay: For "steps": the factor.
         warmup: Epochs, also a fraction, in which lr rises from 0 to `lr`.
     """
@@ -55,9 +55,16 @@ class TrainedMethod(UnlearningMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        given = self.decay_epochs != type(self).decay_epochs  # a method's own may lie beyond the epochs that were asked for
         check_range(
             self.name,
             [
+                (
+                    "decay_epochs",
+                    self.decay_epochs,
+                    not given or all(1 <= at <= self.epochs for at in self.decay_epochs),
+                    f"within its {self.epochs} epochs",
+                ),
                 ("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
                 ("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
                 ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
