@@ -58,20 +58,30 @@ def unlearn(
 ) -> PreTrainedModel:
     """Forget a set of images by changing weights. Returns a stock model of the same class; `model` stays as it was.
 
-    forget, retain: labelled images, anything `ErasedModel.erase` takes. retain is D_r or the part of it that may be used.
-    method: a name in `hf_kd.unlearning_methods()` or a method with its settings; method_options are its hyper-parameters.
-    processor: the image processor, where `model` is not an ErasedModel that has one.
-    reading: how images are read, and the precision of the forward passes. Images a step: `batch_size` of the method.
-    progress: False shows no bar, whatever `reading` says.
-    allow_unrecognised: carry on where the model takes the images for other classes than their labels say.
-    checkpoint: a folder in which a method that can be resumed (regrow) keeps its state after each epoch; the same call goes
-        on from there.
-    reference_model: for regrow with keep="auto": a model of the same class that never saw the classes. The cut is then
-        where the two begin to differ.
-
     Runs on the device of `model`; under `accelerate launch` each process takes its part of every batch and gradients are
-    averaged. Raises ValueError for an unknown method or option, missing labels or retained images, labels the model does
-    not know or contradicts, an erased model, a model without a head that chooses a class, and where nothing changed.
+    averaged.
+
+    Args:
+        model: A classifier; its weights are read, not changed.
+        forget: Labelled images, anything `ErasedModel.erase` takes: D_f.
+        method: A name in `hf_kd.unlearning_methods()`, or a method with its settings.
+        retain: Labelled images of the classes that stay, D_r or the part of it that may be used; for methods that read them.
+        processor: The image processor, where `model` is not an ErasedModel that has one.
+        reading: How images are read, and the precision of the forward passes. Images a step: `batch_size` of the method.
+        progress: False shows no bar, whatever `reading` says.
+        allow_unrecognised: Carry on where the model takes the images for other classes than their labels say.
+        checkpoint: A folder in which a method that can be resumed (regrow, retrain) keeps its state after each epoch; the
+            same call goes on from there.
+        reference_model: For regrow with keep="auto": a model of the same class that never saw the classes. The cut is then
+            where the two begin to differ.
+        **method_options: Hyper-parameters of the method.
+
+    Returns:
+        The changed model; its record stands in `config.hf_kd_unlearned`.
+
+    Raises:
+        ValueError: For an unknown method or option, missing labels or retained images, labels the model does not know or
+            contradicts, an erased model, a model without a head that chooses a class, and where nothing changed.
     """
     own = [field.name for field in fields(get_method(method, "weights"))] if isinstance(method, str) else []
     options = ReadOptions.given(reading, progress, method_options, own=own)

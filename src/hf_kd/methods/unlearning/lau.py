@@ -79,7 +79,12 @@ class LAU(TrainedMethod):
                 ("distillation", self.distillation, 0 <= self.distillation <= 1, "between 0 and 1"),
                 ("temperature", self.temperature, self.temperature > 0, "positive"),
                 *(
-                    (name, getattr(self, name), getattr(self, name) == getattr(type(self), name), "not set: lr is constant")
+                    (
+                        name,
+                        getattr(self, name),
+                        getattr(self, name) == getattr(type(self), name),
+                        "not set: lr is constant",
+                    )
                     for name in ("schedule", "decay_epochs", "decay", "warmup")
                 ),
             ],

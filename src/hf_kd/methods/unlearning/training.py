@@ -55,7 +55,9 @@ class TrainedMethod(UnlearningMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.decay_epochs != type(self).decay_epochs  # a method's own may lie beyond the epochs that were asked for
+        given = (
+            self.decay_epochs != type(self).decay_epochs
+        )  # a method's own may lie beyond the epochs that were asked for
         check_range(
             self.name,
             [
