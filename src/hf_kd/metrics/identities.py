@@ -145,14 +145,14 @@ def verification(
     rows = drawn_images(labels, is_erased, max_images, seed)
     unit = unit_rows(x[torch.from_numpy(rows).to(x.device)] - centre)[0]
     kinds = _pairs(unit, labels[rows], is_erased[rows])
-    genuine, impostor, *_ = kinds
-    counts = tuple(map(len, kinds))
+    genuine, impostor, genuine_retained, impostor_retained = kinds
     if not len(genuine) or not len(impostor):
         raise InvalidValueError(
             f"The erased identities give {len(genuine)} genuine and {len(impostor)} impostor pairs; verification needs "
             "two images of an erased identity and one of somebody else."
         )
     points = tuple(_verification_point(rate, *kinds) for rate in far)
+    counts = (len(genuine), len(impostor), len(genuine_retained), len(impostor_retained))
     return Verification(points, *counts, similarity, images=len(rows), sampled=len(rows) < len(x))
 
 
