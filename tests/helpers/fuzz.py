@@ -250,10 +250,19 @@ def in_words(error: BaseException) -> bool:
     return isinstance(error, (HfKdError, OSError, ValueError)) and not bare and len(str(error)) >= 20
 
 
+def is_stock(folder: Path) -> bool:
+    """Whether a configuration names a model of transformers: Auto classes never come to hf_kd then, and may read a .bin."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+    return isinstance(named, str) and not named.startswith("hf_kd_erased")
+
+
 def outcome(base: Base, folder: Path, way: str) -> tuple[str, str]:
     """What became of one mutated folder, in a word, and what was found; "FAULT ..." for what may not be."""
     started, marker = time.monotonic(), folder.parent / "marker"
-    with guarded(stock=base.config.get("model_type") != "hf_kd_erased") as opened:
+    with guarded(stock=is_stock(folder)) as opened:
         try:
             result = _loaded(base, folder, way)
         except Slow:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hf_kd import ErasedModel
 from hf_kd.errors import HfKdError
@@ -103,6 +104,40 @@ def test_a_depth_that_the_weights_do_not_have_is_refused_soon(tmp_path, name):
     with pytest.raises(HfKdError, match="parts"):
         ErasedModel.from_pretrained(folder)
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("name", ["projection", "unlearned", "sharded"])
+@pytest.mark.parametrize(
+    "setting", [{"patch_size": 10**5}, {"intermediate_size": 10**9}, {"num_channels": 10**9}], ids=str
+)
+def test_a_size_that_the_weights_do_not_have_is_refused_soon(tmp_path, name, setting):
+    """It would be filled with random values for minutes, only to be found of another shape."""
+    folder = copied(name, tmp_path / "model", lambda config: config.update(setting))
+    started = time.monotonic()
+    with pytest.raises(HfKdError, match="values, and its weights have"):
+        ErasedModel.from_pretrained(folder)
+    assert time.monotonic() - started < 20
+
+
+def test_images_that_only_a_configuration_asks_for_are_not_probed_for_minutes(tmp_path):
+    folder = copied("resnet", tmp_path / "model", lambda config: config.update(image_size=10**5))
+    started = time.monotonic()
+    assert ErasedModel.from_pretrained(folder).is_erased
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("erased", [True, False])
+def test_weights_of_an_erased_model_in_a_bin_are_not_read_as_a_stock_model(tmp_path, erased):
+    """Under an erased configuration no pickle is opened; under a stock one its tensors are seen to be an erased model's."""
+    shutil.copytree(OLD / "projection", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    if not erased:
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))["inner"]), encoding="utf-8")
+    weights = tmp_path / "model" / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "model" / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(HfKdError, match="pickle" if erased else "those of an erased model"):
+        ErasedModel.from_pretrained(tmp_path / "model")
 
 
 def test_a_pickle_of_code_beside_a_stock_configuration_is_refused_in_words(tmp_path):

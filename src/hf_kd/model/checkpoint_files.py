@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -173,21 +174,33 @@ def checkpoint_errors(name: str) -> Iterator[None]:
 UNKNOWN_LIMIT, SPARE, A_TENSOR = 200_000, 10_000, 20
 """Modules and parameters that a model may have: of weights that are not safetensors; beside, and for each tensor stored."""
 
+SPARE_VALUES, A_BYTE = 10**8, 4
+"""Values that its parameters may hold: beside (a new head), and for each byte stored (packed ones hold two)."""
+
 
 @contextlib.contextmanager
 def bounded(name: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Stop building a model of far more parts than its weights have tensors: a damaged depth is built for hours."""
-    stored = _tensors_stored(name, kwargs)
-    limit = UNKNOWN_LIMIT if stored is None else SPARE + A_TENSOR * stored
-    thread, parts = threading.get_ident(), 0
+    """Stop building a model of far more parts or values than its weights have: a damaged size is built for hours."""
+    tensors, size = _tensors_stored(name, kwargs), _bytes_stored(name, kwargs)
+    limit = UNKNOWN_LIMIT if tensors is None else SPARE + A_TENSOR * tensors
+    most_values = math.inf if size is None else SPARE_VALUES + A_BYTE * size
+    thread, parts, values = threading.get_ident(), 0, 0
 
-    def count(*_: Any) -> None:
-        nonlocal parts
-        parts += threading.get_ident() == thread
+    def count(_module: nn.Module, _name: str, part: nn.Module | nn.Parameter | None) -> None:
+        nonlocal parts, values
+        if threading.get_ident() != thread:
+            return
+        parts += 1
+        values += part.numel() if isinstance(part, nn.Parameter) else 0
         if parts > limit:
             raise InvalidValueError(
                 f"config.json of {name} asks for a model of more than {limit:,} parts, and its weights have "
-                f"{'few' if stored is None else stored} tensors: it is damaged. Download or save the model again."
+                f"{'few' if tensors is None else tensors} tensors: it is damaged. Download or save the model again."
+            )
+        if values > most_values:
+            raise InvalidValueError(
+                f"config.json of {name} asks for a model of at least {values:,} values, and its weights have {size:,} "
+                "bytes: it is damaged. Download or save the model again."
             )
 
     handles = (register_module_module_registration_hook(count), register_module_parameter_registration_hook(count))
@@ -208,6 +221,23 @@ def _tensors_stored(name: str, kwargs: dict[str, Any]) -> int | None:
             return len(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
     except (SafetensorError, OSError, ValueError, TypeError, KeyError):
         return None  # damaged, which is said when the weights are read
+    return None
+
+
+def _bytes_stored(name: str, kwargs: dict[str, Any]) -> int | None:
+    """Size of the weights of a checkpoint: that of its file, or of all its shards as their index counts them."""
+    hub, variant = hub_arguments(kwargs), kwargs.get("variant")
+    for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME):
+        found = find_file(name, _variant(file, variant), hub)
+        if found is None:
+            continue
+        if file != SAFE_WEIGHTS_INDEX_NAME:
+            return Path(found).stat().st_size
+        try:
+            size = json.loads(Path(found).read_text(encoding="utf-8"))["metadata"]["total_size"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return int(size) if isinstance(size, (int, float)) and 0 < size < math.inf else None
     return None
 
 
