@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_kd.errors import HfKdError, InvalidValueError
 from hf_kd.features.protocol import TappedModel
-from hf_kd.features.taps.inputs import probe_inputs
+from hf_kd.features.taps.inputs import probe_inputs, reduced
 from hf_kd.features.taps.intervention import check_taps
 from hf_kd.methods.erasers.base import Eraser, describe
 from hf_kd.methods.erasers.esc import NormedProjection
@@ -142,9 +142,12 @@ def refuse_other_answers(model: Any) -> None:
     except ValueError:  # a model whose configuration does not say what it takes: what was written down has to do
         return
     try:
-        found = check_taps(model.inner, probe, model.taps, model.config.masked)
-    except HfKdError as error:
-        _refuse(str(error).rstrip("."))
+        found = check_taps(model.inner, reduced(model.inner, probe), model.taps, model.config.masked)
+    except (ValueError, RuntimeError, TypeError):  # only images of the model's own size say that it is wrong
+        try:
+            found = check_taps(model.inner, probe, model.taps, model.config.masked)
+        except HfKdError as error:
+            _refuse(str(error).rstrip("."))
     if any(record.withheld is not None for record in model.erasures):
         model.also_leaking = tuple(name for name in found if name not in model.config.leaking)
     else:

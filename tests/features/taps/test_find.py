@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, BertModel, ViTForImageClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel, ViTConfig, ViTForImageClassification
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 from hf_kd import ErasedModel
 from hf_kd.errors import TapNotFoundError
 from hf_kd.features.taps.find import find_taps
-from hf_kd.features.taps.inputs import probe_inputs, run
+from hf_kd.features.taps.inputs import probe_inputs, reduced, run
+from hf_kd.features.taps.intervention import check_taps
 from hf_kd.features.taps.places import Place, Tap
 from hf_kd.features.taps.site import TapSite, record
+from hf_kd.features.taps.trace import leaves
 from tests.helpers import zoo
 
 D, CLASSES = 12, 5
@@ -345,3 +347,29 @@ def test_erased_model_passes_the_name_on():
     model = ErasedModel.from_model(zoo.build("ViTForImageClassification"), tap="classifier:input")
     assert isinstance(model.inner, ViTForImageClassification)
     assert [str(tap) for tap in model.taps] == ["input of classifier (d = 32)"]
+
+
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_a_reduced_probe_finds_what_the_whole_one_does_and_changes_nothing(name, monkeypatch):
+    """Some models keep another window ever after when an image is smaller than theirs: they are probed as they are."""
+    monkeypatch.setattr("hf_kd.features.taps.inputs.FEW_PATCHES", 1)  # these models are small
+    model, inputs = zoo.build(name).eval(), zoo.inputs(name)
+    small = reduced(model, inputs)
+    if small.keys() == inputs.keys():
+        return
+    with torch.no_grad():
+        before = dict(leaves(run(model, inputs)))
+    taps = find_taps(model, inputs).taps
+    assert check_taps(model, small, taps) == check_taps(model, inputs, taps)
+    with torch.no_grad():
+        after = dict(leaves(run(model, inputs)))
+    assert all(torch.equal(before[field], after[field]) for field in before if isinstance(before[field], Tensor))
+
+
+def test_a_probe_is_reduced_where_position_embeddings_fit_any_size():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = ViTForImageClassification(ViTConfig(image_size=32, patch_size=2, num_labels=3, **sizes)).eval()
+    inputs = probe_inputs(model)
+    assert reduced(model, inputs)["pixel_values"].shape == (2, 3, 8, 8)
+    taps = find_taps(model, inputs).taps
+    assert check_taps(model, reduced(model, inputs), taps) == check_taps(model, inputs, taps)

@@ -85,12 +85,13 @@ def check_taps(
     answers: list[str] = []
     with evaluating(model), constant_features(model, taps):
         for number, variant in enumerate(_variants(inputs)):
-            calls, output = record_calls(model, variant)
+            first, second = _single_images(variant)
+            calls, output = record_calls(model, first)
             if not all(bool(value.isfinite().all()) for _, value in leaves(output) if isinstance(value, Tensor)):
                 return list(leaking)  # of weights that are not finite nothing can be told
             if number == 0:
                 answers = _answers_of_heads(calls, fields(output), taps, masked)
-            leaking |= dict.fromkeys(depending_fields(output, run(model, _other_images(variant))))
+            leaking |= dict.fromkeys(depending_fields(output, run(model, second)))
     around = [name for name in leaking if name in {*ANSWERS, *answers}]
     if around:
         raise TapNotFoundError(
@@ -152,9 +153,15 @@ def _is_independent(value: Any, other: Any) -> bool:
 
 def _other_images(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The same inputs with other pixels: rolled along the batch and mirrored, so that no sample stays in its row."""
-    changed = dict(inputs)
-    for name in ("pixel_values", "inputs"):
-        if name in changed:
-            changed[name] = changed[name].roll(1, 0).flip(-1)
-            return changed
-    return changed | {name: value.roll(1, 0).flip(-1) for name, value in inputs.items() if name == "input_ids"}
+    return {**inputs, **{name: inputs[name].roll(1, 0).flip(-1) for name in _image_names(inputs)}}
+
+
+def _single_images(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first sample, and the same with the pixels of the second."""
+    first = {name: value[:1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    return first, {**first, **{name: inputs[name][1:2] for name in _image_names(inputs)}}
+
+
+def _image_names(inputs: Mapping[str, Any]) -> list[str]:
+    """Where the images are: in the first of these that there is."""
+    return [name for name in ("pixel_values", "inputs", "input_ids") if name in inputs][:1]
