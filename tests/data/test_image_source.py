@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.loader import LoaderShare, RowDataset, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
-from hf_kd.errors import UnreadableImageError
+from hf_kd.errors import InvalidValueError, UnreadableImageError
 
 
 def png(value: int) -> bytes:
@@ -261,6 +261,26 @@ def test_bad_settings_say_what_is_allowed():
     labels = {"pixel_values": torch.zeros(2, 3, 4, 4), "labels": torch.zeros(2, 5)}
     with pytest.raises(ValueError, match="2 integers"):
         list(LoaderShare(inspect_images(DataLoader([labels], batch_size=None))))
+
+
+def word_loader(labels):
+    """default_collate leaves words in a list."""
+    return DataLoader([{"pixel_values": torch.zeros(3, 4, 4), "labels": label} for label in labels], batch_size=3)
+
+
+def test_words_in_the_batches_of_a_loader_are_labels_by_their_names():
+    source = inspect_images(word_loader(["dog", "cat", "dog", "cat"]), names=["cat", "dog"])
+    assert source.label_names == ("cat", "dog")
+    assert torch.cat([batch["labels"] for batch in make_loader(source)]).tolist() == [1, 0, 1, 0]
+    assert inspect_images(word_loader([0, 1]), names=["cat", "dog"]).label_names is None, "ids stay what they are"
+
+
+@pytest.mark.parametrize("labels", [["cat", "eel", "cat"], ["cat", "dog", None]])
+def test_labels_of_a_batch_that_are_none_are_refused_in_words(labels):
+    batch = {"pixel_values": torch.zeros(3, 3, 4, 4), "labels": labels}
+    source = inspect_images(DataLoader([batch], batch_size=None, collate_fn=lambda x: x), names=["cat", "dog"])
+    with pytest.raises(InvalidValueError, match="(?i)labels? of a batch"):
+        list(make_loader(source))
 
 
 @pytest.mark.parametrize("form", ["typed", "nested", "numpy"])

@@ -91,7 +91,7 @@ def inspect_images(
     if isinstance(source, IterableDataset):
         return _describe_stream(source, image_column, label_column, names)
     if isinstance(source, DataLoader):
-        return _describe_loader(source, image_column, label_column, main_input)
+        return _describe_loader(source, image_column, label_column, main_input, names)
     if isinstance(source, Mapping):
         raise InvalidTypeError(
             f"A forget set is one set of samples, not a {type(source).__name__} of several. Take one, for example "
@@ -209,7 +209,11 @@ def _given_names(names: Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def _describe_loader(
-    source: DataLoader, image_column: str | None, label_column: str | None, main_input: str
+    source: DataLoader,
+    image_column: str | None,
+    label_column: str | None,
+    main_input: str,
+    names: Sequence[str],
 ) -> ImageSource:
     if image_column is not None:
         raise InvalidValueError(
@@ -235,7 +239,9 @@ def _describe_loader(
     if label_column is not None and label_column not in first:
         raise InvalidValueError(f"The batches have no {label_column!r}; they hold {', '.join(map(repr, first))}.")
     column = label_column or next((key for key in LABEL_KEYS if first.get(key) is not None), None)
-    return ImageSource(source, "loader", None, column, None, _length(source), True)
+    labels = first.get(column) if column else None
+    words = isinstance(labels, (list, tuple)) and any(isinstance(label, str) for label in labels)
+    return ImageSource(source, "loader", None, column, tuple(names) if words else None, _length(source), True)
 
 
 def _image_column(features: Mapping[str, Any], wanted: str | None) -> str:

@@ -99,6 +99,7 @@ class LoaderShare:
         _check_rank(rank, world_size)
         self.loader: DataLoader = forget_set.source
         self.label_column = forget_set.label_column
+        self.ids = _ids(forget_set)
         self.length = forget_set.length
         self.rank, self.world_size = rank, world_size
 
@@ -113,7 +114,7 @@ class LoaderShare:
             inputs = {key: value for key, value in batch.items() if key != self.label_column and key not in LABEL_KEYS}
             size = _batch_size(inputs)
             if number % self.world_size == self.rank:
-                labels = _batch_labels(None if self.label_column is None else batch.get(self.label_column), size)
+                labels = _batch_labels(batch.get(self.label_column) if self.label_column else None, size, self.ids)
                 yield {"inputs": inputs, "labels": labels, "rows": torch.arange(row, row + size)}
             row += size
 
@@ -205,8 +206,7 @@ class _RowReader:
         self.image_column = forget_set.image_column
         self.label_column = forget_set.label_column
         self.is_prepared = forget_set.is_prepared
-        names = forget_set.label_names or ()
-        self.ids = {name: number for number, name in enumerate(names)}
+        self.ids = _ids(forget_set)
 
     def __call__(self, number: int, row: Any) -> Row:
         label = NO_LABEL if self.label_column is None else self._label(number, row[self.label_column])
@@ -227,12 +227,7 @@ class _RowReader:
         if value is None:
             return NO_LABEL
         if isinstance(value, str):
-            if value not in self.ids:
-                raise InvalidValueError(
-                    f"The label of row {number} is {shortened(value)}, and the labels are {shortened(list(self.ids), 200)}: "
-                    "name all in order, labels=['cat', ...]."
-                )
-            return self.ids[value]
+            return _id_of(value, self.ids, f"The label of row {number}")
         if isinstance(value, (np.ndarray, Tensor)):
             value = value.item() if value.ndim == 0 else value
         if not isinstance(value, (int, np.integer)):
@@ -252,10 +247,30 @@ def _batch_size(inputs: Mapping[str, Any]) -> int:
     return tensors[0].shape[0]
 
 
-def _batch_labels(labels: Any, size: int) -> Tensor:
+def _ids(forget_set: ImageSource) -> dict[str, int]:
+    return {name: number for number, name in enumerate(forget_set.label_names or ())}
+
+
+def _id_of(name: str, ids: Mapping[str, int], what: str) -> int:
+    if name not in ids:
+        raise InvalidValueError(
+            f"{what} is {shortened(name)}, and the labels are {shortened(list(ids), 200)}: name all in order, "
+            "labels=['cat', ...]."
+        )
+    return ids[name]
+
+
+def _batch_labels(labels: Any, size: int, ids: Mapping[str, int]) -> Tensor:
     if labels is None:
         return torch.full((size,), NO_LABEL, dtype=torch.int64)
-    labels = torch.as_tensor(labels)
+    if isinstance(labels, (list, tuple, np.ndarray)) and any(isinstance(label, str) for label in labels):
+        labels = [_id_of(label, ids, "A label of a batch") if isinstance(label, str) else label for label in labels]
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidValueError(
+            f"The labels of a batch have to be {size} integers, one a sample, got {shortened(labels)} ({error})."
+        ) from error
     if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex():
         raise InvalidValueError(
             f"The labels of a batch have to be {size} integers, one a sample, got {labels.dtype} of shape "
