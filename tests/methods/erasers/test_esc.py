@@ -101,6 +101,11 @@ def test_the_union_drops_dependent_directions_and_keeps_the_span():
     assert torch.allclose(union @ (union.T @ mixed), mixed, atol=1e-7)
 
 
+def test_the_union_drops_a_column_of_zeros():
+    basis = torch.eye(4, dtype=torch.float64)[:, :2]
+    assert torch.equal(orthonormal_union([torch.zeros(4, 1, dtype=torch.float64), basis]), basis)
+
+
 def test_casting_the_model_does_not_round_the_directions():
     eraser = ESC(k=2).fit(features(50, 8))
     before = eraser.directions.clone()

@@ -53,6 +53,16 @@ def test_a_head_that_ignores_a_shift_of_all_rows_gives_the_same_span(problem):
     assert float(torch.linalg.svdvals(one - other @ (other.T @ one))[0]) < 1e-5
 
 
+def test_retained_rows_that_are_all_alike_span_nothing(problem):
+    """Then no difference of retained logits depends on the features, and the class is gone with all of them."""
+    features, labels, head = of(problem, 3)
+    alike = copy.deepcopy(head)
+    alike.weight[[c for c in range(CLASSES) if c != 3]] = alike.weight[0].clone()
+    eraser = RetainedSpan().fit(features, labels, alike)
+    assert eraser.measured["kept_dimensions"] == 0
+    assert float(eraser(features).std(dim=0).max()) < 1e-6
+
+
 def test_state_damage_and_dtype(problem):
     eraser = RetainedSpan().fit(*of(problem, 3))
     rebuilt = build(describe(eraser))

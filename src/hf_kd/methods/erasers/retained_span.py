@@ -104,7 +104,8 @@ class RetainedSpan(Method):
             raise InvalidValueError(f"{len(retained)} classes are retained; a span needs two or more.")
         rows = weight[retained] - weight[retained].mean(dim=0)
         _, values, directions = torch.linalg.svd(rows, full_matrices=False)
-        basis = directions[values > 1e-6 * values[0]].T
+        # relative to what the mean was subtracted from: of rows that are alike, rounding is all that is left
+        basis = directions[values > 1e-6 * torch.linalg.matrix_norm(weight[retained], 2)].T
         if basis.shape[1] >= basis.shape[0]:
             raise InvalidValueError(
                 f"{len(retained)} retained classes span all d = {basis.shape[0]} dimensions, so keeping their span removes "
