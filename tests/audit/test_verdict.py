@@ -47,7 +47,7 @@ def made(head=(19, 0), attack=(23, 23), rest=(176, 171), alarms=(1.0, 1.0), comp
 def test_the_example_of_the_documentation():
     assert made(rest=(176, 171)).verdict == (
         "goldfish: the head answers 0 of 25 (before 19). An attacker with labels still reads 23 of 25 from the features, as "
-        "many as before. The other classes: 36 % right, before 37 % (within what 475 images can tell, -1 to 0 points)."
+        "many as before. The other classes: 36 % right, before 37 % (within what 475 images can tell, -2 to 0 points)."
     )
     assert made(rest=(176, 166)).verdict.endswith("The other classes: 35 % right, before 37 %."), (
         "10 of 10 changed sides"
@@ -202,3 +202,11 @@ def test_erased_features_that_cannot_be_told_from_the_originals_are_not_called_l
             assert recall.value < recall.original
         found.append(("same", "within", "lower").index(judged.change))
     assert found == sorted(found)
+
+
+def test_too_few_images_before_say_nothing_of_what_was_known():
+    said = measured_verdict(["church"], Share(0.0, 100 / 6, 6, lost=1, gained=0), None, chance=10.0).text
+    assert "1 of 6 before are too few to say what was lost" in said
+    assert "knew nothing" not in said
+    said = measured_verdict(["church"], Share(0.0, 2.0, 50, lost=1, gained=0), None, chance=2.0).text
+    assert "it knew nothing to begin with" in said

@@ -56,6 +56,7 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
                 "text",
                 "retain_text",
                 "publish_texts",
+                "ask",
             },
         ),
         ("unlearn", unlearn, {"forget_labels", "split", "test_split", "retain_limit"}),

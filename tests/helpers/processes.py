@@ -102,6 +102,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], folder: str, sa
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    sys.path_importer_cache.clear()  # folders were listed when the server started, and modules have come since
     constants.ENDPOINT = environment["HF_ENDPOINT"]
     constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"
     _http.time = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # between two tries of a request

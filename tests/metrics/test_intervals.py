@@ -57,3 +57,9 @@ def test_what_is_no_share_is_refused(wrong):
         wilson_interval(*wrong)
     with pytest.raises(ValueError, match="no change"):
         paired_difference(3, 3, 5)
+
+
+def test_images_that_all_changed_one_way_do_not_bound_a_change_by_what_was_seen():
+    for gained in (0, 2, 5):
+        low, high = paired_difference(lost=0, gained=gained, samples=30)
+        assert low < 100 * gained / 30 < high, "another 30 images may well show more"

@@ -21,7 +21,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import apply_erasers, has_head, head_logits
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
-from hf_kd.methods.records import weight_changes
+from hf_kd.methods.records import folded_erasures, weight_changes
 from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
 
@@ -83,7 +83,8 @@ def audit_model(
     attacks = attack_names(options.attacks, len(VIEWS))
     names = model.class_names or None
     forget = forgotten_labels(model, forget_labels, names)
-    if weight_changes(model.config) and original is None:
+    changes = [*weight_changes(model.config), *folded_erasures(model.config)]
+    if changes and original is None:
         logger.warning(
             "The weights of this model were changed, and without the original model (original=...) what the report calls "
             "the original is the changed model itself: it cannot tell what was forgotten."
@@ -135,7 +136,7 @@ def audit_model(
                 "architecture": type(model.inner).__name__,
                 "taps": [str(tap) for tap in model.taps],
                 "erasures": [erasure.to_dict() for erasure in model.erasures],
-                "changes": [change.to_dict() for change in weight_changes(model.config)],
+                "changes": [change.to_dict() for change in changes],
                 **weights,
             },
         ),

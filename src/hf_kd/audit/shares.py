@@ -12,6 +12,9 @@ from hf_kd.metrics.intervals import paired_difference, unpaired_difference, wils
 
 from .schema import Score
 
+GUESSING = 20.0
+"""Points above chance that the 95 % interval of what was right before may reach where nothing was known."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -59,11 +62,14 @@ class Share:
             return "lower" if interval[1] < 0 else "higher"
         return "within"
 
-    def by_chance(self, chance: float | None) -> bool:
-        """Whether what was right before is no more than guessing gives, `chance` percent, up to what the images can tell."""
+    def begins_at(self, chance: float | None) -> str:
+        """How what was right before stands to guessing, `chance` percent: `above`, `guessing`, or `unclear` from so few."""
         if self.before is None:
-            return False
-        return wilson_interval(self._hits(self.before), self.samples)[0] <= (chance or 0.0)
+            return "above"
+        low, high = wilson_interval(self._hits(self.before), self.samples)
+        if low > (chance or 0.0):
+            return "above"
+        return "guessing" if high <= (chance or 0.0) + GUESSING else "unclear"
 
     def _hits(self, percent: float) -> float:
         return min(self.samples, max(0.0, self.samples * percent / 100))

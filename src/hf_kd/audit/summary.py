@@ -70,13 +70,13 @@ def _few_labels(report: ReportData) -> str:
     for score in points:
         if score.name == "recall" and score.value is not None and score.settings.get("n") in FEW_LABELS:
             before = f" (before {score.original:.0f} %)" if compared and score.original is not None else ""
-            found.append(f"{score.settings['n']}: {score.value:.0f} %{before}")
-    return f"From so few labelled images a class: {', '.join(found)}." if found else ""
+            found.append(f"with {score.settings['n']} {score.value:.0f} %{before}")
+    return f"An attacker with so few labelled images of each class reads: {', '.join(found)}." if found else ""
 
 
 def _reference(report: ReportData) -> str:
     if report.reference == "none":
-        return "No reference without this knowledge: what any features would give is not told apart."
+        return "Not compared with a model that never saw it: part of what an attacker reads may be what any features give."
     attack = share(report, "worst_case", "recall", compares(report))
     value = None if attack is None else report.worst_case.reference
     what = "a model trained without it" if report.reference == "retrained" else "classes never trained on"
@@ -89,7 +89,8 @@ def _white_box(report: ReportData) -> str:
     score = next((s for section in report.sections for s in section.scores if s.name == "recall_without_eraser"), None)
     if score is None or score.value is None or report.treatment != "erased":
         return ""
-    return f"Whoever holds the weights can take the eraser away and reads {score.value:.0f} % by a linear probe."
+    read = f"{score.value:.0f} % by a linear probe, as from the original"
+    return f"Whoever holds the weights can take the eraser away and then reads {read}."
 
 
 def _measured(report: ReportData) -> str:

@@ -151,7 +151,10 @@ def _head_sentence(report: ReportData, head: Share | None) -> str:
 
 
 def _head_words(head: Share, chance: float | None) -> str:
-    nothing = "; it knew nothing to begin with" if head.by_chance(chance) else ""
+    begins = head.begins_at(chance)
+    nothing = "; it knew nothing to begin with" if begins == "guessing" else ""
+    if begins == "unclear":
+        nothing = f"; {head.bare(head.before or 0.0)} of {head.samples:,} before are too few to say what was lost"
     return f"{head.beside_before()}{nothing}"
 
 

@@ -34,10 +34,10 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
         console.print("Folded: a stock checkpoint whose embeddings are erased; below both projections nothing is.")
     elif result["folded"]:
         console.print("Folded: a stock checkpoint whose logits are erased and whose features are NOT.")
-    console.print(
-        "The weights below the eraser still hold the knowledge, and whoever has them can take the eraser away.",
-        style="dim",
-    )
+    below = "The weights below the eraser still hold the knowledge"
+    if not result["folded"]:
+        below += ", and whoever has them can take the eraser away"
+    console.print(f"{below}.", style="dim")
 
 
 def show_accuracy(console: Console, accuracy: dict[str, Any] | None, original: str, whens: tuple[str, str]) -> None:

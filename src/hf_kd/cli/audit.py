@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_kd.data.progress import working
-from hf_kd.data.text import terminal
+from hf_kd.data.text import shell_word, terminal
 from hf_kd.errors import InvalidValueError, has_package
 
 from . import _inputs
@@ -95,6 +95,7 @@ def audit(
         raise InvalidValueError("--grad-cam draws into a folder; name it with --output.")
     if retrained and unseen is not None:
         raise InvalidValueError("--retrained and --unseen were both given; a report has one reference.")
+    _inputs.check_output(output, shared.overwrite)
     _inputs.load_libraries(shared)
     from hf_kd.audit.options import AuditOptions, Retrained, Unseen
     from hf_kd.data.distributed import process_state
@@ -110,7 +111,6 @@ def audit(
         texts=texts or None,
         budget=budget,
     )
-    _inputs.check_output(output, shared.overwrite)
     reading = _inputs.read_options(shared)
     audited = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     train, test = (_inputs.load_data(dataset, part, shared) for part in (split, test_split))
@@ -150,6 +150,9 @@ def audit(
         )
     if output is not None:
         console.print(f"Written to [bold]{terminal(str(output))}[/].", highlight=False)
+        if Path(model).is_dir():
+            words = ["hf-kd", "card", model, "--report", str(output / "report.json")]
+            console.print(f"Into the model's card: {' '.join(map(shell_word, words))}", markup=False, highlight=False)
     if grad_cam:
         console.print(
             "grad_cam.png shows images of the forgotten class: do not publish it with the model.", style="bold"

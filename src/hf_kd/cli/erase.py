@@ -161,7 +161,7 @@ def erase(
         "accuracy": accuracy,
         **_cover_in(data, erased, reading),
     }
-    audit = audit_command(str(output), dataset, "--split", split)
+    audit = audit_command(str(output), dataset, "--split", split, *(("--original", model) if fold else ()))
     result["verdict"] = accuracy_verdict(accuracy, result["erasure"], erased.class_names, audit).text
     if not _save(erased, output, fold):
         return  # another process of the same launch reports

@@ -177,6 +177,13 @@ def weight_changes(config: Any) -> tuple[WeightChange, ...]:
         return tuple(cast(WeightChange, WeightChange.from_dict(record)) for record in stored)
 
 
+def folded_erasures(config: Any) -> tuple[Erasure, ...]:
+    """The requests whose erasers were folded into the head of the model of this configuration, as `weight_changes`."""
+    stored = getattr(getattr(config, "inner", None) or config, "hf_kd_folded", None) or []
+    with config_errors("hf_kd_folded", stored):
+        return tuple(Erasure.from_dict(record) for record in stored)
+
+
 @contextlib.contextmanager
 def config_errors(what: str, value: Any) -> Iterator[None]:
     """What a config.json says wrongly is a ValueError, whatever it trips over."""

@@ -41,13 +41,16 @@ def wilson_interval(hits: float, samples: int) -> tuple[float, float]:
     centre = share + square / (2 * samples)
     width = Z * math.sqrt(share * (1 - share) / samples + square / (4 * samples * samples))
     scale = 100 / (1 + square / samples)
-    return max(0.0, scale * (centre - width)), min(100.0, scale * (centre + width))
+    low, high = max(0.0, scale * (centre - width)), min(100.0, scale * (centre + width))
+    return (low if hits else 0.0), (high if hits < samples else 100.0)  # which rounding may miss
 
 
 def paired_difference(lost: float, gained: float, samples: int) -> tuple[float, float]:
-    """Interval of a change on the same samples: Clopper and Pearson's of the share of losses among the changed.
+    """Interval of a change on the same samples, on the careful side; 0 lies outside just where McNemar's exact p < 0.05.
 
-    Exact and on the careful side; 0 lies outside if and only if McNemar's exact two-sided test has p < 0.05.
+    The wider of two at each end: Clopper and Pearson's of the share of losses among the changed samples, which takes their
+    number for given, and Newcombe's of the shares of gained and lost samples (Wilson's intervals, combined), which does
+    not. An end by which the first leaves out 0 stays as it is.
 
     Args:
         lost: Samples that were hits before and are none now. Fractions, means over draws, are rounded so that less differs.
@@ -62,9 +65,9 @@ def paired_difference(lost: float, gained: float, samples: int) -> tuple[float, 
 
     Example:
         >>> [round(end, 1) for end in paired_difference(lost=6, gained=0, samples=25)]
-        [-24.0, -2.0]
+        [-43.4, -2.0]
         >>> [round(end, 1) for end in paired_difference(lost=5, gained=0, samples=25)]
-        [-20.0, 0.9]
+        [-39.1, 0.9]
     """
     if samples < 1 or lost < 0 or gained < 0 or lost + gained > samples + 1e-6:
         raise InvalidValueError(f"{lost} lost and {gained} gained of {samples} is no change of these samples.")
@@ -72,11 +75,24 @@ def paired_difference(lost: float, gained: float, samples: int) -> tuple[float, 
     more = max(more, fewer)
     lost, gained = (more, fewer) if lost >= gained else (fewer, more)
     changed = lost + gained
-    if not changed:
-        return 0.0, 0.0
-    low, high = _clopper_pearson(gained, changed)
+    low, high = _clopper_pearson(gained, changed) if changed else (0.5, 0.5)
     scale = 100 * changed / samples
-    return scale * (2 * low - 1), scale * (2 * high - 1)
+    low, high = scale * (2 * low - 1), scale * (2 * high - 1)
+    least, most = _newcombe(lost, gained, samples)
+    return (low if low > 0 else min(low, least)), (high if high < 0 else max(high, most))
+
+
+def _newcombe(lost: int, gained: int, samples: int) -> tuple[float, float]:
+    """Ends of gained - lost from the Wilson interval of each, with the correlation that shares of one sample have."""
+    (low, high), (low_lost, high_lost) = wilson_interval(gained, samples), wilson_interval(lost, samples)
+    share, share_lost = 100 * gained / samples, 100 * lost / samples
+    rest = (100 - share) * (100 - share_lost)
+    together = math.sqrt(share * share_lost / rest) if rest else 1.0  # minus their correlation
+    below, above = share - low, high_lost - share_lost
+    down = math.sqrt(below**2 + above**2 + 2 * together * below * above)
+    below, above = share_lost - low_lost, high - share
+    up = math.sqrt(below**2 + above**2 + 2 * together * below * above)
+    return max(-100.0, share - share_lost - down), min(100.0, share - share_lost + up)
 
 
 def unpaired_difference(now: float, samples: int, before: float, samples_before: int) -> tuple[float, float]:

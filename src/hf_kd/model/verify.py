@@ -165,7 +165,7 @@ def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
     really = None if before is None else before == weights["after"]
     text = {
         None: "nobody took a digest of the base model's weights",
-        True: "the base model's weights are unchanged",
+        True: "the base model's weights are unchanged, says the receipt; the base itself: --base, base=...",
         False: "the base model's weights were changed",
     }[really]
     if weights.get("since") not in (None, "unchanged", "unknown"):
@@ -269,7 +269,9 @@ def _again(
             ("retained images", old.n_retain, new.n_retain),
         ):
             if told is not None:
-                checks.append(Check(f"{what} of request {n}", told == found, f"{found}, the receipt says {told}"))
+                text = f"{found}, the receipt says {told}"
+                hint = ": give the images of the request, as erase got them (--forget-labels)" if told != found else ""
+                checks.append(Check(f"{what} of request {n}", told == found, text + hint))
     what = "erasure carried out again"
     if content["folded"]:
         folded = model.fold()
