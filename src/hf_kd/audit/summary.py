@@ -76,7 +76,9 @@ def _few_labels(report: ReportData) -> str:
 
 def _reference(report: ReportData) -> str:
     if report.reference == "none":
-        return "Not compared with a model that never saw it: part of what an attacker reads may be what any features give."
+        return (
+            "Not compared with a model that never saw it: part of what an attacker reads may be what any features give."
+        )
     attack = share(report, "worst_case", "recall", compares(report))
     value = None if attack is None else report.worst_case.reference
     what = "a model trained without it" if report.reference == "retrained" else "classes never trained on"
