@@ -303,3 +303,18 @@ def test_wrong_usage_is_exit_code_2_and_help_shows_the_limits(place):
     assert "Missing option" in hf_kd("erase", place / "model", code=2).stderr
     text = " ".join(hf_kd("--help").stdout.split())
     assert "can take the eraser away" in text
+
+
+def test_without_forget_labels_it_says_that_all_were_forgotten(place, tmp_path, caplog):
+    make_dataset([0, 1] * 12).to_parquet(tmp_path / "train.parquet")
+    hf_kd("erase", place / "model", "--dataset", tmp_path / "train.parquet", "--k", "2", "--output", tmp_path / "out")
+    assert "Every label of the data set was forgotten, 2 in all" in caplog.text
+
+
+def test_what_is_left_of_a_folded_model_is_measured_beside_the_original(place, tmp_path):
+    arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--k", "2", "--output", tmp_path / "out"]
+    told = "".join(hf_kd("erase", place / "model", *arguments, "--fold").stdout.split())
+    assert f"--original{place / 'model'}" in told
+    assert "taketheeraseraway" not in told
+    done = hf_kd("audit", tmp_path / "out", "--dataset", place / "parquet", "--attacks", "linear", "--summary")
+    assert "What it was before is not known" in " ".join(done.stdout.split())

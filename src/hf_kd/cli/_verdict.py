@@ -53,9 +53,10 @@ def record_names(record: Mapping[str, Any], names: Mapping[int, str]) -> list[st
     )
 
 
-def audit_command(model: str, dataset: str, *options: str) -> str:
-    """The command that measures what is left."""
-    return " ".join(map(shell_word, ["hf-kd", "audit", model, "--dataset", dataset, *options]))
+def audit_command(model: str, dataset: str, *options: str, imports: Sequence[Path] | None = None) -> str:
+    """The command that measures what is left, with the files that the model's class needs imported."""
+    imported = [word for path in imports or () for word in ("--import", str(path))]
+    return " ".join(map(shell_word, ["hf-kd", "audit", model, "--dataset", dataset, *options, *imported]))
 
 
 def show_verdict(console: Console, text: str, warnings: Sequence[str] = ()) -> None:

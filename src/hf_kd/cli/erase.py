@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from hf_kd.features.reader import ReadOptions
     from hf_kd.methods.erasers.base import Method
     from hf_kd.model.erased_model import ErasedModel
+
+logger = logging.getLogger(__name__)
 
 MASKS, BY_NAME = "Masked classes", "By name"
 """Panels of the help."""
@@ -147,6 +150,11 @@ def erase(
         erased_label=label,
         allow_unrecognised=shared.allow_unrecognised,
     )
+    classes = erased.erasures[-1].classes or ()
+    if not forget_labels and len(classes) > 1:
+        logger.warning(
+            "Every label of the data set was forgotten, %d in all: --forget-labels was not given.", len(classes)
+        )
     accuracy = None
     if test_split:
         test = _inputs.load_data(dataset, test_split, shared)
@@ -161,7 +169,8 @@ def erase(
         "accuracy": accuracy,
         **_cover_in(data, erased, reading),
     }
-    audit = audit_command(str(output), dataset, "--split", split, *(("--original", model) if fold else ()))
+    options = ("--split", split, *(("--original", model) if fold else ()))
+    audit = audit_command(str(output), dataset, *options, imports=shared.imports)
     result["verdict"] = accuracy_verdict(accuracy, result["erasure"], erased.class_names, audit).text
     if not _save(erased, output, fold):
         return  # another process of the same launch reports
@@ -198,7 +207,9 @@ def _erase_by_name(
     named.erase(erased, images, method, shared.settings, reading)
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}
-    audit = audit_command(str(output), dataset or "DATASET", "--forget-labels", "LABEL", "--texts", "TEXT")
+    audit = audit_command(
+        str(output), dataset or "DATASET", "--forget-labels", "LABEL", "--texts", "TEXT", imports=shared.imports
+    )
     result["verdict"] = accuracy_verdict(None, result["erasure"], {}, audit).text
     if not _save(erased, output, fold):
         return

@@ -108,8 +108,7 @@ def unlearn(
         return
     record = changed.config.hf_kd_unlearned[-1] | {"accuracy": accuracy}
     names = record_names(record, original.class_names)
-    imports = [word for path in shared.imports or () for word in ("--import", str(path))]
-    audit = audit_command(str(output), dataset, "--split", split, "--original", model, *imports)
+    audit = audit_command(str(output), dataset, "--split", split, "--original", model, imports=shared.imports)
     record["verdict"] = accuracy_verdict(accuracy, record, original.class_names, audit).text
     if shared.as_json:
         console.print_json(data=record)
