@@ -155,13 +155,16 @@ def test_a_folder_with_something_in_it_is_no_output(place, tmp_path):
     hf_kd("erase", place / "model", *arguments, "--overwrite")
 
 
-@pytest.mark.parametrize("name", ["./erasd", "weights/erasd"])
+@pytest.mark.parametrize("name", ["./erasd", "weights/erasd", "erasd"])
 def test_a_mistyped_folder_is_refused_before_a_network_is_asked(place, tmp_path, monkeypatch, name):
-    (tmp_path / "weights").mkdir()
+    for folder in (tmp_path, tmp_path / "weights"):
+        (folder / "erased").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("socket.socket.connect", lambda *to: pytest.fail(f"asked {to}"))
     arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--output", tmp_path / "out"]
-    assert f"There is no folder '{name}'" in hf_kd("erase", name, *arguments, code=1).stderr
+    told = " ".join(hf_kd("erase", name, *arguments, code=1).stderr.split())
+    meant = name.removeprefix("./").replace("erasd", "erased")
+    assert f"There is no folder '{name}'. Did you mean '{meant}'?" in told
 
 
 def test_a_first_look_at_fewer_images_says_so(place, tmp_path):

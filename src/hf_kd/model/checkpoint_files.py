@@ -7,6 +7,7 @@ shards, adapters); each is closed here for erased models, and the ones that lead
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251  (what torch raises; nothing is unpickled here)
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -24,6 +26,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from transformers.utils import (
+    CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
@@ -43,11 +46,29 @@ def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_missing_path(name: str) -> None:
-    """Raise FileNotFoundError for what can only be meant as a folder and is none; a Hub would be asked in vain."""
+    """Raise FileNotFoundError for what can only be meant as a folder and is none; a Hub would be asked in vain.
+
+    A name without a slash is one, unless the cache knows it as one of the Hub's oldest models, which have no user.
+    """
+    if Path(name).exists():
+        return
     looks_like_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
-    looks_like_path |= "/" in name and Path(name).parent.is_dir()
-    if looks_like_path and not Path(name).exists():
-        raise MissingFileError(f"There is no folder {name!r}. (A model on the Hub is named USER/NAME.)")
+    looks_like_path |= Path(name).parent.is_dir() if "/" in name else not isinstance(_cached_configuration(name), str)
+    if looks_like_path:
+        near = difflib.get_close_matches(Path(name).name, _folders_beside(name), n=1, cutoff=0.7)
+        hint = f" Did you mean {str(Path(name).with_name(near[0]))!r}?" if near else ""
+        raise MissingFileError(f"There is no folder {name!r}.{hint} (A model on the Hub is named USER/NAME.)")
+
+
+def _cached_configuration(name: str) -> Any:
+    return try_to_load_from_cache(name, CONFIG_NAME)
+
+
+def _folders_beside(name: str) -> list[str]:
+    try:
+        return [path.name for path in Path(name).parent.iterdir() if path.is_dir()]
+    except OSError:
+        return []
 
 
 def refuse_pickles(name: str, stored: dict[str, Any], kwargs: dict[str, Any]) -> None:
