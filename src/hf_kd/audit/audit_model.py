@@ -81,7 +81,7 @@ def audit_model(
     reading = reading or ReadOptions()
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS))
-    names = model.class_names or None
+    names = (model.class_names or None) if has_head(model) else None
     forget = forgotten_labels(model, forget_labels, names)
     changes = [*weight_changes(model.config), *folded_erasures(model.config)]
     if changes and original is None:
@@ -126,7 +126,7 @@ def audit_model(
         ),
         logits=logits,
         extras=AuditExtras(
-            class_names=_names(names, data.labels),
+            class_names=_names(data.names if names is None else names, data.labels),
             views=_views(data, attacks, original),
             random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
             fit_class=class_fit(model),
