@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from transformers import ViTModel
+from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
 from hf_kd import AuditOptions, ErasedModel, Retrained, Unseen
@@ -179,6 +179,13 @@ def test_embedding_models_are_asked_for_identities(vit, processor, forget, split
     groups = {score.group for score in report.section("identities").scores}
     assert {"closed set, cosine", "closed set, centred"} <= groups
     assert "Not measured" in report.section("head").notes[0]
+
+
+def test_labels_of_a_model_without_head_and_names_are_those_of_the_data(vit, processor, forget, splits):
+    made_up = ViTConfig.from_dict(vit.config.to_dict() | {"id2label": {0: "LABEL_0", 1: "LABEL_1"}})
+    wrapped = ErasedModel.from_model(randomise(ViTModel(made_up)), processor).erase(forget, k=2, progress=False)
+    report = wrapped.audit(*splits, [2], **QUICK)
+    assert report.class_names[2] == splits[0].features["label"].names[2]
 
 
 def test_refusals_say_the_way_out(erased, model, processor, splits):

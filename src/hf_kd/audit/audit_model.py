@@ -81,7 +81,7 @@ def audit_model(
     reading = reading or ReadOptions()
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS))
-    names = (model.class_names or None) if has_head(model) else None
+    names = _own_names(model)
     forget = forgotten_labels(model, forget_labels, names)
     changes = [*weight_changes(model.config), *folded_erasures(model.config)]
     if changes and original is None:
@@ -365,6 +365,13 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """Features at all taps as one matrix: [n, sum of d]."""
     parts = [part.cpu().float() for part in parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _own_names(model: TappedModel) -> dict[int, str] | None:
+    """What the model calls its classes; None where it has no head and names that only transformers made up."""
+    names = model.class_names
+    made_up = not has_head(model) and all(name == f"LABEL_{label}" for label, name in names.items())
+    return None if made_up else names or None
 
 
 def _names(names: Any, labels: Iterable[Tensor]) -> dict[int, str]:
