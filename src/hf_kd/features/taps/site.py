@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from hf_kd.data.masked_classes import MASKED_LOGIT
+from hf_kd.data.modes import evaluating as evaluating
 from hf_kd.errors import InvalidTypeError, InvalidValueError, NotErasedError
 
 from .hooks import THREAD, Kind, Reader, hooks_of, is_registered, register, remove_alike
@@ -258,21 +259,6 @@ def record(
         yield take
     finally:
         THREAD.readers = before
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is in the mode it was in, whatever its neighbours' modes."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            if training and not module.training:
-                module.train()  # not the flag alone: modules may drop what they cached in eval mode (LeViT does)
-        for module, training in modes:
-            module.training = training
 
 
 def drop_caches(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd.data.hidden_state import hidden_state, with_hidden_state
+from hf_kd.data.modes import evaluating
 from hf_kd.errors import InvalidValueError
 
 from .task import Task
@@ -66,7 +67,7 @@ def cut_behind(model: nn.Module, block: str, inputs: Mapping[str, Any], blocks: 
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        with torch.enable_grad(), _in_eval(model):
+        with torch.enable_grad(), evaluating(model):
             hidden = hidden_at(model, block, inputs)
         gradients = torch.autograd.grad(hidden.sum(), parameters, allow_unused=True)
         kept, new = _sorted_tensors(model, parameters, gradients, finished)
@@ -234,21 +235,9 @@ def _shapes(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any]) -
         for name in names
     ]
     try:
-        with torch.no_grad(), _in_eval(model):
+        with torch.no_grad(), evaluating(model):
             model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
     return [found[name] for name in names]
-
-
-@contextlib.contextmanager
-def _in_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,0 +1,23 @@
+"""Eval mode for as long as a model is read, and every module's own mode afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is in the mode it was in, whatever its neighbours' modes."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            if training and not module.training:
+                module.train()  # not the flag alone: modules may drop what they cached in eval mode (LeViT does)
+        for module, training in modes:
+            module.training = training
