@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from hf_kd.metrics.knowledge_retention import knowledge_retention
-from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
+from hf_kd.metrics.linear_probe import _geometry_by_held_out_loss, fit_linear_probe, fit_paper_probe
 from hf_kd.metrics.neighbours import knn_predictions, prototype_predictions, tie_shares
 from hf_kd.metrics.nonlinear_probes import fit_mlp_probe, fit_rbf_probe
 from hf_kd.metrics.scaling import fit_whitening
@@ -328,3 +329,18 @@ def test_runs_on_a_gpu_and_agrees_with_the_cpu():
     there = knowledge_retention(train.cuda(), y, test.cuda(), test_y, 0)
     assert dataclasses.astuple(there.scores) == pytest.approx(dataclasses.astuple(here.scores), abs=0.2)
     assert fit_linear_probe(train.cuda(), y).weight.is_cuda
+
+
+def test_the_only_sample_of_a_class_is_fitted_on_and_not_held_out():
+    targets = torch.tensor([0] * 10 + [1] * 10 + [2])
+    features = torch.randn(21, 3, generator=torch.Generator().manual_seed(0))
+    fitted = []
+
+    def solve(name, rows):
+        fitted.append(rows.tolist())
+        return SimpleNamespace(weight=torch.zeros(3, 3), bias=torch.zeros(3))
+
+    scales = dict.fromkeys(("whitened", "principal"), lambda x: x)
+    for seed in range(5):
+        _geometry_by_held_out_loss(solve, scales, features, targets, None, seed)
+    assert all(20 in rows and len(rows) < 21 for rows in fitted)
