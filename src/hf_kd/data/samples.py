@@ -113,6 +113,12 @@ class Samples:
         part._rows = self._rows[rows]
         return part
 
+    def relabelled(self, labels: Tensor) -> Samples:
+        """The same samples with class ids [n] from elsewhere; shares the memory."""
+        other = self.subset(torch.arange(len(self)))
+        other.labels = labels.cpu()
+        return other
+
     def shuffled(self) -> Tensor:
         """A random order of all positions [n], from torch's global generator (the same in every process)."""
         return torch.randperm(len(self))

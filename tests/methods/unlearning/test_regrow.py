@@ -284,6 +284,17 @@ def test_auto_tries_cuts_from_the_top_and_takes_the_deeper_where_readings_are_al
     assert all(torch.equal(before[name], task.model.state_dict()[name]) for name in kept)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_scan_reads_unlabelled_images_by_the_answers_they_are_trained_to(soft):
+    """As `unlearn` reads them where labels are the teacher's: without any."""
+    task = small_task("ViTForImageClassification")
+    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
+    task.retain = Samples(torch.full((60,), -1), {"pixel_values": torch.randn(60, 3, 32, 32)})
+    made = Regrow(keep="auto", labels="teacher", soft=soft, scan_epochs=1, epochs=1, batch_size=6).run(task)
+    assert made["block"] == made["scan"][-1]["block"]
+    assert bool((task.retain.labels == -1).all()), "the samples themselves stay as they were"
+
+
 def test_a_scan_stops_where_the_reading_stops_falling(monkeypatch):
     task = small_task("ResNetForImageClassification")
     task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})

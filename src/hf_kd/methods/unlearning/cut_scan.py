@@ -40,7 +40,7 @@ def scan(task: Task, retain: Samples, grow: Callable[[Cut], float]) -> tuple[Cut
 
     Args:
         task: Its model is as it was before each cut is tried, and afterwards.
-        retain: D_r.
+        retain: D_r, with labels.
         grow: Draws what lies above a cut anew, trains it for a few epochs, and returns the accuracy on D_r.
 
     Returns:
@@ -136,7 +136,6 @@ def read_class(
     with task.mode("eval"):
         parts = [task.head_inputs(some)[0] if read is None else read(some) for some in (forget, retain)]
     features = torch.cat(parts).cpu()
-    # retained images without labels are one class: whether it is the forgotten one is what is asked
     labels = torch.cat([forget.labels, retain.labels])
     fits = torch.arange(len(labels)) % 2 == 0
     probe = fit_linear_probe(features[fits], labels[fits])

@@ -190,7 +190,8 @@ class Regrow(UnlearningMethod):
         return cast(RegrowMeasured, {"n_retain": len(retain), **found})
 
     def _scanned(self, task: Task, retain: Samples, targets: Tensor, found: dict[str, Any]) -> Cut:
-        """The cut that a scan finds; what it read goes into `found`."""
+        """The cut that a scan finds; what it read goes into `found`. Labels are those that are trained to."""
+        retain = retain.relabelled(targets.argmax(dim=1) if self.soft else targets)
         if task.reference is not None:
             cut, found["scan"], told = where_profiles_part(task, retain, task.reference)
             text = "The profiles of model and reference do not part where one could cut; the nearest cut was taken."
