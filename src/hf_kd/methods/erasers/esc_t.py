@@ -157,7 +157,6 @@ class ESCT(Method):
             )
         directions = [SecondMoment.of(f).principal_directions()[0].to(f) for f in features]
         masks = [torch.ones_like(u, requires_grad=True) for u in directions]
-        optimizer = torch.optim.SGD(masks, lr=self.lr)
 
         def erased_logits(rows: Tensor | slice) -> Tensor:
             masked = [u * m for u, m in zip(directions, masks, strict=True)]
@@ -182,12 +181,13 @@ class ESCT(Method):
                     if not bool(correct.any()):
                         continue
                     loss = -F.cross_entropy(logits[correct], labels[rows][correct])
-                    optimizer.zero_grad()
-                    loss.backward()
-                optimizer.step()
+                    gradients = torch.autograd.grad(loss, masks)
+                # plain SGD; torch.optim imports a compiler at its first step, which takes longer than all of the training
                 with torch.no_grad():
-                    for mask in masks if self.clip else ():
-                        mask.clamp_(0, 1)
+                    for mask, gradient in zip(masks, gradients, strict=True):
+                        mask.sub_(gradient, alpha=self.lr)
+                        if self.clip:
+                            mask.clamp_(0, 1)
             if not all(bool(torch.isfinite(mask).all()) for mask in masks):
                 raise DivergedError(
                     f"The mask of ESC-T is no longer finite after {epochs_run + 1} epochs with lr={self.lr}, "
