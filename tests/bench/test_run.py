@@ -438,3 +438,34 @@ def test_memory_of_a_method_is_what_it_took_above_what_was_held():
     assert 45 <= found["method"] <= 60
     assert found["process_peak"] - found["process_before"] >= 125
     assert len(before)
+
+
+def test_mirrored_views_and_rounding_down_are_a_rows_own(one):
+    rows = [{"method": "esc", "k": 1}, {"method": "esc", "k": 1, "collect_views": "mirrored"}]
+    experiment = one(methods=rows)
+    before, plain = making(experiment, experiment.rows[0])
+    _, mirrored = making(experiment, experiment.rows[1])
+    _, other = making(experiment, experiment.rows[1], seed=1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in mirrored.inner.state_dict().items())
+    directions = [model.sites[0].eraser.directions for model in (plain, mirrored, other)]
+    assert not torch.equal(directions[0], directions[1])
+    assert not torch.equal(directions[1], directions[2]), "drawn by the seed"
+    assert experiment.rows[1].varies
+
+    dim = plain.taps[0].dim
+    nearest, down = ({"method": "esc", "p": 190 / dim, **more} for more in ({}, {"k_rounding": "down"}))
+    experiment = one(methods=[nearest, down])
+    assert [making(experiment, row)[1].sites[0].eraser.rank_removed for row in experiment.rows] == [2, 1]
+    experiment = one(methods=[{"method": "esc", "p": 50 / dim, "k_rounding": "down"}])
+    with pytest.raises(ValueError, match="removes nothing"):
+        making(experiment, experiment.rows[0])
+
+
+@pytest.mark.parametrize(
+    "row", [{"method": "finetune", "collect_views": "mirrored"}, {"method": "leace", "k_rounding": "down"},
+            {"method": "esc", "k_rounding": "up"}]
+)  # fmt: skip
+def test_what_has_no_such_defect_refuses_it(one, row):
+    experiment = one(methods=["original", row])
+    assert experiment.rows[1].kind == "refused"
+    assert next(key for key in row if key != "method") in experiment.rows[1].refused

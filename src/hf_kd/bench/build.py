@@ -5,16 +5,13 @@ What a row makes is its own. The original, which all rows share, is copied and n
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_kd.data.distributed import process_state, reduce_tensor
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import method_info
 from hf_kd.model.erased_model import ErasedModel
@@ -64,8 +61,8 @@ def make(
     model = before if before is not None else _same_inner(original)
     wants = {"retain": retain} if method_info(row.name).needs_retain else {}
     # as the row gives them, since a method may refuse two settings that exclude each other
-    options = dict(row.options) | ({"seed": seed} if row.has_seed else {})
-    with _collecting(model, row.collect_in, seed):
+    options = row.published.options(row.name, row.options, model) | ({"seed": seed} if row.has_seed else {})
+    with row.published.reading(model, seed):
         model.erase(
             forget,
             row.name,
@@ -112,33 +109,3 @@ def _with_other_weights(
 def _same_inner(original: ErasedModel) -> ErasedModel:
     """A wrapper of its own around a copy, so that no cell sees another's eraser."""
     return ErasedModel.from_model(copy.deepcopy(original.inner), processor=original.processor)
-
-
-@contextlib.contextmanager
-def _collecting(model: ErasedModel, mode: str, seed: int) -> Iterator[None]:
-    """Feature passes inside run in this mode. In "train" BatchNorm ends with the statistics of what was read; with several
-    processes it gets the mean of theirs.
-    """
-    if mode == "eval":
-        yield
-        return
-    inner = model.inner
-    model.find_taps()  # in eval mode: the search compares forwards
-    devices = [next(inner.parameters()).device] if next(inner.parameters()).is_cuda else []
-    handle = inner.register_forward_pre_hook(_to_train_mode)
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        handle.remove()
-        inner.eval()
-    if process_state().num_processes > 1:
-        for buffer in inner.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(reduce_tensor(buffer, "mean"))
-
-
-def _to_train_mode(module: nn.Module, args: Any) -> None:
-    """Every feature pass sets eval mode; this is asked later, with each batch."""
-    module.train()

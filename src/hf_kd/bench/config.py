@@ -10,7 +10,7 @@ A file describes one experiment, or several that share its top-level settings:
     experiments: [{name: deer}, {name: horse, protocol: {kind: class, forget: [horse]}}]
 
 Every ablation is a row: `{method: esc, p: 5}`, `{method: esc-t, threshold: 0.5}`, `{method: esc, center: true}`, with
-`forget_limit: 50` for fewer forget images and `collect_in: train` for features as the published code reads them.
+`forget_limit: 50` for fewer forget images and `collect_in: train` for a defect of the published code (`Published`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.methods.registry import available_methods, make_method, make_unlearning_method, method_info
 from hf_kd.metrics.attacks import ATTACKS
 
+from .published import Published
 from .shape import ConfigError, line_of
 
 PROTOCOLS: dict[str, frozenset[str]] = {
@@ -42,7 +43,6 @@ REQUIRED: dict[str, frozenset[str]] = {"subclass": frozenset({"forget", "fine_co
 
 PLAIN_ROWS = ("original", "unseen")
 
-COLLECT_IN = ("eval", "train")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -62,9 +62,8 @@ class Row:
     """Whether it stands for the model retrained without D_f."""
     forget_limit: int | None = None
     """N_f: how many images of each request the method sees, drawn by the cell's seed; measured is always on all."""
-    collect_in: str = "eval"
-    """Mode of the model while an eraser's features are read. "train", as the published code has it, normalises with each
-    batch's statistics and overwrites BatchNorm's own with those of the forget set; the model that is measured keeps them."""
+    published: Published = field(default_factory=Published)
+    """Defects of the published code that this row has; none by default."""
     refused: str | None = None
     """Why it cannot run: its method is unknown or does not take its settings."""
 
@@ -86,7 +85,7 @@ class Row:
     @property
     def varies(self) -> bool:
         """Whether another seed gives another result."""
-        return self.has_seed or self.forget_limit is not None or self.collect_in == "train"
+        return self.has_seed or self.forget_limit is not None or self.published.draws
 
     @property
     def needs(self) -> str:
@@ -376,13 +375,9 @@ def _method_row(
         )
     kind = method_info(name).kind
     limit = _count(values, "forget_limit", f"{label} in {experiment}")
-    mode = values.get("collect_in", "eval")
-    if mode not in COLLECT_IN or (kind != "eraser" and "collect_in" in values):
-        raise InvalidValueError(
-            f"collect_in={mode!r}: erasers take {' or '.join(COLLECT_IN)}; methods that change weights have bn_mode instead."
-        )
-    options = {key: value for key, value in values.items() if key not in ("forget_limit", "collect_in")}
-    row = Row(kind, name, label, options, seeds, reference or name == "retrain", limit, mode)
+    options = {key: value for key, value in values.items() if key != "forget_limit"}
+    published = Published.taken_from(options, kind, name)
+    row = Row(kind, name, label, options, seeds, reference or name == "retrain", limit, published)
     row.settings(0)  # bad options are refused before the first cell runs
     return row
 

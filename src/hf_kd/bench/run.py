@@ -251,7 +251,7 @@ def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory:
         with memory.of_method():
             return make(row, seed, experiment, problem, shared.original, shared.settings, stage, before)
 
-    unchanged = row.kind == "original" or (row.kind == "eraser" and row.collect_in == "eval")
+    unchanged = row.kind == "original" or (row.kind == "eraser" and not row.published.changes_weights)
     changes = row.kind in ("eraser", "weights")
     stages: list[dict[str, Any]] = []
     seconds, model, features = {"features": 0.0, "fit": 0.0}, None, None
@@ -315,7 +315,7 @@ def _rank(model: ErasedModel) -> int:
 def _report(shared: _Shared, model: ErasedModel, row: Row, place: Path) -> None:
     """The whole audit of one row, with its figures."""
     problem, last = shared.problem, len(shared.problem.stages) - 1
-    same = row.kind == "original" or (row.kind == "eraser" and row.collect_in == "eval")
+    same = row.kind == "original" or (row.kind == "eraser" and not row.published.changes_weights)
     report = model.audit(
         problem.train,
         problem.test,

@@ -54,8 +54,9 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
             about["measures"][name] = dict(other) | _data(str(other["name"]))
     if row.forget_limit is not None:
         about["forget_limit"] = row.forget_limit
-    if row.collect_in != "eval":
-        about |= {"collect_in": row.collect_in, "batch_size": experiment.batch_size}
+    about |= row.published.settings
+    if row.published.changes_weights:
+        about["batch_size"] = experiment.batch_size
     if row.kind == "weights" and experiment.train_precision not in (None, experiment.mixed_precision):
         about["train_precision"] = experiment.train_precision
     if row.kind == "checkpoint":
