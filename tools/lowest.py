@@ -10,7 +10,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 LEFT_OUT = {"torch"}
-OF_THE_TESTS = ("dependencies", "peft", "figures", "evaluate")
+OF_THE_TESTS = ("dependencies", "peft", "figures", "evaluate", "onnx")
 
 
 def lowest(project: str) -> list[str]:

@@ -426,3 +426,25 @@ def test_push_says_before_anything_is_sent_that_the_eraser_can_be_taken_away(pla
         ErasedModel.from_pretrained(place / "model").push_to_hub("ana/forgetful")
     assert "take the eraser away" in caplog.text
     assert "'regrow'" in caplog.text
+
+
+def test_a_handler_is_published_only_when_asked_for_and_never_over_a_persons_own(hub, run_client, place):
+    run_client(["push", "model", "ana/plain", "--private", "--no-verify"])
+    assert "handler.py" not in hub.files("ana/plain")
+    run_client(["push", "model", "ana/served", "--private", "--handler"])
+    files = hub.files("ana/served")
+    assert files["requirements.txt"] == b"hf-kd\n"
+    names: dict[str, object] = {}
+    exec(files["handler.py"].decode(), names)  # as an endpoint does
+    assert names["EndpointHandler"].__module__ == "hf_kd.model.endpoint"
+    run_client(["push", "model", "ana/served", "--private", "--handler", "--no-verify"])  # its own file is no obstacle
+
+    hub.write("ana/served", "handler.py", b"print('mine')\n")
+    before = hub.repo("ana/served").refs["main"]
+    done = run_client(["push", "model", "ana/served", "--handler"], code=1)
+    assert "has a handler.py of its own" in " ".join(done.err.split())
+    done = run_client(["push", "model", "ana/served", "--handler", "--folded"], code=1)
+    assert "are not erased" in " ".join(done.err.split())
+    assert hub.repo("ana/served").refs["main"] == before
+    run_client(["push", "model", "ana/served", "--no-verify"])
+    assert hub.files("ana/served")["handler.py"] == b"print('mine')\n", "a person's file stays"

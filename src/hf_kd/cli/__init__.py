@@ -12,6 +12,7 @@ from . import (  # noqa: F401  (each registers its command)
     bench,
     card,
     erase,
+    export,
     inspect,
     methods,
     publish,

@@ -22,6 +22,9 @@ def push(
     folded: Annotated[
         bool, typer.Option("--folded", help="A stock checkpoint: loads without hf_kd, features NOT erased.")
     ] = False,
+    handler: Annotated[
+        bool, typer.Option("--handler", help="Add a handler.py, with which an Inference Endpoint serves the model.")
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(help="report.json of hf-kd audit, for the card. Without it: the one in the folder.")
     ] = None,
@@ -49,6 +52,7 @@ def push(
         commit_message=commit_message,
         show_class_names=show_class_names,
         datasets=datasets or (),
+        handler=handler,
     )
     if shared.as_json:
         print(json.dumps(result.to_dict()))

@@ -25,7 +25,7 @@ from hf_kd.errors import InvalidValueError, UnreadableImageError, shortened
 
 logger = logging.getLogger(__name__)
 
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,  # includes PIL.UnidentifiedImageError and truncated files
     SyntaxError,  # broken PNG chunks
     ValueError,
@@ -35,7 +35,7 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_EXIF_ERRORS = (*_DECODER_ERRORS, KeyError, TypeError, ZeroDivisionError)
+_EXIF_ERRORS = (*DECODER_ERRORS, KeyError, TypeError, ZeroDivisionError)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -66,7 +66,7 @@ def to_rgb(value: Any, row: int) -> Image.Image:
             return _pil_to_rgb(_from_array(value, channels_first=False), row)
         with _open(value) as image:
             return _pil_to_rgb(image, row)
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise UnreadableImageError(
             f"The image in row {row} cannot be read: {_reason(error)}. Repair it or leave this row out.", row
         ) from error

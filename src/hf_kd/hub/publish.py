@@ -30,6 +30,7 @@ from hf_kd.features.taps.site import evaluating, record
 from hf_kd.methods.records import weight_changes
 
 from .document import CARD, REPORT, base_of, document, records_of
+from .endpoint import write_handler
 from .files import WEIGHT_PATTERNS, save_processor
 from .upload import Published, fetch, prepare, upload
 from .wording import WEIGHTS_KNOW
@@ -78,6 +79,7 @@ def push(
     verify: bool = True,
     show_class_names: bool = False,
     datasets: Sequence[str] = (),
+    handler: bool = False,
     **upload_options: Any,
 ) -> Pushed:
     """Publish weights, card, receipt, report and figures in one commit, load them back and compare bit for bit.
@@ -93,6 +95,8 @@ def push(
         verify: Load the commit from the Hub and compare answers and features on a fixed batch.
         show_class_names: Name the forgotten classes in card, report and figures.
         datasets: Hub ids, for the card.
+        handler: Add handler.py and requirements.txt, with which an Inference Endpoint serves the repository by
+            `hf_kd.model.endpoint`. Nothing of hf_kd runs them.
         **upload_options: `private`, `token`, `revision`, `create_pr` and `commit_message`, as in `huggingface_hub`; see
             `UploadOptions`.
 
@@ -100,13 +104,18 @@ def push(
         Where it went, and whether it was compared.
 
     Raises:
-        ValueError: Nothing was erased, or the id is malformed.
+        ValueError: Nothing was erased, the id is malformed, or a handler is asked for a folded model (whose features are not
+            erased) or a repository that has one of its own.
         PushError: The upload failed and left the repository as it was (an OSError).
         NotVerifiedError: It happened and what loads back is not this model, or nothing loads back (an OSError).
         TypeError: There is no such option.
     """
     target = UploadOptions(**upload_options)
     _refuse_nothing_to_publish(model)
+    if handler and folded:
+        raise InvalidValueError(
+            "handler=True serves features too, and those of folded=True are not erased: take one of both."
+        )
     if model.is_erased and not weight_changes(model.config):
         logger.warning(WEIGHTS_KNOW)
     full = prepare(repo_id, private=target.private, token=target.token, revision=target.revision)
@@ -117,6 +126,8 @@ def push(
         if not show_class_names:
             _drop_dataset_classes(folder / CONFIG_NAME)
         _put_card(folder / CARD, existing)
+        if handler:
+            write_handler(folder, lambda name: fetch(full, name, revision=target.revision, token=target.token))
         document(
             model,
             folder,

@@ -111,11 +111,12 @@ def by_name(data: ConceptEmbeddings) -> dict[str, float]:
     }
     if bool(near.any()):
         found["accuracy of neighbours"] = _share(answers[near] == labels[near])
-    for k in (1, 10):
-        best = [_text_to_image(data, c, k) for c in range(data.prompts.shape[1]) if bool((labels == c).any())]
-        others = [value for c, value in best if c != data.concept]
-        found[f"text to image R@{k}"] = next((value for c, value in best if c == data.concept), 0.0)
-        found[f"text to image R@{k}, others"] = sum(others) / max(1, len(others))
+    shown = [c for c in range(data.prompts.shape[1]) if bool((labels == c).any())]
+    for way, recall in (("text to image", _text_to_image), ("image to text", _image_to_text)):
+        for k in (1, 10):
+            best = {c: recall(data, c, k) for c in shown}
+            found[f"{way} R@{k}"] = best.pop(data.concept, 0.0)
+            found[f"{way} R@{k}, others"] = sum(best.values()) / max(1, len(best))
     return found
 
 
@@ -196,10 +197,17 @@ def _recall_of(data: ConceptEmbeddings, wording: Tensor) -> float:
     return _share(_answers(data.test[data.is_concept], prompts) == data.concept)
 
 
-def _text_to_image(data: ConceptEmbeddings, label: int, k: int) -> tuple[int, float]:
+def _text_to_image(data: ConceptEmbeddings, label: int, k: int) -> float:
     """Of the templates that ask for a class, how many find an image of it among the first k."""
     best = (data.prompts[:, label] @ data.test.T).topk(min(k, len(data.test)), dim=1).indices
-    return label, _share((data.test_labels[best] == label).any(dim=1))
+    return _share((data.test_labels[best] == label).any(dim=1))
+
+
+def _image_to_text(data: ConceptEmbeddings, label: int, k: int) -> float:
+    """Of the images of a class, how many have a prompt of it among the k nearest of all classes' in all templates."""
+    captions = data.prompts.flatten(0, 1)
+    best = (data.test[data.test_labels == label] @ captions.T).topk(min(k, len(captions)), dim=1).indices
+    return _share((best % data.prompts.shape[1] == label).any(dim=1))
 
 
 def _few_shot(data: ConceptEmbeddings, shots: int, seed: int) -> float:

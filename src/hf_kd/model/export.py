@@ -1,4 +1,4 @@
-"""How an `ErasedModel` leaves: folded into a stock model, saved to a folder, pushed to the Hub."""
+"""How an `ErasedModel` leaves: folded into a stock model, saved to a folder, written as ONNX, pushed to the Hub."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from .saving import atomic_directory, refuse_other_model
 
 if TYPE_CHECKING:
     from hf_kd.hub.publish import Pushed
+
+    from .onnx_export import ExportedFile
 
 
 class Export:
@@ -89,6 +91,21 @@ class Export:
             save_processor(self, folder)
             if self.is_erased:
                 document(self, folder, beside=save_directory, add_card=False)
+
+    def export_onnx(self, output: str | os.PathLike[str], **options: Any) -> list[ExportedFile]:
+        """Write the model as ONNX, the erasers inside, once onnxruntime gives the same answers.
+
+        Args:
+            output: File name that ends in .onnx; a two-tower model gives one file a tower.
+            **options: `dtype`, `images`, `reading` and `overwrite` of `hf_kd.model.onnx_export.export_onnx`, which see for
+                errors, too.
+
+        Returns:
+            What was written, and how far it is from the model.
+        """
+        from .onnx_export import export_onnx  # torch.export takes a second to import
+
+        return export_onnx(self, output, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
         """Publish the model in one commit, load it back and compare bit for bit.

@@ -157,7 +157,7 @@ class TapSite(nn.Module):
     def pass_through(self, features: Tensor, number: int = 0) -> Tensor:
         """The features as they go on: read if somebody reads, erased if there is an eraser; shape as it came in."""
         self._mark(number)
-        reader = None if number or torch.compiler.is_compiling() else THREAD.readers.get(id(self))
+        reader = None if number or torch.compiler.is_dynamo_compiling() else THREAD.readers.get(id(self))
         eraser = self.eraser
         if eraser is None and reader is None:
             return features

@@ -1,0 +1,36 @@
+"""`hf-kd export`: a file beside the model, what was compared, and refusals in the words of the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.runner import hf_kd
+
+pytest.importorskip("onnx", reason="needs the extra hf-kd[onnx]")
+pytest.importorskip("onnxruntime", reason="needs the extra hf-kd[onnx]")
+pytest.importorskip("onnxscript", reason="needs the extra hf-kd[onnx]")
+
+
+def test_an_erased_model_becomes_a_file(place, tmp_path):
+    erased, file = tmp_path / "erased", tmp_path / "out.onnx"
+    hf_kd(
+        "erase", place / "model", "--dataset", place / "data", "--forget-labels", "cat", "--output", erased, "--quiet"
+    )
+    done = hf_kd("export", erased, "--output", file, "--dataset", place / "data", "--forget-labels", "cat", "--quiet")
+    said = " ".join(done.stdout.split())
+    assert "opset 20, float32" in said
+    assert "takes pixel_values [batch, 3, 16, 16]" in said
+    assert "gives logits [batch, 5]; features [batch, 32]" in said
+    before = file.read_bytes()
+    done = hf_kd("export", erased, "--output", file, code=1)
+    assert "or replace it with --overwrite" in " ".join(done.stderr.split())
+    assert file.read_bytes() == before
+    done = hf_kd("export", erased, "--output", file, "--overwrite", "--dtype", "float16", "--json")
+    (told,) = json.loads(done.stdout)
+    assert told["dtype"] == "float16"
+    assert told["erased"]
+    assert max(told["deviation"].values()) <= told["tolerance"]
+    done = hf_kd("export", place / "model", "--output", tmp_path / "bare.onnx", code=1)
+    assert "Nothing has been erased" in done.stderr

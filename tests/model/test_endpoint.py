@@ -1,0 +1,166 @@
+"""The handler of an Inference Endpoint answers as the model does, behind the eraser, and bad requests cost no other."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import tracemalloc
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from hf_kd import ErasedModel
+from hf_kd.errors import InvalidValueError
+from hf_kd.model import endpoint
+from hf_kd.model.endpoint import EndpointHandler
+from tests.helpers.small import make_dataset, picture
+from tests.helpers.two_towers import two_towers
+
+
+def encoded(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def claiming(width, height):
+    """A PNG of a few bytes whose header names a size."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0")),
+        (b"IEND", b""),
+    ]
+    parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.fixture
+def saved(vit, processor, forget, tmp_path):
+    model = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False, mask_head=True)
+    model.save_pretrained(tmp_path / "erased")
+    return model.eval(), tmp_path / "erased"
+
+
+@pytest.fixture
+def handler(saved):
+    return EndpointHandler(str(saved[1]))
+
+
+def test_labels_are_those_of_the_model_and_masked_ones_are_not_among_them(saved, handler, pixels):
+    image = picture(3, 5)
+    answer = handler({"inputs": encoded(image), "parameters": {"top_k": 9}})
+    with torch.no_grad():
+        inputs = saved[0].processor([image], return_tensors="pt")
+        scores = saved[0](**inputs).logits.softmax(dim=1)[0]
+    assert {each["label"] for each in answer} == {"ape", "bee", "dog", "elk"}
+    assert [each["score"] for each in answer] == sorted((each["score"] for each in answer), reverse=True)
+    for each in answer:
+        assert each["score"] == pytest.approx(float(scores[saved[0].config.label2id[each["label"]]]), abs=1e-6)
+    assert len(handler({"inputs": encoded(image), "parameters": {"top_k": 1}})) == 1
+    assert json.loads(json.dumps(answer)) == answer
+
+
+def test_every_form_of_an_image_is_the_same_image(handler):
+    image = picture(1, 3)
+    raw = encoded(image)
+    text = base64.b64encode(raw).decode()
+    forms = [raw, text, f"data:image/png;base64,{text}", image]
+    answers = [handler({"inputs": form}) for form in forms]
+    assert all(answer == answers[0] for answer in answers)
+    together = handler({"inputs": forms})
+    assert [[each["label"] for each in row] for row in together] == [[each["label"] for each in answers[0]]] * 4
+
+
+def test_embeddings_are_erased(saved, handler):
+    image = picture(2, 3)
+    row = torch.tensor(handler({"inputs": encoded(image), "parameters": {"return": "embeddings"}}))
+    inputs = saved[0].processor([image], return_tensors="pt")
+    assert torch.allclose(row, saved[0].pooled_features(**inputs)[0], atol=1e-6)
+    assert float((row @ saved[0].sites[0].eraser.directions).abs().max()) < 1e-4
+
+
+def test_a_two_tower_model_gives_image_embeddings_alone(tmp_path):
+    inner, whole = two_towers("CLIPModel")
+    model = ErasedModel.from_model(inner, whole)
+    model.erase(texts=["cat"], templates=["a photo of a {}"], k=1).save_pretrained(tmp_path / "erased")
+    handler = EndpointHandler(str(tmp_path / "erased"))
+    assert len(handler({"inputs": encoded(picture(2, 3, (32, 32)))})) == 24
+    assert "returns embeddings" in handler({"inputs": b"x", "parameters": {"return": "labels"}})["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({}, "A request is"),
+        ("text", "A request is"),
+        ({"inputs": b""}, "is none of PNG"),
+        ({"inputs": b"no image"}, "is none of PNG"),
+        ({"inputs": encoded(picture(1, 1))[:60]}, "cannot be read"),
+        ({"inputs": claiming(40_000, 30_000)}, "pixels|none of"),
+        ({"inputs": "https://example.com/cat.png"}, "addresses are not fetched"),
+        ({"inputs": "/etc/passwd"}, "is none of PNG|addresses"),
+        ({"inputs": 3}, "is no image"),
+        ({"inputs": {"path": "/etc/passwd"}}, "is no image"),
+        ({"inputs": []}, "has 0 images"),
+        ({"inputs": [b""] * 33}, "has 33 images"),
+        ({"inputs": b"x" * (endpoint.MOST_BYTES + 1)}, "bytes is too large"),
+        ({"inputs": "x" * 2 * endpoint.MOST_BYTES}, "bytes is too large"),
+        ({"inputs": b"x", "parameters": {"output_hidden_states": True}}, "there are return and top_k"),
+        ({"inputs": b"x", "parameters": {"return": "hidden_states"}}, "labels or embeddings"),
+        ({"inputs": b"x", "parameters": {"top_k": 0}}, "whole number above 0"),
+        ({"inputs": b"x", "parameters": [1]}, "there are return and top_k"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_json(handler, request_, said):
+    answer = handler(request_)
+    assert list(answer) == ["error"]
+    assert any(part in answer["error"] for part in said.split("|")), answer
+    json.dumps(answer)
+
+
+def test_an_image_that_cannot_be_read_costs_no_other(handler):
+    good = encoded(picture(0, 1))
+    answers = handler({"inputs": [good, b"broken", claiming(40_000, 30_000), good]})
+    assert [list(answer) == ["error"] for answer in answers] == [False, True, True, False]
+    assert [each["label"] for each in answers[0]] == [each["label"] for each in handler({"inputs": good})]
+
+
+def test_nothing_unerased_is_served(vit, processor, forget, tmp_path):
+    vit.save_pretrained(tmp_path / "bare")
+    processor.save_pretrained(tmp_path / "bare")
+    with pytest.raises(InvalidValueError, match="of which nothing was erased"):
+        EndpointHandler(str(tmp_path / "bare"))
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=1, progress=False)
+    erased.fold().save_pretrained(tmp_path / "folded")
+    processor.save_pretrained(tmp_path / "folded")
+    with pytest.raises(InvalidValueError, match="or whose features are not"):
+        EndpointHandler(str(tmp_path / "folded"))
+    erased.save_pretrained(tmp_path / "none")
+    (tmp_path / "none" / "preprocessor_config.json").unlink()
+    with pytest.raises(InvalidValueError, match="no image processor"):
+        EndpointHandler(str(tmp_path / "none"))
+
+
+def test_eight_threads_get_their_own_answers_and_memory_stays(handler):
+    images = [encoded(image) for image in make_dataset([0, 1, 3, 4], seed=3)["image"]]
+    alone = [handler({"inputs": image}) for image in images]
+    bad = [b"broken", claiming(40_000, 30_000), encoded(picture(1, 1))[:60]]
+
+    def ask(number):
+        if number % 3 == 2:
+            return list(handler({"inputs": bad[number // 3 % 3]})) == ["error"]
+        return handler({"inputs": images[number % 4]}) == alone[number % 4]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert [number for number, right in enumerate(threads.map(ask, range(120))) if not right] == []
+        tracemalloc.start()
+        assert all(threads.map(ask, range(60)))
+        first = tracemalloc.get_traced_memory()[0]
+        assert all(threads.map(ask, range(180)))
+        grown = tracemalloc.get_traced_memory()[0] - first
+        tracemalloc.stop()
+    assert grown < 500_000, f"{grown} bytes more after 180 requests"

@@ -1,0 +1,233 @@
+"""What onnxruntime answers from an exported file, against the model: every eraser, mask, tower, precision and batch size."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTModel
+
+from hf_kd import ErasedModel
+from hf_kd.errors import InvalidValueError, MissingPackageError, OutputError
+from hf_kd.model.graph import TowerGraph
+from hf_kd.model.graph_check import GraphReference
+from hf_kd.model.onnx_export import OPSET, TOLERANCE
+from tests.helpers import zoo
+from tests.helpers.small import make_dataset, randomise
+from tests.helpers.two_towers import two_towers
+
+onnx = pytest.importorskip("onnx", reason="needs the extra hf-kd[onnx]")
+runtime = pytest.importorskip("onnxruntime", reason="needs the extra hf-kd[onnx]")
+pytest.importorskip("onnxscript", reason="needs the extra hf-kd[onnx]")
+
+
+def session_of(path):
+    return runtime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+
+
+def said(path):
+    stored = session_of(path).get_modelmeta().custom_metadata_map
+    return {key.removeprefix("hf_kd."): json.loads(value) for key, value in stored.items()}
+
+
+def answers(path, **inputs):
+    session = session_of(path)
+    names = [each.name for each in session.get_outputs()]
+    got = session.run(names, {each.name: inputs[each.name].numpy() for each in session.get_inputs()})
+    return dict(zip(names, map(torch.from_numpy, got), strict=True))
+
+
+@pytest.fixture
+def retain():
+    return make_dataset([0, 1, 3, 4] * 5)
+
+
+@pytest.fixture
+def erased(vit, processor, forget):
+    return ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("esc", {"k": 2}), ("esc-t", {"epochs": 2}), ("leace", {}), ("mean-difference", {}), ("cover", {})],
+)
+def test_logits_and_features_are_those_of_the_erased_model(
+    model, processor, forget, retain, pixels, tmp_path, method, settings
+):
+    given = {"retain": retain} if method in ("leace", "mean-difference") else {}
+    erased = ErasedModel.from_model(model, processor).erase(forget, method, progress=False, **given, **settings)
+    (file,) = erased.export_onnx(tmp_path / "model.onnx", images=forget)
+    assert file.erased
+    assert max(file.deviation.values()) <= TOLERANCE["float32"]
+    for rows in (pixels[:1], pixels[:3], pixels):
+        got = answers(file.path, pixel_values=rows)
+        with torch.no_grad():
+            assert torch.allclose(got["logits"], erased.eval()(rows).logits, atol=1e-4)
+        assert torch.allclose(got["features"], erased.pooled_features(rows), atol=1e-4)
+        before = erased.pooled_features(rows, stage="before")
+        assert method == "cover" or not torch.allclose(got["features"], before, atol=1e-2)
+
+
+@pytest.mark.parametrize("label", ["(erased)", None], ids=["masked", "dropped"])
+def test_masked_classes_are_masked_in_the_graph(vit, processor, forget, pixels, tmp_path, label):
+    erased = ErasedModel.from_model(vit, processor)
+    erased.erase(forget, k=1, progress=False, mask_head=True, erased_label=label)
+    (file,) = erased.export_onnx(tmp_path / "model.onnx")
+    got = answers(file.path, pixel_values=pixels)["logits"]
+    with torch.no_grad():
+        wanted = erased.eval()(pixels).logits
+    assert got.shape == wanted.shape
+    assert torch.allclose(got, wanted, atol=1e-4)
+    names = said(file.path)["labels"]
+    assert names == list(erased.config.id2label.values())
+    assert "cat" not in names
+
+
+def test_the_file_says_what_it_is(erased, tmp_path):
+    (file,) = erased.export_onnx(tmp_path / "new" / "model.onnx")
+    proto = onnx.load(file.path)
+    onnx.checker.check_model(proto)
+    assert {each.domain: each.version for each in proto.opset_import}[""] == OPSET == file.opset
+    assert file.inputs == {"pixel_values": ["batch", 3, 16, 16]}
+    assert file.outputs == {"logits": ["batch", 5], "features": ["batch", 32]}
+    told = said(file.path)
+    assert told["labels"] == ["ape", "bee", "cat", "dog", "elk"]
+    assert told["processor"]["image_mean"] == [0.5] * 3
+    assert told["erasures"] == json.loads(json.dumps([erased.erasures[0].to_dict()]))
+    assert told["eraser_sha256"] == erased.config.eraser_sha256
+    assert told["dtype"] == "float32"
+    assert "path" not in told, "where it was made is nobody's business"
+    assert sorted(os.listdir(file.path.parent)) == ["model.onnx"]
+
+
+def test_float16_keeps_float32_outside_and_in_the_eraser(erased, forget, pixels, tmp_path):
+    (whole,) = erased.export_onnx(tmp_path / "whole.onnx")
+    (half,) = erased.export_onnx(tmp_path / "half.onnx", dtype="float16", images=forget)
+    assert half.path.stat().st_size < 0.7 * whole.path.stat().st_size
+    got = answers(half.path, pixel_values=pixels)
+    with torch.no_grad():
+        assert torch.allclose(got["logits"], erased.eval()(pixels).logits, atol=0.05)
+    assert next(erased.inner.parameters()).dtype == torch.float32, "the model itself stays"
+    assert half.dtype == said(half.path)["dtype"] == "float16"
+
+
+def test_a_model_in_bfloat16_is_exported_in_float32(vit, processor, forget, tmp_path):
+    erased = ErasedModel.from_model(vit.bfloat16(), processor).erase(forget, k=1, progress=False)
+    (file,) = erased.export_onnx(tmp_path / "model.onnx")
+    assert session_of(file.path).get_inputs()[0].type == "tensor(float)"
+    assert next(erased.inner.parameters()).dtype == torch.bfloat16
+
+
+def test_an_embedding_model_gives_features(processor, forget, pixels, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    inner = randomise(ViTModel(ViTConfig(**sizes, image_size=16, patch_size=8)))
+    erased = ErasedModel.from_model(inner, processor).erase(forget, k=2, progress=False, whole_classes=False)
+    (file,) = erased.export_onnx(tmp_path / "model.onnx")
+    got = answers(file.path, pixel_values=pixels)
+    assert list(got) == ["features"]
+    assert torch.allclose(got["features"], erased.pooled_features(pixels), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["CLIPModel", "SiglipModel"])
+def test_each_tower_of_two_is_a_file(name, tmp_path, caplog):
+    inner, whole = two_towers(name)
+    erased = ErasedModel.from_model(inner, whole).erase(texts=["cat"], templates=["a photo of a {}", "{}"], k=1)
+    files = erased.export_onnx(tmp_path / "clip.onnx")
+    assert [(file.path.name, file.tower, file.erased) for file in files] == [
+        ("clip.image.onnx", "image", True), ("clip.text.onnx", "text", True)]  # fmt: skip
+    assert [list(file.outputs) for file in files] == [["image_embeds"], ["text_embeds"]]
+    images = zoo.inputs(name, 3)["pixel_values"]
+    tokens = {key: torch.randint(3, 20, (3, 6)) for key in files[1].inputs}
+    tokens = {key: torch.ones_like(value) if key == "attention_mask" else value for key, value in tokens.items()}
+    with torch.no_grad():
+        wanted = erased.get_image_features(images).pooler_output, erased.get_text_features(**tokens).pooler_output
+    assert torch.allclose(answers(files[0].path, pixel_values=images)["image_embeds"], wanted[0], atol=1e-4)
+    assert torch.allclose(answers(files[1].path, **tokens)["text_embeds"], wanted[1], atol=1e-4)
+    assert said(files[0].path)["logit_scale"] == pytest.approx(float(inner.logit_scale))
+
+
+def test_a_text_tower_without_an_eraser_is_called_the_original(tmp_path, caplog):
+    inner, whole = two_towers("CLIPModel")
+    erased = ErasedModel.from_model(inner, whole)
+    erased.erase(make_dataset([2] * 12, size=(32, 32)), k=1, progress=False, whole_classes=False)
+    with caplog.at_level(logging.WARNING, logger="hf_kd"):
+        files = erased.export_onnx(tmp_path / "clip.onnx")
+    assert [file.erased for file in files] == [True, False]
+    assert "There is no eraser in the text tower" in caplog.text
+
+
+def test_nothing_is_written_where_onnxruntime_answers_something_else(erased, tmp_path, monkeypatch):
+    found = GraphReference.deviations
+    monkeypatch.setattr(
+        GraphReference, "deviations", lambda self, run: {k: v + 0.5 for k, v in found(self, run).items()}
+    )
+    with pytest.raises(InvalidValueError, match="something else than the model: logits by 0.5"):
+        erased.export_onnx(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_without_the_eraser_does_not_pass_the_comparison(erased, forget):
+    graph = TowerGraph(erased.eval())
+    reference = GraphReference.of(graph, images=forget)
+    assert reference.acts
+    erased.reset()
+    bare = reference.deviations(graph.answers)
+    assert bare["features"] > 10 * TOLERANCE["float16"]
+    assert bare["logits"] > 10 * TOLERANCE["float16"]
+
+
+def test_an_eraser_that_had_nothing_to_do_is_said(vit, processor, forget, tmp_path, caplog):
+    erased = ErasedModel.from_model(vit, processor).erase(forget, "cover", progress=False)
+    erased.sites[0].eraser.limits[0] = 1e6  # nothing is ever recognised
+    with caplog.at_level(logging.WARNING, logger="hf_kd"):
+        GraphReference.of(TowerGraph(erased.eval()))
+    with caplog.at_level(logging.WARNING, logger="hf_kd"):
+        erased.export_onnx(tmp_path / "model.onnx")
+    assert "changes none of the samples" in caplog.text
+
+
+def test_what_is_refused_leaves_everything_as_it_was(vit, processor, forget, tmp_path):
+    bare = ErasedModel.from_model(vit, processor)
+    with pytest.raises(InvalidValueError, match="Nothing has been erased"):
+        bare.export_onnx(tmp_path / "model.onnx")
+    erased = bare.erase(forget, k=1, progress=False)
+    with pytest.raises(InvalidValueError, match="end in .onnx"):
+        erased.export_onnx(tmp_path / "folder")
+    with pytest.raises(InvalidValueError, match="dtype='int8'"):
+        erased.export_onnx(tmp_path / "model.onnx", dtype="int8")
+    (tmp_path / "model.onnx").write_text("mine")
+    with pytest.raises(InvalidValueError, match="there already"):
+        erased.export_onnx(tmp_path / "model.onnx")
+    with pytest.raises(OutputError, match="Cannot write"):
+        erased.export_onnx(tmp_path / "model.onnx" / "inside.onnx")
+    assert (tmp_path / "model.onnx").read_text() == "mine"
+    erased.export_onnx(tmp_path / "model.onnx", overwrite=True)
+    assert said(tmp_path / "model.onnx")["tower"] == "image"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_architecture_that_cannot_be_captured_is_refused_in_words(tmp_path):
+    name = "Siglip2ForImageClassification"
+    rows = [{key: value[i] for key, value in zoo.inputs(name, 4).items()} for i in range(4)]
+    loader = torch.utils.data.DataLoader(rows, batch_size=2)
+    erased = ErasedModel.from_model(zoo.build(name)).erase(loader, k=1, progress=False)
+    with pytest.raises(InvalidValueError, match="cannot be captured as a graph"):
+        erased.export_onnx(tmp_path / "model.onnx")
+
+
+def test_hostile_labels_are_data(vit, processor, forget, tmp_path):
+    vit.config.id2label = {0: 'a"}],"x', 1: "\x1b[2J", 2: "cat", 3: "\u202edog", 4: "-->"}
+    vit.config.label2id = {name: c for c, name in vit.config.id2label.items()}
+    data = make_dataset([2] * 8)
+    erased = ErasedModel.from_model(vit, processor).erase(list(data["image"]), k=1, progress=False)
+    (file,) = erased.export_onnx(tmp_path / "model.onnx")
+    assert said(file.path)["labels"] == list(vit.config.id2label.values())
+
+
+def test_a_missing_package_names_the_extra(erased, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(MissingPackageError, match=r"hf-kd\[onnx\]"):
+        erased.export_onnx(tmp_path / "model.onnx")
