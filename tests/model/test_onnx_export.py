@@ -52,7 +52,13 @@ def erased(vit, processor, forget):
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("esc", {"k": 2}), ("esc-t", {"epochs": 2}), ("leace", {}), ("mean-difference", {}), ("cover", {})],
+    [
+        ("esc", {"k": 2}),
+        ("esc-t", {"lr": 3.0, "threshold": 0.999}),
+        ("leace", {}),
+        ("mean-difference", {}),
+        ("cover", {}),
+    ],
 )
 def test_logits_and_features_are_those_of_the_erased_model(
     model, processor, forget, retain, pixels, tmp_path, method, settings
@@ -68,7 +74,8 @@ def test_logits_and_features_are_those_of_the_erased_model(
             assert torch.allclose(got["logits"], erased.eval()(rows).logits, atol=1e-4)
         assert torch.allclose(got["features"], erased.pooled_features(rows), atol=1e-4)
         before = erased.pooled_features(rows, stage="before")
-        assert method == "cover" or not torch.allclose(got["features"], before, atol=1e-2)
+        moved = float((got["features"] - before).abs().max())
+        assert method == "cover" or moved > 100 * max(file.deviation.values()) * float(before.square().mean().sqrt())
 
 
 @pytest.mark.parametrize("label", ["(erased)", None], ids=["masked", "dropped"])
@@ -100,6 +107,7 @@ def test_the_file_says_what_it_is(erased, tmp_path):
     assert told["eraser_sha256"] == erased.config.eraser_sha256
     assert told["dtype"] == "float32"
     assert "path" not in told, "where it was made is nobody's business"
+    assert b".py" not in file.path.read_bytes(), "no stack traces of whoever exported it"
     assert sorted(os.listdir(file.path.parent)) == ["model.onnx"]
 
 
@@ -181,7 +189,7 @@ def test_a_graph_without_the_eraser_does_not_pass_the_comparison(erased, forget)
 
 def test_an_eraser_that_had_nothing_to_do_is_said(vit, processor, forget, tmp_path, caplog):
     erased = ErasedModel.from_model(vit, processor).erase(forget, "cover", progress=False)
-    erased.sites[0].eraser.limits[0] = 1e6  # nothing is ever recognised
+    erased.sites[0].eraser.limits[:2] = 1e6  # nothing is ever recognised, and no margin is wide enough
     with caplog.at_level(logging.WARNING, logger="hf_kd"):
         GraphReference.of(TowerGraph(erased.eval()))
     with caplog.at_level(logging.WARNING, logger="hf_kd"):

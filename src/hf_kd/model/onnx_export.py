@@ -228,6 +228,7 @@ def _proto(graph: TowerGraph) -> Any:
         ) from error
     proto = exported.model_proto  # type: ignore[union-attr]
     _name_sizes(proto)
+    _drop_traces(proto)
     return proto
 
 
@@ -240,6 +241,15 @@ def _name_sizes(proto: Any) -> None:
     for size in (size for shape in shapes for size in shape):
         if size.dim_param in names:
             size.dim_param = names[size.dim_param]
+
+
+def _drop_traces(proto: Any) -> None:
+    """Take out what torch.onnx notes for debugging, stack traces with the paths of this machine among it."""
+    graph = proto.graph
+    inside = [node for function in proto.functions for node in function.node]
+    values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for each in (proto, graph, *proto.functions, *graph.node, *inside, *values):
+        del each.metadata_props[:]
 
 
 @contextmanager
