@@ -59,12 +59,11 @@ def test_an_exported_program_answers_erased(graph):
     assert max(found.values()) < NEAR, found
 
 
-@pytest.mark.slow
 def test_a_compiled_model_answers_erased(graph):
-    needs_compiler()
     graph, reference = graph
     model = graph.model
-    compiled = torch.compile(model.get_image_features if graph.two_towers else model, dynamic=True)
+    answering = model.get_image_features if graph.two_towers else model
+    compiled = torch.compile(answering, dynamic=True, backend="aot_eager")  # lowering is the next test's question
     for batch, wanted in zip(reference.batches, reference.answers, strict=True):
         with torch.no_grad():
             output = compiled(**batch)
