@@ -6,7 +6,7 @@ frozen, so features are computed once: the same optimisation as the published lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -162,16 +162,18 @@ class ESCT(Method):
             masked = [u * m for u, m in zip(directions, masks, strict=True)]
             return head([(f[rows] @ e) @ e.T for f, e in zip(features, masked, strict=True)])
 
+        @torch.no_grad()
+        def hit_counts(at_once: int) -> Iterator[int]:
+            for rows in torch.arange(len(labels), device=labels.device).split(at_once):
+                yield int((erased_logits(rows).argmax(dim=1) == labels[rows]).sum())
+
         def hits() -> float:
-            with torch.no_grad():
-                chunks = torch.arange(len(labels), device=labels.device).split(4096)
-                correct = sum(int((erased_logits(c).argmax(dim=1) == labels[c]).sum()) for c in chunks)
-            return 100.0 * correct / len(labels)
+            return 100.0 * sum(hit_counts(4096)) / len(labels)
 
         measured: dict[str, Any] = {"n_forget": len(labels), "forget_hits_before": hits()}
         generator = torch.Generator().manual_seed(self.seed)
-        epochs_run, soft = 0, measured["forget_hits_before"]
-        while soft > 0 and epochs_run < self.epochs:
+        epochs_run, left = 0, measured["forget_hits_before"] > 0
+        while left and epochs_run < self.epochs:
             for rows in torch.randperm(len(labels), generator=generator).to(labels.device).split(self.batch_size):
                 with torch.enable_grad():
                     logits = erased_logits(rows)
@@ -194,7 +196,8 @@ class ESCT(Method):
                     f"loss={self.loss!r} and clip={self.clip}: use a smaller lr, or loss='pce' and clip=True."
                 )
             epochs_run += 1
-            soft = hits()
+            left = any(hit_counts(self.batch_size))  # up to the first batch with one
+        soft = hits() if left else 0.0
         with torch.no_grad():
             if self.threshold is not None:
                 for mask in masks:
