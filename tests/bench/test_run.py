@@ -469,3 +469,16 @@ def test_what_has_no_such_defect_refuses_it(one, row):
     experiment = one(methods=["original", row])
     assert experiment.rows[1].kind == "refused"
     assert next(key for key in row if key != "method") in experiment.rows[1].refused
+
+
+def test_the_cost_of_a_method_over_a_bare_pass_stands_in_the_table(one, tmp_path):
+    rows = ["original", {"method": "esc", "k": 1}]
+    experiment = one(methods=rows, measure={"bare_pass": True})
+    store, _ = run(experiment, tmp_path)
+    took = by_row(store)["esc (k=1)", 0]["seconds"]
+    assert took["bare pass"] > 0
+    assert "bare pass" not in by_row(store)["original", 0]["seconds"]
+    table = markdown(experiment, store)
+    assert "| x bare pass |" in table
+    assert f"| {(took['features'] + took['fit']) / took['bare pass']:.2f} |" in table
+    assert "x bare pass" not in markdown(one(methods=rows), run(one(methods=rows), tmp_path / "other")[0])

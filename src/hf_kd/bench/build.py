@@ -6,13 +6,14 @@ What a row makes is its own. The original, which all rows share, is copied and n
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_kd.features.reader import ReadOptions
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.registry import method_info
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import unlearn
@@ -74,6 +75,16 @@ def make(
         )
     record = model.erasures[-1]
     return model, {"features": record.feature_seconds, "fit": record.fit_seconds}
+
+
+def bare_pass(row: Row, seed: int, problem: Problem, original: ErasedModel, settings: ReadOptions) -> float:
+    """Seconds of one forward pass of the original over the images that the method of a row is to forget."""
+    rows = forget_rows(problem, range(len(problem.stages)), row.forget_limit, seed)
+    reader = ImageReader(original, problem.train.select(rows.tolist()), settings)
+    reader.find_taps()
+    started = time.perf_counter()
+    reader.run(lambda features, labels, rows: None, stage="before", description="bare pass")
+    return time.perf_counter() - started
 
 
 def forget_rows(problem: Problem, stages: Any, most: int | None, seed: int) -> Tensor:

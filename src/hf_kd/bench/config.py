@@ -106,6 +106,8 @@ class Measures:
     membership: bool = True
     attacks: tuple[str, ...] = ()
     """Names of `hf_kd.metrics.ATTACKS`, on the features behind the eraser."""
+    bare_pass: bool = False
+    """Also how long a bare forward pass over D_f takes just before: the cost of a method as a ratio to it."""
     report: bool = False
     """Also the whole audit of the first seed, with its figures, in `reports/`."""
     transfer: Mapping[str, Any] | None = None

@@ -26,7 +26,7 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.records import versions
 from hf_kd.model.erased_model import ErasedModel
 
-from .build import make, records_of
+from .build import bare_pass, make, records_of
 from .config import PLAIN_ROWS, Experiment, Row
 from .measure import Features, measure, read_both
 from .memory import PeakMemory
@@ -256,10 +256,12 @@ def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory:
     stages: list[dict[str, Any]] = []
     seconds, model, features = {"features": 0.0, "fit": 0.0}, None, None
     last = len(problem.stages) - 1
+    if experiment.measures.bare_pass and changes:
+        seconds["bare pass"] = round(bare_pass(row, seed, problem, shared.original, shared.settings), 3)
     for stage in range(last + 1):
         if model is None or changes:
             model, took = made(stage, model)
-            seconds = {name: round(value + took[name], 3) for name, value in seconds.items()}
+            seconds |= {name: round(seconds[name] + value, 3) for name, value in took.items()}
             features = shared.features if unchanged else shared.read(model)
         scores = measure(model, features, problem, stage, experiment.measures, original, seed)
         stages.append(scores | {"stage": stage, "rank removed": _rank(model)})

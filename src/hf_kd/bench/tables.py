@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,6 +97,15 @@ class Line:
             return None
         took = [record["seconds"] for record in self.records]
         return tuple(mean_and_sd([each[name] for each in took]).mean for name in ("features", "fit"))
+
+    def passes(self) -> float | None:
+        """Seconds of the method over those of a bare pass in the same cell: median over seeds."""
+        ratios = [
+            (r["seconds"]["features"] + r["seconds"]["fit"]) / r["seconds"]["bare pass"]
+            for r in self.records
+            if r["seconds"].get("bare pass")
+        ]
+        return statistics.median(ratios) if ratios else None
 
 
 def lines(experiment: Experiment, store: Store) -> list[Line]:
@@ -236,7 +246,9 @@ def _about(experiment: Experiment) -> str:
 
 def _markdown_table(rows: Sequence[Line], columns: Sequence[Column], time: bool) -> str:
     heads = ["", *(c.title for c in columns)]
+    passes = time and any(line.passes() is not None for line in rows)
     heads += ["needs", "seeds", "features s", "fit s", "peak MiB"] if time else []
+    heads += ["x bare pass"] if passes else []
     body = []
     for line in rows:
         cells = [line.label.replace("|", "\\|"), *(_cell(line, c) for c in columns)]
@@ -245,6 +257,9 @@ def _markdown_table(rows: Sequence[Line], columns: Sequence[Column], time: bool)
             cells += [line.row.needs or "-", str(len(line.records))]
             cells += ["-", "-"] if took is None else [_seconds(value) for value in took]
             cells.append(_memory(line))
+        if passes:
+            ratio = line.passes()
+            cells.append("-" if ratio is None else f"{ratio:.2f}")
         body.append(cells)
     return "\n".join(
         ["| " + " | ".join(heads) + " |", "|" + "|".join(["---", *["---:"] * (len(heads) - 1)]) + "|"]
