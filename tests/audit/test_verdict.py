@@ -33,7 +33,10 @@ def made(head=(19, 0), attack=(23, 23), rest=(176, 171), alarms=(1.0, 1.0), comp
         Section("converged", "", (Score("D_ft", 50.0, "lower", chance=2.0),)),
     ]
     if head is not None:
-        sections.append(Section("head", "", (paired("D_ft", *head, N), paired("D_rt", *rest, REST))))
+        classes = [
+            paired("accuracy", *own, 25, settings={"label": label}) for label, own in fields.pop("classes", {}).items()
+        ]
+        sections.append(Section("head", "", (paired("D_ft", *head, N), paired("D_rt", *rest, REST), *classes)))
     about = {"forget_labels": (1,), "class_names": {1: "goldfish, Carassius auratus"}, "reference": "none"} | fields
     return RetentionReport(
         samples={"D_f": 100, "D_r": 1000, "D_ft": N, "D_rt": REST},
@@ -134,6 +137,34 @@ def test_classes_are_named_and_of_several_the_one_that_is_read_most():
     assert many.verdict.startswith("5 classes (goldfish, class 2, class 3, ...)")
 
 
+def test_the_other_class_that_is_hit_hardest_is_named_where_it_lost_more_than_the_worst_of_so_many_does_by_chance():
+    """6 of 6 lost are no chance in one class (p = 0.03), and are in the worst of 20; 12 of 12 are not (p = 0.0005)."""
+    names = dict.fromkeys(range(30), "") | {1: "goldfish", 2: "carp, Cyprinus", 3: "eel", 4: "pike"}
+    for lost, named in ((6, False), (12, True)):
+        others = dict.fromkeys(range(4, 22), (20, 20))
+        text = made(class_names=names, classes={2: (20, 20 - lost), 3: (20, 19), **others}).verdict
+        assert ("hit hardest" in text) == named
+        if named:
+            assert f"points); hit hardest: carp, {20 - lost} of 25 (before 20)." in text
+    alone = made(class_names=names, classes={2: (20, 14)}).verdict
+    assert "hit hardest: carp, 14 of 25 (before 20)." in alone
+    assert "hit hardest: eel" in made(class_names=names, classes={2: (25, 15), 3: (20, 2)}).verdict
+    assert "hit hardest" not in made(class_names=names, classes={2: (20, 25), 3: (0, 0)}).verdict
+    unpaired = made(class_names=names, classes={2: (25, 0)})
+    scores = [replace(s, settings={"label": 2, "samples": 25}) if s.name == "accuracy" else s for s in unpaired]
+    unpaired = replace(unpaired, sections=(*unpaired.sections[:2], Section("head", "", tuple(scores[4:]))))
+    assert "hit hardest" not in unpaired.verdict, "reports of earlier versions do not say which images changed sides"
+
+
+def test_a_report_pairs_the_images_of_every_class():
+    report = audited(planted(n=300, classes=5), forget=[0, 1])
+    for score in report.section("head").scores:
+        if score.name == "accuracy":
+            about = score.settings
+            step = 100 * (about["gained"] - about["lost"]) / about["samples"]
+            assert score.value - score.original == pytest.approx(step)
+
+
 def test_identities_without_a_head_have_a_verdict_too():
     text = audited(planted(n=300), logits=None, identities=True).verdict
     assert re.match(r"class 0: a gallery search finds \d+ % of the images \(before \d+ %\)", text)
@@ -172,6 +203,9 @@ def test_before_an_audit_the_head_alone_is_told_and_what_is_missing():
     judged = measured_verdict(
         ["cat"], Share(0.0, 76.0, N, 19, 0), Share(36.0, 37.0, 100, 1, 0), audit="hf-kd audit out"
     )
+    hit = ("dog", Share(10.0, 90.0, 10, 8, 0))
+    told = measured_verdict(["cat"], None, Share(36.0, 37.0, 100, 1, 0), hardest=hit).text
+    assert "points); hit hardest: dog, 1 of 10 (before 9). What attackers" in told
     assert judged.text.startswith(
         "cat: the head answers 0 of 25 (before 19). The other classes: 36 % right, before 37 %"
     )

@@ -25,6 +25,14 @@ def test_a_paired_interval_leaves_0_out_exactly_where_mcnemars_test_finds_a_diff
             assert paired_difference(gained, lost, 40) == pytest.approx((-high, -low)), "the other way round"
 
 
+def test_what_was_picked_among_many_has_to_differ_by_as_much_more():
+    for lost in range(14):
+        low, high = paired_difference(lost, 0, 40, comparisons=20)
+        assert (high < 0) == (mcnemar(lost, 0) < 0.05 / 20)
+        wide, narrow = (low, high), paired_difference(lost, 0, 40)
+        assert wide[0] <= narrow[0] <= narrow[1] <= wide[1]
+
+
 def test_fractions_are_rounded_so_that_less_differs():
     assert paired_difference(6.9, 0.0, 25) == paired_difference(6, 0, 25)
     assert paired_difference(6.0, 0.2, 25) == paired_difference(6, 1, 25)

@@ -6,7 +6,8 @@ A difference is called one only where its 95 % interval leaves out 0: paired whe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from hf_kd.metrics.intervals import paired_difference, unpaired_difference, wilson_interval
 
@@ -27,6 +28,8 @@ class Share:
     lost: float | None = None
     """Images right before and wrong now; None where that is not known."""
     gained: float | None = None
+    among: int = 1
+    """Of how many shares this one was picked, which widens its interval."""
 
     @classmethod
     def of(cls, score: Score, samples: int, compared: bool = True) -> Share | None:
@@ -49,7 +52,7 @@ class Share:
             return None
         if self.lost is None or self.gained is None:
             return unpaired_difference(self._hits(self.now), self.samples, self._hits(self.before), self.samples)
-        return paired_difference(self.lost, self.gained, self.samples)
+        return paired_difference(self.lost, self.gained, self.samples, self.among)
 
     @property
     def change(self) -> str:
@@ -118,3 +121,19 @@ class Share:
         if self.change == "same" or (self.change == "within" and now == f"{before} {what}"):
             return f"{now}, as before"
         return f"{now}, before {before}" + (f" ({self.cannot_tell()})" if self.change == "within" else "")
+
+
+def hardest_hit(classes: Mapping[int, Share]) -> tuple[int, Share] | None:
+    """The class that lost most, where that is more than chance does to the worst of so many; None where none did.
+
+    Args:
+        classes: By label; those whose changed images are not known are left out.
+    """
+    paired = {label: own for label, own in classes.items() if own.lost is not None and own.before is not None}
+    fallen = [
+        (label, replace(own, among=len(paired))) for label, own in paired.items() if own.now < (own.before or 0.0)
+    ]
+    for label, own in sorted(fallen, key=lambda pair: pair[1].now - (pair[1].before or 0.0)):
+        if own.change == "lower":
+            return label, own
+    return None

@@ -14,7 +14,7 @@ from hf_kd.metrics.intervals import unpaired_difference
 
 from .report_data import ReportData
 from .schema import Score
-from .shares import Share
+from .shares import Share, hardest_hit
 
 FALSE_ALARMS_SAID = 5.0
 """Percent of the other images from which on the verdict says that an attacker takes them for the forgotten."""
@@ -68,7 +68,7 @@ def verdict(report: ReportData) -> Verdict:
     told = [sentence for sentence in found if sentence]
     told = [f"{name}: {_lower(told[0])}", *told[1:]] if told else [f"{name}: no attacker was run."]
     if price:
-        told.append(f"The other classes: {price}.")
+        told.append(f"The other classes: {price}{_hardest(report, compared)}.")
     told += [_alone(report, compared), _downloader(report), _sampled(report.sampled)]
     short = _short(report, head, attack, price)
     change = "unknown" if attack is None else attack_change(report, attack)
@@ -80,6 +80,7 @@ def measured_verdict(
     head: Share | None,
     rest: Share | None,
     *,
+    hardest: tuple[str, Share] | None = None,
     chance: float | None = None,
     sampled: Mapping[str, Mapping[str, int]] | None = None,
     audit: str = "",
@@ -90,6 +91,7 @@ def measured_verdict(
         names: The forgotten classes, or one word for what was forgotten.
         head: Of the forgotten classes' test images; None where they were not measured.
         rest: Of the other classes'.
+        hardest: The one of them that lost most, by name, where it did.
         chance: What guessing gives, in percent.
         sampled: What only a sample was taken of, as in a report.
         audit: The command that measures the features.
@@ -101,7 +103,7 @@ def measured_verdict(
         told = [f"{who}: the head answers {head.counted()}{_head_words(head, chance)}."]
         short = f"{who}: head {head.counted()}{head.beside_before()}"
     if rest is not None:
-        told.append(f"The other classes: {rest.price()}.")
+        told.append(f"The other classes: {rest.price()}{'' if hardest is None else hardest_words(*hardest)}.")
     told += [sentence for sentence in [_sampled(sampled or {})] if sentence]
     told.append(f"What attackers still read from the features is not measured yet{f': {audit}' if audit else '.'}")
     return Verdict(tuple(one_line(part) for part in told), one_line(short))
@@ -189,6 +191,19 @@ def _attack_sentence(report: ReportData, attack: Share | None) -> str:
     else:
         told += attack.beside_before()
     return f"{told}{_alarms(report)}{_reference(report, attack)}."
+
+
+def _hardest(report: ReportData, compared: bool) -> str:
+    """Of the other classes the one that the own head lost most of, where it lost more than chance."""
+    scores = [s for s in _scores(report, "head", "accuracy") if not s.settings.get("forgotten")]
+    found = {s.settings["label"]: Share.of(s, s.settings["samples"], compared) for s in scores if "label" in s.settings}
+    worst = hardest_hit({label: own for label, own in found.items() if own is not None})
+    return "" if worst is None else hardest_words(class_name(report, worst[0]), worst[1])
+
+
+def hardest_words(name: str, own: Share) -> str:
+    """What follows the price: the other class that is hit hardest."""
+    return f"; hit hardest: {name}, {own.counted()}{own.beside_before()}"
 
 
 def _guesses(report: ReportData, attack: Share) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hf_kd.errors import InvalidValueError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hf_kd.features.reader import ReadOptions
     from hf_kd.model.erased_model import ErasedModel
 
@@ -16,9 +19,11 @@ def head_accuracy(
 ) -> dict[str, Any]:
     """Of the head, in percent, before and after: behind the eraser of `model`, or of the `changed` model.
 
-    `changes` says of both parts how many images they have, and how many are answered rightly no more, or only now.
+    `changes` says of both parts how many images they have, and how many are answered rightly no more, or only now;
+    `hardest_hit` which other class lost most, as a `Share`, where one lost more than chance.
     `classes` are ids of the model; those that were erased earlier count as forgotten too.
     """
+    from hf_kd.audit.shares import Share, hardest_hit
     from hf_kd.features.heads import has_head, predictions
     from hf_kd.features.reader import ImageReader
     from hf_kd.metrics._inputs import is_in
@@ -45,9 +50,22 @@ def head_accuracy(
         scores[when] = {"forget": forget, "retain": retain}
     rows = is_in(read.labels, forgotten)
     hits, hits_before = after == read.labels, before == read.labels
-    scores["changes"] = {
-        part: {"samples": int(own.sum()), "lost": int((hits_before & ~hits & own).sum()),
-               "gained": int((hits & ~hits_before & own).sum())}
-        for part, own in (("forget", rows), ("retain", ~rows))
-    }  # fmt: skip
+
+    def changes(own: Tensor) -> dict[str, int]:
+        lost, gained = hits_before & ~hits & own, hits & ~hits_before & own
+        return {"samples": int(own.sum()), "lost": int(lost.sum()), "gained": int(gained.sum())}
+
+    scores["changes"] = {"forget": changes(rows), "retain": changes(~rows)}
+    worst = hardest_hit(
+        {
+            int(label): Share(_percent(hits[own]), _percent(hits_before[own]), **changes(own))
+            for label in read.labels[~rows].unique()
+            for own in [read.labels == label]
+        }
+    )
+    scores["hardest_hit"] = None if worst is None else {"label": worst[0], **asdict(worst[1])}
     return scores
+
+
+def _percent(hits: Tensor) -> float:
+    return 100 * float(hits.double().mean())

@@ -29,19 +29,24 @@ def accuracy_verdict(
         audit: The command that measures more.
     """
     from hf_kd.audit.shares import Share
-    from hf_kd.audit.verdict import measured_verdict
+    from hf_kd.audit.verdict import measured_verdict, short_name
 
     shares: list[Share | None] = [None, None]
+    hardest = None
     sampled = dict(record.get("sampled") or {})
     if accuracy:
         shares = [
             Share(accuracy["erased"][part], accuracy["original"][part], **accuracy["changes"][part])
             for part in ("forget", "retain")
         ]
+        if worst := accuracy.get("hardest_hit"):
+            own = {key: value for key, value in worst.items() if key != "label"}
+            hardest = (short_name(names, worst["label"]), Share(**own))
         if accuracy.get("sampled"):
             sampled[accuracy["split"]] = accuracy["sampled"]
     chance = 100 / len(names) if names else None
-    return measured_verdict(record_names(record, names), *shares, chance=chance, sampled=sampled, audit=audit)
+    who = record_names(record, names)
+    return measured_verdict(who, *shares, hardest=hardest, chance=chance, sampled=sampled, audit=audit)
 
 
 def record_names(record: Mapping[str, Any], names: Mapping[int, str]) -> list[str]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 from hf_kd.errors import InvalidValueError
 
-Z = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 TAIL = 0.025
 """What may lie beyond each end."""
 
@@ -37,15 +36,20 @@ def wilson_interval(hits: float, samples: int) -> tuple[float, float]:
     """
     if samples < 1 or not 0 <= hits <= samples:
         raise InvalidValueError(f"{hits} of {samples} is no share; pass 0 <= hits <= samples with at least one sample.")
-    share, square = hits / samples, Z * Z
+    return _wilson(hits, samples, TAIL)
+
+
+def _wilson(hits: float, samples: int, tail: float) -> tuple[float, float]:
+    z = NormalDist().inv_cdf(1 - tail)
+    share, square = hits / samples, z * z
     centre = share + square / (2 * samples)
-    width = Z * math.sqrt(share * (1 - share) / samples + square / (4 * samples * samples))
+    width = z * math.sqrt(share * (1 - share) / samples + square / (4 * samples * samples))
     scale = 100 / (1 + square / samples)
     low, high = max(0.0, scale * (centre - width)), min(100.0, scale * (centre + width))
     return (low if hits else 0.0), (high if hits < samples else 100.0)  # which rounding may miss
 
 
-def paired_difference(lost: float, gained: float, samples: int) -> tuple[float, float]:
+def paired_difference(lost: float, gained: float, samples: int, comparisons: int = 1) -> tuple[float, float]:
     """Interval of a change on the same samples, on the careful side; 0 lies outside just where McNemar's exact p < 0.05.
 
     The wider of two at each end: Clopper and Pearson's of the share of losses among the changed samples, which takes their
@@ -56,6 +60,7 @@ def paired_difference(lost: float, gained: float, samples: int) -> tuple[float, 
         lost: Samples that were hits before and are none now. Fractions, means over draws, are rounded so that less differs.
         gained: Samples that are hits now and were none before.
         samples: All of them, n.
+        comparisons: Among how many such changes this one was picked; what lies beyond an end is divided by it (Bonferroni).
 
     Returns:
         Lower and upper end of (now - before), in points.
@@ -74,17 +79,17 @@ def paired_difference(lost: float, gained: float, samples: int) -> tuple[float, 
     fewer, more = math.ceil(min(lost, gained) - 1e-6), math.floor(max(lost, gained) + 1e-6)
     more = max(more, fewer)
     lost, gained = (more, fewer) if lost >= gained else (fewer, more)
-    changed = lost + gained
-    low, high = _clopper_pearson(gained, changed) if changed else (0.5, 0.5)
+    changed, tail = lost + gained, TAIL / comparisons
+    low, high = _clopper_pearson(gained, changed, tail) if changed else (0.5, 0.5)
     scale = 100 * changed / samples
     low, high = scale * (2 * low - 1), scale * (2 * high - 1)
-    least, most = _newcombe(lost, gained, samples)
+    least, most = _newcombe(lost, gained, samples, tail)
     return (low if low > 0 else min(low, least)), (high if high < 0 else max(high, most))
 
 
-def _newcombe(lost: int, gained: int, samples: int) -> tuple[float, float]:
+def _newcombe(lost: int, gained: int, samples: int, tail: float) -> tuple[float, float]:
     """Ends of gained - lost from the Wilson interval of each, with the correlation that shares of one sample have."""
-    (low, high), (low_lost, high_lost) = wilson_interval(gained, samples), wilson_interval(lost, samples)
+    (low, high), (low_lost, high_lost) = _wilson(gained, samples, tail), _wilson(lost, samples, tail)
     share, share_lost = 100 * gained / samples, 100 * lost / samples
     rest = (100 - share) * (100 - share_lost)
     together = math.sqrt(share * share_lost / rest) if rest else 1.0  # minus their correlation
@@ -123,10 +128,10 @@ def unpaired_difference(now: float, samples: int, before: float, samples_before:
     )
 
 
-def _clopper_pearson(hits: int, samples: int) -> tuple[float, float]:
+def _clopper_pearson(hits: int, samples: int, tail: float) -> tuple[float, float]:
     """Ends of the exact interval of a share, as fractions."""
-    low = 0.0 if hits == 0 else _root(lambda p: 1 - _at_most(hits - 1, samples, p) - TAIL)
-    high = 1.0 if hits == samples else _root(lambda p: TAIL - _at_most(hits, samples, p))
+    low = 0.0 if hits == 0 else _root(lambda p: 1 - _at_most(hits - 1, samples, p) - tail)
+    high = 1.0 if hits == samples else _root(lambda p: tail - _at_most(hits, samples, p))
     return low, high
 
 

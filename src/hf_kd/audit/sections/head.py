@@ -69,13 +69,20 @@ def _paired(scores: list[Score], answers: Mapping[str, Answers]) -> list[Score]:
     """The scores of the test split with the number of its samples, and of those that changed sides."""
     if "original" not in answers:
         return scores
-    now, before = (answers[version].predictions == answers[version].test_labels for version in ("erased", "original"))
     forget = answers["erased"].data.test_forget.cpu()
     paired = {
-        name: {"samples": int(rows.sum()), **changes(now[rows], before[rows])}
+        name: {"samples": int(rows.sum()), **_changed(answers, rows)}
         for name, rows in (("D_ft", forget), ("D_rt", ~forget))
     }
     return [replace(score, settings=paired.get(score.name, score.settings)) for score in scores]
+
+
+def _changed(answers: Mapping[str, Answers], rows: Tensor) -> dict[str, float]:
+    """How many of these test samples changed sides; nothing where there is no original to compare with."""
+    if "original" not in answers:
+        return {}
+    now, before = (answers[version].predictions == answers[version].test_labels for version in ("erased", "original"))
+    return changes(now[rows], before[rows])
 
 
 def _class_scores(answers: Mapping[str, Answers]) -> list[Score]:
@@ -86,12 +93,13 @@ def _class_scores(answers: Mapping[str, Answers]) -> list[Score]:
     }
     scores: list[Score] = []
     for label, row in tables["erased"].items():
+        settings = {"label": label, "samples": row.samples, "forgotten": row.forgotten}
         scores += scores_of(
             tables,
             [Quantity("accuracy", "lower" if row.forgotten else "higher", lambda table, n=label: table[n].accuracy)],
             f"class {label}",
             protocol="top-1, test",
-            settings={"label": label, "samples": row.samples, "forgotten": row.forgotten},
+            settings=settings | _changed(answers, answers["erased"].test_labels == label),
         )
     return scores
 
