@@ -96,9 +96,14 @@ def docs_text() -> str:
             for i in chosen
         ]
         for info in chosen:
-            parts += [f"\n### {info.name}\n", f"{info.about}\n", "| option | type | default | |", "|---|---|---|---|"]
+            parts += [
+                f"\n### {info.name}\n",
+                f"{info.about}\n",
+                "| option | type | default | what it does |",
+                "|---|---|---|---|",
+            ]
             parts += [f"| `{o.name}` | `{cell(o.type)}` | `{o.default!r}` | {cell(o.about)} |" for o in info.options]
-            parts += ["\n| measured | type | |", "|---|---|---|"]
+            parts += ["\n| measured | type | what it is |", "|---|---|---|"]
             parts += [f"| `{key}` | `{hint}` | {cell(text)} |" for key, hint, text in measured(methods[info.name])]
         parts.append("")
     return "\n".join(parts).replace("`'", "`").replace("'`", "`")

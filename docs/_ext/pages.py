@@ -101,7 +101,8 @@ def command_line() -> str:
         "# Command line",
         _prose(program.help),
         "`hf-kd --version` shows the version, `hf-kd --install-completion` installs completion for your shell. Exit codes: "
-        "0 done, 1 refused, 2 wrong usage. Every command takes `--help`.",
+        "0 done, 1 refused, or not what a receipt says, 2 wrong usage, 3 done in part (rows of a bench failed, or what was "
+        "given is too little to tell whether a receipt is right). Every command takes `--help`.",
     ]
     for name, command in sorted(program.commands.items()):
         arguments = [p for p in command.params if not p.opts[0].startswith("-")]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -92,6 +94,35 @@ def shortened(value: object, most: int = 80) -> str:
     """The `repr` of a value for a message: at most `most` characters, however long a text, a list or an array is."""
     text = repr(value[: most + 1] if isinstance(value, str | bytes | list | tuple) else value)
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def did_you_mean(value: object, known: Iterable[object], most: int = 3, called: Mapping[str, str] | None = None) -> str:
+    """What a message about a word that is not among those known goes on with; nothing where none is like it.
+
+    Args:
+        value: The word.
+        known: Those that there are.
+        most: At most so many are named.
+        called: How the known ones are named, where that is another word.
+
+    Example:
+        >>> did_you_mean("escc", ["esc", "scrub"])
+        " Did you mean 'esc'?"
+    """
+    names = {str(name).casefold(): (called or {}).get(str(name), str(name)) for name in known}
+    near = dict.fromkeys(names[name] for name in get_close_matches(str(value).casefold(), names, n=most))
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a setting that is none of the words it may be.
+
+    Raises:
+        InvalidValueError: With the words, and the one that was probably meant.
+    """
+    if value not in choices:
+        expected = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+        raise InvalidValueError(f"{name} is {shortened(value)}; expected {expected}.{did_you_mean(value, choices)}")
 
 
 def has_package(package: str) -> bool:

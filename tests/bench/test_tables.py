@@ -145,6 +145,11 @@ def test_the_title_of_figures_is_what_they_say_in_short(one, results):
     assert (
         in_short(rows, rows[0]) == "A converged probe reads least of the forgotten after neggrad: 70 % (original 90 %)"
     )
+    store = results(experiment, {"original": [scores(90, 97)], "esc": [scores(90, 97)], "neggrad": [scores(95, 90)]})
+    told = "A converged probe reads no less of the forgotten after any method: 90 % or more (original 90 %)"
+    assert in_short(rows := lines(experiment, store), rows[0]) == told
+    store = results(experiment, {"original": [scores(90, 97)], "esc": [scores(70, 97)], "neggrad": [scores(70, 90)]})
+    assert "after esc and 1 more: 70 % (original 90 %)" in in_short(rows := lines(experiment, store), rows[0])
 
 
 def test_lines_know_what_is_missing(one, results):

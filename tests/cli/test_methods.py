@@ -28,7 +28,7 @@ def test_one_method_with_its_hyper_parameters():
     text = hf_kd("methods", "scrub").stdout
     assert "alpha = 0.001" in text
     assert json.loads(hf_kd("methods", "esc-t", "--json").stdout)["settings"]["threshold"] == 0.7
-    assert "available" in hf_kd("methods", "skrub", code=1).stderr
+    assert "Did you mean 'scrub'" in hf_kd("methods", "skrub", code=1).stderr
 
 
 @pytest.mark.parametrize("info", method_infos(), ids=lambda info: info.name)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -99,3 +101,19 @@ def test_recipes_are_named_where_they_are_asked_for(place, tmp_path):
     arguments = ["--dataset", place / "data", "--output", tmp_path / "out", "--recipe", "resnet"]
     done = hf_kd("train-original", place / "model", *arguments, code=1)
     assert all(recipe in done.stderr for recipe in RECIPES)
+
+
+@pytest.mark.parametrize("erased", [False, True])
+def test_a_model_of_a_class_that_nobody_knows_says_the_way_out_first(place, tmp_path, erased):
+    """As of `--import` left out."""
+    folder = shutil.copytree(place / "model", tmp_path / "model")
+    if erased:
+        data = ["--dataset", place / "data", "--forget-labels", "cat"]
+        hf_kd("erase", place / "model", *data, "--output", folder, "--overwrite")
+    config = json.loads((folder / "config.json").read_text())
+    (config["inner"] if erased else config)["model_type"] = "my_own"
+    (folder / "config.json").write_text(json.dumps(config))
+    told = " ".join(hf_kd("inspect", folder, code=1).stderr.split())
+    assert "is of type 'my_own', which transformers" in told
+    assert "If its class is your own, run the file that registers it first: import it, or --import FILE" in told
+    assert len(told) < 400

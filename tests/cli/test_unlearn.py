@@ -21,6 +21,8 @@ def test_unlearn_then_audit_then_card(place, tmp_path):
     options = ["--method", "finetune", "--option", "epochs=2", "--option", "batch_size=16", "--option", "lr=0.05"]
     done = hf_kd("unlearn", place / "model", *arguments, *options, "--device", "cpu")
     assert "finetune was asked to forget cat" in " ".join(done.stdout.split())
+    assert "gradient steps" in done.stdout.lower()
+    assert "last_loss" not in done.stdout, "words, not keys"
     first = AutoModelForImageClassification.from_pretrained(place / "model")
     changed = AutoModelForImageClassification.from_pretrained(out)
     assert type(changed) is ViTForImageClassification

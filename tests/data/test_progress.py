@@ -48,3 +48,18 @@ def test_what_ends_at_once_shows_nothing(monkeypatch):
     with working("saving"):
         pass
     assert sys.stderr.getvalue().strip() == ""
+
+
+def test_short_things_one_after_the_other_are_not_silent_for_long(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "DELAY", 0.4)
+    monkeypatch.setattr(progress, "SHORTEST", 0.05)
+    monkeypatch.setattr(progress, "_ended", 0.0)
+    for name in ("first", "second", "third"):
+        with working(name):
+            time.sleep(0.25)
+    assert "first" not in sys.stderr.getvalue()
+    assert "second ..." in sys.stderr.getvalue(), "0.4 seconds after the first began"
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with working("loading", at_once=True):
+        assert "loading ..." in sys.stderr.getvalue()

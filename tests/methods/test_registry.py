@@ -130,9 +130,13 @@ def test_names_and_options():
 @pytest.mark.parametrize(
     ("action", "error", "message"),
     [
-        (lambda: make_method("escc"), ValueError, "Unknown method 'escc'; available: cover, esc"),
-        (lambda: make_unlearning_method("scrap"), ValueError, "Unknown method 'scrap'; available: amnesiac.*scrub"),
-        (lambda: get_method("scrap"), ValueError, "available: eraser: cover.*; weights: amnesiac"),
+        (lambda: make_method("escc"), ValueError, "Unknown method 'escc'. Did you mean 'esc'.*Available: cover, esc"),
+        (
+            lambda: make_unlearning_method("scrap"),
+            ValueError,
+            "Unknown method 'scrap'. Did you mean 'scrub'.*Available: amnesiac.*scrub",
+        ),
+        (lambda: get_method("scrap"), ValueError, "Available: eraser: cover.*; weights: amnesiac"),
         (lambda: make_method("scrub"), ValueError, "'scrub' changes weights and fits no eraser: use hf_kd.unlearn"),
         (
             lambda: make_method(make_unlearning_method("scrub")),
@@ -141,7 +145,7 @@ def test_names_and_options():
         ),
         (lambda: make_unlearning_method("esc"), ValueError, "'esc' fits an eraser and leaves weights alone"),
         (lambda: make_unlearning_method(ESC()), ValueError, "'esc' fits an eraser and leaves weights alone"),
-        (lambda: make_method("esc", tau=1), TypeError, "no option tau; it takes p, k, center, per_class"),
+        (lambda: make_method("esc", tau=1), TypeError, "no option tau. It takes p, k, center, per_class"),
         (lambda: make_method(ESC(), k=1), TypeError, "already has its settings"),
         (lambda: make_method(3), TypeError, "name or a Method"),
         (lambda: build({"kind": "unknown"}), ValueError, "Unknown eraser kind"),

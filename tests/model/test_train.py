@@ -191,9 +191,11 @@ def test_a_retrained_reference_goes_on_from_what_it_kept(vit, processor, data, t
 
 
 def test_refusals(vit, processor, data):
-    with pytest.raises(ValueError, match=r"Unknown recipe 'resnet'; choose allcnn-cifar10"):
+    with pytest.raises(
+        ValueError, match=r"recipe is 'resnet'; expected 'allcnn-cifar10'.* Did you mean 'resnet18-cifar"
+    ):
         train_original(vit, data, "resnet", processor=processor)
-    with pytest.raises(TypeError, match=r"no option strength; it takes .*epochs"):
+    with pytest.raises(TypeError, match=r"no option strength. It takes .*epochs"):
         train_original(vit, data, processor=processor, strength=1)
     with pytest.raises(ValueError, match="lr=0"):
         train_original(vit, data, processor=processor, lr=0)

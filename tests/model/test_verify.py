@@ -47,7 +47,11 @@ def test_an_untouched_folder_matches_and_the_erasure_repeats_bit_for_bit(folder,
     assert result.checks[-1].found == "the erasers are equal bit for bit"
     other = verify(folder, make_dataset([1] * 20))
     assert differing(other) == {"erasure carried out again"}
-    assert differing(verify(folder, forget.select(range(10)))) == {"images of request 1", "erasure carried out again"}
+    few = verify(folder, forget.select(range(10)))
+    assert differing(few) == {"images of request 1", "erasure carried out again"}
+    assert few.undecided, "of other images nothing can be told"
+    assert not few.ok
+    assert not other.undecided
 
 
 def test_the_digest_does_not_depend_on_shards(folder, tmp_path):
@@ -296,6 +300,14 @@ def test_the_commands(folder, forget, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["ok"]
+    done = CliRunner().invoke(app, ["verify", str(folder), "--dataset", str(tmp_path / "data")])
+    assert done.exit_code == 3, "without labels the whole split is too much"
+    told = " ".join(done.stdout.split())
+    assert told.startswith("Cannot tell: what is marked ? needs other images or options than were given.")
+    assert (
+        "24 were given, the receipt says 20: give the images of the request, as erase got them (--forget-labels" in told
+    )
+    assert "DIFFERS" not in told
     splits = make_dataset([0, 1, 2, 3, 4] * 16), make_dataset([0, 1, 2, 3, 4] * 10, seed=9)
     ErasedModel.from_pretrained(folder).audit(*splits, **QUICK).to_json(tmp_path / "report.json")
     (folder / "README.md").write_text("My own words.")

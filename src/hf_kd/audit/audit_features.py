@@ -167,7 +167,7 @@ def audit_features(
         sections=tuple(sorted(found, key=lambda section: SECTIONS.index(section.key))),
         class_names={int(label): str(name) for label, name in (extras.class_names or {}).items()},
         notes=tuple(notes),
-        context=dict(extras.context or {}),
+        context={"date": time.strftime("%Y-%m-%d"), **(extras.context or {})},
         plots=feature_sections.plot_numbers(original, erased, extras.fit_class),
         versions={name: version(name) for name in ("hf-kd", "torch", "scikit-learn", "numpy")},
         sampled=sampled,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_kd.errors import require
 
-from .plotting import STYLE, short
+from .plotting import STYLE, add_title, short
 
 STATED = 8.5
 """Font size of titles."""
@@ -43,6 +43,12 @@ class ClassMaps:
 def class_map(maps: Tensor, weights: Tensor) -> Tensor:
     """ReLU(sum_c w_c A_c): activation maps [n, channels, positions], weights [n, channels, 1] -> [n, positions]."""
     return torch.relu((maps * weights).sum(dim=1))
+
+
+TITLE = (
+    'Grad-CAM: bright is what speaks for "{name}". On the scale of the original dark means that little is left; on its own '
+    "scale every map has a brightest place."
+)
 
 
 def scaled(maps: Tensor, by: Tensor | None = None) -> Tensor:
@@ -86,7 +92,7 @@ def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], pa
                     drawn[row].numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear",
                     extent=(-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5),
                 )  # fmt: skip
-            axes[row, 4].set_xlabel(short(answers[row], 24), fontsize=7)
+            axes[row, 4].set_xlabel(f"answers {short(answers[row], 24)}", fontsize=7)
         for column, title in enumerate(["image", *(title for title, _ in columns)]):
             axes[0, column].set_title(title, fontsize=STATED)
         for ax in axes.flat:
@@ -95,6 +101,7 @@ def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], pa
             ax.spines[:].set_visible(False)
         bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=35)
         bar.set_label("class map, share of the maximum of its scale", fontsize=STATED)
+        add_title(figure, TITLE.format(name=name))
         figure.savefig(path)
 
 

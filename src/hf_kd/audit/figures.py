@@ -117,7 +117,7 @@ def draw_label_efficiency(report: ReportData, figure_class: Any) -> Any:
     axes.minorticks_off()
     axes.set_xlabel("labelled images of each forgotten class")
     axes.set_ylabel("recall - false alarms (points)")
-    axes.set_ylim(min(0, axes.get_ylim()[0]), 100)
+    axes.set_ylim(min(0, axes.get_ylim()[0]), 102)  # markers at 100 are whole
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.legend(loc="lower right")
     return figure

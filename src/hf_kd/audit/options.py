@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hf_kd.errors import InvalidTypeError, InvalidValueError, shortened
+from hf_kd.errors import InvalidTypeError, InvalidValueError, check_choice, did_you_mean, shortened
 from hf_kd.metrics._inputs import ArrayLike
 from hf_kd.metrics.attacks import attack_names
 
@@ -64,8 +64,7 @@ class AuditOptions:
             raise InvalidValueError(
                 f"max_classes is {self.max_classes!r}; give a number of classes from 1 on, or None."
             )
-        if self.access not in ("features", "weights"):
-            raise InvalidValueError(f"access is {self.access!r}; expected 'features' or 'weights'.")
+        check_choice("access", self.access, ("features", "weights"))
         if self.budget is not None and not self.budget > 0:
             raise InvalidValueError(f"budget is {self.budget!r} minutes; expected more than 0, or None for no limit.")
         if self.shots is not None and (not self.shots or min(self.shots) < 1):
@@ -197,4 +196,5 @@ def refuse_unknown(function: str, unknown: Mapping[str, Any], known: Sequence[st
     strange = [name for name in unknown if name not in _NOW]
     if strange:
         told.append(f"there is no argument {', '.join(strange)}: it takes {', '.join(known)}")
-    raise InvalidTypeError(f"{function}() got {', '.join(unknown)}: {'; '.join(told)}.")
+    near = did_you_mean(strange[0], known) if strange else ""
+    raise InvalidTypeError(f"{function}() got {', '.join(unknown)}: {'; '.join(told)}.{near}")

@@ -28,6 +28,8 @@ WIDE = {
 }  # fmt: skip
 """Sections that Markdown shows with a column for each score, as many groups have the same ones."""
 
+DIRECTION = "The column forgetting says which way a number moves where something is forgotten; an empty cell: neither."
+
 NAMES = {
     "D_f": "D_f   forgotten, train",
     "D_r": "D_r   retained, train",
@@ -254,7 +256,7 @@ def markdown(report: ReportData, heading: int = 2) -> str:
     lines = [f"{'#' * heading} Retention audit: what is left of {escape_markdown(_forgotten(report), 200)}", ""]
     first, *rest = map(prose, summary_lines(report))
     lines += [f"**{first}**", "", *(f"- {line}" for line in rest), "", f"{'#' * (heading + 1)} How it was measured", ""]
-    lines += [f"- {sentence(note)}" for note in (*_footnotes(report), *report.notes)]
+    lines += [f"- {sentence(note)}" for note in (*_footnotes(report), DIRECTION, *report.notes)]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     lines += [sentence(f"- Audited in {report.seconds:.0f} s with {versions}.")]
     for section in report.sections:

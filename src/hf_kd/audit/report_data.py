@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hf_kd.errors import InvalidValueError, UnknownNameError, shortened
+from hf_kd.errors import InvalidValueError, UnknownNameError, did_you_mean, shortened
 
 from .schema import Score, Section, json_ready
 
@@ -82,7 +82,8 @@ class ReportData:
         for section in self.sections:
             if section.key == key:
                 return section
-        raise UnknownNameError(f"No section {key!r}; there are {', '.join(section.key for section in self.sections)}.")
+        known = [section.key for section in self.sections]
+        raise UnknownNameError(f"No section {key!r}.{did_you_mean(key, known)} There are {', '.join(known)}.")
 
     def score(self, section: str, name: str, group: str | None = None) -> Score:
         """One score.
@@ -98,9 +99,11 @@ class ReportData:
         for score in self.section(section).scores:
             if score.name == name and group in (None, score.group):
                 return score
+        own = {score.name for score in self.section(section).scores}
         known = sorted({f"{s.group + ': ' if s.group else ''}{s.name}" for s in self.section(section).scores})
         raise UnknownNameError(
-            f"No score {name!r} (group {group!r}) in {section}; there are {', '.join(known) or 'none'}."
+            f"No score {name!r} (group {group!r}) in {section}.{did_you_mean(name, own)} There are "
+            f"{', '.join(known) or 'none'}."
         )
 
     def __iter__(self) -> Iterator[Score]:

@@ -70,8 +70,8 @@ def _few_labels(report: ReportData) -> str:
     for score in points:
         if score.name == "recall" and score.value is not None and score.settings.get("n") in FEW_LABELS:
             before = f" (before {score.original:.0f} %)" if compared and score.original is not None else ""
-            found.append(f"with {score.settings['n']} {score.value:.0f} %{before}")
-    return f"An attacker with so few labelled images of each class reads: {', '.join(found)}." if found else ""
+            found.append(f"from {score.settings['n']}: {score.value:.0f} %{before}")
+    return f"What an attacker reads who has few labelled images of it: {', '.join(found)}." if found else ""
 
 
 def _reference(report: ReportData) -> str:
@@ -99,4 +99,7 @@ def _measured(report: ReportData) -> str:
     counts = ", ".join(f"{name} {count:,}" for name, count in report.samples.items())
     version = report.versions.get("hf-kd")
     seeds = f"; {report.seeds} seeds" if report.seeds > 1 else ""
-    return f"Measured on: {counts} images, d = {report.dimension}{seeds}{f'; hf-kd {version}' if version else ''}."
+    about = report.context
+    on = f" on {about['date']}" if about.get("date") else ""
+    data = f"{about['dataset']}, {sum(report.samples.values()):,} images" if about.get("dataset") else "images"
+    return f"Measured{on}: {data} ({counts}), d = {report.dimension}{seeds}{f'; hf-kd {version}' if version else ''}."

@@ -8,6 +8,9 @@ from typing import Any
 from .plotting import BLACK, GREEN, GREY, ORANGE, VERSIONS
 from .report_data import ReportData
 
+LEAST_SPAN = 10.0
+"""Points that an axis of the figure of references spans at least."""
+
 
 def draw_weight_profile(report: ReportData, figure_class: Any) -> Any:
     """F and AUC of the converged probe at every block of the bare networks; references beyond the first are thin."""
@@ -17,7 +20,10 @@ def draw_weight_profile(report: ReportData, figure_class: Any) -> Any:
     figure = figure_class(figsize=(7.0, 3.2))
     blocks = list(profile["erased"])
     for axes, quantity, title in zip(
-        figure.subplots(1, 2), ("F", "AUC"), ("forgotten, test, %", "AUC, %"), strict=True
+        figure.subplots(1, 2),
+        ("F", "AUC"),
+        ("forgotten test images read, %", "AUC, %"),
+        strict=True,
     ):
         for version, points in profile.items():
             colour, marker, line, _ = VERSIONS.get(version, VERSIONS["reference"])
@@ -28,7 +34,9 @@ def draw_weight_profile(report: ReportData, figure_class: Any) -> Any:
                 label=None if more else _called(report, version),
             )  # fmt: skip
         axes.set_xticks(range(len(blocks)), [_short(block) for block in blocks], rotation=60, ha="right", fontsize=7)
+        axes.set_title("a converged probe on each block")
         axes.set_ylabel(title)
+        _whole_scale(axes, quantity)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
@@ -54,9 +62,11 @@ def draw_relearning(report: ReportData, figure_class: Any) -> Any:
     for column, curve in enumerate(own):
         panels[0][column].set_title(f"{curve['shots']} images a class")
         panels[1][column].set_xticks(range(len(curve["steps"])), [str(step) for step in curve["steps"]])
-        panels[1][column].set_xlabel("steps")
+        panels[1][column].set_xlabel("steps of relearning")
     panels[0][0].set_ylabel("AUC, %")
-    panels[1][0].set_ylabel("forgotten, test, %")
+    panels[1][0].set_ylabel("forgotten test images answered, %")
+    for row, quantity in zip(panels, ("AUC", "F"), strict=True):
+        _whole_scale(row[0], quantity)
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
@@ -79,14 +89,23 @@ def draw_reference_level(report: ReportData, figure_class: Any) -> Any:
             )  # fmt: skip
             axes.plot([own[0]] * 2, [score.reference, own[1]], color=GREY, linewidth=0.8)
         axes.set_title(score.group.partition(",")[0])
-        axes.set_xlabel("R, retained, %")
-        axes.set_ylabel("F, forgotten, %")
+        axes.set_xlabel("R: retained test images read, %")
+        axes.set_ylabel("F: forgotten test images read, %")
+        for side in ("x", "y"):  # a difference of a few images is not to fill the panel
+            low, high = getattr(axes, f"get_{side}lim")()
+            more = max(0.0, LEAST_SPAN - (high - low)) / 2
+            getattr(axes, f"set_{side}lim")(low - more, high + more)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
 def _called(report: ReportData, version: str) -> str:
-    return {"erased": report.treatment, "reference": "never seen"}.get(version, version)
+    return {"erased": report.treatment, "reference": "a network that never saw it"}.get(version, version)
+
+
+def _whole_scale(axes: Any, quantity: str) -> None:
+    """Percent from nothing, of an AUC from guessing, to all: small differences look small."""
+    axes.set_ylim(min(axes.get_ylim()[0], 45.0 if quantity == "AUC" else -2.0), 102)
 
 
 def _short(block: str) -> str:

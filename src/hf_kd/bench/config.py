@@ -28,7 +28,7 @@ from hf_kd.methods.registry import available_methods, make_method, make_unlearni
 from hf_kd.metrics.attacks import ATTACKS
 
 from .published import Published
-from .shape import ConfigError, line_of
+from .shape import ConfigError, choices, line_of
 
 PROTOCOLS: dict[str, frozenset[str]] = {
     "class": frozenset({"forget"}),
@@ -211,11 +211,11 @@ def _experiment(
     if unknown or missing:
         what = [f"misses {', '.join(sorted(missing))}"] if missing else []
         what += [f"has unknown settings {', '.join(sorted(unknown))}"] if unknown else []
-        raise ConfigError(f"Experiment {name!r} {' and '.join(what)}; it may have {', '.join(sorted(_TOP))}.")
+        raise ConfigError(f"Experiment {name!r} {' and '.join(what)}.{choices(content, sorted(_TOP))}")
     dataset = content["dataset"] if isinstance(content["dataset"], dict) else {"name": content["dataset"]}
     if set(dataset) - _DATASET or "name" not in dataset:
         raise ConfigError(
-            f"dataset of {name!r} is {dataset}; it takes {', '.join(sorted(_DATASET))}, and needs a name.", "dataset"
+            f"dataset of {name!r} is {dataset}, and needs a name.{choices(dataset, sorted(_DATASET))}", "dataset"
         )
     if any(sign in name for sign in "/\\") or name.startswith("."):
         raise ConfigError(f"The name {name!r} becomes a file's: use letters, digits, -, _ and spaces.")
@@ -254,15 +254,15 @@ def _measures(given: Any, rows: Sequence[Row], folder: Path, name: str) -> Measu
     known = {f.name for f in dataclasses.fields(Measures)}
     if not isinstance(given, dict) or set(given) - known:
         raise ConfigError(
-            f"measure of {name!r} is {given!r}; it is a mapping of {', '.join(sorted(known))}.", "measure"
+            f"measure of {name!r} is {given!r}, which is no mapping of these.{choices(given, sorted(known))}", "measure"
         )
     lists = {key: _listed(given.get(key)) for key in ("attacks", "panels")}
     strange = [attack for attack in lists["attacks"] if attack not in ATTACKS]
     if strange:
-        raise ConfigError(f"Unknown attacks {strange} in {name!r}; choose among {', '.join(ATTACKS)}.", "measure")
+        raise ConfigError(f"Unknown attacks {strange} in {name!r}.{choices(strange[0], ATTACKS, 'Choose')}", "measure")
     strange = [label for label in lists["panels"] if label not in labels]
     if strange:
-        raise ConfigError(f"panels of {name!r} name no row: {strange}; the labels are {', '.join(labels)}.", "measure")
+        raise ConfigError(f"panels of {name!r} name no row: {strange}.{choices(strange[0], labels)}", "measure")
     if given.get("grad_cam") and not lists["panels"]:
         raise ConfigError(f"grad_cam of {name!r} needs panels: [labels of the rows to draw].", "measure")
     others = {key: _other(given[key], folder, name) for key in ("transfer", "unseen") if given.get(key)}
@@ -278,7 +278,7 @@ def _other(given: Any, folder: Path, name: str) -> dict[str, Any]:
     known = _DATASET - {"label_mapping"} | {"resize", "classes", "limit"}
     if set(where) - known or "name" not in where:
         raise ConfigError(
-            f"{where} of {name!r} is no data set: it takes {', '.join(sorted(known))}, and needs a name.", "measure"
+            f"{where} of {name!r} is no data set, which needs a name.{choices(where, sorted(known))}", "measure"
         )
     for key in ("resize", "limit"):
         _count(where, key, name)
@@ -300,7 +300,7 @@ def _precision(content: Mapping[str, Any], key: str, name: str) -> str | None:
     value = content.get(key)
     value = "no" if value is False else value  # what YAML makes of a bare no
     if value is not None and value not in PRECISIONS:
-        raise ConfigError(f"{key}={value!r} of {name!r} is unknown; choose {', '.join(PRECISIONS)}.", key)
+        raise ConfigError(f"{key}={value!r} of {name!r} is unknown.{choices(value, PRECISIONS, 'Choose')}", key)
     return value
 
 
@@ -318,12 +318,12 @@ def _protocol(given: Any, name: str) -> dict[str, Any]:
     protocol = dict(given) if isinstance(given, dict) else {"kind": given}
     kind = protocol.get("kind")
     if kind not in PROTOCOLS:
-        raise ConfigError(f"protocol of {name!r} is {kind!r}; choose {', '.join(PROTOCOLS)}.", "protocol")
+        raise ConfigError(f"protocol of {name!r} is {kind!r}.{choices(kind, PROTOCOLS, 'Choose')}", "protocol")
     unknown = set(protocol) - {"kind"} - PROTOCOLS[kind]
     if unknown:
         raise ConfigError(
-            f"The {kind} protocol of {name!r} has no {', '.join(sorted(unknown))}; it takes "
-            f"{', '.join(sorted(PROTOCOLS[kind]))}.",
+            f"The {kind} protocol of {name!r} has no {', '.join(sorted(unknown))}."
+            f"{choices(min(unknown), sorted(PROTOCOLS[kind]))}",
             "protocol",
         )
     missing = REQUIRED.get(kind, frozenset()) - set(protocol)
@@ -372,8 +372,8 @@ def _method_row(
     known = available_methods(None)
     if name not in known:
         raise InvalidValueError(
-            f"Unknown method {name!r}; choose among original, {', '.join(known)}, or give checkpoint: FOLDER for a model "
-            "made elsewhere."
+            f"Unknown method {name!r}.{choices(name, ['original', *known], 'Choose')} Or give checkpoint: FOLDER for a "
+            "model made elsewhere."
         )
     kind = method_info(name).kind
     limit = _count(values, "forget_limit", f"{label} in {experiment}")

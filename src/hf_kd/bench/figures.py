@@ -56,9 +56,13 @@ def in_short(rows: Sequence[Line], original: Line | None) -> str:
         if not made:
             continue
         least = min(made, key=lambda line: _mean(line, key))
-        told = f"{who} reads least of the forgotten after {least.label}: {_mean(least, key):.0f} %"
+        value, alike = _mean(least, key), [line for line in made if round(_mean(line, key)) == round(_mean(least, key))]
+        after = least.label + (f" and {len(alike) - 1} more" if len(alike) > 1 else "")
+        told = f"{who} reads least of the forgotten after {after}: {value:.0f} %"
+        if original is not None and original.values(key) and round(value) >= round(_mean(original, key)):
+            told = f"{who} reads no less of the forgotten after any method: {value:.0f} % or more"
         beside = [("original", original)] + [
-            ("without it" if line.row.reference else "unseen", line)
+            ("a model without it" if line.row.reference else "unseen", line)
             for line in rows
             if line.row.reference or line.row.kind == "unseen"
         ]
@@ -223,14 +227,17 @@ def pareto(rows: Sequence[Line], original: Line | None, figure_class: Any) -> An
     return figure
 
 
-def _name_beside(axes: Any, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-    """Names that touch their points, moved up or down, with a line to the point, where two would cover each other."""
+def _name_beside(axes: Any, names: Sequence[str], points: Sequence[tuple[float, float]], high: float = 0.045) -> None:
+    """Names that touch their points, moved up or down, with a line to the point, where two would cover each other.
+
+    high: of a line of text, as a share of the axes.
+    """
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     shares = [((x - left) / (right - left), (y - bottom) / (top - bottom)) for x, y in points]
     sides = [1 if x < 0.55 else -1 for x, _ in shares]
     widths = [0.0125 * len(shown_name(name)) for name in names]
     middles = [(x + (0.015 + width / 2) * side, y) for (x, y), width, side in zip(shares, widths, sides, strict=True)]
-    moved = spread(middles, widths, 0.045, shares)
+    moved = spread(middles, widths, high, shares)
     for name, point, (x, y), (_, height), side in zip(names, points, shares, moved, sides, strict=True):
         away = abs(height - y) > 0.01
         axes.annotate(
@@ -261,18 +268,23 @@ def attackers(rows: Sequence[Line], original: Line | None, figure_class: Any) ->
     if len(shown) < 2 or not keys:
         return None
     shown.sort(key=lambda line: -_mean(line, "worst class/advantage"))
-    figure = figure_class(figsize=(3.6 * len(keys) + 2.4, 6.4))
+    figure = figure_class(figsize=(3.6 * len(keys) + 2.4, max(6.4, 0.3 * len(shown) + 1.2)))
     panels = figure.subplots(2, len(keys), sharex="col", sharey="row", squeeze=False)
+    named: list[tuple[Any, dict[str, tuple[float, float]]]] = []
     reference = next((line for line in rows if line.row.kind == "unseen" and line.values("worst/advantage")), None)
     for across, (who, title) in zip(
         panels, (("worst class", "names one class"), ("worst", "false alarms allowed")), strict=True
     ):
         for axes, key in zip(across, keys, strict=True):
-            for number, line in enumerate(shown, 1):
-                if line.values(key) and line.values(f"{who}/advantage"):
-                    point = (_mean(line, key), _mean(line, f"{who}/advantage"))
-                    axes.scatter(*point, s=18, color="black" if line is original else FORGET, zorder=3)
-                    axes.annotate(str(number), point, xytext=(3, 3), textcoords="offset points", fontsize=7)
+            points = {
+                str(number): (_mean(line, key), _mean(line, f"{who}/advantage"))
+                for number, line in enumerate(shown, 1)
+                if line.values(key) and line.values(f"{who}/advantage")
+            }
+            named.append((axes, points))
+            for number, point in points.items():
+                own = shown[int(number) - 1] is original
+                axes.scatter(*point, s=18, color="black" if own else FORGET, zorder=3)
             if reference is not None and reference.values(f"{who}/advantage"):
                 axes.axhline(_mean(reference, f"{who}/advantage"), color=RETAIN, linewidth=0.9, linestyle="--")
             axes.margins(0.1)
@@ -280,6 +292,8 @@ def attackers(rows: Sequence[Line], original: Line | None, figure_class: Any) ->
     labels = {"CKA": "CKA with the original, retained images", "transfer": "probe on another data set, %"}
     for axes, key in zip(panels[-1], keys, strict=True):
         axes.set_xlabel(labels[key])
+    for axes, points in named:  # last, when all limits are known
+        _name_beside(axes, list(points), list(points.values()), 0.3 / figure.get_figheight())
     names = [f"{number} {shown_name(line.label)}" for number, line in enumerate(shown, 1)]
     names += ["- - unseen classes"] * (reference is not None)
     panels[0, -1].annotate(

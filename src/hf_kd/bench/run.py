@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hf_kd.data.distributed import gather_rows, process_state
 from hf_kd.data.labels import LabelMapping, match_labels
-from hf_kd.errors import InvalidValueError
+from hf_kd.data.progress import working
+from hf_kd.errors import InvalidValueError, did_you_mean
 from hf_kd.features.heads import has_head
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.records import versions
@@ -147,7 +148,10 @@ def bench(
     named = {name for experiment in experiments for row in experiment.rows for name in (row.label, row.name)}
     strange = [name for name in only if name not in named]
     if strange:
-        raise InvalidValueError(f"No row is called {', '.join(strange)}; the rows are {', '.join(sorted(named))}.")
+        near = did_you_mean(strange[0], named)
+        raise InvalidValueError(
+            f"No row is called {', '.join(strange)}.{near} The rows are {', '.join(sorted(named))}."
+        )
     folder, state = Path(output), process_state()
     log = log if state.is_main_process else _nothing
     with only_bench_in(folder) if state.is_main_process else contextlib.nullcontext():
@@ -263,7 +267,8 @@ def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory:
             model, took = made(stage, model)
             seconds |= {name: round(seconds[name] + value, 3) for name, value in took.items()}
             features = shared.features if unchanged else shared.read(model)
-        scores = measure(model, features, problem, stage, experiment.measures, original, seed)
+        with working("measuring", shared.progress):
+            scores = measure(model, features, problem, stage, experiment.measures, original, seed)
         stages.append(scores | {"stage": stage, "rank removed": _rank(model)})
     if experiment.measures.transfer:
         other = shared.elsewhere if unchanged else shared.read_elsewhere(model)
@@ -302,10 +307,11 @@ def _drawn(shared: _Shared, model: ErasedModel, features: Features, row: Row, fo
             found["report"] = f"{type(error).__name__}: {error}"
     if row.label in experiment.measures.panels and row.kind != "original":
         place = folder / "panels" / names
-        found["panels"] = draw_panels(
-            model, features, problem, (shared.original, shared.features), shared.settings, row.label, place,
-            grad_cam=experiment.measures.grad_cam, failures=FAILURES,
-        )  # fmt: skip
+        with working("drawing panels", shared.progress):
+            found["panels"] = draw_panels(
+                model, features, problem, (shared.original, shared.features), shared.settings, row.label, place,
+                grad_cam=experiment.measures.grad_cam, failures=FAILURES,
+            )  # fmt: skip
     return found
 
 
@@ -330,7 +336,8 @@ def _report(shared: _Shared, model: ErasedModel, row: Row, place: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     report.to_json(place / "report.json")
     (place / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
-    report.figures(place)
+    with working("drawing figures", shared.progress):
+        report.figures(place)
 
 
 def _everywhere(ok: bool) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import yaml
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, did_you_mean
 
 SHAPES = {
     "": "{model: FOLDER or USER/NAME, dataset: ..., protocol: ..., methods: [...], seeds: [0, 1, 2], measure: {...}}",
@@ -36,6 +36,19 @@ class ConfigError(InvalidValueError):
         self.text, self.key = text, key
         shape = SHAPES.get(LIKE.get(key, key), SHAPES[""]).replace(f"{LIKE.get(key)}:", f"{key}:")
         super().__init__(f"{text} The shape that is wanted: {shape}")
+
+
+def choices(wrong: object, known: Iterable[str], told: str = "It takes") -> str:
+    """What a message about a wrong word goes on with: the one that was probably meant, and all that there are.
+
+    Args:
+        wrong: The word, or a mapping in which one of the keys may be.
+        known: All that there are.
+        told: What introduces them.
+    """
+    known = list(known)
+    strange = [str(key) for key in wrong if key not in known] if isinstance(wrong, Mapping) else [str(wrong)]
+    return f"{did_you_mean(strange[0], known) if strange else ''} {told} {', '.join(known)}."
 
 
 def line_of(text: str, key: str, among: Sequence[str] = ()) -> int | None:

@@ -49,6 +49,11 @@ WORST_COLUMNS = [
     for title, key in ((ONE_CLASS, "worst class"), (FALSE_ALARMS, "worst"))
     for name, part in (("recall", "recall"), ("false alarms", "false_alarms"), ("recall - f. a.", "advantage"))
 ]
+MIA = {
+    "class": "how often the loss tells D_f from D_ft rightly, 50 by guessing",
+    "random": "the share of D_f that is taken for training images",
+}
+"""What membership inference is in the tables of a protocol."""
 SEVERAL = ("views-", "groups-")
 """Attacks that see more of a subject than one output."""
 BINARY = ("linear-binary", "norm", "weighted-", "at-")
@@ -232,7 +237,10 @@ def markdown(experiment: Experiment, store: Store) -> str:
 
 
 def _about(experiment: Experiment) -> str:
-    protocol = ", ".join(f"{key} {value}" for key, value in experiment.protocol.items() if key != "kind")
+    settings = {key: value for key, value in experiment.protocol.items() if key != "kind"}
+    protocol = ", ".join(
+        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in settings.items()
+    )
     limits = "".join(
         f" At most {value} {what}." for value, what in ((experiment.limit, "images a split"),
                                                         (experiment.retain_limit, "retained images for methods")) if value
@@ -240,7 +248,9 @@ def _about(experiment: Experiment) -> str:
     return (
         f"Protocol {experiment.protocol['kind']}{f' ({protocol})' if protocol else ''}.{limits} Accuracies in percent, mean "
         "± standard deviation over seeds where there are several and they differ. A converged probe says what is left; the "
-        "head and the paper's probe do not."
+        "head and the paper's probe do not. D_f and D_r are forgotten and retained training images, D_ft and D_rt (together "
+        "D_t) test images; HM and HM_t are harmonic means of 100 - D_f and D_r, of 100 - D_ft and D_rt. MIA: "
+        f"{MIA['random' if experiment.protocol['kind'] == 'random' else 'class']}."
     )
 
 

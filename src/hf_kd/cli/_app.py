@@ -1,6 +1,7 @@
 """What all commands share: the application, options that many have, one way to end.
 
-Exit codes: 0 done, 1 refused, 2 wrong usage.
+Exit codes: 0 done, 1 refused, or not what a receipt says, 2 wrong usage, 3 done in part: rows of a bench failed, or what was
+given is too little to tell whether a receipt is right.
 
 A command is a function of its own options and, last, of `shared`: the options of `Shared` that it names in its decorator,
 and the hyper-parameters of methods. Nothing here imports torch.
@@ -53,6 +54,9 @@ def main_options(
     """Options of `hf-kd` itself; its help is that of the application."""
 
 
+IN_PART = 3
+"""Exit code where not everything could be done."""
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -86,7 +90,7 @@ def command(
                 settings = {key: given.pop(key) for key in flags}
                 if methods is not None:
                     settings = _inputs.settings(settings, values["option"])
-                _inputs.import_files(values["imports"])
+                _inputs.import_files(values["imports"], quiet=bool(values.get("quiet")))
                 function(**given, shared=Shared(**values, settings=settings))
 
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
@@ -168,6 +172,4 @@ def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str
     message = ARGUMENT.sub(option, message)
     if "with a mapping" in message and "label_mapping" in flags:
         message += " On the command line: --label-mapping THEIR_NAME=MODEL_NAME."
-    if "does not recognize this architecture" in message:
-        message += " If the class of this model is your own, name the file that registers it: --import FILE."
     return message.strip()

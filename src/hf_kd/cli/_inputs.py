@@ -55,8 +55,8 @@ def settings(flags: Mapping[str, Any], options: Sequence[str] | None) -> dict[st
     return given | {name: as_setting(value) for name, value in pairs}
 
 
-def import_files(paths: Sequence[Path] | None) -> None:
-    """Run Python files that the user names on the command line.
+def import_files(paths: Sequence[Path] | None, quiet: bool = False) -> None:
+    """Run Python files that the user names on the command line, which mostly import torch and transformers.
 
     Raises:
         MissingFileError: For one that is not there.
@@ -67,12 +67,13 @@ def import_files(paths: Sequence[Path] | None) -> None:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+        with working(f"importing {path.name}, torch and transformers", not quiet, at_once="torch" not in sys.modules):
+            spec.loader.exec_module(module)
 
 
 def load_libraries(shared: Shared) -> None:
     """Import what takes seconds, and say so: torch, transformers, and what shows results."""
-    with working("loading libraries", not shared.quiet):
+    with working("loading torch and transformers", not shared.quiet, at_once="torch" not in sys.modules):
         for name in ("hf_kd.model.erased_model", "hf_kd.model.unlearn", "hf_kd.audit.verdict"):
             importlib.import_module(name)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, is_typeddict
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from hf_kd.data.text import one_line, terminal
 from hf_kd.hub.wording import GETS_THROUGH
+from hf_kd.methods.registry import attribute_texts
 
 from ._verdict import show_verdict
 
@@ -38,6 +41,31 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
     if not result["folded"]:
         below += ", and whoever has them can take the eraser away"
     console.print(f"{below}.", style="dim")
+
+
+def show_measured(console: Console, measured: Mapping[str, Any]) -> None:
+    """What a method that changes weights measured while it worked, in the words of `hf_kd.methods.measured`."""
+    from hf_kd.methods import measured as described
+
+    texts = attribute_texts(described.UnlearningMeasured, *filter(is_typeddict, vars(described).values()))
+    table = Table(show_header=False)
+    for key, value in measured.items():
+        text = re.split(r"[.;]( |$)", texts.get(key, key.replace("_", " ")))[0]
+        table.add_row(Text(one_line(text)), Text("\n".join(_plain(value))))
+    if measured:
+        console.print(table)
+
+
+def _plain(value: Any) -> list[str]:
+    """A measured value in plain words, a line for each part of a list of several facts."""
+    if isinstance(value, Mapping):
+        return [", ".join(f"{key.replace('_', ' ')} {' '.join(_plain(part))}" for key, part in value.items())]
+    if isinstance(value, list | tuple):
+        parts = [" ".join(_plain(part)) for part in value]
+        return parts if any(isinstance(part, Mapping) for part in value) else [", ".join(parts) or "none"]
+    if isinstance(value, float):
+        return [f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"]
+    return [f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else one_line(value)]
 
 
 def show_accuracy(console: Console, accuracy: dict[str, Any] | None, original: str, whens: tuple[str, str]) -> None:

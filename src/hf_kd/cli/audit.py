@@ -130,6 +130,9 @@ def audit(
     )
     if not process_state().is_main_process:
         return
+    # a folder by its name: where it lies is nobody's business whom a report is handed to
+    name = Path(dataset).resolve().name if Path(dataset).exists() else dataset
+    report = replace(report, context={**report.context, "dataset": name})
     if output is not None:
         _write(report, output, reading.progress)
     if grad_cam:

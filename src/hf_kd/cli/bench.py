@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markdown import Markdown
 
+from hf_kd.data.text import one_line
 from hf_kd.errors import InvalidValueError, has_package
 
-from ._app import command, console
+from . import _inputs
+from ._app import IN_PART, command, console, errors
 from ._options import Shared
+
+if TYPE_CHECKING:
+    from hf_kd.bench.config import Experiment
+    from hf_kd.bench.store import Store
 
 
 @command("device")
@@ -34,10 +41,11 @@ def bench(
     """Compare unlearning methods on one model and data set, and print the paper's tables.
 
     A run that was stopped goes on where it was: each cell's result is kept and found by its settings. One failing
-    method does not stop the others.
+    method does not stop the others: what failed is said last, and the exit code is 3.
 
     **Example:** `hf-kd bench benchmarks/paper/cifar10-allcnn.yaml --output results --limit 500`
     """
+    _inputs.load_libraries(shared)
     from hf_kd import bench as benchmark
     from hf_kd.data.distributed import process_state
 
@@ -66,6 +74,25 @@ def bench(
             "No figures without matplotlib: pip install 'hf-kd[figures]', then run with --tables-only.", markup=False
         )
     console.print("Written: " + ", ".join(str(path) for path in written), highlight=False)
+    failed = [told for one in found for told in _failures(one, store, only or ())]
+    if failed:
+        errors.print(f"[bold red]{len(failed)} failed[/], the others are done; --retry-failed runs them again:")
+        for told in failed:
+            errors.print(f"  {told}", markup=False, highlight=False)
+    if failed and not tables_only:
+        raise typer.Exit(IN_PART)
+
+
+def _failures(experiment: Experiment, store: Store, only: Sequence[str]) -> list[str]:
+    """A line for each cell of the rows asked for that has failed, in this run or before."""
+    from hf_kd.bench.tables import lines
+
+    return [
+        one_line(f"{experiment.name}: {line.label}, seed {record['seed']}: {record['error']}", 300)
+        for line in lines(experiment, store)
+        if not only or line.label in only or line.row.name in only
+        for record in line.failed
+    ]
 
 
 def _numbers(text: str) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from . import _inputs
 from ._app import command, console
 from ._options import Shared
 from ._published import erased_in, report_of
@@ -27,6 +28,7 @@ def card(
     shared: Shared,
 ) -> None:
     """Write model card, receipt, report and figures into FOLDER, as pushing would. Text of your own in README.md stays."""
+    _inputs.load_libraries(shared)
     from hf_kd.hub.document import base_of, document
     from hf_kd.hub.publish import base_license
     from hf_kd.model.saving import atomic_directory

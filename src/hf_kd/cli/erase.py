@@ -200,6 +200,7 @@ def _erase_by_name(
     shared: Shared,
 ) -> None:
     _inputs.check_output(output, shared.overwrite)
+    _inputs.load_libraries(shared)
     reading = _inputs.read_options(shared)
     images = None if dataset is None else _inputs.load_data(dataset, split, shared)
     erased = _inputs.load_model(model, shared).to(_inputs.device_of(shared))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @command("tap", "processor", "revision", "as_json")
 def inspect(model: ModelArgument, *, shared: Shared) -> None:
     """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased."""
+    _inputs.load_libraries(shared)
     loaded = _inputs.load_model(model, shared)
     loaded.find_taps()
     facts = _facts(model, loaded)

@@ -64,6 +64,7 @@ def _show(info: MethodInfo, as_json: bool) -> None:
     console.print(table)
     console.print("\nIts settings, each an option of that command or --option NAME=VALUE:", highlight=False)
     for option in info.options:
-        console.print(f"  {option.name} = {option.default}", markup=False, highlight=False)
+        shown = f"{option.default:.4g}" if isinstance(option.default, float) else option.default
+        console.print(f"  {option.name} = {shown}", markup=False, highlight=False)
         if option.about:
             console.print(Padding(Text(option.about, style="dim"), (0, 0, 0, 6)))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from . import _inputs
 from ._app import command, console
 from ._options import Shared
 
@@ -22,6 +23,7 @@ def publish_metric(
     shared: Shared,
 ) -> None:
     """Publish Knowledge Retention as a metric Space, for `evaluate.load("USER/NAME")`."""
+    _inputs.load_libraries(shared)
     from hf_kd.hub.spaces import KNOWLEDGE_RETENTION
     from hf_kd.hub.spaces.build import metric_space
     from hf_kd.hub.upload import prepare, upload
@@ -44,6 +46,7 @@ def publish_demo(
     shared: Shared,
 ) -> None:
     """Publish a Space that shows the answers of an erased model beside those of its original."""
+    _inputs.load_libraries(shared)
     from hf_kd.hub.spaces.build import demo_space
     from hf_kd.hub.upload import check_repo_id, prepare, upload
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from . import _inputs
 from ._app import command, console
 from ._options import Shared
 from ._published import erased_in, report_of
@@ -41,6 +42,7 @@ def push(
 
     The token is that of `hf auth login`, or HF_TOKEN.
     """
+    _inputs.load_libraries(shared)
     result = erased_in(folder).push_to_hub(
         repo_id,
         report=report_of(folder, report),

@@ -16,7 +16,7 @@ from . import _inputs
 from ._accuracy import head_accuracy
 from ._app import command, console
 from ._options import LIMITS, READING, ModelArgument, Shared
-from ._tables import show_accuracy
+from ._tables import show_accuracy, show_measured
 from ._verdict import accuracy_verdict, audit_command, record_names, show_verdict
 
 
@@ -120,10 +120,9 @@ def unlearn(
         f"{record['fit_seconds']:.1f} s.",
         highlight=False,
     )
-    measured = ", ".join(f"{key} {value}" for key, value in record["measured"][0].items())
     for name, part in (record.get("sampled") or {}).items():
         console.print(f"A sample: {part['drawn']:,} of {part['of']:,} images of the {name} set.", highlight=False)
-    console.print(terminal(measured), highlight=False)
+    show_measured(console, record["measured"][0])
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
     console.print(
         f"Written to [bold]{terminal(str(output))}[/]. Its weights changed; measure what it still knows:",

@@ -11,9 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from . import _inputs
-from ._app import command, console
+from ._app import IN_PART, command, console
 from ._options import READING, Shared
 from ._verdict import report_verdict, show_verdict
+
+SHOWN = {True: "ok", False: "[bold red]DIFFERS[/]", None: "[bold yellow]?[/]"}
+"""How a check is marked."""
 
 
 @command(*READING, "processor", "batch_size", "mixed_precision", "revision", "as_json")
@@ -34,14 +37,17 @@ def verify(
     *,
     shared: Shared,
 ) -> None:
-    """Check an erased model against its receipt; with --dataset, carry the erasure out again. Exit code 1: it differs."""
+    """Check an erased model against its receipt; with --dataset, carry the erasure out again.
+
+    Exit code 1: it differs. 3: it cannot be told by the images and options that were given.
+    """
     _inputs.load_libraries(shared)
     from hf_kd.model.verify import verify as check
 
+    reading = _inputs.read_options(shared)
     if dataset is None:
-        result = check(source, base=base, revision=shared.revision, texts=texts or None)
+        result = check(source, base=base, revision=shared.revision, texts=texts or None, reading=reading)
     else:
-        reading = _inputs.read_options(shared)
         data = _inputs.load_data(dataset, split, shared)
         parts = _inputs.by_labels(data, forget_labels, reading, True, retain_limit)
         given = {"retain": parts.retain, "base": base, "revision": shared.revision, "texts": texts or None}
@@ -53,14 +59,19 @@ def verify(
     else:
         table = Table(show_header=False, box=None, pad_edge=False)
         for one in result.checks:
-            table.add_row("ok" if one.ok else "[bold red]DIFFERS[/]", Text(one.what), Text(one.found, style="dim"))
+            table.add_row(SHOWN[one.ok], Text(one.what), Text(one.found, style="dim"))
         again = " The erasure was not carried out again: give its images with --dataset."
         again = " What changed the weights was not carried out again." if not result.repeatable else again
         again = "" if result.repeated else again
         told = "[bold]Everything matches the receipt.[/]" if result.ok else "[bold red]Not as published.[/]"
+        if result.undecided:
+            told, again = (
+                "[bold yellow]Cannot tell:[/] what is marked ? needs other images or options than were given.",
+                "",
+            )
         console.print(told + again)
         console.print(table)
         if result.ok and Path(source).is_dir():
             show_verdict(console, report_verdict(source))
     if not result.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(IN_PART if result.undecided else 1)

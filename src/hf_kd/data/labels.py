@@ -7,7 +7,6 @@ for certain is an error that shows how to say it.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_kd.errors import LabelMismatchError
+from hf_kd.errors import LabelMismatchError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -194,20 +193,18 @@ def _resolve(label: str | int, labels: dict[int, str] | None) -> int:
             raise LabelMismatchError(
                 f"Label {label!r}: this data set has no label names; give the integer id."
             ) from None
-        close = _close(str(label), labels)
-        hint = f"Did you mean {close}?" if close else f"There are, for example, {_some(map(repr, labels.values()), 5)}."
-        raise LabelMismatchError(f"No label is called {label!r}. {hint}") from None
+        near = _did_you_mean(str(label), labels) or f" There are, for example, {_some(map(repr, labels.values()), 5)}."
+        raise LabelMismatchError(f"No label is called {label!r}.{near}") from None
     if number < 0 or (labels and number not in labels):
         allowed = f"ids are {_range(labels)}" if labels else "ids count from 0"
         raise LabelMismatchError(f"Label id {number} does not exist: {allowed}.")
     return number
 
 
-def _close(label: str, labels: dict[int, str]) -> str:
+def _did_you_mean(label: str, labels: dict[int, str]) -> str:
     """The names most like `label`, any synonym counting."""
     synonyms = {_normal(part): name for name in labels.values() for part in name.split(",")}
-    matches = difflib.get_close_matches(_normal(label), synonyms, n=3, cutoff=0.6)
-    return " or ".join(dict.fromkeys(repr(synonyms[match]) for match in matches))
+    return did_you_mean(_normal(label), synonyms, called=synonyms)
 
 
 def _normal(name: str) -> str:

@@ -33,7 +33,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import DatasetCardData, metadata_load
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from hf_kd.errors import InvalidValueError, MissingFileError, UnreachableError, shortened
+from hf_kd.errors import InvalidValueError, MissingFileError, UnreachableError, did_you_mean, shortened
 
 from .image_source import LABEL_KEYS, is_string
 
@@ -381,11 +381,10 @@ def _choose(available: list[str], split: str | None, spec: str | os.PathLike[str
     if split is None:
         if len(available) == 1:
             return available[0]
-        raise InvalidValueError(
-            f"{os.fspath(spec)!r} has several splits: {listing}. Choose one with split=... (--split)."
-        )
+        raise InvalidValueError(f"{os.fspath(spec)!r} has several splits: {listing}. Choose one: split=... (--split).")
     if split not in available:
-        raise InvalidValueError(f"{os.fspath(spec)!r} has no split {split!r}. There are: {listing}.")
+        near = did_you_mean(split, available)
+        raise InvalidValueError(f"{os.fspath(spec)!r} has no split {split!r}.{near} There are: {listing}.")
     return split
 
 

@@ -27,7 +27,7 @@ from hf_kd.data.loader import LoaderShare, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.data.samples import Samples
 from hf_kd.data.views import apply_view
-from hf_kd.errors import InvalidTypeError, InvalidValueError, shortened
+from hf_kd.errors import InvalidTypeError, InvalidValueError, check_choice, shortened
 from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
@@ -73,7 +73,11 @@ class ReadOptions:
                 raise InvalidValueError(
                     f"{name}={shortened(most)} has to be a whole number of images above 0, or None."
                 )
+        if self.mixed_precision is not None:
+            check_choice("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
         names = self.labels
+        if isinstance(names, str):
+            check_choice("labels", names, ("model", "dataset"))
         if names is None or names in ("model", "dataset"):
             return
         if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):

@@ -71,6 +71,9 @@ def document(
     if report is not None and not show_class_names:
         kept = {label: name for label, name in report.class_names.items() if label not in report.forget_labels}
         report = replace(report, class_names=kept)
+    if report is not None:  # by the name of a folder only whom it was handed to knows the data
+        known = {key: value for key, value in report.context.items() if key != "dataset" or value in datasets}
+        report = replace(report, context=known)
     figures = () if report is None else _write_report(report, folder)
     base, records = base_of(model)[0], records_of(model)
     model.find_taps()

@@ -17,7 +17,7 @@ from importlib import import_module, resources
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.errors import InvalidTypeError, InvalidValueError, did_you_mean
 
 ENTRY_POINT_GROUP = "hf_kd.methods"
 """Packages name their methods here, of either kind."""
@@ -173,7 +173,8 @@ def get_method(name: str, kind: str | None = None) -> type[Any]:
         point = _third_party().get(name)
         if point is None:
             names = _listed(kind) if kind else "; ".join(f"{key}: {_listed(key)}" for key in BASES)
-            raise InvalidValueError(f"Unknown method {name!r}; available: {names}.")
+            near = did_you_mean(name, available_methods(kind))
+            raise InvalidValueError(f"Unknown method {name!r}.{near} Available: {names}.")
         _METHODS[name] = _loaded(point)
     found = _stored_kind(name)
     if kind is not None and found != kind:
@@ -288,7 +289,10 @@ def _make(kind: str, method: Any, options: dict[str, Any]) -> Any:
     types = {option.name: option.type for option in method_info(method).options}
     unknown = sorted(options.keys() - types.keys())
     if unknown:
-        raise InvalidTypeError(f"Method {method!r} has no option {', '.join(unknown)}; it takes {', '.join(types)}.")
+        near = did_you_mean(unknown[0], types)
+        raise InvalidTypeError(
+            f"Method {method!r} has no option {', '.join(unknown)}.{near} It takes {', '.join(types) or 'none'}."
+        )
     # JSON and the command line have lists where the dataclass has tuples
     return cls(**{key: tuple(v) if isinstance(v, list) and types[key].startswith("tuple") else v
                   for key, v in options.items()})  # fmt: skip

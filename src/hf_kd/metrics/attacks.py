@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, did_you_mean
 
 from ._inputs import ArrayLike, generator, stratified_subset
 from .attack_data import AttackResult, AuditData, result_from_flags, result_from_shares
@@ -261,8 +261,9 @@ def attack_names(names: str | Sequence[str], views: int = 0) -> tuple[str, ...]:
     chosen = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in chosen if name not in ATTACKS]
     if unknown or not chosen:
+        near = "".join(did_you_mean(name, ["standard", "full", *ATTACKS]) for name in unknown[:1])
         raise InvalidValueError(
-            f"Unknown attacks {unknown}; expected 'standard', 'full' or names among {', '.join(ATTACKS)}."
+            f"Unknown attacks {unknown}.{near} There are 'standard', 'full' and names among {', '.join(ATTACKS)}."
         )
     return chosen
 

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, check_choice
 
 from ._inputs import ArrayLike, generator, is_in
 from .attack_data import AuditData, result_from_shares
@@ -326,8 +326,7 @@ def relative_area(
         >>> relative_area(curve(40.0, 60.0), original=curve(60.0, 80.0), reference=curve(20.0, 40.0)).value
         0.5
     """
-    if measure not in ("recall", "advantage"):
-        raise InvalidValueError(f"measure is {measure!r}; expected 'recall' or 'advantage'.")
+    check_choice("measure", measure, ("recall", "advantage"))
     curves = [
         sorted((math.log(point.n), getattr(point, measure)) for point in curve.points)
         for curve in (erased, original, reference)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, check_choice
 
 from ._inputs import (
     ArrayLike,
@@ -126,8 +126,7 @@ def fit_linear_probe(
     weights = _sample_weights(sample_weights, features)
     if l2 is not None and not l2 > 0:
         raise InvalidValueError(f"l2 is {l2}; the optimum is only finite for a penalty above 0 (default 1/n).")
-    if geometry not in ("auto", "whitened", "principal"):
-        raise InvalidValueError(f"geometry is {geometry!r}; expected 'auto', 'whitened' or 'principal'.")
+    check_choice("geometry", geometry, ("auto", "whitened", "principal"))
     if scales is None:
         scales = principal_scales(features, rank_tolerance)
     n, rank = features.shape[0], scales["whitened"].rank

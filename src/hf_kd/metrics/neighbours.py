@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, check_choice
 
 from ._inputs import ArrayLike, as_columns, as_features, as_labels, generator
 
@@ -137,12 +137,11 @@ def _draw_without_replacement(pool: np.ndarray, wanted: np.ndarray, rng: np.rand
 
 def _metric_space(train: Tensor, test: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """Both in float64: centred, which keeps float32 distances accurate far from the origin, or of length one."""
-    if metric == "l2":
-        mean = train.double().mean(dim=0)
-        return train.double() - mean, test.double() - mean
+    check_choice("metric", metric, ("l2", "cosine"))
     if metric == "cosine":
         return F.normalize(train.double(), dim=1), F.normalize(test.double(), dim=1)
-    raise InvalidValueError(f"metric is {metric!r}; expected 'l2' or 'cosine'.")
+    mean = train.double().mean(dim=0)
+    return train.double() - mean, test.double() - mean
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import check_choice
 
 from ._inputs import (
     ROWS_PER_CHUNK,
@@ -141,8 +141,7 @@ def nonlinear_scale(features: Tensor, geometry: str) -> FeatureScale:
     """
     if geometry == "standardised":
         return fit_standardisation(features)
-    if geometry != "whitened":
-        raise InvalidValueError(f"geometry is {geometry!r}; expected 'whitened' or 'standardised'.")
+    check_choice("geometry", geometry, ("whitened", "standardised"))
     scales = principal_scales(features)
     few = features.shape[0] < SAMPLES_PER_DIRECTION * scales["whitened"].rank
     return scales["principal" if few else "whitened"]

@@ -7,10 +7,10 @@ shards, adapters); each is closed here for erased models, and the ones that lead
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +34,9 @@ from transformers.utils import (
     cached_file,
 )
 
-from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError, MissingFileError
+from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError, MissingFileError, did_you_mean
+
+from .configuration import unknown_type
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -55,9 +57,8 @@ def refuse_missing_path(name: str) -> None:
     looks_like_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
     looks_like_path |= Path(name).parent.is_dir() if "/" in name else not isinstance(_cached_configuration(name), str)
     if looks_like_path:
-        near = difflib.get_close_matches(Path(name).name, _folders_beside(name), n=1, cutoff=0.7)
-        hint = f" Did you mean {str(Path(name).with_name(near[0]))!r}?" if near else ""
-        raise MissingFileError(f"There is no folder {name!r}.{hint} (A model on the Hub is named USER/NAME.)")
+        near = did_you_mean(name, [str(Path(name).with_name(folder)) for folder in _folders_beside(name)], most=1)
+        raise MissingFileError(f"There is no folder {name!r}.{near} (A model on the Hub is named USER/NAME.)")
 
 
 def _cached_configuration(name: str) -> Any:
@@ -186,6 +187,8 @@ def checkpoint_errors(name: str) -> Iterator[None]:
         *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, MemoryError),
         StrictDataclassError,
     ) as error:
+        if kind := re.search("model type `(.*?)` but Transformers does not recognize", str(error)):
+            raise unknown_type(name, kind[1]) from error
         raise InvalidValueError(
             f"{name} cannot be loaded as its config.json describes it ({type(error).__name__}: {error}). One of its "
             "settings is damaged, or of a later version: download or save the model again."

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, did_you_mean
 from hf_kd.features.forward import FeatureStore
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import input_device
@@ -199,7 +199,8 @@ def _method(method: Any, settings: Mapping[str, Any]) -> ConceptMethod:
     known = [name for name in ConceptMethod.__dataclass_fields__ if name != "name"]
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise InvalidValueError(f"{unknown[0]} is no setting of a request by name; they are {', '.join(known)}.")
+        near = did_you_mean(unknown[0], known)
+        raise InvalidValueError(f"{unknown[0]} is no setting of a request by name.{near} They are {', '.join(known)}.")
     return ConceptMethod(name=getattr(method, "name", method), **settings)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -72,6 +73,15 @@ def _without(stored: Any, names: Sequence[str]) -> Any:
 
 MOST_LABELS = 10**6
 """transformers makes up a name for each label that `num_labels` counts."""
+
+
+def unknown_type(name: str, kind: str) -> InvalidValueError:
+    """The error where transformers knows no such kind of model, the way out first for who wrote the class."""
+    return InvalidValueError(
+        f"{name} is of type {kind!r}, which transformers {version('transformers')} does not know. If its class is your own, "
+        "run the file that registers it first: import it, or --import FILE on the command line. Otherwise a later "
+        "version may know it: pip install --upgrade transformers."
+    )
 
 
 def refuse_strange_settings(settings: dict[str, Any]) -> None:
@@ -146,6 +156,8 @@ class ErasedConfig(PreTrainedConfig):
         if isinstance(inner, dict):
             settings = dict(inner)
             refuse_strange_settings(settings)
+            if isinstance(kind := settings.get("model_type"), str) and kind not in CONFIG_MAPPING:
+                raise unknown_type("The model inside", kind)
             with config_errors("the inner model", inner):
                 # from_dict and not the constructor: some configurations are read otherwise than they are made
                 inner = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)

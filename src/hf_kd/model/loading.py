@@ -108,8 +108,8 @@ def class_for(config: PreTrainedConfig, name: str = "this model") -> type[PreTra
         return flat[0]
     raise InvalidValueError(
         f"{name} names the architecture {wanted!r}, which neither transformers nor the Auto classes know. Remote code is "
-        "never run: import the package that defines the class (it registers itself with AutoConfig and "
-        "AutoModelForImageClassification), or build the model yourself and pass it to ErasedModel.from_model."
+        "never run: import the file or package that registers the class with AutoConfig and AutoModelForImageClassification "
+        "(--import FILE on the command line), or build the model yourself and pass it to ErasedModel.from_model."
     )
 
 

@@ -21,7 +21,7 @@ from hf_kd.audit.classes import resolved_labels
 from hf_kd.data.labels import match_labels
 from hf_kd.data.masked_classes import silence_rows
 from hf_kd.data.samples import Samples
-from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError
+from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, check_choice, did_you_mean
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.records import versions
 from hf_kd.methods.unlearning.retrain import Retrain
@@ -219,12 +219,15 @@ def _config_for(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedConfi
 
 
 def _recipe(recipe: str | Retrain, options: Mapping[str, Any]) -> Retrain:
-    if isinstance(recipe, str) and recipe not in RECIPES:
-        raise InvalidValueError(f"Unknown recipe {recipe!r}; choose {', '.join(RECIPES)}.")
+    if isinstance(recipe, str):
+        check_choice("recipe", recipe, tuple(RECIPES))
     chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
     unknown = sorted(set(options) - set(chosen.settings()))
     if unknown:
-        raise InvalidTypeError(f"A recipe has no option {', '.join(unknown)}; it takes {', '.join(chosen.settings())}.")
+        near = did_you_mean(unknown[0], chosen.settings())
+        raise InvalidTypeError(
+            f"A recipe has no option {', '.join(unknown)}.{near} It takes {', '.join(chosen.settings())}."
+        )
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return Retrain(**{**chosen.settings(), **given})
 

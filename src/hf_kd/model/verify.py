@@ -6,7 +6,7 @@ whether they are what the records claim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers.utils import CONFIG_NAME
 
+from hf_kd.data.progress import working
 from hf_kd.errors import HfKdError, InvalidValueError, MissingFileError
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
@@ -30,6 +32,8 @@ from .erased_model import ErasedModel
 
 SAME = 1e-4
 """Relative difference of two erasers up to which they count as the same erasure on other hardware or versions."""
+AGAIN = "erasure carried out again"
+OTHER_IMAGES = "cannot be told: other images give another eraser"
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Check:
     """One thing that was checked."""
 
     what: str
-    ok: bool
+    ok: bool | None
+    """None where what was given is too little to tell."""
     found: str
     """What was found, in words."""
 
@@ -55,10 +60,16 @@ class Verification:
 
     @property
     def ok(self) -> bool:
+        """Whether everything that was asked is as the receipt says."""
         return all(check.ok for check in self.checks)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing differs, and something could not be told."""
+        return not self.ok and all(check.ok is not False for check in self.checks)
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"ok": self.ok}
+        return asdict(self) | {"ok": self.ok, "undecided": self.undecided}
 
 
 def verify(
@@ -91,7 +102,8 @@ def verify(
     if not path.is_file():
         raise _no_receipt(source, folder)
     content = read_receipt(path)
-    checks = [*_files(folder, content), *_weights(folder, content)]
+    with working("checking files", reading is not None and reading.progress):
+        checks = [*_files(folder, content), *_weights(folder, content)]
     original = None if base is None else ErasedModel.from_pretrained(base, processor=processor)
     if original is not None:
         checks.append(
@@ -99,7 +111,8 @@ def verify(
         )
     damaged = not all(check.ok for check in checks)
     if not damaged and not content["folded"]:
-        loads, model = _load(folder)
+        with working("loading the model", reading is not None and reading.progress):
+            loads, model = _load(folder)
         damaged = model is None
         checks += [loads] if model is None else [loads, *_records(model, content)]
     if texts is not None:
@@ -107,7 +120,7 @@ def verify(
     if forget is not None and not damaged:
         checks += _again(folder, content, original, processor, forget, retain, reading)
     elif forget is not None:
-        checks.append(Check("erasure carried out again", False, "not tried: it is another model than the receipt says"))
+        checks.append(Check(AGAIN, None, "not tried: it is another model than the receipt says"))
     return Verification(str(source), tuple(checks), forget is not None, bool(content["erasures"]))
 
 
@@ -233,13 +246,16 @@ def _again(
         )
     if any(record.n_texts for record in records):
         found = "not tried: a request by name also needs its texts and retained names; erase the base model by them"
-        return [Check("erasure carried out again", False, found)]
+        return [Check(AGAIN, None, found)]
     sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
     if len(sets) != len(records):
         raise InvalidValueError(
             f"The receipt has {len(records)} requests that build on each other; pass a list of their {len(records)} forget "
             "sets, in order."
         )
+    others = [check for n, pair in enumerate(zip(records, sets, strict=True), 1) for check in _other_images(n, *pair)]
+    if others:
+        return others  # at once, not after a pass over all of them
     methods = [make_method(record.method, **record.settings) for record in records]
     stay = _retained_sets(methods, retain)
     reading = reading or ReadOptions(progress=False)
@@ -269,10 +285,9 @@ def _again(
             ("retained images", old.n_retain, new.n_retain),
         ):
             if told is not None:
-                text = f"{found}, the receipt says {told}"
-                hint = ": give the images of the request, as erase got them (--forget-labels)" if told != found else ""
-                checks.append(Check(f"{what} of request {n}", told == found, text + hint))
-    what = "erasure carried out again"
+                checks.append(_images(f"{what} of request {n}", told, found))
+    if any(check.ok is None for check in checks):
+        return [*checks, Check(AGAIN, None, OTHER_IMAGES)]
     if content["folded"]:
         folded = model.fold()
         stored = type(folded).from_pretrained(folder).state_dict()
@@ -283,12 +298,27 @@ def _again(
         again = [site.eraser for site in model.sites]
         states = [(a.state_dict(), b.state_dict()) for a, b in zip(published, again, strict=True)]
         if all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in states):
-            return [*checks, Check(what, True, "the erasers are equal bit for bit")]
+            return [*checks, Check(AGAIN, True, "the erasers are equal bit for bit")]
         pairs = [pair for a, b in zip(published, again, strict=True) for pair in _comparable(a, b)]
     if any(a.shape != b.shape for a, b in pairs):
-        return [*checks, Check(what, False, "the erasers have other shapes")]
+        return [*checks, Check(AGAIN, False, "the erasers have other shapes")]
     worst = max(map(_difference, *zip(*pairs, strict=True)))
-    return [*checks, Check(what, worst <= SAME, f"differs by {worst:.1e} of its norm (up to {SAME:.0e} is the same)")]
+    return [*checks, Check(AGAIN, worst <= SAME, f"differs by {worst:.1e} of its norm (up to {SAME:.0e} is the same)")]
+
+
+def _other_images(number: int, record: Erasure, images: Any) -> list[Check]:
+    """What is checked where the images can be counted beforehand, and are too many or too few for those of a request."""
+    told = (record.sampled or {}).get("forget", {}).get("of", record.n_forget)
+    if not isinstance(images, Sized) or isinstance(images, str | DataLoader) or len(images) == told:
+        return []
+    return [_images(f"images of request {number}", told, len(images)), Check(AGAIN, None, OTHER_IMAGES)]
+
+
+def _images(what: str, told: int, found: int) -> Check:
+    if told == found:
+        return Check(what, True, f"{found:,}, as the receipt says")
+    hint = "give the images of the request, as erase got them (--forget-labels, --retain-limit)"
+    return Check(what, None, f"{found:,} were given, the receipt says {told:,}: {hint}")
 
 
 def _retained_sets(methods: Sequence[Method], retain: Any) -> list[Any]:

@@ -102,13 +102,13 @@ def test_a_wrapped_model_stays_wrapped_and_an_erased_one_is_refused(vit, process
 
 
 def test_refusals_say_what_is_possible(vit, processor, forget, retain):
-    with pytest.raises(ValueError, match="available: amnesiac"):
+    with pytest.raises(ValueError, match="Available: amnesiac"):
         unlearn(vit, forget, "forget-me", processor=processor)
     with pytest.raises(ValueError, match=r"fits an eraser.*\.erase\(images, 'leace'"):
         unlearn(vit, forget, "leace", processor=processor)
     with pytest.raises(ValueError, match=r"changes weights.*hf_kd\.unlearn"):
         ErasedModel.from_model(vit, processor).erase(forget, "delete")
-    with pytest.raises(TypeError, match="it takes"):
+    with pytest.raises(TypeError, match="It takes"):
         unlearn(vit, forget, "scrub", retain=retain, processor=processor, strength=3)
     with pytest.raises(ValueError, match="bn_mode"):
         unlearn(vit, forget, "delete", processor=processor, bn_mode="off")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from hf_kd.cli import _inputs
 from hf_kd.cli._app import command, console
 from hf_kd.cli._options import Shared
 
@@ -30,10 +31,12 @@ def demo(
     if model is not None and not ui:
         raise typer.BadParameter("--model is for the page; add --ui.")
     if model is not None:
+        _inputs.load_libraries(shared)
         _open_page(model, examples, port)
         return
     if examples is not None:
         raise typer.BadParameter("--examples is for the page of --model; the demo brings its own.")
+    _inputs.load_libraries(shared)
     from .run import audit_demo, run_demo
 
     result = run_demo(output, digit, log=(lambda text: None) if shared.as_json else console.print)

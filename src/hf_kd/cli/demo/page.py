@@ -35,6 +35,13 @@ EXAMPLES = 3
 
 FIGURE = "figures/label_efficiency.png"
 
+LEGEND = """
+
+*D_ft: test images of what was forgotten, of which attacker or head still name so many. D_rt: the other test images, answered
+rightly. Recall: the share of D_ft that is found. A converged probe is a classifier trained on labelled features until it
+gets no better; the paper's is stopped long before. The head is what the model itself answers.*"""
+"""What the symbols of the card's table are."""
+
 ABOUT = """# What does it still answer?
 The same image goes to the original model and to the erased one. Answers are the least of what a model knows: the verdict
 says what attackers get out of its features.
@@ -185,4 +192,4 @@ def numbers(source: str | Path) -> str:
         f"| {escape_markdown(str(result.metric_name))} | {escape_markdown(str(result.metric_value))} |"
         for result in results
     ]
-    return "\n".join(lines) + ("" if BEGIN in card.text else "\n\nThis card was not written by hf_kd.")
+    return "\n".join(lines) + LEGEND + ("" if BEGIN in card.text else "\n\nThis card was not written by hf_kd.")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_kd.errors import InvalidValueError, TapNotFoundError
+from hf_kd.errors import InvalidValueError, TapNotFoundError, did_you_mean
 
 from .intervention import ANSWERS, EMBEDDING_FIELDS, Constant, constant_features, leaking_fields
 from .places import Place, Tap
@@ -204,8 +204,8 @@ def _explicit_tap(model: nn.Module, calls: list[Call], answer: Any, spec: str) -
     if call is None:
         known = [c.name for c in calls if c.name and c.value is not None and is_pooled(c.value)]
         raise InvalidValueError(
-            f"tap={spec!r}: {type(model).__name__} ran no module of that name. Modules that take pooled features: "
-            f"{', '.join(known) or 'none'}."
+            f"tap={spec!r}: {type(model).__name__} ran no module of that name.{did_you_mean(name, known)} Modules that take "
+            f"pooled features: {', '.join(known) or 'none'}."
         )
     value = None
     if place.field is None or (call.structured and place.field in call.output):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_kd.errors import DivergedError, InvalidValueError
+from hf_kd.errors import DivergedError, InvalidValueError, check_choice
 from hf_kd.methods.measured import ESCTMeasured
 
 from .base import Eraser, ForgetData, Head, Method, condition_number
@@ -71,7 +71,7 @@ class MaskedProjection(Eraser):
 
 @dataclass(frozen=True)
 class ESCT(Method):
-    """Train a mask on the principal directions of D_f until the head answers none of it (paper, section 3.4, eq. 4).
+    """Train a mask on the principal directions of D_f until the head answers none of it (paper, section 3.4, equation 4).
 
     max CE over D_f in M, h_R = (U o M)(U o M)^T h, then M <- 1[M > tau]. The loss is the penalised cross entropy
     PCE = -CE(f(x), y) averaged over the samples still predicted correctly, as in the published code. After each plain SGD
@@ -106,8 +106,7 @@ class ESCT(Method):
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if self.loss not in ("pce", "ce"):
-            raise InvalidValueError(f"loss={self.loss!r} is unknown: choose 'pce' or 'ce'.")
+        check_choice("loss", self.loss, ("pce", "ce"))
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise InvalidValueError(
                 f"threshold={self.threshold!r} is out of range: mask entries lie in [0, 1], 0 <= tau < 1."

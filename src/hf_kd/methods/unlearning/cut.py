@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_kd.data.hidden_state import hidden_state, with_hidden_state
 from hf_kd.data.modes import evaluating
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, did_you_mean
 
 from .task import Task
 
@@ -134,8 +134,8 @@ def choose_block(task: Task, keep: float | str) -> Cut:
     if isinstance(keep, str):
         if keep not in names and keep not in task.find_blocks(every=True):
             raise InvalidValueError(
-                f"keep={keep!r} is no block of this {type(task.model).__name__}; its blocks are {', '.join(names)}. Give "
-                "one of them, or a share of them such as keep=0.33."
+                f"keep={keep!r} is no block of this {type(task.model).__name__}.{did_you_mean(keep, names)} Its blocks are "
+                f"{', '.join(names)}. Give one of them, or a share of them such as keep=0.33."
             )
         return cut_behind(task.model, keep, inputs, names)
     if len(names) < 2:
