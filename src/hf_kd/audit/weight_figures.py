@@ -64,7 +64,7 @@ def draw_relearning(report: ReportData, figure_class: Any) -> Any:
         panels[1][column].set_xticks(range(len(curve["steps"])), [str(step) for step in curve["steps"]])
         panels[1][column].set_xlabel("steps of relearning")
     panels[0][0].set_ylabel("AUC, %")
-    panels[1][0].set_ylabel("forgotten test images answered, %")
+    panels[1][0].set_ylabel("forgotten answered, %")
     for row, quantity in zip(panels, ("AUC", "F"), strict=True):
         _whole_scale(row[0], quantity)
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
@@ -89,12 +89,12 @@ def draw_reference_level(report: ReportData, figure_class: Any) -> Any:
             )  # fmt: skip
             axes.plot([own[0]] * 2, [score.reference, own[1]], color=GREY, linewidth=0.8)
         axes.set_title(score.group.partition(",")[0])
-        axes.set_xlabel("R: retained test images read, %")
-        axes.set_ylabel("F: forgotten test images read, %")
+        axes.set_xlabel("R: retained read, %")
+        axes.set_ylabel("F: forgotten read, %")
         for side in ("x", "y"):  # a difference of a few images is not to fill the panel
             low, high = getattr(axes, f"get_{side}lim")()
-            more = max(0.0, LEAST_SPAN - (high - low)) / 2
-            getattr(axes, f"set_{side}lim")(low - more, high + more)
+            high = min(102.0, high + max(0.0, LEAST_SPAN - (high - low)) / 2)
+            getattr(axes, f"set_{side}lim")(min(low, high - LEAST_SPAN), high)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
