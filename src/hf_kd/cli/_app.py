@@ -23,6 +23,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from hf_kd.errors import HfKdError
 from hf_kd.methods.registry import MethodInfo
@@ -113,8 +114,7 @@ def exit_on_error(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[None]
     try:
         yield
     except (HfKdError, OSError, ImportError, ValueError) as error:
-        errors.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        errors.print(in_options(str(error), flags), markup=False, highlight=False)
+        errors.print(Text.assemble((f"{type(error).__name__}:", "bold red"), " ", in_options(str(error), flags)))
         raise typer.Exit(1) from error
 
 

@@ -47,10 +47,12 @@ def show_measured(console: Console, measured: Mapping[str, Any]) -> None:
     """What a method that changes weights measured while it worked, in the words of `hf_kd.methods.measured`."""
     from hf_kd.methods import measured as described
 
-    texts = attribute_texts(described.UnlearningMeasured, *filter(is_typeddict, vars(described).values()))
+    common = (described.UnlearningMeasured, described.TrainedMeasured)
+    texts = attribute_texts(*common, *filter(is_typeddict, vars(described).values()))
     table = Table(show_header=False)
     for key, value in measured.items():
-        text = re.split(r"[.;]( |$)", texts.get(key, key.replace("_", " ")))[0]
+        text = re.split(r"[.;](?: |$)", texts.get(key, key.replace("_", " ")))[0]
+        text = text.replace("D_f", "the forget set").replace("D_r", "the retained set")
         table.add_row(Text(one_line(text)), Text("\n".join(_plain(value))))
     if measured:
         console.print(table)

@@ -261,9 +261,10 @@ def attack_names(names: str | Sequence[str], views: int = 0) -> tuple[str, ...]:
     chosen = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in chosen if name not in ATTACKS]
     if unknown or not chosen:
-        near = "".join(did_you_mean(name, ["standard", "full", *ATTACKS]) for name in unknown[:1])
+        near = did_you_mean(unknown[0], ["standard", "full", *ATTACKS]) if unknown else ""
         raise InvalidValueError(
-            f"Unknown attacks {unknown}.{near} There are 'standard', 'full' and names among {', '.join(ATTACKS)}."
+            f"Unknown attacks: {', '.join(map(repr, unknown)) or 'none given'}.{near} There are 'standard', 'full' and names "
+            f"among {', '.join(ATTACKS)}."
         )
     return chosen
 

@@ -224,7 +224,7 @@ def _texts(content: dict[str, Any], texts: Sequence[str]) -> Check:
 
 def _same(what: str, expected: Any, found: Any) -> Check:
     if expected == found:
-        return Check(what, True, f"matches {str(found)[:12]}")
+        return Check(what, True, "none, as the receipt says" if found is None else f"matches {str(found)[:12]}")
     return Check(what, False, f"differs: {str(found)[:12]}, the receipt says {str(expected)[:12]}")
 
 
