@@ -263,8 +263,8 @@ def attack_names(names: str | Sequence[str], views: int = 0) -> tuple[str, ...]:
     if unknown or not chosen:
         near = did_you_mean(unknown[0], ["standard", "full", *ATTACKS]) if unknown else ""
         raise InvalidValueError(
-            f"Unknown attacks: {', '.join(map(repr, unknown)) or 'none given'}.{near} There are 'standard', 'full' and names "
-            f"among {', '.join(ATTACKS)}."
+            f"Unknown attacks: {', '.join(map(repr, unknown)) or 'none given'}.{near} There are 'standard', 'full' and "
+            f"names among {', '.join(ATTACKS)}."
         )
     return chosen
 
