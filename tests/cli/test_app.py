@@ -128,6 +128,13 @@ def test_values_of_settings(text, value):
     assert as_setting(text) == value
 
 
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"methods"}))
+def test_what_loads_torch_says_so_before_it_does(command):
+    """Which takes seconds, and on a terminal nothing is silent for more than two."""
+    module = sys.modules[COMMANDS[command].callback.__module__]
+    assert "_inputs.load_libraries(shared)" in inspect.getsource(module)
+
+
 def test_completion_is_installed_and_needs_no_torch(tmp_path):
     plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SHELL": "/bin/bash"}
     script = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); sys.argv[0] = 'hf-kd'; "

@@ -41,6 +41,7 @@ def export(
 
     **Example:** `hf-kd export erased --output model.onnx`
     """
+    _inputs.load_libraries(shared)
     reading = _inputs.read_options(shared)
     loaded = _inputs.load_model(model, shared)
     images = None
