@@ -122,7 +122,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         expected = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
-        raise InvalidValueError(f"{name} is {shortened(value)}; expected {expected}.{did_you_mean(value, choices)}")
+        raise InvalidValueError(f"{name}={shortened(value)}: expected {expected}.{did_you_mean(value, choices)}")
 
 
 def has_package(package: str) -> bool:
