@@ -175,6 +175,9 @@ def test_nothing_is_written_where_onnxruntime_answers_something_else(erased, tmp
     with pytest.raises(InvalidValueError, match="something else than the model: logits by 0.5"):
         erased.export_onnx(tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+    (file,) = erased.export_onnx(tmp_path / "model.onnx", tolerance=1.0)
+    assert said(file.path)["tolerance"] == 1.0
+    assert said(file.path)["deviation"]["logits"] > 0.5
 
 
 def test_a_graph_without_the_eraser_does_not_pass_the_comparison(erased, forget):

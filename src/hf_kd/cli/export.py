@@ -24,6 +24,10 @@ def export(
     model: ModelArgument,
     output: Annotated[Path, typer.Option(help="File that ends in .onnx; a model of two towers gives one for each.")],
     dtype: Annotated[str, typer.Option(help="float32 or float16: precision of the weights.")] = "float32",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="How far an output may be off, in its root mean square; 0.001, in float16 0.03."),
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Images to compare on; random ones without it. Of the forgotten class, best.")
     ] = None,
@@ -48,7 +52,9 @@ def export(
     if dataset is not None:
         images = _inputs.by_labels(_inputs.load_data(dataset, split, shared), forget_labels, reading).forget
     with working("exporting", reading.progress):
-        files = loaded.export_onnx(output, dtype=dtype, images=images, reading=reading, overwrite=shared.overwrite)
+        files = loaded.export_onnx(
+            output, dtype=dtype, images=images, reading=reading, tolerance=tolerance, overwrite=shared.overwrite
+        )
     if shared.as_json:
         print(json.dumps([file.to_dict() for file in files]))
         return

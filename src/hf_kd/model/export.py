@@ -97,8 +97,8 @@ class Export:
 
         Args:
             output: File name that ends in .onnx; a two-tower model gives one file a tower.
-            **options: `dtype`, `images`, `reading` and `overwrite` of `hf_kd.model.onnx_export.export_onnx`, which see for
-                errors, too.
+            **options: `dtype`, `images`, `reading`, `tolerance` and `overwrite`; for what they are, and for errors, see
+                `hf_kd.model.onnx_export.export_onnx`.
 
         Returns:
             What was written, and how far it is from the model.

@@ -81,6 +81,7 @@ def export_onnx(
     dtype: Precision = "float32",
     images: Any = None,
     reading: ReadOptions | None = None,
+    tolerance: float | None = None,
     overwrite: bool = False,
 ) -> list[ExportedFile]:
     """Write an erased model as ONNX: compared with the model in onnxruntime first, and put in place only then.
@@ -97,6 +98,8 @@ def export_onnx(
         images: Images to compare on, anything that `erase` takes; random ones through the processor without them. Give
             images of forgotten classes: on others an eraser may have nothing to do.
         reading: How they are read.
+        tolerance: How far an output may be from the model's in float32, in its root mean square (of features: before the
+            eraser); by default `TOLERANCE` of the precision. It is written into the file.
         overwrite: Replace files that are there.
 
     Returns:
@@ -120,7 +123,8 @@ def export_onnx(
         _note_idle_eraser(graphs[tower], reference)
     if dtype == "float16":
         clone.half()
-    made = [_compared(graphs[tower], references[tower], place, dtype) for tower, place in places.items()]
+    most = TOLERANCE[dtype] if tolerance is None else tolerance
+    made = [_compared(graphs[tower], references[tower], place, dtype, most) for tower, place in places.items()]
     for data, file in made:
         _write(data, file.path)
     return [file for _, file in made]
@@ -169,7 +173,7 @@ def _note_idle_eraser(graph: TowerGraph, reference: GraphReference) -> None:
 
 
 def _compared(
-    graph: TowerGraph, reference: GraphReference, place: Path, dtype: Precision
+    graph: TowerGraph, reference: GraphReference, place: Path, dtype: Precision, tolerance: float
 ) -> tuple[bytes, ExportedFile]:
     """The bytes of a file and its description, once onnxruntime gives what the model gave."""
     proto = _proto(graph)
@@ -192,16 +196,17 @@ def _compared(
             f"onnxruntime does not run this {type(graph.model.inner).__name__} in {dtype}: {first_line(error)}. Nothing "
             "was written. Serve the saved folder instead."
         ) from error
-    if not max(deviation.values()) <= TOLERANCE[dtype]:
+    if not max(deviation.values()) <= tolerance:
         shown = ", ".join(f"{name} by {value:.2g}" for name, value in deviation.items())
         raise InvalidValueError(
-            f"onnxruntime answers something else than the model: {shown} of the root mean square, where "
-            f"{TOLERANCE[dtype]:g} is accepted in {dtype}. Nothing was written. "
-            + ("Export in float32." if dtype == "float16" else "Serve the saved folder instead.")
+            f"onnxruntime answers something else than the model: {shown} of the root mean square, where {tolerance:g} is "
+            f"accepted in {dtype}. Nothing was written. "
+            + ("Use dtype='float32'" if dtype == "float16" else "Serve the saved folder instead")
+            + ", or accept more with tolerance=... where that is enough for what the answers are used for."
         )
     erased = any(site.eraser is not None for site in graph.sites)
     shapes = (dict(taken), dict(given))
-    file = ExportedFile(place, graph.tower, OPSET, dtype, *shapes, BATCHES, TOLERANCE[dtype], deviation, erased)
+    file = ExportedFile(place, graph.tower, OPSET, dtype, *shapes, BATCHES, tolerance, deviation, erased)
     facts = _facts(graph) | {key: value for key, value in file.to_dict().items() if key != "path"}
     stored = {PREFIX + key: json.dumps(value, default=str) for key, value in facts.items()}
     require("onnx", "onnx").helper.set_model_props(proto, stored)
