@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words, templates
+from hf_kd.data.vocabulary import LANGUAGES, checked_names, checked_templates, objects, shares_words, templates
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 
 
@@ -15,6 +15,19 @@ def test_the_shipped_lists_hold_each_entry_once():
     assert len(templates()) == 80
     assert all(template.count("{}") == 1 for template in templates())
     assert {"cat", "tabby cat", "animal"} <= set(objects())
+
+
+def test_other_languages_have_wordings_of_their_own():
+    for language in LANGUAGES:
+        found = templates(language)
+        assert len(set(found)) == 8
+        assert found[-1] == "{}"
+        assert checked_templates(found) == found
+    assert templates("en") == templates()
+    both = templates("en", "de")
+    assert len(both) == 87, "the name alone is one wording"
+    with pytest.raises(InvalidValueError, match="no templates in 'xx'"):
+        templates("xx")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,26 @@ from importlib.resources import files
 
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 
+LANGUAGES = ("de", "es", "fr", "it", "ja", "nl", "pt", "zh")
+"""Languages beside English ("en") of which there are wordings."""
+
 
 @cache
-def templates() -> tuple[str, ...]:
-    """Eighty wordings with {} where a name goes; the last is the name alone."""
-    return _lines("templates.txt")
+def templates(*languages: str) -> tuple[str, ...]:
+    """Wordings with {} where a name goes: eighty in English, the last of which is the name alone, or eight in each language.
+
+    Args:
+        *languages: "en" or one of `LANGUAGES`; English without any. Names are the caller's: `texts` has to hold those of
+            each language, `texts=["cat", "Katze", "chat"]`.
+
+    Raises:
+        InvalidValueError: For another language.
+    """
+    unknown = [language for language in languages if language not in ("en", *LANGUAGES)]
+    if unknown:
+        raise InvalidValueError(f"There are no templates in {unknown[0]!r}; there are en, {', '.join(LANGUAGES)}.")
+    lists = ["templates.txt" if each == "en" else f"templates_{each}.txt" for each in languages or ("en",)]
+    return tuple(dict.fromkeys(line for name in lists for line in _lines(name)))
 
 
 @cache
