@@ -33,6 +33,7 @@ SLOW = (
     "test_real_data",
     "test_audit_model",
     "test_hidden_states",
+    "test_onnx_export",
     "test_unlearn",
     "test_verify",
     "test_fuzz",

@@ -51,18 +51,19 @@ def erased(vit, processor, forget):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
+    ("inner", "method", "settings"),
     [
-        ("esc", {"k": 2}),
-        ("esc-t", {"lr": 3.0, "threshold": 0.999}),
-        ("leace", {}),
-        ("mean-difference", {}),
-        ("cover", {}),
+        ("vit", "esc", {"k": 2}),
+        ("resnet", "esc-t", {"lr": 3.0, "threshold": 0.999}),
+        ("resnet", "leace", {}),
+        ("vit", "mean-difference", {}),
+        ("vit", "cover", {}),
     ],
 )
 def test_logits_and_features_are_those_of_the_erased_model(
-    model, processor, forget, retain, pixels, tmp_path, method, settings
+    request, processor, forget, retain, pixels, tmp_path, inner, method, settings
 ):
+    model = request.getfixturevalue(inner)
     given = {"retain": retain} if method in ("leace", "mean-difference") else {}
     erased = ErasedModel.from_model(model, processor).erase(forget, method, progress=False, **given, **settings)
     (file,) = erased.export_onnx(tmp_path / "model.onnx", images=forget)
