@@ -267,9 +267,11 @@ def resized(pixels: Tensor, size: int) -> Tensor:
 
 
 def schedule(recipe: Recipe, steps: int) -> Tensor:
-    """Learning rate of every step: a line up to the top over `WARM_UP` of them, then a cosine to nothing; or constant."""
+    """Learning rate of every step: a line up to the top over `WARM_UP` of them, then a cosine to nothing; or
+    constant, with a tenth of it over the last tenth.
+    """
     if recipe.constant:
-        return torch.full((steps + 1,), recipe.lr)
+        return recipe.lr * torch.where(torch.arange(steps + 1) < 0.9 * steps, 1.0, 0.1)
     warm = max(1, round(WARM_UP * steps))
     count = torch.arange(steps + 1, dtype=torch.float64)
     rising = (count + 1) / warm
