@@ -7,6 +7,7 @@ import torch
 
 import hf_kd
 from hf_kd.bench.config import experiments
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.errors import HfKdError, did_you_mean
 from hf_kd.methods.registry import make_method, make_unlearning_method
@@ -15,6 +16,7 @@ from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.metrics.neighbours import knn_predictions
 from hf_kd.model.train import _recipe
 from tests.helpers.audited import audited
+from tests.helpers.small import make_dataset
 from tests.metrics.planted import planted
 
 EXPERIMENT = {"model": "m", "dataset": "d", "protocol": "class", "methods": ["original", "esc"]}
@@ -27,6 +29,9 @@ X, Y = torch.randn(8, 3), torch.tensor([0, 1] * 4)
         ("esc", lambda: make_method("escc")),
         ("scrub", lambda: make_unlearning_method("scrap")),
         ("epochs", lambda: make_unlearning_method("scrub", epoch=1)),
+        ("adamw", lambda: make_unlearning_method("finetune", optimizer="adamv")),
+        ("train", lambda: make_unlearning_method("finetune", bn_mode="trian")),
+        ("label", lambda: inspect_images(make_dataset([0, 1]), label_column="lable")),
         ("pce", lambda: make_method("esc-t", loss="pcee")),
         ("linear", lambda: hf_kd.AuditOptions(attacks=["liner"])),
         ("standard", lambda: hf_kd.AuditOptions(attacks="standart")),

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
-from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.errors import InvalidTypeError, InvalidValueError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +308,8 @@ def _label_column(
 def _require_column(features: Mapping[str, Any], name: str, argument: str) -> None:
     if name not in features:
         raise InvalidValueError(
-            f"{argument}={name!r} is no column of the forget set. Its columns are {_listing(features)}."
+            f"{argument}={name!r} is no column of the forget set.{did_you_mean(name, features)} Its columns are "
+            f"{_listing(features)}."
         )
 
 

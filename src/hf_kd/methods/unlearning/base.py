@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from hf_kd.data.samples import Samples
-from hf_kd.errors import DivergedError, InvalidValueError
+from hf_kd.errors import DivergedError, InvalidValueError, did_you_mean
 from hf_kd.methods.measured import UnlearningMeasured
 from hf_kd.methods.registry import missing_retain
 
@@ -65,7 +65,10 @@ class UnlearningMethod(ABC):
 
     def __post_init__(self) -> None:
         if self.bn_mode not in BN_MODES:
-            raise InvalidValueError(f"{self.name}: bn_mode={self.bn_mode!r} is unknown; choose {', '.join(BN_MODES)}.")
+            near = did_you_mean(self.bn_mode, BN_MODES)
+            raise InvalidValueError(
+                f"{self.name}: bn_mode={self.bn_mode!r} is unknown; choose {', '.join(BN_MODES)}.{near}"
+            )
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = {name: value for name, value in values.items() if value is not None}
         for name in set(COUNTS) & set(given):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from hf_kd.data.distributed import MIXED_PRECISION, autocast, process_state, red
 from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.data.progress import bars_shown
 from hf_kd.data.samples import Batch, Samples
-from hf_kd.errors import DivergedError, InvalidValueError
+from hf_kd.errors import DivergedError, InvalidValueError, did_you_mean
 from hf_kd.methods.measured import StepsMeasured
 from hf_kd.methods.registry import missing_retain
 
@@ -373,4 +374,5 @@ def check_range(name: str, values: Sequence[tuple[str, Any, bool, str]]) -> None
     """Raise ValueError for the first (setting, value, holds, rule) that does not hold."""
     for setting, value, holds, rule in values:
         if not holds:
-            raise InvalidValueError(f"{name}: {setting}={value!r} is out of range: it has to be {rule}.")
+            near = did_you_mean(value, re.findall(r"[\w-]+", rule)) if isinstance(value, str) else ""
+            raise InvalidValueError(f"{name}: {setting}={value!r} is out of range: it has to be {rule}.{near}")
