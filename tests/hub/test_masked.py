@@ -16,7 +16,7 @@ from hf_kd.audit.report import RetentionReport
 from hf_kd.cli.demo.page import answers
 from hf_kd.features.heads import predictions
 from hf_kd.features.reader import ImageReader
-from hf_kd.hub.card import results_table
+from hf_kd.hub.card_results import results_table
 from hf_kd.hub.document import REPORT, document
 from hf_kd.hub.receipt import RECEIPT
 from tests.conftest import image_processor, small_resnet, small_vit

@@ -92,7 +92,7 @@ def load_model(name: str, shared: Shared) -> ErasedModel:
     with working("loading the model", not shared.quiet):
         from hf_kd.model.erased_model import ErasedModel
 
-        given = shared.chosen("tap", "revision")
+        given = shared.chosen("tap", "revision", "eraser")
         if shared.processor is not None:
             given["processor"] = load_processor(shared.processor)
         return ErasedModel.from_pretrained(name, **given)

@@ -13,7 +13,12 @@ import typer
 from hf_kd.methods.registry import MethodInfo
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="Hub id or folder of a checkpoint, a PEFT adapter or an erased model.")
+    str, typer.Argument(help="Hub id or folder of a checkpoint, a PEFT adapter, an erased model or an eraser.")
+]
+
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="The model before erasing, where an eraser stands on one that is not on the Hub: folder or id."),
 ]
 
 READING = ("config_name", "image_column", "label_column", "label_mapping", "labels", "num_workers", "quiet")
@@ -37,6 +42,13 @@ class Shared:
             help="Any setting of the method as NAME=VALUE; repeat it. The value is JSON, or numbers with commas: "
             'cover_classes=5,2 or \'class_sizes={"0": 500, "1": 400}\'.',
             rich_help_panel=METHOD,
+        ),
+    ] = None
+    eraser: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Eraser to put on the model, as --eraser-only saves it: folder, or USER/NAME[@REVISION]; repeat it, in "
+            "their order."
         ),
     ] = None
     tap: Annotated[str | None, typer.Option(help="Where pooled features pass, path.to.module; found without it.")] = (

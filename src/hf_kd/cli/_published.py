@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def erased_in(folder: Path) -> ErasedModel:
-    """The erased or unlearned model in a folder.
+def erased_in(folder: Path, base: str | None = None, erasers: Sequence[str] | None = None) -> ErasedModel:
+    """The erased or unlearned model in a folder, with these erasers put on it; of an eraser in it, its base with it.
 
     Raises:
         MissingFileError: Where there is no such folder.
@@ -27,8 +28,15 @@ def erased_in(folder: Path) -> ErasedModel:
 
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
-    refuse_contradicted(folder)
-    model = ErasedModel.from_pretrained(folder)
+    alone = holds_eraser(folder)
+    if base is not None and not alone:
+        raise InvalidValueError(
+            f"--base {base}: {folder} holds a model, and only an eraser stands on another one: leave it out."
+        )
+    refuse_contradicted(folder, base)
+    model = ErasedModel.from_pretrained(folder) if base is None else ErasedModel.from_pretrained(base, eraser=folder)
+    for eraser in erasers or ():
+        model.load_eraser(eraser)
     if getattr(model.config.inner, "hf_kd_folded", None):
         raise InvalidValueError(
             f"The erasure of {folder} is folded into its weights; card and receipt are made from the eraser, which is not "
@@ -43,7 +51,14 @@ def erased_in(folder: Path) -> ErasedModel:
     return model
 
 
-def refuse_contradicted(folder: Path) -> None:
+def holds_eraser(folder: Path) -> bool:
+    """Whether a folder holds an eraser on its own."""
+    from hf_kd.hub.files import is_eraser
+
+    return folder.is_dir() and is_eraser(path.name for path in folder.iterdir())
+
+
+def refuse_contradicted(folder: Path, base: str | None = None) -> None:
     """Raise InvalidValueError where the receipt in a folder is not of the files beside it: a new one would hide that.
 
     A receipt that cannot be read contradicts nothing, which is logged.
@@ -59,7 +74,7 @@ def refuse_contradicted(folder: Path) -> None:
     except InvalidValueError as error:
         logger.warning(f"{error} It is replaced.")
         return
-    wrong = [f"{check.what}: {check.found}" for check in verify(folder).checks if not check.ok]
+    wrong = [f"{check.what}: {check.found}" for check in verify(folder, base=base).checks if not check.ok]
     if wrong:
         raise InvalidValueError(
             f"{RECEIPT} in {folder} is of other files than lie beside it ({'; '.join(wrong[:5])}), and a new one would hide "

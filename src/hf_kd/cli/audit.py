@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hf_kd.model.erased_model import ErasedModel
 
 
-@command("tap", "processor", *READING, *LIMITS, "batch_size", "mixed_precision", "overwrite", "device", "revision",
+@command("eraser", "tap", "processor", *READING, *LIMITS, "batch_size", "mixed_precision", "overwrite", "device", "revision",
          "as_json")  # fmt: skip
 def audit(
     model: ModelArgument,
@@ -153,8 +153,10 @@ def audit(
         )
     if output is not None:
         console.print(f"Written to [bold]{terminal(str(output))}[/].", highlight=False)
-        if Path(model).is_dir():
-            words = ["hf-kd", "card", model, "--report", str(output / "report.json")]
+        owner = model if not shared.eraser else shared.eraser[0] if len(shared.eraser) == 1 else ""
+        if owner and Path(owner).is_dir():
+            base = ["--base", model] if shared.eraser else []
+            words = ["hf-kd", "card", owner, *base, "--report", str(output / "report.json")]
             console.print(f"Into the model's card: {' '.join(map(shell_word, words))}", markup=False, highlight=False)
     if grad_cam:
         console.print(

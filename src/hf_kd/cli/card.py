@@ -9,13 +9,13 @@ import typer
 
 from . import _inputs
 from ._app import command, console
-from ._options import Shared
+from ._options import BaseOption, Shared
 from ._published import erased_in, report_of
 
 
 @command()
 def card(
-    folder: Annotated[Path, typer.Argument(help="Folder of an erased or unlearned model.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of an erased or unlearned model, or of an eraser.")],
     report: Annotated[
         Path | None, typer.Option(help="report.json of hf-kd audit. Without it: the one in the folder.")
     ] = None,
@@ -24,6 +24,7 @@ def card(
     show_class_names: Annotated[
         bool, typer.Option("--show-class-names", help="Name the forgotten classes in card, report and figures.")
     ] = False,
+    base: BaseOption = None,
     *,
     shared: Shared,
 ) -> None:
@@ -33,7 +34,7 @@ def card(
     from hf_kd.hub.publish import base_license
     from hf_kd.model.saving import atomic_directory
 
-    model = erased_in(folder)
+    model = erased_in(folder, base)
     found, licence = report_of(folder, report), base_license(base_of(model)[0])
     with atomic_directory(folder) as temporary:
         document(

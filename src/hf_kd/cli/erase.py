@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ MASKS, BY_NAME = "Masked classes", "By name"
 """Panels of the help."""
 
 
-@command("tap", "processor", *READING, *LIMITS, "batch_size", "mixed_precision", "allow_unrecognised", "overwrite",
+@command("eraser", "tap", "processor", *READING, *LIMITS, "batch_size", "mixed_precision", "allow_unrecognised", "overwrite",
          "device", "revision", "as_json", methods=built_in_infos("eraser"))  # fmt: skip
 def erase(
     model: ModelArgument,
@@ -71,6 +72,13 @@ def erase(
         bool,
         typer.Option(
             "--fold", help="Save a stock checkpoint with the eraser in its head: logits erased, features not."
+        ),
+    ] = False,
+    eraser_only: Annotated[
+        bool,
+        typer.Option(
+            "--eraser-only",
+            help="Save the eraser alone, kilobytes, for --eraser beside a base with the same weights.",
         ),
     ] = False,
     mask_head: Annotated[
@@ -119,10 +127,12 @@ def erase(
 
     **By name:** `hf-kd erase openai/clip-vit-base-patch32 --text "tabby cat" --text tabby --output erased`
     """
+    if fold and eraser_only:
+        raise InvalidValueError("Give --fold or --eraser-only, not both: what is folded has no eraser to save.")
     named = ByName.given(text, retain_text, publish_texts, ask)
     if named is not None:
         _refuse_with_text(forget_labels, retain_limit, mask_head, test_split)
-        _erase_by_name(model, output, dataset, split, method, fold, named, shared)
+        _erase_by_name(model, output, dataset, split, method, (fold, eraser_only), named, shared)
         return
     if dataset is None:
         raise InvalidValueError("Give the images to forget with --dataset, or a concept by its name with --text.")
@@ -139,7 +149,7 @@ def erase(
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain, retain_limit)
-    erased = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
+    erased = _loaded(model, eraser_only, shared)
     earlier = len(erased.erasures)
     erased.erase(
         parts.forget,
@@ -170,9 +180,9 @@ def erase(
         **_cover_in(data, erased, reading),
     }
     options = ("--split", split, *(("--original", model) if fold else ()))
-    audit = audit_command(str(output), dataset, *options, imports=shared.imports)
+    audit = _audit_command(model, output, eraser_only, dataset, *options, imports=shared.imports)
     result["verdict"] = accuracy_verdict(accuracy, result["erasure"], erased.class_names, audit).text
-    if not _save(erased, output, fold):
+    if not _save(erased, output, fold, eraser_only):
         return  # another process of the same launch reports
     if shared.as_json:
         print(json.dumps(result))
@@ -195,24 +205,24 @@ def _erase_by_name(
     dataset: str | None,
     split: str,
     method: str | None,
-    fold: bool,
+    saving: tuple[bool, bool],
     named: ByName,
     shared: Shared,
 ) -> None:
+    fold, eraser_only = saving
     _inputs.check_output(output, shared.overwrite)
     _inputs.load_libraries(shared)
     reading = _inputs.read_options(shared)
     images = None if dataset is None else _inputs.load_data(dataset, split, shared)
-    erased = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
+    erased = _loaded(model, eraser_only, shared)
     result = {"model": model, "output": str(output), "folded": fold, "earlier_erasures": len(erased.erasures)}
     named.erase(erased, images, method, shared.settings, reading)
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}
-    audit = audit_command(
-        str(output), dataset or "DATASET", "--forget-labels", "LABEL", "--texts", "TEXT", imports=shared.imports
-    )
+    by_name = ("--forget-labels", "LABEL", "--texts", "TEXT")
+    audit = _audit_command(model, output, eraser_only, dataset or "DATASET", *by_name, imports=shared.imports)
     result["verdict"] = accuracy_verdict(None, result["erasure"], {}, audit).text
-    if not _save(erased, output, fold):
+    if not _save(erased, output, fold, eraser_only):
         return
     if shared.as_json:
         print(json.dumps(result))
@@ -238,7 +248,26 @@ def _refuse_at_odds(
         )
 
 
-def _save(model: ErasedModel, output: Path, fold: bool) -> bool:
+def _loaded(model: str, eraser_only: bool, shared: Shared) -> ErasedModel:
+    """The model, on its device; refused before the work where its eraser could not be saved alone."""
+    from hf_kd.model.stored_eraser import refuse_changed_weights
+
+    loaded = _inputs.load_model(model, shared)
+    if eraser_only:
+        refuse_changed_weights(loaded)
+    return loaded.to(_inputs.device_of(shared))
+
+
+def _audit_command(
+    model: str, output: Path, eraser_only: bool, dataset: str, *options: str, imports: Sequence[Path] | None
+) -> str:
+    """The command that audits what was saved: a model, or an eraser on the one that it was saved without."""
+    if eraser_only:
+        return audit_command(model, dataset, "--eraser", str(output), *options, imports=imports)
+    return audit_command(str(output), dataset, *options, imports=imports)
+
+
+def _save(model: ErasedModel, output: Path, fold: bool, eraser_only: bool) -> bool:
     """Save on the main process; returns whether this is it."""
     from hf_kd.data.distributed import process_state
 
@@ -247,6 +276,8 @@ def _save(model: ErasedModel, output: Path, fold: bool) -> bool:
         with working("saving"):
             if fold:
                 _save_folded(model.cpu(), output)
+            elif eraser_only:
+                model.save_eraser(output)
             else:
                 model.save_pretrained(output)
     state.wait_for_everyone()

@@ -18,15 +18,26 @@ from ._verdict import report_verdict, show_verdict
 
 if TYPE_CHECKING:
     from hf_kd.model.erased_model import ErasedModel
+    from hf_kd.model.stored_eraser import StoredEraser
 
 
-@command("tap", "processor", "revision", "as_json")
+@command("eraser", "tap", "processor", "revision", "as_json")
 def inspect(model: ModelArgument, *, shared: Shared) -> None:
-    """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased."""
+    """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased.
+
+    An eraser on its own is shown without its base, which is not loaded.
+    """
     _inputs.load_libraries(shared)
-    loaded = _inputs.load_model(model, shared)
-    loaded.find_taps()
-    facts = _facts(model, loaded)
+    from hf_kd.model.stored_eraser import find_eraser, read_eraser
+
+    hub = shared.chosen("revision")
+    if not shared.eraser and find_eraser(model, hub):
+        loaded = read_eraser(model, hub)
+        facts = _facts(model, loaded) | {"base": loaded.base_in_words}
+    else:
+        loaded = _inputs.load_model(model, shared)
+        loaded.find_taps()
+        facts = _facts(model, loaded)
     if facts["erasures"] or facts["changes"] or facts["folded"]:
         facts["verdict"] = report_verdict(model)
     if shared.as_json:
@@ -39,12 +50,18 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
     """What was found of a model, the verdict of its audit first; `names` are its labels."""
     if "verdict" in facts:
         show_verdict(console, facts["verdict"])
-    table = Table(title=terminal(f"{facts['class']} in {facts['model']}"), show_header=False, title_justify="left")
+    table = Table(
+        title=terminal(f"{facts['class']} {'for' if 'base' in facts else 'in'} {facts['model']}"),
+        show_header=False,
+        title_justify="left",
+    )
     for number, place in enumerate(facts["taps"]):
         suffix = f" {number + 1}" if len(facts["taps"]) > 1 else ""
         table.add_row(f"tap{suffix}", terminal(place["place"]))
         table.add_row(f"d{suffix}", str(place["d"]))
         table.add_row(f"head{suffix}", terminal(", ".join(place["heads"])) or "none (embedding model)")
+    if "base" in facts:
+        table.add_row("eraser for", terminal(facts["base"]))
     table.add_row("labels", str(facts["num_labels"]) if facts["num_labels"] else "none")
     table.add_row("withheld once erased", terminal(", ".join(facts["withheld"])) or "nothing")
     table.add_row("erasures", str(len(facts["erasures"])))
@@ -65,12 +82,12 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
     show_masks(console, facts | {"class_names": names})
 
 
-def _facts(name: str, model: ErasedModel) -> dict[str, Any]:
+def _facts(name: str, model: ErasedModel | StoredEraser) -> dict[str, Any]:
     from hf_kd.methods.records import weight_changes
 
     return {
         "model": name,
-        "class": type(model.inner).__name__,
+        "class": model.config.inner_class,
         "taps": [{"place": str(tap), "d": tap.dim, "heads": list(tap.heads)} for tap in model.taps],
         "num_labels": model.config.num_labels if all(tap.heads for tap in model.taps) else None,
         "withheld": list(model.config.leaking),

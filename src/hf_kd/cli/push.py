@@ -10,13 +10,13 @@ import typer
 
 from . import _inputs
 from ._app import command, console
-from ._options import Shared
-from ._published import erased_in, report_of
+from ._options import BaseOption, Shared
+from ._published import erased_in, holds_eraser, report_of
 
 
-@command("revision", "as_json")
+@command("eraser", "revision", "as_json")
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of an erased or unlearned model.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of an erased or unlearned model, or of an eraser.")],
     repo_id: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
     private: Annotated[bool | None, typer.Option("--private/--public", help="For a new repository.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of writing.")] = False,
@@ -26,6 +26,13 @@ def push(
     handler: Annotated[
         bool, typer.Option("--handler", help="Add a handler.py, with which an Inference Endpoint serves the model.")
     ] = False,
+    eraser_only: Annotated[
+        bool,
+        typer.Option(
+            "--eraser-only", help="The eraser without its base; of a folder that holds no more it is always so."
+        ),
+    ] = False,
+    base: BaseOption = None,
     report: Annotated[
         Path | None, typer.Option(help="report.json of hf-kd audit, for the card. Without it: the one in the folder.")
     ] = None,
@@ -40,16 +47,19 @@ def push(
 ) -> None:
     """Publish the erased model in FOLDER as REPO_ID: weights, card, receipt, report and figures in one commit.
 
+    An eraser in FOLDER, as `hf-kd erase --eraser-only` saves it, is published as it is, without its base.
+
     The token is that of `hf auth login`, or HF_TOKEN.
     """
     _inputs.load_libraries(shared)
-    result = erased_in(folder).push_to_hub(
+    result = erased_in(folder, base, shared.eraser).push_to_hub(
         repo_id,
         report=report_of(folder, report),
         private=private,
         revision=shared.revision,
         create_pr=create_pr,
         folded=folded,
+        eraser_only=eraser_only or holds_eraser(folder),
         verify=verify,
         commit_message=commit_message,
         show_class_names=show_class_names,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
+
+from hf_kd.errors import InvalidValueError
 
 from . import _inputs
 from ._app import IN_PART, command, console
@@ -19,9 +22,11 @@ SHOWN = {True: "ok", False: "[bold red]DIFFERS[/]", None: "[bold yellow]?[/]"}
 """How a check is marked."""
 
 
-@command(*READING, "processor", "batch_size", "mixed_precision", "revision", "as_json")
+@command("eraser", *READING, "processor", "batch_size", "mixed_precision", "revision", "as_json")
 def verify(
-    source: Annotated[str, typer.Argument(help="Folder or Hub id of an erased model.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder or Hub id of an erased model, of an eraser, or of what --eraser stands on.")
+    ],
     dataset: Annotated[
         str | None, typer.Option(help="The images, to carry the erasure out again; as for erase.")
     ] = None,
@@ -30,7 +35,10 @@ def verify(
     retain_limit: Annotated[
         int | None, typer.Option(min=1, help="As for erase: at most so many images of other labels are read as D_r.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The model before erasing, to compare its weights with.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model before erasing, to compare its weights with, and for an eraser to be put on."),
+    ] = None,
     texts: Annotated[
         list[str] | None, typer.Option(help="Text said to have been forgotten by name; repeat it for all of a request.")
     ] = None,
@@ -44,6 +52,8 @@ def verify(
     _inputs.load_libraries(shared)
     from hf_kd.model.verify import verify as check
 
+    if shared.eraser:
+        source, base = _of_eraser(source, base, shared.eraser)
     reading = _inputs.read_options(shared)
     if dataset is None:
         result = check(source, base=base, revision=shared.revision, texts=texts or None, reading=reading)
@@ -75,3 +85,16 @@ def verify(
             show_verdict(console, report_verdict(source))
     if not result.ok:
         raise typer.Exit(IN_PART if result.undecided else 1)
+
+
+def _of_eraser(source: str, base: str | None, erasers: Sequence[str]) -> tuple[str, str]:
+    """What to verify, and on which base: with --eraser the receipt is that of the eraser, and the model is its base."""
+    if base is not None:
+        raise InvalidValueError(
+            f"--base {base}: with --eraser the model that it stands on is {source}; leave --base out."
+        )
+    if len(erasers) > 1:
+        raise InvalidValueError(
+            f"--eraser was given {len(erasers)} times, and each has a receipt: verify one after another."
+        )
+    return erasers[0], source

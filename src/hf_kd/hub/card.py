@@ -7,20 +7,18 @@ README survives every refresh.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment
 
-from hf_kd.audit.render import attackers, number, prose
 from hf_kd.audit.report import RetentionReport
-from hf_kd.audit.schema import PAPER_NOTE
-from hf_kd.audit.verdict import verdict
-from hf_kd.data.text import code, code_block, escape_markdown, table_cell
+from hf_kd.data.text import code, code_block, escape_markdown
 
+from .card_results import OUR_SPLITS, eval_results, results_notes, results_table, verdict_text
 from .text import is_repo_id
 from .wording import HEADLINES, Request, classes_of, cover_limits, methods_text, request_line
 
@@ -43,7 +41,10 @@ class CardValues:
     """Output fields of the base model that are withheld because they bypass the eraser."""
     repo_id: str | None = None
     base_model: str | None = None
+    base_commit: str | None = None
     folded: bool = False
+    eraser_only: bool = False
+    """Whether the base is not in here."""
     since: str = "unknown"
     """What became of the weights since the first request: one of `receipt.SINCE`."""
     classifies: bool = True
@@ -65,10 +66,6 @@ class CardValues:
         """Whether an eraser stands in the model, or is folded into its head."""
         return any(request.source is None for request in self.requests)
 
-
-OUR_SPLITS = ("test[forget]", "test[retain]")
-
-PAPER_METRIC = "Knowledge Retention, paper protocol (D_ft): stopped early, mostly measures how large features are"
 
 ALT = {
     "recovery": "Forgotten test images that the best attacker, probes and the head read, original and erased",
@@ -127,7 +124,9 @@ def metadata(values: CardValues, existing: ModelCardData) -> ModelCardData:
         "library_name": "transformers" if values.folded or not values.erased else "hf-kd",
         "pipeline_tag": _task(values),
         "base_model": values.base_model if is_repo_id(values.base_model) else None,
-        "base_model_relation": "finetune" if is_repo_id(values.base_model) else None,
+        "base_model_relation": ("adapter" if values.eraser_only else "finetune")
+        if is_repo_id(values.base_model)
+        else None,
     }
     kept = existing.to_dict()
     theirs = {key: value for key, value in kept.items() if key not in (*own, "model-index", "eval_results")}
@@ -137,7 +136,7 @@ def metadata(values: CardValues, existing: ModelCardData) -> ModelCardData:
     wanted = [*tags, "hf-kd", "machine-unlearning", *(["concept-erasure"] if values.erased else [])]
     named = [*datasets, *(name for name in values.datasets if is_repo_id(name))]
     others = [result for result in existing.eval_results or [] if result.dataset_split not in OUR_SPLITS]
-    results = [*others, *eval_results(values)]
+    results = [*others, *eval_results(values.report, values.datasets)]
     return ModelCardData(
         **{key: value for key, value in own.items() if value},
         tags=list(dict.fromkeys(wanted)),
@@ -147,42 +146,6 @@ def metadata(values: CardValues, existing: ModelCardData) -> ModelCardData:
         eval_results=results or None,
         **{str(key): value for key, value in theirs.items() if key != "model_name"},
     )
-
-
-def eval_results(values: CardValues) -> list[EvalResult]:
-    """Forget and retain results under a split each: the Hub merges results that share one."""
-    if values.report is None:
-        return []
-    dataset = next((name for name in values.datasets if is_repo_id(name)), None)
-    rows = (
-        ("test[forget]", "worst_case", "recall", "recall", "Strongest attack, recall (D_ft)"),
-        ("test[forget]", "converged", "D_ft", "knowledge_retention", "Knowledge Retention, converged probe (D_ft)"),
-        ("test[forget]", "paper", "D_ft", "knowledge_retention_paper", PAPER_METRIC),
-        ("test[forget]", "head", "D_ft", "accuracy", "Accuracy of the head (D_ft)"),
-        ("test[retain]", "converged", "D_rt", "knowledge_retention", "Converged probe (D_rt)"),
-        ("test[retain]", "head", "D_rt", "accuracy", "Accuracy of the head (D_rt)"),
-    )
-    found = []
-    for split, section, name, kind, title in rows:
-        value = _value(values.report, section, name)
-        if value is not None:
-            found.append(
-                EvalResult(
-                    task_type="image-classification",
-                    dataset_type=dataset or "unknown",
-                    dataset_name=dataset or "not named",
-                    dataset_split=split,
-                    metric_type=kind,
-                    metric_name=title,
-                    metric_value=round(float(value), 2),
-                )
-            )
-    return found
-
-
-def _value(report: RetentionReport, section: str, name: str) -> float | None:
-    found = next((score for score in report.section(section).scores if score.name == name), None)
-    return None if found is None else found.value
 
 
 def _as_list(value: Any) -> list[str]:
@@ -201,9 +164,9 @@ def _texts(values: CardValues) -> dict[str, Any]:
     return {
         "title": escape_markdown(_name(values)),
         "summary": f"{HEADLINES[_held(values)]}\n\n{_summary(values)}" + SINCE_NOTES.get(values.since, ""),
-        "verdict": None if report is None else _verdict(report),
+        "verdict": None if report is None else verdict_text(report),
         "results": None if report is None else results_table(report),
-        "results_notes": None if report is None else _results_notes(report),
+        "results_notes": None if report is None else results_notes(report),
         "figures": [{"path": path, "alt": ALT.get(Path(path).stem, "Figure")} for path in values.figures],
         "full_report": None if report is None else report.to_markdown(3),
         "requests": "\n".join(request_line(request, values.folded) for request in values.requests),
@@ -218,6 +181,9 @@ def _texts(values: CardValues) -> dict[str, Any]:
             else "**The eraser is folded into the head.** Logits are erased; the features are NOT: whoever reads them, or "
             "trains another head, has what the original knew."
             if values.folded
+            else "**Nothing is removed from the base model.** Whoever has it leaves the eraser out, and a service that "
+            "loads it without the eraser answers as the original."
+            if values.eraser_only
             else "**Whoever holds the weights can take the eraser away** and has the model as its weights were changed."
             if values.changed
             else "**Whoever holds the weights can take the eraser away** and has the model as it was trained since."
@@ -237,11 +203,14 @@ SINCE_NOTES = {
 def _name(values: CardValues) -> str:
     if values.repo_id:
         return values.repo_id.partition("/")[2] or values.repo_id
-    return f"{values.base_model or values.architecture}, {'erased' if values.erased else 'made to forget'}"
+    base = values.base_model or values.architecture
+    return f"Eraser for {base}" if values.eraser_only else f"{base}, {'erased' if values.erased else 'made to forget'}"
 
 
 def _held(values: CardValues) -> str:
     """What whoever downloads this model holds, as `HEADLINES` has it."""
+    if values.eraser_only:
+        return "eraser" if is_repo_id(values.base_model) else "eraser of a base elsewhere"
     if not values.changed:
         return "changed" if values.since == "trained" else "original"
     return {"regrow": "regrown", "retrain": "retrained"}.get(values.changed[-1], "changed")
@@ -255,6 +224,12 @@ def _summary(values: CardValues) -> str:
     amount = " and ".join(request.amount for request in values.requests if request.texts) or f"{images:,} images"
     what = f"{base or escape_markdown(values.architecture)} that was made to forget {classes_of(values.requests)}"
     methods = ", ".join(map(code, values.changed))
+    if values.eraser_only:
+        return (
+            f"An eraser for {base or escape_markdown(values.architecture)}, to forget {classes_of(values.requests)}, from "
+            f"{amount} and without training. It stands where pooled features pass; the weights of the base are not in "
+            "here, and only a base with the same weights takes it."
+        )
     if not values.erased:
         return (
             f"{what}, with {images:,} images of it, by changing its weights ({methods}). No eraser stands in it: it is a "
@@ -286,59 +261,6 @@ def _method(values: CardValues) -> str:
     return f"{text} {methods_text(values.requests)}"
 
 
-def results_table(report: RetentionReport) -> str:
-    """The headline numbers: converged and strongest attack first, the paper's protocol after the label efficiency."""
-    columns = ["", report.treatment, "original"] + (
-        [f"reference ({report.reference})"] if report.reference != "none" else []
-    )
-    lines = [_row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]
-
-    def add(text: str, section: str, name: str, group: str | None = None) -> None:
-        for score in report.section(section).scores:
-            if score.name == name and group in (None, score.group) and score.value is not None:
-                cells = [number(score.value, score.unit, score.sd), number(score.original, score.unit)]
-                cells += [number(score.reference, score.unit)] * (len(columns) > 3)
-                lines.append(_row([text, *cells]))
-                return
-
-    strongest = report.worst_case.group
-    add(f"**Strongest attack ({table_cell(attackers(report.worst_case))}), recall**", "worst_case", "recall", strongest)
-    add("Its false alarms", "worst_case", "false_alarms", strongest)
-    add("**Converged linear probe, forgotten (D_ft)**", "converged", "D_ft")
-    add("Converged linear probe, retained (D_rt)", "converged", "D_rt")
-    if report.treatment == "erased":
-        add("Whoever removes the eraser, recall", "worst_case", "recall_without_eraser")
-    if any(score.name == "changed_vectors" for score in report.section("inputs").scores):
-        for group, which in (("D_ft", "forgotten (D_ft)"), ("D_rt", "retained (D_rt)")):
-            add(f"Inputs that the eraser changes, {which}", "inputs", "changed", group)
-            add(f"Different vectors among these, {which}", "inputs", "changed_vectors", group)
-    for score in report.section("label_efficiency").scores:
-        if score.name == "recall" and score.settings.get("n") in (1, 5, 20):
-            add(f"Recall from {int(score.settings['n'])} labelled images", "label_efficiency", "recall", score.group)
-    add("Area between erased and reference (1 = nothing forgotten)", "label_efficiency", "area")
-    add("Paper's probe, forgotten (D_ft)", "paper", "D_ft")
-    add("Paper's probe, retained (D_rt)", "paper", "D_rt")
-    add("The model's own head, forgotten (D_ft)", "head", "D_ft")
-    add("The model's own head, retained (D_rt)", "head", "D_rt")
-    add("Membership of the forgotten images, AUC two-sided (50 = no leak)", "membership", "auc_two_sided", "loss")
-    return "\n".join(lines)
-
-
-def _verdict(report: RetentionReport) -> str:
-    """The verdict, and the warnings of the records beside it."""
-    judged = verdict(report)
-    lines = [f"**{prose(judged.text)}**", *(f"**Warning:** {prose(warning)}" for warning in judged.warnings)]
-    return "\n\n".join(lines)
-
-
-def _results_notes(report: RetentionReport) -> str:
-    counts = ", ".join(f"{escape_markdown(name)} {count:,}" for name, count in report.samples.items())
-    notes = [f"Percent, test images; {counts}. Every column has its own best attacker. {PAPER_NOTE}"]
-    if report.reference == "none":
-        notes.append("There is no reference without this knowledge, so what any features would give is not told apart.")
-    return "\n\n".join(notes)
-
-
 def _task(values: CardValues) -> str:
     """The pipeline that takes the model."""
     if values.classifies:
@@ -363,6 +285,8 @@ def _usage(values: CardValues) -> str:
     pipe = f'pipeline("{_task(values)}", model="{repo}")("photo.jpg"{labels})'
     if not values.erased:
         return f"A stock checkpoint: it loads without hf_kd.\n\n```python\nfrom transformers import pipeline\n\n{pipe}\n```"
+    if values.eraser_only:
+        return _usage_of_eraser(values, repo)
     if values.folded:
         return (
             f"A stock checkpoint: it loads without hf_kd. {FOLDED[_by_name(values)]}\n\n"
@@ -377,6 +301,20 @@ def _usage(values: CardValues) -> str:
     )
 
 
+def _usage_of_eraser(values: CardValues, repo: str) -> str:
+    known = is_repo_id(values.base_model)
+    base = f'"{values.base_model}"' if known else '"BASE_MODEL"'
+    base += f', revision="{values.base_commit}"' if known and str(values.base_commit).isalnum() else ""
+    alone = f' `ErasedModel.from_pretrained("{repo}")` finds that base itself.' if known else ""
+    return (
+        "    pip install hf-kd\n\n"
+        "```python\nfrom hf_kd import ErasedModel\n\n"
+        f'model = ErasedModel.from_pretrained({base}, eraser="{repo}")\n```\n\n'
+        f'`model.load_eraser("{repo}")` puts it on a model that is loaded already, behind other erasers too.{alone} No code '
+        "from this repository is run."
+    )
+
+
 def _reproduce(values: CardValues) -> str:
     lines = values.commands or ("hf-kd erase BASE_MODEL --dataset DATASET --forget-labels LABEL --output erased",)
     versions = ", ".join(f"{name} {version}" for name, version in values.versions.items())
@@ -386,12 +324,8 @@ def _reproduce(values: CardValues) -> str:
         if values.erased
         else "checks them. It does not train again: the command above does, with the images of all labels."
     )
+    repo += " --base BASE_MODEL" if values.eraser_only and not is_repo_id(values.base_model) else ""
     return (
         f"{code_block(lines, 'bash')}\n\nDATASET, LABEL and the like stand for what is not published here. Made with "
         f"{versions or 'hf_kd'}. The receipt `erasures.json` holds records and hashes; `hf-kd verify {repo}` {again}"
     )
-
-
-def _row(cells: Sequence[str]) -> str:
-    """A row of a table whose first cell is Markdown of our own."""
-    return f"| {' | '.join([cells[0], *map(table_cell, cells[1:])])} |"

@@ -23,7 +23,7 @@ from hf_kd.methods.records import Erasure, WeightChange, versions, weight_change
 from hf_kd.methods.registry import available_methods, method_info
 
 from .card import BEGIN, END, CardValues, render
-from .files import RECEIPT
+from .files import RECEIPT, checkpoint_files, is_eraser
 from .receipt import commands, inner_digest, receipt, write_receipt
 from .wording import Request
 
@@ -54,7 +54,7 @@ def document(
 
     Args:
         model: What was saved.
-        folder: Where it was saved.
+        folder: Where it was saved, whole or the eraser on its own.
         report: What `audit` gave, for the card.
         repo_id: Where the model goes, for the snippets of the card.
         folded: Whether `folder` holds the stock checkpoint of `fold`.
@@ -75,9 +75,10 @@ def document(
         known = {key: value for key, value in report.context.items() if key != "dataset" or value in datasets}
         report = replace(report, context=known)
     figures = () if report is None else _write_report(report, folder)
-    base, records = base_of(model)[0], records_of(model)
+    (base, commit), records = base_of(model), records_of(model)
+    alone = is_eraser(checkpoint_files(folder, None if beside is None else Path(beside)))
     model.find_taps()
-    write_receipt(folder, _receipt(model, folder, folded, labels, beside))
+    write_receipt(folder, _receipt(model, folder, folded, labels, beside, alone))
     if not changeable or (existing is not None and BEGIN not in existing and not add_card):
         return
     values = CardValues(
@@ -88,14 +89,16 @@ def document(
         withheld=tuple(model.config.leaking),
         repo_id=repo_id,
         base_model=base,
+        base_commit=commit,
         folded=folded,
+        eraser_only=alone,
         since=weights_since(model),
         classifies=has_head(model),
         datasets=tuple(datasets),
         license=license,
         report=report,
         figures=figures,
-        commands=tuple(commands([record.to_dict() for record in records], base, labels)),
+        commands=tuple(commands([record.to_dict() for record in records], base, labels, eraser_only=alone)),
         versions=versions(),
     )
     (folder / CARD).write_bytes(_card(values, existing).encode("utf-8"))
@@ -207,6 +210,7 @@ def _receipt(
     folded: bool,
     labels: Sequence[Sequence[str]] | None,
     beside: str | os.PathLike[str] | None,
+    alone: bool,
 ) -> dict[str, Any]:
     changed = weight_changes(model.config)
     return receipt(
@@ -219,6 +223,7 @@ def _receipt(
         folded=folded,
         base=base_of(model),
         labels=labels,
+        weights=inner_digest(model) if alone else None,
     )
 
 

@@ -8,6 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import CONFIG_NAME
+
 RECEIPT = "erasures.json"
 WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index*.json")
 """Files in which a saved model keeps its weights, as patterns for the Hub."""
@@ -15,6 +17,9 @@ WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index*.json")
 WEIGHTS = re.compile(r"model(?:\.(?P<variant>.+?))?(?:-\d{5}-of-\d{5})?\.safetensors")
 INDEX = re.compile(r"model\.safetensors\.index(?:\.(?P<variant>.+))?\.json")
 """Names that transformers gives weights, whole or in shards, and the index of shards. Any other file is the user's."""
+
+ERASER_CONFIG, ERASER_WEIGHTS = "eraser_config.json", "eraser.safetensors"
+"""What an eraser on its own is kept in, beside no weights of a base."""
 
 PROCESSORS = (
     "preprocessor_config.json",
@@ -51,15 +56,22 @@ def variant_of(name: str) -> str | None:
 def superseded(there: Iterable[str], new: Iterable[str]) -> set[str]:
     """Of the files that are there, those that a save of `new` makes untrue.
 
-    Weights of the same variant in other shards, another name of the processor, and the receipt of the model before; other
-    variants and a user's own files stay. Nothing where `new` brings no weights: a report beside a model is no other model.
+    Weights of the same variant in other shards, an eraser on its own, another name of the processor, and the receipt of the
+    model before; other variants and a user's own files stay. Nothing where `new` brings neither weights nor an eraser: a
+    report beside a model is no other model.
     """
     new = set(new)
     variants = {variant_of(name) for name in new} - {None}
-    if not variants:
+    if not variants and ERASER_WEIGHTS not in new:
         return set()
-    processors = set(PROCESSORS) if new & set(PROCESSORS) else set()
-    return {name for name in there if variant_of(name) in variants or name in processors or name == RECEIPT} - new
+    gone = {RECEIPT, ERASER_CONFIG, ERASER_WEIGHTS} | (set(PROCESSORS) if new & set(PROCESSORS) else set())
+    return {name for name in there if variant_of(name) in variants or name in gone} - new
+
+
+def is_eraser(names: Iterable[str]) -> bool:
+    """Whether a folder with files of these names holds an eraser on its own, and no model."""
+    names = set(names)
+    return ERASER_CONFIG in names and CONFIG_NAME not in names
 
 
 def checkpoint_files(folder: Path, beside: Path | None = None) -> dict[str, Path]:
@@ -88,8 +100,10 @@ def _answering(folder: Path) -> dict[str, Path]:
 def weight_files(files: dict[str, Path]) -> list[Path]:
     """The safetensors files of the weights: those without a variant, or where there are none of the first variant.
 
-    A whole file wins over shards, as in transformers.
+    A whole file wins over shards, as in transformers. Of an eraser on its own the file that it is in.
     """
+    if is_eraser(files):
+        return [files[ERASER_WEIGHTS]] if ERASER_WEIGHTS in files else []
     found = {name: path for name, path in files.items() if WEIGHTS.fullmatch(name)}
     first = min((variant_of(name) or "" for name in found), default="")
     whole = f"model.{first}.safetensors" if first else "model.safetensors"

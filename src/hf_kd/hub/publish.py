@@ -6,6 +6,7 @@ it was.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import tempfile
@@ -31,13 +32,16 @@ from hf_kd.methods.records import weight_changes
 
 from .document import CARD, REPORT, base_of, document, records_of
 from .endpoint import write_handler
-from .files import WEIGHT_PATTERNS, save_processor
+from .files import ERASER_CONFIG, ERASER_WEIGHTS, WEIGHT_PATTERNS, save_processor
 from .upload import Published, fetch, prepare, upload
-from .wording import WEIGHTS_KNOW
+from .wording import BASE_KNOWS, WEIGHTS_KNOW
 
 logger = logging.getLogger(__name__)
 
-OF_AN_EARLIER_PUSH = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json", REPORT, "figures/*.png")
+OF_AN_EARLIER_PUSH = (
+    *(*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+    *(ERASER_CONFIG, ERASER_WEIGHTS, REPORT, "figures/*.png"),
+)
 """Files that would speak of another model if they stayed where a push does not bring them itself."""
 
 
@@ -76,6 +80,7 @@ def push(
     *,
     report: RetentionReport | None = None,
     folded: bool = False,
+    eraser_only: bool = False,
     verify: bool = True,
     show_class_names: bool = False,
     datasets: Sequence[str] = (),
@@ -92,6 +97,7 @@ def push(
         repo_id: USER/NAME.
         report: What `audit` gave, for the card.
         folded: Publish the stock checkpoint of `fold` instead (logits erased, features not).
+        eraser_only: Publish the eraser without its base instead, as `save_eraser` saves it, in a repository of its own.
         verify: Load the commit from the Hub and compare answers and features on a fixed batch.
         show_class_names: Name the forgotten classes in card, report and figures.
         datasets: Hub ids, for the card.
@@ -104,27 +110,41 @@ def push(
         Where it went, and whether it was compared.
 
     Raises:
-        ValueError: Nothing was erased, the id is malformed, or a handler is asked for a folded model (whose features are not
-            erased) or a repository that has one of its own.
+        ValueError: Nothing was erased, the id is malformed, an eraser on its own is refused (see `save_eraser`), or a handler
+            is asked for a folded model (whose features are not erased), for an eraser on its own (which serves nothing), or
+            a repository that has one of its own.
         PushError: The upload failed and left the repository as it was (an OSError).
         NotVerifiedError: It happened and what loads back is not this model, or nothing loads back (an OSError).
         TypeError: There is no such option.
     """
     target = UploadOptions(**upload_options)
     _refuse_nothing_to_publish(model)
-    if handler and folded:
+    if handler and (folded or eraser_only):
         raise InvalidValueError(
             "handler=True serves features too, and those of folded=True are not erased: take one of both."
+            if folded
+            else "handler=True serves a whole model, and eraser_only=True publishes none: take one of both."
         )
-    if model.is_erased and not weight_changes(model.config):
+    if eraser_only and folded:
+        raise InvalidValueError(
+            "folded=True and eraser_only=True were both given: what is folded has no eraser to publish."
+        )
+    if eraser_only:
+        logger.warning(BASE_KNOWS)
+    elif model.is_erased and not weight_changes(model.config):
         logger.warning(WEIGHTS_KNOW)
     full = prepare(repo_id, private=target.private, token=target.token, revision=target.revision)
+    if eraser_only and fetch(full, CONFIG_NAME, revision=target.revision, token=target.token) is not None:
+        raise InvalidValueError(
+            f"{full} holds a model ({CONFIG_NAME}), and an eraser is kept in a repository of its own: name another one. "
+            "Nothing was sent."
+        )
     existing = fetch(full, CARD, revision=target.revision, token=target.token)
     with tempfile.TemporaryDirectory(prefix="hf-kd-push-") as name:
         folder = Path(name) / "model"
-        saved = _save(model, folder, folded)
+        saved = _save(model, folder, folded, eraser_only)
         if not show_class_names:
-            _drop_dataset_classes(folder / CONFIG_NAME)
+            _drop_dataset_classes(folder / (ERASER_CONFIG if eraser_only else CONFIG_NAME))
         _put_card(folder / CARD, existing)
         if handler:
             write_handler(folder, lambda name: fetch(full, name, revision=target.revision, token=target.token))
@@ -148,7 +168,7 @@ def push(
             replaces=OF_AN_EARLIER_PUSH,
         )
     if verify:
-        _compare(model, saved, published, target.token)
+        _compare(model, saved, published, target.token, eraser_only)
     return Pushed(**asdict(published), verified=verify)
 
 
@@ -181,8 +201,11 @@ def publishable(model: TappedModel) -> bool:
     return model.is_erased or (bool(weight_changes(model.config)) and not folded)
 
 
-def _save(model: TappedModel, folder: Path, folded: bool) -> torch.nn.Module:
+def _save(model: Any, folder: Path, folded: bool, eraser_only: bool) -> torch.nn.Module:
     """Write the checkpoint; returns the module that was saved."""
+    if eraser_only:
+        model.save_eraser(folder)
+        return model
     if model.is_erased and not folded:
         model.save_pretrained(folder)
         return model
@@ -210,12 +233,19 @@ def base_license(base_model: str | None, token: str | None = None) -> str | None
         return None
 
 
-def _compare(model: TappedModel, saved: Any, published: Published, token: str | None) -> None:
-    """Load the commit and compare answers and features on a fixed batch, bit for bit. Raises NotVerifiedError."""
+def _load_back(saved: Any, published: Published, token: str | None, eraser_only: bool) -> Any:
+    """What was published, as who downloads it has it; an eraser whose base is not on the Hub on a copy of the base here."""
     attention = getattr(saved, "inner", saved).config._attn_implementation  # another one differs in the last bits
     options = {"dtype": "auto"} | ({"attn_implementation": attention} if attention else {})
+    if eraser_only and not base_of(saved)[0]:
+        return copy.deepcopy(saved).reset().load_eraser(published.repo_id, revision=published.commit, token=token)
+    return type(saved).from_pretrained(published.repo_id, revision=published.commit, token=token, **options)
+
+
+def _compare(model: TappedModel, saved: Any, published: Published, token: str | None, eraser_only: bool) -> None:
+    """Load the commit and compare answers and features on a fixed batch, bit for bit. Raises NotVerifiedError."""
     try:
-        loaded = type(saved).from_pretrained(published.repo_id, revision=published.commit, token=token, **options)
+        loaded = _load_back(saved, published, token, eraser_only)
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise NotVerifiedError(
             f"{published.repo_id} was published ({published.url}), but could not be loaded back to be compared: {error} Do "

@@ -55,6 +55,7 @@ def receipt(
     folded: bool,
     base: tuple[str | None, str | None] = (None, None),
     labels: Sequence[Sequence[str]] | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """The receipt of the checkpoint in `folder`.
 
@@ -68,6 +69,7 @@ def receipt(
         folded: Whether the checkpoint is a stock model with the erasers in its head.
         base: Hub id and commit of the model before the first request.
         labels: Names of the forgotten classes of each record, changes first, if they may be named.
+        weights: Digest of the weights of the base, where the folder holds an eraser on its own.
 
     Returns:
         What `erasures.json` holds.
@@ -77,7 +79,7 @@ def receipt(
         InvalidValueError: They cannot be read.
     """
     files = checkpoint_files(folder, beside)
-    after = weights_digest(files)
+    after = weights_digest(files) if weights is None else weights
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -85,6 +87,7 @@ def receipt(
         "base_model": base[0],
         "base_commit": base[1],
         "folded": folded,
+        "eraser_only": weights is not None,
         "erasures": [dict(record) for record in erasures],
         "changes": [dict(record) for record in changes],
         "weights": {
@@ -96,7 +99,7 @@ def receipt(
         "erasers": erasers_digest(files),
         "files": {name: file_digest(path) for name, path in files.items()},
         "seeds": [record["settings"].get("seed") for record in (*changes, *erasures)],
-        "commands": commands([*changes, *erasures], base[0], labels),
+        "commands": commands([*changes, *erasures], base[0], labels, eraser_only=weights is not None),
         "versions": versions(),
     }
 
@@ -144,6 +147,7 @@ def _of_a_wrong_type(found: Mapping[str, Any]) -> str | None:
         and weights.get("since", "unknown") in tuple(SINCE),
         "erasers": isinstance(found["erasers"], (str, type(None))),
         "folded": isinstance(found["folded"], bool),
+        "eraser_only": isinstance(found.get("eraser_only", False), bool),
         "erasures": _are_records(found["erasures"], Erasure),
         "changes": _are_records(found.get("changes", []), WeightChange),
     }
@@ -244,7 +248,11 @@ def _tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def commands(
-    erasures: Sequence[Mapping[str, Any]], base_model: str | None, labels: Sequence[Sequence[str]] | None = None
+    erasures: Sequence[Mapping[str, Any]],
+    base_model: str | None,
+    labels: Sequence[Sequence[str]] | None = None,
+    *,
+    eraser_only: bool = False,
 ) -> list[str]:
     """`hf-kd erase` or `unlearn` for each record, in order; words in capitals stand for what is not said here.
 
@@ -265,6 +273,7 @@ def commands(
                 words += ["--option", f"{name}={'PROTOTYPES' if name == 'prototypes' else json.dumps(value)}"]
         words += _masks(record) + (["--retain-limit", str(record["n_retain"])] if record.get("n_retain") else [])
         model = "changed" if changed else "erased"
+        words += ["--eraser-only"] if eraser_only and number == len(erasures) - 1 else []
         lines.append(" ".join(map(shell_word, [*words, "--output", model])))
     return lines
 

@@ -49,7 +49,17 @@ WEIGHTS_KNOW = (
 )
 """Said before anything is sent to the Hub."""
 
+BASE_KNOWS = (
+    "This eraser is a layer in front of a base that stays as it is: whoever has the base has the original model. It "
+    "protects what a service answers, and removes nothing from the base."
+)
+"""Said before an eraser on its own is sent to the Hub."""
+
 HEADLINES = {
+    "eraser": "**This is a layer for a service, not a removal.** The base model is public and stays as it is: whoever "
+    "downloads it has everything that was to be forgotten.",
+    "eraser of a base elsewhere": "**This is a layer for a service, not a removal.** The base model is not in here and "
+    "stays as it is: whoever has it has everything that was to be forgotten.",
     "original": "**The weights are the original's: they still know what was to be forgotten.** Whoever downloads them can "
     "leave the eraser out.",
     "changed": "**The weights were changed, starting from the original's.** What they still tell is for an audit to say "

@@ -61,13 +61,13 @@ def without_attention(stored: Any) -> Any:
 
     It may name a repository with code, and which code runs is for the user who loads to say, not for a file.
     """
-    return _without(stored, ATTENTION)
+    return without_settings(stored, ATTENTION)
 
 
-def _without(stored: Any, names: Sequence[str]) -> Any:
+def without_settings(stored: Any, names: Sequence[str]) -> Any:
     """A stored configuration without some settings, at any depth."""
     if isinstance(stored, dict):
-        return {name: _without(value, names) for name, value in stored.items() if name not in names}
+        return {name: without_settings(value, names) for name, value in stored.items() if name not in names}
     return stored
 
 
@@ -196,7 +196,7 @@ class ErasedConfig(PreTrainedConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What config.json holds: nothing of where a model lay on this machine, nor by which Auto class it was loaded."""
-        stored = _without(super().to_diff_dict(), ("_name_or_path",))
+        stored = without_settings(super().to_diff_dict(), ("_name_or_path",))
         return stored | ({"architectures": [ARCHITECTURE]} if stored.get("architectures") else {})
 
     @classmethod

@@ -31,8 +31,10 @@ from . import label_mask as masking
 from .answering import Answering
 from .configuration import ErasedConfig, label_names
 from .erase import fit_erasers, forget_compiled_graphs
+from .eraser_on_base import put_on
 from .export import Export
 from .load_erased import load
+from .stored_eraser import read_eraser
 from .summary import Summarised
 from .swap import Swap
 from .text_tower import TextTower
@@ -143,13 +145,32 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             pretrained_model_name_or_path: Hub id or folder.
             *args: As in transformers.
             **kwargs: dtype, device_map, token, revision, subfolder, cache_dir, num_labels, ... go on to transformers;
-                `processor` and `tap` are as in `from_model`.
+                `processor` and `tap` are as in `from_model`. `eraser`: what `load_eraser` takes, or several in a list, to be
+                put on the model in this order. An eraser in the place of the model finds its base on the Hub itself.
 
         Raises:
             ValueError: An erased checkpoint lacks an eraser or another tensor, or has one of another shape.
             OSError: A weight file is damaged: it never loads as an un-erased model.
         """
         return load(cls, super().from_pretrained, os.fspath(pretrained_model_name_or_path), args, kwargs)
+
+    def load_eraser(self, eraser: str | os.PathLike[str], **hub: Any) -> ErasedModel:
+        """Put an eraser on this model that `save_eraser` saved, behind those that are there.
+
+        Args:
+            eraser: A folder, or a repository on the Hub: USER/NAME, or USER/NAME@REVISION.
+            **hub: token, revision, subfolder, cache_dir, ... as in transformers.
+
+        Returns:
+            This model. On an error it stays as it was.
+
+        Raises:
+            InvalidValueError: The model inside is not the base it was fitted on (class, settings or weights are others), it
+                contradicts its records, or does not compose with what was erased here.
+            OSError: A file of it is missing or damaged.
+        """
+        put_on(self, read_eraser(eraser, hub))
+        return self
 
     # Taps
 

@@ -17,6 +17,7 @@ from hf_kd.methods.records import Erasure
 from . import consistency, loading
 from .fold import fold_site, save_with_processor
 from .saving import atomic_directory, refuse_other_model
+from .stored_eraser import refuse_changed_base, refuse_model_there, write_eraser
 
 if TYPE_CHECKING:
     from hf_kd.hub.publish import Pushed
@@ -107,16 +108,48 @@ class Export:
 
         return export_onnx(self, output, **options)
 
+    def save_eraser(self, save_directory: str | os.PathLike[str], is_main_process: bool = True) -> None:
+        """Save the eraser alone, kilobytes beside a base that stays where it is: with records, card and receipt.
+
+        `ErasedModel.from_pretrained(base, eraser=folder)` and `load_eraser` put it on its base again, and on no other. It is
+        a layer for a service: whoever has the base has the original model.
+
+        Args:
+            save_directory: A folder without a model in it; what else lies there stays. An interruption leaves what was
+                there before.
+            is_main_process: False writes nothing.
+
+        Raises:
+            InvalidValueError: Nothing was erased, the weights are not the base's any more (unlearned, folded, trained or
+                converted since), or a model lies in the folder.
+            OSError: The place cannot be written to.
+        """
+        loading.refuse_unknown_class(self.inner)
+        refuse_changed_base(self)
+        refuse_model_there(save_directory)
+        consistency.refuse_contradictions(self.config)
+        consistency.refuse_other_erasers(self)
+        if not is_main_process:
+            return
+        from hf_kd.hub.document import document
+
+        with atomic_directory(save_directory) as folder:
+            write_eraser(self, folder)
+            document(self, folder, beside=save_directory, add_card=False)
+
     def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
         """Publish the model in one commit, load it back and compare bit for bit.
 
         Args:
             repo_id: USER/NAME.
-            **options: Those of `hf_kd.hub.publish.push`, which see for errors, too.
+            **options: Those of `hf_kd.hub.publish.push`, which see for errors, too; `eraser_only=True` publishes what
+                `save_eraser` saves.
 
         Returns:
             Where it went.
         """
         from hf_kd.hub.publish import push  # loads and compares what it published, so it knows this class
 
+        if options.get("eraser_only"):  # refused before there is a repository
+            refuse_changed_base(self)
         return push(self, repo_id, **options)

@@ -1,21 +1,43 @@
-"""Load an `ErasedModel`: from a stock checkpoint or an adapter, which it wraps, or from one that was saved erased."""
+"""Load an `ErasedModel`: from a stock checkpoint or an adapter, which it wraps, or from one that was saved erased.
+
+Erasers that are stored on their own are put on what was loaded, in their order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import keep_in_memory
+from hf_kd.hub.files import ERASER_CONFIG
 
 from . import checkpoint_files as files
 from . import consistency, loading
 from .configuration import MODEL_TYPE, ErasedConfig
+from .eraser_on_base import put_on
+from .stored_eraser import StoredEraser, find_eraser, read_eraser
 from .text_tower import refuse_other_text_tower
+
+logger = logging.getLogger(__name__)
+
+Source = str | os.PathLike[str]
+"""Of an eraser: a folder, or USER/NAME, or USER/NAME@REVISION."""
 
 
 def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What `ErasedModel.from_pretrained` does; `from_pretrained` is that of transformers, for the class `cls`."""
+    erasers = kwargs.pop("eraser", None)
+    if erasers:
+        erasers = [erasers] if isinstance(erasers, (str, os.PathLike)) else erasers
+        found = [
+            read_eraser(eraser, _of_the_hub(kwargs)) for eraser in erasers
+        ]  # small: refused before anything is loaded
+        return _load_with(cls, name, found, args, kwargs)
     processor, tap = kwargs.pop("processor", None), kwargs.pop("tap", None)
     kwargs.pop("trust_remote_code", None)
     config = kwargs.pop("config", None)
@@ -25,6 +47,10 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
     else:
         files.refuse_missing_path(name)
         stored = loading.stored_config(name, hub)
+        if stored is None and files.find_file(name, ERASER_CONFIG, hub) is not None:
+            given = {"processor": processor, "tap": tap, "config": config}
+            given = {key: value for key, value in given.items() if value is not None}
+            return _load_on_its_base(cls, read_eraser(name, hub), args, kwargs | given)
         if stored is None or stored.get("model_type") != MODEL_TYPE:
             with files.checkpoint_errors(name), files.bounded(name, kwargs):
                 inner = loading.load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
@@ -39,6 +65,50 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
     if tap is not None:
         raise InvalidValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
     return _load_erased(from_pretrained, name, config, stored, processor, args, kwargs)
+
+
+def _of_the_hub(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Where files come from, but for what is said of one repository: `revision` and `subfolder`."""
+    return {key: value for key, value in files.hub_arguments(kwargs).items() if key not in ("revision", "subfolder")}
+
+
+def _load_on_its_base(cls: Any, stored: StoredEraser, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The base that an eraser names, with the eraser on it."""
+    base, commit = stored.base
+    if base is None:
+        raise InvalidValueError(
+            f"{stored.name} is an eraser without its base, which is {stored.base_in_words}. Say where that lies: "
+            "ErasedModel.from_pretrained(BASE, eraser=...)."
+        )
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
+    kwargs |= {} if commit is None else {"revision": commit}
+    if find_eraser(base, files.hub_arguments(kwargs)):
+        raise InvalidValueError(
+            f"{stored.name} names {base} as its base, which is an eraser itself: it is damaged. Say what it stands on: "
+            "ErasedModel.from_pretrained(BASE, eraser=...)."
+        )
+    logger.warning(f"{stored.name} is an eraser. Its base is loaded from the Hub: {stored.base_in_words}.")
+    return _load_with(cls, base, [stored], args, kwargs)
+
+
+def _load_with(cls: Any, name: str, erasers: Sequence[StoredEraser], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """A model with erasers on it: in the precision of the base they name, and after that in the one that was asked for."""
+    asked = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+    quantized = kwargs.pop("quantization_config", None)
+    own = {dtype for dtype in (eraser.base_dtype for eraser in erasers) if dtype is not None}
+    model = cls.from_pretrained(name, *args, **kwargs, dtype=next(iter(own), "auto"))
+    for eraser in erasers:
+        put_on(model, eraser)
+    asked = getattr(torch, asked.removeprefix("torch."), asked) if isinstance(asked, str) else asked
+    if quantized is not None or asked not in (None, "auto", *own):
+        more = {} if quantized is None else {"quantization_config": quantized}
+        model = cls.from_pretrained(name, *args, **kwargs, **more, dtype=asked or "auto")
+        for eraser in erasers:
+            put_on(model, eraser, same_weights=True)
+    processor = next((eraser.processor for eraser in erasers if eraser.processor is not None), None)
+    if processor is not None and kwargs.get("processor") is None:
+        model.processor = processor
+    return model
 
 
 def _load_erased(

@@ -29,6 +29,7 @@ from transformers.utils import CONFIG_NAME
 
 from hf_kd.errors import CheckpointError, InvalidTypeError, InvalidValueError, require
 from hf_kd.features.taps.site import sites_on
+from hf_kd.hub.files import ERASER_CONFIG
 
 from .checkpoint_files import (
     ADAPTER_CONFIG,
@@ -47,14 +48,14 @@ LABEL_ARGUMENTS = ("num_labels", "id2label", "label2id")
 
 
 def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    """config.json as a dict, or None where there is none (an adapter repository)."""
+    """config.json as a dict, or None where there is none (an adapter, or an eraser on its own)."""
     path = Path(name_or_path)
     if path.is_dir() and not (path / hub.get("subfolder", "") / "config.json").exists():
         return None
     try:
         found = PreTrainedConfig.get_config_dict(name_or_path, **hub)[0]
     except OSError:
-        if find_file(name_or_path, ADAPTER_CONFIG, hub) is None:
+        if all(find_file(name_or_path, file, hub) is None for file in (ADAPTER_CONFIG, ERASER_CONFIG)):
             raise
         return None
     except (RecursionError, TypeError, AttributeError) as error:

@@ -21,7 +21,7 @@ from hf_kd.data.progress import working
 from hf_kd.errors import HfKdError, InvalidValueError, MissingFileError
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
-from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files
+from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser
 from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, inner_digest, read_receipt, weights_digest
 from hf_kd.methods.erasers.base import Composition, Eraser, Method
 from hf_kd.methods.records import Erasure, WeightChange, texts_digest, weight_changes
@@ -29,7 +29,9 @@ from hf_kd.methods.registry import make_method
 
 from .checkpoint_files import refuse_missing_path
 from .erased_model import ErasedModel
+from .stored_eraser import StoredEraser, read_eraser
 
+ACTS = "acts as its records say"
 SAME = 1e-4
 """Relative difference of two erasers up to which they count as the same erasure on other hardware or versions."""
 AGAIN = "erasure carried out again"
@@ -89,7 +91,8 @@ def verify(
     source: a folder, or the id of a repository on the Hub. forget: the images of the request, as for `erase`; of several
         requests a list with the forget set of each, in order. retain: the images of the classes that stay, where a
         method read them; of several such requests a list, in order. base: the model before erasing (name or folder):
-        compares its weights with the receipt; needed to repeat the erasure of a folded checkpoint.
+        compares its weights with the receipt; needed to repeat the erasure of a folded checkpoint, and of an eraser on its
+        own whose base is not on the Hub.
     processor: what makes inputs of images, where the model has no image processor of its own.
     reading: how images are read, as in `ErasedModel.erase`; by default without a bar.
     texts: words that are said to have been forgotten by name: compared with the digest of such a request.
@@ -102,23 +105,33 @@ def verify(
     if not path.is_file():
         raise _no_receipt(source, folder)
     content = read_receipt(path)
+    alone = is_eraser(checkpoint_files(folder))
+    stored = _read(folder) if alone else None
+    if isinstance(stored, Check):
+        return Verification(str(source), (*_files(folder, content), stored), False, bool(content["erasures"]))
     with working("checking files", reading is not None and reading.progress):
-        checks = [*_files(folder, content), *_weights(folder, content)]
-    original = None if base is None else ErasedModel.from_pretrained(base, processor=processor)
+        checks = [*_files(folder, content), *_weights(folder, content, stored)]
+    base = stored.base[0] if stored is not None and base is None else base
+    original = None if base is None or alone else ErasedModel.from_pretrained(base, processor=processor)
     if original is not None:
         checks.append(
             _same("weights before erasing (base model)", content["weights"].get("before"), inner_digest(original))
         )
     damaged = not all(check.ok for check in checks)
-    if not damaged and not content["folded"]:
+    if alone and base is None:
+        checks.append(Check("base model", True, "not compared: an eraser is without it; name it: --base, base=..."))
+    elif not damaged and not content["folded"]:
         with working("loading the model", reading is not None and reading.progress):
-            loads, model = _load(folder)
+            loads, model = _load(folder, base, stored)
         damaged = model is None
         checks += [loads] if model is None else [loads, *_records(model, content)]
     if texts is not None:
         checks.append(_texts(content, texts))
-    if forget is not None and not damaged:
-        checks += _again(folder, content, original, processor, forget, retain, reading)
+    if forget is not None and alone and base is None:
+        checks.append(Check(AGAIN, None, "not tried: name the model it stands on: --base, base=..."))
+    elif forget is not None and not damaged:
+        loaded = None if content["folded"] else _loaded(folder, base, stored, processor)
+        checks += _again(folder, content, loaded, original, processor, forget, retain, reading)
     elif forget is not None:
         checks.append(Check(AGAIN, None, "not tried: it is another model than the receipt says"))
     return Verification(str(source), tuple(checks), forget is not None, bool(content["erasures"]))
@@ -130,6 +143,21 @@ def _folder(source: str | Path, revision: str | None, token: str | None) -> Path
     refuse_missing_path(str(source))
     patterns = [*ANSWERING, RECEIPT]
     return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+
+
+def _read(folder: Path) -> StoredEraser | Check:
+    """The eraser in a folder of its own, or why it is none."""
+    try:
+        return read_eraser(folder)
+    except (HfKdError, OSError, ValueError) as error:
+        return Check(ACTS, False, f"refused: {error}")
+
+
+def _loaded(folder: Path, base: str | None, stored: StoredEraser | None, processor: Any = None) -> ErasedModel:
+    """The model in a folder, or an eraser in it on its base; on the base that it names, at the commit that it names."""
+    if stored is None or stored.base[0] == base:
+        return ErasedModel.from_pretrained(folder, processor=processor)
+    return ErasedModel.from_pretrained(base, eraser=folder, processor=processor)
 
 
 def _no_receipt(source: str | Path, folder: Path) -> MissingFileError:
@@ -166,10 +194,14 @@ def _files(folder: Path, content: dict[str, Any]) -> list[Check]:
     return checks
 
 
-def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
+def _weights(folder: Path, content: dict[str, Any], stored: StoredEraser | None) -> list[Check]:
     weights = content["weights"]
     files = checkpoint_files(folder)
-    checks = [_same("weights", weights["after"], weights_digest(files))]
+    alone = stored is not None
+    found = weights_digest(files) if stored is None else stored.base_weights
+    checks = [_same("weights of the base, by their digest" if alone else "weights", weights["after"], found)]
+    if alone != content.get("eraser_only", False):
+        checks.append(Check("eraser on its own", False, "of the folder and its receipt one says so, and the other not"))
     erasers = erasers_digest(files)
     checks.append(_same("erasers", content["erasers"], erasers))
     if content["folded"] and erasers is not None:
@@ -187,13 +219,12 @@ def _weights(folder: Path, content: dict[str, Any]) -> list[Check]:
     return checks
 
 
-def _load(folder: Path) -> tuple[Check, ErasedModel | None]:
+def _load(folder: Path, base: str | None, stored: StoredEraser | None) -> tuple[Check, ErasedModel | None]:
     """The model, which loads where it acts as its configuration says."""
-    what = "acts as its records say"
     try:
-        return Check(what, True, "it loads, which it would not otherwise"), ErasedModel.from_pretrained(folder)
+        return Check(ACTS, True, "it loads, which it would not otherwise"), _loaded(folder, base, stored)
     except (HfKdError, OSError, ValueError) as error:
-        return Check(what, False, f"refused: {error}"), None
+        return Check(ACTS, False, f"refused: {error}"), None
 
 
 def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:
@@ -231,6 +262,7 @@ def _same(what: str, expected: Any, found: Any) -> Check:
 def _again(
     folder: Path,
     content: dict[str, Any],
+    loaded: ErasedModel | None,
     original: ErasedModel | None,
     processor: Any,
     forget: Any,
@@ -260,8 +292,8 @@ def _again(
     stay = _retained_sets(methods, retain)
     reading = reading or ReadOptions(progress=False)
     published: list[Any] = []
-    if not content["folded"]:
-        model = ErasedModel.from_pretrained(folder, processor=processor)
+    if loaded is not None:
+        model = loaded
         published, labels = [site.eraser for site in model.sites], _labels(model)
         model.reset()
     elif original is None:

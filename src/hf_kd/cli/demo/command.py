@@ -14,7 +14,7 @@ from hf_kd.cli._app import command, console
 from hf_kd.cli._options import Shared
 
 
-@command("as_json")
+@command("eraser", "as_json")
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the erased demo model.")] = Path("hf-kd-demo"),
     digit: Annotated[int, typer.Option(min=0, max=9, help="Digit to forget.")] = 3,
@@ -30,9 +30,11 @@ def demo(
     """Train a small classifier of handwritten digits, let it forget one, and see what is left. Needs no network."""
     if model is not None and not ui:
         raise typer.BadParameter("--model is for the page; add --ui.")
+    if shared.eraser and model is None:
+        raise typer.BadParameter("--eraser is put on a model; name it with --model.")
     if model is not None:
         _inputs.load_libraries(shared)
-        _open_page(model, examples, port)
+        _open_page(model, examples, port, shared.eraser)
         return
     if examples is not None:
         raise typer.BadParameter("--examples is for the page of --model; the demo brings its own.")
@@ -86,10 +88,10 @@ def demo(
         _open_page(str(result.folder), result.examples, port)
 
 
-def _open_page(source: str, examples: Path | None, port: int | None) -> None:
+def _open_page(source: str, examples: Path | None, port: int | None, eraser: list[str] | None = None) -> None:
     from .page import page
 
-    page(source, examples, show_class_names=True).launch(server_port=port, server_name="127.0.0.1")
+    page(source, examples, show_class_names=True, eraser=eraser or ()).launch(server_port=port, server_name="127.0.0.1")
 
 
 def _scores(scores: Any) -> dict[str, float]:

@@ -53,6 +53,7 @@ def page(
     examples: str | Path | None = None,
     report: RetentionReport | None = None,
     show_class_names: bool = False,
+    eraser: Sequence[str] = (),
 ) -> gradio.Blocks:
     """The page for an erased classifier, not yet launched.
 
@@ -61,6 +62,7 @@ def page(
         examples: Folder of images to offer; three of them, those of forgotten classes (by their names) first.
         report: Of an audit; by default the one that lies with the model.
         show_class_names: Whether the forgotten classes are named.
+        eraser: Erasers to put on the model, as for `ErasedModel.from_pretrained`.
 
     Raises:
         ImportError: Without gradio, with the command to install it.
@@ -68,7 +70,7 @@ def page(
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     gr = require("gradio", "ui")
-    model = ErasedModel.from_pretrained(source).eval()
+    model = ErasedModel.from_pretrained(source, eraser=eraser).eval()
     if not model.is_erased or not model.class_names:
         raise InvalidValueError(
             f"{source} is no erased classifier: there is no second answer to show beside the first."
