@@ -32,8 +32,9 @@ from safetensors.torch import load_file
 from hf_kd import ErasedModel
 from hf_kd.errors import HfKdError
 from hf_kd.features.taps.intervention import leaking_fields
+from hf_kd.hub.files import ERASER_CONFIG, ERASER_WEIGHTS, is_eraser
 from hf_kd.model.verify import verify
-from tests.helpers.mutations import INDEX, RECEIPT, WEIGHTS, mutate
+from tests.helpers.mutations import CONFIG, INDEX, RECEIPT, WEIGHTS, mutate
 
 OLD = Path(__file__).resolve().parents[1] / "saved_0_1_0"
 SOURCE = f"{os.sep}hf_kd{os.sep}"
@@ -64,10 +65,22 @@ class Base:
     erasers: list[torch.Tensor] = field(default_factory=list)
     says: dict[str, Any] = field(default_factory=dict)
     pixels: torch.Tensor | None = None
+    stands_on: Path | None = None
+    """Of an eraser on its own: its base."""
 
     @property
     def config(self) -> dict[str, Any]:
-        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return json.loads((self.folder / config_name(self.folder)).read_text(encoding="utf-8"))
+
+    @property
+    def donor(self) -> Path:
+        """The folder under the names of a whole model, by which mutations know files."""
+        if self.stands_on is None:
+            return self.folder
+        place = self.folder.with_name(f"{self.folder.name}-renamed")
+        if not place.exists():
+            renamed(shutil.copytree(self.folder, place))
+        return place
 
     @property
     def covers_processor(self) -> bool:
@@ -76,10 +89,32 @@ class Base:
         return receipt.is_file() and json.loads(receipt.read_text(encoding="utf-8"))["schema_version"] >= 2
 
     def learn(self) -> Base:
-        model = ErasedModel.from_pretrained(self.folder).eval()
+        model = self.load(self.folder).eval()
         self.answers, self.erasers, self.says = answers(model, self.inputs), acts(model), says(model)
         self.pixels = seen(model.processor, self.pictures)
         return self
+
+    def load(self, folder: Path) -> ErasedModel:
+        if self.stands_on is None:
+            return ErasedModel.from_pretrained(str(folder))
+        return ErasedModel.from_pretrained(str(self.stands_on), eraser=str(folder))
+
+
+NAMES = {ERASER_CONFIG: CONFIG, ERASER_WEIGHTS: WEIGHTS}
+"""Files of an eraser on its own, and which of a whole model they are like."""
+
+
+def renamed(folder: Path, back: bool = False) -> Path:
+    """An eraser's files under the names of a whole model's, or back again."""
+    for own, whole in NAMES.items():
+        old, new = (whole, own) if back else (own, whole)
+        if os.path.lexists(folder / old):
+            os.rename(folder / old, folder / new)
+    return folder
+
+
+def config_name(folder: Path) -> str:
+    return ERASER_CONFIG if is_eraser(path.name for path in folder.iterdir()) else CONFIG
 
 
 def old_bases() -> list[Base]:
@@ -143,7 +178,7 @@ def equal(found: Any, expected: Any) -> bool:
 def eraser_tensors(folder: Path) -> list[str]:
     """Names of the tensors of erasers that the folder's weights hold."""
     names: list[str] = []
-    whole = folder / WEIGHTS
+    whole = folder / (WEIGHTS if config_name(folder) == CONFIG else ERASER_WEIGHTS)
     files = [whole] if whole.is_file() else []
     if not files and (folder / INDEX).is_file():
         files = [folder / file for file in set(json.loads((folder / INDEX).read_text())["weight_map"].values())]
@@ -190,7 +225,7 @@ def check(model: Any, folder: Path, base: Base) -> None:
         raise Wrong(f"{sorted(leaks)} go around the erasers")
     told = [(record.sha256, record.method) for record in records]
     known = [(tuple(record["sha256"]), record["method"]) for record in base.says["records"]]
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eraser_sha256")
+    stored = json.loads((folder / config_name(folder)).read_text(encoding="utf-8")).get("eraser_sha256")
     covered = len(records) == 1 or bool(stored)
     same = told == known and all(sha for sha, _ in told) and (stored or None) == base.config.get("eraser_sha256")
     if same and covered and not equal(acts(model), base.erasers):
@@ -200,11 +235,11 @@ def check(model: Any, folder: Path, base: Base) -> None:
 # One mutation
 
 
-def load(way: str, folder: Path) -> Any:
+def load(way: str, folder: Path, base: Base) -> Any:
     if way == "pipeline":
         return transformers.pipeline("image-classification", model=str(folder), trust_remote_code=False).model
     if way == "ErasedModel":
-        return ErasedModel.from_pretrained(str(folder))
+        return base.load(folder)
     return getattr(transformers, way).from_pretrained(str(folder), trust_remote_code=False)
 
 
@@ -274,7 +309,7 @@ def outcome(base: Base, folder: Path, way: str) -> tuple[str, str]:
 
 def _loaded(base: Base, folder: Path, way: str) -> tuple[str, str]:
     try:
-        model = load(way, folder)
+        model = load(way, folder, base)
     except Exception as error:
         text = f"{type(error).__name__}: {str(error)[:300]}"
         if way != "ErasedModel" and not is_ours(error):
@@ -320,7 +355,7 @@ def _verified_differs(base: Base, folder: Path) -> bool:
         shutil.rmtree(target)
     shutil.copy(base.folder / RECEIPT, target)
     try:
-        return not verify(folder).ok
+        return not verify(folder, base=base.stands_on and str(base.stands_on)).ok
     except (HfKdError, OSError, ValueError) as error:
         if not in_words(error):
             raise
@@ -359,9 +394,12 @@ def run_one(seed: int, number: int, bases: list[Base], place: Path) -> Result:
     way = rng.choices(("ErasedModel", base.auto, "pipeline"), (0.7, 0.2, 0.1))[0]
     if way == "pipeline" and base.auto != "AutoModelForImageClassification":
         way = "ErasedModel"
-    if base.config.get("model_type") != "hf_kd_erased":
+    if base.config.get("model_type") != "hf_kd_erased" or base.stands_on is not None:
         way = "ErasedModel"
-    told = mutate(rng, folder, [other.folder for other in bases])
+    alone = base.stands_on is not None
+    told = mutate(rng, renamed(folder) if alone else folder, [other.donor for other in bases])
+    if alone:
+        renamed(folder, back=True)
     started = time.monotonic()
     word, found = outcome(base, folder, way)
     return Result(number, base.folder.name, way, told, word, found, time.monotonic() - started)

@@ -81,11 +81,36 @@ def new_bases(root: Path) -> list[Base]:
     keep("two-taps", lambda: wrapped(teacher).erase(two.of(2), k=2, **quiet), pictures=two.shown())
     text = {"pixel_values": make.pixels(images.shown()[:2]), "input_ids": torch.tensor([[0, 5, 9, 2], [0, 7, 3, 2]])}
     keep("clip", lambda: wrapped(make.clip()).erase(cat, k=2, **quiet), inputs=text, auto="AutoModel")
+    found += eraser_bases(root)
     headless = make.randomise(ViTModel(ViTConfig(**make.VIT)))
     keep("headless", lambda: wrapped(headless).erase(cat, k=2, **quiet), auto="AutoModel")
     for name in FAMILIES:
         both = name.endswith("ipModel")
         keep(name, lambda name=name: _of_family(name), inputs=zoo.inputs(name, 3, 5), auto="AutoModel" if both else "")
+    return found
+
+
+def eraser_bases(root: Path) -> list[Base]:
+    """Erasers saved on their own, and the base they stand on."""
+    root.mkdir(parents=True, exist_ok=True)
+    stock, images = root / "base", make.Images(make.vit())
+    cat, elk = images.of(2), images.of(4)
+    if not stock.exists():
+        make.vit().save_pretrained(stock)
+        make.PROCESSOR.save_pretrained(stock)
+    requests = {
+        "projection": lambda model: model.erase(cat, k=2, progress=False),
+        "masked": lambda model: model.erase(cat, k=2, mask_head=True, progress=False),
+        "cover": lambda model: model.erase(cat, "cover", progress=False),
+        "two": lambda model: model.erase(cat, "esc-t", progress=False).erase(elk, k=1, progress=False),
+    }
+    found = []
+    for name, erase in requests.items():
+        folder = root / f"eraser-{name}"
+        if not folder.exists():
+            erase(ErasedModel.from_pretrained(stock)).save_eraser(folder)
+        inputs = {"pixel_values": make.pixels(images.shown())}
+        found.append(Base(folder, inputs, images.shown(), "AutoModelForImageClassification", stands_on=stock))
     return found
 
 

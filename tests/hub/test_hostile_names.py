@@ -72,6 +72,22 @@ def test_a_card_has_the_same_structure_whatever_a_class_is_called(vit, processor
         erased.reset()
 
 
+def test_so_has_the_card_of_an_eraser_on_its_own(vit, processor, tmp_path):
+    expected = None
+    for number, name in enumerate([PLAIN, *HOSTILE]):
+        erased = erased_with(vit, processor, name)
+        folder = tmp_path / str(number)
+        erased.save_eraser(folder)
+        document(erased, folder, show_class_names=True)
+        text = (folder / "README.md").read_text()
+        expected = expected or structure(text)
+        assert structure(text) == expected, name
+        assert (text.count(BEGIN), text.count(END)) == (1, 1)
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert escape_markdown(name) in text
+        erased.reset()
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_terminal_shows_names_and_obeys_none(vit, processor, name):
     record = erased_with(vit, processor, name).erasures[0].to_dict()

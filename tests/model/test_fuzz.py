@@ -14,6 +14,7 @@ from hf_kd import ErasedModel
 from hf_kd.errors import HfKdError
 from tests.helpers import fuzz
 from tests.helpers.fuzz import OLD
+from tests.helpers.fuzz_models import eraser_bases
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,16 @@ def test_mutated_folders_act_as_their_records_say_or_are_refused_in_words(bases,
     assert not faults, "\n".join(faults)
     seen = {result.outcome for result in results}
     assert {"refused", "loads and acts as before", "loads and differs, verify notices"} <= seen
+
+
+def test_mutated_erasers_act_as_their_records_say_on_their_base_or_are_refused_in_words(tmp_path):
+    erasers = [base.learn() for base in eraser_bases(tmp_path / "saved")]
+    results = fuzz.run(5, range(120), erasers, tmp_path)
+    faults = [
+        f"{result.outcome}: {result.base}, {result.mutation}: {result.found}" for result in results if result.is_fault
+    ]
+    assert not faults, "\n".join(faults)
+    assert {"refused", "loads and acts as before"} <= {result.outcome for result in results}
 
 
 def test_the_same_number_is_the_same_mutation(bases, tmp_path):

@@ -51,7 +51,7 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
     if "verdict" in facts:
         show_verdict(console, facts["verdict"])
     table = Table(
-        title=terminal(f"{facts['class']} {'for' if 'base' in facts else 'in'} {facts['model']}"),
+        title=terminal(f"{facts['class']} in {facts['model']}"),
         show_header=False,
         title_justify="left",
     )
@@ -61,7 +61,7 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
         table.add_row(f"d{suffix}", str(place["d"]))
         table.add_row(f"head{suffix}", terminal(", ".join(place["heads"])) or "none (embedding model)")
     if "base" in facts:
-        table.add_row("eraser for", terminal(facts["base"]))
+        table.add_row("an eraser, for", terminal(facts["base"]))
     table.add_row("labels", str(facts["num_labels"]) if facts["num_labels"] else "none")
     table.add_row("withheld once erased", terminal(", ".join(facts["withheld"])) or "nothing")
     table.add_row("erasures", str(len(facts["erasures"])))

@@ -95,6 +95,6 @@ def _of_eraser(source: str, base: str | None, erasers: Sequence[str]) -> tuple[s
         )
     if len(erasers) > 1:
         raise InvalidValueError(
-            f"--eraser was given {len(erasers)} times, and each has a receipt: verify one after another."
+            f"--eraser was given {len(erasers)} times, and each has a receipt: verify them one by one."
         )
     return erasers[0], source

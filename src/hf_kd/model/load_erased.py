@@ -77,7 +77,7 @@ def _load_on_its_base(cls: Any, stored: StoredEraser, args: tuple, kwargs: dict[
     base, commit = stored.base
     if base is None:
         raise InvalidValueError(
-            f"{stored.name} is an eraser without its base, which is {stored.base_in_words}. Say where that lies: "
+            f"{stored.name} is an eraser, and its base is {stored.base_in_words}. Say where that lies: "
             "ErasedModel.from_pretrained(BASE, eraser=...)."
         )
     kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}

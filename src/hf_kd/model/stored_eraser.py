@@ -94,7 +94,7 @@ class StoredEraser(nn.Module):
         """The base as a message names it."""
         name, commit = self.base
         where = f"{name} at {commit[:12]}" if name and commit else name or "a base that is not on the Hub"
-        return f"{where} ({self.config.inner_class}, weights {self.base_weights[:12]})"
+        return f"{where} ({one_line(self.config.inner_class, 80)}, weights {self.base_weights[:12]})"
 
 
 def _site(tap: Tap, description: Any) -> TapSite:
@@ -158,7 +158,7 @@ WHOLE = "Save the whole model instead: save_pretrained(folder), push_to_hub(repo
 
 
 def refuse_changed_weights(model: Any) -> None:
-    """Raise InvalidValueError for a model whose weights were changed by `unlearn` or `fold`, also before anything is erased."""
+    """Raise InvalidValueError for a model whose weights were changed by `unlearn` or `fold`, before a request too."""
     changed = [change.method for change in weight_changes(model.config)]
     if changed or getattr(model.config.inner, "hf_kd_folded", None):
         how = f"were changed by {', '.join(map(one_line, changed))}" if changed else "have an earlier eraser folded in"
@@ -181,6 +181,7 @@ def refuse_model_there(directory: str | os.PathLike[str]) -> None:
 
 def find_eraser(name: str, hub: dict[str, Any]) -> bool:
     """Whether a folder or a repository holds an eraser on its own, and no model."""
+    files.refuse_missing_path(name)
     return files.find_file(name, CONFIG_NAME, hub) is None and files.find_file(name, ERASER_CONFIG, hub) is not None
 
 

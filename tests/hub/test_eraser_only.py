@@ -1,0 +1,141 @@
+"""An eraser on its own through a real client and a Hub on loopback: pushed, found with its base, refused on another one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+
+import pytest
+
+from hf_kd.hub.files import ERASER_CONFIG, ERASER_WEIGHTS, RECEIPT
+from tests.conftest import image_processor, small_vit
+from tests.hub.conftest import WRITER
+from tests.hub.test_publish import everything
+
+START = """
+import json
+import torch
+from huggingface_hub import HfApi
+from hf_kd import ErasedModel
+from hf_kd.errors import HfKdError
+from hf_kd.model.verify import verify
+from tests.helpers.small import make_dataset
+api = HfApi()
+def refused(call):
+    try:
+        call()
+    except HfKdError as error:
+        return str(error)
+    raise SystemExit("not refused")
+def erased(base):
+    return ErasedModel.from_pretrained(base).erase(make_dataset([2] * 20), k=2, progress=False)
+pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+"""
+
+PUSH = """
+api.create_repo("ana/base")
+base = api.upload_folder(folder_path="base", repo_id="ana/base").oid
+model = erased("ana/base")
+pushed = model.push_to_hub("ana/eraser", eraser_only=True, show_class_names=False)
+assert pushed.verified
+print(json.dumps(pushed.to_dict() | {"base": base, "logits": model(pixels).logits.tolist()}))
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    copy.deepcopy(small_vit()).save_pretrained(tmp_path / "base")
+    image_processor().save_pretrained(tmp_path / "base")
+    return tmp_path
+
+
+def test_push_load_beside_the_base_and_alone(hub, run_client, place):
+    done = run_client(START + PUSH)
+    pushed = json.loads(done.out)
+    assert "Its base is loaded from the Hub" in done.err
+    files = hub.files("ana/eraser")
+    assert set(files) - {".gitattributes"} == {
+        ERASER_CONFIG,
+        ERASER_WEIGHTS,
+        RECEIPT,
+        "README.md",
+        "preprocessor_config.json",
+    }
+    assert len(hub.repo("ana/eraser").commits) == 2, "one commit after the initial one"
+    card = files["README.md"].decode()
+    for said in ("base_model: ana/base", "base_model_relation: adapter", "not a removal.** The base model is public",
+                 f'revision="{pushed["base"]}", eraser="ana/eraser"'):  # fmt: skip
+        assert said in card
+    assert not re.search(r"\bcat\b", card)
+    receipt = json.loads(files[RECEIPT])
+    assert (receipt["base_model"], receipt["base_commit"]) == ("ana/base", pushed["base"])
+    assert WRITER not in everything(hub)
+    assert str(place) not in everything(hub)
+
+    run_client(START + f"""
+logits = torch.tensor({pushed["logits"]})
+def same(model):
+    return torch.equal(model(pixels).logits, logits)
+assert same(ErasedModel.from_pretrained("ana/eraser"))
+assert same(ErasedModel.from_pretrained("ana/base", eraser="ana/eraser"))
+assert same(ErasedModel.from_pretrained("ana/base", eraser="ana/eraser@{pushed["commit"]}"))
+assert same(ErasedModel.from_pretrained("base", eraser="ana/eraser")), "the same weights in a folder"
+assert same(ErasedModel.from_pretrained("base").load_eraser("ana/eraser", revision="main"))
+result = verify("ana/eraser", make_dataset([2] * 20))
+assert result.ok, result
+# the base moves on: what is there now is another model, and the commit that the eraser names is still its base
+moved = ErasedModel.from_pretrained("base").inner
+moved.classifier.bias.data += 1
+moved.save_pretrained("moved")
+api.upload_folder(folder_path="moved", repo_id="ana/base")
+text = refused(lambda: ErasedModel.from_pretrained("ana/base", eraser="ana/eraser"))
+assert "another revision" in text and "'ana/base', revision='{pushed["base"]}'" in text, text
+assert same(ErasedModel.from_pretrained("ana/base", revision="{pushed["base"]}", eraser="ana/eraser"))
+assert same(ErasedModel.from_pretrained("ana/eraser"))
+assert verify("ana/eraser").ok
+assert not verify("ana/eraser", base="moved").ok
+""")  # fmt: skip
+
+
+def test_a_base_in_a_folder_is_compared_here_and_its_path_is_told_nobody(hub, run_client, place):
+    done = run_client(START + """
+model = erased("base")
+pushed = model.push_to_hub("ana/eraser", eraser_only=True)
+assert pushed.verified
+assert model.is_erased and len(model.erasures) == 1
+assert "BASE, eraser=" in refused(lambda: ErasedModel.from_pretrained("ana/eraser"))
+found = ErasedModel.from_pretrained("base", eraser="ana/eraser")
+assert torch.equal(found(pixels).logits, model(pixels).logits)
+""")  # fmt: skip
+    assert "layer in front of a base" in done.err
+    card = hub.files("ana/eraser")["README.md"].decode()
+    assert "The base model is not in here" in card
+    assert "base_model:" not in card
+    assert str(place) not in everything(hub)
+
+
+def test_a_repository_holds_a_model_or_an_eraser(hub, run_client, place):
+    run_client(START + """
+model = erased("base")
+model.push_to_hub("ana/model")
+text = refused(lambda: model.push_to_hub("ana/model", eraser_only=True))
+assert "holds a model" in text, text
+model.push_to_hub("ana/later", eraser_only=True)
+model.push_to_hub("ana/later")
+assert torch.equal(ErasedModel.from_pretrained("ana/later")(pixels).logits, model(pixels).logits)
+""")  # fmt: skip
+    assert len(hub.repo("ana/model").commits) == 2
+    assert not set(hub.files("ana/later")) & {ERASER_CONFIG, ERASER_WEIGHTS}
+
+
+def test_an_eraser_that_names_itself_as_its_base_is_refused(hub, run_client, place):
+    run_client(START + PUSH)
+    config = json.loads(hub.files("ana/eraser")[ERASER_CONFIG])
+    hub.write(
+        "ana/eraser", ERASER_CONFIG, json.dumps(config | {"base_model": "ana/eraser", "base_commit": None}).encode()
+    )
+    run_client(START + """
+text = refused(lambda: ErasedModel.from_pretrained("ana/eraser"))
+assert "which is an eraser itself" in text, text
+""")  # fmt: skip
