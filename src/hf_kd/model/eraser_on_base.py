@@ -6,12 +6,13 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from hf_kd.data.text import one_line
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.hub.receipt import inner_digest
+from hf_kd.methods.erasers.base import Composition
 
 from . import consistency
 from . import label_mask as masking
@@ -88,7 +89,7 @@ def _settings(config: Any) -> dict[str, Any]:
     return without_settings(json.loads(json.dumps(config.to_dict(), default=str)), BESIDE_ANSWERS)
 
 
-def _refuse(stored: StoredEraser, what: str) -> None:
+def _refuse(stored: StoredEraser, what: str) -> NoReturn:
     name, commit = stored.base
     base = f"{name!r}, revision={commit!r}" if name and commit else repr(name) if name else "BASE"
     raise InvalidValueError(
@@ -128,13 +129,13 @@ def _put_behind(model: Any, stored: StoredEraser) -> None:
             f"The eraser {stored.name} has a request that is in this model already: it would act twice. Load it alone, or "
             "leave it out."
         )
-    if not all(site.eraser.is_projection for site in [*model.sites, *stored.sites]):
-        logger.warning(
-            f"The eraser {stored.name} comes behind another one. What it sees there is not what it was fitted on, and only "
-            "projections compose to the union of what they remove: audit the model, or carry its request out again."
-        )
     for site, own in zip(model.sites, stored.sites, strict=True):
         site.eraser = site.eraser.then(own.eraser)
+    if any(isinstance(site.eraser, Composition) for site in model.sites):
+        logger.warning(
+            f"The eraser {stored.name} comes behind another one. What it sees there is not what it was fitted on, and only "
+            "orthogonal projections compose to the union of what they remove: audit it, or carry its request out again."
+        )
     config.erasures = [*config.erasures, *stored.config.erasures]
     config.weights_erased = config.weights_erased or stored.config.weights_erased
     for record in stored.erasures:
