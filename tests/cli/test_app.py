@@ -53,6 +53,7 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
                 "retain_limit",
                 "drop_label",
                 "fold",
+                "eraser_only",
                 "text",
                 "retain_text",
                 "publish_texts",
@@ -74,7 +75,7 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
                 *(f.name for f in fields(AuditOptions)),
             },
         ),
-        ("push", push, {"folder", *(f.name for f in fields(UploadOptions))}),
+        ("push", push, {"folder", "base", *(f.name for f in fields(UploadOptions))}),
         ("verify", verify, {"forget_labels", "split", "retain_limit"}),
     ],
 )
@@ -84,6 +85,7 @@ def test_an_option_has_the_name_of_the_argument_it_fills(command, function, own)
         option.name for kind in ("eraser", "weights") for info in built_in_infos(kind) for option in info.options
     }
     anywhere = {"model", "processor", "dataset", "config_name", "output", "option", "tap", "device", "revision"}
+    anywhere |= {"eraser"}
     anywhere |= {"imports", "as_json", "method", "quiet", "overwrite"}
     for name, flags in options(command).items():
         assert name in arguments | settings | anywhere | own, name

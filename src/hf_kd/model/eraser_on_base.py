@@ -91,11 +91,11 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _refuse(stored: StoredEraser, what: str) -> NoReturn:
     name, commit = stored.base
-    base = f"{name!r}, revision={commit!r}" if name and commit else repr(name) if name else "BASE"
+    base = f" ({name!r} with revision={commit!r})" if name and commit else f" ({name!r})" if name else ""
     raise InvalidValueError(
         f"The eraser {stored.name} stands on {stored.base_in_words}, and this is another model: {what}. An eraser acts on "
         "features of the base it was fitted on, and of no other. Load that "
-        f"(ErasedModel.from_pretrained({base}, eraser=...)), or erase this model itself."
+        f"base{base} with eraser=..., or erase this model itself."
     )
 
 

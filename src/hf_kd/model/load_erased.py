@@ -77,15 +77,15 @@ def _load_on_its_base(cls: Any, stored: StoredEraser, args: tuple, kwargs: dict[
     base, commit = stored.base
     if base is None:
         raise InvalidValueError(
-            f"{stored.name} is an eraser, and its base is {stored.base_in_words}. Say where that lies: "
-            "ErasedModel.from_pretrained(BASE, eraser=...)."
+            f"{stored.name} is an eraser, and its base is {stored.base_in_words}. Say where that lies: load the base with "
+            "eraser=... (on the command line, where the folder of an eraser is asked for: --base)."
         )
     kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
     kwargs |= {} if commit is None else {"revision": commit}
     if find_eraser(base, files.hub_arguments(kwargs)):
         raise InvalidValueError(
-            f"{stored.name} names {base} as its base, which is an eraser itself: it is damaged. Say what it stands on: "
-            "ErasedModel.from_pretrained(BASE, eraser=...)."
+            f"{stored.name} names {base} as its base, which is an eraser itself: it is damaged. Load what it really stands on "
+            "with eraser=..."
         )
     logger.warning(f"{stored.name} is an eraser. Its base is loaded from the Hub: {stored.base_in_words}.")
     return _load_with(cls, base, [stored], args, kwargs)

@@ -221,8 +221,8 @@ def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any]:
     path = files.find_file(name, ERASER_CONFIG, hub)
     if path is None:
         raise MissingFileError(
-            f"{name} holds no eraser on its own: it has no {ERASER_CONFIG}, which save_eraser writes. A whole model loads "
-            "without eraser=: ErasedModel.from_pretrained(name)."
+            f"{name} holds no eraser on its own: it has no {ERASER_CONFIG}, which save_eraser writes. A whole model is "
+            "loaded as the model, and not as the eraser of another."
         )
     try:
         stored = ErasedConfig._dict_from_json_file(path)  # which knows how transformers writes infinity
