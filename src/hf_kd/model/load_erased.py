@@ -84,8 +84,8 @@ def _load_on_its_base(cls: Any, stored: StoredEraser, args: tuple, kwargs: dict[
     kwargs |= {} if commit is None else {"revision": commit}
     if find_eraser(base, files.hub_arguments(kwargs)):
         raise InvalidValueError(
-            f"{stored.name} names {base} as its base, which is an eraser itself: it is damaged. Load what it really stands on "
-            "with eraser=..."
+            f"{stored.name} names {base} as its base, which is an eraser itself: it is damaged. Load what it really "
+            "stands on with eraser=..."
         )
     logger.warning(f"{stored.name} is an eraser. Its base is loaded from the Hub: {stored.base_in_words}.")
     return _load_with(cls, base, [stored], args, kwargs)

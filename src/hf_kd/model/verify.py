@@ -119,7 +119,7 @@ def verify(
         )
     damaged = not all(check.ok for check in checks)
     if alone and base is None:
-        checks.append(Check("base model", True, "not compared: an eraser is without it; name it: base=..."))
+        checks.append(Check("base model", True, "not compared: an eraser is without it; name it: --base, base=..."))
     elif not damaged and not content["folded"]:
         with working("loading the model", reading is not None and reading.progress):
             loads, model = _load(folder, base, stored)
