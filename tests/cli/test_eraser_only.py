@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_kd import ErasedModel
+from hf_kd.audit.report import RetentionReport
 from hf_kd.hub.files import ERASER_CONFIG
 from tests.cli.runner import hf_kd
 
@@ -82,8 +83,7 @@ def test_audit_and_the_page_put_it_on_the_model(place, eraser, tmp_path):
     given = [place / "model", "--eraser", eraser, "--dataset", place / "data", "--attacks", "linear"]
     done = hf_kd("audit", *given, "--output", tmp_path / "report", "--quiet")
     assert f"hf-kd card {eraser} --base {place / 'model'}" in "".join(done.stdout.split("\n")).replace("  ", " ")
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert report["treatment"] == "erased"
+    assert RetentionReport.from_json(tmp_path / "report" / "report.json").treatment == "erased"
     assert "--model" in hf_kd("demo", "--eraser", eraser, code=2).stderr
 
 

@@ -17,8 +17,10 @@ from hf_kd.hub.files import ERASER_CONFIG, ERASER_WEIGHTS, RECEIPT
 from hf_kd.hub.receipt import read_receipt
 from hf_kd.model.stored_eraser import read_eraser
 from hf_kd.model.verify import verify
+from tests.helpers import zoo
 from tests.helpers.small import make_dataset
 from tests.helpers.two_towers import two_towers
+from tests.model.test_architectures import erased
 from tests.model.test_concept import WORDS, text_inputs
 from tests.model.test_erase import logits_of
 from tests.model.test_saving import edit_config
@@ -94,6 +96,19 @@ def test_on_its_base_it_is_the_model_of_a_full_save(base, pixels, tmp_path, kind
     assert verify(tmp_path / "again").ok
     result = verify(tmp_path / "eraser", base=str(base))
     assert result.ok, [check for check in result.checks if not check.ok]
+
+
+@pytest.mark.parametrize("name", ["LevitForImageClassificationWithTeacher", "Dinov2ForImageClassification", "ViTModel"])
+def test_other_families_with_two_taps_and_without_a_head(name, tmp_path):
+    model = erased(name)
+    model.inner.save_pretrained(tmp_path / "base")
+    model.save_eraser(tmp_path / "eraser")
+    found = ErasedModel.from_pretrained(tmp_path / "base", eraser=tmp_path / "eraser")
+    inputs = zoo.inputs(name, 2, 3)
+    with torch.no_grad():
+        ours, theirs = model.eval()(**inputs), found(**inputs)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[field], theirs[field]) for field in ours if isinstance(ours[field], torch.Tensor))
 
 
 @pytest.mark.parametrize("name", ["CLIPModel", "SiglipModel"])

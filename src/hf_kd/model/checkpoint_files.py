@@ -33,6 +33,7 @@ from transformers.utils import (
     WEIGHTS_NAME,
     cached_file,
 )
+from transformers.utils.hub import extract_commit_hash
 
 from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError, MissingFileError, did_you_mean
 
@@ -282,6 +283,11 @@ def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
         f"The checkpoint {name} {what}. Loading it would give a model that has not forgotten, or is random in part; it is "
         "refused. Save the erased model again with save_pretrained."
     )
+
+
+def commit_of(name_or_path: str, hub: dict[str, Any]) -> str | None:
+    """The commit on the Hub that a checkpoint is read from; None where there is none."""
+    return extract_commit_hash(find_file(name_or_path, CONFIG_NAME, hub), None)
 
 
 def find_file(name_or_path: str, filename: str, hub: dict[str, Any]) -> str | None:

@@ -24,7 +24,15 @@ logger = logging.getLogger(__name__)
 
 BESIDE_ANSWERS = (
     *ATTENTION,
-    *("dtype", "torch_dtype", "_name_or_path", "transformers_version", "architectures", "quantization_config"),
+    *(
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+        "transformers_version",
+        "architectures",
+        "quantization_config",
+        "_commit_hash",
+    ),
     *("return_dict", "output_hidden_states", "output_attentions", "use_cache"),
 )
 """Settings of a base that say how it was loaded, and not which model it is."""
@@ -67,7 +75,7 @@ def refuse_other_base(model: Any, stored: StoredEraser, same_weights: bool = Fal
     if found != stored.config.inner_class:
         _refuse(stored, f"it is a {found}")
     given, told = _settings(model.inner.config), _settings(stored.config.inner)
-    other = [name for name in sorted(given.keys() | told.keys()) if given.get(name) != told.get(name)]
+    other = [name for name in sorted(given.keys() | told.keys()) if not _same(given.get(name), told.get(name))]
     if other:
         ours, theirs = (one_line(json.dumps(settings.get(other[0])), 60) for settings in (given, told))
         _refuse(stored, f"its {one_line(other[0], 60)} is {ours}, where the base of the eraser has {theirs}")
@@ -87,6 +95,13 @@ def refuse_other_base(model: Any, stored: StoredEraser, same_weights: bool = Fal
 def _settings(config: Any) -> dict[str, Any]:
     """What a configuration says of the model, as it comes back from a file."""
     return without_settings(json.loads(json.dumps(config.to_dict(), default=str)), BESIDE_ANSWERS)
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether two settings are equal; of lists the common part, for LeViT appends to its own as it is built."""
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return all(a == b for a, b in zip(ours, theirs))  # noqa: B905
+    return ours == theirs
 
 
 def _refuse(stored: StoredEraser, what: str) -> NoReturn:

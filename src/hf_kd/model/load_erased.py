@@ -61,6 +61,8 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
                 return inner
             model = cls.from_model(inner, processor, tap)
             model.name_or_path = model.config.name_or_path = name
+            if model.config.base_model == name and model.config.base_commit is None:  # as later transformers leave it
+                model.config.base_commit = files.commit_of(name, hub)
             return model
     if tap is not None:
         raise InvalidValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
