@@ -110,9 +110,9 @@ def push(
         Where it went, and whether it was compared.
 
     Raises:
-        ValueError: Nothing was erased, the id is malformed, an eraser on its own is refused (see `save_eraser`), or a handler
-            is asked for a folded model (whose features are not erased), for an eraser on its own (which serves nothing), or
-            a repository that has one of its own.
+        ValueError: Nothing was erased, the id is malformed, an eraser on its own is refused (see `save_eraser`), or a
+            handler is asked for a folded model (whose features are not erased), for an eraser on its own (which serves
+            nothing), or a repository that has one of its own.
         PushError: The upload failed and left the repository as it was (an OSError).
         NotVerifiedError: It happened and what loads back is not this model, or nothing loads back (an OSError).
         TypeError: There is no such option.

@@ -16,6 +16,7 @@ from hf_kd.methods.erasers.base import Composition
 
 from . import consistency
 from . import label_mask as masking
+from .checkpoint_files import checkpoint_errors
 from .configuration import ATTENTION, without_settings
 from .erase import forget_compiled_graphs
 from .stored_eraser import StoredEraser
@@ -56,7 +57,7 @@ def put_on(model: Any, stored: StoredEraser, same_weights: bool = False) -> None
     """
     refuse_other_base(model, stored, same_weights)
     stored = stored.to(input_device(model.inner))
-    with model._swap.change(), _as_it_was_on_error(model):
+    with model._swap.change(), _as_it_was_on_error(model), checkpoint_errors(stored.name):
         if model.is_erased:
             _put_behind(model, stored)
         else:
