@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hf_kd.model.onnx_export import ExportedFile
 
 
-@command("processor", *READING, "overwrite", "revision", "as_json")
+@command("eraser", "processor", *READING, "overwrite", "revision", "as_json")
 def export(
     model: ModelArgument,
     output: Annotated[Path, typer.Option(help="File that ends in .onnx; a model of two towers gives one for each.")],
