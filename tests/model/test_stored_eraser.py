@@ -377,7 +377,10 @@ DAMAGED = {
         ),
         "does not have",
     ),
-    "a shape of words": (lambda f: edited(f, lambda c: c["taps"][0].update(head_input_shape=["x"])), r"config\.json"),
+    "a shape of words": (
+        lambda f: edited(f, lambda c: c["taps"][0].update(head_input_shape=["x", "y"])),
+        r"config\.json",
+    ),
     "a dimension of billions": (
         lambda f: (
             edited(f, lambda c: c["taps"][0].update(dim=10**10)),
