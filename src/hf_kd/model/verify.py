@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.utils import CONFIG_NAME
 
@@ -23,17 +22,16 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser
 from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, inner_digest, read_receipt, weights_digest
-from hf_kd.methods.erasers.base import Composition, Eraser, Method
+from hf_kd.methods.erasers.base import Method
 from hf_kd.methods.records import Erasure, WeightChange, texts_digest, weight_changes
 from hf_kd.methods.registry import make_method
 
 from .checkpoint_files import refuse_missing_path
 from .erased_model import ErasedModel
+from .same_eraser import SAME, comparable, difference
 from .stored_eraser import StoredEraser, read_eraser
 
 ACTS = "acts as its records say"
-SAME = 1e-4
-"""Relative difference of two erasers up to which they count as the same erasure on other hardware or versions."""
 AGAIN = "erasure carried out again"
 OTHER_IMAGES = "cannot be told: other images give another eraser"
 
@@ -331,10 +329,10 @@ def _again(
         states = [(a.state_dict(), b.state_dict()) for a, b in zip(published, again, strict=True)]
         if all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in states):
             return [*checks, Check(AGAIN, True, "the erasers are equal bit for bit")]
-        pairs = [pair for a, b in zip(published, again, strict=True) for pair in _comparable(a, b)]
+        pairs = [pair for a, b in zip(published, again, strict=True) for pair in comparable(a, b)]
     if any(a.shape != b.shape for a, b in pairs):
         return [*checks, Check(AGAIN, False, "the erasers have other shapes")]
-    worst = max(map(_difference, *zip(*pairs, strict=True)))
+    worst = max(map(difference, *zip(*pairs, strict=True)))
     return [*checks, Check(AGAIN, worst <= SAME, f"differs by {worst:.1e} of its norm (up to {SAME:.0e} is the same)")]
 
 
@@ -380,30 +378,3 @@ def _labels(model: ErasedModel) -> tuple[list[int], dict[int, str]]:
 def _masks_in_words(model: ErasedModel) -> str:
     how = "dropped" if model.config.dropped else "labelled anew"
     return f"doing it again masks {sorted(model.config.masked)}, {how}"
-
-
-def _comparable(published: Eraser, again: Eraser) -> list[tuple[Tensor, Tensor]]:
-    """Tensors in which two erasers are equal where they are the same map.
-
-    Of a linear one its matrix and its offset, whatever the basis it is stored in; of any other its buffers.
-    """
-    if published.is_linear and again.is_linear:
-        return [(published.matrix(), again.matrix()), (published.offset(), again.offset())]
-    stages = [part.stages if isinstance(part, Composition) else [part] for part in (published, again)]
-    if max(map(len, stages)) > 1 and len(stages[0]) == len(stages[1]):
-        return [pair for a, b in zip(*stages, strict=True) for pair in _comparable(a, b)]
-    old, new = published.state_dict(), again.state_dict()
-    if old.keys() != new.keys():
-        return [(torch.zeros(len(old)), torch.zeros(len(old) + 1))]
-    return [(old[name], new[name]) for name in old]
-
-
-def _difference(published: Tensor, again: Tensor) -> float:
-    """Norm of the difference, over that of the second; infinite entries have to be equal."""
-    a, b = published.double().cpu(), again.double().cpu()
-    if torch.equal(a, b):
-        return 0.0
-    if not torch.equal(a.where(a.isinf(), 0.0), b.where(b.isinf(), 0.0)):
-        return float("inf")
-    a, b = a.where(a.isfinite(), 0.0), b.where(b.isfinite(), 0.0)
-    return float((a - b).norm() / b.norm().clamp(min=1e-30))
