@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -16,7 +17,6 @@ import os
 import runpy
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -102,7 +102,9 @@ def _run(command: Sequence[str], environment: Mapping[str, str], folder: str, sa
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.path_importer_cache.clear()  # folders were listed when the server started, and modules have come since
+    gc.freeze()  # what the server imported need not be gone through, and copied by that, whenever garbage is collected
     constants.ENDPOINT = environment["HF_ENDPOINT"]
     constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"
     _http.time = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # between two tries of a request
@@ -147,32 +149,26 @@ def run(
 
 def in_two_processes(*command) -> dict:
     """Run `python COMMAND` in two processes that know of each other, as `accelerate launch` starts them."""
-    port = str(free_port())
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
-    each = [surroundings(**shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
-    done = run(command, command, environments=each)
+    done = run(command, command, environments=[surroundings(**told) for told in launched()])
     assert [process.code for process in done] == [0, 0], "".join(process.text[-3000:] for process in done)
     return json.loads(done[0].out.strip().splitlines()[-1])
 
 
-def launch(*arguments) -> dict:
-    """`accelerate launch` on the CPU with two processes. (Its own --cpu starts a single one unless there is MPI.)"""
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes=2",
-        "--num_machines=1",
-    ]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def launched() -> list[dict[str, str]]:
+    """What `accelerate launch` tells each of two processes by their environment."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+    return [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+
+
+def launch(script: Path) -> str:
+    """What a script prints under `accelerate launch` on the CPU with two processes, each a fresh interpreter. (Its own
+    --cpu starts a single one unless there is MPI.)"""
+    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}", script]
+    (done,) = run(command, environments=[surroundings(ACCELERATE_USE_CPU="true")])
+    assert done.code == 0, done.text[-3000:]
+    return done.out
 
 
 def free_port() -> int:

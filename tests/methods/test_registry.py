@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -78,44 +77,28 @@ print(type(model.sites[0].eraser).__name__, model.erasures[0].method, model.eras
 """
 
 
-@pytest.fixture(scope="module")
-def plugin_path(tmp_path_factory):
-    """A third-party package, built as a wheel and installed by pip into a folder of its own."""
-    folder = tmp_path_factory.mktemp("plugin")
-    info = "mean_direction_plugin-1.0.dist-info"
-    wheel = folder / "mean_direction_plugin-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("mean_direction_plugin.py", textwrap.dedent(PLUGIN))
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: mean-direction-plugin\nVersion: 1.0\n")
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(
-            f"{info}/entry_points.txt", "[hf_kd.methods]\nmean-direction = mean_direction_plugin:MeanDirection\n"
-        )
-        archive.writestr(f"{info}/RECORD", "")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target"]
-    subprocess.run([*command, str(folder / "site"), str(wheel)], check=True, capture_output=True)
-    return folder / "site"
-
-
-def run(code: str, argument: str, path) -> str:
-    import os
-
-    environment = os.environ | {"PYTHONPATH": str(path)}
-    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def plugin_path(tmp_path):
+    """A folder with a third-party package as an installer leaves it: a module, and metadata that name its method."""
+    folder = tmp_path / "site"
+    info = folder / "mean_direction_plugin-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "mean_direction_plugin.py").write_text(textwrap.dedent(PLUGIN))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mean-direction-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[hf_kd.methods]\nmean-direction = mean_direction_plugin:MeanDirection\n")
+    return folder
 
 
 @pytest.mark.processes
 def test_a_third_party_method_is_used_by_name_saved_and_loaded(plugin_path, tmp_path):
-    assert "saved" in run(USE, str(tmp_path / "model"), plugin_path)
-    out = run(LOAD, str(tmp_path / "model"), plugin_path)
-    assert out.split(maxsplit=2)[:2] == ["MeanProjection", "mean-direction"]
-    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path / "model")], capture_output=True, text=True)
-    assert done.returncode != 0, "without the package it does not load un-erased"
-    assert "Install the package whose method wrote this model" in done.stderr
+    model, with_it = tmp_path / "model", processes.surroundings(PYTHONPATH=str(plugin_path))
+    (done,) = processes.run(["-c", USE, model], environments=[with_it])
+    assert done.out.strip() == "saved", done.err
+    load = ["-c", LOAD, model]
+    loaded, refused = processes.run(load, load, environments=[with_it, processes.surroundings()])
+    assert loaded.out.split(maxsplit=2)[:2] == ["MeanProjection", "mean-direction"], loaded.err
+    assert refused.code != 0, "without the package it does not load un-erased"
+    assert "Install the package whose method wrote this model" in refused.err
 
 
 def test_names_and_options():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 from datasets import load_from_disk
 
 from hf_kd import ErasedModel, ReadOptions
-from tests.helpers.processes import in_two_processes, launch
+from tests.helpers.processes import in_two_processes, launch, launched
 from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
 
@@ -151,9 +152,21 @@ def test_a_process_without_any_sample_does_not_hang(folders):
     assert (said["n"], said["classes"]) == (4, [2])
 
 
+def test_processes_are_told_what_accelerate_launch_tells_them(tmp_path):
+    """So that what the other tests start stands for what users start."""
+    asked = tmp_path / "told.py"
+    asked.write_text("import json, os\nprint(json.dumps(dict(os.environ)) + '\\n', end='')\n")
+    told = [json.loads(line) for line in launch(asked).splitlines() if line.startswith("{")]
+    told.sort(key=lambda environment: environment["RANK"])
+    for ours, theirs in zip(launched(), told, strict=True):
+        assert ours.keys() <= theirs.keys()
+        differing = {name for name, value in ours.items() if theirs[name] != value}
+        assert differing <= {"MASTER_PORT"}, "each launch has a port of its own"
+
+
 def test_the_command_line_runs_in_several_processes(folders):
     out = folders / "cli"
     arguments = ["--dataset", folders / "data", "--forget-labels", "cat", "--k", "1", "--output", out, "--json"]
-    result = launch("-m", "hf_kd", "erase", folders / "model", *arguments)
+    result = in_two_processes("-m", "hf_kd", "erase", folders / "model", *arguments)
     assert (result["erasure"]["n_forget"], result["erasure"]["processes"]) == (12, 2)
     assert ErasedModel.from_pretrained(out).is_erased

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,7 +18,7 @@ from hf_kd.methods.unlearning.task import Task
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import fresh_model, make_task
 from hf_kd.testing.unlearning import CLASSES, loader, planted_images, trained_model
-from tests.helpers import zoo
+from tests.helpers import processes, zoo
 
 FORGET, RETAINED = [2], [0, 1, 3, 4]
 QUICK = {"epochs": 2, "batch_size": 16}
@@ -216,8 +213,8 @@ def test_the_file_of_activations_is_gone_with_its_process(tmp_path):
         "where, store = _storage(8, 4, torch.float16, torch.device('cpu'), 'disk', 0.5); store.fill_(1);"
         "assert where == 'disk' and float(store.sum()) == 32; os.kill(os.getpid(), signal.SIGKILL)"
     )
-    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)})
-    assert ended.returncode == -9
+    (ended,) = processes.run(["-c", code], environments=[processes.surroundings(TMPDIR=str(tmp_path))])
+    assert ended.code == -9, ended.err
     assert list(tmp_path.iterdir()) == []
 
 
