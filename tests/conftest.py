@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
@@ -20,6 +21,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from hf_kd.audit.options import AuditOptions
+from hf_kd.audit.sections import membership
 from tests.helpers.small import NAMES, labelled, make_dataset, picture, randomise  # noqa: F401
 
 # small models gain nothing from threads, and with several test processes they only get in each other's way
@@ -104,6 +107,31 @@ def forget() -> Dataset:
 def pixels(processor) -> torch.Tensor:
     images = [picture(i % 5, 777 + i) for i in range(10)]
     return processor(images, return_tensors="pt")["pixel_values"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_draws_of_members() -> Iterator[None]:
+    """Audits draw images for the loss attack twice: twenty draws would be most of the time of an audit of few images, and
+    what they change, a mean and its deviation, is tested with the attack."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(membership, "DRAWS", 2)
+        yield
+
+
+@pytest.fixture
+def few_draws(monkeypatch) -> None:
+    """`hf-kd audit` asks few-label attackers once, for two numbers of labels: how often they are asked is no question of
+    the command line, and takes most of the time of an audit."""
+    init = AuditOptions.__init__
+    few = {"draws": 1, "shots": [1, 5]}
+    monkeypatch.setattr(AuditOptions, "__init__", lambda self, **settings: init(self, **few | settings))
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Nothing is known of what was compiled before: from models of other sizes in the same lines of code the compiler
+    concludes that sizes vary, and captures graphs for all of them, which takes several times as long."""
+    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -40,7 +40,8 @@ def python(code: str, code_wanted: int = 0) -> str:
 
 FORKED = """
 import json, os, sys, tempfile
-import accelerate, datasets, PIL.Image, safetensors.torch, scipy.special, sklearn.linear_model, torch
+import accelerate, datasets, PIL.Image, safetensors.torch, scipy.special, sklearn.linear_model, tokenizers, torch
+import torch._dynamo, torch.distributed.tensor  # transformers imports both, and they take longer than it does
 
 assert not {"transformers", "hf_kd"} & set(sys.modules)
 said = {}

@@ -51,6 +51,7 @@ def folder(tmp_path, monkeypatch, processor):
     return tmp_path
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_its_commands_run(folder):
     ran = [command for command in commands() if "push" not in command]  # the one that needs a network
     assert {command[0] for command in ran} >= {"erase", "audit", "verify"}

@@ -214,6 +214,7 @@ def test_refusals_say_the_way_out(erased, model, processor, splits):
         erased.audit(train, train, **QUICK)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_the_command_prints_one_screen_and_leaves_report_and_figures(vit, processor, forget, splits, tmp_path):
     ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path / "model")
     (tmp_path / "data").mkdir()

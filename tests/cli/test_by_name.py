@@ -30,6 +30,7 @@ def stay() -> list[str]:
     return [word for name in NAMES for word in ("--retain-text", name)]
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_concept_is_forgotten_by_name_and_asked_for_by_name(folder):
     done = hf_kd("erase", folder / "clip", "--text", "tabby cat", "--text", "cat", *stay(), "--output", folder / "out",
                  "--option", "k=1", "--ask", "--json")  # fmt: skip

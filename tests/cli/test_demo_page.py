@@ -8,18 +8,22 @@ import shutil
 import pytest
 from PIL import Image
 
-from hf_kd import ErasedModel
+from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.verdict import NOT_AUDITED, verdict
 from hf_kd.cli.demo import page as page_module
+from hf_kd.cli.demo import run as demo_module
 from hf_kd.cli.demo.run import audit_demo, run_demo
 from hf_kd.hub.document import REPORT
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo's folder, audited."""
+    """The demo's folder, audited as the command does it, with one attacker and few draws."""
     result = run_demo(tmp_path_factory.mktemp("page") / "demo", log=lambda text: None)
-    audit_demo(result)
+    with pytest.MonkeyPatch.context() as patch:
+        few = AuditOptions(attacks=["linear"], draws=1, shots=[1, 5])
+        patch.setattr(demo_module, "AuditOptions", lambda **settings: few)
+        audit_demo(result)
     return result
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_kd.model.train import RECIPES
 from tests.cli.runner import hf_kd
+from tests.helpers import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,11 +76,13 @@ def test_a_training_that_was_killed_goes_on_where_it_was(place, tmp_path, monkey
     assert "no training of" in hf_kd("train-original", *common, "--output", tmp_path / "new", "--resume", code=1).stderr
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_train_original_from_a_class_of_ones_own(place, tmp_path):
     """The AllCNN of the examples: a folder of fresh weights, trained, unlearned and audited from the command line."""
     example = ROOT / "examples" / "allcnn.py"
-    made = [sys.executable, example, "--output", tmp_path / "allcnn", "--labels", "5", "--filters", "0.05"]
-    subprocess.run(list(map(str, made)), check=True, capture_output=True, timeout=120)
+    making = [example, "--output", tmp_path / "allcnn", "--labels", "5", "--filters", "0.05"]
+    (made,) = processes.run(making, environments=[processes.surroundings()])
+    assert made.code == 0, made.err
     common = ["--import", example, "--dataset", place / "data"]
     trained = hf_kd("train-original", tmp_path / "allcnn", *common, "--recipe", "allcnn-cifar10", "--option", "epochs=2",
                     "--output", tmp_path / "own", "--json")  # fmt: skip

@@ -15,6 +15,7 @@ from tests.cli.runner import hf_kd
 from tests.helpers.small import make_dataset
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_unlearn_then_audit_then_card(place, tmp_path):
     out, report = tmp_path / "out", tmp_path / "report"
     arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--output", out]
@@ -141,6 +142,7 @@ def test_accuracy_of_the_head_before_and_after(place, tmp_path):
     assert "before its weights were changed" in " ".join(text.split())
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_report_without_the_original_says_that_it_cannot_tell(place, tmp_path):
     arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]
     hf_kd("unlearn", place / "model", *arguments, "--method", "head-surgery")

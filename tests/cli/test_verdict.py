@@ -27,6 +27,7 @@ def test_erase_says_first_what_the_head_answers_and_what_is_not_measured(erased)
     assert text.index("The other classes:") < text.index("Erased by esc")
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_audit_prints_the_verdict_first_and_with_summary_ten_lines_and_nothing_else(erased, place, tmp_path):
     arguments = ["audit", erased[1], "--dataset", place / "data", "--attacks", "linear"]
     shown = hf_kd(*arguments, "--output", tmp_path / "report").stdout

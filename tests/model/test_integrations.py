@@ -75,6 +75,7 @@ def test_hidden_states_come_only_when_asked_for(erased, pixels):
 
 
 @pytest.mark.parametrize("order", ["compile first", "erase first"])
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_graphs_answer_erased(model, processor, forget, pixels, order):
     erased = ErasedModel.from_model(model, processor)
     if order == "erase first":
@@ -82,9 +83,11 @@ def test_compiled_graphs_answer_erased(model, processor, forget, pixels, order):
     compiled = torch.compile(
         erased, fullgraph=True, backend="eager"
     )  # captured anew or not; lowering is no question here
-    logits_of(compiled, pixels)
+    before = logits_of(compiled, pixels)
     if order == "compile first":
+        assert torch.allclose(before, logits_of(erased, pixels), atol=1e-5)
         erased.erase(forget, k=2, progress=False)
+        assert not torch.allclose(logits_of(compiled, pixels), before, atol=1e-5)
     assert torch.allclose(logits_of(compiled, pixels), logits_of(erased, pixels), atol=1e-5)
     erased.reset()
     assert torch.allclose(logits_of(compiled, pixels), logits_of(erased, pixels), atol=1e-5)

@@ -158,6 +158,7 @@ def test_saved_loaded_and_copied_bit_for_bit(model, processor, pixels, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_and_exported_they_stay_masked(model, processor, pixels, label):
     erased = erase(model, processor, erased_label=label)
     expected = answer(erased, pixels)
@@ -170,6 +171,7 @@ def test_compiled_and_exported_they_stay_masked(model, processor, pixels, label)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_before_masking_the_class_is_not_answered_afterwards(vit, processor, pixels):
     wrapped = ErasedModel.from_model(vit, processor)
     compiled = torch.compile(wrapped, fullgraph=True, backend="aot_eager")

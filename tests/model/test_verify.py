@@ -25,6 +25,15 @@ QUICK = {"options": AuditOptions(attacks=["linear"], draws=1, shots=[1, 5]), "pr
 
 
 @pytest.fixture
+def model(request):
+    """A network with statistics beside its weights, unless both are asked for: receipts speak of files and tensors."""
+    return request.getfixturevalue(getattr(request, "param", "resnet"))
+
+
+both_networks = pytest.mark.parametrize("model", ["vit", "resnet"], indirect=True)
+
+
+@pytest.fixture
 def folder(model, processor, forget, tmp_path):
     ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -34,6 +43,7 @@ def differing(result) -> set[str]:
     return {check.what for check in result.checks if not check.ok}
 
 
+@both_networks
 def test_an_untouched_folder_matches_and_the_erasure_repeats_bit_for_bit(folder, forget):
     content = read_receipt(folder / RECEIPT)
     assert content["weights"]["unchanged"], "ESC changes no weight"
@@ -173,6 +183,7 @@ def test_an_eraser_that_is_not_what_the_record_says_is_found_by_doing_it_again(m
     assert differing(verify(tmp_path / "swapped", forget)) == {"erasure carried out again"}
 
 
+@both_networks
 def test_requests_that_build_on_each_other(model, processor, forget, tmp_path):
     more = make_dataset([4] * 12, seed=3)
     erased = (
@@ -371,6 +382,7 @@ def told(folder) -> tuple:
     return weights["since"], weights["unchanged"], verify(folder).ok
 
 
+@both_networks
 @pytest.mark.parametrize("saved_between", [False, True])
 def test_training_after_erasing_is_told_by_receipt_card_and_verify(
     model, processor, forget, pixels, tmp_path, saved_between

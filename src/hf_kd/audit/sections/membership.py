@@ -22,6 +22,9 @@ from .head import Answers, part_of
 LEAST = 10
 """Images a side below which nothing is measured."""
 
+DRAWS = 20
+"""Draws of the images behind the mean and the deviations of the loss attack."""
+
 SUPPORT_VECTORS = 1000
 """Images a side for the support vector machines of the efficacy attacks, whose cost is quadratic."""
 
@@ -55,7 +58,7 @@ def membership_section(
 
 def _by_loss(answers: Mapping[str, Answers]) -> list[Score]:
     found: dict[str, LossAttack] = {
-        version: loss_attack(*a.part("D_f"), *a.part("D_ft")) for version, a in answers.items()
+        version: loss_attack(*a.part("D_f"), *a.part("D_ft"), draws=DRAWS) for version, a in answers.items()
     }
     erased = found["erased"]
     quantities = [
