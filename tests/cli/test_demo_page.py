@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 import pytest
@@ -50,6 +51,13 @@ def test_the_figure_is_drawn_from_the_report_or_lies_with_the_model(demo, tmp_pa
     assert page_module.label_efficiency(demo.folder, report).name == "label_efficiency.png"
     assert page_module.label_efficiency(demo.folder, None) == demo.folder / page_module.FIGURE
     assert page_module.label_efficiency(tmp_path, None) is None
+
+
+def test_the_numbers_of_the_card_have_their_symbols_explained(demo):
+    text = page_module.numbers(demo.folder).replace("\\", "")
+    assert all(f"{symbol}: " in text for symbol in ("D_f", "D_ft", "D_rt", "Recall"))
+    assert re.search(r"\| Accuracy of the head \(D_ft\) \| \d+ \|", text)
+    assert "measures how large features are" in text, "whole, not cut"
 
 
 @pytest.mark.slow

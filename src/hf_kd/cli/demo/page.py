@@ -37,9 +37,9 @@ FIGURE = "figures/label_efficiency.png"
 
 LEGEND = """
 
-*D_ft: test images of what was forgotten, of which attacker or head still name so many. D_rt: the other test images, answered
-rightly. Recall: the share of D_ft that is found. A converged probe is a classifier trained on labelled features until it
-gets no better; the paper's is stopped long before. The head is what the model itself answers.*"""
+*D_f: training images of what was forgotten. D_ft: test images of it, of which attacker or head still name so many. D_rt: the
+other test images, answered rightly. Recall: the share of D_ft that is found. A converged probe is a classifier trained on
+labelled features until it gets no better; the paper's is stopped long before. The head is what the model itself answers.*"""
 """What the symbols of the card's table are."""
 
 ABOUT = """# What does it still answer?
@@ -179,6 +179,11 @@ def _by_label(logits: torch.Tensor, names: Mapping[int, str]) -> dict[str, float
     return answers
 
 
+def _whole(value: Any) -> str:
+    """Percent without digits behind the point, at which a narrow column would break them; what is no number as it is."""
+    return f"{value:.0f}" if isinstance(value, int | float) else escape_markdown(str(value))
+
+
 def numbers(source: str | Path) -> str:
     """The headline numbers of the model's card, as Markdown; nothing where it has none."""
     path = Path(source) / "README.md"
@@ -191,7 +196,6 @@ def numbers(source: str | Path) -> str:
         return ""
     lines = ["| What attackers get, from the model's card | % |", "|---|---:|"]
     lines += [
-        f"| {escape_markdown(str(result.metric_name))} | {escape_markdown(str(result.metric_value))} |"
-        for result in results
+        f"| {escape_markdown(str(result.metric_name), 200)} | {_whole(result.metric_value)} |" for result in results
     ]
     return "\n".join(lines) + LEGEND + ("" if BEGIN in card.text else "\n\nThis card was not written by hf_kd.")
