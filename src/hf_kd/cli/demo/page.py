@@ -194,7 +194,7 @@ def numbers(source: str | Path) -> str:
     results: list[EvalResult] = card.data.eval_results or []
     if not results:
         return ""
-    lines = ["| What attackers get, from the model's card | % |", "|---|---:|"]
+    lines = ["| What attackers get, from the model's card | percent |", "|---|---:|"]
     lines += [
         f"| {escape_markdown(str(result.metric_name), 200)} | {_whole(result.metric_value)} |" for result in results
     ]
