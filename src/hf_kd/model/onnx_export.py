@@ -278,7 +278,7 @@ def _facts(graph: TowerGraph) -> dict[str, Any]:
     if settings is None and graph.tower == "image":
         logger.warning("The image processor has no settings that could be written down: keep it beside the file.")
     names = model.config.id2label if graph.has_logits else {}
-    joint = {key: float(getattr(model.inner, key)) for key in ("logit_scale", "logit_bias")
+    joint = {key: getattr(model.inner, key).item() for key in ("logit_scale", "logit_bias")
              if graph.two_towers and isinstance(getattr(model.inner, key, None), Tensor)}  # fmt: skip
     return {
         "version": version("hf-kd"),
