@@ -201,7 +201,7 @@ def test_only_some_rows(one, tmp_path):
     assert started(told) == ["first, seed 0"]
     _, told = run(experiment, tmp_path, only=["esc"])
     assert started(told) == ["esc (k=2), seed 0"]
-    with pytest.raises(ValueError, match="No row is called esx; the rows are"):
+    with pytest.raises(ValueError, match=r"No row is called esx\. Did you mean 'esc'\? The rows are esc, "):
         run(experiment, tmp_path, only=["esx"])
 
 
