@@ -61,5 +61,5 @@ def test_a_data_set_helps_and_words_are_published_only_when_asked_for(folder):
 )
 def test_options_at_odds_are_refused(folder, words, said):
     done = hf_kd("erase", folder / "clip", *words, "--output", folder / "no", code=1)
-    assert said in done.stderr.replace("\n", " ")
+    assert said in " ".join(done.stderr.split())
     assert not (folder / "no").exists()

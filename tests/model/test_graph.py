@@ -59,6 +59,17 @@ def test_an_exported_program_answers_erased(graph):
     assert max(found.values()) < NEAR, found
 
 
+def test_capturing_says_nothing_of_training(monkeypatch):
+    """A graph around an erased model in eval mode never puts it into training, which would warn of it."""
+    name = "ViTForImageClassification"
+    rows = [{"pixel_values": image} for image in zoo.inputs(name, 8)["pixel_values"]]
+    erased = ErasedModel.from_model(zoo.build(name)).erase(DataLoader(rows, batch_size=4), k=1, progress=False).eval()
+    train, modes = ErasedModel.train, []
+    monkeypatch.setattr(ErasedModel, "train", lambda self, mode=True: modes.append(mode) or train(self, mode))
+    TowerGraph(erased).program()
+    assert True not in modes
+
+
 def test_a_compiled_model_answers_erased(graph):
     graph, reference = graph
     model = graph.model

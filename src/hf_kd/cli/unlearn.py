@@ -40,7 +40,12 @@ def unlearn(
     forget_labels: Annotated[
         list[str], typer.Option(help="Label of the data set to forget, name or id; repeat for several.")
     ],
-    method: Annotated[str, typer.Option(help="A method that changes weights; see `hf-kd methods`.")] = "scrub",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="A method that changes weights; see `hf-kd methods`. For weights that are published: regrow."
+        ),
+    ] = "scrub",
     split: Annotated[str, typer.Option(help="Split that holds the images.")] = "train",
     test_split: Annotated[
         str | None, typer.Option(help="Labelled split to measure the head's accuracy on, before and after.")
@@ -108,7 +113,9 @@ def unlearn(
         return
     record = changed.config.hf_kd_unlearned[-1] | {"accuracy": accuracy}
     names = record_names(record, original.class_names)
-    audit = audit_command(str(output), dataset, "--split", split, "--original", model, imports=shared.imports)
+    # regrow is for weights that are handed out: what their holder finds is what to ask
+    access = ("--access", "weights") if method == "regrow" else ()
+    audit = audit_command(str(output), dataset, "--split", split, "--original", model, *access, imports=shared.imports)
     record["verdict"] = accuracy_verdict(accuracy, record, original.class_names, audit).text
     if shared.as_json:
         console.print_json(data=record)

@@ -247,7 +247,7 @@ def test_release_moves_the_kept_part_too(original):
 def test_refusals(original, resnet):
     with pytest.raises(ValueError, match=r"forget set alone"):
         unlearn(original, loader(*planted_images(FORGET)), "regrow", progress=False)
-    with pytest.raises(ValueError, match="its blocks are"):
+    with pytest.raises(ValueError, match="Its blocks are"):
         grown(original, keep="nowhere")
     with pytest.raises(ValueError, match="fewer than all"):
         unlearn(original, loader(*planted_images([0, 1, 2, 3, 4])), "regrow", retain=loader(*planted_images([0])),
