@@ -15,7 +15,7 @@ from hf_kd.methods.records import class_list
 from .report_data import ReportData
 from .schema import PAPER_NOTE, Score, Section
 from .summary import summary_lines
-from .verdict import verdict
+from .verdict import BY_NAME, verdict
 
 WIDTH = 80
 """Columns of the screen."""
@@ -160,6 +160,7 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
         f"Strongest attack: {attackers(report.worst_case)}",
         named("worst_case", "recall", "false_alarms", group=strongest) + recalls + white,
     )
+    yield "By its name, zero-shot", _screen_by_name(report)
     yield "What a downloader finds", named("weight_access", "F", "R", group="strongest probe")
     state = "converged" if _converged(report) else "NOT CONVERGED: a lower bound"
     headline = ("D_ft", "D_rt", "D_f", "D_r", "HM_t", "normalised_retention")
@@ -177,6 +178,20 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
         if score.group == "D_ft" or score.value
     ]
     yield "Features of the test images", named("similarity", "linear_cka", "cosine") + shared
+
+
+def _screen_by_name(report: ReportData) -> Rows:
+    """Of a concept that was asked for by its name: what its name finds with either text tower, and what images do."""
+    wanted = {
+        ("", BY_NAME): "recall of its name",
+        ("", "recall, worst wording"): "recall, worst wording",
+        ("original texts", "recall, worst wording"): "the same, original's texts",
+        ("", "accuracy of the others"): "accuracy of the others",
+        ("", "image to image R@1"): "image to image R@1",
+        ("linear probe", "recall"): "linear probe: recall",
+    }
+    found = {(s.group, s.name): s for section in report.sections if section.key == "concepts" for s in section.scores}
+    return [(told, found[key]) for key, told in wanted.items() if key in found]
 
 
 def attackers(score: Score) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hf_kd.data.text import one_line
+from hf_kd.methods.records import fitted_from
 
 from .report_data import ReportData
 from .shares import Share
-from .verdict import compares, share, subject, verdict
+from .verdict import BY_NAME, compares, share, subject, verdict
 
 FEW_LABELS = (1, 5, 20)
 """Labelled images of each forgotten class for which the summary says what is read."""
@@ -36,7 +37,9 @@ def _done(report: ReportData) -> str:
     records = [record for key in ("changes", "erasures") for record in report.context.get(key) or ()]
     if not records:
         return f"Forgotten: {subject(report)}."
-    told = ", then ".join(f"{record['method']} from {record['n_forget']:,} images" for record in records)
+    told = ", then ".join(
+        f"{record['method']} from {fitted_from(record['n_forget'], record.get('n_texts'))}" for record in records
+    )
     model = report.context.get("architecture")
     return f"Forgotten: {subject(report)}, by {told}{f' ({model})' if model else ''}."
 
@@ -44,6 +47,9 @@ def _done(report: ReportData) -> str:
 def _numbers(report: ReportData) -> Iterator[str]:
     compared = compares(report)
     attack, head = share(report, "worst_case", "recall", compared), share(report, "head", "D_ft", compared)
+    asked = share(report, "concepts", BY_NAME, compared)
+    if asked is not None:
+        yield f"Labelled by its name, zero-shot: {_with_interval(asked)}{_other_wordings(report, compared)}."
     if attack is not None:
         attackers = report.worst_case.settings.get("attackers", {})
         names = {version: f"{attackers[version]}, " for version in ("erased", "original") if version in attackers}
@@ -54,6 +60,23 @@ def _numbers(report: ReportData) -> Iterator[str]:
     rest = share(report, "head", "D_rt", compared)
     if rest is not None:
         yield f"The other classes, own head: {rest.price()}; {rest.samples:,} test images."
+
+
+def _other_wordings(report: ReportData, compared: bool) -> str:
+    """What the wording that finds most gives, and what zero-shot labelling of the other classes lost."""
+    told = ""
+    for name, what in (
+        ("recall, worst wording", "the wording that finds most"),
+        ("accuracy of the others", "other classes"),
+    ):
+        found = [
+            s for section in report.sections if section.key == "concepts" for s in section.scores if s.name == name
+        ]
+        score = next((score for score in found if score.value is not None), None)
+        if score is not None:
+            before = f" (before {score.original:.0f} %)" if compared and score.original is not None else ""
+            told += f"; {what} {score.value:.0f} %{before}"
+    return told
 
 
 def _with_interval(found: Share, name: str = "", name_before: str = "") -> str:

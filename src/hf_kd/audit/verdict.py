@@ -21,6 +21,9 @@ FALSE_ALARMS_SAID = 5.0
 NAMED = 3
 """Forgotten classes that are named; of more, so many and their number."""
 
+BY_NAME = "recall, all templates"
+"""The score of zero-shot labelling: images of the concept whose nearest text, of all classes' names, is its own."""
+
 NOT_AUDITED = (
     "Not audited: nobody has measured what the features of this model still reveal of what it was made to forget, so assume "
     "that they reveal it."
@@ -51,6 +54,9 @@ class Verdict:
 def verdict(report: ReportData) -> Verdict:
     """What a report says: the head, the best attacker against the original's own best, the reference, the other classes.
 
+    Where the concept was asked for by its name, what its name finds comes first, then what images of it give away. The name
+    is the label's, which every report has; the texts that somebody asked with stand in no verdict.
+
     Args:
         report: Also one that was loaded from JSON, of this version or an earlier one.
 
@@ -66,11 +72,15 @@ def verdict(report: ReportData) -> Verdict:
     found = [_head_sentence(report, head), _attack_sentence(report, attack), _labels_sentence(report, compared)]
     name = subject(report)
     told = [sentence for sentence in found if sentence]
-    told = [f"{name}: {_lower(told[0])}", *told[1:]] if told else [f"{name}: no attacker was run."]
+    asked = share(report, "concepts", BY_NAME, compared)
+    if asked is not None:
+        told = [f"{name} by its name: {_name_words(report, asked)}.", *told]
+    else:
+        told = [f"{name}: {_lower(told[0])}", *told[1:]] if told else [f"{name}: no attacker was run."]
     if price:
         told.append(f"The other classes: {price}{_hardest(report, compared)}.")
     told += [_alone(report, compared), _downloader(report), _sampled(report.sampled)]
-    short = _short(report, head, attack, price)
+    short = _short(report, head, attack, asked, price)
     change = "unknown" if attack is None else attack_change(report, attack)
     return Verdict(tuple(one_line(part) for part in told if part), short, change, tuple(_warnings(report)))
 
@@ -160,14 +170,27 @@ def _head_words(head: Share, chance: float | None) -> str:
     return f"{head.beside_before()}{nothing}"
 
 
+def _name_words(report: ReportData, asked: Share) -> str:
+    """Zero-shot labelling by the name, and by the texts of the original tower, which is public, where these find more."""
+    own, public = (_score(report, "concepts", BY_NAME, group) for group in ("", "original texts"))
+    told = f"{asked.counted()} images are labelled so{_head_words(asked, None if own is None else own.chance)}"
+    more = 0.0 if public is None else public.value or 0.0
+    return told if more <= asked.now else f"{told}; with the original's text tower {asked.bare(more)}"
+
+
 def _gallery_sentence(report: ReportData) -> str:
-    """Of identities: the best gallery search, whichever similarity it uses."""
-    found = [score for score in _scores(report, "identities", "rank1") if score.value is not None]
+    """The best gallery search, whichever similarity it uses: of identities, or of a concept that was asked for by name."""
+    name = _score(report, "concepts", BY_NAME)
+    found = _scores(report, "identities", "rank1") or _scores(report, "concepts", "image to image R@1")
+    found = [score for score in found if score.value is not None]
     if not found:
         return ""
     best = max(found, key=lambda score: score.value or 0.0)
     before = [score.original for score in found if score.original is not None]
     told = f"A gallery search finds {best.value:.0f} % of the images"
+    if name is not None:
+        still = "still " if (best.value or 0.0) > 2 * (name.chance or 0.0) else ""
+        told = f"Images of it are {still}found by images: {best.value:.0f} %"
     told += f" (before {max(before):.0f} %)" if before and compares(report) else ""
     plain = next((score for score in found if score.group.endswith(", cosine")), best)
     if round(best.value or 0.0) != round(plain.value or 0.0):
@@ -294,14 +317,12 @@ def _warnings(report: ReportData) -> Iterator[str]:
             yield from record.get("warnings") or ()
 
 
-def _short(report: ReportData, head: Share | None, attack: Share | None, price: str) -> str:
+def _short(report: ReportData, head: Share | None, attack: Share | None, asked: Share | None, price: str) -> str:
     parts = []
-    if attack is not None:
-        before = "" if attack.before is None else f" (before {attack.bare(attack.before)})"
-        parts.append(f"best attacker {attack.counted()}{before}")
-    if head is not None:
-        before = "" if head.before is None else f" (before {head.bare(head.before)})"
-        parts.append(f"head {head.counted()}{before}")
+    for what, own in (("best attacker", attack), ("head", head), ("by name", asked)):
+        if own is not None:
+            before = "" if own.before is None else f" (before {own.bare(own.before)})"
+            parts.append(f"{what} {own.counted()}{before}")
     if price:
         parts.append(f"other classes {price.partition(' (')[0]}")
     return one_line(f"{subject(report)}: {', '.join(parts) or 'no attacker was run'}")
@@ -318,8 +339,8 @@ def _scores(report: ReportData, key: str, name: str) -> list[Score]:
     return [s for section in report.sections if section.key == key for s in section.scores if s.name == name]
 
 
-def _score(report: ReportData, key: str, name: str) -> Score | None:
-    return next(iter(_scores(report, key, name)), None)
+def _score(report: ReportData, key: str, name: str, group: str | None = None) -> Score | None:
+    return next((score for score in _scores(report, key, name) if group in (None, score.group)), None)
 
 
 def share(report: ReportData, key: str, name: str, compared: bool) -> Share | None:

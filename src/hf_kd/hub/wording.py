@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_kd.data.text import code, escape_markdown
+from hf_kd.methods.records import fitted_from
 
 GETS_THROUGH = (
     "What gets through: whoever holds the weights, an attacker who accepts false alarms, several views of one image, groups "
@@ -113,10 +114,7 @@ class Request:
     @property
     def amount(self) -> str:
         """From what it was fitted: images, texts or both."""
-        images = f"{self.images:,} images"
-        if not self.texts:
-            return images
-        return f"{self.texts} text{'s' * (self.texts > 1)}" + (f" and {images}" if self.images else "")
+        return fitted_from(self.images, self.texts)
 
     @property
     def many_to_one(self) -> bool:

@@ -85,7 +85,7 @@ class Erasure:
             images += f" (a sample of {of})"
         if self.n_texts:
             what = "a concept"
-            images = f"{self.n_texts} text{'s' * (self.n_texts > 1)}" + (f" and {images}" if self.n_forget else "")
+            images = fitted_from(self.n_forget, self.n_texts, images)
         from hf_kd.data.text import one_line  # records are read while transformers is still being imported
 
         return one_line(f"{what} forgotten by {self.method} from {images}; {self._what_changed()}")
@@ -152,6 +152,14 @@ class WeightChange(Erasure):
 
     def _what_changed(self) -> str:
         return f"weights of {self.base_model} changed" if self.base_model else "weights changed"
+
+
+def fitted_from(n_images: int, n_texts: int | None = None, images: str = "") -> str:
+    """What an eraser was fitted from: images, texts, or both; `images`: other words for the images."""
+    told = images or f"{n_images:,} images"
+    if not n_texts:
+        return told
+    return f"{n_texts} text{'s' * (n_texts > 1)}" + (f" and {told}" if n_images else "")
 
 
 def texts_digest(texts: Sequence[str], salt: str) -> str:
