@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
 import logging
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
+import hf_kd
 from hf_kd import ErasedModel, ReadOptions, unlearn
 from hf_kd.audit.audit_model import audit_model
 from hf_kd.audit.options import AuditOptions
 from hf_kd.cli import app
 from hf_kd.cli._app import in_options, logs_in_options
 from hf_kd.cli._inputs import as_setting
+from hf_kd.cli._verdict import show_verdict
 from hf_kd.hub.publish import UploadOptions, push
 from hf_kd.methods.registry import built_in_infos
 from hf_kd.model.verify import verify
 
+SOURCE = Path(hf_kd.__file__).parent
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -103,6 +111,10 @@ def test_an_option_has_the_name_of_the_argument_it_fills(command, function, own)
         ("say so: center=False.", "say so: --no-center."),
         ("which: reading=ReadOptions(label_mapping={'ape': 3, 'a cat': 'b'}).",
          "which: --label-mapping ape=3 --label-mapping 'a cat=b'."),
+        ("Say: forget_labels=[...].", "Say: --forget-labels ...."),
+        ("forget_labels=['a cat', 3] is", "--forget-labels 'a cat' --forget-labels 3 is"),
+        ("Give more as retain_texts.", "Give more as --retain-text."),
+        ("say which: reading=ReadOptions(label_mapping=...).", "say which: --label-mapping ...."),
         ("dtype='int7' is no number type", "dtype='int7' is no number type"),
     ],
 )  # fmt: skip
@@ -112,6 +124,57 @@ def test_errors_name_options_and_not_arguments_of_python(python, typed):
         for parameter in COMMANDS["erase"].params
     }
     assert in_options(python, flags) == typed
+
+
+@functools.cache
+def texts_of_the_library():
+    """[(file, text)] of every sentence in the code, values that are put in as VALUE; without docstrings."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = [node for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+        skipped = {
+            id(part) for node in documented for part in ast.walk(node.value) if isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                skipped |= {id(part) for part in ast.walk(node)} - {id(node)}
+                parts = [part.value if isinstance(part, ast.Constant) else "VALUE" for part in node.values]
+                text = "".join(parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+                text = node.value
+            else:
+                continue
+            if text[:1].isalpha() and text.count(" ") > 2:
+                found.append((path.relative_to(SOURCE).as_posix(), text))
+    return found
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_no_text_of_the_library_shows_an_argument_of_python_where_there_is_an_option(command):
+    flags = {p.name: (p.opts[0], None) for p in COMMANDS[command].params if p.opts[0].startswith("-")}
+    names = "|".join({*flags, *(f"{name}s" for name in flags)})
+    several = "|".join(name for name in names.split("|") if "_" in name)
+    argument = re.compile(
+        rf"(?<![\w.\-'\"])(?:(?:{names})=(?=[\w\[{{'\".])|(?:{several or '(?!)'})(?![\w'\"`=(]|\.\w))"
+    )
+    left = [(file, text) for file, text in texts_of_the_library() if argument.search(in_options(text, flags))]
+    assert not left
+
+
+def test_a_call_of_python_is_the_command_that_does_it():
+    python = "use hf_kd.unlearn(model, images, 'regrow', ...), or hf-kd unlearn --method regrow on the command line."
+    assert in_options(python, {}) == "use hf-kd unlearn --method regrow."
+
+
+def test_a_warning_of_a_record_is_said_once_beside_a_result_or_on_the_way_to_it(capsys):
+    console = Console()
+    with logs_in_options({}):
+        logging.getLogger("hf_kd.model").warning("The head lost much.")
+        show_verdict(console, "cat: forgotten.", ["The head lost much.", "Of an earlier request."])
+    shown = capsys.readouterr().out
+    assert "The head lost much." not in shown
+    assert "Warning: Of an earlier request." in shown
 
 
 def test_what_is_logged_names_options_as_well(caplog):

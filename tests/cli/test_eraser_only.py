@@ -54,9 +54,13 @@ def test_verify_checks_hashes_alone_and_everything_on_its_base(place, eraser):
     alone = json.loads(hf_kd("verify", eraser, "--json").stdout)
     assert alone["ok"]
     assert next(check["found"] for check in alone["checks"] if check["what"] == "base model").startswith("not compared")
+    shown = " ".join(hf_kd("verify", eraser).stdout.split())
+    assert "- base model not compared: an eraser is without it; name it: --base ..." in shown
+    assert "base=" not in shown
     for given in ([eraser, "--base", place / "model"], [place / "model", "--eraser", eraser]):
         found = json.loads(hf_kd("verify", *given, "--json").stdout)
         assert found["ok"]
+        assert not any("--base" in check["found"] for check in found["checks"]), "what was given is not asked for"
         assert "acts as its records say" in [check["what"] for check in found["checks"]]
     again = ["--dataset", place / "data", "--forget-labels", "cat"]
     assert "equal bit for bit" in hf_kd("verify", eraser, "--base", place / "model", *again).stdout
@@ -72,6 +76,8 @@ def test_card_and_push_take_it_and_its_base(place, eraser):
     assert "layer for a service, not a removal" in card
     assert 'eraser="PATH_OR_REPO_ID"' in card
     assert json.loads(hf_kd("verify", eraser, "--json").stdout)["ok"]
+    refused = " ".join(hf_kd("export", eraser, "--output", eraser / "x.onnx", code=1).stderr.split())
+    assert f"use hf-kd export BASE --eraser {eraser}" in refused
     refused = " ".join(hf_kd("push", eraser, "ana/eraser", code=1).stderr.split())
     assert "Say where that lies" in refused
     refused = " ".join(hf_kd("push", eraser, "ana/eraser", "--base", place / "model", code=1).stderr.split())

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, is_typeddict
 
 import pytest
 
 from hf_kd import ESC, ESCT, available_methods, unlearning_methods
-from hf_kd.methods import registry
+from hf_kd.methods import measured, registry
 from hf_kd.methods.erasers.base import Method, build
 from hf_kd.methods.registry import (
     MethodInfo,
@@ -255,3 +256,10 @@ def test_one_decorator_registers_both_kinds():
 
     with pytest.raises(ValueError, match="needs='something'"):
         register_method(Vague)
+
+
+def test_what_is_said_of_a_measured_value_stands_alone():
+    """It is a row of a table, where nothing before it says what "they" are."""
+    for cls in filter(is_typeddict, vars(measured).values()):
+        for name, text in registry.attribute_texts(cls).items():
+            assert not re.match(r"(How many|What (it|they|reading)|Its|The same|Those|Both)\b", text), (cls, name)

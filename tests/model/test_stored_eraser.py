@@ -243,7 +243,7 @@ def test_a_base_with_other_weights_is_refused_with_value_rule_and_way_out(eraser
     text = str(refused.value)
     assert read_eraser(eraser).base_weights[:12] in text
     assert all(
-        part in text for part in ("its weights have the digest", "trained since", "of no other", "Load that base")
+        part in text for part in ("its weights have the digest", "trained since", "of no other", "Put it on that base")
     )
     assert torch.equal(logits_of(model, pixels), before)
     assert not model.is_erased
@@ -434,7 +434,7 @@ def test_what_is_no_eraser_says_so(vit_base, tmp_path):
 
 
 def test_without_a_base_on_the_hub_the_user_says_where_it_lies(eraser):
-    with pytest.raises(InvalidValueError, match="load the base with eraser="):
+    with pytest.raises(InvalidValueError, match=r"from_pretrained\(BASE, eraser="):
         ErasedModel.from_pretrained(eraser)
     edited(eraser, lambda config: config.update(base_model="../../etc"))
     assert read_eraser(eraser).base == (None, None), "a path is no id"

@@ -25,8 +25,8 @@ BY_NAME = "recall, all templates"
 """The score of zero-shot labelling: images of the concept whose nearest text, of all classes' names, is its own."""
 
 NOT_AUDITED = (
-    "Not audited: nobody has measured what the features of this model still reveal of what it was made to forget, so assume "
-    "that they reveal it."
+    "Not audited: no report of an audit lies beside this model, so assume that its features still reveal what it was made "
+    "to forget."
 )
 
 

@@ -17,6 +17,7 @@ import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Annotated, Any, get_type_hints
@@ -55,6 +56,12 @@ def main_options(
     """Options of `hf-kd` itself; its help is that of the application."""
 
 
+RUNNING: ContextVar[typer.Context | None] = ContextVar("RUNNING", default=None)
+"""Of the command that is running."""
+
+LOGGED: set[str] = set()
+"""What this command has logged: not said again beside its result."""
+
 IN_PART = 3
 """Exit code where not everything could be done."""
 
@@ -85,7 +92,8 @@ def command(
 
         @functools.wraps(function)
         def run(**given: Any) -> None:
-            flags_of_command = _flags_of(given.pop("context"))
+            RUNNING.set(context := given.pop("context"))
+            flags_of_command = _flags_of(context)
             with logs_in_options(flags_of_command), exit_on_error(flags_of_command):
                 values = {key: given.pop(key) for key in extra}
                 settings = {key: given.pop(key) for key in flags}
@@ -125,8 +133,10 @@ def logs_in_options(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[Non
     def translate(record: logging.LogRecord) -> bool:
         if record.name.partition(".")[0] == "hf_kd":
             record.msg, record.args = in_options(record.getMessage(), flags), ()
+            LOGGED.add(record.msg)
         return True
 
+    LOGGED.clear()
     handlers = [*logging.getLogger("hf_kd").handlers, *logging.getLogger().handlers, logging.lastResort]
     for handler in handlers:
         handler.addFilter(translate)
@@ -143,8 +153,20 @@ def _flags_of(context: typer.Context) -> dict[str, tuple[str, str | None]]:
     return {o.name: (o.opts[0], o.secondary_opts[0] if o.secondary_opts else None) for o in options}
 
 
-ARGUMENT = re.compile(r"""\b([a-z]\w*)=('[^']*'|"[^"]*"|\.\.\.|[-+\w/.]*\w)""")
+def in_words(text: str) -> str:
+    """A text of the library in the words of the command that is running."""
+    context = RUNNING.get()
+    return in_options(text, {} if context is None else _flags_of(context))
 
+
+ARGUMENT = re.compile(r"""\b([a-z]\w*)=('[^']*'|"[^"]*"|\[[^]]*\]|\.\.\.|[-+\w/.]*\w)""")
+
+BARE = re.compile(r"""(?<![\w.'"`/=-])([a-z]+(?:_[a-z]+)+)(?![\w'"`/=(-]|\.\w)""")
+"""The name of an argument alone: those of several words, since one word is English too."""
+
+CALL = re.compile(r"\buse [\w.]+\(.*?\), or (hf-kd .*?) on the command line")
+
+WRAPPED = re.compile(r"\b(?:reading|options|extras)=[A-Z]\w+\(((\w+)=[^()]*)\)")
 
 MAPPING = re.compile(r"(?:reading=ReadOptions\()?label_mapping=(\{[^}]*\})\)?")
 
@@ -152,24 +174,38 @@ MAPPING = re.compile(r"(?:reading=ReadOptions\()?label_mapping=(\{[^}]*\})\)?")
 def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str:
     """The message of an error, with options of the command line where it names arguments of Python."""
 
+    def named(argument: str) -> tuple[str, str | None] | None:
+        """Of an argument that takes several values the option that is repeated: texts, --text."""
+        return flags.get(argument) or flags.get(argument.removesuffix("s"))
+
     def option(match: re.Match[str]) -> str:
         name, value = match.groups()
-        if name not in flags:
+        if (names := named(name)) is None:
             return match[0]
-        yes, no = flags[name]
+        yes, no = names
+        if value[0] == "[":
+            with contextlib.suppress(ValueError, SyntaxError):
+                each = [shlex.quote(str(part)) for part in ast.literal_eval(value) if part is not ...]
+                return " ".join(f"{yes} {part}" for part in each or ["..."])
+            return f"{yes} ..."
         if value == "True" or (value == "False" and no):
             return yes if value == "True" else no
         return f"{yes} {shlex.quote(value[1:-1]) if value[0] in chr(34) + chr(39) else value}"
 
     def pairs(match: re.Match[str]) -> str:
         with contextlib.suppress(ValueError, SyntaxError):
-            named = ast.literal_eval(match[1]).items()
-            return " ".join(f"--label-mapping {shlex.quote(f'{theirs}={ours}')}" for theirs, ours in named)
+            items = ast.literal_eval(match[1]).items()
+            return " ".join(f"--label-mapping {shlex.quote(f'{theirs}={ours}')}" for theirs, ours in items)
         return "--label-mapping THEIR_NAME=MODEL_NAME"
 
     if "label_mapping" in flags:
         message = MAPPING.sub(pairs, message)
+    running = RUNNING.get()
+    command = "COMMAND" if running is None else running.info_name or ""
+    message = CALL.sub(lambda m: f"use {m[1].replace('COMMAND', command)}", message)
+    message = WRAPPED.sub(lambda m: m[1] if named(m[2]) else m[0], message)
     message = ARGUMENT.sub(option, message)
+    message = BARE.sub(lambda m: (named(m[1]) or m)[0], message)
     if "with a mapping" in message and "label_mapping" in flags:
         message += " On the command line: --label-mapping THEIR_NAME=MODEL_NAME."
     return message.strip()

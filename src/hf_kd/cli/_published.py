@@ -25,6 +25,7 @@ def erased_in(folder: Path, base: str | None = None, erasers: Sequence[str] | No
     """
     from hf_kd.hub.publish import publishable
     from hf_kd.model.erased_model import ErasedModel
+    from hf_kd.model.stored_eraser import read_eraser
 
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
@@ -34,6 +35,10 @@ def erased_in(folder: Path, base: str | None = None, erasers: Sequence[str] | No
             f"--base {base}: {folder} holds a model, and only an eraser stands on another one: leave it out."
         )
     refuse_contradicted(folder, base)
+    if alone and base is None and (stored := read_eraser(folder)).base[0] is None:
+        raise InvalidValueError(
+            f"{folder} is an eraser, and stands on {stored.base_in_words}. Say where that lies: --base BASE."
+        )
     model = ErasedModel.from_pretrained(folder) if base is None else ErasedModel.from_pretrained(base, eraser=folder)
     for eraser in erasers or ():
         model.load_eraser(eraser)

@@ -11,6 +11,8 @@ from rich.text import Text
 from hf_kd.data.text import one_line, shell_word
 from hf_kd.errors import InvalidValueError
 
+from ._app import LOGGED, in_words
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -65,9 +67,9 @@ def audit_command(model: str, dataset: str, *options: str, imports: Sequence[Pat
 
 
 def show_verdict(console: Console, text: str, warnings: Sequence[str] = ()) -> None:
-    """The verdict, and the warnings of the records beside it."""
+    """The verdict, and beside it the warnings of the records that were not logged on the way to it."""
     console.print(Text(one_line(text), style="bold"))
-    for warning in warnings:
+    for warning in (text for text in map(in_words, warnings) if text not in LOGGED):
         console.print(Text(one_line(f"Warning: {warning}"), style="yellow"))
 
 
@@ -81,4 +83,5 @@ def report_verdict(folder: str | Path) -> str:
         report = report_of(Path(folder), None)
     except InvalidValueError as error:
         return f"The report beside this model says nothing: {error}"
-    return NOT_AUDITED if report is None else report.verdict
+    card = f"{NOT_AUDITED} Of an audit elsewhere: hf-kd card {shell_word(str(folder))} --report report.json."
+    return card if report is None else report.verdict

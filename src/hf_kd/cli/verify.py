@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from rich.text import Text
 from hf_kd.errors import InvalidValueError
 
 from . import _inputs
-from ._app import IN_PART, command, console
+from ._app import IN_PART, command, console, in_words
 from ._options import READING, Shared
 from ._verdict import report_verdict, show_verdict
 
@@ -64,12 +65,13 @@ def verify(
         if shared.processor is not None:
             given["processor"] = _inputs.load_processor(shared.processor)
         result = check(source, parts.forget, **given, reading=reading)
+    result = replace(result, checks=tuple(replace(one, found=in_words(one.found)) for one in result.checks))
     if shared.as_json:
         print(json.dumps(result.to_dict()))
     else:
         table = Table(show_header=False, box=None, pad_edge=False)
         for one in result.checks:
-            table.add_row(SHOWN[one.ok], Text(one.what), Text(one.found, style="dim"))
+            table.add_row("-" if one.skipped else SHOWN[one.ok], Text(one.what), Text(one.found, style="dim"))
         again = " The erasure was not carried out again: give its images with --dataset."
         again = " What changed the weights was not carried out again." if not result.repeatable else again
         again = "" if result.repeated else again

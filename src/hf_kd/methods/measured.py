@@ -71,8 +71,8 @@ class ESCTMeasured(TypedDict, total=False):
     Attributes:
         n_forget: Features of D_f.
         forget_hits_before: Percent of D_f that the head answers as labelled before.
-        forget_hits_soft: The same with the mask as trained.
-        forget_hits_hard: The same with the mask after thresholding.
+        forget_hits_soft: Percent of D_f answered as labelled with the mask as trained.
+        forget_hits_hard: Percent of D_f answered as labelled with the mask after thresholding.
         epochs_run: Epochs until none was left, or all.
         masked_entries: Entries of the mask that are 0.
     """
@@ -103,7 +103,7 @@ class CoverMeasured(TypedDict, total=False):
     Attributes:
         n_forget: Features of D_f.
         cover_classes: The retained classes that cover.
-        prototypes_moved: Those whose prototype had to be moved to be answered as its class.
+        prototypes_moved: Cover classes whose prototype had to be moved to be answered as its class.
         classes_skipped: Classes that were left out because that failed.
         shared_by: "views" or "logits".
         shares: Share of the mass of D_f that lies on each cover class.
@@ -214,9 +214,9 @@ class CutTried(TypedDict, total=False):
 
     Attributes:
         block: The last block that was kept.
-        blocks_kept: How many there were.
+        blocks_kept: Blocks that were kept.
         reading: Percent of held-out images of the forgotten classes that a converged probe recognises.
-        noise: Its standard deviation, from the number of images.
+        noise: Standard deviation of the reading in points, from the number of images.
         retained: Percent of D_r that the network grown above it answers; of a scan.
         reference: The reading of a network that never saw the class; of a comparison.
     """
@@ -234,14 +234,14 @@ class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
 
     Attributes:
         block: The last block that was kept.
-        blocks_kept: How many blocks were kept; None where `keep` named a module that is no block.
-        blocks: How many there are.
+        blocks_kept: Blocks that were kept; None where `keep` named a module that is no block.
+        blocks: Blocks of the network, kept and new.
         scan: What `keep="auto"` tried, from the top down; the last one was taken. With a reference:
             its blocks from the bottom up, to the one where both part.
         share_of_weights_new: Share of all weights that were drawn anew.
-        activations: Where activations of the kept part were: "device", "memory", "disk"; "none" where they were not kept.
-        activation_bytes: What they took.
-        activation_seconds: What reading them took.
+        activations: Where activations of the kept part lay: "device", "memory" or "disk"; "none" where they were not kept.
+        activation_bytes: Bytes that the activations of the kept part took.
+        activation_seconds: Seconds that reading the activations of the kept part took.
     """
 
     block: str

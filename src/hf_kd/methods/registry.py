@@ -262,12 +262,12 @@ def _other_kind(name: str, kind: str) -> InvalidValueError:
     """The error where a method of this kind stands in the place of one of the other."""
     if kind == "weights":
         return InvalidValueError(
-            f"{name!r} changes weights and fits no eraser: use hf_kd.unlearn(model, images, {name!r}, ...), or hf-kd "
-            "unlearn on the command line."
+            f"{name!r} changes weights and fits no eraser: use hf_kd.unlearn(model, images, {name!r}, ...), or "
+            f"hf-kd unlearn --method {name} on the command line."
         )
     return InvalidValueError(
         f"{name!r} fits an eraser and leaves weights alone: use ErasedModel.from_model(model).erase(images, {name!r}, ...), "
-        "or hf-kd erase on the command line."
+        f"or hf-kd erase --method {name} on the command line."
     )
 
 

@@ -281,7 +281,7 @@ def refuse_incomplete(name: str, info: dict[str, Any]) -> None:
         return
     raise InvalidValueError(
         f"The checkpoint {name} {what}. Loading it would give a model that has not forgotten, or is random in part; it is "
-        "refused. Save the erased model again with save_pretrained."
+        "refused. Download it again, or save the erased model again with save_pretrained."
     )
 
 

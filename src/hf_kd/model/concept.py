@@ -82,7 +82,7 @@ class ReadConcept:
         apart = [name for name in retained if name not in shared]
         if len(apart) < 2:
             raise InvalidValueError(
-                f"{len(apart)} names are retained that share no words with the texts to forget; without two of them nothing "
+                f"Names to retain that share no words with the texts to forget: {len(apart)}. Without two of them nothing "
                 "says what has to stay. Give more as retain_texts."
             )
         model.find_text_tap()
@@ -245,6 +245,6 @@ def _seen(model: Any, read: ReadConcept, images: Any, retain: Any, options: Read
     if not bool(of_concept.any()):
         logger.warning(
             f"Among all names the model takes none of the {len(rows)} images for the concept, so they say nothing of how it "
-            "looks. If they all show it, give images of other things as retain=."
+            "looks. If they all show it, give images of other things as retain=...."
         )
     return SeenImages(rows[of_concept], rows[~of_concept])

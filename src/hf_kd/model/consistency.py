@@ -156,6 +156,6 @@ def refuse_other_answers(model: Any) -> None:
 
 def _refuse(what: str) -> NoReturn:
     raise InvalidValueError(
-        f"What this erased model is contradicts what its records say: {what}. It was edited, or put together from several "
-        "models; it is refused. Save the erased model again with save_pretrained, or erase the original."
+        f"What this erased model is contradicts what its records say: {what}. It was damaged on its way, edited, or put "
+        "together from several models; it is refused. Download or save it again, or erase the original."
     )

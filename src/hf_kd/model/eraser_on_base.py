@@ -107,11 +107,11 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 def _refuse(stored: StoredEraser, what: str) -> NoReturn:
     name, commit = stored.base
-    base = f" ({name!r} with revision={commit!r})" if name and commit else f" ({name!r})" if name else ""
+    base = f" ({name!r} at commit {commit})" if name and commit else f" ({name!r})" if name else ""
     raise InvalidValueError(
         f"The eraser {stored.name} stands on {stored.base_in_words}, and this is another model: {what}. An eraser acts on "
-        "features of the base it was fitted on, and of no other. Load that "
-        f"base{base} with eraser=..., or erase this model itself."
+        "features of the base it was fitted on, and of no other. Put it on "
+        f"that base{base}, or erase this model itself."
     )
 
 

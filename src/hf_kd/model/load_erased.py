@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import keep_in_memory
 from hf_kd.hub.files import ERASER_CONFIG
@@ -79,8 +80,9 @@ def _load_on_its_base(cls: Any, stored: StoredEraser, args: tuple, kwargs: dict[
     base, commit = stored.base
     if base is None:
         raise InvalidValueError(
-            f"{stored.name} is an eraser, and its base is {stored.base_in_words}. Say where that lies: load the base with "
-            "eraser=... (on the command line, where the folder of an eraser is asked for: --base)."
+            f"{stored.name} is an eraser, and stands on {stored.base_in_words}. Say where that lies: use "
+            f"ErasedModel.from_pretrained(BASE, eraser={str(stored.name)!r}), or hf-kd COMMAND BASE --eraser "
+            f"{shell_word(str(stored.name))} on the command line."
         )
     kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
     kwargs |= {} if commit is None else {"revision": commit}

@@ -253,5 +253,5 @@ def accuracy_warnings(
                 f"The images to forget are answered correctly more often than before: {now:.1f} %, not {was:.1f} %."
             )
         if split == "retain" and was - now > FELL:
-            said.append(f"Accuracy on retained images fell from {was:.1f} to {now:.1f} %.")
+            said.append(f"Accuracy on the retained training images (D_r) fell from {was:.1f} to {now:.1f} %.")
     return said

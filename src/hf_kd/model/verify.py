@@ -45,6 +45,8 @@ class Check:
     """None where what was given is too little to tell."""
     found: str
     """What was found, in words."""
+    skipped: bool = False
+    """Whether it was left out, which is no fault: `ok` is True."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ def verify(
     stored = _read(folder) if alone else None
     if isinstance(stored, Check):
         return Verification(str(source), (*_files(folder, content), stored), False, bool(content["erasures"]))
-    with working("checking files", reading is not None and reading.progress):
-        checks = [*_files(folder, content), *_weights(folder, content, stored)]
     base = stored.base[0] if stored is not None and base is None else base
+    with working("checking files", reading is not None and reading.progress):
+        checks = [*_files(folder, content), *_weights(folder, content, stored, base)]
     original = None if base is None or alone else ErasedModel.from_pretrained(base, processor=processor)
     if original is not None:
         checks.append(
@@ -117,7 +119,7 @@ def verify(
         )
     damaged = not all(check.ok for check in checks)
     if alone and base is None:
-        checks.append(Check("base model", True, "not compared: an eraser is without it; name it: --base, base=..."))
+        checks.append(Check("base model", True, "not compared: an eraser is without it; name it: base=...", True))
     elif not damaged and not content["folded"]:
         with working("loading the model", reading is not None and reading.progress):
             loads, model = _load(folder, base, stored)
@@ -126,7 +128,7 @@ def verify(
     if texts is not None:
         checks.append(_texts(content, texts))
     if forget is not None and alone and base is None:
-        checks.append(Check(AGAIN, None, "not tried: name the model it stands on: --base, base=..."))
+        checks.append(Check(AGAIN, None, "not tried: name the model it stands on: base=..."))
     elif forget is not None and not damaged:
         loaded = None if content["folded"] else _loaded(folder, base, stored, processor)
         checks += _again(folder, content, loaded, original, processor, forget, retain, reading)
@@ -188,11 +190,11 @@ def _files(folder: Path, content: dict[str, Any]) -> list[Check]:
         if name not in content["files"]:
             old = content["schema_version"] < 2 and not name.endswith(".safetensors")
             found = "not checked: receipts of hf_kd 0.1 leave it out; `hf-kd card` writes a new one" if old else None
-            checks.append(Check(f"file {name}", old, found or "changes answers, and is not in the receipt"))
+            checks.append(Check(f"file {name}", old, found or "changes answers, and is not in the receipt", old))
     return checks
 
 
-def _weights(folder: Path, content: dict[str, Any], stored: StoredEraser | None) -> list[Check]:
+def _weights(folder: Path, content: dict[str, Any], stored: StoredEraser | None, base: str | None) -> list[Check]:
     weights = content["weights"]
     files = checkpoint_files(folder)
     alone = stored is not None
@@ -208,7 +210,8 @@ def _weights(folder: Path, content: dict[str, Any], stored: StoredEraser | None)
     really = None if before is None else before == weights["after"]
     text = {
         None: "nobody took a digest of the base model's weights",
-        True: "the base model's weights are unchanged, says the receipt; the base itself: --base, base=...",
+        True: "the base model's weights are unchanged, says the receipt"
+        + ("; to compare the base: base=..." if base is None else ""),
         False: "the base model's weights were changed",
     }[really]
     if weights.get("since") not in (None, "unchanged", "unknown"):

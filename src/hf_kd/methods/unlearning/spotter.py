@@ -29,8 +29,8 @@ class Spotter(TrainedMethod):
         neighbours: w, the share of the neighbours in the loss.
         dispersion: d, the weight of the features' mean cosine.
         bound: How far PGD may move a pixel of [0, 1].
-        step: Length of its steps.
-        steps: How many there are.
+        step: Length of a step of PGD.
+        steps: Steps of PGD to each neighbour.
     """
 
     name: ClassVar[str] = "spotter"
