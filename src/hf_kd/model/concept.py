@@ -82,7 +82,7 @@ class ReadConcept:
         apart = [name for name in retained if name not in shared]
         if len(apart) < 2:
             raise InvalidValueError(
-                f"Names to retain that share no words with the texts to forget: {len(apart)}. Without two of them nothing "
+                f"Of the retained names {len(apart)} share no words with the texts to forget; without two such nothing "
                 "says what has to stay. Give more as retain_texts."
             )
         model.find_text_tap()
