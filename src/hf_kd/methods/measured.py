@@ -148,7 +148,7 @@ class StepsMeasured(TypedDict):
 
     Attributes:
         steps: Gradient steps that were taken.
-        last_loss: Loss of the last one, the mean over processes.
+        last_loss: Loss of the last gradient step, the mean over processes.
     """
 
     steps: int
