@@ -17,7 +17,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, training in modes:
-            if training and not module.training:
-                module.train()  # not the flag alone: modules may drop what they cached in eval mode (LeViT does)
+            # one with a way of its own may drop what it cached in eval mode (LeViT does); torch's would reach neighbours
+            if training and type(module).train is not nn.Module.train:
+                module.train()
         for module, training in modes:
             module.training = training

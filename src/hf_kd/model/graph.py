@@ -54,7 +54,6 @@ class TowerGraph(nn.Module):
         if tower == "text":
             model.find_text_tap()
         self.model = model
-        self.training = model.training  # or an end of eval mode would put the model into training
         self.sites = tuple(model.text_sites if tower == "text" else model.sites)
         """As they are: of modules that are asked for while it captures, torch.export may hand out proxies."""
         probe = probe_batch(model)
