@@ -180,7 +180,9 @@ def test_one_failing_method_stops_no_other_and_is_shown(one, tmp_path):
 
 def test_a_refused_row_stops_no_other_and_says_why(one, tmp_path):
     experiment = one(methods=["original", {"method": "esc", "kk": 1, "label": "typo"}, {"method": "esc", "k": 1}])
-    store, _ = run(experiment, tmp_path)
+    store, told = run(experiment, tmp_path)
+    assert "typo is refused" in told[0]
+    assert "has no option kk" in told[0], "said before anything is opened"
     found = by_row(store)
     assert [found[row, 0]["status"] for row in ("original", "typo", "esc (k=1)")] == ["ok", "failed", "ok"]
     assert "has no option kk" in found["typo", 0]["error"]

@@ -178,6 +178,8 @@ def _run_experiments(
     unopened = []
     for experiment in experiments:
         cells = [(r, s) for r, s in experiment.cells() if not only or r.label in only or r.name in only]
+        for row in (row for row, _ in cells if row.refused):
+            log(f"{experiment.name}: {row.label} is refused, the other rows run: {row.refused}")
         shared = _Shared(experiment, device, progress)
         try:
             _run_cells(shared, cells, store, folder, retry_failed, log)
