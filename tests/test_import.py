@@ -238,3 +238,41 @@ except SystemExit as end:
 print("\\n", [name for name in {HEAVY + ABOVE[:3]!r} if name in sys.modules])
 """
     assert ast.literal_eval(python(text).splitlines()[-1].strip()) == []
+
+
+def test_what_the_arguments_alone_refute_is_refused_without_heavy_imports(tmp_path):
+    """Paths that are not there, folders in the way, and methods and settings that do not exist."""
+    folders = {name: tmp_path / name for name in ("model", "full", "empty")}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["model"] / "config.json").write_text("{}")
+    (folders["full"] / "file").touch()
+    model, full, empty, new = (str(tmp_path / name) for name in (*folders, "new"))
+    erase, unlearn = (
+        ["erase", model, "--dataset", empty],
+        ["unlearn", model, "--dataset", empty, "--forget-labels", "a"],
+    )
+    commands = {
+        "There is no folder": ["erase", "./nowhere", "--dataset", empty, "--output", new],
+        "There is no file or folder": ["audit", model, "--dataset", "./nowhere"],
+        "neither config.json": ["audit", empty, "--dataset", empty],
+        "has something in it already": [*erase, "--output", full],
+        "Did you mean 'esc'": [*erase, "--output", new, "--method", "esx"],
+        "leaves weights alone": [*unlearn, "--output", new, "--method", "esc"],
+        "has no option --epochs": [*erase, "--output", new, "--epochs", "3"],
+        "has no option --strength": [*unlearn, "--output", new, "--method", "finetune", "--option", "strength=3"],
+    }
+    text = f"""
+import contextlib, io, sys
+from hf_kd.cli import main
+for said, arguments in {commands!r}.items():
+    sys.argv, told = ["hf-kd", *arguments], io.StringIO()
+    with contextlib.redirect_stderr(told):
+        try:
+            main()
+        except SystemExit as end:
+            assert end.code == 1, end.code
+    assert said in " ".join(told.getvalue().split()), told.getvalue()
+print([name for name in {HEAVY + ABOVE[:3]!r} if name in sys.modules])
+"""
+    assert ast.literal_eval(python(text).splitlines()[-1].strip()) == []

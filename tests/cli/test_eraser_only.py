@@ -10,7 +10,7 @@ import torch
 from hf_kd import ErasedModel
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli._app import IN_PART
-from hf_kd.hub.files import ERASER_CONFIG
+from hf_kd.data.paths import ERASER_CONFIG
 from tests.cli.runner import hf_kd
 
 

@@ -95,7 +95,7 @@ def test_retain_limit_bounds_what_is_read_of_the_others(place, tmp_path):
         (["--forget-labels", "cta"], "Did you mean 'cat'"),
         (["--forget-labels", "cat", "--method", "forget-me"], "Unknown method 'forget-me'"),
         (["--forget-labels", "cat", "--method", "esc"], "hf-kd erase"),
-        (["--forget-labels", "cat", "--option", "strength=3"], "has no option strength"),
+        (["--forget-labels", "cat", "--option", "strength=3"], "has no option --strength"),
         (["--forget-labels", "cat", "--option", "epochs"], "NAME=VALUE"),
         (["--forget-labels", "cat", "--option", "epochs=0"], "--epochs 0"),
         (["--forget-labels", "cat", "--split", "validation"], "validation"),

@@ -30,9 +30,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hf_kd import ErasedModel
+from hf_kd.data.paths import ERASER_CONFIG
 from hf_kd.errors import HfKdError
 from hf_kd.features.taps.intervention import leaking_fields
-from hf_kd.hub.files import ERASER_CONFIG, ERASER_WEIGHTS, is_eraser
+from hf_kd.hub.files import ERASER_WEIGHTS, is_eraser
 from hf_kd.model.verify import verify
 from tests.helpers.mutations import CONFIG, INDEX, RECEIPT, WEIGHTS, mutate
 

@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from hf_kd.hub.files import ERASER_CONFIG, ERASER_WEIGHTS, RECEIPT
+from hf_kd.data.paths import ERASER_CONFIG
+from hf_kd.hub.files import ERASER_WEIGHTS, RECEIPT
 from tests.conftest import image_processor, small_vit
 from tests.hub.conftest import WRITER
 from tests.hub.test_publish import everything

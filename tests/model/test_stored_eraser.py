@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTForImageClassification
 
 from hf_kd import ErasedModel
+from hf_kd.data.paths import ERASER_CONFIG
 from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError, MissingFileError
-from hf_kd.hub.files import ERASER_CONFIG, ERASER_WEIGHTS, RECEIPT
+from hf_kd.hub.files import ERASER_WEIGHTS, RECEIPT
 from hf_kd.hub.receipt import read_receipt
 from hf_kd.model.stored_eraser import read_eraser
 from hf_kd.model.verify import verify

@@ -99,6 +99,7 @@ def command(
                 settings = {key: given.pop(key) for key in flags}
                 if methods is not None:
                     settings = _inputs.settings(settings, values["option"])
+                _inputs.refuse_missing(given.get("model"), given.get("dataset"))
                 _inputs.import_files(values["imports"], quiet=bool(values.get("quiet")))
                 function(**given, shared=Shared(**values, settings=settings))
 
@@ -164,6 +165,9 @@ ARGUMENT = re.compile(r"""\b([a-z]\w*)=('[^']*'|"[^"]*"|\[[^]]*\]|\.\.\.|[-+\w/.
 BARE = re.compile(r"""(?<![\w.'"`/=-])([a-z]+(?:_[a-z]+)+)(?![\w'"`/=(-]|\.\w)""")
 """The name of an argument alone: those of several words, since one word is English too."""
 
+OPTIONS = re.compile(r"(?<=\bhas no option )[\w, ]+\w|(?<=\bIt takes )[a-z_]\w*(?:, [a-z_]\w*)+(?=\.)")
+"""The names of settings in a list of them, of one word too."""
+
 CALL = re.compile(r"\buse [\w.]+\(.*?\), or (hf-kd .*?) on the command line")
 
 WRAPPED = re.compile(r"\b(?:reading|options|extras)=[A-Z]\w+\(((\w+)=[^()]*)\)")
@@ -205,6 +209,7 @@ def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str
     message = CALL.sub(lambda m: f"use {m[1].replace('COMMAND', command)}", message)
     message = WRAPPED.sub(lambda m: m[1] if named(m[2]) else m[0], message)
     message = ARGUMENT.sub(option, message)
+    message = OPTIONS.sub(lambda m: ", ".join((named(name) or (name,))[0] for name in m[0].split(", ")), message)
     message = BARE.sub(lambda m: (named(m[1]) or m)[0], message)
     if "with a mapping" in message and "label_mapping" in flags:
         message += " On the command line: --label-mapping THEIR_NAME=MODEL_NAME."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_kd.data.paths import refuse_missing_data, refuse_missing_model, refuse_no_model
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
 
@@ -53,6 +54,20 @@ def settings(flags: Mapping[str, Any], options: Sequence[str] | None) -> dict[st
     given = {name: as_setting(value) for name, value in flags.items() if value is not None}
     pairs = (name_and_value(text, "--option") for text in options or ())
     return given | {name: as_setting(value) for name, value in pairs}
+
+
+def refuse_missing(model: str | None, dataset: str | None) -> None:
+    """Refuse a model and a data set that are not there, before seconds go into imports.
+
+    Raises:
+        MissingFileError: For what can only be meant as a path and is none.
+        CheckpointError: For a folder without a model.
+    """
+    if model is not None:
+        refuse_missing_model(model)
+        refuse_no_model(model)
+    if dataset is not None:
+        refuse_missing_data(dataset)
 
 
 def import_files(paths: Sequence[Path] | None, quiet: bool = False) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError
-from hf_kd.methods.registry import built_in_infos
+from hf_kd.methods.registry import built_in_infos, refuse_method
 
 from . import _inputs
 from ._accuracy import head_accuracy
@@ -138,12 +138,13 @@ def erase(
         raise InvalidValueError("Give the images to forget with --dataset, or a concept by its name with --text.")
     if drop_label and erased_label is not None:
         raise InvalidValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")
+    _inputs.check_output(output, shared.overwrite)
+    refuse_method(method or "esc", "eraser", shared.settings)
     _inputs.load_libraries(shared)
     from hf_kd.methods.registry import make_method
     from hf_kd.model.label_mask import ERASED
 
     label = None if drop_label else ERASED if erased_label is None else erased_label
-    _inputs.check_output(output, shared.overwrite)
     chosen = make_method(method or "esc", **shared.settings)  # refused before anything is loaded
     _refuse_at_odds(chosen, forget_labels, retain_limit, mask_head, label != ERASED)
     reading = _inputs.read_options(shared)

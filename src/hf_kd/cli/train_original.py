@@ -61,18 +61,16 @@ def train_original(
 
     **Example:** `hf-kd train-original microsoft/resnet-18 --recipe resnet18-pretrained --dataset user/pets --output r18`
     """
+    _inputs.check_output(output, shared.overwrite)
     _inputs.load_libraries(shared)
     from transformers import AutoConfig, AutoModelForImageClassification
 
     from hf_kd.data.distributed import process_state
     from hf_kd.data.image_source import inspect_images
-    from hf_kd.model.checkpoint_files import refuse_missing_path
     from hf_kd.model.loading import load_processor
     from hf_kd.model.train import train_original as train
 
-    _inputs.check_output(output, shared.overwrite)
     kept = _kept_training(output, resume, shared.overwrite)
-    refuse_missing_path(model)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     images = inspect_images(data, reading.image_column, reading.label_column)

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from hf_kd.data.paths import refuse_missing_data
 from hf_kd.data.progress import working
 from hf_kd.data.text import terminal
-from hf_kd.methods.registry import built_in_infos
+from hf_kd.methods.registry import built_in_infos, refuse_method
 
 from . import _inputs
 from ._accuracy import head_accuracy
@@ -70,16 +71,19 @@ def unlearn(
 
     **Example:** `hf-kd unlearn user/pets-classifier --dataset user/pets --forget-labels tabby --output scrubbed`
     """
+    if shared.labels == "teacher":  # not whose ids they are, but whose labels: regrow's own
+        shared = replace(shared, labels=None, settings={**shared.settings, "labels": "teacher"})
+    _inputs.check_output(output, shared.overwrite)
+    refuse_method(method, "weights", shared.settings)
+    if retain is not None:
+        refuse_missing_data(retain)
     _inputs.load_libraries(shared)
     from hf_kd.data.distributed import process_state
     from hf_kd.methods.registry import make_unlearning_method
     from hf_kd.model.erased_model import ErasedModel
     from hf_kd.model.unlearn import unlearn as change_weights
 
-    if shared.labels == "teacher":  # not whose ids they are, but whose labels: regrow's own
-        shared = replace(shared, labels=None, settings={**shared.settings, "labels": "teacher"})
     chosen = make_unlearning_method(method, **shared.settings)  # refused before anything is loaded
-    _inputs.check_output(output, shared.overwrite)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     parts = _inputs.by_labels(data, forget_labels, reading, retain is None, retain_limit)

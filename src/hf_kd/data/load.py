@@ -33,9 +33,10 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import DatasetCardData, metadata_load
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from hf_kd.errors import InvalidValueError, MissingFileError, UnreachableError, did_you_mean, shortened
+from hf_kd.errors import InvalidValueError, UnreachableError, did_you_mean, shortened
 
 from .image_source import LABEL_KEYS, is_string
+from .paths import refuse_missing_data
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +122,7 @@ def _open(
 ) -> Dataset | IterableDataset:
     path = Path(spec).expanduser()
     if not path.exists():
-        if _looks_like_path(os.fspath(spec)):
-            raise MissingFileError(f"There is no file or folder {os.fspath(spec)!r}. (On the Hub: USER/NAME.)")
+        refuse_missing_data(spec)
         return _from_hub(os.fspath(spec), split, token, revision, streaming, config_name)
     if path.is_file():
         if path.suffix != ".parquet":
@@ -391,9 +391,3 @@ def _choose(available: list[str], split: str | None, spec: str | os.PathLike[str
 def _no_configuration(name: str | None, spec: str | os.PathLike[str]) -> None:
     if name is not None:
         raise InvalidValueError(f"config_name={name!r}: {os.fspath(spec)!r} has no configurations. Leave it out.")
-
-
-def _looks_like_path(spec: str) -> bool:
-    return (
-        spec.startswith((".", "/", "~", "\\")) or spec.count("/") > 1 or "\\" in spec or Path(spec).suffix == ".parquet"
-    )

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import CONFIG_NAME
+from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG
 
 RECEIPT = "erasures.json"
 WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index*.json")
@@ -18,8 +18,8 @@ WEIGHTS = re.compile(r"model(?:\.(?P<variant>.+?))?(?:-\d{5}-of-\d{5})?\.safeten
 INDEX = re.compile(r"model\.safetensors\.index(?:\.(?P<variant>.+))?\.json")
 """Names that transformers gives weights, whole or in shards, and the index of shards. Any other file is the user's."""
 
-ERASER_CONFIG, ERASER_WEIGHTS = "eraser_config.json", "eraser.safetensors"
-"""What an eraser on its own is kept in, beside no weights of a base."""
+ERASER_WEIGHTS = "eraser.safetensors"
+"""What an eraser on its own is kept in, with its configuration and beside no weights of a base."""
 
 PROCESSORS = (
     "preprocessor_config.json",

@@ -20,9 +20,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 from torch import Tensor
-from transformers.utils import CONFIG_NAME
 
 from hf_kd.audit.report import RetentionReport
+from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG
 from hf_kd.errors import InvalidValueError, NotVerifiedError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
@@ -32,7 +32,7 @@ from hf_kd.methods.records import weight_changes
 
 from .document import CARD, REPORT, base_of, document, records_of
 from .endpoint import write_handler
-from .files import ERASER_CONFIG, ERASER_WEIGHTS, WEIGHT_PATTERNS, save_processor
+from .files import ERASER_WEIGHTS, WEIGHT_PATTERNS, save_processor
 from .upload import Published, fetch, prepare, upload
 from .wording import BASE_KNOWS, WEIGHTS_KNOW
 

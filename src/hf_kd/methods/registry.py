@@ -169,17 +169,30 @@ def get_method(name: str, kind: str | None = None) -> type[Any]:
         InvalidValueError: For an unknown name, and for a method of the other kind.
         InvalidTypeError: Where an entry point gives something else than a method.
     """
-    if name not in _METHODS:
-        point = _third_party().get(name)
-        if point is None:
-            names = _listed(kind) if kind else "; ".join(f"{key}: {_listed(key)}" for key in BASES)
-            near = did_you_mean(name, available_methods(kind))
-            raise InvalidValueError(f"Unknown method {name!r}.{near} Available: {names}.")
-        _METHODS[name] = _loaded(point)
-    found = _stored_kind(name)
-    if kind is not None and found != kind:
-        raise _other_kind(name, found)
+    _find(name, kind)
     return _resolve(_METHODS, name)
+
+
+def refuse_method(name: str, kind: str, options: Iterable[str]) -> None:
+    """Refuse a method by what is known without importing it, unless another package brings it: its name, kind and options.
+
+    Args:
+        name: Name of the method.
+        kind: "eraser" or "weights", of which it has to be.
+        options: Names of the hyper-parameters that are given.
+
+    Raises:
+        InvalidValueError: For an unknown name, and for a method of the other kind.
+        InvalidTypeError: For an unknown option.
+    """
+    _find(name, kind)
+    known = [option.name for option in method_info(name).options]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        near = did_you_mean(unknown[0], known)
+        raise InvalidTypeError(
+            f"Method {name!r} has no option {', '.join(unknown)}.{near} It takes {', '.join(known) or 'none'}."
+        )
 
 
 def make_method(method: Any, **options: Any) -> Any:
@@ -285,14 +298,9 @@ def _make(kind: str, method: Any, options: dict[str, Any]) -> Any:
                 "settings or a name with options."
             )
         return method
+    refuse_method(method, kind, options)
     cls = get_method(method, kind)
     types = {option.name: option.type for option in method_info(method).options}
-    unknown = sorted(options.keys() - types.keys())
-    if unknown:
-        near = did_you_mean(unknown[0], types)
-        raise InvalidTypeError(
-            f"Method {method!r} has no option {', '.join(unknown)}.{near} It takes {', '.join(types) or 'none'}."
-        )
     # JSON and the command line have lists where the dataclass has tuples
     return cls(**{key: tuple(v) if isinstance(v, list) and types[key].startswith("tuple") else v
                   for key, v in options.items()})  # fmt: skip
@@ -305,6 +313,20 @@ def _register(table: dict[str, str | type], name: str, cls: _Class) -> _Class:
         raise InvalidValueError(f"{name!r} is already registered by {known.replace(':', '.')}; choose another name.")
     table[name] = cls
     return cls
+
+
+def _find(name: str, kind: str | None) -> None:
+    """See that there is a method of this name and kind; one of another package is imported for it."""
+    if name not in _METHODS:
+        point = _third_party().get(name)
+        if point is None:
+            names = _listed(kind) if kind else "; ".join(f"{key}: {_listed(key)}" for key in BASES)
+            near = did_you_mean(name, available_methods(kind))
+            raise InvalidValueError(f"Unknown method {name!r}.{near} Available: {names}.")
+        _METHODS[name] = _loaded(point)
+    found = _stored_kind(name)
+    if kind is not None and found != kind:
+        raise _other_kind(name, found)
 
 
 def _third_party() -> dict[str, EntryPoint]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251  (what torch raises; nothing is unpickled here)
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -26,7 +24,6 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from transformers.utils import (
-    CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
@@ -35,42 +32,18 @@ from transformers.utils import (
 )
 from transformers.utils.hub import extract_commit_hash
 
-from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError, MissingFileError, did_you_mean
+from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME
+from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError
 
 from .configuration import unknown_type
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The part of `from_pretrained`'s keyword arguments that says where files come from."""
     return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-
-
-def refuse_missing_path(name: str) -> None:
-    """Raise FileNotFoundError for what can only be meant as a folder and is none; a Hub would be asked in vain.
-
-    A name without a slash is one, unless the cache knows it as one of the Hub's oldest models, which have no user.
-    """
-    if Path(name).exists():
-        return
-    looks_like_path = name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
-    looks_like_path |= Path(name).parent.is_dir() if "/" in name else not isinstance(_cached_configuration(name), str)
-    if looks_like_path:
-        near = did_you_mean(name, [str(Path(name).with_name(folder)) for folder in _folders_beside(name)], most=1)
-        raise MissingFileError(f"There is no folder {name!r}.{near} (A model on the Hub is named USER/NAME.)")
-
-
-def _cached_configuration(name: str) -> Any:
-    return try_to_load_from_cache(name, CONFIG_NAME)
-
-
-def _folders_beside(name: str) -> list[str]:
-    try:
-        return [path.name for path in Path(name).parent.iterdir() if path.is_dir()]
-    except OSError:
-        return []
 
 
 def refuse_pickles(name: str, stored: dict[str, Any], kwargs: dict[str, Any]) -> None:

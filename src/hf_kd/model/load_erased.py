@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from hf_kd.data.paths import ERASER_CONFIG, refuse_missing_model
 from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import keep_in_memory
-from hf_kd.hub.files import ERASER_CONFIG
 
 from . import checkpoint_files as files
 from . import consistency, loading
@@ -46,7 +46,7 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
     if isinstance(config, ErasedConfig):
         stored: Any = config.to_dict()
     else:
-        files.refuse_missing_path(name)
+        refuse_missing_model(name)
         stored = loading.stored_config(name, hub)
         if stored is None and files.find_file(name, ERASER_CONFIG, hub) is not None:
             given = {"processor": processor, "tap": tap, "config": config}

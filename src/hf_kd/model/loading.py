@@ -25,14 +25,12 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.image_processing_utils import ImageProcessingMixin
-from transformers.utils import CONFIG_NAME
 
+from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, no_model
 from hf_kd.errors import CheckpointError, InvalidTypeError, InvalidValueError, require
 from hf_kd.features.taps.site import sites_on
-from hf_kd.hub.files import ERASER_CONFIG
 
 from .checkpoint_files import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     find_file,
     hub_arguments,
@@ -284,9 +282,7 @@ def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     hub = hub_arguments(kwargs)
     adapter = _adapter_config(name_or_path, hub)
     if adapter is None:
-        raise CheckpointError(
-            f"{name_or_path} has neither config.json nor {ADAPTER_CONFIG}: it is not a model to load."
-        )
+        raise no_model(name_or_path)
     PeftModel = require("peft", "peft").PeftModel
     refuse_pickled_adapter(name_or_path, hub)
     base = adapter.get("base_model_name_or_path")

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch.utils.data import DataLoader
-from transformers.utils import CONFIG_NAME
 
+from hf_kd.data.paths import CONFIG_NAME, refuse_missing_model
 from hf_kd.data.progress import working
 from hf_kd.errors import HfKdError, InvalidValueError, MissingFileError
 from hf_kd.features.reader import ReadOptions
@@ -26,7 +26,6 @@ from hf_kd.methods.erasers.base import Method
 from hf_kd.methods.records import Erasure, WeightChange, texts_digest, weight_changes
 from hf_kd.methods.registry import make_method
 
-from .checkpoint_files import refuse_missing_path
 from .erased_model import ErasedModel
 from .same_eraser import SAME, comparable, difference
 from .stored_eraser import StoredEraser, read_eraser
@@ -140,7 +139,7 @@ def verify(
 def _folder(source: str | Path, revision: str | None, token: str | None) -> Path:
     if Path(source).is_dir():
         return Path(source)
-    refuse_missing_path(str(source))
+    refuse_missing_model(str(source))
     patterns = [*ANSWERING, RECEIPT]
     return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
 

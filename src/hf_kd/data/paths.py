@@ -1,0 +1,77 @@
+"""What can only be meant as a path: refused where nothing is there, before anything heavy is imported or a Hub is asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from hf_kd.errors import CheckpointError, MissingFileError, did_you_mean
+
+CONFIG_NAME, ADAPTER_CONFIG, ERASER_CONFIG = "config.json", "adapter_config.json", "eraser_config.json"
+"""What a folder with a model, with a PEFT adapter, and with an eraser on its own is told by."""
+
+
+def refuse_missing_model(name: str) -> None:
+    """Refuse what can only be meant as a folder and is none; a Hub would be asked in vain.
+
+    A name without a slash is one, unless the cache knows it as one of the Hub's oldest models, which have no user.
+
+    Raises:
+        MissingFileError: For such a name; the message has the folder beside it that was probably meant.
+    """
+    if Path(name).exists():
+        return
+    beside = Path(name).parent.is_dir() if "/" in name else not _is_cached(name)
+    if looks_like_path(name) or beside:
+        near = did_you_mean(name, [str(Path(name).with_name(folder)) for folder in _folders_beside(name)], most=1)
+        raise MissingFileError(f"There is no folder {name!r}.{near} (A model on the Hub is named USER/NAME.)")
+
+
+def refuse_no_model(name: str) -> None:
+    """Refuse a folder that is there and holds no model, no adapter and no eraser.
+
+    Raises:
+        CheckpointError: For such a folder.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in (CONFIG_NAME, ADAPTER_CONFIG, ERASER_CONFIG)):
+        raise no_model(name)
+
+
+def no_model(name: str) -> CheckpointError:
+    """The error for a place that holds no model."""
+    return CheckpointError(f"{name} has neither {CONFIG_NAME} nor {ADAPTER_CONFIG}: it is not a model to load.")
+
+
+def refuse_missing_data(spec: str | os.PathLike[str]) -> None:
+    """Refuse what can only be meant as a file or folder and is none.
+
+    Raises:
+        MissingFileError: For such a name.
+    """
+    name = os.fspath(spec)
+    if not Path(name).expanduser().exists() and (looks_like_path(name) or Path(name).suffix == ".parquet"):
+        near = did_you_mean(name, [str(Path(name).with_name(folder)) for folder in _folders_beside(name)], most=1)
+        raise MissingFileError(f"There is no file or folder {name!r}.{near} (On the Hub: USER/NAME.)")
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name cannot be one of the Hub, USER/NAME."""
+    return name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or "\\" in name
+
+
+def _is_cached(name: str) -> bool:
+    try:
+        return isinstance(try_to_load_from_cache(name, CONFIG_NAME), str)
+    except HFValidationError:  # no name that the Hub could have
+        return False
+
+
+def _folders_beside(name: str) -> list[str]:
+    try:
+        return [path.name for path in Path(name).expanduser().parent.iterdir() if path.is_dir()]
+    except OSError:
+        return []

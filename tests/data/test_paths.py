@@ -1,0 +1,53 @@
+import pytest
+
+from hf_kd.data import paths
+from hf_kd.data.paths import looks_like_path, refuse_missing_data, refuse_missing_model, refuse_no_model
+from hf_kd.errors import CheckpointError, MissingFileError
+
+PATHS = ("./nope", "../nope", "/nope", "~/nope", "a/b/c", r"a\b", "there/nope")
+"""What can only be meant as a path, beside a folder called there."""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [*PATHS, "nope", "my model"])
+def test_a_model_that_can_only_be_a_path_and_is_not_there(name):
+    with pytest.raises(MissingFileError, match="There is no folder"):
+        refuse_missing_model(name)
+
+
+def test_a_name_of_the_hub_is_left_to_the_hub(monkeypatch):
+    refuse_missing_model("user/name")
+    monkeypatch.setattr(paths, "try_to_load_from_cache", lambda name, file: f"/cache/{name}/{file}")
+    refuse_missing_model("nope")
+    for name in ("user/name", "mnist"):
+        refuse_missing_data(name)
+
+
+@pytest.mark.parametrize("name", [*PATHS[:-1], "nope.parquet"])
+def test_data_that_can_only_be_a_path_and_is_not_there(name):
+    with pytest.raises(MissingFileError, match="There is no file or folder"):
+        refuse_missing_data(name)
+    assert looks_like_path(name) or name.endswith(".parquet")
+
+
+def test_what_is_there_is_left_alone_and_what_is_meant_is_named(place):
+    refuse_missing_model("there")
+    refuse_missing_data("there")
+    for refuse in (refuse_missing_model, refuse_missing_data):
+        with pytest.raises(MissingFileError, match=r"Did you mean '.*there'\?"):
+            refuse("./ther" if refuse is refuse_missing_data else "ther")
+
+
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json", "eraser_config.json"])
+def test_a_folder_without_a_model(place, file):
+    with pytest.raises(CheckpointError, match="not a model to load"):
+        refuse_no_model("there")
+    (place / "there" / file).touch()
+    refuse_no_model("there")
+    refuse_no_model("user/name")
