@@ -7,6 +7,7 @@ import json
 import pytest
 
 from hf_kd import ErasedModel
+from hf_kd.data.vocabulary import templates
 from tests.audit.test_by_name import data
 from tests.helpers.two_towers import NAMES, two_towers
 
@@ -51,11 +52,21 @@ def test_a_data_set_helps_and_words_are_published_only_when_asked_for(folder):
     assert "cat" in (folder / "both" / "erasures.json").read_text()
 
 
+def test_sentences_of_other_languages(folder, monkeypatch):
+    erase, given = ErasedModel.erase, {}
+    monkeypatch.setattr(ErasedModel, "erase", lambda *args, **options: given.update(options) or erase(*args, **options))
+    hf_kd("erase", folder / "clip", "--text", "Katze", "--text", "cat", "--language", "de", "--language", "en", *stay(),
+          "--output", folder / "german", "--option", "k=1")  # fmt: skip
+    assert given["templates"] == templates("de", "en")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ([], "--dataset"),
         (["--publish-texts"], "add --text"),
+        (["--language", "de"], "add --text"),
+        (["--text", "cat", "--language", "xx"], "no templates in 'xx'; there are en, de"),
         (["--text", "cat", "--forget-labels", "cat"], "leave one out"),
     ],
 )

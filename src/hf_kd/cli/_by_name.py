@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hf_kd.data.text import terminal
+from hf_kd.data.vocabulary import templates
 from hf_kd.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -28,21 +29,27 @@ class ByName:
     retain_texts: Sequence[str] | None = None
     publish: bool = False
     ask: bool = False
+    languages: Sequence[str] = ()
 
     @classmethod
     def given(
-        cls, texts: Sequence[str] | None, retain_texts: Sequence[str] | None, publish: bool, ask: bool
+        cls,
+        texts: Sequence[str] | None,
+        retain_texts: Sequence[str] | None,
+        publish: bool,
+        ask: bool,
+        languages: Sequence[str] | None,
     ) -> ByName | None:
         """None where no text was given.
 
         Raises:
-            InvalidValueError: For the other options without one.
+            InvalidValueError: For the other options without one, and for a language without templates.
         """
         if texts:
-            return cls(texts, retain_texts or None, publish, ask)
-        stray = [
-            flag for flag, on in (("--retain-text", retain_texts), ("--publish-texts", publish), ("--ask", ask)) if on
-        ]
+            templates(*languages or ())  # another language is refused at once
+            return cls(texts, retain_texts or None, publish, ask, languages or ())
+        own = {"--retain-text": retain_texts, "--publish-texts": publish, "--ask": ask, "--language": languages}
+        stray = [flag for flag, given in own.items() if given]
         if stray:
             raise InvalidValueError(
                 f"{stray[0]} says something of a request by name: add --text TEXT, or leave it out."
@@ -54,6 +61,8 @@ class ByName:
     ) -> None:
         """Carry the request out; with `ask` and a terminal only after what is close was shown and agreed to."""
         words = {"retain_texts": self.retain_texts}
+        if self.languages:
+            words["templates"] = templates(*self.languages)
         if self.ask and sys.stdin.isatty() and sys.stderr.isatty():
             _agree(model.near_texts(self.texts, **words), Console(stderr=True))
         model.erase(images, method, texts=self.texts, publish_texts=self.publish, reading=reading, **words, **settings)

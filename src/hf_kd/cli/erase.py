@@ -109,6 +109,14 @@ def erase(
         list[str] | None,
         typer.Option(help="Name that stays; repeat it. Without it: common objects.", rich_help_panel=BY_NAME),
     ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Language of the sentences that a --text is put into: en (the default), de, es, fr, it, ja, nl, pt or zh; "
+            "repeat it, and give a --text in each.",
+            rich_help_panel=BY_NAME,
+        ),
+    ] = None,
     publish_texts: Annotated[
         bool, typer.Option("--publish-texts", help="Write the words into record and card.", rich_help_panel=BY_NAME)
     ] = False,
@@ -129,7 +137,7 @@ def erase(
     """
     if fold and eraser_only:
         raise InvalidValueError("Give --fold or --eraser-only, not both: what is folded has no eraser to save.")
-    named = ByName.given(text, retain_text, publish_texts, ask)
+    named = ByName.given(text, retain_text, publish_texts, ask, language)
     if named is not None:
         _refuse_with_text(forget_labels, retain_limit, mask_head, test_split)
         _erase_by_name(model, output, dataset, split, method, (fold, eraser_only), named, shared)
