@@ -182,13 +182,29 @@ def test_nothing_is_written_where_onnxruntime_answers_something_else(erased, tmp
 
 
 def test_a_graph_without_the_eraser_does_not_pass_the_comparison(erased, forget):
-    graph = TowerGraph(erased.eval())
-    reference = GraphReference.of(graph, images=forget)
+    graph = TowerGraph(erased.eval(), images=forget)
+    reference = GraphReference.of(graph)
     assert reference.acts
     erased.reset()
     bare = reference.deviations(graph.answers)
     assert bare["features"] > 10 * TOLERANCE["float16"]
     assert bare["logits"] > 10 * TOLERANCE["float16"]
+
+
+def test_a_processor_that_does_not_resize_leaves_the_size_to_the_images_or_the_configuration(
+    vit, resnet, processor, forget, tmp_path
+):
+    erased = {name: ErasedModel.from_model(inner, processor) for name, inner in (("vit", vit), ("resnet", resnet))}
+    for model in erased.values():
+        model.erase(forget, k=2, progress=False)
+    processor.do_resize = False
+    with pytest.raises(InvalidValueError, match="neither the image processor, which does not resize, nor"):
+        erased["resnet"].export_onnx(tmp_path / "any.onnx")  # a ResNet states no size
+    larger = forget.map(lambda row: {"image": row["image"].resize((48, 40))})
+    (file,) = erased["resnet"].export_onnx(tmp_path / "larger.onnx", images=larger)
+    assert file.inputs["pixel_values"] == ["batch", 3, 40, 48]
+    (file,) = erased["vit"].export_onnx(tmp_path / "stated.onnx")
+    assert file.inputs["pixel_values"][2:] == [vit.config.image_size] * 2
 
 
 def test_an_eraser_that_had_nothing_to_do_is_said(vit, processor, forget, tmp_path, caplog):

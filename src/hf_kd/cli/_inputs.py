@@ -91,6 +91,7 @@ def load_libraries(shared: Shared) -> None:
     with working("loading torch and transformers", not shared.quiet, at_once="torch" not in sys.modules):
         for name in ("hf_kd.model.erased_model", "hf_kd.model.unlearn", "hf_kd.audit.verdict"):
             importlib.import_module(name)
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()  # written into pipes too
 
 
 def read_options(shared: Shared) -> ReadOptions:

@@ -31,7 +31,7 @@ from hf_kd.errors import InvalidTypeError, InvalidValueError, check_choice, shor
 from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
-from hf_kd.features.taps.inputs import input_device, main_input, probe_inputs, run
+from hf_kd.features.taps.inputs import MOST_PIXELS, declared_size, input_device, main_input, probe_inputs, run
 from hf_kd.features.taps.site import TapSite
 
 
@@ -322,8 +322,7 @@ def probe_batch(model: TappedModel, inputs: Mapping[str, Any] | None = None) -> 
     """
     inner = model.inner
     if inputs is None and model.processor is not None:
-        pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
-        inputs = ImagePreprocessor(model.processor)([Image.fromarray(image) for image in pixels])
+        inputs = noise_inputs(model, 2)
     if inputs is None:
         return probe_inputs(inner)
     inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
@@ -332,6 +331,14 @@ def probe_batch(model: TappedModel, inputs: Mapping[str, Any] | None = None) -> 
             name: value for name, value in probe_inputs(inner).items() if name in ("input_ids", "attention_mask")
         }
     return inputs
+
+
+def noise_inputs(model: TappedModel, count: int, seed: int = 0) -> dict[str, Tensor]:
+    """Images of noise through the model's processor; where that does not resize, of the size that the model states."""
+    size = None if getattr(model.processor, "do_resize", True) else declared_size(model.inner.config)
+    shape = [min(side, MOST_PIXELS) for side in size or (96, 96)]
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, *shape, 3), dtype=np.uint8)
+    return ImagePreprocessor(model.processor)([Image.fromarray(image) for image in pixels])
 
 
 def _probe_from_batch(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError
-from hf_kd.features.reader import probe_batch
-from hf_kd.features.taps.inputs import image_inputs
+from hf_kd.features.reader import ImageReader, ReadOptions, noise_inputs, probe_batch
+from hf_kd.features.taps.inputs import declared_size, image_inputs, probe_inputs
 from hf_kd.features.taps.site import drop_caches, evaluating, record
 from hf_kd.features.taps.text import text_features
 
 Tower = Literal["image", "text"]
+SAMPLES = 8
 TEXT_INPUTS = ("input_ids", "attention_mask")
 
 
@@ -39,12 +40,19 @@ class TowerGraph(nn.Module):
     Args:
         model: An `ErasedModel`.
         tower: Which of a two-tower model; "image" of all others.
+        images: Samples of what the graph will be given, anything that `erase` takes; noise without them. A graph takes
+            images of their size, as the processor leaves it. Of a text tower they say nothing.
+        reading: How they are read.
 
     Raises:
         InvalidTypeError: For the text tower of a model that has none.
+        InvalidValueError: For no images or inputs that the model does not take, and without images where neither processor
+            nor configuration says which size they have.
     """
 
-    def __init__(self, model: Any, tower: Tower = "image") -> None:
+    def __init__(
+        self, model: Any, tower: Tower = "image", images: Any = None, reading: ReadOptions | None = None
+    ) -> None:
         super().__init__()
         if tower not in towers(model):
             raise InvalidTypeError(f"tower={tower!r}: {type(model.inner).__name__} has {', '.join(towers(model))}.")
@@ -56,8 +64,9 @@ class TowerGraph(nn.Module):
         self.model = model
         self.sites = tuple(model.text_sites if tower == "text" else model.sites)
         """As they are: of modules that are asked for while it captures, torch.export may hand out proxies."""
-        probe = probe_batch(model)
-        self.example = {k: v for k, v in probe.items() if k in TEXT_INPUTS} if tower == "text" else image_inputs(probe)
+        self.samples = samples(model, tower, images, reading)
+        """Inputs by name, `SAMPLES` rows of each."""
+        self.example = {name: rows[:2] for name, rows in self.samples.items()}
         """Two samples by the names of the inputs, in their order."""
 
     @property
@@ -123,6 +132,44 @@ class TowerGraph(nn.Module):
                 f"The {self.tower} tower of {type(self.model.inner).__name__} cannot be captured as a graph for any number "
                 f"of rows: torch.export says {first_line(error)!r}. Serve the saved folder instead."
             ) from error
+
+
+def samples(model: Any, tower: Tower, images: Any = None, reading: ReadOptions | None = None) -> dict[str, Tensor]:
+    """`SAMPLES` rows of the inputs of a tower: the images given, noise through the processor, or of the right shape."""
+    probe = probe_batch(model)
+    names = [name for name in probe if name in TEXT_INPUTS] if tower == "text" else list(image_inputs(probe))
+    if tower == "image" and images is not None:
+        found = _of_images(model, images, reading)
+    elif tower == "image" and model.processor is not None:
+        _refuse_any_size(model)
+        found = noise_inputs(model, SAMPLES, seed=1)
+    else:
+        drawn = [probe_inputs(model.inner, seed) for seed in range(SAMPLES // 2)]
+        found = {name: torch.cat([each[name] for each in drawn]) for name in names}
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise InvalidValueError(f"images= gives no {', '.join(missing)}, which {type(model.inner).__name__} takes.")
+    return {name: torch.cat([found[name]] * SAMPLES)[:SAMPLES] for name in names}
+
+
+def _of_images(model: Any, images: Any, reading: ReadOptions | None) -> dict[str, Tensor]:
+    taken: list[Mapping[str, Tensor]] = []
+    for batch in ImageReader(model, images, reading).batches():
+        taken.append({name: rows for name, rows in batch["inputs"].items() if isinstance(rows, Tensor)})
+        if sum(len(next(iter(inputs.values()))) for inputs in taken) >= SAMPLES:
+            break
+    if not taken:
+        raise InvalidValueError("images= holds no image, so there is nothing to compare on.")
+    return {name: torch.cat([inputs[name] for inputs in taken]) for name in taken[0]}
+
+
+def _refuse_any_size(model: Any) -> None:
+    """Raise InvalidValueError where neither the processor nor the configuration says of which size images are."""
+    if not getattr(model.processor, "do_resize", True) and declared_size(model.inner.config) is None:
+        raise InvalidValueError(
+            f"A graph takes images of one size, and neither the image processor, which does not resize, nor the "
+            f"configuration of this {type(model.inner).__name__} says which: give some with images=..."
+        )
 
 
 def first_line(error: Exception) -> str:

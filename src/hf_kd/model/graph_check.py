@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-
-from hf_kd.data.preprocess import ImagePreprocessor
-from hf_kd.errors import InvalidValueError
-from hf_kd.features.reader import ImageReader, ReadOptions
-from hf_kd.features.taps.inputs import probe_inputs
 
 from .graph import TowerGraph
 
 BATCHES = (1, 2, 5)
-"""Sizes of the batches that are compared."""
+"""Sizes of the batches that are compared: of `SAMPLES` together."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +33,9 @@ class GraphReference:
     acts: bool
 
     @classmethod
-    def of(cls, graph: TowerGraph, images: Any = None, reading: ReadOptions | None = None) -> GraphReference:
-        """Ask the model.
-
-        Args:
-            graph: One tower of it.
-            images: Images for an image tower, anything that `erase` takes; random ones through the processor without them.
-            reading: How they are read.
-
-        Raises:
-            InvalidValueError: For no images, or inputs that the model does not take.
-        """
-        rows = _rows(graph, images, reading)
+    def of(cls, graph: TowerGraph) -> GraphReference:
+        """Ask the model about the samples of a graph, one tower of it."""
+        rows = graph.samples
         parts = {name: value.split(list(BATCHES)) for name, value in rows.items()}
         batches = tuple({name: part[n] for name, part in parts.items()} for n in range(len(BATCHES)))
         answers = tuple(graph.answers(batch) for batch in batches)
@@ -89,36 +72,6 @@ class GraphReference:
             return float("inf")
         columns = _answered(wanted, masked)
         return _largest(got[:, columns] - wanted[:, columns]) / self.units[name]
-
-
-def _rows(graph: TowerGraph, images: Any, reading: ReadOptions | None) -> dict[str, Tensor]:
-    """As many samples as the batches take: the images given, noise through the processor, or noise of the right shape."""
-    count = sum(BATCHES)
-    if images is not None and graph.tower == "image":
-        found = _of_images(graph, images, reading, count)
-    elif graph.tower == "image" and graph.model.processor is not None:
-        pixels = np.random.default_rng(1).integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
-        found = ImagePreprocessor(graph.model.processor)([Image.fromarray(image) for image in pixels])
-    else:
-        drawn = [probe_inputs(graph.model.inner, seed) for seed in range(count // 2)]
-        found = {name: torch.cat([each[name] for each in drawn]) for name in graph.example}
-    missing = sorted(set(graph.example) - set(found))
-    if missing:
-        raise InvalidValueError(
-            f"images= gives no {', '.join(missing)}, which {type(graph.model.inner).__name__} takes."
-        )
-    return {name: torch.cat([found[name]] * count)[:count] for name in graph.example}
-
-
-def _of_images(graph: TowerGraph, images: Any, reading: ReadOptions | None, count: int) -> dict[str, Tensor]:
-    taken: list[Mapping[str, Tensor]] = []
-    for batch in ImageReader(graph.model, images, reading).batches():
-        taken.append(batch["inputs"])
-        if sum(len(next(iter(inputs.values()))) for inputs in taken) >= count:
-            break
-    if not taken:
-        raise InvalidValueError("images= holds no image, so there is nothing to compare on.")
-    return {name: torch.cat([inputs[name] for inputs in taken]) for name in graph.example if name in taken[0]}
 
 
 def _answered(logits: Tensor, masked: Sequence[int]) -> list[int]:

@@ -96,7 +96,8 @@ def export_onnx(
         output: File name that ends in .onnx.
         dtype: Precision of the weights. Inputs and outputs are float32.
         images: Images to compare on, anything that `erase` takes; random ones through the processor without them. Give
-            images of forgotten classes: on others an eraser may have nothing to do.
+            images of forgotten classes: on others an eraser may have nothing to do. The file takes images of their size,
+            as the processor leaves it.
         reading: How they are read.
         tolerance: How far an output may be from the model's in float32, in its root mean square (of features: before the
             eraser); by default `TOLERANCE` of the precision. It is written into the file.
@@ -117,8 +118,8 @@ def export_onnx(
     places = dict(zip(towers(model), _places(model, Path(output), overwrite), strict=True))
     drop_caches(model.inner)
     clone = copy.deepcopy(model).cpu().float().eval()
-    graphs = {tower: TowerGraph(clone, tower) for tower in places}
-    references = {tower: GraphReference.of(graph, images, reading) for tower, graph in graphs.items()}
+    graphs = {tower: TowerGraph(clone, tower, images, reading) for tower in places}
+    references = {tower: GraphReference.of(graph) for tower, graph in graphs.items()}
     for tower, reference in references.items():
         _note_idle_eraser(graphs[tower], reference)
     if dtype == "float16":

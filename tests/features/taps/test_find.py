@@ -373,3 +373,10 @@ def test_a_probe_is_reduced_where_position_embeddings_fit_any_size():
     assert reduced(model, inputs)["pixel_values"].shape == (2, 3, 8, 8)
     taps = find_taps(model, inputs).taps
     assert check_taps(model, reduced(model, inputs), taps) == check_taps(model, inputs, taps)
+
+
+def test_noise_has_the_size_that_the_model_states_where_its_processor_does_not_resize(vit, processor):
+    processor.do_resize = False
+    with_processor = ErasedModel.from_model(vit, processor)
+    with_processor.find_taps()
+    assert with_processor.taps == find_taps(vit, probe_inputs(vit)).taps

@@ -48,7 +48,7 @@ def probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         inputs["pixel_attention_mask"] = torch.ones(PROBE_BATCH, side * side, dtype=torch.long)
         inputs["spatial_shapes"] = torch.full((PROBE_BATCH, 2), side)
     else:
-        size = _image_size(vision)
+        size = declared_size(vision) or (224, 224)
         channels = int(getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3)
         size = [min(side, MOST_PIXELS) for side in size]
         values = torch.randn(PROBE_BATCH, channels, *size, generator=generator)
@@ -90,7 +90,9 @@ def main_input(model: nn.Module) -> str:
     return getattr(model, "main_input_name", "pixel_values")
 
 
-def _image_size(config: Any) -> tuple[int, int]:
+def declared_size(config: Any) -> tuple[int, int] | None:
+    """Height and width of images that a configuration states, of a vision tower or around one; None where it states none."""
+    config = getattr(config, "vision_config", None) or config
     size = getattr(config, "image_size", None)
     if size is None:
         size = getattr(config, "input_size", None)
@@ -100,7 +102,7 @@ def _image_size(config: Any) -> tuple[int, int]:
         sides = [int(side) for side in size]
         size = tuple(sides[-2:])
     if size is None:
-        return 224, 224
+        return None
     return (size, size) if isinstance(size, int) else cast("tuple[int, int]", size)
 
 
