@@ -206,7 +206,8 @@ def test_completion_is_installed_and_needs_no_torch(tmp_path):
     script += "from hf_kd.cli import main; main()"
 
     def hf_kd(*arguments, **given):
-        command = [sys.executable, "-c", script, *arguments]
+        # from a shell, which is asked for among the parents of the process
+        command = ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-c", script, *arguments]
         done = subprocess.run(command, env=plain | given, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
