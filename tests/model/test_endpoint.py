@@ -129,6 +129,25 @@ def test_an_image_that_cannot_be_read_costs_no_other(handler):
     assert [each["label"] for each in answers[0]] == [each["label"] for each in handler({"inputs": good})]
 
 
+def test_a_strip_is_refused_before_it_is_resized_by_its_short_side(handler):
+    good, strip = encoded(picture(3, 5)), encoded(picture(3, 5).resize((1, 4000)))
+    tracemalloc.start()
+    first, second = handler({"inputs": [good, strip]})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert first == handler({"inputs": good})
+    assert "Image 1 is 1 x 4000" in second["error"]
+    assert peak < 20e6
+
+
+def test_images_that_the_processor_makes_no_batch_of_are_answered_alone(handler):
+    handler._prepare.processor.do_resize = False  # sizes differ, and one of them is not the model's
+    good, other = picture(3, 5).resize((32, 32)), picture(3, 5).resize((40, 32))
+    first, second = handler({"inputs": [encoded(good), encoded(other)]})
+    assert first == handler({"inputs": encoded(good)})
+    assert set(second) == {"error"}
+
+
 def test_nothing_unerased_is_served(vit, processor, forget, tmp_path):
     vit.save_pretrained(tmp_path / "bare")
     processor.save_pretrained(tmp_path / "bare")

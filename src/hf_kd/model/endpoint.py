@@ -25,6 +25,8 @@ MOST_BYTES = 20 * 2**20
 """Of one encoded image."""
 MOST_PIXELS = 50_000_000
 """Of one image, asked of its header before it is decoded."""
+MOST_TIMES = 100
+"""How often the short side of an image may go into its long one: a strip, resized by its short side, is huge."""
 MOST_IMAGES = 32
 """Of one request."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -104,11 +106,20 @@ class EndpointHandler:
                 images[number] = _image(value, number)
             except HfKdError as error:
                 answers[number] = _refusal(error)
-        if images:
-            rows = self._ask(list(images.values()), kind, top_k)
-            for number, row in zip(images, rows, strict=True):
-                answers[number] = row
+        for number, row in zip(images, self._each(list(images.values()), kind, top_k), strict=True):
+            answers[number] = row
         return answers
+
+    def _each(self, images: list[Image.Image], kind: str, top_k: int) -> list[Any]:
+        """One answer for each image: in one batch, or alone where the processor makes no batch of them."""
+        if not images:
+            return []
+        try:
+            return self._ask(images, kind, top_k)
+        except (HfKdError, ValueError) as error:  # models refuse images of another size with ValueError
+            if len(images) == 1:
+                return [_refusal(error)]
+        return [row for image in images for row in self._each([image], kind, top_k)]
 
     @torch.no_grad()
     def _ask(self, images: list[Image.Image], kind: str, top_k: int) -> list[Any]:
@@ -146,6 +157,10 @@ def _image(value: Any, number: int) -> Image.Image:
         raise InvalidValueError(
             f"Image {number} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read."
         )
+    if max(image.size) > MOST_TIMES * min(image.size):
+        raise InvalidValueError(
+            f"Image {number} is {image.width} x {image.height}: at most {MOST_TIMES} times as long as wide is read."
+        )
     return to_rgb(image, number)
 
 
@@ -164,5 +179,5 @@ def _encoded(value: Any) -> bytes:
         raise InvalidValueError("A text is read as base64, and this is none; addresses are not fetched.") from error
 
 
-def _refusal(error: HfKdError) -> dict[str, str]:
+def _refusal(error: Exception) -> dict[str, str]:
     return {"error": str(error)}
