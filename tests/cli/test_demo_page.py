@@ -7,6 +7,7 @@ import re
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from hf_kd import AuditOptions, ErasedModel
@@ -38,6 +39,18 @@ def test_it_says_what_was_forgotten_and_what_the_audit_found(demo):
     words = page_module.judged(report).replace("\\", "")
     assert verdict(report).sentences[0][:40] in words
     assert page_module.judged(None).replace("\\", "") == NOT_AUDITED
+
+
+def test_answers_are_those_of_the_model_for_pictures_of_any_kind(resnet, processor, forget):
+    resnet.config.problem_type = "multi_label_classification"
+    model = ErasedModel.from_model(resnet, processor).erase(forget, k=1, progress=False)
+    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    with torch.no_grad():
+        inputs = processor([Image.new("RGB", (16, 16), "white")], return_tensors="pt")
+        scores = model(**inputs).logits.sigmoid()[0]
+    answers = page_module.answers(model, clear)[1]
+    assert answers == pytest.approx({name: float(scores[i]) for i, name in model.config.id2label.items()})
+    assert set(page_module.answers(model.bfloat16(), clear)[1]) == set(answers)
 
 
 def test_three_images_are_offered_and_a_forgotten_one_is_the_first(demo):

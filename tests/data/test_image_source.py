@@ -12,6 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
+from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.loader import LoaderShare, RowDataset, make_loader
@@ -337,3 +338,23 @@ class Loaded(TorchDataset):
 
     def __getitem__(self, number):
         return self.rows[number]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_a_row_or_a_batch_is_said_in_words_from_a_worker_too(workers):
+    images = [Image.new("RGB", (8, 8)), Image.new("RGB", (1, 4000))]
+    by_short_side = CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=8)
+    for rows, processor, said in (
+        ([(images[0], 1), (images[0], 2.5)], ViTImageProcessorPil(size=8), "^The label of row 1 "),
+        (images, ViTImageProcessorPil(do_resize=False), "^ViTImageProcessorPil makes no batch of 2 images"),
+        ([images[0], *images], by_short_side, "^Row 2: An image of 1 x 4000 "),
+    ):
+        with pytest.raises(InvalidValueError, match=said):
+            list(make_loader(inspect_images(rows), ImagePreprocessor(processor), num_workers=workers))
+
+
+def test_a_column_called_label_that_holds_no_labels_is_named(caplog):
+    for label in (1.0, [0, 1]):
+        described = inspect_images([{"image": Image.new("RGB", (8, 8)), "label": label}])
+        assert not described.has_labels
+    assert caplog.text.count("Column 'label' is") == 2

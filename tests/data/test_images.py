@@ -77,6 +77,17 @@ def test_sixteen_bit_png_uses_the_full_range():
     np.testing.assert_array_equal(np.asarray(image)[:, :, 0], np.rint(ramp / 257).astype(np.uint8))
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.uint32, np.int64])
+def test_bytes_in_wider_integers_are_bytes(kind):
+    np.testing.assert_array_equal(np.asarray(to_rgb(RGB.astype(kind), 0)), RGB)
+    np.testing.assert_array_equal(np.asarray(to_rgb((GREY // 2).astype(kind) * 257, 0))[:, :, 0], GREY // 2)
+
+
+def test_bfloat16_has_the_values_that_it_can_hold():
+    halves = torch.tensor([0.0, 0.5, 1.0], dtype=torch.bfloat16).repeat(3, 4, 1)
+    assert np.asarray(to_rgb(halves, 0))[0, :, 0].tolist() == [0, 128, 255]
+
+
 def test_transparency_is_white():
     alpha = np.dstack([RGB, np.zeros((5, 7), np.uint8)])
     opaque = np.dstack([RGB, np.full((5, 7), 255, np.uint8)])

@@ -22,6 +22,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from hf_kd.data import _fast_preprocess as resize
 from hf_kd.data import preprocess
 from hf_kd.data.preprocess import ImagePreprocessor
+from hf_kd.errors import UnreadableImageError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 RNG = np.random.default_rng(0)
@@ -38,8 +39,11 @@ def assert_same(processor, images, **options):
         batch, expected = ours(images), processor(images, return_tensors="pt")
         assert set(batch) == set(expected)
         for name in batch:
-            assert batch[name].dtype == expected[name].dtype
-            assert torch.equal(batch[name], expected[name]), name
+            wanted = expected[name]
+            if name == "pixel_values" and not wanted.is_floating_point():
+                wanted = wanted.float()  # bytes, where nothing is rescaled: models take floats
+            assert batch[name].dtype == wanted.dtype
+            assert torch.equal(batch[name], wanted), name
     return ours
 
 
@@ -118,6 +122,14 @@ class Flipping(ViTImageProcessorPil):
         return super()._preprocess([image[:, :, ::-1] for image in images], *args, **kwargs)
 
 
+class Listing(ViTImageProcessorPil):
+    """Returns lists, whatever is asked for."""
+
+    def _preprocess(self, images, *args, **kwargs):
+        outputs = super()._preprocess(images, *args, **kwargs)
+        return {name: list(value) for name, value in outputs.items()}
+
+
 def test_one_differing_bit_ends_the_shortcuts_and_is_logged_once(caplog):
     ours = assert_same(Flipping(size=16), noise(8, 8))
     assert not ours.uses_shortcuts
@@ -149,6 +161,36 @@ def test_callables_on_one_image():
         assert torch.equal(batch["pixel_values"], processor(images, return_tensors="pt")["pixel_values"])
 
 
+@pytest.mark.parametrize("mean", [[0.4], 0.4])
+def test_a_model_of_one_channel_gets_grey_images(mean):
+    processor = ViTImageProcessorPil(size=16, image_mean=mean, image_std=mean)
+    images = noise(8, 8)
+    pixels = ImagePreprocessor(processor, channels=1)(images)["pixel_values"]
+    grey = [image.convert("L") for image in images]
+    assert pixels.shape == (len(images), 1, 16, 16)
+    assert torch.equal(pixels, processor(grey, return_tensors="pt")["pixel_values"])
+    assert torch.equal(
+        pixels, ImagePreprocessor(processor, channels=1)([g.convert("RGB") for g in grey])["pixel_values"]
+    )
+
+
+def test_a_callable_may_return_patches_of_one_image():
+    processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    images = noise(20, 27, 3)
+    batch = ImagePreprocessor(lambda image: processor([image], return_tensors="pt"))(images)
+    for name, expected in processor(images, return_tensors="pt").items():
+        assert torch.equal(batch[name], expected), name
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1)])
+def test_a_strip_that_its_short_side_would_make_huge_is_refused(size):
+    images = [*noise(8, 8, 1), Image.new("RGB", size)]
+    by_short_side = CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=24)
+    with pytest.raises(UnreadableImageError, match=f"{size[0]} x {size[1]} .*at most 50,000,000"):
+        ImagePreprocessor(by_short_side)(images)
+    assert ImagePreprocessor(ViTImageProcessorPil(size=16))(images)["pixel_values"].shape == (2, 3, 16, 16)
+
+
 def test_image_processor_of_a_whole_processor_is_used():
     whole = object.__new__(CLIPProcessor)
     whole.image_processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)
@@ -175,6 +217,10 @@ def test_bad_use_says_what_to_do():
         ImagePreprocessor(to_tensor)(noise(4, 4) + noise(5, 5))
     with pytest.raises(ValueError, match=r"no batch of 2 images.*batch_size=1"):
         ImagePreprocessor(ViTImageProcessorPil(do_resize=False))(noise(4, 4, 1) + noise(5, 5, 1))
+    with pytest.raises(ValueError, match="mean must have 3 elements.*Correct its settings"):
+        ImagePreprocessor(ViTImageProcessorPil(image_mean=[0.5], image_std=[0.5]))(noise(4, 4))
+    with pytest.raises(TypeError, match=r"returned pixel_values \(list\) and no tensor"):
+        ImagePreprocessor(Listing(size=16))(noise(4, 4))
 
 
 @pytest.mark.parametrize(

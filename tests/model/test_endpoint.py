@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hf_kd import ErasedModel
 from hf_kd.errors import InvalidValueError
@@ -146,6 +147,30 @@ def test_images_that_the_processor_makes_no_batch_of_are_answered_alone(handler)
     first, second = handler({"inputs": [encoded(good), encoded(other)]})
     assert first == handler({"inputs": encoded(good)})
     assert set(second) == {"error"}
+
+
+def test_in_half_precision_it_answers_as_in_full(resnet, processor, forget, pixels, tmp_path):
+    model = ErasedModel.from_model(resnet, processor).erase(forget, k=1, progress=False)
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    answer = EndpointHandler(str(tmp_path / "half"))({"inputs": encoded(picture(3, 5)), "parameters": {"top_k": 1}})
+    inputs = processor([picture(3, 5)], return_tensors="pt")["pixel_values"].bfloat16()
+    with torch.no_grad():
+        score = model.eval()(pixel_values=inputs).logits.float().softmax(dim=1).max()
+    assert answer[0]["score"] == pytest.approx(float(score), abs=1e-3)
+
+
+def test_a_model_of_grey_images_is_served_pictures_of_any_kind(tmp_path):
+    config = ViTConfig(image_size=16, patch_size=8, num_channels=1, hidden_size=16, num_hidden_layers=1,
+                       num_attention_heads=2, intermediate_size=16, num_labels=3)  # fmt: skip
+    grey = ViTImageProcessorPil(size=16, image_mean=[0.5], image_std=[0.5])
+    model = ErasedModel.from_model(ViTForImageClassification(config).eval(), grey)
+    model.erase([picture(2, i) for i in range(6)], k=1, progress=False)
+    model.save_pretrained(tmp_path / "grey")
+    image = picture(3, 5)
+    with torch.no_grad():
+        scores = model(**grey([image.convert("L")], return_tensors="pt")).logits.softmax(dim=1)[0]
+    answer = EndpointHandler(str(tmp_path / "grey"))({"inputs": encoded(image)})
+    assert answer[0]["score"] == pytest.approx(float(scores.max()), abs=1e-5)
 
 
 def test_nothing_unerased_is_served(vit, processor, forget, tmp_path):

@@ -198,7 +198,7 @@ def test_a_processor_that_does_not_resize_leaves_the_size_to_the_images_or_the_c
     for model in erased.values():
         model.erase(forget, k=2, progress=False)
     processor.do_resize = False
-    with pytest.raises(InvalidValueError, match="neither the image processor, which does not resize, nor"):
+    with pytest.raises(InvalidValueError, match="neither the image processor, which leaves it to the image, nor"):
         erased["resnet"].export_onnx(tmp_path / "any.onnx")  # a ResNet states no size
     larger = forget.map(lambda row: {"image": row["image"].resize((48, 40))})
     (file,) = erased["resnet"].export_onnx(tmp_path / "larger.onnx", images=larger)

@@ -15,7 +15,7 @@ from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.random_label import union
 from hf_kd.methods.unlearning.task import Task
-from hf_kd.model.unlearn import fresh_model, make_task
+from hf_kd.model.unlearn import _normalisation, fresh_model, make_task
 from tests.helpers import zoo
 from tests.helpers.small import make_dataset
 from tests.methods.unlearning.test_unlearn import METHODS, TRAINED, options
@@ -303,3 +303,14 @@ def test_how_images_are_read_is_said_in_one_place(vit, processor, forget, option
         unlearn(vit, forget, "neggrad", processor=processor, progress=False, **option)
     with pytest.raises(TypeError, match=rf"reading=ReadOptions\({name}="):
         train_original(vit, forget, processor=processor, progress=False, **option)
+
+
+def test_the_range_of_pixels_is_known_only_where_the_processor_makes_it_from_0_to_1(processor):
+    mean, std = _normalisation(processor)
+    assert mean.tolist() == std.tolist() == [0.5] * 3
+    processor.image_mean = processor.image_std = 0.5
+    assert [value.shape for value in _normalisation(processor)] == [(1,), (1,)]
+    for setting, value in (("rescale_factor", 1 / 127.5), ("do_rescale", False), ("do_normalize", False)):
+        other = copy.deepcopy(processor)
+        setattr(other, setting, value)
+        assert _normalisation(other) == (None, None)

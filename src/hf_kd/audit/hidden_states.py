@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hf_kd.data.distributed import gather_rows
 from hf_kd.data.progress import counted
+from hf_kd.data.samples import one_batch
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
@@ -227,7 +228,7 @@ def _images_of(reader: ImageReader, label: int, most: int) -> dict[str, Any]:
             break
     if not parts:
         raise InvalidValueError(f"No image in the data has the label {label} ({reader.model.class_names.get(label)}).")
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: one_batch([part[name] for part in parts]) for name in parts[0]}
 
 
 def grid_of(hidden: Tensor, image: tuple[int, int]) -> tuple[int, int] | None:

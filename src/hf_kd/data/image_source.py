@@ -302,6 +302,12 @@ def _label_column(
     found = found or [name for name in LABEL_KEYS if texts and is_string(features.get(name))]
     if len(found) == 1:
         return found[0], ()
+    for name in () if found else LABEL_KEYS:
+        if name in features and not is_string(features[name]) and not _is_encoded(features[name]):
+            logger.warning(
+                f"Column {name!r} is {_type_name(features[name])} and not taken for the labels: those are one class, "
+                "integer or string a sample."
+            )
     return None, tuple(found or (name for name, feature in features.items() if is_string(feature)))
 
 

@@ -47,8 +47,8 @@ def to_rgb(value: Any, row: int) -> Image.Image:
     first, or last where that is the only reading).
 
     - Transparency (alpha channel, or a transparent palette colour) is composited onto white, as `transformers` does.
-    - 16 bits are scaled by the full range, 65535 -> 255. 32-bit integer images (Pillow mode I) count as 16-bit unless
-      no pixel exceeds 255. Floating-point images have to lie in [0, 1]; booleans become 0 and 255.
+    - 16 bits are scaled by the full range, 65535 -> 255. Integers of other types (Pillow mode I, int16) count as 16-bit
+      unless no pixel exceeds 255. Floating-point images have to lie in [0, 1]; booleans become 0 and 255.
     - An EXIF orientation is applied. Of an animation the first frame is taken.
 
     Raises UnreadableImageError, naming the row, for anything else: damaged or empty files, None, values out of range.
@@ -57,7 +57,9 @@ def to_rgb(value: Any, row: int) -> Image.Image:
         if isinstance(value, Image.Image):
             return _pil_to_rgb(value, row)
         if isinstance(value, torch.Tensor):
-            return _pil_to_rgb(_from_array(value.detach().cpu().numpy(), channels_first=True), row)
+            value = value.detach().cpu()
+            value = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
+            return _pil_to_rgb(_from_array(value.numpy(), channels_first=True), row)
         if isinstance(value, list):  # as `datasets` hands out an array
             value = np.asarray(value)
             if value.dtype.kind not in "buif":
@@ -161,7 +163,7 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
         return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
     if low < 0 or high > 65535:
         raise InvalidValueError(f"integer pixels have to lie in [0, 65535], got [{low}, {high}]")
-    if pixels.dtype.itemsize != 2 and high <= 255:
+    if high <= 255 and not (pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2):
         return pixels.astype(np.uint8)
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(v * 255 / 65535)
 

@@ -16,11 +16,11 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from hf_kd.errors import InvalidTypeError, InvalidValueError, UnreadableImageError, shortened
+from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, UnreadableImageError, shortened
 
 from .image_source import LABEL_KEYS, ImageSource
 from .images import to_rgb
-from .preprocess import ImagePreprocessor
+from .preprocess import ImagePreprocessor, with_float_pixels
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -51,8 +51,8 @@ class RowDataset(Dataset):
         row = self.start + index
         return self.reader(row, self.source[row])
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Row | UnreadableImageError]:
-        """A whole batch in one look-up: DataLoader calls this where it exists. For an unreadable row, its error."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Row | HfKdError]:
+        """A whole batch in one look-up: DataLoader calls this where it exists. For a row that cannot be read, its error."""
         if not self.is_columnar:
             return [self.reader.or_error(self.start + index, self.source[self.start + index]) for index in indices]
         rows = [self.start + index for index in indices]
@@ -80,7 +80,7 @@ class StreamDataset(IterableDataset):
         self.most_workers = whole.num_shards // world_size if by_shards else 1
         """More would have nothing to do; and where rows are shared out, processes have to agree on it."""
 
-    def __iter__(self) -> Iterator[Row | UnreadableImageError]:
+    def __iter__(self) -> Iterator[Row | HfKdError]:
         worker = get_worker_info()
         workers, part = (1, 0) if worker is None else (worker.num_workers, worker.id)
         parts, part = self.world_size * workers, self.rank * workers + part
@@ -115,7 +115,7 @@ class LoaderShare:
             size = _batch_size(inputs)
             if number % self.world_size == self.rank:
                 labels = _batch_labels(batch.get(self.label_column) if self.label_column else None, size, self.ids)
-                yield {"inputs": inputs, "labels": labels, "rows": torch.arange(row, row + size)}
+                yield {"inputs": with_float_pixels(inputs), "labels": labels, "rows": torch.arange(row, row + size)}
             row += size
 
 
@@ -168,11 +168,11 @@ def default_num_workers() -> int:
 
 
 class BatchLoader(DataLoader):
-    """A DataLoader that raises the error of an unreadable image here; a worker would send its traceback as text."""
+    """A DataLoader that raises the error of a row or batch here; a worker would send its traceback as text."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in super().__iter__():
-            if isinstance(batch, UnreadableImageError):
+            if isinstance(batch, HfKdError):
                 raise batch
             yield batch
 
@@ -180,23 +180,32 @@ class BatchLoader(DataLoader):
 class Collate:
     """Rows (row number, image or inputs, label) -> one batch; `preprocessor` None: the rows hold inputs.
 
-    The error of a row, where there is one, instead of the batch.
+    The error of a row or of the batch, where there is one, instead of it.
     """
 
     def __init__(self, preprocessor: ImagePreprocessor | None) -> None:
         self.preprocessor = preprocessor
 
-    def __call__(self, rows: Sequence[Row | UnreadableImageError]) -> dict[str, Any] | UnreadableImageError:
-        error = next((row for row in rows if isinstance(row, UnreadableImageError)), None)
+    def __call__(self, rows: Sequence[Row | HfKdError]) -> dict[str, Any] | HfKdError:
+        error = next((row for row in rows if isinstance(row, HfKdError)), None)
         if error is not None:
             return error
         numbers, values, labels = zip(*rows, strict=True)
-        inputs = default_collate(list(values)) if self.preprocessor is None else self.preprocessor(list(values))
+        try:
+            inputs = with_float_pixels(self._inputs(list(values)))
+        except UnreadableImageError as error:  # which knows the place in the batch
+            row = numbers[error.row]
+            return UnreadableImageError(f"Row {row}: {error}", row)
+        except HfKdError as error:
+            return error
         return {
             "inputs": inputs,
             "labels": torch.tensor(labels, dtype=torch.int64),
             "rows": torch.tensor(numbers, dtype=torch.int64),
         }
+
+    def _inputs(self, values: list[Any]) -> dict[str, Any]:
+        return default_collate(values) if self.preprocessor is None else self.preprocessor(values)
 
 
 class _RowReader:
@@ -217,10 +226,10 @@ class _RowReader:
             return number, {k: v for k, v in tensors.items() if k != self.label_column and k not in LABEL_KEYS}, label
         return number, {"pixel_values": row if self.image_column is None else row[self.image_column]}, label
 
-    def or_error(self, number: int, row: Any) -> Row | UnreadableImageError:
+    def or_error(self, number: int, row: Any) -> Row | HfKdError:
         try:
             return self(number, row)
-        except UnreadableImageError as error:
+        except HfKdError as error:
             return error
 
     def _label(self, number: int, value: Any) -> int:

@@ -32,7 +32,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import ChannelDimension
 
-from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.errors import InvalidTypeError, InvalidValueError, UnreadableImageError
 
 from ._fast_preprocess import WORTH_PROVING, equal_to_pillow, resize_batch
 
@@ -43,6 +43,9 @@ CHECKED_IMAGES = 4
 
 CHECKED_SIZES = 16
 """For how many input sizes that is done. Data sets where every photograph has its own size would gain nothing else."""
+
+MOST_PIXELS = 50_000_000
+"""Of an image once it is resized by its short side: a strip of 1 x 4000 pixels would be 200 millions at 224 x 224."""
 
 Size = tuple[int, int]  # height, width
 
@@ -120,16 +123,17 @@ class ImagePreprocessor:
 
     `processor` is an image processor of `transformers`, a processor that holds one as `.image_processor` (CLIP and its
     like), or any callable on one PIL image that returns a tensor [C, H, W] or a mapping of tensors with or without a
-    leading batch axis of 1. What else it yields (SigLIP 2's masks and shapes) is passed on. `exact_shortcuts=False`
-    keeps to the processor's own path.
+    leading batch axis of 1. What else it yields (SigLIP 2's masks and shapes) is passed on. Pixels that it leaves as bytes
+    become floats of the same values, as models take no others. `exact_shortcuts=False` keeps to the processor's own path.
+    `channels`: how many the model takes; for one channel an image processor is given grey images, a callable RGB ones.
 
     The object can be pickled when `processor` can, so DataLoader workers may be forked or spawned.
 
-    Raises ValueError where there is nothing to preprocess or the outputs do not form a batch, TypeError where
-    `processor` or what it returns is of no use.
+    Raises ValueError where there is nothing to preprocess, an image is a strip that resizing would make huge, or the
+    outputs do not form a batch, TypeError where `processor` or what it returns is of no use.
     """
 
-    def __init__(self, processor: Any, exact_shortcuts: bool = True) -> None:
+    def __init__(self, processor: Any, exact_shortcuts: bool = True, channels: int | None = None) -> None:
         inner = getattr(processor, "image_processor", None)
         self.processor = processor if inner is None else inner
         if not callable(self.processor) or isinstance(self.processor, PreTrainedTokenizerBase):
@@ -137,7 +141,8 @@ class ImagePreprocessor:
                 f"{type(processor).__name__} is no image processor. Pass one of transformers, such as "
                 "AutoImageProcessor.from_pretrained(...), or a callable from an RGB PIL image to a tensor [C, H, W]."
             )
-        self._plain = _plain_settings(self.processor) if exact_shortcuts else None
+        self._grey = channels == 1 and isinstance(self.processor, ImageProcessingMixin)
+        self._plain = _plain_settings(self.processor) if exact_shortcuts and not self._grey else None
         self._seen: Counter[Size] = Counter()
         self._checked: set[tuple[Size, bool]] = set()
 
@@ -150,21 +155,36 @@ class ImagePreprocessor:
         if len(images) == 0:
             raise InvalidValueError("There is nothing to preprocess: the list of images is empty.")
         if not isinstance(self.processor, ImageProcessingMixin):
-            return _batched([self.processor(image) for image in images])
+            return with_float_pixels(_batched([self.processor(image) for image in images]))
+        for place, image in enumerate(images):
+            _refuse_strip(self.processor, image, place)
         pixel_values = None if self._plain is None else self._by_shortcut(images, self._plain)
-        return self._by_processor(images) if pixel_values is None else {"pixel_values": pixel_values}
+        return with_float_pixels(self._by_processor(images) if pixel_values is None else {"pixel_values": pixel_values})
 
     def _by_processor(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        name = type(self.processor).__name__
         try:
-            outputs = self.processor(list(images), return_tensors="pt")
+            given = [image.convert("L") for image in images] if self._grey else list(images)
+            outputs = self.processor(given, return_tensors="pt")
         except ValueError as error:
             sizes = sorted({image.size for image in images})
             raise InvalidValueError(
-                f"{type(self.processor).__name__} makes no batch of {len(images)} images of (width, height) "
+                f"{name} makes no batch of {len(images)} {'grey ' if self._grey else ''}images of (width, height) "
                 f"{', '.join(map(str, sizes[:5]))}{', ...' if len(sizes) > 5 else ''}: {str(error).splitlines()[0]}. "
-                "If it leaves images at different sizes, let it resize or crop to one, or use batch_size=1."
+                + (
+                    "If it leaves images at different sizes, let it resize or crop to one, or use batch_size=1."
+                    if len(sizes) > 1
+                    else "Correct its settings, or pass another processor."
+                )
             ) from error
-        return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+        tensors = {key: value for key, value in outputs.items() if isinstance(value, Tensor)}
+        if not tensors:
+            kinds = ", ".join(f"{key} ({type(value).__name__})" for key, value in outputs.items()) or "nothing"
+            raise InvalidTypeError(
+                f"{name} returned {kinds} and no tensor for a batch of {len(images)} images. Let it honour "
+                "return_tensors='pt', or pass a callable on one image."
+            )
+        return tensors
 
     def _by_shortcut(self, images: Sequence[Image.Image], plain: _Plain) -> Tensor | None:
         """`pixel_values`, or None where these images (or, from now on, all) have to go through the processor."""
@@ -237,12 +257,39 @@ def _value_table(processor: PilBackend) -> Tensor | None:
     """What `processor` makes of each value of each channel, [3 * 256], from a picture that holds them all once."""
     values = (np.arange(256)[:, None] + 85 * np.arange(3)) % 256
     picture = Image.fromarray(values.astype(np.uint8).reshape(16, 16, 3))
-    outputs = processor([picture], do_resize=False, do_center_crop=False, return_tensors="pt")
+    try:
+        outputs = processor([picture], do_resize=False, do_center_crop=False, return_tensors="pt")
+    except ValueError:  # settings that contradict each other: its own path says which
+        return None
     pixels = outputs.get("pixel_values")
     if not isinstance(pixels, Tensor) or pixels.shape != (1, 3, 16, 16):
         return None
     table = torch.empty(3, 256, dtype=pixels.dtype)
     return table.scatter_(1, torch.from_numpy(values.T.copy()), pixels.reshape(3, 256)).flatten()
+
+
+def with_float_pixels(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs with `pixel_values` in floating point: a processor that does not rescale leaves bytes, which no model takes."""
+    pixels = inputs.get("pixel_values")
+    if not isinstance(pixels, Tensor) or pixels.is_floating_point():
+        return dict(inputs)
+    return {**inputs, "pixel_values": pixels.float()}
+
+
+def _refuse_strip(processor: Any, image: Image.Image, place: int) -> None:
+    """Raise UnreadableImageError for an image that `processor`, resizing by the short side alone, would make huge."""
+    size = getattr(processor, "size", None)
+    edges = {} if size is None or isinstance(size, int) else {name: edge for name, edge in dict(size).items() if edge}
+    if not getattr(processor, "do_resize", False) or set(edges) != {"shortest_edge"}:
+        return
+    short, long = sorted(image.size)
+    resized = edges["shortest_edge"] ** 2 * long // short
+    if resized > max(MOST_PIXELS, short * long):
+        raise UnreadableImageError(
+            f"An image of {image.width} x {image.height} (width x height) resized to a short side of "
+            f"{edges['shortest_edge']} has {resized:,} pixels; at most {MOST_PIXELS:,} are held. Leave it out or crop it.",
+            place,
+        )
 
 
 def _batched(outputs: list[Any]) -> dict[str, Tensor]:
@@ -258,8 +305,7 @@ def _batched(outputs: list[Any]) -> dict[str, Tensor]:
                 f"The preprocessing callable gave {name} of different shapes, {shapes[0]} and {shapes[-1]}; "
                 "they make no batch. Let it resize or crop to one size, or use batch_size=1."
             )
-        # A callable around a processor of transformers returns batches of one.
-        of_one = "pixel_values" in tensors[0] and tensors[0]["pixel_values"].ndim == 4 and shapes[0][:1] == (1,)
+        of_one = _is_batch_of_one(tensors[0]) and shapes[0][:1] == (1,)
         batch[name] = torch.cat(values) if of_one else torch.stack(values)
     if "pixel_values" in batch and batch["pixel_values"].ndim not in (3, 4):
         raise InvalidValueError(
@@ -267,6 +313,16 @@ def _batched(outputs: list[Any]) -> dict[str, Tensor]:
             f"{tuple(batch['pixel_values'].shape[1:])}."
         )
     return batch
+
+
+def _is_batch_of_one(row: Mapping[str, Tensor]) -> bool:
+    """Whether a callable, as one around a processor of transformers does, returns a batch of one image.
+
+    Pixels of three axes are an image [C, H, W], or patches [1, n, d] where their shapes [1, 2] come with them.
+    """
+    pixels, shapes = row.get("pixel_values"), row.get("spatial_shapes")
+    patches = shapes is not None and shapes.ndim == 2
+    return pixels is not None and (pixels.ndim == 4 or (patches and pixels.ndim == 3))
 
 
 def _as_tensor(value: Any) -> Tensor:

@@ -88,7 +88,7 @@ class Samples:
                 break
         found = torch.cat(labels)
         if size <= cache_bytes:
-            cached = {name: torch.cat(values) for name, values in parts.items()}
+            cached = {name: one_batch(values) for name, values in parts.items()}
             return cls(_known(found, mapping) if labelled else torch.full_like(found, -1), cached)
         if described.kind not in ("dataset", "rows"):
             raise InvalidValueError(
@@ -145,6 +145,21 @@ class Samples:
         fetched = fetch([self._rows[chunk].tolist() for chunk in chunks])
         for chunk, inputs in zip(chunks, fetched, strict=True):
             yield Batch(inputs, self.labels[chunk])
+
+
+def one_batch(parts: Sequence[Tensor]) -> Tensor:
+    """Batches [b, ...] of one input as one.
+
+    Raises:
+        InvalidValueError: For images of different sizes.
+    """
+    shapes = sorted({tuple(part.shape[1:]) for part in parts})
+    if len(shapes) > 1:
+        raise InvalidValueError(
+            f"The images have different sizes as the model takes them, {shapes[0]} and {shapes[-1]}, and here they have to "
+            "go into batches: let the image processor resize or crop to one size, or give inputs of one size."
+        )
+    return torch.cat(list(parts))
 
 
 class _LabelsOnly(Dataset[int]):

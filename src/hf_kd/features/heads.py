@@ -46,3 +46,9 @@ def head_logits(model: TappedModel, features: Sequence[Tensor], masked: bool = T
     batches = zip(*(torch.split(f, 4096) for f in features), strict=True)
     with torch.no_grad():
         return torch.cat([head([f.to(device).float() for f in batch]).cpu() for batch in batches])
+
+
+def class_scores(model: TappedModel, logits: Tensor) -> Tensor:
+    """Probabilities [n, C] of logits [n, C]: of each class on its own for one logit, and where an image may have several."""
+    several = getattr(model.config, "problem_type", None) == "multi_label_classification" or logits.shape[1] == 1
+    return logits.float().sigmoid() if several else logits.float().softmax(dim=1)

@@ -23,7 +23,7 @@ from hf_kd.data.distributed import gather_rows, process_state
 from hf_kd.data.draw import SEED, drawn
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMapping, match_labels
-from hf_kd.data.loader import LoaderShare, make_loader
+from hf_kd.data.loader import DEFAULT_BATCH_SIZE, LoaderShare, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.data.samples import Samples
 from hf_kd.data.views import apply_view
@@ -31,7 +31,7 @@ from hf_kd.errors import InvalidTypeError, InvalidValueError, check_choice, shor
 from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
-from hf_kd.features.taps.inputs import MOST_PIXELS, declared_size, input_device, main_input, probe_inputs, run
+from hf_kd.features.taps.inputs import declared_channels, input_device, main_input, probe_inputs, probe_size, run
 from hf_kd.features.taps.site import TapSite
 
 
@@ -193,7 +193,7 @@ class ImageReader:
                 "inputs. Pass one: ErasedModel.from_model(model, processor=...), or give a DataLoader of the model's own "
                 "inputs."
             )
-        return ImagePreprocessor(self.model.processor)
+        return preprocessor_of(self.model)
 
     @cached_property
     def mapping(self) -> LabelMapping | None:
@@ -238,6 +238,7 @@ class ImageReader:
             self.images,
             self.preprocessor,
             self.mapping if labelled else None,
+            batch_size=self.options.batch_size or DEFAULT_BATCH_SIZE,
             num_workers=self.options.num_workers,
             progress=self.options.progress and process_state().is_main_process,
             labelled=labelled,
@@ -333,12 +334,27 @@ def probe_batch(model: TappedModel, inputs: Mapping[str, Any] | None = None) -> 
     return inputs
 
 
+def preprocessor_of(model: TappedModel, exact_shortcuts: bool = True) -> ImagePreprocessor:
+    """What makes inputs of RGB images for a model that has a processor."""
+    return ImagePreprocessor(model.processor, exact_shortcuts, declared_channels(model.inner.config))
+
+
 def noise_inputs(model: TappedModel, count: int, seed: int = 0) -> dict[str, Tensor]:
-    """Images of noise through the model's processor; where that does not resize, of the size that the model states."""
-    size = None if getattr(model.processor, "do_resize", True) else declared_size(model.inner.config)
-    shape = [min(side, MOST_PIXELS) for side in size or (96, 96)]
-    pixels = np.random.default_rng(seed).integers(0, 256, (count, *shape, 3), dtype=np.uint8)
-    return ImagePreprocessor(model.processor)([Image.fromarray(image) for image in pixels])
+    """Images of noise through the model's processor; of the size that the model states where that leaves it to the image."""
+    size = None if makes_one_size(model) else probe_size(model.inner.config)
+    return preprocessor_of(model)(_noise(count, *(size or (96, 96)), seed))
+
+
+def makes_one_size(model: TappedModel) -> bool:
+    """Whether the model's processor makes inputs of one size of images of two: settings do not say it of every processor."""
+    prepare = preprocessor_of(model, exact_shortcuts=False)
+    square, wide = (prepare(_noise(1, 96, width)) for width in (96, 132))
+    return all(value.shape == wide[name].shape for name, value in square.items())
+
+
+def _noise(count: int, height: int, width: int, seed: int = 0) -> list[Image.Image]:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return [Image.fromarray(image) for image in pixels]
 
 
 def _probe_from_batch(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from hf_kd.data.images import DECODER_ERRORS, to_rgb
-from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, shortened
-from hf_kd.features.heads import has_head
-from hf_kd.features.taps.inputs import input_device
+from hf_kd.features.heads import class_scores, has_head
+from hf_kd.features.reader import preprocessor_of
+from hf_kd.features.taps.inputs import explaining, in_dtype_of
 from hf_kd.hub.publish import publishable
 
 from .erased_model import ErasedModel
@@ -63,7 +63,7 @@ class EndpointHandler:
             raise InvalidValueError(f"{path or '.'} has no image processor: save the model with one.")
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.model.find_taps()
-        self._prepare = ImagePreprocessor(model.processor, exact_shortcuts=False)  # without state, for threads
+        self._prepare = preprocessor_of(model, exact_shortcuts=False)  # without state, for threads
 
     def __call__(self, data: Mapping[str, Any]) -> Answer:
         """The answer to one request, ready for JSON."""
@@ -123,21 +123,20 @@ class EndpointHandler:
 
     @torch.no_grad()
     def _ask(self, images: list[Image.Image], kind: str, top_k: int) -> list[Any]:
-        device = input_device(self.model.inner)
-        inputs = {name: value.to(device) for name, value in self._prepare(images).items()}
+        inputs = in_dtype_of(self.model.inner, self._prepare(images))
         if kind == "embeddings":
             features = self.model.pooled_features(**inputs)
             rows = features if isinstance(features, Tensor) else torch.cat(features, dim=1)
             return rows.float().cpu().tolist()
-        return [self._labels(row, top_k) for row in self.model(**inputs).logits.float().cpu()]
+        with explaining(self.model.inner, inputs):
+            logits = self.model(**inputs).logits
+        return [self._labels(row, top_k) for row in class_scores(self.model, logits).cpu()]
 
-    def _labels(self, logits: Tensor, top_k: int) -> list[dict[str, Any]]:
+    def _labels(self, scores: Tensor, top_k: int) -> list[dict[str, Any]]:
         config = self.model.config
-        several = getattr(config, "problem_type", None) == "multi_label_classification" or len(logits) == 1
-        scores = logits.sigmoid() if several else logits.softmax(dim=0)
         hidden = set() if config.dropped else set(config.masked)
         best = [c for c in scores.argsort(descending=True).tolist() if c not in hidden][:top_k]
-        return [{"label": str(config.id2label[c]), "score": float(scores[c])} for c in best]
+        return [{"label": str(config.id2label.get(c, c)), "score": float(scores[c])} for c in best]
 
 
 def _image(value: Any, number: int) -> Image.Image:

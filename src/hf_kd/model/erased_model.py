@@ -109,7 +109,8 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
 
         Args:
             model: Any `PreTrainedModel` that takes images, or a `PeftModel` of one (its adapters are merged).
-            processor: Its image processor, or any callable on one RGB PIL image that gives a tensor [C, H, W] or a dict.
+            processor: Its image processor, or any callable on one RGB PIL image that gives a tensor [C, H, W] or a dict. Of
+                a model of one channel an image processor is given grey images.
             tap: Where the pooled features pass, if the search should not decide; see `hf_kd.features.taps.find_taps`.
 
         Raises:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from hf_kd.data.samples import one_batch
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError
-from hf_kd.features.reader import ImageReader, ReadOptions, noise_inputs, probe_batch
+from hf_kd.features.reader import ImageReader, ReadOptions, makes_one_size, noise_inputs, probe_batch
 from hf_kd.features.taps.inputs import declared_size, image_inputs, probe_inputs
 from hf_kd.features.taps.site import drop_caches, evaluating, record
 from hf_kd.features.taps.text import text_features
@@ -160,14 +161,14 @@ def _of_images(model: Any, images: Any, reading: ReadOptions | None) -> dict[str
             break
     if not taken:
         raise InvalidValueError("images= holds no image, so there is nothing to compare on.")
-    return {name: torch.cat([inputs[name] for inputs in taken]) for name in taken[0]}
+    return {name: one_batch([inputs[name] for inputs in taken]) for name in taken[0]}
 
 
 def _refuse_any_size(model: Any) -> None:
     """Raise InvalidValueError where neither the processor nor the configuration says of which size images are."""
-    if not getattr(model.processor, "do_resize", True) and declared_size(model.inner.config) is None:
+    if declared_size(model.inner.config) is None and not makes_one_size(model):
         raise InvalidValueError(
-            f"A graph takes images of one size, and neither the image processor, which does not resize, nor the "
+            f"A graph takes images of one size, and neither the image processor, which leaves it to the image, nor the "
             f"configuration of this {type(model.inner).__name__} says which: give some with images=..."
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import fields
@@ -275,9 +276,12 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
 
 
 def _normalisation(processor: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and standard deviation of the model's normalisation; None where the processor does not say."""
+    """Mean and standard deviation [channels or 1] of the model's normalisation of pixels in [0, 1]; None where the processor
+    does not say, or normalises other pixels.
+    """
     processor = getattr(processor, "image_processor", processor)
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-    if mean is None or std is None or not getattr(processor, "do_normalize", False):
+    to_one = getattr(processor, "do_rescale", False) and math.isclose(getattr(processor, "rescale_factor", 0), 1 / 255)
+    if mean is None or std is None or not to_one or not getattr(processor, "do_normalize", False):
         return None, None
-    return torch.tensor(mean), torch.tensor(std)
+    return torch.tensor(mean).reshape(-1), torch.tensor(std).reshape(-1)

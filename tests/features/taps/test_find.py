@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, BertModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    CLIPImageProcessorPil,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 from hf_kd import ErasedModel
 from hf_kd.errors import TapNotFoundError
+from hf_kd.features.reader import makes_one_size
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs, reduced, run
 from hf_kd.features.taps.intervention import check_taps
@@ -375,8 +385,21 @@ def test_a_probe_is_reduced_where_position_embeddings_fit_any_size():
     assert check_taps(model, reduced(model, inputs), taps) == check_taps(model, inputs, taps)
 
 
-def test_noise_has_the_size_that_the_model_states_where_its_processor_does_not_resize(vit, processor):
-    processor.do_resize = False
-    with_processor = ErasedModel.from_model(vit, processor)
+@pytest.mark.parametrize("settings", [{"do_resize": False}, {"size": {"shortest_edge": 16}}, None], ids=str)
+def test_noise_has_the_size_that_the_model_states_where_its_processor_leaves_it_to_the_image(vit, processor, settings):
+    for name, value in (settings or {}).items():
+        setattr(processor, name, value)
+
+    def function(image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+    with_processor = ErasedModel.from_model(vit, function if settings is None else processor)
+    assert not makes_one_size(with_processor)
     with_processor.find_taps()
     assert with_processor.taps == find_taps(vit, probe_inputs(vit)).taps
+
+
+def test_a_processor_that_resizes_or_crops_makes_one_size(vit, processor):
+    assert makes_one_size(ErasedModel.from_model(vit, processor))
+    cropping = CLIPImageProcessorPil(do_resize=False, crop_size=16)
+    assert makes_one_size(ErasedModel.from_model(copy.deepcopy(vit), cropping))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_kd.audit.hidden_states import sampled_rows
 from hf_kd.data.distributed import gather_rows
+from hf_kd.data.samples import one_batch
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import input_device
@@ -112,7 +113,7 @@ def _part(
     present = everywhere >= 0
     mixing = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     order = torch.argsort(everywhere[present], stable=True)[mixing]
-    inputs = {name: gather_rows(torch.cat(values)).cpu()[present][order] for name, values in found.items()}
+    inputs = {name: gather_rows(one_batch(values)).cpu()[present][order] for name, values in found.items()}
     return Images(inputs, labels[rows][mixing])
 
 

@@ -18,10 +18,12 @@ from PIL import Image
 
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.verdict import NOT_AUDITED, verdict
-from hf_kd.data.preprocess import ImagePreprocessor
+from hf_kd.data.images import to_rgb
 from hf_kd.data.text import LONGEST, escape_markdown, one_line
-from hf_kd.errors import InvalidValueError, has_package, require
-from hf_kd.features.taps.inputs import run
+from hf_kd.errors import HfKdError, InvalidValueError, has_package, require
+from hf_kd.features.heads import class_scores
+from hf_kd.features.reader import preprocessor_of
+from hf_kd.features.taps.inputs import explaining, in_dtype_of, run
 from hf_kd.hub.card import BEGIN
 from hf_kd.hub.document import REPORT
 from hf_kd.model.erased_model import ErasedModel
@@ -82,7 +84,10 @@ def page(
     def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, float]]:
         if image is None:
             raise gr.Error("Choose an image first.")
-        return answers(model, image)
+        try:
+            return answers(model, image)
+        except HfKdError as error:
+            raise gr.Error(str(error)) from error
 
     with gr.Blocks(title="Before and after erasing") as blocks:
         gr.Markdown(ABOUT)
@@ -156,10 +161,11 @@ def _beside(source: str | Path, name: str) -> Path | None:
 
 def answers(model: ErasedModel, image: Image.Image) -> tuple[dict[str, float], dict[str, float]]:
     """Probabilities by label, of the original and of the erased model. The original is the model without its erasers."""
-    inputs: dict[str, Any] = ImagePreprocessor(model.processor)([image.convert("RGB")])
+    inputs: dict[str, Any] = in_dtype_of(model.inner, preprocessor_of(model)([to_rgb(image, 0)]))
     kept = [(site.eraser, site.masked) for site in model.sites]
     with torch.no_grad():
-        erased = model(**inputs).logits
+        with explaining(model.inner, inputs):
+            erased = model(**inputs).logits
         try:
             for site in model.sites:
                 site.eraser, site.masked = None, ()
@@ -167,14 +173,15 @@ def answers(model: ErasedModel, image: Image.Image) -> tuple[dict[str, float], d
         finally:
             for site, (eraser, masked) in zip(model.sites, kept, strict=True):
                 site.eraser, site.masked = eraser, masked
+    original, erased = class_scores(model, original)[0], class_scores(model, erased)[0]
     return _by_label(original, model.class_names), _by_label(erased, model.config.id2label)
 
 
-def _by_label(logits: torch.Tensor, names: Mapping[int, str]) -> dict[str, float]:
-    values, places = logits.float().softmax(dim=1)[0].topk(min(TOP, logits.shape[1]))
+def _by_label(scores: torch.Tensor, names: Mapping[int, str]) -> dict[str, float]:
+    values, places = scores.topk(min(TOP, len(scores)))
     answers: dict[str, float] = {}
     for value, place in zip(values.tolist(), places.tolist(), strict=True):
-        name = one_line(names[place], LONGEST)
+        name = one_line(names.get(place, ""), LONGEST)
         answers[name if name and name not in answers else f"{name} ({place})".strip()] = value
     return answers
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import HfKdError, InvalidValueError
 
 PROBE_BATCH = 2
 """Two samples: enough to tell what depends on the image from what does not."""
@@ -48,10 +49,8 @@ def probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         inputs["pixel_attention_mask"] = torch.ones(PROBE_BATCH, side * side, dtype=torch.long)
         inputs["spatial_shapes"] = torch.full((PROBE_BATCH, 2), side)
     else:
-        size = declared_size(vision) or (224, 224)
-        channels = int(getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3)
-        size = [min(side, MOST_PIXELS) for side in size]
-        values = torch.randn(PROBE_BATCH, channels, *size, generator=generator)
+        shape = (declared_channels(vision) or 3, *(probe_size(vision) or (224, 224)))
+        values = torch.randn(PROBE_BATCH, *shape, generator=generator)
     inputs[name] = values
     if "input_ids" in parameters and hasattr(config, "text_config"):
         text = config.text_config
@@ -98,12 +97,23 @@ def declared_size(config: Any) -> tuple[int, int] | None:
         size = getattr(config, "input_size", None)
     if isinstance(size, Mapping):
         size = cast(Any, (size.get("height"), size.get("width")))
-    if isinstance(size, Iterable):
-        sides = [int(side) for side in size]
-        size = tuple(sides[-2:])
-    if size is None:
+    sides = list(size)[-2:] if isinstance(size, Iterable) and not isinstance(size, str) else [size]
+    if not sides or not all(isinstance(side, int | float) and side >= 1 for side in sides):
         return None
-    return (size, size) if isinstance(size, int) else cast("tuple[int, int]", size)
+    return int(sides[0]), int(sides[-1])
+
+
+def probe_size(config: Any) -> tuple[int, int] | None:
+    """Height and width of a probe: what a configuration states, within `MOST_PIXELS`."""
+    size = declared_size(config)
+    return None if size is None else (min(size[0], MOST_PIXELS), min(size[1], MOST_PIXELS))
+
+
+def declared_channels(config: Any) -> int | None:
+    """How many channels of an image a configuration states, of a vision tower or around one; None where it states none."""
+    config = getattr(config, "vision_config", None) or config
+    channels = getattr(config, "num_channels", None) or getattr(config, "in_channels", None)
+    return channels if isinstance(channels, int) else None
 
 
 def image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,10 +124,51 @@ def image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """One forward of the image side: the whole model, or `get_image_features` when a two-tower model has no text."""
-    inputs = _in_dtype_of(model, inputs)
-    if "input_ids" not in inputs and hasattr(model, "get_image_features"):
-        return cast(Any, model).get_image_features(**inputs)
-    return model(**inputs)
+    inputs = in_dtype_of(model, inputs)
+    with explaining(model, inputs):
+        if "input_ids" not in inputs and hasattr(model, "get_image_features"):
+            return cast(Any, model).get_image_features(**inputs)
+        return model(**inputs)
+
+
+@contextmanager
+def explaining(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Say of a forward that fails inside what its images are and what the model takes, where these differ.
+
+    Raises:
+        InvalidValueError: For a failure on images of another size, number of channels or form than the model states.
+    """
+    try:
+        yield
+    except HfKdError:
+        raise
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        unlike = _unlike(model, inputs)
+        if unlike is None:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise InvalidValueError(
+            f"{type(model).__name__} does not take these images: {unlike} ({reason}). Give the image processor that belongs "
+            "to the model, or inputs as it makes them."
+        ) from error
+
+
+def _unlike(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
+    """How images differ from what the configuration states; None where nothing does."""
+    name, config = main_input(model), model.config
+    images = inputs.get(name)
+    if not isinstance(images, Tensor):
+        return f"there is no tensor {name} among {', '.join(inputs) or 'no inputs'}"
+    if name != "pixel_values" or "spatial_shapes" in inspect.signature(model.forward).parameters:
+        return None
+    shape, channels, size = list(images.shape), declared_channels(config), declared_size(config)
+    if len(shape) < 4:
+        return f"{name} is {shape} and has to be [n, channels, height, width]"
+    if channels is not None and channels != shape[-3]:
+        return f"{name} is {shape}, and its configuration states {channels} channels"
+    if size is not None and list(size) != shape[-2:]:
+        return f"{name} is {shape}, and its configuration states {size[0]} x {size[1]} pixels"
+    return None
 
 
 def input_device(model: nn.Module) -> torch.device:
@@ -142,8 +193,8 @@ def keep_in_memory(modules: nn.Module) -> None:
         module._buffers.update({name: value.to(device) for name, value in values.items()})
 
 
-def _in_dtype_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Move inputs to where the model takes them, floating ones to its dtype."""
+def in_dtype_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs where the model takes them, floating ones in its dtype."""
     parameter = next(model.parameters(), None)
     if parameter is None:
         return dict(inputs)
