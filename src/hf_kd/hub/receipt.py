@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_kd.data.digest import tensors_digest
 from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.features.protocol import TappedModel
@@ -189,11 +189,6 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def tensors_digest(tensors: Iterable[Tensor]) -> str:
-    """Of all distinct tensors, whatever their order and names; tied ones count once."""
-    return hashlib.sha256("\n".join(sorted({_tensor_digest(tensor) for tensor in tensors})).encode()).hexdigest()
-
-
 def inner_digest(model: TappedModel) -> str | None:
     """Digest of the weights of the model inside, the same as of a file they are saved in; one pass over them.
 
@@ -207,16 +202,6 @@ def inner_digest(model: TappedModel) -> str | None:
     except (RuntimeError, NotImplementedError, TypeError) as error:
         logger.info(f"The weights cannot be hashed here ({error}): the receipt says nothing of what was before.")
         return None
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    values = (
-        getattr(tensor, "full_tensor", lambda: tensor)().detach().cpu().contiguous()
-    )  # one spread over processes too
-    digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
-    if values.numel():
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def weights_digest(files: Mapping[str, Path]) -> str:
