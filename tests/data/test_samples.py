@@ -1,4 +1,4 @@
-"""Samples in any order: their inputs are batches of one size."""
+"""Samples in any order: their inputs are batches of one size, and every process can train on each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_kd.data.image_source import inspect_images
-from hf_kd.data.samples import Samples, one_batch
+from hf_kd.data.samples import Samples, consecutive, one_batch
 from hf_kd.errors import InvalidValueError
 
 
@@ -15,3 +15,22 @@ def test_inputs_of_different_sizes_are_refused_in_words():
     with pytest.raises(InvalidValueError, match=r"\(3, 8, 8\) and \(3, 8, 9\)"):
         Samples.read(inspect_images(rows), None, batch_size=1)
     assert one_batch([torch.zeros(2, 3), torch.zeros(1, 3)]).shape == (3, 3)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_no_process_gets_a_single_sample_where_batches_are_larger(batch_size, parts):
+    """BatchNorm cannot train on one value, and the process that fails leaves the others waiting."""
+    for n in range(1, 40):
+        order = torch.randperm(n)
+        chunks = consecutive(order, batch_size, parts)
+        assert torch.equal(torch.cat(chunks), order), "all of them, as they stand"
+        if batch_size >= 2 * parts and n >= batch_size:
+            assert all(len(chunk[part::parts]) > 1 for chunk in chunks for part in range(parts))
+        assert all(len(chunk) == batch_size for chunk in chunks[:-1])
+
+
+def test_a_set_of_one_sample_more_than_a_batch_is_one_batch():
+    samples = Samples(torch.arange(17), {"pixel_values": torch.randn(17, 3)})
+    assert [len(batch) for batch in samples.batches(16)] == [17]
+    assert [batch.labels.tolist() for batch in samples.batches(16, part=1, parts=2)] == [list(range(1, 17, 2))]

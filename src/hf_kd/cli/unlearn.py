@@ -62,7 +62,10 @@ def unlearn(
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder in which regrow keeps its state after each epoch, and goes on from it.")
+        Path | None,
+        typer.Option(
+            help="Folder in which regrow keeps its state after each epoch and each cut it tries, and goes on from it."
+        ),
     ] = None,
     *,
     shared: Shared,

@@ -132,7 +132,8 @@ class Samples:
         fewer samples than processes is left out by all of them.
         """
         order = torch.arange(len(self)) if order is None else order
-        return self.gathered([chunk[part::parts] for chunk in order.split(batch_size) if len(chunk) >= parts])
+        chunks = consecutive(order, batch_size, parts)
+        return self.gathered([chunk[part::parts] for chunk in chunks if len(chunk) >= parts])
 
     def gathered(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
         """For each of `chunks` the batch of the samples at its positions [b]."""
@@ -160,6 +161,18 @@ def one_batch(parts: Sequence[Tensor]) -> Tensor:
             "go into batches: let the image processor resize or crop to one size, or give inputs of one size."
         )
     return torch.cat(list(parts))
+
+
+def consecutive(order: Tensor, batch_size: int, parts: int = 1) -> list[Tensor]:
+    """Positions [n] in batches, as they stand.
+
+    Where the last would leave one of `parts` processes a single sample or none, it joins the one before: BatchNorm cannot
+    train on a single value.
+    """
+    chunks = list(order.split(batch_size))
+    if len(chunks) > 1 and len(chunks[-1]) < min(2 * parts, batch_size):
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
 
 
 class _LabelsOnly(Dataset[int]):

@@ -209,22 +209,30 @@ class PhaseMeasured(StepsMeasured):
     retained_accuracy: list[float]
 
 
-class CutTried(TypedDict, total=False):
-    """One cut of a scan, or one block of a comparison with a reference.
+class ClassRead(TypedDict):
+    """What is read of the forgotten classes at one depth.
 
     Attributes:
         block: The last block that was kept.
         blocks_kept: Blocks that were kept.
         reading: Percent of held-out images of the forgotten classes that a converged probe recognises.
         noise: Standard deviation of the reading in points, from the number of images.
-        retained: Percent of D_r that the network grown above it answers; of a scan.
-        reference: The reading of a network that never saw the class; of a comparison.
     """
 
     block: str
     blocks_kept: int
     reading: float
     noise: float
+
+
+class CutTried(ClassRead, total=False):
+    """One cut of a scan, or one block of a comparison with a reference.
+
+    Attributes:
+        retained: Percent of D_r that the network grown above it answers; of a scan.
+        reference: The reading of a network that never saw the class; of a comparison.
+    """
+
     retained: float
     reference: float
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import process_state
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
@@ -27,7 +28,6 @@ from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
-from hf_kd.hub.receipt import tensors_digest
 from hf_kd.methods.records import WeightChange, versions
 from hf_kd.methods.registry import get_method, make_unlearning_method
 from hf_kd.methods.unlearning.base import UnlearningMethod
@@ -71,8 +71,8 @@ def unlearn(
         reading: How images are read, and the precision of the forward passes. Images a step: `batch_size` of the method.
         progress: False shows no bar, whatever `reading` says.
         allow_unrecognised: Carry on where the model takes the images for other classes than their labels say.
-        checkpoint: A folder in which a method that can be resumed (regrow, retrain) keeps its state after each epoch; the
-            same call goes on from there.
+        checkpoint: A folder in which a method that can be resumed (regrow, retrain) keeps its state after each epoch, and
+            regrow with keep="auto" after each cut it tried; the same call goes on from there.
         reference_model: For regrow with keep="auto": a model of the same class that never saw the classes. The cut is then
             where the two begin to differ.
         **method_options: Hyper-parameters of the method.

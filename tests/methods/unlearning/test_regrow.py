@@ -14,7 +14,7 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.unlearning import activations, cut_scan, regrow
 from hf_kd.methods.unlearning.cut import choose_block, cut_behind, draw_above, hidden_at, upper_part
 from hf_kd.methods.unlearning.regrow import Regrow, one_cycle
-from hf_kd.methods.unlearning.task import Task
+from hf_kd.methods.unlearning.task import Task, agreed_mean
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import fresh_model, make_task
 from hf_kd.testing.unlearning import CLASSES, loader, planted_images, trained_model
@@ -346,3 +346,40 @@ def test_the_cut_lies_below_the_first_block_that_tells_more_than_the_reference(m
     cut, tried, told = cut_scan.where_profiles_part(task, task.retain, copy.deepcopy(task.model))
     assert (cut.block, told) == (names[1], True)
     assert [(one["reading"], one["reference"]) for one in tried] == [(50.0, 50.0), (70.0, 69.0), (90.0, 70.0)]
+
+
+def test_retained_images_of_a_forgotten_class_are_refused(original):
+    """The network would be trained on what it has to forget, against an answer that it cannot give."""
+    with pytest.raises(ValueError, match="16 of 80 retained images"):
+        grown(original, retain=loader(*planted_images([0, 1, 2, 3, 4])))
+
+
+def test_the_optimizer_follows_the_part_that_is_trained():
+    """BatchNorm in a stem that is kept says nothing about the blocks above it."""
+    task = small_task("ViTForImageClassification")
+    task.model.vit.embeddings.dropout = nn.BatchNorm1d(task.model.vit.embeddings.position_embeddings.shape[1])
+    cut = choose_block(task, 1 / 3)
+    assert "vit.embeddings.dropout" in cut.modules
+    optimizer, lr = Regrow()._optimizer(task, cut, list(task.model.parameters()))
+    assert (type(optimizer).__name__, lr) == ("AdamW", 1e-3)
+    task = small_task("ResNetForImageClassification")
+    optimizer, lr = Regrow()._optimizer(task, choose_block(task, 1 / 3), list(task.model.parameters()))
+    assert (type(optimizer).__name__, lr) == ("SGD", 0.1)
+
+
+@pytest.mark.parametrize("bn_mode", ["eval", "freeze"])
+def test_statistics_are_those_that_the_weights_were_trained_with(bn_mode):
+    task = small_task("ResNetForImageClassification")
+    made = Regrow(bn_mode=bn_mode, epochs=1, batch_size=6).run(task)
+    above = cut_behind(task.model, made["block"], task.two_images()).new
+    state = task.model.state_dict()
+    assert all(bool((state[name] == 0).all()) for name in above if name.endswith("running_mean"))
+
+
+def test_a_mean_over_processes_that_agree_is_what_they_agree_on():
+    """So the statistics of the kept part stay bit for bit, also with three of them."""
+    own = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal((own + own + own) / 3, own)
+    assert torch.equal(agreed_mean(own.expand(3, -1)), own)
+    mean = agreed_mean(torch.stack([own, own + 1]))
+    assert torch.allclose(mean, own + 0.5)

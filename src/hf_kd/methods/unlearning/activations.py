@@ -20,7 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from hf_kd.data.samples import Samples
+from hf_kd.data.samples import Samples, consecutive
 
 from .cut import hidden_at, upper_part, upper_part_stands_alone
 from .retrain import augmented, image_name
@@ -59,7 +59,7 @@ class ThroughNetwork:
     augment: str
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        chunks = _chunks(self.samples.shuffled()[: self.rows], batch_size)
+        chunks = consecutive(self.samples.shuffled()[: self.rows], batch_size)
         draws = _draws(self.task)
         for rows, batch in zip(chunks, self.samples.gathered(chunks), strict=True):
             inputs = {n: v.to(self.task.device, non_blocking=True) for n, v in batch.inputs.items()}
@@ -98,7 +98,7 @@ class KeptActivations:
         above = self.above
         if above is None:
             raise RuntimeError("the part above the cut was not given")
-        for chunk, positions in zip(_chunks(rows, batch_size), _chunks(at, batch_size), strict=True):
+        for chunk, positions in zip(consecutive(rows, batch_size), consecutive(at, batch_size), strict=True):
             yield above(self.hidden(positions)), chunk
 
     def hidden(self, positions: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def source_of(
         augment: As in `Retrain`.
         crops: Shifted views that are kept; with none of them, images are shifted anew in each epoch.
         place: One of `PLACES`.
-        share: Of free memory that activations may take.
+        share: Of free memory that activations may take, those of all processes together.
     """
     index, processes = task.state.process_index, task.state.num_processes
     own, rows = retain.subset(torch.arange(index, len(retain), processes)), len(retain) // processes
@@ -137,8 +137,11 @@ def source_of(
     if kept is None:
         yield ThroughNetwork(task, own, rows, augment)
         return
-    with upper_part(task, block) as kept.above:
-        yield kept
+    try:
+        with upper_part(task, block) as kept.above:
+            yield kept
+    finally:
+        kept.store = torch.empty(0)  # a traceback that somebody keeps would keep the memory or the file with it
 
 
 @torch.no_grad()
@@ -161,7 +164,7 @@ def keep_activations(
         last = first.ndim == 4 and not first.is_contiguous() and first.is_contiguous(memory_format=torch.channels_last)
         count, values = len(views) * len(samples), first[0].numel()
         for dtype in (torch.float16, torch.bfloat16):
-            where, store = _storage(count, values, dtype, task.device, place, share)
+            where, store = _storage(count, values, dtype, task.device, place, share, task.state.num_processes)
             if store is None:
                 return None
             if _fill(task, samples, block, views, store, last):
@@ -213,30 +216,22 @@ def _hidden(task: Task, block: str, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _storage(
-    count: int, values: int, dtype: torch.dtype, device: torch.device, place: str, share: float
+    count: int, values: int, dtype: torch.dtype, device: torch.device, place: str, share: float, processes: int = 1
 ) -> tuple[str, Tensor | None]:
-    """Room for `count` rows of `values`, and where it is."""
+    """Space for `count` rows of `values`, and where it is; `processes` take as much each, of one memory and one disk."""
     size = 2 * count * values
     if place != "disk":
         if device.type == "cuda" and size <= share * torch.cuda.mem_get_info(device)[0]:
             return "device", torch.empty(count, values, dtype=dtype, device=device)
-        if place == "memory" or size <= share * psutil.virtual_memory().available:
+        if place == "memory" or size * processes <= share * psutil.virtual_memory().available:
             return "memory", torch.empty(count, values, dtype=dtype, pin_memory=device.type == "cuda")
     folder = tempfile.gettempdir()
-    if size > 0.9 * shutil.disk_usage(folder).free:
+    if size * processes > 0.9 * shutil.disk_usage(folder).free:
         logger.warning(
-            f"Activations of {count:,} views take {math.ceil(size / 2**30)} GiB, more than memory or {folder} have: images "
-            "go through the kept part in every epoch instead. TMPDIR names another folder."
+            f"Activations of {count * processes:,} views take {math.ceil(size * processes / 2**30)} GiB, more than memory "
+            f"or {folder} have: images go through the kept part in every epoch instead. TMPDIR names another folder."
         )
         return "none", None
     with tempfile.TemporaryFile() as file:  # has no name; the mapping keeps it, and ends with the process
         mapped = np.memmap(file, np.int16, "w+", shape=(count, values))
     return "disk", torch.from_numpy(mapped).view(dtype)
-
-
-def _chunks(rows: Tensor, batch_size: int) -> list[Tensor]:
-    """Consecutive batches; a last one of a single sample, which BatchNorm cannot train on, joins the one before."""
-    parts = list(rows.split(batch_size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 COUNTS = (
     "epochs", "batch_size", "forget_batch_size", "k", "samples", "forget_samples", "retain_samples", "columns",
-    "noise_images", "noise_repeats", "noise_steps", "repair_epochs", "per_class", "steps",
+    "noise_images", "noise_repeats", "noise_steps", "repair_epochs", "per_class", "steps", "scan_epochs", "collapse_epochs",
 )  # fmt: skip
 """Settings that are whole numbers above 0 wherever a method has them; None stands for no limit."""
 

@@ -13,7 +13,7 @@ from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
 from .random_label import relabelled
-from .task import Task, check_range
+from .task import Task
 from .training import TrainedMethod
 
 
@@ -41,11 +41,6 @@ class Cola(TrainedMethod):
     weight_decay: float = 5e-4
     schedule: str = "cosine"
     collapse_epochs: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        holds = self.collapse_epochs >= 1
-        check_range(self.name, [("collapse_epochs", self.collapse_epochs, holds, "a whole number above 0")])
 
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)

@@ -112,6 +112,14 @@ def take_over(model: nn.Module, other: nn.Module, names: Iterable[str]) -> None:
         state[name].copy_(values[name])
 
 
+def only_trainable(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
+    """Let the parameters among `names` have gradients and no others; returns them, in the model's order."""
+    trained = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained and parameter.is_floating_point())
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def share_or_name(keep: float | str | None) -> float | str | None:
     """What `keep` says, a number also where it comes as a string from a command line."""
     if isinstance(keep, str):
@@ -209,6 +217,8 @@ def upper_part(task: Task, block: str) -> Iterator[Callable[[Tensor], Tensor]]:
 def upper_part_stands_alone(task: Task, block: str) -> bool:
     """Whether the upper part gives the model's own answers from the hidden states alone."""
     inputs = task.two_images()
+    if len(inputs) > 1:  # masks and shapes are another image's each time, and only hidden states are given
+        return False
     with task.mode("eval"):
         whole = task.logits(inputs)
         hidden = hidden_at(task.model, block, inputs)

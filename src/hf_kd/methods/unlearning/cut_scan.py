@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_kd.data.distributed import sum_over_processes
 from hf_kd.data.hidden_state import pooled
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
@@ -21,6 +23,7 @@ from hf_kd.methods.measured import CutTried
 from hf_kd.metrics.linear_probe import fit_linear_probe
 
 from .cut import Cut, choose_block, hidden_at
+from .resume import load_scan, save_scan
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -35,48 +38,65 @@ FEWEST = 20
 """Images of the forgotten classes that a reading needs."""
 
 
-def scan(task: Task, retain: Samples, grow: Callable[[Cut], float]) -> tuple[Cut, list[CutTried], bool]:
+def scan(
+    task: Task, retain: Samples, grow: Callable[[Cut], float], same: Mapping[str, Any] | None = None
+) -> tuple[Cut, list[CutTried], bool]:
     """Try cuts from the top down until the reading of the class stops falling by more than its noise.
+
+    With `Task.checkpoint` what was read is kept after each cut, and the same call goes on behind the last one.
 
     Args:
         task: Its model is as it was before each cut is tried, and afterwards.
         retain: D_r, with labels.
-        grow: Draws what lies above a cut anew, trains it for a few epochs, and returns the accuracy on D_r.
+        grow: Draws what lies above a cut anew, trains it for a few epochs, and returns the accuracy on D_r. What it draws
+            does not depend on cuts before.
+        same: What has to be as it was for the scan to go on (`run_identity`); where it is empty, nothing is kept.
 
     Returns:
         The cut, what was read at each, and whether the scan could tell: where the reading fell up to the last cut, that is
         taken, and where it stopped, the deeper of the two that read alike.
 
     Raises:
-        InvalidValueError: Where there are too few images of the forgotten classes to read anything.
+        InvalidValueError: Where there are too few images of the forgotten classes to read anything, and where what was kept
+            is of another run.
     """
     blocks = task.find_blocks()
     if len(blocks) < 2:
         choose_block(task, 0.5)  # which says so
     forget, kept = _drawn(task, retain)
     start = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
-    tried: list[CutTried] = []
-    chosen, told = None, False
-    last: tuple[float, float] | None = None
-    for depth in _depths(len(blocks)):
+    folder = task.checkpoint if same else None
+    tried: list[CutTried] = [] if folder is None else load_scan(folder, same or {}).get("tried", [])
+    for depth in _depths(len(blocks))[len(tried) :]:
+        if _stopped_falling(tried):
+            break
         cut = choose_block(task, blocks[depth - 1])
-        accuracy = grow(cut)
-        reading, noise = read_class(task, forget, kept)
+        try:
+            accuracy = grow(cut)
+            reading, noise = read_class(task, forget, kept)
+        finally:
+            _put_back(task.model, start)
         tried.append(
             {"block": cut.block, "blocks_kept": depth, "reading": reading, "noise": noise, "retained": accuracy}
         )
         logger.info(f"{cut.block}: {reading:.1f} % of the class is read, {accuracy:.1f} % of retained images answered.")
-        with torch.no_grad():
-            for name, tensor in task.model.state_dict().items():
-                tensor.copy_(start[name])
-        chosen = cut
-        if last is not None and last[0] - reading <= math.hypot(noise, last[1]):
-            told = True
-            break
-        last = reading, noise
-    if chosen is None:
-        raise RuntimeError("no cut was tried")
-    return chosen, tried, told
+        if folder is not None and task.state.is_main_process:
+            save_scan(folder, {**(same or {}), "tried": tried})
+    return choose_block(task, tried[-1]["block"]), tried, _stopped_falling(tried)
+
+
+def _stopped_falling(tried: Sequence[CutTried]) -> bool:
+    """Whether the last of these cuts reads no less of the class than the one before, by more than the noise of both."""
+    if len(tried) < 2:
+        return False
+    before, last = tried[-2], tried[-1]
+    return before["reading"] - last["reading"] <= math.hypot(before["noise"], last["noise"])
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, start: Mapping[str, Tensor]) -> None:
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(start[name])
 
 
 def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tuple[Cut, list[CutTried], bool]:
@@ -140,7 +160,9 @@ def read_class(
     fits = torch.arange(len(labels)) % 2 == 0
     probe = fit_linear_probe(features[fits], labels[fits])
     rows = ~fits & (torch.arange(len(labels)) < len(forget))
-    share = float((probe.predict(features[rows]) == labels[rows]).double().mean())
+    own = (probe.predict(features[rows]) == labels[rows]).double().mean().reshape(1)
+    # the mean over processes: what they decide by it has to be the same in all of them
+    share = float(sum_over_processes(own)) / task.state.num_processes
     return round(100 * share, 2), round(
         100 * math.sqrt(max(share * (1 - share), 0.25 / len(rows)) / int(rows.sum())), 2
     )

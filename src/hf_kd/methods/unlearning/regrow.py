@@ -6,14 +6,12 @@ depth. What lies below is kept and frozen; what lies above has never seen the cl
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -27,11 +25,11 @@ from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
 from .activations import PLACES, KeptActivations, Source, source_of
 from .base import UnlearningMethod
-from .cut import Cut, choose_block, draw_above, share_or_name
+from .cut import Cut, choose_block, draw_above, only_trainable, share_or_name
 from .cut_scan import scan, where_profiles_part
-from .resume import load_progress, save_progress
+from .resume import load_progress, run_identity, save_progress
 from .retrain import AUGMENTATIONS
-from .task import NORMS, GradientSteps, Task, check_range, soft_divergence, without_classes
+from .task import NORMS, GradientSteps, Task, check_range, over_processes, soft_divergence, without_classes
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +59,7 @@ class Phase:
         lr: Its learning rate at its highest.
         names: Of the tensors that change.
         frozen: Names of modules that stay in eval mode.
+        same: What has to be as it was for the phase to go on; where it is empty, nothing is kept.
     """
 
     name: str
@@ -69,6 +68,7 @@ class Phase:
     lr: float
     names: tuple[str, ...]
     frozen: tuple[str, ...]
+    same: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,6 @@ class Regrow(UnlearningMethod):
                 ("augment", self.augment, self.augment in AUGMENTATIONS, " or ".join(AUGMENTATIONS)),
                 ("crops", self.crops, self.crops >= 0, "0 or more"),
                 ("crops", self.crops, not self.crops or self.augment == "flip-crop", "0 unless augment='flip-crop'"),
-                ("scan_epochs", self.scan_epochs, self.scan_epochs >= 1, "a whole number above 0"),
                 ("release", self.release, self.release >= 0, "0 epochs or more"),
                 ("release_lr", self.release_lr, self.release_lr > 0, "positive"),
                 ("cache", self.cache, self.cache in PLACES, f"one of {', '.join(PLACES)}"),
@@ -175,21 +174,24 @@ class Regrow(UnlearningMethod):
 
     def change(self, task: Task) -> RegrowMeasured:
         retain = task.needed_retain(self.name)
-        self._check_whole_classes(task)
+        self._check_whole_classes(task, retain)
+        same = run_identity(task, self.settings(), retain)
         if self.soft:
             logger.warning(SOFT)
             task.warnings.append(SOFT)
         targets = self._targets(task, retain)
         found: dict[str, Any] = {}
         auto = self.keep == "auto"
-        cut = self._scanned(task, retain, targets, found) if auto else choose_block(task, self.keep)
+        cut = self._scanned(task, retain, targets, found, same) if auto else choose_block(task, self.keep)
         many = cut.depth is not None and cut.depth >= MANY * len(cut.blocks)
-        found |= self._grow(task, retain, cut, targets, self.epochs or (4 if many else 8), task.checkpoint)
+        found |= self._grow(task, retain, cut, targets, self.epochs or (4 if many else 8), same)
         if self.release:
-            found |= self._release(task, retain, cut, targets, found)
+            found |= self._release(task, retain, cut, targets, found, same)
         return cast(RegrowMeasured, {"n_retain": len(retain), **found})
 
-    def _scanned(self, task: Task, retain: Samples, targets: Tensor, found: dict[str, Any]) -> Cut:
+    def _scanned(
+        self, task: Task, retain: Samples, targets: Tensor, found: dict[str, Any], same: Mapping[str, Any]
+    ) -> Cut:
         """The cut that a scan finds; what it read goes into `found`. Labels are those that are trained to."""
         retain = retain.relabelled(targets.argmax(dim=1) if self.soft else targets)
         if task.reference is not None:
@@ -199,7 +201,8 @@ class Regrow(UnlearningMethod):
             cut, found["scan"], told = scan(
                 task,
                 retain,
-                lambda cut: self._grow(task, retain, cut, targets, self.scan_epochs, None)["retained_accuracy"][-1],
+                lambda cut: self._grow(task, retain, cut, targets, self.scan_epochs, {})["retained_accuracy"][-1],
+                same,
             )
             text = (
                 "The scan could not tell where to cut: the reading fell up to the last cut it tried, which was taken."
@@ -210,22 +213,22 @@ class Regrow(UnlearningMethod):
         return cut
 
     def _grow(
-        self, task: Task, retain: Samples, cut: Cut, targets: Tensor, epochs: int, checkpoint: Path | None
+        self, task: Task, retain: Samples, cut: Cut, targets: Tensor, epochs: int, same: Mapping[str, Any]
     ) -> RegrowMeasured:
         """Draw everything above a cut anew and train it."""
+        torch.manual_seed(self.seed)  # whatever was tried before, also by a process that was killed
         draw_above(task.model, cut, self.fresh_model(task))
         for head in task.linear_heads():
             silence_rows(head, task.forget_classes)  # masked in the loss and in the answers: its gradient is 0
-        above = set(cut.new)
-        for name, parameter in task.model.named_parameters():
-            parameter.requires_grad_(name in above and parameter.is_floating_point())
-        new = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-        phase = Phase("grown", epochs, *self._optimizer(task, new), cut.new, cut.modules)
+        new = only_trainable(task.model, cut.new)
+        same = same and {**same, "block": cut.block, "epochs": epochs}
+        phase = Phase("grown", epochs, *self._optimizer(task, cut, new), cut.new, cut.modules, same)
         started = time.perf_counter()
         with source_of(task, retain, cut.block, self.augment, self.crops, self.cache, self.cache_share) as source:
             kept = source if isinstance(source, KeptActivations) else None
             seconds = time.perf_counter() - started
-            run = self._train(task, phase, source, targets, checkpoint)
+            size = 0 if kept is None else kept.store.nbytes
+            run = self._train(task, phase, source, targets)
         return {
             "block": cut.block,
             "blocks_kept": cut.depth,
@@ -234,20 +237,21 @@ class Regrow(UnlearningMethod):
                 sum(p.numel() for p in new) / sum(p.numel() for p in task.model.parameters()), 4
             ),
             "activations": kept.place if kept is not None else "none",
-            "activation_bytes": kept.store.nbytes if kept is not None else 0,
+            "activation_bytes": size,
             "activation_seconds": round(seconds, 3),
             **run,
         }
 
-    def _release(self, task: Task, retain: Samples, cut: Cut, targets: Tensor, grown: dict[str, Any]) -> PhaseMeasured:
+    def _release(
+        self, task: Task, retain: Samples, cut: Cut, targets: Tensor, grown: dict[str, Any], same: Mapping[str, Any]
+    ) -> PhaseMeasured:
         """Train everything, gently; what both phases did together."""
-        every = [parameter for parameter in task.model.parameters() if parameter.is_floating_point()]
-        for parameter in every:
-            parameter.requires_grad_(True)
-        optimizer, lr = self._optimizer(task, every)
-        phase = Phase("released", self.release, optimizer, lr * self.release_lr, tuple(task.model.state_dict()), ())
+        names = tuple(task.model.state_dict())
+        optimizer, lr = self._optimizer(task, cut, only_trainable(task.model, names))
+        same = same and {**same, "block": cut.block, "epochs": self.release}
+        phase = Phase("released", self.release, optimizer, lr * self.release_lr, names, (), same)
         with source_of(task, retain, cut.block, self.augment, place="none") as source:
-            more = self._train(task, phase, source, targets, task.checkpoint)
+            more = self._train(task, phase, source, targets)
         return {
             "epochs_run": grown["epochs_run"] + more["epochs_run"],
             "retained_accuracy": grown["retained_accuracy"] + more["retained_accuracy"],
@@ -255,9 +259,15 @@ class Regrow(UnlearningMethod):
             "last_loss": more["last_loss"],
         }
 
-    def _check_whole_classes(self, task: Task) -> None:
+    def _check_whole_classes(self, task: Task, retain: Samples) -> None:
         classes = len(task.forget_classes)
         check_range(self.name, [("forget classes", classes, classes < task.num_labels, "fewer than all")])
+        forgotten = int(torch.isin(retain.labels, task.forget_classes).sum())
+        if forgotten and self.labels == "data":
+            raise InvalidValueError(
+                f"{self.name}: {forgotten} of {len(retain)} retained images have a label that is to be forgotten, and the "
+                "network would be trained on them. Leave them out; whole classes are forgotten here, not single images."
+            )
         if any(head.bias is None for head in task.linear_heads()):
             raise InvalidValueError(
                 f"{self.name} needs a last layer with a bias, and that of this {type(task.model).__name__} has none, so "
@@ -282,9 +292,10 @@ class Regrow(UnlearningMethod):
                 found.append(logits if self.soft else logits.argmax(dim=1))
         return torch.cat(found)
 
-    def _optimizer(self, task: Task, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, float]:
+    def _optimizer(self, task: Task, cut: Cut, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, float]:
         """The optimizer of the settings, and the learning rate at its highest."""
-        norms = any(isinstance(module, NORMS) for module in task.model.modules())
+        below = set(cut.modules)
+        norms = any(isinstance(m, NORMS) for name, m in task.model.named_modules() if name not in below)
         kind = ("sgd" if norms else "adamw") if self.optimizer == "auto" else self.optimizer
         lr = self.lr or (0.1 if kind == "sgd" else 1e-3)
         decay = (5e-4 if kind == "sgd" else 0.05) if self.weight_decay is None else self.weight_decay
@@ -296,23 +307,21 @@ class Regrow(UnlearningMethod):
             return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True), lr
         return torch.optim.AdamW(groups, lr), lr
 
-    def _train(
-        self, task: Task, phase: Phase, source: Source, targets: Tensor, checkpoint: Path | None
-    ) -> PhaseMeasured:
+    def _train(self, task: Task, phase: Phase, source: Source, targets: Tensor) -> PhaseMeasured:
         """The epochs of a phase, from where a checkpoint stands on."""
         index, processes = task.state.process_index, task.state.num_processes
         own, rows, batch = targets[index::processes], len(targets) // processes, self.batch_size // processes
-        folder = None if checkpoint is None else checkpoint / phase.name
-        about = {"settings": self.settings(), "data": _digest(targets), "epochs": phase.epochs, "processes": processes}
-        done = {} if folder is None else load_progress(folder, task.model, phase.optimizer, about)
+        folder = task.checkpoint / phase.name if task.checkpoint is not None and phase.same else None
+        done = {} if folder is None else load_progress(folder, task.model, phase.optimizer, phase.same)
         accuracies: list[float] = done.get("accuracies", [])
         steps = max(1, math.ceil(rows / batch))
         remaining = steps * (phase.epochs - len(accuracies))
         descent = GradientSteps(task, phase.optimizer, steps=remaining, name=f"{self.name}: {phase.name}")
+        descent.steps, descent.last_loss = done.get("steps", 0), done.get("last_loss", math.nan)
         frozen = [task.model.get_submodule(name) for name in phase.frozen]
         for epoch in range(len(accuracies), phase.epochs):
             torch.manual_seed(self.seed * 1_000_003 + epoch)  # so that an epoch is the same after a resume
-            hits = torch.zeros((), device=task.device)
+            hits = torch.zeros(1, device=task.device)
             with task.mode(self.bn_mode):
                 for module in frozen:
                     module.training = False
@@ -322,16 +331,16 @@ class Regrow(UnlearningMethod):
                     descent.step(self._loss(logits, own[at]))
                     wanted = own[at].argmax(dim=1) if self.soft else own[at]
                     hits += (logits.detach().argmax(dim=1) == wanted).sum()
-            accuracies.append(round(100 * float(hits) / rows, 2))
+            hits = over_processes(task.state, hits, "sum")
+            accuracies.append(round(100 * float(hits) / (rows * processes), 2))
             descent.show(f"retained {accuracies[-1]:.1f} %")
             if folder is not None and task.state.is_main_process:
-                save_progress(folder, task.model, phase.names, phase.optimizer, {**about, "accuracies": accuracies})
+                about = {"accuracies": accuracies, "steps": descent.steps, "last_loss": descent.last_loss}
+                save_progress(folder, task.model, phase.names, phase.optimizer, {**phase.same, **about})
         torch.manual_seed(self.seed * 1_000_003 + phase.epochs)
-        _settle_norms(task, frozen, source, batch)
-        measured = descent.close()
-        if not remaining:
-            measured["last_loss"] = done.get("last_loss", 0.0)
-        return {"epochs_run": phase.epochs, "retained_accuracy": accuracies, **measured}
+        if self.bn_mode == "train":
+            _settle_norms(task, frozen, source, batch)
+        return {"epochs_run": phase.epochs, "retained_accuracy": accuracies, **descent.close()}
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return soft_divergence(targets, logits, self.temperature) if self.soft else F.cross_entropy(logits, targets)
@@ -367,8 +376,3 @@ def one_cycle(share: float, rise: float = 0.2) -> float:
     if share < rise:
         return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * share / rise))
     return 0.5 * (1 + math.cos(math.pi * (share - rise) / (1 - rise)))
-
-
-def _digest(targets: Tensor) -> str:
-    """Of what is trained towards: other images have other labels."""
-    return hashlib.sha256(targets.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()

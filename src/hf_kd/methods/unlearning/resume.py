@@ -1,8 +1,10 @@
-"""Where a training stands at the end of an epoch, in one safetensors file with JSON in its header."""
+"""How far a training has come: at the end of an epoch in one safetensors file with JSON in its header, of a scan in JSON.
+
+Each file is replaced by one rename, and says of which run it is: another model, data or settings are refused.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import gather_rows
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
@@ -21,6 +24,36 @@ from hf_kd.errors import InvalidValueError
 from .task import Task
 
 FILE = "training.safetensors"
+SCAN = "scan.json"
+
+LOOKED_AT = 16
+"""Images of a set, evenly spaced, by which it is known again, beside its labels."""
+
+
+def run_identity(task: Task, settings: Mapping[str, Any], samples: Samples) -> dict[str, Any]:
+    """What has to be as it was for a run to go on; empty where `Task.checkpoint` says that nothing is kept.
+
+    Args:
+        task: Its model is as the run begins with it.
+        settings: Of the method.
+        samples: What is trained on.
+    """
+    if task.checkpoint is None:
+        return {}
+    return {
+        "settings": dict(settings),
+        "model": tensors_digest(task.model.state_dict().values()),
+        "forget": _digest_of(task.forget),
+        "data": _digest_of(samples),
+        "processes": task.state.num_processes,
+    }
+
+
+def _digest_of(samples: Samples) -> str:
+    """Of the labels of a set, in their order, and of a few of its images."""
+    rows = torch.linspace(0, len(samples) - 1, min(LOOKED_AT, len(samples))).round().long()
+    first = next(samples.subset(rows).batches(LOOKED_AT))
+    return tensors_digest([samples.labels, *first.inputs.values()])
 
 
 def save_progress(
@@ -60,19 +93,11 @@ def load_progress(
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["about"])
+            about = dict(json.loads(file.metadata()["about"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InvalidValueError(
-            f"The training in {path} cannot be gone on with ({type(error).__name__}: {error}): it is damaged. Delete it to "
-            "start again."
-        ) from error
-    different = sorted(key for key, value in same.items() if about.get(key) != json.loads(json.dumps(value)))
-    if different:
-        raise InvalidValueError(
-            f"The training in {path} is of another run ({', '.join(different)} differ). Name another folder, or delete "
-            "this one to start again."
-        )
+        raise _damaged(path, error) from error
+    _refuse_another(path, about, same)
     with torch.no_grad():
         state = model.state_dict()
         for name, tensor in tensors.items():
@@ -88,13 +113,51 @@ def load_progress(
     return about
 
 
+def save_scan(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write how far a scan has come (plain values); all of it or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{SCAN}.{os.getpid()}"
+    unfinished.write_text(json.dumps(dict(about)), encoding="utf-8")
+    os.replace(unfinished, folder / SCAN)
+
+
+def load_scan(folder: Path, same: Mapping[str, Any]) -> dict[str, Any]:
+    """What `save_scan` wrote; empty where there is no file. Raises as `load_progress` does."""
+    path = folder / SCAN
+    if not path.is_file():
+        return {}
+    try:
+        about = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    _refuse_another(path, about, same)
+    return about
+
+
+def _damaged(path: Path, error: Exception) -> InvalidValueError:
+    return InvalidValueError(
+        f"The training in {path} cannot be gone on with ({type(error).__name__}: {error}): it is damaged. Delete it to "
+        "start again."
+    )
+
+
+def _refuse_another(path: Path, about: Mapping[str, Any], same: Mapping[str, Any]) -> None:
+    different = sorted(key for key, value in same.items() if about.get(key) != json.loads(json.dumps(value)))
+    if different:
+        raise InvalidValueError(
+            f"The training in {path} is of another run ({', '.join(different)} differ). Name another folder, or delete "
+            "this one to start again."
+        )
+
+
 class KeptTraining:
     """One training by epochs, kept in the folder `Task.checkpoint` after each of them; without such a folder, nothing is.
 
     Args:
         task: Its model is trained.
         optimizer: Of the training.
-        same: What has to be as it was for the training to go on.
+        settings: Of the method.
+        samples: What is trained on.
         draws: Generators that it draws from, beside torch's own.
     """
 
@@ -102,11 +165,12 @@ class KeptTraining:
         self,
         task: Task,
         optimizer: torch.optim.Optimizer,
-        same: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        samples: Samples,
         draws: Sequence[torch.Generator] = (),
     ) -> None:
         self.task, self.optimizer, self.draws = task, optimizer, tuple(draws)
-        self.same = {**same, "processes": task.state.num_processes}
+        self.same = run_identity(task, settings, samples)
         self.steps, self.last_loss = 0, float("nan")
 
     def resume(self) -> int:
@@ -141,8 +205,3 @@ class KeptTraining:
         device = self.task.device
         own = [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
         return [torch.default_generator, *own, *self.draws]
-
-
-def digest_of(samples: Samples) -> str:
-    """Of the labels of a set, in their order: whether a training goes on with the same data."""
-    return hashlib.sha256(samples.labels.numpy().tobytes()).hexdigest()

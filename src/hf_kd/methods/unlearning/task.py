@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_kd.data.distributed import MIXED_PRECISION, autocast, process_state, reduce_tensor
+from hf_kd.data.distributed import MIXED_PRECISION, autocast, gather_rows, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.data.progress import bars_shown
 from hf_kd.data.samples import Batch, Samples
@@ -138,7 +138,7 @@ class Task:
                     [float((self.logits(batch.inputs).argmax(dim=1) == batch.labels).sum()), len(batch)],
                     dtype=torch.float64,
                 )
-        hits = _over_processes(self.state, hits.to(self.device, torch.float32), "sum")
+        hits = over_processes(self.state, hits.to(self.device, torch.float32), "sum")
         return 100.0 * float(hits[0] / hits[1].clamp(min=1))
 
     @contextlib.contextmanager
@@ -266,7 +266,7 @@ class GradientSteps:
         change_gradients: called once gradients are those of all processes, before the optimizer steps.
         Raises DivergedError when the loss is not finite, with the weights of the last finite one back in place.
         """
-        value = float(_over_processes(self.task.state, loss.detach().float().reshape(1), "mean"))
+        value = float(over_processes(self.task.state, loss.detach().float().reshape(1), "mean"))
         if not torch.isfinite(torch.tensor(value)):
             self.restore()
             raise DivergedError(
@@ -306,8 +306,16 @@ class GradientSteps:
         if self.task.state.num_processes > 1:
             for buffer in self.task.model.buffers():
                 if buffer.is_floating_point():
-                    buffer.copy_(reduce_tensor(buffer, "mean"))
+                    buffer.copy_(agreed_mean(gather_rows(buffer[None])))
         return {"steps": self.steps, "last_loss": self.last_loss}
+
+
+def agreed_mean(values: Tensor) -> Tensor:
+    """The mean over processes of their values [processes, ...]; bit for bit their own where they agree.
+
+    The sum of three equal numbers, divided by three, is another number in one case of seven.
+    """
+    return torch.where((values == values[0]).all(dim=0), values[0], values.mean(dim=0))
 
 
 def soft_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
@@ -373,7 +381,8 @@ def _in_dtype(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
-def _over_processes(state: Any, tensor: Tensor, how: str) -> Tensor:
+def over_processes(state: Any, tensor: Tensor, how: str) -> Tensor:
+    """The "sum" or "mean" of a tensor over all processes; itself where there is one."""
     return tensor if state.num_processes == 1 else reduce_tensor(tensor, how)
 
 

@@ -15,7 +15,7 @@ from hf_kd.data.samples import Batch, Samples
 from hf_kd.methods.measured import TrainedMeasured
 
 from .base import UnlearningMethod
-from .resume import KeptTraining, digest_of
+from .resume import KeptTraining
 from .task import GradientSteps, Task, batch_count, check_range
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -122,7 +122,7 @@ class TrainedMethod(UnlearningMethod):
         """
         optimizer = self.make_optimizer(task.model.parameters()) if optimizer is None else optimizer
         per_epoch = batch_count(samples, self.batch_size)
-        kept = KeptTraining(task, optimizer, {"settings": self.settings(), "labels": digest_of(samples)}, draws)
+        kept = KeptTraining(task, optimizer, self.settings(), samples, draws)
         done = kept.resume()
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])

@@ -1,0 +1,60 @@
+"""Where activations of the kept part lie, how much they may take, and when they are given back."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from hf_kd.data.samples import Samples
+from hf_kd.methods.unlearning import activations
+from hf_kd.methods.unlearning.activations import source_of
+from hf_kd.methods.unlearning.cut import choose_block, upper_part_stands_alone
+from hf_kd.methods.unlearning.regrow import Regrow
+from tests.methods.unlearning.test_regrow import small_task
+
+
+def test_processes_share_the_memory_that_is_free(monkeypatch):
+    """The stated share is that of all of them: four that look at once would otherwise take all there is."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000))
+    size = {"count": 10, "values": 50, "dtype": torch.float16, "device": torch.device("cpu"), "place": "auto"}
+    found = [activations._storage(**size, share=0.25, processes=n)[0] for n in (1, 2, 4)]
+    assert found == ["memory", "memory", "disk"], "1,000 bytes each, 2,000 together"
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_activations_are_given_back_while_an_exception_is_still_held(place):
+    """As a notebook holds the last one, with all that its frames refer to."""
+    task = small_task("ViTForImageClassification")
+    block = choose_block(task, 1 / 3).block
+    try:
+        with source_of(task, task.retain, block, "flip", place=place) as source:
+            store = weakref.ref(source.store.untyped_storage())
+            assert source.place == place
+            raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        held = error
+        gc.collect()
+        assert store() is None
+    assert held.__traceback__ is not None
+
+
+def test_a_last_batch_of_one_sample_is_no_batch():
+    """The normalisation of a map of one place cannot be trained on it."""
+    task = small_task("ResNetForImageClassification")
+    made = Regrow(epochs=1, batch_size=11, cache="none").run(task)
+    assert (len(task.retain), made["steps"]) == (12, 1)
+
+
+def test_what_else_an_image_comes_with_goes_through_the_network():
+    """Hidden states alone leave its mask out, and that of the first image would stand for all."""
+    task = small_task("ViTForImageClassification")
+    block = choose_block(task, 1 / 3).block
+    assert upper_part_stands_alone(task, block)
+    both = {**task.retain._cached, "bool_masked_pos": torch.zeros(len(task.retain), 1)}
+    task.retain = Samples(task.retain.labels, both)
+    assert not upper_part_stands_alone(task, block)

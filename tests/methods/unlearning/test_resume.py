@@ -1,0 +1,150 @@
+"""A run that was killed goes on where it was and ends as one that was not; what belongs to another run is refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+
+from hf_kd import unlearn
+from hf_kd.errors import DivergedError
+from hf_kd.methods.unlearning import cut_scan, regrow
+from hf_kd.methods.unlearning.cut_scan import scan
+from hf_kd.testing.unlearning import CLASSES, SIDE, loader, planted_images
+from tests.methods.unlearning.test_regrow import FORGET, RETAINED, equal, measured, small_task
+
+SCAN = {"keep": "auto", "scan_epochs": 1, "epochs": 1, "batch_size": 16, "augment": "flip-crop", "crops": 1}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def original():
+    """Four blocks, so three cuts; it need not know anything."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = ViTConfig(num_labels=CLASSES, image_size=SIDE, patch_size=4, **shape)
+        return ViTForImageClassification(config).eval()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return loader(*planted_images(FORGET, per_class=24)), loader(*planted_images(RETAINED, per_class=6))
+
+
+def scanned(model, data, **settings):
+    options = SCAN | settings
+    return unlearn(model, data[0], "regrow", retain=data[1], progress=False, allow_unrecognised=True, **options)
+
+
+def dies_at(monkeypatch, module, name, call):
+    """The function `name` of a module raises when it is called for the so-manieth time; returns what it was asked."""
+    real, calls = getattr(module, name), []
+
+    def function(*args):
+        calls.append(args)
+        if len(calls) == call:
+            raise Killed
+        return real(*args)
+
+    monkeypatch.setattr(module, name, function)
+    return calls
+
+
+@pytest.fixture
+def always_falling(monkeypatch):
+    """Readings fall by more than their noise, so that every cut is tried."""
+    monkeypatch.setattr(cut_scan, "_stopped_falling", lambda tried: False)
+
+
+@pytest.mark.usefixtures("always_falling")
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_scan_that_was_killed_goes_on_behind_the_last_cut_it_tried(original, data, tmp_path, monkeypatch, call):
+    whole = scanned(original, data)
+    cuts = len(measured(whole)["scan"])
+    assert cuts == 3
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        dies_at(patched, cut_scan, "read_class", call)
+        scanned(original, data, checkpoint=tmp_path)
+    with monkeypatch.context() as patched:
+        tried = dies_at(patched, cut_scan, "read_class", 0)
+        resumed = scanned(original, data, checkpoint=tmp_path)
+        assert len(tried) == cuts - (call - 1)
+        again = scanned(original, data, checkpoint=tmp_path)
+        assert len(tried) == cuts - (call - 1), "asked once more, nothing is tried again"
+    for other in (resumed, again):
+        assert equal(whole, other), "bit for bit as in one run"
+        seconds = {"activation_seconds"}
+        assert {k: v for k, v in measured(other).items() if k not in seconds} == {
+            k: v for k, v in measured(whole).items() if k not in seconds
+        }
+
+
+@pytest.mark.usefixtures("always_falling")
+@pytest.mark.parametrize("stage", ["scan", "training"])
+def test_what_was_kept_of_another_run_is_refused(original, data, tmp_path, monkeypatch, stage):
+    """Whatever of it is another: the same labels in the same order, and networks of the same shape, are not enough."""
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        if stage == "scan":
+            dies_at(patched, cut_scan, "read_class", 2)
+        else:
+            dies_at(patched, regrow, "_settle_norms", 4)
+        scanned(original, data, checkpoint=tmp_path)
+    assert (tmp_path / "scan.json").is_file()
+    assert (tmp_path / "grown").is_dir() == (stage == "training")
+    if stage == "training":
+        (tmp_path / "scan.json").unlink()
+    model = copy.deepcopy(original)
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    forget, retain = data
+    retained = planted_images(RETAINED, per_class=6)
+    others = {
+        "model": lambda: scanned(model, data, checkpoint=tmp_path),
+        "settings": lambda: scanned(original, data, checkpoint=tmp_path, lr=1e-4),
+        "forget": lambda: scanned(original, (loader(*planted_images([1], per_class=24)), retain), checkpoint=tmp_path,
+                                  labels="teacher"),
+        "data": lambda: scanned(original, (forget, loader(retained[0].flip(-1), retained[1])), checkpoint=tmp_path),
+    }  # fmt: skip
+    for name, run in others.items():
+        with pytest.raises(ValueError, match=f"another run.*{name}"):
+            run()
+
+
+def test_a_damaged_scan_is_said_to_be_one(original, data, tmp_path):
+    (tmp_path / "scan.json").write_text('{"tried": [')
+    with pytest.raises(ValueError, match="damaged"):
+        scanned(original, data, checkpoint=tmp_path)
+
+
+def test_a_resumed_training_says_what_the_whole_of_it_took(original, data, tmp_path, monkeypatch):
+    settings = {"keep": 1 / 3, "epochs": 3}
+    whole = measured(scanned(original, data, **settings))
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        dies_at(patched, regrow, "_settle_norms", 1)
+        scanned(original, data, checkpoint=tmp_path, **settings)
+    done = measured(scanned(original, data, checkpoint=tmp_path, **settings))
+    assert (done["steps"], done["last_loss"]) == (whole["steps"], whole["last_loss"])
+    assert done["steps"] == 3 * math.ceil(24 / 16)
+
+
+def test_a_scan_that_diverges_leaves_the_network_as_it_was():
+    task = small_task("ResNetForImageClassification")
+    task.forget = task.forget.subset(torch.arange(4).repeat(10))
+    before = copy.deepcopy(task.model.state_dict())
+
+    def grow(cut):
+        with torch.no_grad():
+            for parameter in task.model.parameters():
+                parameter.zero_()
+        raise DivergedError("the loss became nan")
+
+    with pytest.raises(DivergedError):
+        scan(task, task.retain, grow)
+    assert all(torch.equal(before[name], tensor) for name, tensor in task.model.state_dict().items())
