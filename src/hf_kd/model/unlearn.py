@@ -104,7 +104,8 @@ def unlearn(
     task = _task(student, readers, options, method)
     if reference_model is not None:
         inner = reference_model.inner if isinstance(reference_model, ErasedModel) else reference_model
-        task.reference = copy.deepcopy(inner).to(task.device).eval()
+        dtype = torch.promote_types(inner.dtype, torch.float32)  # as that of the model while it is changed
+        task.reference = copy.deepcopy(inner).to(task.device, dtype).eval()
     task.checkpoint = None if checkpoint is None else Path(checkpoint)
     labels, before_answers = _answers(task, task.forget)
     warnings = outcome.check_recognised(
