@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from hf_kd import AuditOptions, ErasedModel, Retrained
 from hf_kd.audit.report import RetentionReport
+from hf_kd.audit.sections.weight_access import left_out_notes
 from hf_kd.audit.whitebox import battery
+from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.images import rows_of_fewer_classes
 from hf_kd.audit.whitebox.network import Network
 from hf_kd.cli import app
@@ -135,7 +137,7 @@ def test_of_many_classes_some_are_drawn_the_same_in_both_splits():
 
 
 def test_the_command_line_says_what_access_there_is():
-    result = CliRunner().invoke(app, ["audit", "none", "--dataset", "none", "--access", "everything"])
+    result = CliRunner().invoke(app, ["audit", "user/none", "--dataset", "user/none", "--access", "everything"])
     assert result.exit_code == 1
     assert "'features' or 'weights'" in result.output.replace("\n", " ")
 
@@ -156,3 +158,20 @@ def test_a_class_without_a_row_gets_one(small_battery, processor):
     dropped = ErasedModel.from_model(randomise(ResNetForImageClassification(four)), processor)
     network = Network.of(dropped, dict(enumerate(NAMES)))
     assert [network.column_of(label) for label in range(5)] == [0, 1, None, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_attacked_in_full(processor, dtype):
+    """Steps at small learning rates would not move its weights, and it would seem to resist."""
+    model = ErasedModel.from_model(resnet().to(dtype), processor)
+    bare = Network.of(model)
+    assert {parameter.dtype for parameter in bare.model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.inner.parameters()} == {dtype}, "the model that is audited stays"
+
+
+def test_what_had_no_time_is_said_of_every_network():
+    ran = NetworkFindings()
+    late = NetworkFindings(left_out=["removal", "relearning"])
+    assert left_out_notes({"erased": ran, "reference 2": late}) == [
+        "The budget had no time for removal, relearning of reference 2."
+    ]

@@ -24,6 +24,14 @@ def test_nothing_is_extrapolated(r, known):
     assert known or "no reference at this accuracy" in found.reason
 
 
+@pytest.mark.parametrize("references", [[(84.0, 60.0), (85.1, 71.0)], [(84.0, 60.0), (84.5, 66.0), (85.1, 71.0)]])
+def test_beyond_the_references_the_level_is_that_at_their_end(references):
+    """A line through references that are almost as accurate is steep by chance: half a point more would add five."""
+    end = level_at(85.1, references)
+    assert level_at(85.5, references) == end
+    assert level_at(83.6, references) == level_at(84.0, references)
+
+
 def test_one_reference_or_several_alike():
     assert level_at(85.8, [(85.0, 64.0)]).level == 64.0
     assert level_at(87.0, [(85.0, 64.0)]).level is None

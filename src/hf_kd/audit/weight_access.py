@@ -14,7 +14,7 @@ from hf_kd.metrics.weight_signature import PartSignature, weight_signature
 
 from .schema import Section
 from .sections.reference_level import ReadLevel
-from .sections.weight_access import weight_access_data, weight_access_section
+from .sections.weight_access import left_out_notes, weight_access_data, weight_access_section
 from .whitebox.battery import READ, run_battery
 from .whitebox.findings import NetworkFindings
 from .whitebox.images import rows_of_fewer_classes, white_box_images
@@ -87,6 +87,7 @@ def measure_weight_access(
         )
     classes = len(data.labels["train"][data.kept["train"]].unique())
     shown = {version: found[version] for version in ("erased", "original", "reference") if version in found}
+    notes += left_out_notes({version: own for version, own in found.items() if version not in shown})
     section = weight_access_section(shown, classes, len(data.forget), _signatures(networks), notes)
     return WeightAccess(found, section, weight_access_data(found))
 

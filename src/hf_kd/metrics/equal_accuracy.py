@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SLACK = 0.5
-"""Points of R beyond the references up to which the level is still read off."""
+"""Points of R beyond the references up to which the level is still read off: that of their nearest R."""
 
 ALONE = 1.0
 """Points of R around a single reference, or several at one accuracy, within which they are the level."""
@@ -33,7 +33,7 @@ def level_at(
     """The level of references at `accuracy`.
 
     Three or more: the least-squares line through them with the standard deviation of its prediction. Two: the line between
-    them. One: itself, within `ALONE` points.
+    them. One: itself, within `ALONE` points. Up to `SLACK` points beyond them, the level at the nearest end.
 
     Args:
         accuracy: R of the audited network, in percent.
@@ -58,12 +58,13 @@ def level_at(
     spread = math.fsum((x - mean_r) ** 2 for x in r)
     flat = high - low <= ALONE
     slope = 0.0 if flat else math.fsum((x - mean_r) * (y - mean_f) for x, y in zip(r, f, strict=True)) / spread
-    level = mean_f + slope * (accuracy - mean_r)
+    at = min(max(accuracy, low), high)  # no line is drawn beyond the references
+    level = mean_f + slope * (at - mean_r)
     share = min(max(level / 100, 0.0), 1.0)
     variance = 0.0 if n_forget is None else 1e4 * share * (1 - share) / n_forget
     free = count - (1 if flat else 2)
     if free > 0:
         rest = math.fsum((y - mean_f - slope * (x - mean_r)) ** 2 for x, y in zip(r, f, strict=True)) / free
-        reach = 0.0 if flat else (accuracy - mean_r) ** 2 / spread
+        reach = 0.0 if flat else (at - mean_r) ** 2 / spread
         variance = max(variance, rest * (1 + 1 / count + reach))
     return EqualAccuracyLevel(level, math.sqrt(variance) if variance else None)

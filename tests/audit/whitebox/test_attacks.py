@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hf_kd.audit.whitebox import regrowing, removal
 from hf_kd.audit.whitebox.answers import head_answers
 from hf_kd.audit.whitebox.class_row import class_row_attack
-from hf_kd.audit.whitebox.network import recalibrated
+from hf_kd.audit.whitebox.network import Images, recalibrated
 from hf_kd.audit.whitebox.probes import few_labels_attack, knn_attack, linear_attack, map_attack, mlp_attack
 from hf_kd.audit.whitebox.regrowing import regrow_attack
 from hf_kd.audit.whitebox.relearning import relearn
@@ -138,3 +139,21 @@ def test_relearning_keeps_the_worst_rate_and_says_when_half_is_back(data):
     assert 0.5 < curve.area <= 1
     assert curve.steps_to_half is not None
     assert curve.steps == (0, 10, 40)
+
+
+@pytest.mark.parametrize("attack", ["fine-tuned", "regrown"])
+def test_a_last_batch_of_one_image_is_no_batch(data, attack):
+    """BatchNorm cannot train on the only place of a single image, and the whole audit would end there."""
+    net, images = network(data)
+    small = Images({"pixel_values": images.train.inputs["pixel_values"][:, :, :1, :1]}, images.train.labels)
+    if attack == "fine-tuned":
+        rows = torch.nonzero(~images.train_forget).flatten()[:65]
+        removal.fine_tuned(net, replace(images, train=small.rows(rows)), epochs=1)
+    else:
+        regrow_attack(net, replace(images, train=small.rows(slice(129))), epochs=1)
+
+
+def test_relearning_says_how_many_images_there_were(data):
+    net, images = network(data)
+    curve = relearn(net, images, 10_000, steps=(0, 1), rates=(1e-3,))
+    assert (curve.shots, curve.images) == (10_000, len(images.train))

@@ -58,3 +58,11 @@ def test_a_budget_leaves_out_what_would_not_end_in_time(target):
     found = run_battery({"net": target[0]}, target[1], budget=1e-9)["net"]
     assert found.left_out == [attack.name for attack in battery.ATTACKS]
     assert found.best is None
+
+
+def test_what_an_earlier_budget_left_out_is_not_said_twice_nor_after_it_ran(target):
+    found = run_battery({"net": target[0]}, target[1], budget=1e-9)["net"]
+    found = run_battery({"net": target[0]}, target[1], attacks=["answers"], found={"net": found})["net"]
+    assert "answers" in found.seconds
+    found = run_battery({"net": target[0]}, target[1], budget=1e-9, found={"net": found})["net"]
+    assert found.left_out == [attack.name for attack in battery.ATTACKS if attack.name != "answers"]

@@ -57,13 +57,13 @@ def weight_access_section(
             f"weights of {part.part}",
             settings={"full_rank": part.full_rank},
         )
-    left = {version: own.left_out for version, own in found.items() if own.left_out}
     told = [
         "Whoever has the weights has no eraser and no mask in the way: all attacks are on the bare network, F is recall of "
         "the forgotten test images, R accuracy on the retained ones, AUC that of forgotten against retained. Each number is "
         "the best for the attacker over blocks and, for relearning, over five learning rates.",
         *notes,
-        *(f"The budget had no time for {', '.join(names)} of {version}." for version, names in left.items()),
+        *left_out_notes(found),
+        *_fewer_images(found["erased"], classes),
     ]
     if difference is not None and difference.idi is None:
         told.append(
@@ -72,6 +72,25 @@ def weight_access_section(
         )
     settings = {"seconds": {version: own.seconds for version, own in found.items()}, "forgotten_classes": forgotten}
     return Section("weight_access", "What a downloader finds", tuple(scores), tuple(told), settings)
+
+
+def left_out_notes(found: Mapping[str, NetworkFindings]) -> list[str]:
+    """What the budget had no time for, by version."""
+    return [
+        f"The budget had no time for {', '.join(own.left_out)} of {version}."
+        for version, own in found.items()
+        if own.left_out
+    ]
+
+
+def _fewer_images(own: NetworkFindings, classes: int) -> Iterator[str]:
+    """Where relearning had fewer labelled images of a class than its name says."""
+    for curve in own.relearning:
+        if 0 < curve.images < curve.shots * classes:
+            yield (
+                f"Relearning from {curve.shots} images a class had {curve.images:,} of {classes} classes: some have no more "
+                "here."
+            )
 
 
 def weight_access_data(found: Mapping[str, NetworkFindings]) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def run_battery(
             result, known = results[name], took[attack.name]
             if attack.name in result.seconds or (attack.needs_head and not network.heads):
                 continue
+            result.left_out = [other for other in result.left_out if other != attack.name]  # of an earlier budget
             begun = time.monotonic()
             expected = max(known) if known else (begun - started) / len(networks)
             if budget is not None and begun - started + expected > 60 * budget:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hf_kd.audit.hidden_states import blocks_of
 from hf_kd.errors import InvalidValueError
@@ -117,7 +118,9 @@ class Network:
 
     @classmethod
     def of(cls, model: TappedModel, class_names: Mapping[int, str] | None = None) -> Network:
-        """What is left of a model once everything that was added to it is taken off.
+        """What is left of a model once everything that was added to it is taken off, in float32.
+
+        An attacker trains in full precision: a step at 1e-4 is below what half precision can tell apart.
 
         Args:
             model: Not changed.
@@ -129,7 +132,7 @@ class Network:
         bare = copy.deepcopy(cast(Any, model))
         for site in cast("list[TapSite]", list(bare.sites)):
             site.detach()
-        inner = bare.inner.eval()
+        inner = bare.inner.float().eval()
         _prefer_channels_last(inner, image_inputs(probe_batch(model)))
         columns = None
         if class_names and model.class_names and dict(class_names) != dict(model.class_names):
@@ -210,6 +213,16 @@ class Network:
 def answer(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits [n, C] in float32, with a graph where gradients are on."""
     return run(model, inputs).logits.float().flatten(1)
+
+
+def train_step(
+    model: nn.Module, optimiser: torch.optim.Optimizer, inputs: Mapping[str, Tensor], targets: Tensor, columns: Tensor
+) -> None:
+    """One step down the cross entropy of some columns of the logits; targets [n] are positions among them."""
+    loss = F.cross_entropy(answer(model, inputs)[:, columns], targets.to(columns.device))
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
 
 
 @torch.no_grad()

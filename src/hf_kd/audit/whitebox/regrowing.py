@@ -8,17 +8,20 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from hf_kd.data.samples import consecutive
 from hf_kd.errors import InvalidValueError
-from hf_kd.methods.unlearning.cut import cut_behind, draw_above
+from hf_kd.methods.unlearning.cut import cut_behind, draw_above, only_trainable
 from hf_kd.metrics.attack_data import AttackResult
 
 from .answers import head_answers
-from .network import Network, WhiteBoxData, answer, own_generators, with_rows
+from .network import Network, WhiteBoxData, own_generators, train_step, with_rows
 
 IMAGES = 5_000
 """Labelled images, of all classes together, at most."""
+
+BATCH = 128
+"""Images a step."""
 
 
 def regrow_attack(
@@ -52,14 +55,12 @@ def regrow_attack(
     cut = cut_behind(model, block, two, network.blocks)
     with own_generators(made.device, seed):
         draw_above(model, cut, _fresh(network, made))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in cut.new)
-    new = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    new = only_trainable(model, cut.new)
     few = data.train.rows(slice(images))
     columns = torch.tensor([made.column_of(int(c)) for c in data.classes], device=made.device)
     targets = torch.searchsorted(data.classes, few.labels).to(made.device)
     rng = torch.Generator().manual_seed(seed)
-    total = epochs * -(-len(few) // 128)
+    total = epochs * len(consecutive(torch.arange(len(few)), BATCH))
     if network.norms:
         optimiser: Any = torch.optim.SGD(new, 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
         top = 0.1
@@ -73,15 +74,8 @@ def regrow_attack(
         for name in cut.modules:
             model.get_submodule(name).eval()
         for _ in range(epochs):
-            for rows in torch.randperm(len(few), generator=rng).to(few.labels.device).split(128):
-                if len(rows) == 1:
-                    schedule.step()
-                    continue
-                logits = answer(model, few.rows(rows).inputs)
-                loss = F.cross_entropy(logits[:, columns], targets[rows.to(targets.device)])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+            for rows in consecutive(torch.randperm(len(few), generator=rng).to(few.labels.device), BATCH):
+                train_step(model, optimiser, few.rows(rows).inputs, targets[rows.to(targets.device)], columns)
                 schedule.step()
     model.eval()
     told = {"kept_to": block, "images": len(few), "epochs": epochs}

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hf_kd.features.taps.site import evaluating
 from hf_kd.metrics.attack_data import AttackResult
 from hf_kd.metrics.scores import area_under_roc
 
 from .class_row import margin
-from .network import Network, WhiteBoxData, answer, own_generators, with_rows
+from .network import Network, WhiteBoxData, answer, own_generators, train_step, with_rows
 
 SHOTS = (5, 50, 500)
 RATES = tuple(10 ** (-4 + 0.75 * i) for i in range(5))
@@ -50,6 +49,8 @@ class RelearningCurve:
     false_alarms: tuple[float, ...]
     row: str
     """Whether the class's row in the head was its "own" or had to be "made" of the same images."""
+    images: int = 0
+    """Labelled images of all classes together: fewer than `shots` of each where a class has no more."""
 
     @property
     def area(self) -> float:
@@ -124,7 +125,7 @@ def relearn(
             run.go([step for step in steps if step > race[-1]], few.inputs, targets, order)
     best = max(kept, key=lambda own: own.area)
     auc, recall, retained, alarms = zip(*best.readings, strict=True)
-    return RelearningCurve(shots, best.rate, tuple(steps), auc, recall, retained, alarms, row)
+    return RelearningCurve(shots, best.rate, tuple(steps), auc, recall, retained, alarms, row, len(few))
 
 
 class _Run:
@@ -155,11 +156,8 @@ class _Run:
         for step in steps:
             self.model.train()
             for rows in order[self.done : step]:
-                logits = answer(self.model, {name: value[rows] for name, value in inputs.items()})
-                loss = F.cross_entropy(logits[:, self.columns], targets[rows.to(targets.device)])
-                self.optimiser.zero_grad()
-                loss.backward()
-                self.optimiser.step()
+                part = {name: value[rows] for name, value in inputs.items()}
+                train_step(self.model, self.optimiser, part, targets[rows.to(targets.device)], self.columns)
             self.done = step
             reading = self._read()
             self.readings.append(self.readings[-1] if reading is None else reading)

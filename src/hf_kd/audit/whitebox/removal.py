@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from hf_kd.data.samples import consecutive
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 
 from .answers import head_answers
-from .network import Network, WhiteBoxData, answer, own_generators, recalibrated
+from .network import Network, WhiteBoxData, own_generators, recalibrated, train_step
 from .probes import few_labels_attack
 
 RECALIBRATION = 512
@@ -78,13 +78,9 @@ def fine_tuned(
     with own_generators(made.device, seed):
         for _ in range(epochs):
             order = torch.randperm(len(kept), generator=rng).to(kept.labels.device)
-            for rows in order.split(64):
+            for rows in consecutive(order, 64):
                 part = kept.rows(rows)
-                targets = torch.searchsorted(labels, part.labels).to(columns.device)
-                loss = F.cross_entropy(answer(model, part.inputs)[:, columns], targets)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+                train_step(model, optimiser, part.inputs, torch.searchsorted(labels, part.labels), columns)
     model.eval()
     return made
 
