@@ -358,3 +358,15 @@ def test_a_column_called_label_that_holds_no_labels_is_named(caplog):
         described = inspect_images([{"image": Image.new("RGB", (8, 8)), "label": label}])
         assert not described.has_labels
     assert caplog.text.count("Column 'label' is") == 2
+
+
+@pytest.mark.parametrize("mode", ["L", "1", None])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_have_the_mode_that_their_column_says(mode, streaming):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    features = Features({"image": ImageFeature(mode=mode)})
+    data = Dataset.from_dict({"image": [Image.fromarray(pixels)]}, features=features)
+    expected = np.asarray(data[0]["image"].convert("RGB"))
+    data = data.to_iterable_dataset() if streaming else data
+    (batch,) = make_loader(inspect_images(data), ImagePreprocessor(lambda image: np.asarray(image)))
+    assert np.array_equal(batch["inputs"]["pixel_values"][0], expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -184,3 +185,15 @@ def test_damaged_settings_beside_a_model_are_told_in_words(vit, processor, tmp_p
         (tmp_path / name).write_text(text)
         with pytest.raises(OSError, match=r"adapter_config\.json of .* save"):
             ErasedModel.from_pretrained(tmp_path)
+
+
+def test_a_processor_that_does_not_come_back_is_told_when_it_is_saved_or_loaded(vit, forget, tmp_path, caplog):
+    def prepare(image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+    ErasedModel.from_model(vit, prepare).erase(forget, k=2, progress=False).save_pretrained(tmp_path)
+    assert "The image processor is a function, which cannot be saved" in caplog.text
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "OwnProcessor"}', encoding="utf-8")
+    caplog.clear()
+    assert ErasedModel.from_pretrained(tmp_path).processor is None
+    assert "that can be read" in caplog.text

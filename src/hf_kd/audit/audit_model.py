@@ -21,6 +21,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import apply_erasers, has_head, head_logits
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
+from hf_kd.features.taps.inputs import takes_pictures
 from hf_kd.methods.records import folded_erasures, weight_changes
 from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
@@ -80,7 +81,7 @@ def audit_model(
     """
     reading = reading or ReadOptions()
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
-    attacks = attack_names(options.attacks, len(VIEWS))
+    attacks = attack_names(options.attacks, len(VIEWS) if takes_pictures(model.inner) else 0)
     names = _own_names(model)
     forget = forgotten_labels(model, forget_labels, names)
     changes = [*weight_changes(model.config), *folded_erasures(model.config)]

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_kd.data.image_source import inspect_images
+from hf_kd.data.images import to_rgb
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.load import load_source
 from hf_kd.errors import InvalidValueError
@@ -54,7 +55,8 @@ def open_other(where: Mapping[str, Any]) -> dict[str, Dataset]:
         if where.get("resize"):
             size = int(where["resize"])
             data = data.map(
-                lambda row, image=image, size=size: {image: row[image].convert("RGB").resize((size, size))},
+                lambda row, number, image=image, size=size: {image: to_rgb(row[image], number).resize((size, size))},
+                with_indices=True,
                 load_from_cache_file=False,
             )
         found[split] = data

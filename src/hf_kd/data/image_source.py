@@ -51,6 +51,8 @@ class ImageSource:
     """Whether rows hold tensors for the model, which need no image processor."""
     label_candidates: tuple[str, ...] = ()
     """Columns that could be the labels where several could, so that none was taken."""
+    grey_mode: str | None = None
+    """The mode "1" or "L" that the image column says its images have, whatever their files hold."""
     drawn_of: int | None = None
     """Of how many samples these were drawn; None where they are all there are."""
 
@@ -117,13 +119,16 @@ def _describe_dataset(source: Dataset, image_column: str | None, label_column: s
     features = source.features
     image_column = _image_column(features, image_column)
     label_column, candidates = _label_column(features, label_column, texts=True)
+    grey = _grey_mode(features[image_column])
     source = source.with_format(None).select_columns(_unique(image_column, label_column))
     names = _names(features, label_column)
     if label_column is not None and is_string(features[label_column]):
         names = tuple(sorted(name for name in source.unique(label_column) if name is not None))
     if isinstance(features[image_column], ImageFeature):
         source = source.cast_column(image_column, ImageFeature(decode=False))
-    return ImageSource(source, "dataset", image_column, label_column, names, len(source), label_candidates=candidates)
+    return ImageSource(
+        source, "dataset", image_column, label_column, names, len(source), label_candidates=candidates, grey_mode=grey
+    )
 
 
 def _describe_stream(
@@ -140,6 +145,7 @@ def _describe_stream(
     given = _names(features, label_column)
     if label_column is not None and is_string(features[label_column]):
         given = _given_names(names, f"Label column {label_column!r} of a streaming forget set")
+    grey = _grey_mode(features[image_column])
     source = source.select_columns(_unique(image_column, label_column))
     if source.features is not None:
         source = source.with_format(None)
@@ -147,7 +153,7 @@ def _describe_stream(
             source = source.cast_column(image_column, ImageFeature(decode=False))
         if next(iter(islice(source, 1)), None) is None:
             raise InvalidValueError(_EMPTY)
-    return ImageSource(source, "stream", image_column, label_column, given, label_candidates=candidates)
+    return ImageSource(source, "stream", image_column, label_column, given, label_candidates=candidates, grey_mode=grey)
 
 
 def _describe_rows(
@@ -267,6 +273,11 @@ def _image_column(features: Mapping[str, Any], wanted: str | None) -> str:
 def _image_columns(features: Mapping[str, Any]) -> list[str]:
     found = [name for name, feature in features.items() if isinstance(feature, ImageFeature) or _is_encoded(feature)]
     return found or [name for name, feature in features.items() if _is_array(feature)]
+
+
+def _grey_mode(feature: Any) -> str | None:
+    mode = feature.mode if isinstance(feature, ImageFeature) else None
+    return {"1": "1", "L": "L", "LA": "L"}.get(mode or "")
 
 
 def _is_array(feature: Any) -> bool:

@@ -215,12 +215,14 @@ class _RowReader:
         self.image_column = forget_set.image_column
         self.label_column = forget_set.label_column
         self.is_prepared = forget_set.is_prepared
+        self.grey_mode = forget_set.grey_mode
         self.ids = _ids(forget_set)
 
     def __call__(self, number: int, row: Any) -> Row:
         label = NO_LABEL if self.label_column is None else self._label(number, row[self.label_column])
         if not self.is_prepared:
-            return number, to_rgb(row if self.image_column is None else row[self.image_column], number), label
+            image = to_rgb(row if self.image_column is None else row[self.image_column], number)
+            return number, image if self.grey_mode is None else image.convert(self.grey_mode).convert("RGB"), label
         if isinstance(row, Mapping):
             tensors = {key: value for key, value in row.items() if isinstance(value, Tensor)}
             return number, {k: v for k, v in tensors.items() if k != self.label_column and k not in LABEL_KEYS}, label

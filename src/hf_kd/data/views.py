@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
+
 
 def _cropped(pixels: Tensor) -> Tensor:
     """The middle seven eighths of [n, channels, height, width], scaled back."""
@@ -22,6 +24,15 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"mirrored": lambda pixels: pixel
 
 
 def apply_view(loader: Iterable[Mapping[str, Any]], name: str, view: str) -> Iterator[dict[str, Any]]:
-    """The batches of a loader with a key of `VIEWS` in place of the images that are under `name` in their inputs."""
+    """The batches of a loader with a key of `VIEWS` in place of the images that are under `name` in their inputs.
+
+    Raises:
+        InvalidValueError: Where those are no pictures but patches or sequences of colours.
+    """
     for batch in loader:
+        if batch["inputs"][name].ndim != 4:
+            raise InvalidValueError(
+                f"There is no {view} view of images that go into the model as {list(batch['inputs'][name].shape)}: it takes "
+                "pictures [n, channels, height, width]. Leave out the attacks on several views."
+            )
         yield {**batch, "inputs": {**batch["inputs"], name: VIEWS[view](batch["inputs"][name])}}

@@ -360,13 +360,13 @@ def _noise(count: int, height: int, width: int, seed: int = 0) -> list[Image.Ima
 def _probe_from_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Two different samples for the tap search, made from the first batch of a loader.
 
-    A batch of one gets a second sample by mirroring its pixels.
+    A batch of one gets a second sample by mirroring its pixels; masks and shapes stay.
     """
     inputs = {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor)}
     size = max((value.shape[0] for value in inputs.values() if value.ndim), default=0)
     if size >= 2:
         return {name: value[:2] for name, value in inputs.items()}
-    return {name: torch.cat([value, value.flip(-1)]) for name, value in inputs.items()}
+    return {n: torch.cat([v, v.flip(-1) if v.is_floating_point() else v]) for n, v in inputs.items()}
 
 
 def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG
+
+logger = logging.getLogger(__name__)
 
 RECEIPT = "erasures.json"
 WEIGHT_PATTERNS = ("model*.safetensors", "model*.safetensors.index*.json")
@@ -113,10 +116,15 @@ def weight_files(files: dict[str, Path]) -> list[Path]:
 
 
 def save_processor(model: Any, folder: str | Path) -> None:
-    """Write what turns images (and texts) into the model's inputs, where it can be written."""
+    """Write what turns images (and texts) into the model's inputs, where it can be written; where not, the log says so."""
     whole, images = getattr(model, "whole_processor", None), model.processor
     if whole is not None and hasattr(images, "save_pretrained"):
         whole.image_processor = images
         whole.save_pretrained(folder)
     elif hasattr(images, "save_pretrained"):
         images.save_pretrained(folder)
+    elif images is not None:
+        logger.warning(
+            f"The image processor is a {type(images).__name__}, which cannot be saved: the saved model comes without it. "
+            "Set it again after loading, model.processor = ..."
+        )

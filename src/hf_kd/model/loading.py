@@ -29,6 +29,7 @@ from transformers.image_processing_utils import ImageProcessingMixin
 from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, no_model
 from hf_kd.errors import CheckpointError, InvalidTypeError, InvalidValueError, require
 from hf_kd.features.taps.site import sites_on
+from hf_kd.hub.files import PROCESSORS
 
 from .checkpoint_files import (
     ADAPTER_WEIGHTS,
@@ -185,7 +186,9 @@ def load_processor(name_or_path: str, kwargs: dict[str, Any], whole: bool = Fals
     if (adapter := _adapter_config(name_or_path, hub)) is not None and adapter.get("base_model_name_or_path"):
         base = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
         return load_processor(adapter["base_model_name_or_path"], base, whole)  # an adapter as peft saves it has none
-    logger.info(f"No image processor was found with {name_or_path}: {reason}")
+    is_there = any(find_file(name_or_path, name, hub) is not None for name in PROCESSORS)
+    what = f"No image processor was found with {name_or_path}{' that can be read' if is_there else ''}: {reason}"
+    logger.log(logging.WARNING if is_there else logging.INFO, what)
     return None
 
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.taps.inputs import declared_size, run
+from hf_kd.features.taps.inputs import declared_size, run, takes_pictures
+from tests.helpers import zoo
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,7 @@ from hf_kd.features.taps.inputs import declared_size, run
         ("224", None),
         ([], None),
         (0, None),
+        (float("inf"), None),
         ({"shortest_edge": 32}, None),
     ],
 )
@@ -36,12 +39,35 @@ def test_a_configuration_may_state_a_size_in_any_form(size, found):
         ({"pixel_values": torch.zeros(2, 3, 24, 24)}, r"\[2, 3, 24, 24\].* 16 x 16 pixels \("),
         ({"pixel_values": torch.zeros(2, 1, 16, 16)}, r"\[2, 1, 16, 16\].* 3 channels"),
         ({"pixel_values": torch.zeros(2, 16, 16)}, r"has to be \[n, channels, height, width\]"),
-        ({"image": torch.zeros(2, 3, 16, 16)}, "no tensor pixel_values among image"),
+        ({}, "no tensor pixel_values among no inputs"),
     ],
 )
 def test_images_that_a_model_does_not_take_are_refused_with_what_it_takes(vit, inputs, said):
     with pytest.raises(InvalidValueError, match=said):
         run(vit, inputs)
+
+
+class Strict(PreTrainedModel):
+    """Takes pixels and nothing else."""
+
+    config_class = PreTrainedConfig
+
+    def forward(self, pixel_values):
+        return pixel_values
+
+
+def test_inputs_that_a_forward_does_not_take_are_named():
+    pixels = {"pixel_values": torch.zeros(1, 3, 4, 4)}
+    model = Strict(PreTrainedConfig())
+    assert run(model, pixels).shape == (1, 3, 4, 4)
+    with pytest.raises(InvalidValueError, match="its forward takes no mask"):
+        run(model, pixels | {"mask": torch.zeros(1)})
+
+
+def test_patches_and_sequences_of_colours_are_no_pictures(vit):
+    assert takes_pictures(vit)
+    assert not takes_pictures(zoo.build("ImageGPTForImageClassification"))
+    assert not takes_pictures(zoo.build("Siglip2ForImageClassification"))
 
 
 def test_other_failures_of_a_model_stay_what_they_are(vit):

@@ -159,7 +159,7 @@ def _beside(source: str | Path, name: str) -> Path | None:
         return None
 
 
-def answers(model: ErasedModel, image: Image.Image) -> tuple[dict[str, float], dict[str, float]]:
+def answers(model: Any, image: Image.Image) -> tuple[dict[str, float], dict[str, float]]:
     """Probabilities by label, of the original and of the erased model. The original is the model without its erasers."""
     inputs: dict[str, Any] = in_dtype_of(model.inner, preprocessor_of(model)([to_rgb(image, 0)]))
     kept = [(site.eraser, site.masked) for site in model.sites]

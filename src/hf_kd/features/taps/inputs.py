@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -89,6 +90,11 @@ def main_input(model: nn.Module) -> str:
     return getattr(model, "main_input_name", "pixel_values")
 
 
+def takes_pictures(model: nn.Module) -> bool:
+    """Whether images go in as pixels [n, channels, height, width], not as flattened patches or as sequences of colours."""
+    return main_input(model) == "pixel_values" and "spatial_shapes" not in inspect.signature(model.forward).parameters
+
+
 def declared_size(config: Any) -> tuple[int, int] | None:
     """Height and width of images that a configuration states, of a vision tower or around one; None where it states none."""
     config = getattr(config, "vision_config", None) or config
@@ -97,8 +103,8 @@ def declared_size(config: Any) -> tuple[int, int] | None:
         size = getattr(config, "input_size", None)
     if isinstance(size, Mapping):
         size = cast(Any, (size.get("height"), size.get("width")))
-    sides = list(size)[-2:] if isinstance(size, Iterable) and not isinstance(size, str) else [size]
-    if not sides or not all(isinstance(side, int | float) and side >= 1 for side in sides):
+    sides: list[Any] = list(size)[-2:] if isinstance(size, Iterable) and not isinstance(size, str) else [size]
+    if not sides or not all(isinstance(side, int | float) and 1 <= side < math.inf for side in sides):
         return None
     return int(sides[0]), int(sides[-1])
 
@@ -156,10 +162,13 @@ def explaining(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
 def _unlike(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
     """How images differ from what the configuration states; None where nothing does."""
     name, config = main_input(model), model.config
-    images = inputs.get(name)
+    images, taken = inputs.get(name), inspect.signature(model.forward).parameters.values()
+    further = [key for key in inputs if key not in {each.name for each in taken}]
+    if further and not any(each.kind is each.VAR_KEYWORD for each in taken):
+        return f"its forward takes no {', '.join(further)}"
     if not isinstance(images, Tensor):
         return f"there is no tensor {name} among {', '.join(inputs) or 'no inputs'}"
-    if name != "pixel_values" or "spatial_shapes" in inspect.signature(model.forward).parameters:
+    if not takes_pictures(model):
         return None
     shape, channels, size = list(images.shape), declared_channels(config), declared_size(config)
     if len(shape) < 4:
