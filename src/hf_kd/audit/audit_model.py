@@ -122,6 +122,7 @@ def audit_model(
             layer_profile=False,
             progress=reading.progress and options.progress,
             access="features",
+            budget=None,
             texts=None,
             membership_references=_reference_logits(data, options) if has_logits else (),
         ),

@@ -100,6 +100,10 @@ def unlearn(
         raise InvalidValueError(
             f"{method.name} cannot be resumed, so checkpoint={str(checkpoint)!r} is of no use to it."
         )
+    if checkpoint is not None and Path(checkpoint).is_file():
+        raise InvalidValueError(
+            f"checkpoint={str(checkpoint)!r} is a file; name a folder for the state of the training."
+        )
     readers = open_readers(student, forget, retain if method.needs_retain else None, options)
     task = _task(student, readers, options, method)
     if reference_model is not None:

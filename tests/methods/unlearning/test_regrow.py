@@ -11,7 +11,7 @@ from torch import nn
 from hf_kd import unlearn
 from hf_kd.data.samples import Samples
 from hf_kd.features.reader import ReadOptions
-from hf_kd.methods.unlearning import activations, cut_scan, regrow
+from hf_kd.methods.unlearning import activations, regrow
 from hf_kd.methods.unlearning.cut import choose_block, cut_behind, draw_above, hidden_at, upper_part
 from hf_kd.methods.unlearning.regrow import Regrow, one_cycle
 from hf_kd.methods.unlearning.task import Task, agreed_mean
@@ -269,85 +269,6 @@ def test_the_learning_rate_rises_and_falls():
         assert one_cycle(step / 1000) == pytest.approx(torch_one.get_lr()[0], abs=0.01)
 
 
-def test_auto_tries_cuts_from_the_top_and_takes_the_deeper_where_readings_are_alike():
-    task = small_task("ViTForImageClassification")
-    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
-    before = copy.deepcopy(task.model.state_dict())
-    made = Regrow(keep="auto", scan_epochs=1, epochs=1, batch_size=6).run(task)
-    tried = made["scan"]
-    assert [cut["blocks_kept"] for cut in tried] == sorted({cut["blocks_kept"] for cut in tried}, reverse=True)
-    assert made["block"] == tried[-1]["block"]
-    kept = cut_behind(task.model, made["block"], task.two_images()).kept
-    assert all(torch.equal(before[name], task.model.state_dict()[name]) for name in kept)
-
-
-@pytest.mark.parametrize("soft", [False, True])
-def test_a_scan_reads_unlabelled_images_by_the_answers_they_are_trained_to(soft):
-    """As `unlearn` reads them where labels are the teacher's: without any."""
-    task = small_task("ViTForImageClassification")
-    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
-    task.retain = Samples(torch.full((60,), -1), {"pixel_values": torch.randn(60, 3, 32, 32)})
-    made = Regrow(keep="auto", labels="teacher", soft=soft, scan_epochs=1, epochs=1, batch_size=6).run(task)
-    assert made["block"] == made["scan"][-1]["block"]
-    assert bool((task.retain.labels == -1).all()), "the samples themselves stay as they were"
-
-
-def test_a_scan_stops_where_the_reading_stops_falling(monkeypatch):
-    task = small_task("ResNetForImageClassification")
-    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
-    names = task.find_blocks()
-    assert len(names) == 3
-    grown_at = []
-    for readings, taken, told in (([80.0, 79.0], names[0], True), ([80.0, 60.0], names[0], False)):
-        left = iter(readings)
-        monkeypatch.setattr(cut_scan, "read_class", lambda *args, left=left: (next(left), 2.0))
-        cut, tried, could_tell = cut_scan.scan(task, task.retain, lambda cut: grown_at.append(cut.block) or 90.0)
-        assert (cut.block, could_tell) == (taken, told)
-        assert [one["reading"] for one in tried] == readings
-
-
-def test_a_reading_is_of_held_out_images():
-    """Noise in place of features gives no reading above the share of the class; a planted one gives all."""
-    task = small_task("ViTForImageClassification")
-    forget = Samples(torch.full((60,), 2), {"pixel_values": torch.randn(60, 3, 32, 32)})
-    retain = Samples(torch.zeros(200, dtype=torch.long), {"pixel_values": torch.randn(200, 3, 32, 32)})
-    noise, sd = cut_scan.read_class(task, forget, retain)
-    assert noise < 60
-    assert sd > 0
-    bright = Samples(forget.labels, {"pixel_values": torch.randn(60, 3, 32, 32) + 2})
-    assert cut_scan.read_class(task, bright, retain)[0] > 90
-
-
-def test_with_a_reference_the_cut_is_where_both_begin_to_differ(original):
-    """A reference that is the model itself differs nowhere."""
-    many = loader(*planted_images(FORGET, per_class=60)), loader(*planted_images(RETAINED, per_class=30))
-
-    def cut_by(reference):
-        return unlearn(original, many[0], "regrow", retain=many[1], progress=False, keep="auto", epochs=1,
-                       reference_model=reference)  # fmt: skip
-
-    alike = cut_by(original)
-    assert any("do not part" in text for text in alike.config.hf_kd_unlearned[-1]["warnings"])
-    tried = measured(alike)["scan"]
-    assert all(one["reading"] == one["reference"] for one in tried)
-    with pytest.raises(ValueError, match="keep='auto'"):
-        grown(original, reference_model=original)
-    other = trained_model("transformer" if type(original).__name__.startswith("ResNet") else "convolutional")
-    with pytest.raises(ValueError, match="cannot be compared"):
-        cut_by(other)
-
-
-def test_the_cut_lies_below_the_first_block_that_tells_more_than_the_reference(monkeypatch):
-    task = small_task("ResNetForImageClassification")
-    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
-    names = task.find_blocks()
-    readings = iter([(50.0, 1.0), (50.0, 1.0), (70.0, 1.0), (69.0, 1.0), (90.0, 1.0), (70.0, 1.0)])
-    monkeypatch.setattr(cut_scan, "read_class", lambda *args: next(readings))
-    cut, tried, told = cut_scan.where_profiles_part(task, task.retain, copy.deepcopy(task.model))
-    assert (cut.block, told) == (names[1], True)
-    assert [(one["reading"], one["reference"]) for one in tried] == [(50.0, 50.0), (70.0, 69.0), (90.0, 70.0)]
-
-
 def test_retained_images_of_a_forgotten_class_are_refused(original):
     """The network would be trained on what it has to forget, against an answer that it cannot give."""
     with pytest.raises(ValueError, match="16 of 80 retained images"):
@@ -383,3 +304,32 @@ def test_a_mean_over_processes_that_agree_is_what_they_agree_on():
     assert torch.equal(agreed_mean(own.expand(3, -1)), own)
     mean = agreed_mean(torch.stack([own, own + 1]))
     assert torch.allclose(mean, own + 0.5)
+
+
+def test_classes_of_earlier_requests_stay_unanswered(original):
+    """The head is drawn anew; what was taken from it before is not to come back as a row of chance."""
+    first = grown(original)
+    second = unlearn(
+        first,
+        loader(*planted_images([1])),
+        "regrow",
+        retain=loader(*planted_images([0, 3, 4])),
+        progress=False,
+        **QUICK,
+    )
+    assert not second.config.hf_kd_unlearned[-1]["warnings"]
+    with torch.no_grad():
+        logits = second(pixel_values=10 * torch.randn(64, 3, 16, 16)).logits
+    assert float(logits[:, [1, 2]].max()) < -1e3
+    back = unlearn(
+        first, loader(*planted_images([1])), "regrow", retain=loader(*planted_images([0, 2, 3, 4])), progress=False,
+        epochs=8, batch_size=16,
+    )  # fmt: skip
+    images, _ = planted_images([2], seed=4)
+    with torch.no_grad():
+        assert float(back(images).logits[:, 2].max()) > -1e3, "who gives images of it wants it answered"
+
+
+def test_classes_without_a_retained_image_are_said_to_be_lost(original):
+    changed = grown(original, retain=loader(*planted_images([0, 1])))
+    assert any("2 of the 4 classes that stay" in text for text in changed.config.hf_kd_unlearned[-1]["warnings"])

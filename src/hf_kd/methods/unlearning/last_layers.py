@@ -12,7 +12,7 @@ from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import LastLayersMeasured
 
 from .cut import choose_block, share_or_name, take_over
-from .task import NORMS, Task, is_layer, parameters_from
+from .task import NORMS, Task, check_range, is_layer, parameters_from
 from .training import TrainedMethod
 
 
@@ -90,5 +90,12 @@ class ExactUnlearning(_LastLayers):
     decay_epochs: tuple[int, ...] = (11, 16, 21)
     keep: float | str | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keep = share_or_name(self.keep)
+        object.__setattr__(self, "keep", keep)
+        holds = keep is None or isinstance(keep, str) or 0 < keep < 1
+        check_range(self.name, [("keep", keep, holds, "a share between 0 and 1, or the name of a block")])
+
     def change(self, task: Task) -> LastLayersMeasured:
-        return self._train(task, True, share_or_name(self.keep))
+        return self._train(task, True, self.keep)

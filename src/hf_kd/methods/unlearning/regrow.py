@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_kd.data.masked_classes import silence_rows
+from hf_kd.data.masked_classes import silence_rows, silent_rows
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
@@ -180,6 +180,8 @@ class Regrow(UnlearningMethod):
             logger.warning(SOFT)
             task.warnings.append(SOFT)
         targets = self._targets(task, retain)
+        if not self.soft:
+            _say_unknown(task, targets)
         found: dict[str, Any] = {}
         auto = self.keep == "auto"
         cut = self._scanned(task, retain, targets, found, same) if auto else choose_block(task, self.keep)
@@ -217,9 +219,13 @@ class Regrow(UnlearningMethod):
     ) -> RegrowMeasured:
         """Draw everything above a cut anew and train it."""
         torch.manual_seed(self.seed)  # whatever was tried before, also by a process that was killed
+        silent = [
+            silent_rows(head) for head in task.linear_heads()
+        ]  # of earlier requests, unless their images are back
         draw_above(task.model, cut, self.fresh_model(task))
-        for head in task.linear_heads():
-            silence_rows(head, task.forget_classes)  # masked in the loss and in the answers: its gradient is 0
+        for head, earlier in zip(task.linear_heads(), silent, strict=True):
+            # masked in the loss and in the answers: the gradient of these rows is 0
+            silence_rows(head, torch.cat([task.forget_classes, earlier[~torch.isin(earlier, targets.cpu())]]))
         new = only_trainable(task.model, cut.new)
         same = same and {**same, "block": cut.block, "epochs": epochs}
         phase = Phase("grown", epochs, *self._optimizer(task, cut, new), cut.new, cut.modules, same)
@@ -344,6 +350,20 @@ class Regrow(UnlearningMethod):
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return soft_divergence(targets, logits, self.temperature) if self.soft else F.cross_entropy(logits, targets)
+
+
+def _say_unknown(task: Task, targets: Tensor) -> None:
+    """Warn where classes that stay are in no image: nothing above the cut will know them, whatever the model knew."""
+    stay = task.kept_classes
+    stay = stay[~torch.isin(stay, torch.cat([silent_rows(head) for head in task.linear_heads()]))]
+    unknown = int((~torch.isin(stay, targets.cpu())).sum())
+    if unknown:
+        text = (
+            f"No retained image is of {unknown} of the {len(stay)} classes that stay: the network that is grown does not "
+            "know them any more. Give images of all classes."
+        )
+        logger.warning(text)
+        task.warnings.append(text)
 
 
 @torch.no_grad()
