@@ -147,6 +147,8 @@ def test_what_cannot_be_asked():
         AuditOptions(access="everything")
     with pytest.raises(InvalidValueError, match="minutes"):
         AuditOptions(budget=0)
+    with pytest.raises(InvalidValueError, match="access='weights' alone"):
+        AuditOptions(budget=5)
 
 
 def test_a_class_without_a_row_gets_one(small_battery, processor):

@@ -65,12 +65,12 @@ class AuditOptions:
                 f"max_classes is {self.max_classes!r}; give a number of classes from 1 on, or None."
             )
         check_choice("access", self.access, ("features", "weights"))
+        if self.budget is not None and not self.budget > 0:
+            raise InvalidValueError(f"budget is {self.budget!r} minutes; expected more than 0, or None for no limit.")
         if self.budget is not None and self.access != "weights":
             raise InvalidValueError(
                 "budget is of the attacks of access='weights' alone: ask for those, or leave it out."
             )
-        if self.budget is not None and not self.budget > 0:
-            raise InvalidValueError(f"budget is {self.budget!r} minutes; expected more than 0, or None for no limit.")
         if self.shots is not None and (not self.shots or min(self.shots) < 1):
             raise InvalidValueError(
                 f"shots are {list(self.shots)}; expected numbers of labelled samples such as [1, 5, 20], each at least 1."
