@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hf_kd import ErasedModel
@@ -139,6 +140,18 @@ def test_a_strip_is_refused_before_it_is_resized_by_its_short_side(handler):
     assert first == handler({"inputs": good})
     assert "Image 1 is 1 x 4000" in second["error"]
     assert peak < 20e6
+
+
+def test_large_images_are_decoded_one_after_the_other(handler):
+    large = encoded(Image.new("L", (2000, 2000)), "PNG")
+    peaks = []
+    for count in (1, 8):
+        tracemalloc.start()
+        answers = handler({"inputs": [large] * count})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert all(isinstance(answer, list) for answer in answers)
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_images_that_the_processor_makes_no_batch_of_are_answered_alone(handler):

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from hf_kd import ErasedModel
+from hf_kd.errors import InvalidValueError
 from hf_kd.model.configuration import ErasedConfig
 from hf_kd.model.verify import verify
 from tests.helpers import processes
@@ -451,3 +452,12 @@ def test_a_model_of_images_and_texts_keeps_its_tokenizer_and_its_task(forget, tm
         assert verify(folder).ok
         erased = ErasedModel.from_pretrained(folder)
     assert isinstance(erased.processor, CLIPImageProcessorPil)
+
+
+@pytest.mark.parametrize("classes", [3, 8])
+def test_a_head_that_its_configuration_does_not_make_is_not_saved(vit, processor, forget, tmp_path, classes):
+    vit.classifier = torch.nn.Linear(vit.config.hidden_size, classes)
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+    with pytest.raises(InvalidValueError, match=rf"classifier.weight .* is \[{classes}, 32\], .* makes \[5, 32\]"):
+        erased.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

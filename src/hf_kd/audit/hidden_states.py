@@ -136,7 +136,9 @@ def grad_cam(
     maps = class_maps(model, inputs, wanted)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    panel(pictures.float().cpu(), maps, str(names[wanted]), [str(names[int(p)]) for p in maps.predicted], path)
+    panel(
+        pictures.float().cpu(), maps, str(names[wanted]), [str(names.get(int(p), int(p))) for p in maps.predicted], path
+    )
     return path
 
 

@@ -67,12 +67,11 @@ class ReadOptions:
     limit_test: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("limit", "limit_test"):
-            most = getattr(self, name)
-            if most is not None and (not isinstance(most, int) or most < 1):
-                raise InvalidValueError(
-                    f"{name}={shortened(most)} has to be a whole number of images above 0, or None."
-                )
+        for name, least in (("limit", 1), ("limit_test", 1), ("batch_size", 1), ("num_workers", 0)):
+            given, of = getattr(self, name), "processes" if name == "num_workers" else "images"
+            if given is not None and (not isinstance(given, int) or given < least):
+                rule = f"a whole number of {of} above {least - 1}"
+                raise InvalidValueError(f"{name}={shortened(given)} has to be {rule}, or None.")
         if self.mixed_precision is not None:
             check_choice("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
         names = self.labels
@@ -360,13 +359,21 @@ def _noise(count: int, height: int, width: int, seed: int = 0) -> list[Image.Ima
 def _probe_from_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Two different samples for the tap search, made from the first batch of a loader.
 
-    A batch of one gets a second sample by mirroring its pixels; masks and shapes stay.
+    Where all are alike, or there is one, the second is the first with mirrored pixels; masks and shapes stay.
+
+    Raises:
+        InvalidValueError: For values that are not finite.
     """
-    inputs = {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor)}
-    size = max((value.shape[0] for value in inputs.values() if value.ndim), default=0)
-    if size >= 2:
-        return {name: value[:2] for name, value in inputs.items()}
-    return {n: torch.cat([v, v.flip(-1) if v.is_floating_point() else v]) for n, v in inputs.items()}
+    inputs = {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor) and value.ndim}
+    for name, value in inputs.items():
+        if not bool(value.isfinite().all()):
+            raise InvalidValueError(f"{name} of the first batch holds values that are not finite: correct the data.")
+    size = max((value.shape[0] for value in inputs.values()), default=0)
+    for row in range(1, size):
+        if any(not torch.equal(value[0], value[row]) for value in inputs.values()):
+            return {name: value[[0, row]] for name, value in inputs.items()}
+    firsts = {name: value[:1] for name, value in inputs.items()}
+    return {n: torch.cat([v, v.flip(-1) if v.is_floating_point() else v]) for n, v in firsts.items()}
 
 
 def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | None:

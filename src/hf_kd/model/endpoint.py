@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_kd.data.images import DECODER_ERRORS, to_rgb
+from hf_kd.data.samples import one_batch
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, shortened
 from hf_kd.features.heads import class_scores, has_head
 from hf_kd.features.reader import preprocessor_of
@@ -100,18 +101,18 @@ class EndpointHandler:
     def _answers(self, given: Sequence[Any], kind: str, top_k: int) -> list[Any]:
         """One answer for each image, an error in the place of one that cannot be read."""
         answers: list[Any] = [None] * len(given)
-        images: dict[int, Image.Image] = {}
-        for number, value in enumerate(given):
+        prepared: dict[int, dict[str, Tensor]] = {}
+        for number, value in enumerate(given):  # one after the other: of 32 images at once there may be gigabytes
             try:
-                images[number] = _image(value, number)
+                prepared[number] = self._prepare([_image(value, number)])
             except HfKdError as error:
                 answers[number] = _refusal(error)
-        for number, row in zip(images, self._each(list(images.values()), kind, top_k), strict=True):
+        for number, row in zip(prepared, self._each(list(prepared.values()), kind, top_k), strict=True):
             answers[number] = row
         return answers
 
-    def _each(self, images: list[Image.Image], kind: str, top_k: int) -> list[Any]:
-        """One answer for each image: in one batch, or alone where the processor makes no batch of them."""
+    def _each(self, images: list[dict[str, Tensor]], kind: str, top_k: int) -> list[Any]:
+        """One answer for the inputs of each image: in one batch, or alone where they make none."""
         if not images:
             return []
         try:
@@ -122,8 +123,9 @@ class EndpointHandler:
         return [row for image in images for row in self._each([image], kind, top_k)]
 
     @torch.no_grad()
-    def _ask(self, images: list[Image.Image], kind: str, top_k: int) -> list[Any]:
-        inputs = in_dtype_of(self.model.inner, self._prepare(images))
+    def _ask(self, images: list[dict[str, Tensor]], kind: str, top_k: int) -> list[Any]:
+        together = {name: one_batch([image[name] for image in images]) for name in images[0]}
+        inputs = in_dtype_of(self.model.inner, together)
         if kind == "embeddings":
             features = self.model.pooled_features(**inputs)
             rows = features if isinstance(features, Tensor) else torch.cat(features, dim=1)

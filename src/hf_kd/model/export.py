@@ -74,7 +74,7 @@ class Export:
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: The inner class could not be found again.
+            ValueError: The inner class could not be found again, or its head is another than its configuration says.
             OSError: The place cannot be written to.
         """
         if push_to_hub:
@@ -82,6 +82,7 @@ class Export:
         loading.refuse_unknown_class(self.inner)
         if not is_main_process:
             return
+        loading.refuse_other_heads(self.inner, [head for tap in self.taps for head in tap.heads])
         consistency.refuse_contradictions(self.config)  # what does not load again is not written
         consistency.refuse_other_erasers(self)
         from hf_kd.hub.document import document  # reports and figures, which only a saved model needs

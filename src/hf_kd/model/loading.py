@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,22 @@ def refuse_unknown_class(model: PreTrainedModel) -> None:
         f"again. Register it first: AutoConfig.register({config}.model_type, {config}) and "
         f"AutoModelForImageClassification.register({config}, {name})."
     )
+
+
+def refuse_other_heads(model: PreTrainedModel, heads: Iterable[str]) -> None:
+    """Raise ValueError for a head of other shapes than the configuration makes: what is saved so does not load again."""
+    parts = tuple(f"{head}." for head in heads)
+    if not parts or getattr(model.config, "quantization_config", None) is not None:  # whose weights are packed
+        return
+    with init_empty_weights():
+        made = type(model)(copy.deepcopy(model.config)).state_dict()
+    for key, value in model.state_dict().items():
+        if key.startswith(parts) and key in made and value.numel() and value.shape != made[key].shape:
+            raise InvalidValueError(
+                f"{key} of this {type(model).__name__} is {list(value.shape)}, and its configuration makes "
+                f"{list(made[key].shape)}: the saved model could not be loaded again. Name the classes that the head has "
+                "before erasing: config.id2label = dict(enumerate(names)), and label2id likewise."
+            )
 
 
 def take_processor(model: Any, processor: Any) -> None:

@@ -39,6 +39,7 @@ def test_a_configuration_may_state_a_size_in_any_form(size, found):
         ({"pixel_values": torch.zeros(2, 3, 24, 24)}, r"\[2, 3, 24, 24\].* 16 x 16 pixels \("),
         ({"pixel_values": torch.zeros(2, 1, 16, 16)}, r"\[2, 1, 16, 16\].* 3 channels"),
         ({"pixel_values": torch.zeros(2, 16, 16)}, r"has to be \[n, channels, height, width\]"),
+        ({"pixel_values": torch.zeros(0, 3, 16, 16)}, "holds none"),
         ({}, "no tensor pixel_values among no inputs"),
     ],
 )

@@ -168,6 +168,8 @@ def _unlike(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
         return f"its forward takes no {', '.join(further)}"
     if not isinstance(images, Tensor):
         return f"there is no tensor {name} among {', '.join(inputs) or 'no inputs'}"
+    if not images.shape[:1].numel():
+        return f"{name} is {list(images.shape)} and holds none"
     if not takes_pictures(model):
         return None
     shape, channels, size = list(images.shape), declared_channels(config), declared_size(config)

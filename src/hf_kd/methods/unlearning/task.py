@@ -377,7 +377,9 @@ def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> 
 
 
 def _in_dtype(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Inputs whose floats are those that a model of `dtype` takes."""
+    """Inputs whose floats are those that a model of `dtype` takes; as they are where its weights are no floats."""
+    if not dtype.is_floating_point:
+        return inputs
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
