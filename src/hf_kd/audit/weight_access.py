@@ -40,6 +40,8 @@ class WeightAccess:
     found: Mapping[str, NetworkFindings]
     section: Section
     data: Mapping[str, Any]
+    n_forget: int
+    """Forgotten test images that were read."""
 
     @property
     def levels(self) -> list[ReadLevel]:
@@ -47,7 +49,7 @@ class WeightAccess:
         points = {name: own.level() for name, own in self.found.items()}
         others = [point for name, point in points.items() if name.startswith("reference") and point is not None]
         own = points["erased"]
-        return [ReadLevel("bare network", own, tuple(others))] if own is not None and others else []
+        return [ReadLevel("bare network", own, tuple(others), self.n_forget)] if own is not None and others else []
 
 
 def measure_weight_access(
@@ -89,7 +91,7 @@ def measure_weight_access(
     shown = {version: found[version] for version in ("erased", "original", "reference") if version in found}
     notes += left_out_notes({version: own for version, own in found.items() if version not in shown})
     section = weight_access_section(shown, classes, len(data.forget), _signatures(networks), notes)
-    return WeightAccess(found, section, weight_access_data(found))
+    return WeightAccess(found, section, weight_access_data(found), int(images["erased"].test_forget.sum()))
 
 
 def _images_of(models: Mapping[str, TappedModel], data: AuditImages) -> dict[str, WhiteBoxData]:

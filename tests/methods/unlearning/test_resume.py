@@ -117,6 +117,14 @@ def test_what_was_kept_of_another_run_is_refused(original, data, tmp_path, monke
             run()
 
 
+def test_a_retraining_on_other_images_with_the_same_labels_is_refused(original, data, tmp_path):
+    options = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "progress": False, "allow_unrecognised": True}
+    unlearn(original, data[0], "retrain", retain=data[1], checkpoint=tmp_path, **options)
+    images, labels = planted_images(RETAINED, per_class=6)
+    with pytest.raises(ValueError, match=r"another run \(data differ\)"):
+        unlearn(original, data[0], "retrain", retain=loader(images.flip(-1), labels), checkpoint=tmp_path, **options)
+
+
 def test_a_damaged_scan_is_said_to_be_one(original, data, tmp_path):
     (tmp_path / "scan.json").write_text('{"tried": [')
     with pytest.raises(ValueError, match="damaged"):

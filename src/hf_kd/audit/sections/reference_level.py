@@ -25,6 +25,8 @@ class ReadLevel:
     """What was read: "features", or the "bare network"."""
     own: Point
     references: tuple[Point, ...]
+    n_forget: int | None = None
+    """Forgotten test samples behind each F, where they are not those of the report."""
 
 
 def converged_point(
@@ -47,7 +49,7 @@ def reference_level_section(levels: Sequence[ReadLevel], n_forget: int) -> Secti
     scores, notes = [], []
     for level in levels:
         read, (r, f), references = level.read, level.own, level.references
-        found = level_at(r, references, n_forget)
+        found = level_at(r, references, level.n_forget or n_forget)
         scores.append(
             Score(
                 "D_ft",
