@@ -12,6 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 from hf_kd.data.image_source import inspect_images
@@ -370,3 +371,22 @@ def test_images_have_the_mode_that_their_column_says(mode, streaming):
     data = data.to_iterable_dataset() if streaming else data
     (batch,) = make_loader(inspect_images(data), ImagePreprocessor(lambda image: np.asarray(image)))
     assert np.array_equal(batch["inputs"]["pixel_values"][0], expected)
+
+
+class Batches(TorchIterableDataset):
+    """Samples of inputs, from one iterator or from a new one each time."""
+
+    def __init__(self, once):
+        self.rows = [{"pixel_values": torch.full((3, 4, 4), float(i))} for i in range(6)]
+        self.left = iter(self.rows) if once else None
+
+    def __iter__(self):
+        return iter(self.rows) if self.left is None else self.left
+
+
+def test_a_loader_that_goes_on_where_it_was_left_would_lose_images():
+    loader = DataLoader(Batches(once=False), batch_size=2)
+    read = [batch["inputs"]["pixel_values"][:, 0, 0, 0].tolist() for batch in make_loader(inspect_images(loader))]
+    assert read == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(InvalidValueError, match="Batches of the DataLoader gives one iterator"):
+        inspect_images(DataLoader(Batches(once=True), batch_size=2))

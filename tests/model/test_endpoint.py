@@ -172,6 +172,12 @@ def test_in_half_precision_it_answers_as_in_full(resnet, processor, forget, pixe
     assert answer[0]["score"] == pytest.approx(float(score), abs=1e-3)
 
 
+def test_an_answer_that_is_not_finite_is_an_error_and_no_nan(handler):
+    handler.model.inner.classifier.weight.data[0] = float("inf")
+    answers = handler({"inputs": [encoded(picture(3, 5))] * 2})
+    assert all("not finite" in answer["error"] for answer in answers)
+
+
 def test_a_model_of_grey_images_is_served_pictures_of_any_kind(tmp_path):
     config = ViTConfig(image_size=16, patch_size=8, num_channels=1, hidden_size=16, num_hidden_layers=1,
                        num_attention_heads=2, intermediate_size=16, num_labels=3)  # fmt: skip

@@ -225,6 +225,12 @@ def _describe_loader(
         raise InvalidValueError(
             "image_column is for data sets; a DataLoader brings the model's inputs under their own names."
         )
+    data = source.dataset
+    if isinstance(data, TorchIterableDataset) and source.num_workers == 0 and iter(data) is iter(data):
+        raise InvalidValueError(
+            f"The {type(data).__name__} of the DataLoader gives one iterator that goes on where it was left: what was "
+            "looked at would be missing, and nothing could be read twice. Let its __iter__ begin anew each time."
+        )
     first = next(iter(source), None)
     if first is None:
         raise InvalidValueError(_EMPTY)

@@ -329,7 +329,7 @@ def _as_tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        return torch.from_numpy(value if value.flags.writeable else value.copy())
     if isinstance(value, list) and len(value) == 1:  # a processor called without return_tensors
         return _as_tensor(value[0])
     raise InvalidTypeError(

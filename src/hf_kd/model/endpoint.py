@@ -129,10 +129,10 @@ class EndpointHandler:
         if kind == "embeddings":
             features = self.model.pooled_features(**inputs)
             rows = features if isinstance(features, Tensor) else torch.cat(features, dim=1)
-            return rows.float().cpu().tolist()
+            return _finite(rows).tolist()
         with explaining(self.model.inner, inputs):
             logits = self.model(**inputs).logits
-        return [self._labels(row, top_k) for row in class_scores(self.model, logits).cpu()]
+        return [self._labels(row, top_k) for row in class_scores(self.model, _finite(logits))]
 
     def _labels(self, scores: Tensor, top_k: int) -> list[dict[str, Any]]:
         config = self.model.config
@@ -178,6 +178,15 @@ def _encoded(value: Any) -> bytes:
         return base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidValueError("A text is read as base64, and this is none; addresses are not fetched.") from error
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Rows in float32 on the CPU, as JSON takes them: it has no NaN."""
+    if not bool(rows.isfinite().all()):
+        raise InvalidValueError(
+            f"The model's answer in {str(rows.dtype).removeprefix('torch.')} is not finite: serve it in float32 or bfloat16."
+        )
+    return rows.float().cpu()
 
 
 def _refusal(error: Exception) -> dict[str, str]:

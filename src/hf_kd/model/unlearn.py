@@ -200,7 +200,7 @@ def _task(
             f"{type(student.inner).__name__} has no classification head; methods that change weights train on its labels. "
             "Erase with method='esc', which needs the images alone."
         )
-    outcome.refuse_other_heads(student, "unlearn" if method is None else method.name)
+    outcome.refuse_other_heads(student, "train_original" if method is None else method.name)
     state = process_state()
     if state.num_processes > 1:
         student.inner.to(state.device)
