@@ -50,6 +50,19 @@ def test_a_last_batch_of_one_sample_is_no_batch():
     assert (len(task.retain), made["steps"]) == (12, 1)
 
 
+def test_images_in_half_precision_are_read_by_a_network_in_full():
+    """As a loader gives them that was made for the model before it was changed, which is done in float32."""
+    task = small_task("ResNetForImageClassification")
+    block = choose_block(task, 1 / 3).block
+    whole = {name: value.bfloat16().float() for name, value in task.retain._cached.items()}
+    kept = []
+    for inputs in (whole, {name: value.bfloat16() for name, value in whole.items()}):
+        task.retain = Samples(task.retain.labels, inputs)
+        with source_of(task, task.retain, block, "flip") as source:
+            kept.append(source.store.clone())
+    assert torch.equal(*kept)
+
+
 def test_what_else_an_image_comes_with_goes_through_the_network():
     """Hidden states alone leave its mask out, and that of the first image would stand for all."""
     task = small_task("ViTForImageClassification")

@@ -93,14 +93,14 @@ class Task:
         order = samples.shuffled() if shuffle else None
         for batch in samples.batches(batch_size, order, part=self.state.process_index, parts=self.state.num_processes):
             inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
-            inputs = _in_dtype(inputs, next(self.model.parameters()).dtype)
+            inputs = in_dtype(inputs, next(self.model.parameters()).dtype)
             yield Batch(inputs, batch.labels.to(self.device))
 
     def logits(self, inputs: dict[str, Tensor], model: nn.Module | None = None) -> Tensor:
         """Logits [b, C] in float32, of `model` or of the model that is being changed."""
         model = self.model if model is None else model
         with self.autocast():
-            output = model(**_in_dtype(inputs, next(model.parameters()).dtype))
+            output = model(**in_dtype(inputs, next(model.parameters()).dtype))
         return output.logits.float()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -118,7 +118,7 @@ class Task:
         first = next((self.forget if self.retain is None else self.retain).batches(2)).inputs
         pairs = {n: v if len(v) > 1 else torch.cat([v, v.flip(-1) if v.ndim > 2 else v]) for n, v in first.items()}
         pairs = {name: value.to(self.device) for name, value in pairs.items()}
-        return _in_dtype(pairs, next(self.model.parameters()).dtype)
+        return in_dtype(pairs, next(self.model.parameters()).dtype)
 
     def frozen_copy(self) -> nn.Module:
         """The model as it is now, in eval mode, without gradients: a teacher."""
@@ -376,7 +376,7 @@ def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> 
     model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - the stubs of torch lack this overload
 
 
-def _in_dtype(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def in_dtype(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """Inputs whose floats are those that a model of `dtype` takes; as they are where its weights are no floats."""
     if not dtype.is_floating_point:
         return inputs
