@@ -164,6 +164,19 @@ def test_regrow_goes_on_where_it_stood_and_takes_labels_from_the_model(place, tm
     assert again["measured"][0]["retained_accuracy"] == first["measured"][0]["retained_accuracy"]
 
 
+@pytest.mark.parametrize("labels", ["data", "teacher"])
+def test_retained_images_of_another_data_set_that_have_a_label_to_forget_are_left_out(place, tmp_path, labels):
+    """Whatever their labels are needed for: the network is not to be trained on images of the class."""
+    (tmp_path / "others").mkdir()
+    make_dataset([0, 1, 2, 3, 4] * 6, seed=8).to_parquet(tmp_path / "others" / "train.parquet")
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--method", "regrow", "--epochs", "1"]
+    more = ["--retain", tmp_path / "others", "--keep", "vit.layers.0", "--labels", labels, "--output", tmp_path / "out"]
+    done = hf_kd("unlearn", place / "model", *arguments, *(more if labels == "teacher" else [*more[:4], *more[6:]]))
+    assert "6 retained images had a label to forget" in " ".join(done.stdout.split())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["hf_kd_unlearned"][-1]["measured"][0]["n_retain"] == 24
+
+
 def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
     (tmp_path / "others").mkdir()
     make_dataset([0, 1, 3, 4] * 6, seed=8).remove_columns("label").to_parquet(tmp_path / "others" / "train.parquet")

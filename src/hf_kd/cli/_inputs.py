@@ -174,6 +174,24 @@ class Parts:
         return mapping(torch.tensor(self.ids)).tolist()
 
 
+def without_forgotten(data: Any, parts: Parts, reading: ReadOptions) -> Any:
+    """The rows of another data set that have none of the forgotten labels, as far as it says which they are."""
+    from hf_kd.data.image_source import inspect_images
+    from hf_kd.data.load import filter_by_labels
+
+    column = inspect_images(data, reading.image_column, reading.label_column).label_column
+    if column is None:
+        return data
+    own = getattr(data.features[column], "names", None)
+    if own is not None and parts.names is not None:
+        forgotten = {parts.names[number].casefold() for number in parts.ids}
+        ids = {number for number, name in enumerate(own) if name.casefold() in forgotten}
+    else:
+        both = own is None and parts.names is None and "int" in str(data.features[column].dtype)
+        ids = set(parts.ids) if both else set()
+    return filter_by_labels(data, column, set(data.unique(column)) - ids) if ids else data
+
+
 def by_labels(
     data: Any, labels: Iterable[str] | None, reading: ReadOptions, reads_retain: bool = False, limit: int | None = None
 ) -> Parts:

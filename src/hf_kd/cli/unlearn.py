@@ -57,8 +57,8 @@ def unlearn(
     retain: Annotated[
         str | None,
         typer.Option(
-            help="Retained images of another data set, instead of the other labels of this one; for regrow with --labels "
-            "teacher they need no labels."
+            help="Retained images of another data set, instead of the other labels of this one; those that have a label to "
+            "forget there are left out. For regrow with --labels teacher they need no labels."
         ),
     ] = None,
     checkpoint: Annotated[
@@ -90,9 +90,11 @@ def unlearn(
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     parts = _inputs.by_labels(data, forget_labels, reading, retain is None, retain_limit)
-    retained = parts.retain
+    retained, left_out = parts.retain, 0
     if retain is not None:
-        retained = _inputs.load_data(retain, split, shared)
+        given = _inputs.load_data(retain, split, shared)
+        retained = _inputs.without_forgotten(given, parts, reading)
+        left_out = len(given) - len(retained)
         if retain_limit is not None and retain_limit < len(retained):
             retained = retained.shuffle(seed=0).select(range(retain_limit))
     original = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
@@ -136,6 +138,8 @@ def unlearn(
     )
     for name, part in (record.get("sampled") or {}).items():
         console.print(f"A sample: {part['drawn']:,} of {part['of']:,} images of the {name} set.", highlight=False)
+    if left_out:
+        console.print(f"{left_out:,} retained images had a label to forget and were left out.", highlight=False)
     show_measured(console, record["measured"][0])
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
     console.print(
