@@ -31,7 +31,7 @@ from hf_kd.errors import InvalidTypeError, InvalidValueError, check_choice, shor
 from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
-from hf_kd.features.taps.inputs import declared_channels, input_device, main_input, probe_inputs, probe_size, run
+from hf_kd.features.taps.inputs import channels_of, input_device, main_input, probe_inputs, probe_size, run
 from hf_kd.features.taps.site import TapSite
 
 
@@ -335,7 +335,7 @@ def probe_batch(model: TappedModel, inputs: Mapping[str, Any] | None = None) -> 
 
 def preprocessor_of(model: TappedModel, exact_shortcuts: bool = True) -> ImagePreprocessor:
     """What makes inputs of RGB images for a model that has a processor."""
-    return ImagePreprocessor(model.processor, exact_shortcuts, declared_channels(model.inner.config))
+    return ImagePreprocessor(model.processor, exact_shortcuts, channels_of(model.inner))
 
 
 def noise_inputs(model: TappedModel, count: int, seed: int = 0) -> dict[str, Tensor]:

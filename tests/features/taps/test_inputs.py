@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.taps.inputs import declared_size, run, takes_pictures
+from hf_kd.features.taps.inputs import channels_of, declared_size, run, takes_pictures
 from tests.helpers import zoo
 
 
@@ -37,7 +37,7 @@ def test_a_configuration_may_state_a_size_in_any_form(size, found):
     ("inputs", "said"),
     [
         ({"pixel_values": torch.zeros(2, 3, 24, 24)}, r"\[2, 3, 24, 24\].* 16 x 16 pixels \("),
-        ({"pixel_values": torch.zeros(2, 1, 16, 16)}, r"\[2, 1, 16, 16\].* 3 channels"),
+        ({"pixel_values": torch.zeros(2, 1, 16, 16)}, r"\[2, 1, 16, 16\].* takes 3 channels"),
         ({"pixel_values": torch.zeros(2, 16, 16)}, r"has to be \[n, channels, height, width\]"),
         ({"pixel_values": torch.zeros(0, 3, 16, 16)}, "holds none"),
         ({}, "no tensor pixel_values among no inputs"),
@@ -63,6 +63,17 @@ def test_inputs_that_a_forward_does_not_take_are_named():
     assert run(model, pixels).shape == (1, 3, 4, 4)
     with pytest.raises(InvalidValueError, match="its forward takes no mask"):
         run(model, pixels | {"mask": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("layers", "channels"), [((1, 8), 1), ((3, 8), 3), ((8, 3), 3), ((1, 3), 3), ((8,), None), ((), None)]
+)
+def test_channels_show_in_the_convolutions_where_a_configuration_does_not_state_them(layers, channels):
+    model = Strict(PreTrainedConfig())
+    model.layers = torch.nn.ModuleList(torch.nn.Conv2d(taken, 4, 1) for taken in layers)
+    assert channels_of(model) == channels
+    model.config.num_channels = 2
+    assert channels_of(model) == 2
 
 
 def test_patches_and_sequences_of_colours_are_no_pictures(vit):

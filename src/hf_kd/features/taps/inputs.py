@@ -50,7 +50,7 @@ def probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         inputs["pixel_attention_mask"] = torch.ones(PROBE_BATCH, side * side, dtype=torch.long)
         inputs["spatial_shapes"] = torch.full((PROBE_BATCH, 2), side)
     else:
-        shape = (declared_channels(vision) or 3, *(probe_size(vision) or (224, 224)))
+        shape = (channels_of(model) or 3, *(probe_size(vision) or (224, 224)))
         values = torch.randn(PROBE_BATCH, *shape, generator=generator)
     inputs[name] = values
     if "input_ids" in parameters and hasattr(config, "text_config"):
@@ -115,11 +115,15 @@ def probe_size(config: Any) -> tuple[int, int] | None:
     return None if size is None else (min(size[0], MOST_PIXELS), min(size[1], MOST_PIXELS))
 
 
-def declared_channels(config: Any) -> int | None:
-    """How many channels of an image a configuration states, of a vision tower or around one; None where it states none."""
+def channels_of(model: nn.Module) -> int | None:
+    """How many channels images have: as the configuration states, else as convolutions show; None where nothing does."""
+    config = cast(Any, model.config)
     config = getattr(config, "vision_config", None) or config
-    channels = getattr(config, "num_channels", None) or getattr(config, "in_channels", None)
-    return channels if isinstance(channels, int) else None
+    stated = getattr(config, "num_channels", None) or getattr(config, "in_channels", None)
+    if isinstance(stated, int):
+        return stated
+    taken = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return 3 if 3 in taken else 1 if taken[:1] == [1] else None
 
 
 def image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,11 +176,11 @@ def _unlike(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
         return f"{name} is {list(images.shape)} and holds none"
     if not takes_pictures(model):
         return None
-    shape, channels, size = list(images.shape), declared_channels(config), declared_size(config)
+    shape, channels, size = list(images.shape), channels_of(model), declared_size(config)
     if len(shape) < 4:
         return f"{name} is {shape} and has to be [n, channels, height, width]"
     if channels is not None and channels != shape[-3]:
-        return f"{name} is {shape}, and its configuration states {channels} channels"
+        return f"{name} is {shape}, and it takes {channels} channels"
     if size is not None and list(size) != shape[-2:]:
         return f"{name} is {shape}, and its configuration states {size[0]} x {size[1]} pixels"
     return None
