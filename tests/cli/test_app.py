@@ -64,6 +64,7 @@ def test_every_setting_of_a_method_is_a_flag(command, kind):
                 "eraser_only",
                 "text",
                 "retain_text",
+                "language",
                 "publish_texts",
                 "ask",
             },

@@ -121,9 +121,9 @@ def test_inspect_shows_names_and_obeys_none(name):
 
 
 def test_labels_of_the_demo_are_one_line_and_none_hides_another():
-    logits = torch.linspace(0, 1, 5)[None]
+    scores = torch.linspace(0, 1, 5)
     for name in HOSTILE:
-        labels = _by_label(logits, dict.fromkeys(range(5), name))
+        labels = _by_label(scores, dict.fromkeys(range(5), name))
         assert len(labels) == 5
         assert all(label.isprintable() and len(label) <= LONGEST + 4 for label in labels)
 
