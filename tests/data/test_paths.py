@@ -41,7 +41,7 @@ def test_what_is_there_is_left_alone_and_what_is_meant_is_named(place):
     refuse_missing_data("there")
     for refuse in (refuse_missing_model, refuse_missing_data):
         with pytest.raises(MissingFileError, match=r"Did you mean '.*there'\?"):
-            refuse("./ther" if refuse is refuse_missing_data else "ther")
+            refuse("./there_" if refuse is refuse_missing_data else "there_")
 
 
 @pytest.mark.parametrize("file", ["config.json", "adapter_config.json", "eraser_config.json"])
