@@ -4,9 +4,9 @@
 
 The .npz holds train_images and test_images (uint8, [n, 32, 32, 3]), train_labels and test_labels; benchmarks/clip/pack.py
 makes one. Runs on an accelerator where there is one (bfloat16, all data on it), else on the CPU (bfloat16 where the
-processor multiplies it in hardware), where this is a matter of an hour and a half on one core:
+processor multiplies it in hardware), where this takes two networks side by side on two cores under two hours:
 
-    --steps 7000 --batch 256 --captions 128 --width 160 --patches 0.5 --mix 0.25
+    --steps 5000 --batch 256 --captions 128 --width 160 --patches 0.5 --mix 0.25
 
 Started again with the same output it goes on where it was stopped. Writes an ordinary folder of transformers: model,
 tokenizer, image processor, and training.json with what was measured. Needs torch, transformers, tokenizers, safetensors
