@@ -5,12 +5,12 @@ Inputs are kept in memory where they fit. Where they do not, images are decoded 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hf_kd.errors import InvalidValueError
@@ -161,6 +161,15 @@ def one_batch(parts: Sequence[Tensor]) -> Tensor:
             "go into batches: let the image processor resize or crop to one size, or give inputs of one size."
         )
     return torch.cat(list(parts))
+
+
+def in_dtype(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs whose floats have the dtype of the model's weights; as they are where those are no floats."""
+    dtype = next((parameter.dtype for parameter in model.parameters()), None)
+    if dtype is None or not dtype.is_floating_point:
+        return dict(inputs)
+    floats = {n for n, value in inputs.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return {name: value.to(dtype) if name in floats else value for name, value in inputs.items()}
 
 
 def consecutive(order: Tensor, batch_size: int, parts: int = 1) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from hf_kd.data.samples import one_batch
+from hf_kd.data.samples import in_dtype, one_batch
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import ImageReader, ReadOptions, makes_one_size, noise_inputs, probe_batch
 from hf_kd.features.taps.inputs import declared_size, image_inputs, probe_inputs
@@ -107,8 +107,7 @@ class TowerGraph(nn.Module):
             return dict(zip(self.output_names, self(*named.values()), strict=True))
 
     def _answer(self, named: dict[str, Tensor]) -> Any:
-        dtype = next(self.model.inner.parameters()).dtype
-        cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in named.items()}
+        cast = in_dtype(self.model.inner, named)
         if self.tower == "text":
             return text_features(self.model, cast)
         return self.model.get_image_features(**cast) if self.two_towers else self.model(**cast)

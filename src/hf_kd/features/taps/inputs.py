@@ -13,6 +13,7 @@ from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
+from hf_kd.data.samples import in_dtype
 from hf_kd.errors import HfKdError, InvalidValueError
 
 PROBE_BATCH = 2
@@ -210,13 +211,7 @@ def keep_in_memory(modules: nn.Module) -> None:
 
 def in_dtype_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs where the model takes them, floating ones in its dtype."""
-    parameter = next(model.parameters(), None)
-    if parameter is None:
+    if next(model.parameters(), None) is None:
         return dict(inputs)
-    dtype, device = parameter.dtype if parameter.is_floating_point() else None, input_device(model)
-    return {
-        name: (value.to(device, dtype) if value.is_floating_point() else value.to(device))
-        if isinstance(value, Tensor)
-        else value
-        for name, value in inputs.items()
-    }
+    device, cast = input_device(model), in_dtype(model, inputs)
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in cast.items()}

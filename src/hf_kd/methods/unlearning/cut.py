@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from hf_kd.data.hidden_state import hidden_state, with_hidden_state
 from hf_kd.data.modes import evaluating
+from hf_kd.data.samples import in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean
 
-from .task import Task, in_dtype
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def hidden_at(model: nn.Module, block: str, inputs: Mapping[str, Any]) -> Tensor
     handle = model.get_submodule(block).register_forward_hook(stop)
     try:
         with contextlib.suppress(_Reached):
-            model(**in_dtype(dict(inputs), next(model.parameters()).dtype))
+            model(**in_dtype(model, inputs))
     finally:
         handle.remove()
     if not found:

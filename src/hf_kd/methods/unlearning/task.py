@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from hf_kd.data.distributed import MIXED_PRECISION, autocast, gather_rows, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.data.progress import bars_shown
-from hf_kd.data.samples import Batch, Samples
+from hf_kd.data.samples import Batch, Samples, in_dtype
 from hf_kd.errors import DivergedError, InvalidValueError, did_you_mean
 from hf_kd.methods.measured import StepsMeasured
 from hf_kd.methods.registry import missing_retain
@@ -93,14 +93,14 @@ class Task:
         order = samples.shuffled() if shuffle else None
         for batch in samples.batches(batch_size, order, part=self.state.process_index, parts=self.state.num_processes):
             inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
-            inputs = in_dtype(inputs, next(self.model.parameters()).dtype)
+            inputs = in_dtype(self.model, inputs)
             yield Batch(inputs, batch.labels.to(self.device))
 
     def logits(self, inputs: dict[str, Tensor], model: nn.Module | None = None) -> Tensor:
         """Logits [b, C] in float32, of `model` or of the model that is being changed."""
         model = self.model if model is None else model
         with self.autocast():
-            output = model(**in_dtype(inputs, next(model.parameters()).dtype))
+            output = model(**in_dtype(model, inputs))
         return output.logits.float()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -118,7 +118,7 @@ class Task:
         first = next((self.forget if self.retain is None else self.retain).batches(2)).inputs
         pairs = {n: v if len(v) > 1 else torch.cat([v, v.flip(-1) if v.ndim > 2 else v]) for n, v in first.items()}
         pairs = {name: value.to(self.device) for name, value in pairs.items()}
-        return in_dtype(pairs, next(self.model.parameters()).dtype)
+        return in_dtype(self.model, pairs)
 
     def frozen_copy(self) -> nn.Module:
         """The model as it is now, in eval mode, without gradients: a teacher."""
@@ -374,13 +374,6 @@ def parameters_from(model: nn.Module, layers: int) -> tuple[list[str], list[str]
 
 def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
     model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - the stubs of torch lack this overload
-
-
-def in_dtype(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Inputs whose floats are those that a model of `dtype` takes; as they are where its weights are no floats."""
-    if not dtype.is_floating_point:
-        return inputs
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 def over_processes(state: Any, tensor: Tensor, how: str) -> Tensor:
