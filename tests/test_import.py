@@ -252,9 +252,13 @@ def test_what_the_arguments_alone_refute_is_refused_without_heavy_imports(tmp_pa
         ["erase", model, "--dataset", empty],
         ["unlearn", model, "--dataset", empty, "--forget-labels", "a"],
     )
+    audit = ["audit", model, "--dataset", empty]
     commands = {
         "There is no folder": ["erase", "./nowhere", "--dataset", empty, "--output", new],
         "There is no file or folder": ["audit", model, "--dataset", "./nowhere"],
+        "There is no folder './no-original'": [*audit, "--original", "./no-original"],
+        "There is no folder './no-reference'": [*audit, "--retrained", model, "--retrained", "./no-reference"],
+        "There is no file or folder './unseen'": [*audit, "--unseen", "./unseen"],
         "neither config.json": ["audit", empty, "--dataset", empty],
         "has something in it already": [*erase, "--output", full],
         "Did you mean 'esc'": [*erase, "--output", new, "--method", "esx"],

@@ -99,7 +99,7 @@ def command(
                 settings = {key: given.pop(key) for key in flags}
                 if methods is not None:
                     settings = _inputs.settings(settings, values["option"])
-                _inputs.refuse_missing(given.get("model"), given.get("dataset"))
+                _inputs.refuse_missing(given)
                 _inputs.import_files(values["imports"], quiet=bool(values.get("quiet")))
                 function(**given, shared=Shared(**values, settings=settings))
 

@@ -56,18 +56,27 @@ def settings(flags: Mapping[str, Any], options: Sequence[str] | None) -> dict[st
     return given | {name: as_setting(value) for name, value in pairs}
 
 
-def refuse_missing(model: str | None, dataset: str | None) -> None:
-    """Refuse a model and a data set that are not there, before seconds go into imports.
+MODELS, DATA_SETS = ("model", "original", "retrained", "membership_references", "base"), ("dataset", "unseen")
+"""Arguments of commands that name one, or several."""
+
+
+def refuse_missing(given: Mapping[str, Any]) -> None:
+    """Refuse models and data sets among the arguments of a command that are not there, before seconds go into imports.
 
     Raises:
         MissingFileError: For what can only be meant as a path and is none.
         CheckpointError: For a folder without a model.
     """
-    if model is not None:
+    for model in _named(given, MODELS):
         refuse_missing_model(model)
         refuse_no_model(model)
-    if dataset is not None:
+    for dataset in _named(given, DATA_SETS):
         refuse_missing_data(dataset)
+
+
+def _named(given: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
+    values = [given.get(argument) or () for argument in arguments]
+    return [name for value in values for name in ([value] if isinstance(value, str) else value)]
 
 
 def import_files(paths: Sequence[Path] | None, quiet: bool = False) -> None:
