@@ -15,9 +15,8 @@ def tensors_digest(tensors: Iterable[Tensor]) -> str:
 
 
 def _tensor_digest(tensor: Tensor) -> str:
-    values = (
-        getattr(tensor, "full_tensor", lambda: tensor)().detach().cpu().contiguous()
-    )  # one spread over processes too
+    whole = getattr(tensor, "full_tensor", lambda: tensor)()  # one that is spread over processes too
+    values = whole.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
     if values.numel():
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)

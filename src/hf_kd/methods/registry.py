@@ -299,7 +299,7 @@ def _make(kind: str, method: Any, options: dict[str, Any]) -> Any:
             )
         return method
     refuse_method(method, kind, options)
-    cls = get_method(method, kind)
+    cls = get_method(method)
     types = {option.name: option.type for option in method_info(method).options}
     # JSON and the command line have lists where the dataclass has tuples
     return cls(**{key: tuple(v) if isinstance(v, list) and types[key].startswith("tuple") else v

@@ -219,12 +219,10 @@ class Regrow(UnlearningMethod):
     ) -> RegrowMeasured:
         """Draw everything above a cut anew and train it."""
         torch.manual_seed(self.seed)  # whatever was tried before, also by a process that was killed
-        silent = [
-            silent_rows(head) for head in task.linear_heads()
-        ]  # of earlier requests, unless their images are back
+        silent = [silent_rows(head) for head in task.linear_heads()]  # of earlier requests
         draw_above(task.model, cut, self.fresh_model(task))
         for head, earlier in zip(task.linear_heads(), silent, strict=True):
-            # masked in the loss and in the answers: the gradient of these rows is 0
+            # masked in the loss and in the answers: their gradient is 0. Earlier ones unless their images are back
             silence_rows(head, torch.cat([task.forget_classes, earlier[~torch.isin(earlier, targets.cpu())]]))
         new = only_trainable(task.model, cut.new)
         same = same and {**same, "block": cut.block, "epochs": epochs}
