@@ -55,6 +55,11 @@ def hub_home() -> Path:
     return home
 
 
+def empty_hub_home() -> None:
+    for left in hub_home().iterdir():
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def surroundings(**more: str) -> dict[str, str]:
     """The environment of a process: the Hub is the one on loopback, and matrices are computed by one thread."""
     kept = {name: value for name, value in os.environ.items() if name in KEPT}

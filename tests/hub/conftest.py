@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def hub():
     with Hub().serve() as server:
         yield server
-    for left in processes.hub_home().iterdir():  # the next test finds no cache
-        shutil.rmtree(left, ignore_errors=True)
+    processes.empty_hub_home()  # the next test finds no cache
 
 
 @pytest.fixture
