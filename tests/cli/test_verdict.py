@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
 from hf_kd.audit.verdict import NOT_AUDITED
+from hf_kd.cli._options import Shared
 from hf_kd.cli._verdict import accuracy_verdict, audit_command, record_names
 from tests.cli.runner import hf_kd
 
@@ -25,6 +27,18 @@ def test_erase_says_first_what_the_head_answers_and_what_is_not_measured(erased)
     assert " of 6" in text
     assert "not measured yet: hf-kd audit" in text
     assert text.index("The other classes:") < text.index("Erased by esc")
+
+
+def test_the_command_that_is_named_next_runs_and_reads_the_same_data(place, tmp_path):
+    reads = ["--label-mapping", "cat=cat", "--label-column", "label", "--image-column", "image", "--split", "test"]
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--test-split", "train", *reads]
+    done = hf_kd("erase", place / "model", *arguments, "--output", tmp_path / "an erased model", "--json")
+    _, _, command = json.loads(done.stdout)["verdict"].partition(": hf-kd ")
+    words = shlex.split(command)
+    assert words[:2] == ["audit", str(tmp_path / "an erased model")]
+    assert all(word in words for word in (*reads, "--test-split"))
+    hf_kd(*words, "--attacks", "linear", "--summary")
+    assert "--split" not in audit_command("m", "d", shared=Shared(), split="train", test_split="test"), "the default"
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -66,6 +80,6 @@ def test_a_forgotten_class_that_is_answered_more_often_is_said_in_capitals():
     }
     record = {"classes": [3], "sampled": {"forget": {"drawn": 20, "of": 90, "seed": 0}}}
     names = {label: str(label) for label in range(10)} | {3: "cat, Felis catus"}
-    text = accuracy_verdict(accuracy, record, names, audit_command("m", "d")).text
+    text = accuracy_verdict(accuracy, record, names, audit_command("m", "d", shared=Shared())).text
     assert text.startswith("cat: the head answers 16 of 20, MORE than before (4)")
     assert "A sample, not everything: forget 20 of 90." in text

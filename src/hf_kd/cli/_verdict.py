@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from hf_kd.audit.verdict import Verdict
 
+    from ._options import Shared
+
 
 def accuracy_verdict(
     accuracy: Mapping[str, Any] | None, record: Mapping[str, Any], names: Mapping[int, str], audit: str = ""
@@ -60,10 +62,18 @@ def record_names(record: Mapping[str, Any], names: Mapping[int, str]) -> list[st
     )
 
 
-def audit_command(model: str, dataset: str, *options: str, imports: Sequence[Path] | None = None) -> str:
-    """The command that measures what is left, with the files that the model's class needs imported."""
-    imported = [word for path in imports or () for word in ("--import", str(path))]
-    return " ".join(map(shell_word, ["hf-kd", "audit", model, "--dataset", dataset, *options, *imported]))
+def audit_command(
+    model: str, dataset: str, *options: str, shared: Shared, split: str = "train", test_split: str | None = None
+) -> str:
+    """The command that measures what is left: it imports and reads what the command that was run did."""
+    described = shared.chosen("config_name", "image_column", "label_column", "label_mapping", "labels")
+    described |= {"split": split} if split != "train" else {}
+    described |= {"test_split": test_split} if test_split not in (None, "test") else {}
+    words = list(options)
+    for name, value in {**described, "import": shared.imports or []}.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", str(one)]
+    return " ".join(map(shell_word, ["hf-kd", "audit", model, "--dataset", dataset, *words]))
 
 
 def show_verdict(console: Console, text: str, warnings: Sequence[str] = ()) -> None:

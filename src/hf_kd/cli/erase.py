@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -188,8 +187,9 @@ def erase(
         "accuracy": accuracy,
         **_cover_in(data, erased, reading),
     }
-    options = ("--split", split, *(("--original", model) if fold else ()))
-    audit = _audit_command(model, output, eraser_only, dataset, *options, imports=shared.imports)
+    audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])
+    options = [*eraser, *(["--original", model] if fold else [])]
+    audit = audit_command(audited, dataset, *options, shared=shared, split=split, test_split=test_split)
     result["verdict"] = accuracy_verdict(accuracy, result["erasure"], erased.class_names, audit).text
     if not _save(erased, output, fold, eraser_only):
         return  # another process of the same launch reports
@@ -228,8 +228,9 @@ def _erase_by_name(
     named.erase(erased, images, method, shared.settings, reading)
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}
+    audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])
     by_name = ("--forget-labels", "LABEL", "--texts", "TEXT")
-    audit = _audit_command(model, output, eraser_only, dataset or "DATASET", *by_name, imports=shared.imports)
+    audit = audit_command(audited, dataset or "DATASET", *eraser, *by_name, shared=shared, split=split)
     result["verdict"] = accuracy_verdict(None, result["erasure"], {}, audit).text
     if not _save(erased, output, fold, eraser_only):
         return
@@ -265,15 +266,6 @@ def _loaded(model: str, eraser_only: bool, shared: Shared) -> ErasedModel:
     if eraser_only:
         refuse_changed_weights(loaded)
     return loaded.to(_inputs.device_of(shared))
-
-
-def _audit_command(
-    model: str, output: Path, eraser_only: bool, dataset: str, *options: str, imports: Sequence[Path] | None
-) -> str:
-    """The command that audits what was saved: a model, or an eraser on the one that it was saved without."""
-    if eraser_only:
-        return audit_command(model, dataset, "--eraser", str(output), *options, imports=imports)
-    return audit_command(str(output), dataset, *options, imports=imports)
 
 
 def _save(model: ErasedModel, output: Path, fold: bool, eraser_only: bool) -> bool:

@@ -124,7 +124,9 @@ def unlearn(
     names = record_names(record, original.class_names)
     # regrow is for weights that are handed out: what their holder finds is what to ask
     access = ("--access", "weights") if method == "regrow" else ()
-    audit = audit_command(str(output), dataset, "--split", split, "--original", model, *access, imports=shared.imports)
+    audit = audit_command(
+        str(output), dataset, "--original", model, *access, shared=shared, split=split, test_split=test_split
+    )
     record["verdict"] = accuracy_verdict(accuracy, record, original.class_names, audit).text
     if shared.as_json:
         console.print_json(data=record)
