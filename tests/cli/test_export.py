@@ -18,7 +18,8 @@ def test_an_erased_model_becomes_a_file(place, tmp_path):
     hf_kd(
         "erase", place / "model", "--dataset", place / "data", "--forget-labels", "cat", "--output", erased, "--quiet"
     )
-    done = hf_kd("export", erased, "--output", file, "--dataset", place / "data", "--forget-labels", "cat", "--quiet")
+    cats = ["--dataset", place / "data", "--forget-labels", "cat"]
+    done = hf_kd("export", erased, "--to", "onnx", "--output", file, *cats, "--quiet")
     said = " ".join(done.stdout.split())
     assert "opset 20, float32" in said
     assert "takes pixel_values [batch, 3, 16, 16]" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @command("eraser", "processor", *READING, "overwrite", "revision", "as_json")
 def export(
     model: ModelArgument,
-    output: Annotated[Path, typer.Option(help="File that ends in .onnx; a model of two towers gives one for each.")],
+    to: Annotated[Literal["onnx"], typer.Option(help="Format of the file.")] = "onnx",
+    output: Annotated[
+        Path, typer.Option(help="File that ends in .onnx; a model of two towers gives one for each.")
+    ] = Path("model.onnx"),
     dtype: Annotated[str, typer.Option(help="float32 or float16: precision of the weights.")] = "float32",
     tolerance: Annotated[
         float | None,
@@ -43,8 +46,9 @@ def export(
 
     onnxruntime runs the file first, and it is written only where the answers are those of the model.
 
-    **Example:** `hf-kd export erased --output model.onnx`
+    **Example:** `hf-kd export erased --to onnx --output model.onnx`
     """
+    del to  # there is one
     _inputs.load_libraries(shared)
     reading = _inputs.read_options(shared)
     loaded = _inputs.load_model(model, shared)
