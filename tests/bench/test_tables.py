@@ -186,6 +186,30 @@ def test_every_figure_is_drawn(many, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_rows_leave_space_for_titles_and_captions(one, results, tmp_path, count):
+    pytest.importorskip("matplotlib")
+    labels = ["a method with a name of many words", "another"][:count]
+    experiment = one(methods=["original", *({"method": "esc", "k": 1 + i, "label": f} for i, f in enumerate(labels))])
+    moved = {"weights head": 1.0, "weights other": 1.0, "weights": {"layer": 1.0}, "KR_paper D_ft": 20.0}
+    found = {"original": [scores(90, 90)]} | {label: [scores(80, 90, **moved)] for label in labels}
+    assert len(draw(experiment, results(experiment, found), tmp_path)) >= 4
+
+
+def test_rows_that_were_not_run_are_named_below_the_tables_and_not_in_them(one, results):
+    experiment = one(methods=["original", "esc", "esc-t"])
+    store = results(experiment, {"original": [scores(99, 98)]})
+    text = markdown(experiment, store)
+    assert "| original |" in text
+    assert "| esc" not in text
+    assert "Not run yet: esc (1), esc-t" in text
+    assert "esc" not in latex(experiment, store)
+    experiment = one(methods=["mean-projection"])
+    nothing = markdown(experiment, results(experiment, {}))
+    assert "|" not in nothing.split("Not run yet")[0], "no table of no rows"
+
+
 def test_no_name_covers_another_or_a_point(many):
     pytest.importorskip("matplotlib")
     from matplotlib import rc_context

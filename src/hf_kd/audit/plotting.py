@@ -38,7 +38,7 @@ def short(name: str, most: int = 14) -> str:
 
 def add_title(figure: Any, text: str) -> None:
     """The verdict in short over a figure, in as many lines as its width asks for."""
-    lines = textwrap.wrap(figure_text(text), int(figure.get_figwidth() * 11.5))
+    lines = textwrap.wrap(figure_text(text).replace(" %", "\N{NO-BREAK SPACE}%"), int(figure.get_figwidth() * 11.5))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9, fontweight="bold")
 
 

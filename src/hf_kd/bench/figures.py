@@ -79,7 +79,7 @@ def shown_name(label: str, most: int = 36) -> str:
 
 def _bars(shown: Sequence[Line], figure_class: Any) -> tuple[Any, Any]:
     """A figure with one place on the y axis for each row, the first on top."""
-    figure = figure_class(figsize=(6.4, 0.26 * len(shown) + 1.2))
+    figure = figure_class(figsize=(6.4, max(0.26 * len(shown) + 1.2, 2.4)))
     axes = figure.subplots()
     axes.set_yticks(range(len(shown)), [shown_name(line.label) for line in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)

@@ -82,6 +82,10 @@ class Line:
     def label(self) -> str:
         return self.row.label
 
+    @property
+    def was_run(self) -> bool:
+        return bool(self.records or self.failed)
+
     def values(self, key: str) -> list[float]:
         """Of each seed; a key of an attack's result is written attacks/NAME/KEY."""
         found = []
@@ -198,7 +202,8 @@ def markdown(experiment: Experiment, store: Store) -> str:
     Returns:
         Markdown; what was not run yet is named below the tables.
     """
-    rows = lines(experiment, store)
+    every = lines(experiment, store)
+    rows = [line for line in every if line.was_run]
     columns = columns_of(experiment, rows)
     blocks = [f"## {experiment.name}", _about(experiment)]
     for group in dict.fromkeys(column.group for column in columns if column.group):
@@ -206,7 +211,8 @@ def markdown(experiment: Experiment, store: Store) -> str:
         blocks.append(f"**{group}**\n\n" + _markdown_table(rows, part, time=False))
         if any(column.key.startswith("KR_paper") for column in part):
             blocks.append(PAPER_NOTE)
-    blocks.append("**Rest**\n\n" + _markdown_table(rows, [c for c in columns if not c.group], time=True))
+    if rows:
+        blocks.append("**Rest**\n\n" + _markdown_table(rows, [c for c in columns if not c.group], time=True))
     if experiment.protocol["kind"] == "incremental":
         blocks.append(_incremental(rows))
     failures = [
@@ -230,7 +236,7 @@ def markdown(experiment: Experiment, store: Store) -> str:
                  if line.records and key in line.records[0]["scores"]]  # fmt: skip
         if named:
             blocks.append(f"{title}, by recall minus false alarms: {', '.join(named)}.")
-    missing = [f"{line.label} ({line.missing})" for line in rows if line.missing]
+    missing = [f"{line.label} ({line.missing})" for line in every if line.missing]
     if missing:
         blocks.append(f"Not run yet: {', '.join(missing)}.")
     return "\n\n".join(blocks) + "\n"
@@ -330,7 +336,7 @@ def latex(experiment: Experiment, store: Store) -> str:
     Returns:
         LaTeX.
     """
-    rows = lines(experiment, store)
+    rows = [line for line in lines(experiment, store) if line.was_run]
     apart = [*WORST_COLUMNS, *CHANGE_COLUMNS]
     columns = [c for c in columns_of(experiment, rows) if not c.key.startswith("attacks/") and c not in apart]
     groups: list[tuple[str, int]] = []
