@@ -220,6 +220,10 @@ def test_a_downloader_has_a_place():
         "Whoever downloads the weights reads 71 % (from the original 90 %, from a network that never saw it 68 %)."
         in text
     )
+    weights["strongest"] = {"erased": {"R": 88.0}, "reference": {"R": 88.6}}
+    assert "never saw it 68 %)." in made(context={"weights": weights}).verdict
+    weights["strongest"]["reference"]["R"] = 84.0
+    assert "never saw it 68 %, which knows the others worse by 4 points)." in made(context={"weights": weights}).verdict
 
 
 def test_erased_features_that_cannot_be_told_from_the_originals_are_not_called_lower():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_kd.data.text import one_line
+from hf_kd.metrics.equal_accuracy import ALONE
 from hf_kd.metrics.intervals import unpaired_difference
 
 from .report_data import ReportData
@@ -292,6 +293,7 @@ def downloader_sentence(weights: Mapping[str, Any]) -> str:
 
     Args:
         weights: `best`: percent of the forgotten images, by `erased`, `original`, `reference`; maybe `name`, the attack.
+            `strongest`: details of the same, `R` among them: percent of the other classes' images.
     """
     best = weights.get("best") or {}
     if best.get("erased") is None:
@@ -302,7 +304,15 @@ def downloader_sentence(weights: Mapping[str, Any]) -> str:
         for key, name in (("original", "from the original"), ("reference", "from a network that never saw it"))
         if best.get(key) is not None
     ]
-    return f"{told} ({', '.join(beside)})." if beside else f"{told}."
+    return f"{told} ({', '.join(beside)}{_less_alike(weights)})." if beside else f"{told}."
+
+
+def _less_alike(weights: Mapping[str, Any]) -> str:
+    """That the never-seen network is more or less accurate: a better one is read better, whether it saw the class or not."""
+    own, other = ((weights.get("strongest") or {}).get(key, {}).get("R") for key in ("erased", "reference"))
+    if own is None or other is None or abs(other - own) <= ALONE:
+        return ""
+    return f", which knows the others {'better' if other > own else 'worse'} by {abs(other - own):.0f} points"
 
 
 def _sampled(sampled: Mapping[str, Mapping[str, int]]) -> str:
