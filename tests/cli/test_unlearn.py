@@ -187,3 +187,17 @@ def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
     assert record["measured"][0]["n_retain"] == 24
     refused = hf_kd("unlearn", place / "model", *arguments, *more, "--output", tmp_path / "other", code=1)
     assert "label" in refused.stderr
+
+
+def test_a_network_that_never_saw_the_class_says_where_to_cut(place, tmp_path):
+    (tmp_path / "data").mkdir()
+    make_dataset([0, 1, 2, 3, 4] * 24).to_parquet(tmp_path / "data" / "train.parquet")
+    arguments = ["--dataset", tmp_path / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]
+    reads = ["--method", "regrow", "--keep", "auto", "--epochs", "1", "--reference-model"]
+    record = json.loads(hf_kd("unlearn", place / "model", *arguments, *reads, place / "model", "--json").stdout)
+    assert any("do not part" in text for text in record["warnings"]), "a network does not differ from itself"
+    done = hf_kd("unlearn", place / "model", *arguments, *reads, tmp_path / "nowhere", code=1)
+    assert "nowhere" in done.stderr
+    arguments = [*arguments[:-1], tmp_path / "again", "--method", "regrow", "--reference-model", place / "model"]
+    done = hf_kd("unlearn", place / "model", *arguments, code=1)
+    assert "--reference-model says where to cut" in " ".join(done.stderr.split())

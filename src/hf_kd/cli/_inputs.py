@@ -56,7 +56,8 @@ def settings(flags: Mapping[str, Any], options: Sequence[str] | None) -> dict[st
     return given | {name: as_setting(value) for name, value in pairs}
 
 
-MODELS, DATA_SETS = ("model", "original", "retrained", "membership_references", "base"), ("dataset", "unseen")
+MODELS = ("model", "original", "retrained", "reference_model", "membership_references", "base")
+DATA_SETS = ("dataset", "unseen")
 """Arguments of commands that name one, or several."""
 
 

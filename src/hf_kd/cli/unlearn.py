@@ -61,6 +61,12 @@ def unlearn(
             "forget there are left out. For regrow with --labels teacher they need no labels."
         ),
     ] = None,
+    reference_model: Annotated[
+        str | None,
+        typer.Option(
+            help="A network that never saw the classes, for regrow with --keep auto: the cut is where both begin to differ."
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -106,6 +112,9 @@ def unlearn(
         reading=reading,
         allow_unrecognised=shared.allow_unrecognised,
         checkpoint=checkpoint,
+        reference_model=None
+        if reference_model is None
+        else _inputs.load_model(reference_model, replace(shared, revision=None)),
     )
     accuracy = None
     if test_split:
