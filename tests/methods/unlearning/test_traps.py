@@ -14,7 +14,8 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning import boundary
 from hf_kd.methods.unlearning.kodge import editable, projection_of
-from hf_kd.methods.unlearning.task import NORMS, GradientSteps, parameters_from
+from hf_kd.methods.unlearning.steps import GradientSteps
+from hf_kd.methods.unlearning.task import NORMS, parameters_from
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.helpers.small import make_dataset, randomise
 

@@ -9,7 +9,7 @@ import torch
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
 from hf_kd.methods.registry import make_unlearning_method
-from hf_kd.methods.unlearning.task import GradientSteps
+from hf_kd.methods.unlearning.steps import GradientSteps
 from hf_kd.methods.unlearning.training import TrainedMethod
 from tests.helpers.small import make_dataset
 

@@ -32,7 +32,8 @@ from .salun import SalUn
 from .scrub import Scrub
 from .spotter import Spotter
 from .ssd import SSD
-from .task import GradientSteps, Task
+from .steps import GradientSteps
+from .task import Task
 from .training import TrainedMethod
 from .unsir import Unsir
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from hf_kd.methods.measured import TrainedMeasured
 
-from .task import GradientSteps, Task, check_range, soft_divergence, without_classes
+from .steps import GradientSteps
+from .task import Task, check_range, soft_divergence, without_classes
 from .training import TrainedMethod
 
 

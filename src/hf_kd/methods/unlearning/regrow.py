@@ -29,7 +29,8 @@ from .cut import Cut, choose_block, draw_above, only_trainable, share_or_name
 from .cut_scan import scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .retrain import AUGMENTATIONS
-from .task import NORMS, GradientSteps, Task, check_range, over_processes, soft_divergence, without_classes
+from .steps import GradientSteps
+from .task import NORMS, Task, check_range, over_processes, soft_divergence, without_classes
 
 logger = logging.getLogger(__name__)
 

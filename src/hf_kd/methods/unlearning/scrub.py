@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import ScrubMeasured
 
-from .task import GradientSteps, Task, batch_count, check_range, soft_divergence
+from .steps import GradientSteps
+from .task import Task, batch_count, check_range, soft_divergence
 from .training import TrainedMethod
 
 

@@ -1,7 +1,6 @@
 """What a method that changes weights is handed: a model, its data, and the few things all such methods do with them.
 
-`Task` knows the samples and answers for them; `GradientSteps` takes steps that several processes share and that stop at the
-last good weights.
+`Task` knows the samples and answers for them; `steps.GradientSteps` takes steps with what it is handed.
 """
 
 from __future__ import annotations
@@ -16,14 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from hf_kd.data.distributed import MIXED_PRECISION, autocast, gather_rows, process_state, reduce_tensor
+from hf_kd.data.distributed import MIXED_PRECISION, autocast, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT
-from hf_kd.data.progress import bars_shown
 from hf_kd.data.samples import Batch, Samples, in_dtype
-from hf_kd.errors import DivergedError, InvalidValueError, did_you_mean
-from hf_kd.methods.measured import StepsMeasured
+from hf_kd.errors import InvalidValueError, did_you_mean
 from hf_kd.methods.registry import missing_retain
 
 BN_MODES = ("eval", "freeze", "train")
@@ -233,89 +229,6 @@ class Task:
         if self.retain is None or not len(self.retain):
             raise missing_retain(name, "weights")
         return self.retain
-
-
-class GradientSteps:
-    """Gradient steps on the parameters of an optimizer: shared by processes, finite, with a count.
-
-    optimizer: its parameters are stepped; those of other parts of the model get no update.
-    clip_norm: bound of the norm of the whole gradient.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        optimizer: torch.optim.Optimizer,
-        *,
-        clip_norm: float | None = None,
-        steps: int | None = None,
-        name: str = "unlearning",
-    ) -> None:
-        self.task, self.optimizer, self.clip_norm = task, optimizer, clip_norm
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.steps, self.last_loss = 0, float("nan")
-        self._stored = [*self.parameters, *task.model.buffers()]
-        self._good = [tensor.detach().clone() for tensor in self._stored]
-        visible = task.progress and task.state.is_main_process
-        hidden = not (visible and bars_shown())
-        self._bar = tqdm(total=steps, desc=name, unit="step", delay=1, disable=hidden, leave=False)
-
-    def step(self, loss: Tensor, change_gradients: Callable[[], None] | None = None) -> float:
-        """One step down `loss`, the mean over this process's samples; returns the mean over all processes.
-
-        change_gradients: called once gradients are those of all processes, before the optimizer steps.
-        Raises DivergedError when the loss is not finite, with the weights of the last finite one back in place.
-        """
-        value = float(over_processes(self.task.state, loss.detach().float().reshape(1), "mean"))
-        if not torch.isfinite(torch.tensor(value)):
-            self.restore()
-            raise DivergedError(
-                f"the loss became {value} in step {self.steps + 1}; the weights are those of step {self.steps - 1}"
-            )
-        with torch.no_grad():
-            torch._foreach_copy_(self._good, self._stored)  # pyright: ignore[reportPrivateImportUsage]
-        self.optimizer.zero_grad(set_to_none=False)
-        loss.backward()
-        for parameter in self.parameters:
-            if self.task.state.num_processes > 1:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = reduce_tensor(gradient, "mean")
-        if change_gradients is not None:
-            change_gradients()
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.optimizer.step()
-        self.steps, self.last_loss = self.steps + 1, value
-        self._bar.update()
-        return value
-
-    def show(self, text: str) -> None:
-        """Say something beside the progress bar."""
-        self._bar.set_postfix_str(text)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Back to the weights whose loss was last seen to be finite."""
-        for kept, tensor in zip(self._good, self._stored, strict=True):
-            tensor.copy_(kept)
-
-    @torch.no_grad()
-    def close(self) -> StepsMeasured:
-        """End: statistics of BatchNorm become the mean over processes. Returns what was done, for the record."""
-        self._bar.close()
-        if self.task.state.num_processes > 1:
-            for buffer in self.task.model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(agreed_mean(gather_rows(buffer[None])))
-        return {"steps": self.steps, "last_loss": self.last_loss}
-
-
-def agreed_mean(values: Tensor) -> Tensor:
-    """The mean over processes of their values [processes, ...]; bit for bit their own where they agree.
-
-    The sum of three equal numbers, divided by three, is another number in one case of seven.
-    """
-    return torch.where((values == values[0]).all(dim=0), values[0], values.mean(dim=0))
 
 
 def soft_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:

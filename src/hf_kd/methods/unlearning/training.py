@@ -16,7 +16,8 @@ from hf_kd.methods.measured import TrainedMeasured
 
 from .base import UnlearningMethod
 from .resume import KeptTraining
-from .task import GradientSteps, Task, batch_count, check_range
+from .steps import GradientSteps
+from .task import Task, batch_count, check_range
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("steps", "cosine")
