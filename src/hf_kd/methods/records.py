@@ -125,7 +125,11 @@ class Erasure:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Erasure:
-        """Inverse of `to_dict`, also after JSON. Keys of a later version are ignored."""
+        """Inverse of `to_dict`.
+
+        Args:
+            data: What `to_dict` gave, also after JSON. Keys of a later version are ignored.
+        """
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
         tuples = ("taps", "classes", "measured", "rank_removed", "condition_number", "sha256", "warnings", "withheld",

@@ -137,14 +137,23 @@ class AuditData:
         return fit_linear_probe(self.train, self.train_labels, scales=self.scales)
 
     def mlp(self, size: str, seed: int) -> MLPProbe:
-        """The small (256, whitened) or large (256-256, standardised) perceptron, fitted once for a seed."""
+        """A perceptron, fitted once for a seed.
+
+        Args:
+            size: "small" (256 hidden units, on whitened features) or "large" (256-256, on standardised ones).
+            seed: Of its initialisation, order and held-out tenth.
+        """
         if (size, seed) not in self._mlps:
             hidden, geometry = {"small": ((256,), "whitened"), "large": ((256, 256), "standardised")}[size]
             self._mlps[size, seed] = fit_mlp_probe(self.train, self.train_labels, hidden, geometry=geometry, seed=seed)
         return self._mlps[size, seed]
 
     def forget_score(self, logits: Tensor) -> Tensor:
-        """log-odds [n] of forgotten against retained from class scores [n, K]."""
+        """log-odds [n] of forgotten against retained classes.
+
+        Args:
+            logits: Class scores [n, K], columns as in `classes`.
+        """
         logits = logits.double()
         return logits[:, self.forget_columns].logsumexp(dim=1) - logits[:, ~self.forget_columns].logsumexp(dim=1)
 

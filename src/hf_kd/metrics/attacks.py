@@ -325,7 +325,10 @@ class StrongestAttacks:
 
 
 def strongest(results: Sequence[AttackResult]) -> StrongestAttacks:
-    """The strongest attackers among `results`, by advantage and by recall.
+    """The strongest attackers, by advantage and by recall.
+
+    Args:
+        results: Those of the attacks to compare.
 
     Raises:
         InvalidValueError: On no results.

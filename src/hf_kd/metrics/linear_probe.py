@@ -64,13 +64,27 @@ class LinearProbe:
     convergence: Convergence
 
     def logits(self, features: ArrayLike) -> Tensor:
-        """Class scores [n, K] in float64."""
+        """Class scores [n, K] in float64.
+
+        Args:
+            features: [n, d], of the tap that the probe was fitted on.
+
+        Raises:
+            InvalidValueError: On malformed features, or another d.
+        """
         features = as_columns(features, self.weight.shape[0])
         weight, bias = self.weight.to(features.device), self.bias.to(features.device)
         return torch.cat([torch.addmm(bias, part, weight) for part in chunks(features)])
 
     def predict(self, features: ArrayLike) -> Tensor:
-        """Predicted labels [n]."""
+        """Predicted labels [n].
+
+        Args:
+            features: [n, d], of the tap that the probe was fitted on.
+
+        Raises:
+            InvalidValueError: On malformed features, or another d.
+        """
         best = self.logits(features).argmax(dim=1)
         return self.classes.to(best.device)[best]
 

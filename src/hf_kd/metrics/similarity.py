@@ -242,7 +242,10 @@ class RepeatedVectors:
 
 
 def repeated_vectors(features: ArrayLike) -> RepeatedVectors:
-    """Count exact copies among the rows of features [n, d].
+    """Count exact copies among the rows of features.
+
+    Args:
+        features: [n, d].
 
     Raises:
         InvalidValueError: On malformed features.

@@ -191,7 +191,15 @@ class ErasedConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> ErasedConfig:
-        """As in transformers; attention is what `kwargs` ask for, never what a file does."""
+        """As in transformers; attention is what the caller asks for, never what a file does.
+
+        Args:
+            config_dict: What config.json holds.
+            **kwargs: As in transformers, `attn_implementation` among them.
+
+        Returns:
+            The configuration; with `return_unused_kwargs=True` also the keywords that are none of its fields.
+        """
         return super().from_dict(without_attention(config_dict), **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -201,7 +209,11 @@ class ErasedConfig(PreTrainedConfig):
 
     @classmethod
     def around(cls, model: Any) -> ErasedConfig:
-        """The configuration that wraps a model without touching its configuration."""
+        """The configuration that wraps a model without touching its configuration.
+
+        Args:
+            model: A `PreTrainedModel`. Its classes become those of the wrapper.
+        """
         inner = model.config
         labels = {
             name: getattr(inner, name)

@@ -296,6 +296,9 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
     def reset(self) -> ErasedModel:
         """Take all erasers away: the model answers as before the first erasure, as far as its weights are unchanged.
 
+        Returns:
+            The model itself.
+
         Raises:
             ValueError: Nothing was erased yet, or the erasure was folded into the weights, where nothing undoes it.
         """

@@ -50,7 +50,14 @@ class Eraser(nn.Module, ABC):
 
     @abstractmethod
     def erase(self, features: Tensor) -> Tensor:
-        """The map itself, on features [..., d] already in the eraser's own precision."""
+        """The map itself.
+
+        Args:
+            features: [..., d], already in the eraser's own precision.
+
+        Returns:
+            [..., d], in the same precision.
+        """
 
     @property
     @abstractmethod
@@ -68,7 +75,11 @@ class Eraser(nn.Module, ABC):
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Eraser:
-        """An eraser whose buffers have their shapes and wait for the values of a checkpoint."""
+        """An eraser whose buffers have their shapes and wait for the values of a checkpoint.
+
+        Args:
+            spec: What `spec` gave.
+        """
         return cls(**spec)
 
     @abstractmethod
@@ -86,7 +97,11 @@ class Eraser(nn.Module, ABC):
         return self.erase(torch.zeros(1, self.dim, dtype=torch.float64, device=device))[0]
 
     def then(self, later: Eraser) -> Eraser:
-        """One eraser that does this one first and `later` second."""
+        """One eraser that does this one first and another second.
+
+        Args:
+            later: The second, for features of the same d.
+        """
         return Composition([self, later])
 
     def forward(self, features: Tensor) -> Tensor:
@@ -256,19 +271,30 @@ class Method(ABC):
 
 
 def condition_number(matrix: Tensor) -> float:
-    """Ratio of the extreme singular values of a [d, d] matrix; `inf` beyond 1e6, the precision of float32 buffers."""
+    """Ratio of the extreme singular values of a matrix; `inf` beyond 1e6, the precision of float32 buffers.
+
+    Args:
+        matrix: [d, d].
+    """
     values = torch.linalg.svdvals(matrix.double())
     smallest, largest = float(values[-1]), float(values[0])
     return float("inf") if smallest <= 1e-6 * largest else largest / smallest
 
 
 def describe(eraser: Eraser) -> dict[str, Any]:
-    """What a configuration stores about an eraser: `{"kind": ..., **spec}`."""
+    """What a configuration stores about an eraser: `{"kind": ..., **spec}`.
+
+    Args:
+        eraser: Of a registered kind.
+    """
     return {"kind": eraser.kind, **eraser.spec()}
 
 
 def build(description: Mapping[str, Any]) -> Eraser:
-    """The eraser of `describe`, with empty buffers that wait for the values of a checkpoint.
+    """The eraser of a description, with empty buffers that wait for the values of a checkpoint.
+
+    Args:
+        description: What `describe` gave.
 
     Raises:
         InvalidValueError: For an unknown kind or unfit settings.

@@ -208,7 +208,20 @@ class Cover(Method):
     def fit_taps(
         self, forget: Sequence[ForgetData], labels: Tensor | None = None, head: Any = None, **given: Sequence[Any]
     ) -> list[Eraser]:
-        """Each tap by its own head: what one head does not see as forgotten passes its tap unchanged."""
+        """Each tap by its own head: what one head does not see as forgotten passes its tap unchanged.
+
+        Args:
+            forget: Features [n, d] at each tap.
+            labels: Their classes [n], in the head's own ids.
+            head: The model's logits as a function of features at all taps; see `hf_kd.features.taps.head_function`.
+            **given: `views`, for each tap the features [n, d] of further views of the same images.
+
+        Returns:
+            A `CoverMap` for each tap.
+
+        Raises:
+            InvalidValueError: As `fit`.
+        """
         views = given.get("views", [()] * len(forget))
         return [
             self.fit(data, labels, None if head is None else head.of_tap(i), views[i]) for i, data in enumerate(forget)

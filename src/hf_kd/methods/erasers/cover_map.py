@@ -64,7 +64,14 @@ class CoverMap(Eraser):
         return torch.where(replaced[..., None], prototypes[rows], features)
 
     def decide(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """For features [..., d]: which prototype each would get, and whether it is replaced at all."""
+        """Which features are replaced, and by what.
+
+        Args:
+            features: [..., d].
+
+        Returns:
+            The row of `prototypes` that each feature would get [...], and whether it is replaced at all [...].
+        """
         device, dtype = features.device, features.dtype
         weight, bias, share_weight, share_bias, limits = (
             b.to(device, dtype) for b in (self.weight, self.bias, self.share_weight, self.share_bias, self.limits)

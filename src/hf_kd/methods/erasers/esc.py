@@ -37,7 +37,12 @@ class Projection(Eraser):
 
     @classmethod
     def onto_complement_of(cls, directions: Tensor, **measured: Any) -> Projection:
-        """The projection that removes the span of orthonormal columns [d, k]."""
+        """The projection that removes the span of some directions.
+
+        Args:
+            directions: Q, orthonormal columns [d, k].
+            **measured: What was measured while fitting.
+        """
         eraser = cls(directions.shape[0], directions.shape[1]).to(directions.device)
         eraser.directions.copy_(directions)
         eraser.measured.update(measured)
@@ -68,7 +73,14 @@ class Projection(Eraser):
             )
 
     def then(self, later: Eraser) -> Eraser:
-        """Two projections become one, on the orthonormal union of both sets of directions."""
+        """Two projections become one, on the orthonormal union of both sets of directions.
+
+        Args:
+            later: The eraser that comes second.
+
+        Returns:
+            A projection of the same class; a `Composition` where `later` is of another.
+        """
         if type(later) is not type(self):
             return super().then(later)
         union = orthonormal_union([self.directions.double(), later.directions.to(self.directions.device).double()])
@@ -93,9 +105,13 @@ class NormedProjection(Projection):
 
 
 def orthonormal_union(bases: Sequence[Tensor], tolerance: float = 1e-6) -> Tensor:
-    """Orthonormal columns [d, m] spanning all columns of `bases` ([d, k_i] each), in order, dependent ones dropped.
+    """Orthonormal columns [d, m] that span all columns of some bases, in order, dependent ones dropped.
 
     Each block is orthogonalised twice against what came before: once is not enough when it is nearly contained.
+
+    Args:
+        bases: [d, k_i] each, one or more.
+        tolerance: A column counts as dependent when less than this share of its length is new.
     """
     union = bases[0].new_zeros(bases[0].shape[0], 0)
     for basis in bases:
@@ -156,7 +172,14 @@ class ESC(Method):
         return self.per_class
 
     def directions_removed(self, dim: int) -> int:
-        """k for features of this d."""
+        """How many directions this method removes.
+
+        Args:
+            dim: d.
+
+        Returns:
+            `k`, or `p` percent of d, rounded, and at least 1.
+        """
         return self.k if self.k is not None else max(1, round(dim * cast(float, self.p) / 100))
 
     def fit(self, forget: ForgetData, labels: Tensor | None = None, head: Head | None = None) -> Projection:
@@ -222,6 +245,12 @@ class ESC(Method):
 
 
 def energy_share(moment: SecondMoment, directions: Tensor, center: bool = False) -> float:
-    """Share of sum_i ||h_i||^2 (centred: of the total variance) that lies in orthonormal columns [d, k]."""
+    """Share of sum_i ||h_i||^2 that lies in some directions, between 0 and 1.
+
+    Args:
+        moment: Of the features h_i.
+        directions: Orthonormal columns [d, k].
+        center: Take the share of the total variance instead.
+    """
     gram = (moment.covariance if center else moment.outer_sum).cpu()
     return float(torch.einsum("ik,ij,jk->", directions, gram, directions) / gram.diagonal().sum())

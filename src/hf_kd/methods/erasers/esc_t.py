@@ -38,7 +38,12 @@ class MaskedProjection(Eraser):
 
     @classmethod
     def of(cls, masked_directions: Tensor, **measured: Any) -> MaskedProjection:
-        """From U o M [d, d]."""
+        """The map E E^T of masked directions E.
+
+        Args:
+            masked_directions: E = U o M [d, d].
+            **measured: What was measured while fitting.
+        """
         eraser = cls(masked_directions.shape[0]).to(masked_directions.device)
         wide = masked_directions.double()
         eraser.operator.copy_(wide @ wide.T)
@@ -141,7 +146,19 @@ class ESCT(Method):
         labels: Tensor | None = None,
         head: Callable[[Sequence[Tensor]], Tensor] | None = None,
     ) -> list[MaskedProjection]:
-        """One mask per tap, trained together: a prediction is the model's, whatever the number of its heads."""
+        """One mask per tap, trained together: a prediction is the model's, whatever the number of its heads.
+
+        Args:
+            forget: Features [n, d] at each tap.
+            labels: Their classes [n].
+            head: The features at all taps -> the model's logits [n, C].
+
+        Returns:
+            A masked projection for each tap; `measured` is an `ESCTMeasured`.
+
+        Raises:
+            InvalidValueError: Where features, labels or the head are missing, and where their numbers differ.
+        """
         if head is None or labels is None or not all(isinstance(features, Tensor) for features in forget):
             missing = "a classification head" if head is None else "labels" if labels is None else "the features of D_f"
             raise InvalidValueError(

@@ -34,7 +34,14 @@ class SecondMoment:
 
     @classmethod
     def of(cls, features: Tensor) -> SecondMoment:
-        """The moment of features [n, d] that are at hand at once."""
+        """The moment of features that are at hand at once.
+
+        Args:
+            features: [n, d], of any floating dtype.
+
+        Raises:
+            InvalidValueError: For another shape, and for NaN or infinite features (naming the row).
+        """
         if features.ndim != 2:
             raise InvalidValueError(f"Features have to be [n, d], got shape {tuple(features.shape)}.")
         return cls(features.shape[1], features.device).update(features)
@@ -67,10 +74,17 @@ class SecondMoment:
         return (8 * torch.finfo(torch.float32).eps) ** 2 * (spread + max(1.0, self.dim / 64) * self.mean.square())
 
     def update(self, batch: Tensor) -> SecondMoment:
-        """Add features [n, d] of any floating dtype; returns self.
+        """Add features.
 
-        Raises ValueError on a wrong shape and on NaN or infinite features (naming the row of the batch); nothing is
-        added in that case.
+        Args:
+            batch: [n, d], of any floating dtype.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InvalidValueError: On a wrong shape and on NaN or infinite features (naming the row of the batch); nothing is
+                added in that case.
         """
         if batch.ndim != 2 or batch.shape[1] != self.dim:
             raise InvalidValueError(f"Expected features of shape [n, {self.dim}], got {tuple(batch.shape)}.")
@@ -98,7 +112,17 @@ class SecondMoment:
         return moved, weight
 
     def merge(self, other: SecondMoment) -> SecondMoment:
-        """Add the moment of other, disjoint samples; returns self."""
+        """Add the moment of other samples.
+
+        Args:
+            other: The moment, of samples that are not in this one.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InvalidValueError: For another d.
+        """
         if other.dim != self.dim:
             raise InvalidValueError(f"Cannot merge moments of d = {other.dim} into moments of d = {self.dim}.")
         if other.count:
@@ -109,7 +133,14 @@ class SecondMoment:
 
     @classmethod
     def union(cls, parts: Iterable[SecondMoment]) -> SecondMoment:
-        """The moment of all parts together."""
+        """The moment of all parts together.
+
+        Args:
+            parts: Moments of disjoint samples, one or more.
+
+        Raises:
+            InvalidValueError: For no part, and for parts of different d.
+        """
         parts = list(parts)
         if not parts:
             raise InvalidValueError("The union of no moments has no dimension; pass at least one.")
@@ -119,10 +150,14 @@ class SecondMoment:
         return total
 
     def all_reduce(self, sum_over_processes: Callable[[Tensor], Tensor]) -> SecondMoment:
-        """Make every process hold the moment of all processes' samples; returns self.
+        """Make every process hold the moment of all processes' samples.
 
-        `sum_over_processes` takes a float64 tensor and returns its sum over the processes. Two calls, for the mean of all
-        and for S about it, move d^2 + d + 1 numbers, whatever the number of samples.
+        Args:
+            sum_over_processes: Takes a float64 tensor and returns its sum over the processes. Two calls, for the mean of all
+                and for S about it, move d^2 + d + 1 numbers, whatever the number of samples.
+
+        Returns:
+            Itself.
         """
         total = sum_over_processes(torch.cat([self.feature_sum, self.mean.new_tensor([float(self.count)])]))
         count = round(float(total[-1]))
@@ -133,13 +168,21 @@ class SecondMoment:
         return self
 
     def principal_directions(self, center: bool = False, columns: int | None = None) -> tuple[Tensor, Tensor]:
-        """U [d, d] (columns u_1 ... u_d) and the singular values [d] of Z_f, largest first, float64 on the CPU.
+        """The principal directions of the features: U and the singular values of Z_f.
 
-        `center` subtracts the mean first; `columns`: only so many columns of U. The sign of each column is fixed by its
-        largest entry being positive. Columns beyond the numerical rank span the null space; there the eigenvectors would
-        be whatever rounding made of them, so the basis nearest to fixed pseudo-random directions is used, which varies
-        continuously with the null space. The same holds where singular values are equal.
-        Raises ValueError when nothing was added or all features are zero (or, centred, all equal).
+        The sign of each column is fixed by its largest entry being positive. Columns beyond the numerical rank span the null
+        space; there the eigenvectors would be whatever rounding made of them, so the basis nearest to fixed pseudo-random
+        directions is used, which varies continuously with the null space. The same holds where singular values are equal.
+
+        Args:
+            center: Subtract the mean first.
+            columns: Only so many columns of U; all d by default.
+
+        Returns:
+            U [d, columns] (columns u_1, u_2, ...) and the singular values [d], largest first, both float64 on the CPU.
+
+        Raises:
+            InvalidValueError: When nothing was added or all features are zero (or, centred, all equal).
         """
         if self.count == 0:
             raise InvalidValueError("No features were added: the forget set is empty.")
@@ -186,11 +229,30 @@ class RetainMoments:
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor) -> RetainMoments:
-        """The moments of features [n, d] with labels [n] that are at hand at once."""
+        """The moments of labelled features that are at hand at once.
+
+        Args:
+            features: [n, d], of any floating dtype.
+            labels: [n].
+
+        Raises:
+            InvalidValueError: As `update`.
+        """
         return cls(features.shape[1], features.device).update(features, labels)
 
     def update(self, batch: Tensor, labels: Tensor) -> RetainMoments:
-        """Add features [n, d] with labels [n]; returns self. Raises ValueError as `SecondMoment.update`."""
+        """Add labelled features.
+
+        Args:
+            batch: [n, d], of any floating dtype.
+            labels: [n].
+
+        Returns:
+            Itself.
+
+        Raises:
+            InvalidValueError: As `SecondMoment.update`.
+        """
         self.moment.update(batch)
         for label in labels.unique().tolist():
             part = batch[(labels == label).to(batch.device)].detach().to(self.moment.mean.device, torch.float64)
@@ -203,7 +265,15 @@ class RetainMoments:
         return {label: self.sums[label] / self.counts[label] for label in sorted(self.sums)}
 
     def all_reduce(self, sum_over_processes: Callable[[Tensor], Tensor], labels: Iterable[int]) -> RetainMoments:
-        """Make every process hold the moments of all processes' samples; returns self. labels: of all processes."""
+        """Make every process hold the moments of all processes' samples.
+
+        Args:
+            sum_over_processes: Takes a float64 tensor and returns its sum over the processes.
+            labels: Those of all processes, the same on each.
+
+        Returns:
+            Itself.
+        """
         self.moment.all_reduce(sum_over_processes)
         for label in sorted(labels):
             own = self.sums.get(label, torch.zeros_like(self.moment.mean))

@@ -32,7 +32,14 @@ class ObliqueProjection(Eraser):
 
     @classmethod
     def of(cls, read: Tensor, write: Tensor, center: Tensor | None = None, **measured: Any) -> ObliqueProjection:
-        """From R and W [d, r] and c [d]."""
+        """The projection with these R, W and c.
+
+        Args:
+            read: R [d, r].
+            write: W [d, r].
+            center: c [d]; 0 by default.
+            **measured: What was measured while fitting.
+        """
         eraser = cls(*read.shape).to(read.device)
         eraser.read.copy_(read)
         eraser.write.copy_(write)

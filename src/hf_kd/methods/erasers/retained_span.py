@@ -122,5 +122,18 @@ class RetainedSpan(Method):
     def fit_taps(
         self, forget: Sequence[ForgetData], labels: Tensor | None = None, head: Any = None, **given: Sequence[Any]
     ) -> list[Eraser]:
-        """Each tap by its own head."""
+        """Each tap by its own head.
+
+        Args:
+            forget: Features [n, d] at each tap.
+            labels: Their classes [n], in the head's own ids.
+            head: The model's logits as a function of features at all taps; see `hf_kd.features.taps.head_function`.
+            **given: Not used.
+
+        Returns:
+            A `KeptSpan` for each tap.
+
+        Raises:
+            InvalidValueError: As `fit`.
+        """
         return [self.fit(data, labels, None if head is None else head.of_tap(i)) for i, data in enumerate(forget)]
