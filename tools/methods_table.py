@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, get_type_hints, is_typeddict
 
 from hf_kd.methods import erasers, unlearning
+from hf_kd.methods.attribute_texts import attribute_texts
 from hf_kd.methods.erasers.base import Eraser, Method
-from hf_kd.methods.registry import MethodInfo, attribute_texts
+from hf_kd.methods.registry import MethodInfo
 from hf_kd.methods.unlearning.base import UnlearningMethod
 
 ROOT = Path(__file__).resolve().parents[1]

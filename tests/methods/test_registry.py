@@ -14,6 +14,7 @@ import pytest
 
 from hf_kd import ESC, ESCT, available_methods, unlearning_methods
 from hf_kd.methods import measured, registry
+from hf_kd.methods.attribute_texts import attribute_texts
 from hf_kd.methods.erasers.base import Method, build
 from hf_kd.methods.registry import (
     MethodInfo,
@@ -261,7 +262,7 @@ def test_one_decorator_registers_both_kinds():
 def test_what_is_said_of_a_measured_value_stands_alone():
     """It is a row of a table, where nothing before it says what "they" are."""
     for cls in filter(is_typeddict, vars(measured).values()):
-        for name, text in registry.attribute_texts(cls).items():
+        for name, text in attribute_texts(cls).items():
             assert not re.match(
                 r"(How many|What (it|they|reading)|Its|The same|Those|Both)\b|.*\bof the last one\b", text
             ), (cls, name)

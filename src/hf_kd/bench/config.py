@@ -28,7 +28,7 @@ from hf_kd.methods.registry import available_methods, make_method, make_unlearni
 from hf_kd.metrics.attacks import ATTACKS
 
 from .published import Published
-from .shape import ConfigError, choices, line_of
+from .shape import ConfigError, choices, count_of, line_of, listed
 
 PROTOCOLS: dict[str, frozenset[str]] = {
     "class": frozenset({"forget"}),
@@ -68,7 +68,11 @@ class Row:
     """Why it cannot run: its method is unknown or does not take its settings."""
 
     def settings(self, seed: int) -> dict[str, Any]:
-        """All hyper-parameters with this seed, as plain values."""
+        """All hyper-parameters of one cell, as plain values.
+
+        Args:
+            seed: That of the cell, for a method that has one.
+        """
         if self.kind == "eraser":
             return make_method(self.name, **self._seeded(seed)).settings()
         if self.kind == "weights":
@@ -143,6 +147,7 @@ class Experiment:
     revision: str | None = None
 
     def cells(self) -> list[tuple[Row, int]]:
+        """All pairs of a row and one of its seeds, in order."""
         return [(row, seed) for row in self.rows for seed in row.seeds]
 
 
@@ -189,7 +194,18 @@ def experiments(
     limit: int | None = None,
     seeds: Sequence[int] | None = None,
 ) -> list[Experiment]:
-    """The experiments that a mapping describes; see `read_config`."""
+    """The experiments that a mapping describes.
+
+    Args:
+        content: What a file holds.
+        folder: Where relative paths start.
+        stem: Name of an experiment that has none.
+        limit: As in `read_config`.
+        seeds: As in `read_config`.
+
+    Raises:
+        ConfigError: Something is unknown, missing or out of range; `key` is the setting.
+    """
     common = {key: value for key, value in content.items() if key != "experiments"}
     parts = content.get("experiments") or [{}]
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
@@ -240,11 +256,11 @@ def _experiment(
         protocol=_protocol(content["protocol"], name),
         rows=rows,
         measures=_measures(content.get("measure") or {}, rows, folder, name),
-        limit=limit if limit is not None else _count(content, "limit", name),
-        retain_limit=_count(content, "retain_limit", name),
+        limit=limit if limit is not None else count_of(content, "limit", name),
+        retain_limit=count_of(content, "retain_limit", name),
         mixed_precision=_precision(content, "mixed_precision", name) or "no",
         train_precision=_precision(content, "train_precision", name),
-        batch_size=_count(content, "batch_size", name) or 64,
+        batch_size=count_of(content, "batch_size", name) or 64,
         revision=content.get("revision"),
     )
 
@@ -256,7 +272,7 @@ def _measures(given: Any, rows: Sequence[Row], folder: Path, name: str) -> Measu
         raise ConfigError(
             f"measure of {name!r} is {given!r}, which is no mapping of these.{choices(given, sorted(known))}", "measure"
         )
-    lists = {key: _listed(given.get(key)) for key in ("attacks", "panels")}
+    lists = {key: listed(given.get(key)) for key in ("attacks", "panels")}
     strange = [attack for attack in lists["attacks"] if attack not in ATTACKS]
     if strange:
         raise ConfigError(f"Unknown attacks {strange} in {name!r}.{choices(strange[0], ATTACKS, 'Choose')}", "measure")
@@ -281,19 +297,8 @@ def _other(given: Any, folder: Path, name: str) -> dict[str, Any]:
             f"{where} of {name!r} is no data set, which needs a name.{choices(where, sorted(known))}", "measure"
         )
     for key in ("resize", "limit"):
-        _count(where, key, name)
-    return where | {"name": _place(where["name"], folder)} | {"classes": list(_listed(where.get("classes")))}
-
-
-def _listed(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
-
-
-def _count(content: Mapping[str, Any], key: str, name: str) -> int | None:
-    value = content.get(key)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ConfigError(f"{key}={value!r} of {name!r} has to be a whole number above 0.", key)
-    return value
+        count_of(where, key, name)
+    return where | {"name": _place(where["name"], folder)} | {"classes": list(listed(where.get("classes")))}
 
 
 def _precision(content: Mapping[str, Any], key: str, name: str) -> str | None:
@@ -306,7 +311,7 @@ def _precision(content: Mapping[str, Any], key: str, name: str) -> str | None:
 
 def _seeds(given: Any, name: str) -> tuple[int, ...]:
     """Different whole numbers, one or more."""
-    seeds = _listed(given)
+    seeds = listed(given)
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise ConfigError(
             f"seeds of {name!r} are {given!r}: give a list of different whole numbers, as in [0, 1, 2].", "seeds"
@@ -376,7 +381,7 @@ def _method_row(
             "model made elsewhere."
         )
     kind = method_info(name).kind
-    limit = _count(values, "forget_limit", f"{label} in {experiment}")
+    limit = count_of(values, "forget_limit", f"{label} in {experiment}")
     options = {key: value for key, value in values.items() if key != "forget_limit"}
     published = Published.taken_from(options, kind, name)
     row = Row(kind, name, label, options, seeds, reference or name == "retrain", limit, published)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -74,3 +75,25 @@ def line_of(text: str, key: str, among: Sequence[str] = ()) -> int | None:
                 if name.value == "experiments" and isinstance(value, yaml.SequenceNode):
                     nodes += value.value
     return None
+
+
+def listed(value: Any) -> tuple[Any, ...]:
+    """A setting that may be a list, one value of it, or missing."""
+    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
+
+
+def count_of(content: Mapping[str, Any], key: str, name: str) -> int | None:
+    """A setting that counts something, None where it is missing.
+
+    Args:
+        content: The settings.
+        key: Name of this one.
+        name: Of the experiment, for the message.
+
+    Raises:
+        ConfigError: Where it is no whole number above 0.
+    """
+    value = content.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ConfigError(f"{key}={value!r} of {name!r} has to be a whole number above 0.", key)
+    return value

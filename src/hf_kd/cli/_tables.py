@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hf_kd.data.text import one_line, terminal
 from hf_kd.hub.wording import GETS_THROUGH
-from hf_kd.methods.registry import attribute_texts
+from hf_kd.methods.attribute_texts import attribute_texts
 
 from ._verdict import show_verdict
 

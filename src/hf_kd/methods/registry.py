@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module, resources
@@ -18,6 +17,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from hf_kd.errors import InvalidTypeError, InvalidValueError, did_you_mean
+
+from .attribute_texts import attribute_texts
 
 ENTRY_POINT_GROUP = "hf_kd.methods"
 """Packages name their methods here, of either kind."""
@@ -226,6 +227,9 @@ def make_unlearning_method(method: Any, **options: Any) -> Any:
 def register_method(cls: _Class) -> _Class:
     """Class decorator: make a method, of either kind, available under its `name`.
 
+    Args:
+        cls: The class, which is returned as it is.
+
     Raises:
         InvalidValueError: Where another class has that name, and for `needs` that are none of `NEEDS`.
         InvalidTypeError: For a class that is no method.
@@ -236,7 +240,10 @@ def register_method(cls: _Class) -> _Class:
 
 
 def register_eraser(cls: _Class) -> _Class:
-    """Class decorator: let saved models rebuild this eraser from its `kind`.
+    """Class decorator: let saved models rebuild an eraser from its `kind`.
+
+    Args:
+        cls: Its class, which is returned as it is.
 
     Raises:
         InvalidValueError: Where another class has that `kind`.
@@ -375,26 +382,3 @@ def _resolve(table: dict[str, str | type], name: str) -> type[Any]:
 def _load(path: str) -> type[Any]:
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
-
-
-def attribute_texts(*classes: type) -> dict[str, str]:
-    """What the `Attributes` sections of classes say about each name; the first that speaks of it counts."""
-    texts: dict[str, str] = {}
-    for base in classes:
-        lines = iter(inspect.cleandoc(base.__dict__.get("__doc__") or "").splitlines())
-        for name, text in _entries(lines):
-            texts.setdefault(name, text)
-    return texts
-
-
-def _entries(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """(name, text) of each entry of the `Attributes` section among the lines of a docstring."""
-    inside, found = False, []
-    for line in lines:
-        if line and not line[0].isspace():
-            inside = line == "Attributes:"
-        elif inside and (entry := re.match(r"    (\w+)(?: \(.*?\))?: (.*)", line)):
-            found.append([entry[1], entry[2]])
-        elif inside and found and line.strip():
-            found[-1][1] += f" {line.strip()}"
-    return [(name, text) for name, text in found]
