@@ -29,10 +29,21 @@ COLOURED = (1e-4, 1.0)
 
 
 def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
-    """Draw `recovery.png` (Fig. 1), `weights.png` and `weights_by_layer.png` (Fig. 2), `time.png` (Fig. 5), `pareto.png`
-    and `attackers.png` where there are numbers; the title of each is what they say in short.
+    """Draw what there are numbers for; the title of each figure is what they say in short.
 
-    Raises ImportError, with the command to install it, without matplotlib.
+    The figures: `recovery.png` (Fig. 1), `weights.png` and `weights_by_layer.png` (Fig. 2), `time.png` (Fig. 5),
+    `pareto.png` and `attackers.png`.
+
+    Args:
+        experiment: Whose rows are drawn.
+        store: Their results.
+        folder: Where the figures go; made where it is missing.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        MissingPackageError: With the command to install it, without matplotlib.
     """
     rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
     rows = [line for line in lines(experiment, store) if line.records]

@@ -48,30 +48,56 @@ class Problem:
     """Further masks of test images whose accuracy is of interest, such as the siblings of a forgotten fine class."""
 
     def forget_rows(self, stage: int) -> Tensor:
-        """All rows to forget up to and with a stage."""
+        """All rows [k] of `train` to forget, ascending.
+
+        Args:
+            stage: Up to and with this one, from 0.
+        """
         return torch.cat(self.stages[: stage + 1]).sort().values
 
     def forget_train(self, stage: int) -> Tensor:
-        """Mask [n] of D_f up to and with a stage."""
+        """Mask [n] of D_f.
+
+        Args:
+            stage: Up to and with this one, from 0.
+        """
         mask = torch.zeros(len(self.train_labels), dtype=torch.bool)
         mask[self.forget_rows(stage)] = True
         return mask
 
     def forget_classes(self, stage: int) -> list[int]:
+        """The classes to forget, in ids of `probe` labels, ascending; none where it is no class.
+
+        Args:
+            stage: Up to and with this one, from 0.
+        """
         return sorted({label for classes in self.classes[: stage + 1] for label in classes})
 
     def forget_test(self, stage: int) -> Tensor | None:
-        """Mask of D_ft; None where no class is forgotten."""
+        """Mask [m] of D_ft; None where no class is forgotten.
+
+        Args:
+            stage: Up to and with this one, from 0.
+        """
         if self.probe_test is None or not self.forget_classes(stage):
             return None
         return torch.isin(self.probe_test, torch.tensor(self.forget_classes(stage)))
 
     def images_to_forget(self, stage: int) -> Dataset:
-        """D_f of one stage alone."""
+        """D_f of one stage alone.
+
+        Args:
+            stage: From 0.
+        """
         return self.train.select(self.stages[stage].tolist())
 
     def images_to_keep(self, stage: int, most: int | None) -> Dataset:
-        """D_r after a stage, or `most` images of it drawn by a fixed seed."""
+        """D_r after a stage.
+
+        Args:
+            stage: From 0.
+            most: At most so many images, drawn by a fixed seed; None for all.
+        """
         rows = torch.nonzero(~self.forget_train(stage)).flatten()
         if most is not None and most < len(rows):
             order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
@@ -184,9 +210,19 @@ def _subclass(protocol, train, test, labels, names, to_model_ids) -> Problem:
 def split_identities(data: Dataset, where: Mapping[str, Any], protocol: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
     """A Lacuna-style split without its leakage: people with enough different images, drawn without replacement.
 
-    Exact copies of an image count once, whoever they are filed under; `people` with at least train_images + test_images
-    are drawn, and of each so many images; none is in both splits. The labels are those of the people drawn. Raises
-    ValueError where there are not enough.
+    Exact copies of an image count once, whoever they are filed under. No image is in both splits.
+
+    Args:
+        data: Images, labelled by the person.
+        where: The data set's settings, of which `image_column` and `label_column` are read.
+        protocol: `train_images` (400) and `test_images` (100), how many of each person are drawn; `people`, how many of
+            those who have that many (all); `seed` (0).
+
+    Returns:
+        The training images and the test images, labelled among the people drawn.
+
+    Raises:
+        InvalidValueError: Where too few people have enough images, and where there is no single label column.
     """
     column, _ = _columns(data, where)
     image = inspect_images(data, where.get("image_column"), where.get("label_column")).image_column

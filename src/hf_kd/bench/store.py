@@ -154,12 +154,21 @@ class Store:
             self._rewrite(lines)  # cut short right before the end of the line
 
     def done(self, key: str, retry_failed: bool = False) -> bool:
-        """Whether this cell has a result, or a failure that is not to be tried again."""
+        """Whether a cell has a result, or a failure that is not to be tried again.
+
+        Args:
+            key: Of the cell.
+            retry_failed: Try every failure again.
+        """
         record = self.records.get(key)
         return record is not None and (record["status"] == "ok" or not retry_failed)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append one record and see it on disk before going on. Numbers that are not finite become null."""
+        """Append one record and see it on disk before going on.
+
+        Args:
+            record: With its `key` and `status`. Numbers that are not finite become null.
+        """
         record = _finite(record)
         if self.writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)

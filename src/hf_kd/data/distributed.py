@@ -20,8 +20,10 @@ ABSENT = -2
 
 
 def process_state() -> PartialState:
-    """Which process of how many this is. On a machine without accelerator it has to be told that the CPU is meant, or
-    every process would take itself for the only one.
+    """Which process of how many this is.
+
+    On a machine without accelerator it has to be told that the CPU is meant, or every process would take itself for the only
+    one.
     """
     return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
 
@@ -32,7 +34,11 @@ def reduce_tensor(tensor: Tensor, how: str) -> Tensor:
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of a float64 tensor over all processes, on the device it came from."""
+    """The sum of a tensor over all processes, on the device it came from.
+
+    Args:
+        tensor: Float64, of the same shape in each process.
+    """
     state = process_state()
     if state.num_processes == 1:
         return tensor
@@ -40,7 +46,15 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 
 def gather_rows(tensor: Tensor, fill: int = 0) -> Tensor:
-    """Concatenate [n, ...] over processes whose numbers of rows differ; short ones are padded with `fill`."""
+    """Concatenate the rows of all processes, whose numbers may differ.
+
+    Args:
+        tensor: [n, ...] of this process.
+        fill: What short ones are padded with.
+
+    Returns:
+        Each process's rows in turn, padded to the largest n; on the CPU where there are several processes.
+    """
     state = process_state()
     if state.num_processes == 1:
         return tensor

@@ -10,7 +10,12 @@ from torch import Tensor
 
 
 def hidden_state(output: Any, images: int) -> Tensor | None:
-    """The hidden state in what a module returned: its first tensor, if that is [images, ...] with positions in it."""
+    """The hidden state in what a module returned: its first tensor, if that is [images, ...] with positions in it.
+
+    Args:
+        output: A tensor, or a tuple, list or mapping of which the first entry counts.
+        images: How many went in.
+    """
     if isinstance(output, Mapping):
         output = next(iter(output.values()), None)
     elif isinstance(output, tuple | list):
@@ -34,8 +39,9 @@ def with_hidden_state(output: Any, hidden: Tensor) -> Any:
 def as_map(hidden: Tensor) -> Tensor:
     """A hidden state with its channels first and its positions flat: [n, channels, positions].
 
-    [n, tokens, d] as transformers have it; [n, channels, height, width]; [n, height, width, channels] where only the
-    first two of the three are equal.
+    Args:
+        hidden: [n, tokens, d] as transformers have it; [n, channels, height, width]; or [n, height, width, channels] where
+            only the first two of the three are equal.
     """
     if hidden.ndim == 3:
         return hidden.transpose(1, 2)
@@ -44,5 +50,9 @@ def as_map(hidden: Tensor) -> Tensor:
 
 
 def pooled(hidden: Tensor) -> Tensor:
-    """The mean of a hidden state over its positions: [n, channels]."""
+    """The mean of a hidden state over its positions: [n, channels].
+
+    Args:
+        hidden: As in `as_map`.
+    """
     return as_map(hidden).float().mean(dim=2)

@@ -69,24 +69,28 @@ def inspect_images(
     main_input: str = "pixel_values",
     names: Sequence[str] = (),
 ) -> ImageSource:
-    """Find out how to read `source`.
+    """How to read a forget set.
 
-    `source` may be a `datasets.Dataset` or streaming `IterableDataset`; a list (or map-style torch Dataset) of images,
-    of (image, label) pairs or of dicts; or a DataLoader whose batches are dicts of the model's own inputs, `labels`
-    optional; `main_input` is then the name under which the model takes images, if not as floating-point tensors
-    (ImageGPT reads sequences of colour ids). In pairs and dicts a floating-point tensor counts as ready for the model,
-    a uint8 tensor as an image.
+    In pairs and dicts a floating-point tensor counts as ready for the model, a uint8 tensor as an image; pictures may be
+    arrays too: `Array3D` or nested lists. A format or transform set on a `datasets` object is not applied: images go through
+    the model's own processor.
 
-    The image column is the one of type `datasets.Image`, the label column the one of type `ClassLabel`, or else an
-    integer column, or one of class names, that is called label or labels; `image_column` and `label_column` overrule.
-    Of a string column of a `Dataset`, and of texts as labels in a list of rows, the sorted values are the label names; a
-    stream or any other rows with texts as labels needs `names`, those of all labels that may come. Without a single label
-    column there are no labels, which only some methods need. Pictures may be arrays too: `Array3D` or nested lists.
+    Args:
+        source: A `datasets.Dataset` or streaming `IterableDataset`; a list (or map-style torch Dataset) of images, of
+            (image, label) pairs or of dicts; or a DataLoader whose batches are dicts of the model's own inputs, `labels`
+            optional.
+        image_column: Overrules the one of type `datasets.Image`.
+        label_column: Overrules the one of type `ClassLabel`, or else the integer column, or the one of class names, that is
+            called label or labels. Without a single such column there are no labels, which only some methods need.
+        main_input: Name of the images in a DataLoader's batches, if they are no floating-point tensors (ImageGPT reads
+            sequences of colour ids).
+        names: Those of all labels that may come, where a stream or rows beyond memory have texts as labels. Of a string
+            column of a `Dataset`, and of texts in a list of rows, the sorted values are the label names.
 
-    A format or transform set on a `datasets` object is not applied: images go through the model's own processor.
-
-    Raises ValueError for an empty set, one without images or with several image columns (listing the columns), a named
-    column that does not exist or cannot hold labels; TypeError for what is no forget set at all.
+    Raises:
+        InvalidValueError: For an empty set, one without images or with several image columns (listing the columns), and a
+            named column that does not exist or cannot hold labels.
+        InvalidTypeError: For what is no forget set at all.
     """
     if isinstance(source, Dataset):
         return _describe_dataset(source, image_column, label_column)
@@ -103,8 +107,7 @@ def inspect_images(
     if isinstance(source, (str, bytes, Image.Image, TorchIterableDataset)) or not is_map_style:
         raise InvalidTypeError(
             f"A {type(source).__name__} is no forget set. Pass a datasets.Dataset (also streaming), a list of images, "
-            f"of "
-            "(image, label) pairs or of dicts, or a DataLoader of dict batches; a single image goes into a list."
+            "of (image, label) pairs or of dicts, or a DataLoader of dict batches; a single image goes into a list."
         )
     return _describe_rows(source, image_column, label_column, names)
 
@@ -236,10 +239,8 @@ def _describe_loader(
         raise InvalidValueError(_EMPTY)
     if not isinstance(first, Mapping):
         raise InvalidValueError(
-            f"Batches of a forget DataLoader have to be dicts of the model's inputs (for example pixel_values, and "
-            f"labels "
-            f"if there are any), got a {type(first).__name__}. Use a collate_fn that returns a dict, or pass the data "
-            f"set "
+            "Batches of a forget DataLoader have to be dicts of the model's inputs (for example pixel_values, and labels "
+            f"if there are any), got a {type(first).__name__}. Use a collate_fn that returns a dict, or pass the data set "
             "itself."
         )
     inputs = [key for key, value in first.items() if isinstance(value, Tensor) and value.is_floating_point()]
@@ -266,13 +267,11 @@ def _image_column(features: Mapping[str, Any], wanted: str | None) -> str:
     if found:
         raise InvalidValueError(
             f"The forget set has several image columns ({', '.join(map(repr, found))}). Choose one with "
-            f"image_column=..., "
-            f"for example image_column={found[0]!r}."
+            f"image_column=..., for example image_column={found[0]!r}."
         )
     raise InvalidValueError(
         f"The forget set has no images: none of its columns is of type datasets.Image or an array. Its columns are "
-        f"{_listing(features)}. "
-        "If one of them holds paths or bytes of images, name it with image_column=..."
+        f"{_listing(features)}. If one of them holds paths or bytes of images, name it with image_column=..."
     )
 
 

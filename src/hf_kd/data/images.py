@@ -40,18 +40,21 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def to_rgb(value: Any, row: int) -> Image.Image:
-    """The image `value` of row number `row` as an upright 8-bit RGB image.
-
-    `value` may be a PIL image, encoded bytes, a path, the {"bytes", "path"} of `datasets.Image(decode=False)`, a NumPy
-    array (HxW, HxWx1, HxWx3, HxWx4, or channels first where that is the only reading) or a torch tensor (channels
-    first, or last where that is the only reading).
+    """An image as an upright 8-bit RGB image.
 
     - Transparency (alpha channel, or a transparent palette colour) is composited onto white, as `transformers` does.
     - 16 bits are scaled by the full range, 65535 -> 255. Integers of other types (Pillow mode I, int16) count as 16-bit
       unless no pixel exceeds 255. Floating-point images have to lie in [0, 1]; booleans become 0 and 255.
     - An EXIF orientation is applied. Of an animation the first frame is taken.
 
-    Raises UnreadableImageError, naming the row, for anything else: damaged or empty files, None, values out of range.
+    Args:
+        value: A PIL image, encoded bytes, a path, the {"bytes", "path"} of `datasets.Image(decode=False)`, a NumPy array
+            (HxW, HxWx1, HxWx3, HxWx4, or channels first where that is the only reading), such an array as nested lists, or a
+            torch tensor (channels first, or last where that is the only reading).
+        row: Its number in the data set, which errors name.
+
+    Raises:
+        UnreadableImageError: For anything else: damaged or empty files, None, values out of range.
     """
     try:
         if isinstance(value, Image.Image):

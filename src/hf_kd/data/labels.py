@@ -134,7 +134,10 @@ def match_labels(
 
 
 def check_class_ids(id2label: Mapping[Any, str]) -> None:
-    """Whether the ids of a model's classes are those of its logits, 0 to C - 1.
+    """Refuse a model whose classes' ids are not those of its logits, 0 to C - 1.
+
+    Args:
+        id2label: Name of each class id.
 
     Raises:
         LabelMismatchError: Naming ids that no logit stands for, as where a configuration counts from 1.
@@ -151,13 +154,16 @@ def check_class_ids(id2label: Mapping[Any, str]) -> None:
 
 
 def resolve_forget_labels(wanted: Iterable[str | int], names: Sequence[str] | Mapping[Any, str] | None) -> list[int]:
-    """The ids of requested labels, given as names or ids ("tench", "3", 7), in that order and without repetitions.
+    """The ids of requested labels, in the order of the request and without repetitions.
 
-    `names` are a data set's label names or a model's id2label; None where there are only ids. Names are compared like
-    in `match_labels`; a string that is no name but a number is an id, so a class called "3" wins over the id 3.
+    Args:
+        wanted: Names or ids ("tench", "3", 7), or one of them. Names are compared like in `match_labels`; a string that is
+            no name but a number is an id, so a class called "3" wins over the id 3.
+        names: A data set's label names or a model's id2label; None where there are only ids.
 
-    Raises LabelMismatchError for a name that is unknown (with the closest ones) or ambiguous and for an id out of
-    range.
+    Raises:
+        LabelMismatchError: For a name that is unknown (with the closest ones) or ambiguous, for an id out of range, and for
+            an empty request.
     """
     if isinstance(wanted, (str, int)):
         wanted = [wanted]

@@ -154,7 +154,13 @@ def _open(
 def filter_by_labels(dataset: Dataset, label_column: str, ids: Iterable[int]) -> Dataset:
     """The rows of `dataset` whose label is one of `ids`, in their order. Reads the labels and nothing else.
 
-    Raises ValueError when the column does not exist or holds no integers.
+    Args:
+        dataset: Labelled rows.
+        label_column: Of integer ids.
+        ids: Those to keep.
+
+    Raises:
+        InvalidValueError: When the column does not exist or holds no integers.
     """
     if label_column not in dataset.column_names:
         raise InvalidValueError(

@@ -127,14 +127,22 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader | LoaderShare:
-    """Batches {"inputs": tensors by the model's names, "labels": int64 [b], "rows": int64 [b]} for process `rank`.
+    """Batches {"inputs": tensors by the model's names, "labels": int64 [b], "rows": int64 [b]} for one process.
 
-    Labels are those of the data set, -1 where there are none. `preprocessor` is needed unless the forget set brings the
-    model's inputs. `batch_size` is 64 and `num_workers` 0 by default, or min(8, number of CPUs) where there is a GPU
-    to be kept busy; both are without effect on a forget set that is a DataLoader.
+    Labels are those of the data set, -1 where there are none.
 
-    Raises ValueError for a batch size, number of workers or rank out of range and for a missing preprocessor; while
-    iterating, UnreadableImageError naming the row.
+    Args:
+        forget_set: What `inspect_images` says of it.
+        preprocessor: Needed unless the forget set brings the model's inputs.
+        batch_size: 64 by default; without effect on a forget set that is a DataLoader.
+        num_workers: 0 by default, or min(8, number of CPUs) where there is a GPU to be kept busy; without effect on a
+            DataLoader.
+        rank: Number of this process, from 0.
+        world_size: How many processes there are.
+
+    Raises:
+        InvalidValueError: For a batch size, number of workers or rank out of range and for a missing preprocessor.
+        UnreadableImageError: While iterating, naming the row.
     """
     if forget_set.kind == "loader":
         return LoaderShare(forget_set, rank, world_size)

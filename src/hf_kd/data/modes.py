@@ -10,7 +10,11 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is in the mode it was in, whatever its neighbours' modes."""
+    """Eval mode inside; afterwards each module is in the mode it was in, whatever its neighbours' modes.
+
+    Args:
+        model: In any mode.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

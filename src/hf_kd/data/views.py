@@ -24,10 +24,18 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"mirrored": lambda pixels: pixel
 
 
 def apply_view(loader: Iterable[Mapping[str, Any]], name: str, view: str) -> Iterator[dict[str, Any]]:
-    """The batches of a loader with a key of `VIEWS` in place of the images that are under `name` in their inputs.
+    """The batches of a loader with another view of their images.
+
+    Args:
+        loader: Batches as `make_loader` gives them.
+        name: The images' name in their inputs.
+        view: A key of `VIEWS`.
+
+    Yields:
+        The batches, all else in them as it was.
 
     Raises:
-        InvalidValueError: Where those are no pictures but patches or sequences of colours.
+        InvalidValueError: Where those are no pictures [n, channels, height, width] but patches or sequences of colours.
     """
     for batch in loader:
         if batch["inputs"][name].ndim != 4:

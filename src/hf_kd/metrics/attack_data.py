@@ -66,7 +66,7 @@ class AuditData:
         train_views: Sequence[ArrayLike] = (),
         test_views: Sequence[ArrayLike] = (),
     ) -> AuditData:
-        """Check everything first.
+        """The data of the attacks, checked first.
 
         Args:
             train_features: [n, d].

@@ -113,6 +113,9 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
                 a model of one channel an image processor is given grey images.
             tap: Where the pooled features pass, if the search should not decide; see `hf_kd.features.taps.find_taps`.
 
+        Returns:
+            The wrapper, which answers as the model.
+
         Raises:
             TypeError: For anything else (an ErasedModel, a text model, a bare nn.Module).
             ValueError: It is inside another ErasedModel already, or its configuration names classes that its head has not.
@@ -200,6 +203,9 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         Args:
             inputs: A batch of two or more samples to probe with, if the configuration does not say what the model takes.
             tap: As in `from_model`.
+
+        Returns:
+            The taps; most models have one.
 
         Raises:
             ValueError: No tap is found, or another is asked for after erasing.

@@ -53,7 +53,7 @@ def train_original(
     progress: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
-    """Train a classifier on labelled images. Returns a trained copy; what was done stands in `config.hf_kd_trained`.
+    """Train a classifier on labelled images.
 
     The last epoch's weights are taken: the published code keeps the epoch that is best on the test images. The rest is as
     in `unlearn`.
@@ -75,6 +75,9 @@ def train_original(
             model's labels stay; otherwise the result has the data set's labels and a new head.
         progress: False shows no bar, whatever `reading` says.
         **options: Settings of the recipe.
+
+    Returns:
+        A trained copy; what was done stands in `config.hf_kd_trained`.
 
     Raises:
         ValueError: For an unknown recipe, images without labels, a setting out of range, an erased model, a model without a

@@ -60,7 +60,11 @@ class PlantedFeatures:
         return torch.isin(self.labels, torch.tensor(self.forget))
 
     def permuted(self, seed: int) -> PlantedFeatures:
-        """The same features in another order."""
+        """The same features in another order.
+
+        Args:
+            seed: Of the order.
+        """
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
         return replace(self, features=self.features[order], labels=self.labels[order])
 
@@ -84,7 +88,13 @@ class EraserTester:
         return PlantedFeatures.make()
 
     def fit(self, planted: PlantedFeatures, method: Method | None = None, batch_size: int = 1000) -> Eraser:
-        """The eraser, fitted on what the method's class attributes ask for, as `ErasedModel.erase` does it."""
+        """The eraser, fitted on what the method's class attributes ask for, as `ErasedModel.erase` does it.
+
+        Args:
+            planted: Features of which the forgotten ones are D_f, and the rest D_r where it is needed.
+            method: Another than the one under test.
+            batch_size: Features that a moment takes at a time.
+        """
         method = self.method if method is None else method
         forgotten, names = planted.features[planted.is_forgotten], planted.labels[planted.is_forgotten]
         dim = planted.features.shape[1]
@@ -256,7 +266,11 @@ class EraserTester:
         expect(isinstance(both, (Composition, type(eraser))), f"then() gives a {type(both).__name__}")
 
     def second(self, planted: PlantedFeatures) -> Eraser:
-        """The eraser of a later request, for erased features; override it where the method cannot follow itself."""
+        """The eraser of a later request; override it where the method cannot follow itself.
+
+        Args:
+            planted: Features behind the first eraser.
+        """
         return self.fit(planted)
 
     def test_settings_come_back(self):

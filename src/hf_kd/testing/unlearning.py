@@ -104,7 +104,15 @@ class UnlearningTester:
         return self.run(original)
 
     def run(self, model: PreTrainedModel, **more: Any) -> PreTrainedModel:
-        """`hf_kd.unlearn` with the method under test."""
+        """`hf_kd.unlearn` with the method under test.
+
+        Args:
+            model: The model to change; the tests ask that it stays as it is.
+            **more: Further arguments of `hf_kd.unlearn`, which overrule.
+
+        Returns:
+            The model that was made to forget.
+        """
         forget = loader(*planted_images(list(self.forget_classes)))
         retained = [c for c in range(CLASSES) if c not in self.forget_classes]
         given = {"retain": loader(*planted_images(retained))} | more

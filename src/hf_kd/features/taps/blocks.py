@@ -39,12 +39,15 @@ def find_blocks(
     """Names of the blocks in the order in which an image leaves them; none where there is none.
 
     A block is an element of a `ModuleList` or `Sequential` that has weights and hands on a hidden state. Of nested ones the
-    outermost are taken, or those of the first level further in that has `AT_LEAST` where the outermost are fewer; of more
-    than `at_most` an even choice that keeps the first and the last.
+    outermost are taken, or those of the first level further in that has `AT_LEAST` where the outermost are fewer.
 
-    inputs: a probe batch of two or more images. every: all modules that hand on a hidden state, whatever holds them; of
-        several that hand on the same one, the outermost.
-    at_most: None for all of them.
+    Args:
+        model: Where they are looked for, by a forward pass.
+        inputs: A probe batch of two or more images.
+        main_input: Name of the images in it.
+        every: All modules that hand on a hidden state, whatever holds them; of several that hand on the same one, the
+            outermost.
+        at_most: Of more, an even choice that keeps the first and the last; None for all of them.
     """
     passed = _hand_on_everything(model, inputs, main_input)
     if every:

@@ -37,14 +37,22 @@ class TapSearch:
 
 
 def find_taps(model: nn.Module, inputs: Mapping[str, Any], tap: str | None = None) -> TapSearch:
-    """Find the taps of a model by one probe forward on `inputs` (two or more different samples).
+    """Find the taps of a model by one probe forward.
 
-    tap: override, `path.to.module` for its input, `path.to.module:output` for its output, or
-        `path.to.module:output.field` for a field of it.
+    The model is put into eval mode for the search and back; its buffers do not change.
 
-    The model is put into eval mode for the search and back; its buffers do not change. Raises TapNotFoundError with
-    the candidates and their shapes when there is no tap, and ValueError for an override that does not exist or carries
-    no pooled features.
+    Args:
+        model: A vision model with a head, or one that returns embeddings.
+        inputs: Two or more different samples.
+        tap: Overrules the search: `path.to.module` for its input, `path.to.module:output` for its output, or
+            `path.to.module:output.field` for a field of it.
+
+    Returns:
+        The taps, the fields of the output that bypass them, and what to tell about the search.
+
+    Raises:
+        TapNotFoundError: With the candidates and their shapes, when there is no tap.
+        InvalidValueError: For an override that does not exist or carries no pooled features.
     """
     with evaluating(model), torch.no_grad():
         calls, output = record_calls(model, inputs)

@@ -29,7 +29,12 @@ FEW_PATCHES = 4
 def probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs of the shapes the model's configuration declares, two samples.
 
-    Raises ValueError when the configuration does not say what the model takes; the way out is to pass a batch.
+    Args:
+        model: A vision model, or one of two towers.
+        seed: Of the values.
+
+    Raises:
+        InvalidValueError: When the configuration does not say what the model takes; the way out is to pass a batch.
     """
     config = cast(Any, model.config)
     vision = getattr(config, "vision_config", None) or config
@@ -85,7 +90,11 @@ def reduced(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main_input(model: nn.Module) -> str:
-    """The name under which a model takes images; also where a class declares another of its inputs as its main one."""
+    """The name under which a model takes images; also where a class declares another of its inputs as its main one.
+
+    Args:
+        model: A vision model, or one of two towers.
+    """
     if "pixel_values" in inspect.signature(model.forward).parameters:
         return "pixel_values"
     return getattr(model, "main_input_name", "pixel_values")
@@ -128,13 +137,25 @@ def channels_of(model: nn.Module) -> int | None:
 
 
 def image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs without text: what `get_image_features` takes."""
+    """The inputs without text: what `get_image_features` takes.
+
+    Args:
+        inputs: A batch, by the model's names.
+    """
     text = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
     return {name: value for name, value in inputs.items() if name not in text}
 
 
 def run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """One forward of the image side: the whole model, or `get_image_features` when a two-tower model has no text."""
+    """One forward of the image side: the whole model, or `get_image_features` when a two-tower model has no text.
+
+    Args:
+        model: A vision model, or one of two towers.
+        inputs: A batch, by the model's names; cast to the model's dtype.
+
+    Returns:
+        What the model returns.
+    """
     inputs = in_dtype_of(model, inputs)
     with explaining(model, inputs):
         if "input_ids" not in inputs and hasattr(model, "get_image_features"):

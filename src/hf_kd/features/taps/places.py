@@ -56,7 +56,14 @@ class Tap:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Tap:
-        """Inverse of `to_dict`. Raises ValueError for a tap at which nothing could be erased."""
+        """Inverse of `to_dict`.
+
+        Args:
+            data: What `to_dict` gave, also after JSON.
+
+        Raises:
+            InvalidValueError: For a tap at which nothing could be erased.
+        """
         tap = cls(
             dim=int(data["dim"]),
             places=tuple(Place(**place) for place in data["places"]),
@@ -69,7 +76,12 @@ class Tap:
 
 
 def without_fields(output: Any, leaking: Sequence[str]) -> Any:
-    """The output without the fields that bypass the erasers, at any depth; `leaking` are their dotted names."""
+    """The output without the fields that bypass the erasers, at any depth.
+
+    Args:
+        output: What a model returned; anything but a `ModelOutput` comes back as it is.
+        leaking: Dotted names of those fields.
+    """
     if not leaking or not isinstance(output, ModelOutput):
         return output
     kept = {}

@@ -54,7 +54,17 @@ class TapSite(nn.Module):
         self._traced = 0
 
     def attach(self, model: nn.Module) -> TapSite:
-        """Hook into `model`; returns self. Raises ValueError for a tap at modules that it does not have."""
+        """Hook into a model.
+
+        Args:
+            model: That of the tap.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InvalidValueError: For a tap at modules that the model does not have.
+        """
         for path, hook, kind in self._hooks():
             try:
                 module = model.get_submodule(path)
@@ -97,7 +107,11 @@ class TapSite(nn.Module):
     def follow(self, model: nn.Module) -> None:
         """Stand where the model's modules are now, and forget what passed before.
 
-        Raises NotErasedError where a module is gone that erased features pass.
+        Args:
+            model: That of the tap.
+
+        Raises:
+            NotErasedError: Where a module is gone that erased features pass, or was replaced while the model is compiled.
         """
         if torch.compiler.is_compiling():
             self._traced = 0
@@ -155,7 +169,18 @@ class TapSite(nn.Module):
             THREAD.passed.add((id(self), number))
 
     def pass_through(self, features: Tensor, number: int = 0) -> Tensor:
-        """The features as they go on: read if somebody reads, erased if there is an eraser; shape as it came in."""
+        """The features as they go on: read if somebody reads, erased if there is an eraser.
+
+        Args:
+            features: As they come, of any shape that holds d values for each image.
+            number: Of the place at which they pass; they are read at the first, 0.
+
+        Returns:
+            The features, in the shape in which they came.
+
+        Raises:
+            InvalidValueError: Where another number of values than d comes for each image.
+        """
         self._mark(number)
         reader = None if number or torch.compiler.is_dynamo_compiling() else THREAD.readers.get(id(self))
         eraser = self.eraser
@@ -223,7 +248,11 @@ def check_passed(sites: Sequence[TapSite]) -> None:
 
 
 def sites_on(model: nn.Module) -> list[TapSite]:
-    """The sites whose hooks stand on modules of `model`, each once."""
+    """The sites whose hooks stand on modules of a model, each once.
+
+    Args:
+        model: Or a part of one.
+    """
     found: dict[int, TapSite] = {}
     for module in model.modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
@@ -237,9 +266,18 @@ def sites_on(model: nn.Module) -> list[TapSite]:
 def record(
     sites: Sequence[TapSite], stage: Literal["before", "after"] = "after", *, detach: bool = True
 ) -> Iterator[Callable[[], list[Tensor]]]:
-    """Read what passes. Yields a function that returns (and forgets) the features [n, d] of the last forward per site.
+    """Read what passes.
 
-    `stage` says whether to read before or after the eraser of each site, `detach` whether without gradients.
+    Args:
+        sites: Where to read.
+        stage: Before or after the eraser of each site.
+        detach: Read without gradients.
+
+    Yields:
+        A function that returns (and forgets) the features [n, d] of the last forward at each site.
+
+    Raises:
+        NotErasedError: By that function, where features did not pass a site just once.
     """
 
     own = {id(site): Reader(stage, detach=detach) for site in sites}
@@ -262,7 +300,11 @@ def record(
 
 
 def drop_caches(model: nn.Module) -> None:
-    """Let modules drop what they cached in eval mode. What was cached with its graph (LeViT) could not be copied."""
+    """Let modules drop what they cached in eval mode: what was cached with its graph (LeViT) could not be copied.
+
+    Args:
+        model: Its modules keep their modes.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.train()
     for module, training in modes:
@@ -307,7 +349,13 @@ class OneHead:
 
 
 def head_function(model: nn.Module, taps: Sequence[Tap], masked: Sequence[int] = ()) -> HeadFunction | None:
-    """The logits of a model as a function of features; None when some tap has no head. masked: classes never answered."""
+    """The logits of a model as a function of features; None when some tap has no head.
+
+    Args:
+        model: Whose heads are copied.
+        taps: All its taps.
+        masked: Classes that are never answered.
+    """
     if not all(tap.heads for tap in taps):
         return None
     return HeadFunction(

@@ -89,7 +89,12 @@ class Fisher(UnlearningMethod):
         return {"n_retain": len(chosen)}
 
     def variance(self, fisher: Tensor, is_last: bool) -> Tensor:
-        """Of the noise of one parameter, from its Fisher information, in its shape."""
+        """The variance of the noise of one parameter, in its shape.
+
+        Args:
+            fisher: Its Fisher information, of any shape.
+            is_last: Whether it is one of the head's.
+        """
         variance = (1 / (fisher + 1e-8)).clamp(max=1e2 if is_last else 1e3)
         if variance.ndim > 1:
             variance = variance.mean(dim=1, keepdim=True).expand_as(variance).clone()

@@ -49,7 +49,11 @@ class L1Sparse(TrainedMethod):
         )
 
     def strength(self, epoch: int) -> float:
-        """a_e for epoch e, counted from 0."""
+        """a_e, the factor of the norm in an epoch.
+
+        Args:
+            epoch: e, counted from 0.
+        """
         last = self.epochs - self.free_epochs
         return self.alpha * (1 - epoch / last) if epoch < last else 0.0
 

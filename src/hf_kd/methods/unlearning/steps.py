@@ -42,10 +42,17 @@ class GradientSteps:
         self._bar = tqdm(total=steps, desc=name, unit="step", delay=1, disable=hidden, leave=False)
 
     def step(self, loss: Tensor, change_gradients: Callable[[], None] | None = None) -> float:
-        """One step down `loss`, the mean over this process's samples; returns the mean over all processes.
+        """One step down a loss.
 
-        change_gradients: called once gradients are those of all processes, before the optimizer steps.
-        Raises DivergedError when the loss is not finite, with the weights of the last finite one back in place.
+        Args:
+            loss: The mean over this process's samples, with its graph.
+            change_gradients: Called once gradients are those of all processes, before the optimizer steps.
+
+        Returns:
+            The loss, as the mean over all processes.
+
+        Raises:
+            DivergedError: When the loss is not finite, with the weights of the last finite one back in place.
         """
         value = float(over_processes(self.task.state, loss.detach().float().reshape(1), "mean"))
         if not torch.isfinite(torch.tensor(value)):
@@ -71,7 +78,11 @@ class GradientSteps:
         return value
 
     def show(self, text: str) -> None:
-        """Say something beside the progress bar."""
+        """Say something beside the progress bar.
+
+        Args:
+            text: In place of what was said before.
+        """
         self._bar.set_postfix_str(text)
 
     @torch.no_grad()

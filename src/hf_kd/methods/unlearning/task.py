@@ -85,7 +85,13 @@ class Task:
         return kept if len(kept) else every
 
     def batches(self, samples: Samples, batch_size: int, shuffle: bool = False) -> Iterator[Batch]:
-        """This process's part of each batch, on the model's device."""
+        """This process's part of each batch, on the model's device.
+
+        Args:
+            samples: In the model's ids.
+            batch_size: Of all processes together.
+            shuffle: In another order each time.
+        """
         order = samples.shuffled() if shuffle else None
         for batch in samples.batches(batch_size, order, part=self.state.process_index, parts=self.state.num_processes):
             inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
@@ -93,7 +99,12 @@ class Task:
             yield Batch(inputs, batch.labels.to(self.device))
 
     def logits(self, inputs: dict[str, Tensor], model: nn.Module | None = None) -> Tensor:
-        """Logits [b, C] in float32, of `model` or of the model that is being changed."""
+        """Logits [b, C] in float32.
+
+        Args:
+            inputs: A batch, by the model's names.
+            model: Another than the one that is being changed.
+        """
         model = self.model if model is None else model
         with self.autocast():
             output = model(**in_dtype(model, inputs))
@@ -104,7 +115,14 @@ class Task:
         return autocast(self.device, self.mixed_precision)
 
     def find_blocks(self, every: bool = False) -> tuple[str, ...]:
-        """Names of the model's blocks, in order; see `blocks`. Raises ValueError where the task cannot find them."""
+        """Names of the model's blocks, in order; see `blocks`.
+
+        Args:
+            every: Every module that hands on a hidden state.
+
+        Raises:
+            InvalidValueError: Where the task cannot find them.
+        """
         if self.blocks is None:
             raise InvalidValueError("This method looks for blocks: give the task `blocks`, a way to find them.")
         return self.blocks(self.two_images(), every)
@@ -121,12 +139,21 @@ class Task:
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def forget_accuracy(self, batch_size: int = 256) -> float:
-        """Percent of D_f that is still classified as labelled, by all processes together."""
+        """Percent of D_f that is still classified as labelled, by all processes together.
+
+        Args:
+            batch_size: Of all processes together.
+        """
         return self.accuracy(self.forget, batch_size)
 
     @torch.no_grad()
     def accuracy(self, samples: Samples, batch_size: int = 256) -> float:
-        """Percent of samples that are classified as labelled, by all processes together."""
+        """Percent of samples that are classified as labelled, by all processes together.
+
+        Args:
+            samples: In the model's ids.
+            batch_size: Of all processes together.
+        """
         with self.mode("eval"):
             hits = torch.zeros(2, dtype=torch.float64)
             for batch in self.batches(samples, batch_size):
@@ -139,8 +166,11 @@ class Task:
 
     @contextlib.contextmanager
     def mode(self, name: str) -> Iterator[None]:
-        """Training modes inside: "eval" (BatchNorm uses its statistics, no dropout), "freeze" (dropout, but BatchNorm uses
-        its statistics) or "train" (BatchNorm uses and changes them with every batch).
+        """Training modes inside; afterwards each module is in the mode it was in.
+
+        Args:
+            name: "eval" (BatchNorm uses its statistics, no dropout), "freeze" (dropout, but BatchNorm uses its statistics)
+                or "train" (BatchNorm uses and changes them with every batch).
         """
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.train(name != "eval")
@@ -189,7 +219,11 @@ class Task:
         return linear
 
     def logits_and_features(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits [b, C], and what the first Linear head is fed with [b, d], both in float32 and with their graph."""
+        """Logits [b, C], and what the first Linear head is fed with [b, d], both in float32 and with their graph.
+
+        Args:
+            inputs: A batch, by the model's names.
+        """
         taken: list[Tensor] = []
         head = self.linear_heads()[0]
         handle = head.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
@@ -204,6 +238,10 @@ class Task:
         """What each Linear head is fed with, for all samples: [n, d] each, on the model's device.
 
         Every process reads all of it, since whoever works on features alone needs no second process.
+
+        Args:
+            samples: Those to read.
+            batch_size: Samples a forward pass.
         """
         heads = self.linear_heads()
         kept: list[list[Tensor]] = [[] for _ in heads]
@@ -225,7 +263,14 @@ class Task:
         return [torch.cat(store) for store in kept]
 
     def needed_retain(self, name: str) -> Samples:
-        """D_r. Raises ValueError where it was not given."""
+        """D_r, for a method that cannot do without.
+
+        Args:
+            name: Of the method, for the message.
+
+        Raises:
+            InvalidValueError: Where it was not given, or is empty.
+        """
         if self.retain is None or not len(self.retain):
             raise missing_retain(name, "weights")
         return self.retain

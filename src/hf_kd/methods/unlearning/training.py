@@ -77,7 +77,11 @@ class TrainedMethod(UnlearningMethod):
         )
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimizer of the settings, over parameters or groups of them."""
+        """The optimizer of the settings.
+
+        Args:
+            parameters: Those it steps, or groups of them as torch takes them.
+        """
         given = cast("list[nn.Parameter]", list(parameters))  # or groups: torch takes either, not a union of them
         if self.optimizer == "sgd":
             return torch.optim.SGD(given, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -85,7 +89,11 @@ class TrainedMethod(UnlearningMethod):
         return kind(given, self.lr, weight_decay=self.weight_decay)
 
     def lr_factor(self, epoch: float) -> float:
-        """What lr is multiplied by, `epoch` epochs after the start."""
+        """What lr is multiplied by.
+
+        Args:
+            epoch: How many epochs after the start, in fractions.
+        """
         if epoch < self.warmup:
             return max(epoch, 1e-3) / self.warmup
         if self.schedule == "cosine":
