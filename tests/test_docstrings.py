@@ -1,4 +1,4 @@
-"""Every public function says what it takes: its docstring has an `Args:` section that names each parameter."""
+"""All that is public says what it takes: the docstring has an `Args:` section that names each parameter."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from types import FunctionType
 from typing import Any
 
@@ -20,14 +21,16 @@ METHODS = (FunctionType, classmethod, staticmethod)
 KINDS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
-def public_functions(package: str) -> Iterator[tuple[str, Callable[..., Any], bool]]:
-    """(name, function, whether its first parameter is self) of the functions of `__all__` and its classes' own methods."""
+def public_callables(package: str) -> Iterator[tuple[str, Callable[..., Any], bool]]:
+    """(name, callable, whether its first parameter is self) of `__all__`: functions, classes and their own methods."""
     module = importlib.import_module(package)
     for name in getattr(module, "__all__", ()):
         found = getattr(module, name)
         if inspect.isfunction(found):
             yield name, found, False
         elif inspect.isclass(found) and found.__module__.startswith("hf_kd"):
+            if "__init__" in vars(found) and not is_dataclass(found):  # of a dataclass each field says what it is
+                yield name, found, False
             for key, member in vars(found).items():
                 if isinstance(member, METHODS) and not key.startswith(("_", "test_")):
                     # through the class, where an override without a docstring has that of its base
@@ -46,5 +49,5 @@ def undocumented(function: Callable[..., Any], has_self: bool) -> list[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_args_section_names_every_parameter(package):
-    faults = {name: missing for name, *of in public_functions(package) if (missing := undocumented(*of))}
+    faults = {name: missing for name, *of in public_callables(package) if (missing := undocumented(*of))}
     assert not faults, "\n".join(f"{package}.{name}: no `Args:` entry of {missing}" for name, missing in faults.items())

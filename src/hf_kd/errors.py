@@ -45,7 +45,12 @@ class LabelMismatchError(InvalidValueError):
 
 
 class UnreadableImageError(InvalidValueError):
-    """An image of the data set cannot be read; `row` is its number, counted from 0."""
+    """An image of the data set cannot be read.
+
+    Args:
+        message: What is wrong with it, and what to do.
+        row: Its number, counted from 0.
+    """
 
     def __init__(self, message: str, row: int) -> None:
         super().__init__(message, row)  # both among args, so that it can be pickled on its way out of a worker

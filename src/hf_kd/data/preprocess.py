@@ -121,16 +121,21 @@ class _Plain:
 class ImagePreprocessor:
     """A callable from a list of b RGB PIL images to a dict of batched tensors, `pixel_values` [b, C, H, W] among them.
 
-    `processor` is an image processor of `transformers`, a processor that holds one as `.image_processor` (CLIP and its
-    like), or any callable on one PIL image that returns a tensor [C, H, W] or a mapping of tensors with or without a
-    leading batch axis of 1. What else it yields (SigLIP 2's masks and shapes) is passed on. Pixels that it leaves as bytes
-    become floats of the same values, as models take no others. `exact_shortcuts=False` keeps to the processor's own path.
-    `channels`: how many the model takes; for one channel an image processor is given grey images, a callable RGB ones.
+    Pixels that the processor leaves as bytes become floats of the same values, as models take no others; what else it
+    yields (SigLIP 2's masks and shapes) is passed on. The object can be pickled when the processor can, so DataLoader
+    workers may be forked or spawned.
 
-    The object can be pickled when `processor` can, so DataLoader workers may be forked or spawned.
+    Args:
+        processor: An image processor of `transformers`, a processor that holds one as `.image_processor` (CLIP and its
+            like), or any callable on one PIL image that returns a tensor [C, H, W] or a mapping of tensors with or without
+            a leading batch axis of 1.
+        exact_shortcuts: False keeps to the processor's own path.
+        channels: How many the model takes; for one channel an image processor is given grey images, a callable RGB ones.
 
-    Raises ValueError where there is nothing to preprocess, an image is a strip that resizing would make huge, or the
-    outputs do not form a batch, TypeError where `processor` or what it returns is of no use.
+    Raises:
+        InvalidValueError: Where there is nothing to preprocess, an image is a strip that resizing would make huge, or the
+            outputs do not form a batch.
+        InvalidTypeError: Where the processor or what it returns is of no use.
     """
 
     def __init__(self, processor: Any, exact_shortcuts: bool = True, channels: int | None = None) -> None:

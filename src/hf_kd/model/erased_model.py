@@ -53,6 +53,13 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
     erased: logits, pooled outputs and embeddings come from features behind the erasers; fields of the inner model's
     output that bypass them (such as `last_hidden_state`) are withheld unless `output_hidden_states=True` asks for hidden
     states by name, and those are not erased.
+
+    Args:
+        config: That of the wrapper.
+        inner: The model inside; by default one with fresh weights, as `config.inner` describes it.
+
+    Raises:
+        ValueError: Where neither says which model is inside.
     """
 
     config_class = ErasedConfig

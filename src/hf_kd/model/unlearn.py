@@ -57,7 +57,7 @@ def unlearn(
     reference_model: PreTrainedModel | ErasedModel | None = None,
     **method_options: Any,
 ) -> PreTrainedModel:
-    """Forget a set of images by changing weights. Returns a stock model of the same class; `model` stays as it was.
+    """Forget a set of images by changing weights.
 
     Runs on the device of `model`; under `accelerate launch` each process takes its part of every batch and gradients are
     averaged.
@@ -78,7 +78,7 @@ def unlearn(
         **method_options: Hyper-parameters of the method.
 
     Returns:
-        The changed model; its record stands in `config.hf_kd_unlearned`.
+        A stock model of the same class, changed; its record stands in `config.hf_kd_unlearned`.
 
     Raises:
         ValueError: For an unknown method or option, missing labels or retained images, labels the model does not know or

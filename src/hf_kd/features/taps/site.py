@@ -40,6 +40,9 @@ class TapSite(nn.Module):
     Its hooks follow the path of a module, not the object: before each forward it looks whether they are where the model
     now is, so a replaced, wrapped or quantised head stays behind the eraser (`follow`). A forward in which an eraser was
     not passed raises NotErasedError (`check_passed`).
+
+    Args:
+        tap: Where it stands.
     """
 
     def __init__(self, tap: Tap) -> None:
@@ -138,7 +141,11 @@ class TapSite(nn.Module):
                 self._keys[number] = self._handles[number].id
 
     def check_passed(self) -> None:
-        """Raise NotErasedError where the last forward of this thread did not pass the eraser at every place, or the mask."""
+        """See that the last forward of this thread passed the eraser at every place, and the mask.
+
+        Raises:
+            NotErasedError: Where it did not.
+        """
         places = len(self.tap.places)
         wanted = [*range(places if self.eraser is not None else 0)]
         wanted += range(places, places + len(self.tap.heads)) if self.masked else ()

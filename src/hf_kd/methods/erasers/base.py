@@ -33,6 +33,9 @@ class Eraser(nn.Module, ABC):
     Buffers stay in the precision they were fitted in (float32 on disk) when the model around them is cast: a direction
     rounded to bfloat16 leaves 2^-9 of what it should remove. The arithmetic runs in at least that precision and the
     result returns in the dtype of its input.
+
+    Args:
+        dim: d.
     """
 
     kind: ClassVar[str]
@@ -84,7 +87,11 @@ class Eraser(nn.Module, ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise ValueError when the buffers cannot be those of a fitted eraser (loaded from a damaged checkpoint)."""
+        """See that the buffers can be those of a fitted eraser.
+
+        Raises:
+            InvalidValueError: Where they cannot, as after loading a damaged checkpoint.
+        """
 
     def matrix(self) -> Tensor:
         """M [d, d] with erase(h) = h M + c, in float64 (linear erasers only)."""
@@ -134,7 +141,11 @@ class Eraser(nn.Module, ABC):
 
 
 class Composition(Eraser):
-    """Erasers applied one after another, where no single closed form exists."""
+    """Erasers applied one after another, where no single closed form exists.
+
+    Args:
+        stages: One or more of the same d, in order.
+    """
 
     kind = "composition"
 

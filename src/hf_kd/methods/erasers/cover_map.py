@@ -23,6 +23,15 @@ class CoverMap(Eraser):
     s is affine and shares the forgotten features out; a close call between a forgotten class and a cover class r is P_r.
     Decides by its own copy of the head, sample by sample, without randomness. Everything that is not replaced is returned
     bit for bit.
+
+    Args:
+        dim: d.
+        num_labels: C, of the head.
+        forgotten: The forgotten classes, in the head's ids.
+        cover: The cover classes, in the order of `prototypes`.
+
+    Raises:
+        InvalidValueError: For classes that the head does not have.
     """
 
     kind = "cover"

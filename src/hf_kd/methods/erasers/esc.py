@@ -24,7 +24,12 @@ ROUNDING = 1e-5
 
 
 class Projection(Eraser):
-    """P = I - Q Q^T with orthonormal Q [d, k]: removes k directions and touches nothing else."""
+    """P = I - Q Q^T with orthonormal Q [d, k]: removes k directions and touches nothing else.
+
+    Args:
+        dim: d.
+        rank: k.
+    """
 
     kind = "projection"
     is_projection = True

@@ -26,6 +26,9 @@ class MaskedProjection(Eraser):
 
     In spite of the paper's words not a projection: it is symmetric and positive semi-definite, but not idempotent, and
     generically of full rank. Where `condition_number` is finite, a linear probe recovers everything it maps.
+
+    Args:
+        dim: d.
     """
 
     kind = "masked-projection"

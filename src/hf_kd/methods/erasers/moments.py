@@ -22,6 +22,10 @@ class SecondMoment:
     With Z_f = [h_1 ... h_N] (d x N, as in the paper, section 3.2) G = Z_f Z_f^T, so the eigenvectors of G are the left
     singular vectors of Z_f and the square roots of its eigenvalues are the singular values. Working on G is exact,
     independent of order and batch size, and never yields the thin U that a reduced SVD gives for N < d.
+
+    Args:
+        dim: d.
+        device: Where the sums are kept; the CPU in its place where it has no float64.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -219,6 +223,10 @@ class RetainMoments:
     """What methods that may read retained data keep of it: the second moment of D_r and the mean of each of its classes.
 
     State is O(d^2 + C d), whatever the number of samples.
+
+    Args:
+        dim: d.
+        device: As for `SecondMoment`.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:

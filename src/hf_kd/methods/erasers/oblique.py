@@ -13,7 +13,12 @@ from .base import Eraser
 
 
 class ObliqueProjection(Eraser):
-    """h -> h - W R^T (h - c) with R^T W = I: removes r directions W as R reads them, along the null space of R^T."""
+    """h -> h - W R^T (h - c) with R^T W = I: removes r directions W as R reads them, along the null space of R^T.
+
+    Args:
+        dim: d.
+        rank: r.
+    """
 
     kind = "oblique-projection"
     is_projection = True

@@ -21,7 +21,12 @@ from .heads import affine_head, checked_labels, mirrored_prototypes, still_answe
 
 
 class KeptSpan(Eraser):
-    """h -> c + B B^T (h - c) with orthonormal B [d, r]: keeps r directions, and c in all others."""
+    """h -> c + B B^T (h - c) with orthonormal B [d, r]: keeps r directions, and c in all others.
+
+    Args:
+        dim: d.
+        rank: r.
+    """
 
     kind = "kept-span"
     is_projection = True

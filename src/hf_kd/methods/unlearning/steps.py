@@ -19,8 +19,12 @@ from .task import Task, over_processes
 class GradientSteps:
     """Gradient steps on the parameters of an optimizer: shared by processes, finite, with a count.
 
-    optimizer: its parameters are stepped; those of other parts of the model get no update.
-    clip_norm: bound of the norm of the whole gradient.
+    Args:
+        task: Its model is stepped.
+        optimizer: Its parameters are stepped; those of other parts of the model get no update.
+        clip_norm: Bound of the norm of the whole gradient; none by default.
+        steps: How many there will be, for the progress bar.
+        name: What stands before it.
     """
 
     def __init__(
@@ -93,7 +97,11 @@ class GradientSteps:
 
     @torch.no_grad()
     def close(self) -> StepsMeasured:
-        """End: statistics of BatchNorm become the mean over processes. Returns what was done, for the record."""
+        """End: statistics of BatchNorm become the mean over processes.
+
+        Returns:
+            What was done, for the record.
+        """
         self._bar.close()
         if self.task.state.num_processes > 1:
             for buffer in self.task.model.buffers():

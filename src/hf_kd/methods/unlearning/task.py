@@ -208,7 +208,11 @@ class Task:
             _set_memory_format(self.model, torch.contiguous_format)
 
     def linear_heads(self) -> list[nn.Linear]:
-        """The Linear layers that give the logits. Raises ValueError where the head is something else."""
+        """The Linear layers that give the logits.
+
+        Raises:
+            InvalidValueError: Where the head is something else.
+        """
         found = [self.model.get_submodule(name) for name in self.heads]
         linear = [module for module in found if isinstance(module, nn.Linear)]
         if not found or len(linear) < len(found):
