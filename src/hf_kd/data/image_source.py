@@ -84,8 +84,8 @@ def inspect_images(
             called label or labels. Without a single such column there are no labels, which only some methods need.
         main_input: Name of the images in a DataLoader's batches, if they are no floating-point tensors (ImageGPT reads
             sequences of colour ids).
-        names: Those of all labels that may come, where a stream or rows beyond memory have texts as labels. Of a string
-            column of a `Dataset`, and of texts in a list of rows, the sorted values are the label names.
+        names: Those of all labels that may come, where a stream, a DataLoader or rows that are no list have texts as labels.
+            Of a string column of a `Dataset`, and of texts in a list of rows, the sorted values are the label names.
 
     Raises:
         InvalidValueError: For an empty set, one without images or with several image columns (listing the columns), and a

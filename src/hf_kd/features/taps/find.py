@@ -51,7 +51,7 @@ def find_taps(model: nn.Module, inputs: Mapping[str, Any], tap: str | None = Non
         The taps, the fields of the output that bypass them, and what to tell about the search.
 
     Raises:
-        TapNotFoundError: With the candidates and their shapes, when there is no tap.
+        TapNotFoundError: With the candidates and their shapes, when there is no tap, or the answer passes elsewhere too.
         InvalidValueError: For an override that does not exist or carries no pooled features.
     """
     with evaluating(model), torch.no_grad():
