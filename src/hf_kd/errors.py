@@ -44,6 +44,10 @@ class LabelMismatchError(InvalidValueError):
     """Labels of a data set could not be told in the terms of the model, or a requested label is not known."""
 
 
+class OtherBaseError(InvalidValueError):
+    """An eraser on its own is put on another model than the one it was fitted on."""
+
+
 class UnreadableImageError(InvalidValueError):
     """An image of the data set cannot be read.
 

@@ -200,16 +200,14 @@ def test_warnings_of_the_records_stand_beside_it():
 
 
 def test_before_an_audit_the_head_alone_is_told_and_what_is_missing():
-    judged = measured_verdict(
-        ["cat"], Share(0.0, 76.0, N, 19, 0), Share(36.0, 37.0, 100, 1, 0), audit="hf-kd audit out"
-    )
+    judged = measured_verdict(["cat"], Share(0.0, 76.0, N, 19, 0), Share(36.0, 37.0, 100, 1, 0))
     hit = ("dog", Share(10.0, 90.0, 10, 8, 0))
     told = measured_verdict(["cat"], None, Share(36.0, 37.0, 100, 1, 0), hardest=hit).text
     assert "points); hit hardest: dog, 1 of 10 (before 9). What attackers" in told
     assert judged.text.startswith(
         "cat: the head answers 0 of 25 (before 19). The other classes: 36 % right, before 37 %"
     )
-    assert judged.text.endswith("not measured yet: hf-kd audit out")
+    assert judged.text.endswith("is not measured yet.")
     assert measured_verdict(["cat"], None, None).text.startswith("cat: not measured on test images.")
 
 

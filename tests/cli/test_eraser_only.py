@@ -50,7 +50,7 @@ def test_inspect_shows_it_without_its_base_and_on_it(place, eraser):
     assert "an eraser, for" in hf_kd("inspect", eraser).stdout
 
 
-def test_verify_checks_hashes_alone_and_everything_on_its_base(place, eraser):
+def test_verify_checks_hashes_alone_and_everything_on_its_base(place, eraser, tmp_path):
     alone = json.loads(hf_kd("verify", eraser, "--json").stdout)
     assert alone["ok"]
     assert next(check["found"] for check in alone["checks"] if check["what"] == "base model").startswith("not compared")
@@ -62,6 +62,13 @@ def test_verify_checks_hashes_alone_and_everything_on_its_base(place, eraser):
         assert found["ok"]
         assert not any("--base" in check["found"] for check in found["checks"]), "what was given is not asked for"
         assert "acts as its records say" in [check["what"] for check in found["checks"]]
+    other = ErasedModel.from_pretrained(place / "model").inner
+    with torch.no_grad():
+        other.classifier.weight.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    differs = hf_kd("verify", eraser, "--base", tmp_path / "other", code=1).stdout
+    assert differs.startswith("It matches its receipt, and what was given to compare with it does not"), "not its fault"
+    assert "stands on" in differs
     again = ["--dataset", place / "data", "--forget-labels", "cat"]
     assert "equal bit for bit" in hf_kd("verify", eraser, "--base", place / "model", *again).stdout
     refused = hf_kd("verify", eraser, *again, code=IN_PART).stdout

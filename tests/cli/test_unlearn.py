@@ -36,6 +36,7 @@ def test_unlearn_then_audit_then_card(place, tmp_path):
     content = json.loads((report / "report.json").read_text())
     assert content["forget_labels"] == [2]
     assert "weights" in {section["key"] for section in content["sections"]}
+    assert "Everything matches" in hf_kd("verify", out).stdout, "a receipt lies beside it"
     hf_kd("card", out, "--report", report / "report.json")
     text = (out / "README.md").read_text()
     assert "by changing its weights (`finetune`)" in text

@@ -25,7 +25,8 @@ def test_erase_says_first_what_the_head_answers_and_what_is_not_measured(erased)
     text = " ".join(erased[0].split())
     assert text.startswith("cat: the head answers "), text
     assert " of 6" in text
-    assert "not measured yet: hf-kd audit" in text
+    assert "is not measured yet." in text
+    assert shlex.split(erased[0].strip().splitlines()[-1])[:2] == ["hf-kd", "audit"], "on one line, to be copied"
     assert text.index("The other classes:") < text.index("Erased by esc")
 
 
@@ -33,8 +34,7 @@ def test_the_command_that_is_named_next_runs_and_reads_the_same_data(place, tmp_
     reads = ["--label-mapping", "cat=cat", "--label-column", "label", "--image-column", "image", "--split", "test"]
     arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--test-split", "train", *reads]
     done = hf_kd("erase", place / "model", *arguments, "--output", tmp_path / "an erased model", "--json")
-    _, _, command = json.loads(done.stdout)["verdict"].partition(": hf-kd ")
-    words = shlex.split(command)
+    words = shlex.split(json.loads(done.stdout)["next"])[1:]
     assert words[:2] == ["audit", str(tmp_path / "an erased model")]
     assert all(word in words for word in (*reads, "--test-split"))
     hf_kd(*words, "--attacks", "linear", "--summary")
@@ -80,6 +80,6 @@ def test_a_forgotten_class_that_is_answered_more_often_is_said_in_capitals():
     }
     record = {"classes": [3], "sampled": {"forget": {"drawn": 20, "of": 90, "seed": 0}}}
     names = {label: str(label) for label in range(10)} | {3: "cat, Felis catus"}
-    text = accuracy_verdict(accuracy, record, names, audit_command("m", "d", shared=Shared())).text
+    text = accuracy_verdict(accuracy, record, names).text
     assert text.startswith("cat: the head answers 16 of 20, MORE than before (4)")
     assert "A sample, not everything: forget 20 of 90." in text

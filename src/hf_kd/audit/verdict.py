@@ -94,7 +94,6 @@ def measured_verdict(
     hardest: tuple[str, Share] | None = None,
     chance: float | None = None,
     sampled: Mapping[str, Mapping[str, int]] | None = None,
-    audit: str = "",
 ) -> Verdict:
     """What erasing or changing weights says before any audit: of the head alone, and that this is not all.
 
@@ -105,7 +104,6 @@ def measured_verdict(
         hardest: The one of them that lost most, by name, where it did.
         chance: What guessing gives, in percent.
         sampled: What only a sample was taken of, as in a report.
-        audit: The command that measures the features.
     """
     who = _listed(list(names)) if names else "what was forgotten"
     told = [f"{who}: not measured on test images."]
@@ -116,7 +114,7 @@ def measured_verdict(
     if rest is not None:
         told.append(f"The other classes: {rest.price()}{'' if hardest is None else hardest_words(*hardest)}.")
     told += [sentence for sentence in [_sampled(sampled or {})] if sentence]
-    told.append(f"What attackers still read from the features is not measured yet{f': {audit}' if audit else '.'}")
+    told.append("What attackers still read from the features is not measured yet.")
     return Verdict(tuple(one_line(part) for part in told), one_line(short))
 
 

@@ -241,9 +241,14 @@ def save_stock(model: Any, processor: Any, output: Path) -> None:
     from hf_kd.model.saving import atomic_directory
 
     with atomic_directory(output) as folder:
-        model.save_pretrained(folder)
-        if hasattr(processor, "save_pretrained"):
-            processor.save_pretrained(folder)
+        write_stock(model, processor, folder)
+
+
+def write_stock(model: Any, processor: Any, folder: Path) -> None:
+    """What `save_stock` puts into a folder."""
+    model.save_pretrained(folder)
+    if hasattr(processor, "save_pretrained"):
+        processor.save_pretrained(folder)
 
 
 def check_output(output: Path | None, overwrite: bool) -> None:

@@ -41,6 +41,13 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
     if not result["folded"]:
         below += ", and whoever has them can take the eraser away"
     console.print(f"{below}.", style="dim")
+    show_next(console, "Measure what attackers still read from the features:", result["next"])
+
+
+def show_next(console: Console, why: str, command: str) -> None:
+    """The command to run next, on one line that can be copied."""
+    console.print(why, highlight=False)
+    console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_measured(console: Console, measured: Mapping[str, Any]) -> None:

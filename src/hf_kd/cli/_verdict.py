@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def accuracy_verdict(
-    accuracy: Mapping[str, Any] | None, record: Mapping[str, Any], names: Mapping[int, str], audit: str = ""
+    accuracy: Mapping[str, Any] | None, record: Mapping[str, Any], names: Mapping[int, str]
 ) -> Verdict:
     """What `head_accuracy` measured after the request of this record, in words.
 
@@ -30,7 +30,6 @@ def accuracy_verdict(
         accuracy: None where nothing was measured.
         record: Of erasing or unlearning.
         names: The labels of the model before it.
-        audit: The command that measures more.
     """
     from hf_kd.audit.shares import Share
     from hf_kd.audit.verdict import measured_verdict, short_name
@@ -50,7 +49,7 @@ def accuracy_verdict(
             sampled[accuracy["split"]] = accuracy["sampled"]
     chance = 100 / len(names) if names else None
     who = record_names(record, names)
-    return measured_verdict(who, *shares, hardest=hardest, chance=chance, sampled=sampled, audit=audit)
+    return measured_verdict(who, *shares, hardest=hardest, chance=chance, sampled=sampled)
 
 
 def record_names(record: Mapping[str, Any], names: Mapping[int, str]) -> list[str]:

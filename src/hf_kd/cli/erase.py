@@ -188,9 +188,12 @@ def erase(
         **_cover_in(data, erased, reading),
     }
     audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])
-    options = [*eraser, *(["--original", model] if fold else [])]
-    audit = audit_command(audited, dataset, *options, shared=shared, split=split, test_split=test_split)
-    result["verdict"] = accuracy_verdict(accuracy, result["erasure"], erased.class_names, audit).text
+    unknown = (
+        forget_labels or () if erased.erasures[-1].classes is None else ()
+    )  # to the model: the audit has to be told
+    options = [*eraser, *(["--original", model] if fold else []), *(w for f in unknown for w in ("--forget-labels", f))]
+    result["next"] = audit_command(audited, dataset, *options, shared=shared, split=split, test_split=test_split)
+    result["verdict"] = accuracy_verdict(accuracy, result["erasure"], erased.class_names).text
     if not _save(erased, output, fold, eraser_only):
         return  # another process of the same launch reports
     if shared.as_json:
@@ -229,9 +232,10 @@ def _erase_by_name(
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}
     audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])
-    by_name = ("--forget-labels", "LABEL", "--texts", "TEXT")
-    audit = audit_command(audited, dataset or "DATASET", *eraser, *by_name, shared=shared, split=split)
-    result["verdict"] = accuracy_verdict(None, result["erasure"], {}, audit).text
+    options = [*eraser, *(["--original", model] if fold else []), "--forget-labels", "LABEL"]
+    options += [word for text in named.texts for word in ("--texts", text)]
+    result["next"] = audit_command(audited, dataset or "DATASET", *options, shared=shared, split=split)
+    result["verdict"] = accuracy_verdict(None, result["erasure"], {}).text
     if not _save(erased, output, fold, eraser_only):
         return
     if shared.as_json:

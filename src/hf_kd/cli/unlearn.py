@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,8 +17,11 @@ from . import _inputs
 from ._accuracy import head_accuracy
 from ._app import command, console
 from ._options import LIMITS, READING, ModelArgument, Shared
-from ._tables import show_accuracy, show_measured
+from ._tables import show_accuracy, show_measured, show_next
 from ._verdict import accuracy_verdict, audit_command, record_names, show_verdict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @command(
@@ -125,7 +128,7 @@ def unlearn(
     state = process_state()
     if state.is_main_process:
         with working("saving", reading.progress):
-            _inputs.save_stock(changed.cpu(), original.processor, output)
+            _save(changed.cpu(), original.processor, output)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
@@ -133,15 +136,14 @@ def unlearn(
     names = record_names(record, original.class_names)
     # regrow is for weights that are handed out: what their holder finds is what to ask
     access = ("--access", "weights") if method == "regrow" else ()
-    audit = audit_command(
+    record["next"] = audit_command(
         str(output), dataset, "--original", model, *access, shared=shared, split=split, test_split=test_split
     )
-    record["verdict"] = accuracy_verdict(accuracy, record, original.class_names, audit).text
+    record["verdict"] = accuracy_verdict(accuracy, record, original.class_names).text
     if shared.as_json:
         console.print_json(data=record)
         return
-    told = accuracy_verdict(accuracy, record, original.class_names).text
-    show_verdict(console, told, record.get("warnings") or ())
+    show_verdict(console, record["verdict"], record.get("warnings") or ())
     console.print(
         f"[bold]{terminal(record['method'])}[/] was asked to forget {terminal(', '.join(names))}; "
         f"{record['fit_seconds']:.1f} s.",
@@ -153,8 +155,16 @@ def unlearn(
         console.print(f"{left_out:,} retained images had a label to forget and were left out.", highlight=False)
     show_measured(console, record["measured"][0])
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
-    console.print(
-        f"Written to [bold]{terminal(str(output))}[/]. Its weights changed; measure what it still knows:",
-        highlight=False,
-    )
-    console.print(f"  {audit}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Written to [bold]{terminal(str(output))}[/]. Its weights changed.", highlight=False)
+    show_next(console, "Measure what it still knows:", record["next"])
+
+
+def _save(changed: PreTrainedModel, processor: Any, output: Path) -> None:
+    """A stock checkpoint with its image processor, receipt and card."""
+    from hf_kd.hub.document import document
+    from hf_kd.model.erased_model import ErasedModel
+    from hf_kd.model.saving import atomic_directory
+
+    with atomic_directory(output) as folder:
+        _inputs.write_stock(changed, processor, folder)
+        document(ErasedModel.from_model(changed, processor), folder, beside=output)

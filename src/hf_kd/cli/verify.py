@@ -75,11 +75,17 @@ def verify(
         again = " The erasure was not carried out again: give its images with --dataset."
         again = " What changed the weights was not carried out again." if not result.repeatable else again
         again = "" if result.repeated else again
-        told = "[bold]Everything matches the receipt.[/]" if result.ok else "[bold red]Not as published.[/]"
+        told = "[bold]Everything matches the receipt.[/]"
         if result.undecided:
             told, again = (
                 "[bold yellow]Cannot tell:[/] what is marked ? needs other images or options than were given.",
                 "",
+            )
+        elif not result.as_published:
+            told = "[bold red]Not as published.[/]"
+        elif not result.ok:
+            told = (
+                "[bold yellow]It matches its receipt, and what was given to compare with it does not:[/] see DIFFERS."
             )
         console.print(told + again)
         console.print(table)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from hf_kd.data.text import one_line
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, OtherBaseError
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Composition
@@ -108,7 +108,7 @@ def _same(ours: Any, theirs: Any) -> bool:
 def _refuse(stored: StoredEraser, what: str) -> NoReturn:
     name, commit = stored.base
     base = f" ({name!r} at commit {commit})" if name and commit else f" ({name!r})" if name else ""
-    raise InvalidValueError(
+    raise OtherBaseError(
         f"The eraser {stored.name} stands on {stored.base_in_words}, and this is another model: {what}. An eraser acts on "
         "features of the base it was fitted on, and of no other. Put it on "
         f"that base{base}, or erase this model itself."

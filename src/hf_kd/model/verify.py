@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from hf_kd.data.paths import CONFIG_NAME, refuse_missing_model
 from hf_kd.data.progress import working
-from hf_kd.errors import HfKdError, InvalidValueError, MissingFileError
+from hf_kd.errors import HfKdError, InvalidValueError, MissingFileError, OtherBaseError
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser
@@ -46,6 +46,8 @@ class Check:
     """What was found, in words."""
     skipped: bool = False
     """Whether it was left out, which is no fault: `ok` is True."""
+    of_given: bool = False
+    """Whether it compares what the caller gave: where that differs, it says nothing against what was published."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,14 @@ class Verification:
         """Whether nothing differs, and something could not be told."""
         return not self.ok and all(check.ok is not False for check in self.checks)
 
+    @property
+    def as_published(self) -> bool:
+        """Whether all that differs is what was given to compare with: another base, other texts."""
+        return all(check.ok is not False or check.of_given for check in self.checks)
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"ok": self.ok, "undecided": self.undecided}
+        """Fields and properties as plain values."""
+        return asdict(self) | {"ok": self.ok, "undecided": self.undecided, "as_published": self.as_published}
 
 
 def verify(
@@ -108,20 +116,20 @@ def verify(
     stored = _read(folder) if alone else None
     if isinstance(stored, Check):
         return Verification(str(source), (*_files(folder, content), stored), False, bool(content["erasures"]))
-    base = stored.base[0] if stored is not None and base is None else base
+    given_base, base = base, stored.base[0] if stored is not None and base is None else base
     with working("checking files", reading is not None and reading.progress):
         checks = [*_files(folder, content), *_weights(folder, content, stored, base)]
     original = None if base is None or alone else ErasedModel.from_pretrained(base, processor=processor)
     if original is not None:
-        checks.append(
-            _same("weights before erasing (base model)", content["weights"].get("before"), inner_digest(original))
-        )
+        same = _same("weights before erasing (base model)", content["weights"].get("before"), inner_digest(original))
+        checks.append(replace(same, of_given=True))
     damaged = not all(check.ok for check in checks)
     if alone and base is None:
         checks.append(Check("base model", True, "not compared: an eraser is without it; name it: base=...", True))
     elif not damaged and not content["folded"]:
         with working("loading the model", reading is not None and reading.progress):
             loads, model = _load(folder, base, stored)
+            loads = replace(loads, of_given=loads.of_given and given_base is not None)
         damaged = model is None
         checks += [loads] if model is None else [loads, *_records(model, content)]
     if texts is not None:
@@ -198,7 +206,7 @@ def _weights(folder: Path, content: dict[str, Any], stored: StoredEraser | None,
     files = checkpoint_files(folder)
     alone = stored is not None
     found = weights_digest(files) if stored is None else stored.base_weights
-    checks = [_same("weights of the base, by their digest" if alone else "weights", weights["after"], found)]
+    checks = [_same("digest of the base, in folder and receipt" if alone else "weights", weights["after"], found)]
     if alone != content.get("eraser_only", False):
         checks.append(Check("eraser on its own", False, "of the folder and its receipt one says so, and the other not"))
     erasers = erasers_digest(files)
@@ -223,6 +231,8 @@ def _load(folder: Path, base: str | None, stored: StoredEraser | None) -> tuple[
     """The model, which loads where it acts as its configuration says."""
     try:
         return Check(ACTS, True, "it loads, which it would not otherwise"), _loaded(folder, base, stored)
+    except OtherBaseError as error:
+        return Check("base model", False, f"another one: {error}", of_given=True), None
     except (HfKdError, OSError, ValueError) as error:
         return Check(ACTS, False, f"refused: {error}"), None
 
@@ -250,7 +260,7 @@ def _texts(content: dict[str, Any], texts: Sequence[str]) -> Check:
     told = [str(record["texts_sha256"]) for record in content["erasures"] if record.get("texts_sha256")]
     number = next((n for n, value in enumerate(told, 1) if texts_digest(texts, value.partition(":")[0]) == value), None)
     of = f"those of request {number} by name" if number else f"of none of {len(told)} requests by name"
-    return Check("forgotten texts", number is not None, of)
+    return Check("forgotten texts", number is not None, of, of_given=True)
 
 
 def _same(what: str, expected: Any, found: Any) -> Check:
