@@ -213,15 +213,17 @@ def test_before_an_audit_the_head_alone_is_told_and_what_is_missing():
 
 def test_a_downloader_has_a_place():
     weights = {"best": {"erased": 71.0, "original": 90.0, "reference": 68.0}}
-    text = made(context={"weights": weights}).verdict
+    less = {"attack": (20, 17)}  # the features give less than the weights
+    text = made(context={"weights": weights}, **less).verdict
     assert (
         "Whoever downloads the weights reads 71 % (from the original 90 %, from a network that never saw it 68 %)."
         in text
     )
     weights["strongest"] = {"erased": {"R": 88.0}, "reference": {"R": 88.6}}
-    assert "never saw it 68 %)." in made(context={"weights": weights}).verdict
+    assert "never saw it 68 %)." in made(context={"weights": weights}, **less).verdict
     weights["strongest"]["reference"]["R"] = 84.0
-    assert "never saw it 68 %, which knows the others worse by 4 points)." in made(context={"weights": weights}).verdict
+    told = made(context={"weights": weights}, **less).verdict
+    assert "never saw it 68 %, which knows the others worse by 4 points)." in told
 
 
 def test_erased_features_that_cannot_be_told_from_the_originals_are_not_called_lower():

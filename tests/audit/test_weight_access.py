@@ -64,12 +64,12 @@ def test_every_attack_stands_beside_original_and_reference(report):
     for group in (
         "strongest probe",
         "head as it is",
-        "head, BatchNorm from 2,000 images",
+        "head, BatchNorm from 80 images",
         "linear probe, BatchNorm as it is",
         "linear probe, BatchNorm from 10 images",
-        "linear probe, BatchNorm from 2,000 images",
+        "linear probe, BatchNorm from 80 images",
         "linear on maps",
-        "mlp, 50 labels a class",
+        "mlp, 10 labels a class",
         "4 bits",
         "60 % pruned",
         "5 epochs on retained images",
@@ -124,6 +124,16 @@ def test_an_eraser_is_taken_off_and_columns_are_one_network(small_battery, proce
     section = report.section("weight_access")
     assert any("takes the eraser off" in note for note in section.notes)
     assert any("had no time for" in note for note in section.notes)
+
+
+def test_a_head_with_more_answers_than_the_classes_that_are_read_says_so(small_battery, processor):
+    train, test = make_dataset([0, 1, 2] * 12), make_dataset([0, 1, 2] * 8, seed=9)
+    model = ErasedModel.from_model(resnet(), processor)
+    options = AuditOptions(attacks=["linear"], draws=1, shots=[1], access="weights", budget=1e-6)
+    report = model.audit(train, test, "cat", options=options, progress=False)
+    notes = " ".join(report.section("weight_access").notes)
+    assert "among the 3 classes that were read" in notes
+    assert "any of its 5 answers" in notes
 
 
 def test_of_many_classes_some_are_drawn_the_same_in_both_splits():

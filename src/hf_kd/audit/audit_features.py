@@ -219,9 +219,10 @@ def _sections(
 ) -> list[Section]:
     """All sections that features and answers give, but identities."""
     gap = head.gap_section(answers)
+    has_eraser = bool((extras.context or {}).get("erasures", True))  # matrices alone do not say
     return [
         retention.converged_section(measurements),
-        retention.worst_case_section(measurements, erased.test_labels[erased.test_forget].cpu()),
+        retention.worst_case_section(measurements, erased.test_labels[erased.test_forget].cpu(), has_eraser),
         retention.label_efficiency_section(measurements),
         retention.paper_section(measurements),
         head.head_section(answers),

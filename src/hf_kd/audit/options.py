@@ -29,8 +29,8 @@ class AuditOptions:
             retrain, disturb and probe the bare network; docs/weights_audit.md. Needs a model.
         texts: Names of the one forgotten label, by which a two-tower model is asked for it, or a
             `hf_kd.audit.by_name.TextAudit`; docs/by_name.md. Needs a model.
-        budget: Minutes for the attacks of `access="weights"`; None for as long as they take. Cheapest first; what there was
-            no time for is named.
+        budget: Minutes for the attacks of `access="weights"`; None for as long as they take. Cheapest first; one that has
+            begun on the model runs on original and reference too; what there was no time for is named.
         membership_references: Models that never saw D_f, for the RMIA membership attack; for `audit_features` the train and
             test logits [n, C] of each.
         max_classes: How many retained classes attackers tell the forgotten ones from: their cost grows with samples times

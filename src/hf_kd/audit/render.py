@@ -12,6 +12,7 @@ from rich.text import Text
 from hf_kd.data.text import escape_markdown, one_line, sentence, table_cell
 from hf_kd.methods.records import class_list
 
+from .downloader import left_out_words
 from .report_data import ReportData
 from .schema import PAPER_NOTE, Score, Section
 from .summary import summary_lines
@@ -27,6 +28,8 @@ WIDE = {
     "agreement", "attacks", "identities", "inputs", "layer_profile", "norms", "recovery_ratio", "weight_access", "weights",
 }  # fmt: skip
 """Sections that Markdown shows with a column for each score, as many groups have the same ones."""
+
+STRONGEST = "Strongest, of each column by itself: the highest recall minus false alarms."
 
 DIRECTION = "The column forgetting says which way a number moves where something is forgotten; an empty cell: neither."
 
@@ -111,14 +114,16 @@ def screen(report: ReportData) -> Group:
     table = Table(title=title, title_justify="left", width=WIDTH - 2, box=None, pad_edge=False)
     for name, side in columns:
         table.add_column(name, justify=side, no_wrap=bool(name), ratio=None if name else 1, overflow="fold")
-    for title, rows in _screen_rows(report):
-        if rows:
+    for title, rows, *notes in _screen_rows(report):
+        if rows or any(notes):
             table.add_row(Text(title, style="bold"))
         for text, score in rows:
             sd = None if "sd_over" in score.settings else score.sd
             cells = [number(score.value, score.unit, sd), _original(score)]
             cells += [number(score.reference, score.unit)] * (report.reference != "none")
             table.add_row(f"  {text}", *cells)
+        for note in filter(None, notes):
+            table.add_row(Text(f"  {one_line(note)}", style="dim"))
     judged = verdict(report)
     above = [Text(judged.text, style="bold")]
     above += [Text(one_line(f"Warning: {warning}"), style="yellow") for warning in judged.warnings]
@@ -136,8 +141,8 @@ Rows = list[tuple[str, Score]]
 """Scores and what each is called."""
 
 
-def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
-    """Titles and rows of the screen, what misleads least first."""
+def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows] | tuple[str, Rows, str]]:
+    """Titles, rows and maybe notes of the screen, what misleads least first."""
 
     def named(key: str, *names: str, group: str | None = None) -> Rows:
         return [
@@ -161,7 +166,10 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows]]:
         named("worst_case", "recall", "false_alarms", group=strongest) + recalls + white,
     )
     yield "By its name, zero-shot", _screen_by_name(report)
-    yield "What a downloader finds", named("weight_access", "F", "R", group="strongest probe")
+    weights = report.context.get("weights") or {}
+    name, skipped = (weights.get("best") or {}).get("name"), left_out_words(weights.get("left_out") or {})
+    finds = named("weight_access", "F", "R", "false_alarms", group="strongest probe")
+    yield f"What a downloader finds{f': {name}' if name else ''}", finds, skipped
     state = "converged" if _converged(report) else "NOT CONVERGED: a lower bound"
     headline = ("D_ft", "D_rt", "D_f", "D_r", "HM_t", "normalised_retention")
     yield f"Linear probe, {state}", named("converged", *headline)
@@ -234,7 +242,7 @@ def in_one_line(report: ReportData) -> str:
 def _footnotes(report: ReportData) -> list[str]:
     counts = ", ".join(f"{name} {count:,}" for name, count in report.samples.items())
     seeds = f"; mean ± sd of {report.seeds} seeds" if report.seeds > 1 else ""
-    notes = [f"Accuracies in %. {counts}; d = {report.dimension}{seeds}."]
+    notes = [f"Accuracies in %. {counts}; d = {report.dimension}{seeds}.", STRONGEST]
     if report.reference == "none":
         notes.append("No reference: give a retrained model or unseen classes to have one.")
     if any(score.value is not None and score.value == score.original for score in report):
@@ -272,6 +280,7 @@ def markdown(report: ReportData, heading: int = 2) -> str:
     first, *rest = map(prose, summary_lines(report))
     lines += [f"**{first}**", "", *(f"- {line}" for line in rest), "", f"{'#' * (heading + 1)} How it was measured", ""]
     lines += [f"- {sentence(note)}" for note in (*_footnotes(report), DIRECTION, *report.notes)]
+    lines += [f"- Warning: {prose(warning)}" for warning in verdict(report).warnings[1:]]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     lines += [sentence(f"- Audited in {report.seconds:.0f} s with {versions}.")]
     for section in report.sections:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hf_kd.data.text import one_line
 from hf_kd.methods.records import fitted_from
@@ -10,6 +10,8 @@ from hf_kd.methods.records import fitted_from
 from .report_data import ReportData
 from .shares import Share
 from .verdict import BY_NAME, compares, share, subject, verdict
+
+MOST_LINES = 10
 
 FEW_LABELS = (1, 5, 20)
 """Labelled images of each forgotten class for which the summary says what is read."""
@@ -25,12 +27,22 @@ def summary_lines(report: ReportData) -> list[str]:
         Lines of plain text.
     """
     judged = verdict(report)
-    lines = [judged.text, *(f"Warning: {warning}" for warning in judged.warnings[:1]), _done(report), *_numbers(report)]
-    lines += [_few_labels(report), _reference(report), _white_box(report), _measured(report)]
-    lines.append(
-        "Not said here: what other attackers, more labels or the layers below would show; see the whole report."
-    )
-    return [one_line(line) for line in lines if line][:10]
+    numbers, few = list(_numbers(report)), _few_labels(report)
+    lines = [judged.text, _warning(judged.warnings), _done(report), *numbers, few, _reference(report)]
+    lines += [_with_weights(report) or _white_box(report), _measured(report), _not_said(report)]
+    lines = [line for line in lines if line]
+    spare = [few, *reversed(numbers)]  # the verdict has these numbers too
+    while len(lines) > MOST_LINES:
+        lines = [line for line in lines if line != spare[0]]
+        del spare[0]
+    return [one_line(line) for line in lines]
+
+
+def _warning(warnings: Sequence[str]) -> str:
+    """The first warning, and how many more there are."""
+    more = len(warnings) - 1
+    rest = f" (and {more} more warning{'s' * (more > 1)}: see how it was measured)" if more > 0 else ""
+    return f"Warning: {warnings[0]}{rest}" if warnings else ""
 
 
 def _done(report: ReportData) -> str:
@@ -110,12 +122,44 @@ def _reference(report: ReportData) -> str:
     return f"Reference, {what}: its best attacker reads {value:.0f} %."
 
 
+def _with_weights(report: ReportData) -> str:
+    """What the strongest probe of each bare network reads, where the audit had the weights."""
+    found = (report.context.get("weights") or {}).get("strongest") or {}
+    told = []
+    for version, what in (
+        ("erased", "of this model"),
+        ("original", "of the original"),
+        ("reference", "never seen"),
+    ):
+        own = found.get(version) or {}
+        if own.get("F") is not None:
+            alarms = "" if own.get("false_alarms") is None else f"; {own['false_alarms']:.0f} % false alarms"
+            told.append(f"{what} {own['F']:.0f} % ({own.get('called') or own.get('attack', '')}{alarms})")
+    return f"With the weights, the strongest probe of any block reads {', '.join(told)}." if told else ""
+
+
 def _white_box(report: ReportData) -> str:
+    """What is read once the eraser is taken away: by the best attacker that was asked there, not by a linear probe alone."""
     score = next((s for section in report.sections for s in section.scores if s.name == "recall_without_eraser"), None)
     if score is None or score.value is None or report.treatment != "erased":
         return ""
-    read = f"{score.value:.0f} % by a linear probe, as from the original"
-    return f"Whoever holds the weights can take the eraser away and then reads {read}."
+    best, attackers = report.worst_case, report.worst_case.settings.get("attackers", {})
+    before = "original" if best.before_projection is None else "before_projection"
+    same = "; as from the original" if before == "original" and compares(report) else ""
+    found = [(score.value, "linear")]
+    for version, value in (("erased", best.value), (before, getattr(best, before))):
+        name = attackers.get(version, best.group)
+        if value is not None and not name.startswith("groups-") and (version == "erased" or compares(report)):
+            found.append((value, name))
+    most, name = max(found, key=lambda pair: pair[0])
+    return f"Whoever holds the weights can take the eraser away and then reads at least {most:.0f} % ({name}{same})."
+
+
+def _not_said(report: ReportData) -> str:
+    """What the report leaves open; layers below the features where none was read."""
+    read = any(section.key == "layer_profile" for section in report.sections) or _with_weights(report)
+    open_to = "what other attackers or more labels" if read else "what other attackers, more labels or the layers below"
+    return f"Not said here: {open_to} would show; see the whole report."
 
 
 def _measured(report: ReportData) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_kd.data.text import one_line
-from hf_kd.metrics.equal_accuracy import ALONE
 from hf_kd.metrics.intervals import unpaired_difference
 
+from .downloader import downloader_sentence
 from .report_data import ReportData
 from .schema import Score
 from .shares import Share, hardest_hit
@@ -80,7 +80,7 @@ def verdict(report: ReportData) -> Verdict:
         told = [f"{name}: {_lower(told[0])}", *told[1:]] if told else [f"{name}: no attacker was run."]
     if price:
         told.append(f"The other classes: {price}{_hardest(report, compared)}.")
-    told += [_alone(report, compared), _downloader(report), _sampled(report.sampled)]
+    told += [_alone(report, compared), _downloader(report, attack), _sampled(report.sampled)]
     short = _short(report, head, attack, asked, price)
     change = "unknown" if attack is None else attack_change(report, attack)
     return Verdict(tuple(one_line(part) for part in told if part), short, change, tuple(_warnings(report)))
@@ -280,37 +280,11 @@ def _alone(report: ReportData, compared: bool) -> str:
     return "What it was before is not known: only one set of features was given."
 
 
-def _downloader(report: ReportData) -> str:
-    """What a holder of the weights finds, where that was measured."""
+def _downloader(report: ReportData, attack: Share | None) -> str:
+    """What a holder of the weights finds, where that was measured: at least what an attacker on the features finds."""
     weights = report.context.get("weights")
-    return downloader_sentence(weights) if isinstance(weights, Mapping) else ""
-
-
-def downloader_sentence(weights: Mapping[str, Any]) -> str:
-    """One sentence on `access="weights"`: the best attack on this model, beside the original and never-seen networks.
-
-    Args:
-        weights: `best`: percent of the forgotten images, by `erased`, `original`, `reference`; maybe `name`, the attack.
-            `strongest`: details of the same, `R` among them: percent of the other classes' images.
-    """
-    best = weights.get("best") or {}
-    if best.get("erased") is None:
-        return ""
-    told = f"Whoever downloads the weights reads {best['erased']:.0f} %"
-    beside = [
-        f"{name} {best[key]:.0f} %"
-        for key, name in (("original", "from the original"), ("reference", "from a network that never saw it"))
-        if best.get(key) is not None
-    ]
-    return f"{told} ({', '.join(beside)}{_less_alike(weights)})." if beside else f"{told}."
-
-
-def _less_alike(weights: Mapping[str, Any]) -> str:
-    """That the never-seen network is more or less accurate: a better one is read better, whether it saw the class or not."""
-    own, other = ((weights.get("strongest") or {}).get(key, {}).get("R") for key in ("erased", "reference"))
-    if own is None or other is None or abs(other - own) <= ALONE:
-        return ""
-    return f", which knows the others {'better' if other > own else 'worse'} by {abs(other - own):.0f} points"
+    outside = None if attack is None or report.worst_case.group.startswith("groups-") else attack.now
+    return downloader_sentence(weights, outside) if isinstance(weights, Mapping) else ""
 
 
 def _sampled(sampled: Mapping[str, Mapping[str, int]]) -> str:

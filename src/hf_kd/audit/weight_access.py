@@ -20,6 +20,9 @@ from .whitebox.findings import NetworkFindings
 from .whitebox.images import rows_of_fewer_classes, white_box_images
 from .whitebox.network import Network, WhiteBoxData
 
+SHOWN = ("erased", "original", "reference")
+"""Networks that have a column; of further references only the converged probe is used."""
+
 
 @dataclass(frozen=True, eq=False)
 class AuditImages:
@@ -79,7 +82,7 @@ def measure_weight_access(
     names = dict(model.class_names)
     networks = {name: Network.of(other, names) for name, other in models.items()}
     images = _images_of(models, data)
-    found = run_battery(networks, images, budget=budget, seed=seed, progress=data.reading.progress)
+    found = run_battery(networks, images, budget=budget, seed=seed, together=SHOWN, progress=data.reading.progress)
     notes = [_sampled(images["erased"], data)]
     if original is None:
         found["original"] = found["erased"]
@@ -88,10 +91,12 @@ def measure_weight_access(
             "back. Both columns are one and the same network."
         )
     classes = len(data.labels["train"][data.kept["train"]].unique())
-    shown = {version: found[version] for version in ("erased", "original", "reference") if version in found}
+    shown = {version: found[version] for version in SHOWN if version in found}
     notes += left_out_notes({version: own for version, own in found.items() if version not in shown})
+    notes += _among(networks["erased"], classes)
     section = weight_access_section(shown, classes, len(data.forget), _signatures(networks), notes)
-    return WeightAccess(found, section, weight_access_data(found), int(images["erased"].test_forget.sum()))
+    n_forget = int(images["erased"].test_forget.sum())
+    return WeightAccess(found, section, weight_access_data(found, n_forget), n_forget)
 
 
 def _images_of(models: Mapping[str, TappedModel], data: AuditImages) -> dict[str, WhiteBoxData]:
@@ -120,6 +125,17 @@ def _sampled(images: WhiteBoxData, data: AuditImages) -> str:
         "Features of all blocks come from one pass, pooled and as 4x4 maps of at most 64 principal channels; networks in "
         f"training are read on {READ} test images."
     )
+
+
+def _among(network: Network, classes: int) -> list[str]:
+    """Among how many classes the head answers here, where it has more: its R is then not the accuracy of all answers."""
+    answers = max((head.out_features for head in network.linear_heads()), default=0)
+    if answers <= classes:
+        return []
+    return [
+        f"Here the answers of the head are those among the {classes} classes that were read: its F and R are higher than "
+        f"D_ft and D_rt of the model's own head, which may give any of its {answers:,} answers."
+    ]
 
 
 def _signatures(networks: Mapping[str, Network]) -> dict[str, tuple[PartSignature, ...]]:

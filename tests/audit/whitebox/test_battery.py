@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from hf_kd.audit.whitebox import battery
 from hf_kd.audit.whitebox.battery import run_battery
 from hf_kd.audit.whitebox.findings import NetworkFindings
+from hf_kd.audit.whitebox.probes import probe_attacks
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.testing.probes import planted
 
@@ -44,7 +47,7 @@ def test_every_block_is_read_by_every_probe(found):
         names = {r.name for r in found.probes if r.settings["block"] == block}
         assert names == {"linear", "linear on maps", "mlp", "k-nn"}
     states = {r.settings["batchnorm"] for r in found.probes if r.name == "linear" and r.settings["labels"] == "all"}
-    assert states == {"as it is", "10 images", "2,000 images"}
+    assert states == {"as it is", "10 images", "240 images"}
 
 
 def test_what_has_run_does_not_run_again(target, found):
@@ -66,3 +69,68 @@ def test_what_an_earlier_budget_left_out_is_not_said_twice_nor_after_it_ran(targ
     assert "answers" in found.seconds
     found = run_battery({"net": target[0]}, target[1], budget=1e-9, found={"net": found})["net"]
     assert found.left_out == [attack.name for attack in battery.ATTACKS if attack.name != "answers"]
+
+
+class Clock:
+    """Attacks that last as long as they are told, without waiting."""
+
+    def __init__(self, patch, seconds):
+        self.now, self.ran = 0.0, []
+        patch.setattr(battery.time, "monotonic", lambda: self.now)
+        attacks = [battery.Attack(name, self._run(name, cost)) for name, cost in seconds.items()]
+        patch.setattr(battery, "ATTACKS", attacks)
+
+    def _run(self, name, cost):
+        def run(network, data, found, seed):
+            self.now += cost
+            self.ran.append(name)
+
+        return run
+
+
+@pytest.mark.parametrize("minutes", [0.1, 0.5, 1, 2, 5, 20])
+def test_what_ran_on_one_network_ran_on_those_beside_it(target, monkeypatch, minutes):
+    """Whatever the budget, and although the second attack lasts far longer than could be known."""
+    clock = Clock(monkeypatch, {"answers": 5.0, "probes": 50.0, "removal": 60.0, "regrown": 300.0})
+    networks = dict.fromkeys(("erased", "original", "reference", "reference 2"), target[0])
+    shown = ("erased", "original", "reference")
+    found = run_battery(networks, target[1], budget=minutes, together=shown)
+    assert len({tuple(found[name].seconds) for name in shown}) == 1
+    assert set(found["reference 2"].seconds) <= set(found["erased"].seconds)
+    for own in found.values():
+        assert [*own.seconds, *own.left_out] == ["answers", "probes", "removal", "regrown"]
+    assert clock.ran.count("answers") >= 3
+
+
+def test_rows_are_named_by_what_was_used_and_none_repeats_another(small):
+    found, images = small
+    assert images.class_sizes[1] == 30, "the case below is about fewer than 50 labels"
+    assert [result.name for result in found.answers] == [
+        "head as it is",
+        "head, BatchNorm from 10 images",
+        f"head, BatchNorm from {len(images.train)} images",
+    ]
+    assert {result.settings["labels"] for result in found.probes} == {"all", "10"}
+    assert [curve.shots for curve in found.relearning] == [5, 30]
+
+
+def test_a_number_of_labels_that_some_classes_lack_is_said_as_a_range(target):
+    made, images = target
+    rows = torch.cat(
+        [torch.nonzero(images.train.labels == 0).flatten()[:7], torch.nonzero(images.train.labels).flatten()]
+    )
+    fewer = replace(images, train=images.train.rows(rows))
+    few = [result for result, _ in probe_attacks(made, fewer, nonlinear=False) if result.settings["labels"] == "10"]
+    assert {result.settings["of_each_class"] for result in few} == {"7 to 10"}
+
+
+@pytest.fixture(scope="module")
+def small(target):
+    made, images = target
+    labels = images.train.labels
+    rows = torch.cat([torch.nonzero(labels == label).flatten()[:30] for label in images.classes.tolist()])
+    images = replace(images, train=images.train.rows(rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(battery, "SHOTS", (5, 50, 500))
+        patch.setattr(battery, "STEPS", (0, 2))
+        return run_battery({"net": made}, images, attacks=["answers", "probes", "relearning"])["net"], images

@@ -89,9 +89,9 @@ def _converged_notes(measurements: Measurements) -> list[str]:
     return notes
 
 
-def worst_case_section(measurements: Measurements, labels: Tensor) -> Section:
-    """The best attacker on the erased features beside the best on the original's and on the reference's, and what whoever
-    removes the eraser reads. `labels` [n_ft] are those of D_ft.
+def worst_case_section(measurements: Measurements, labels: Tensor, has_eraser: bool = True) -> Section:
+    """The best attacker on the erased features beside the best on the original's and on the reference's, and, where there is
+    an eraser, what whoever removes it reads. `labels` [n_ft] are those of D_ft.
     """
     comparable, rule = measurements.comparable, "highest recall minus false alarms"
     best = {version: measured.strongest() for version, measured in comparable.items()}
@@ -104,16 +104,20 @@ def worst_case_section(measurements: Measurements, labels: Tensor) -> Section:
         scores += _best_scores(comparable, highest_recall, ("recall", "false_alarms"), "highest recall")
         notes.append(f"Highest recall, whatever the false alarms: {_by_version(highest_recall)}.")
     white = measurements.before_projection or measurements.original
-    scores += scores_of(
-        {"erased": white, "original": measurements.original},
-        [Quantity("recall_without_eraser", "lower", lambda m: m.converged.D_ft)],
-        "white box: linear",
-        protocol="converged linear probe before the projection",
-    )
+    if has_eraser:
+        scores += scores_of(
+            {"erased": white, "original": measurements.original},
+            [Quantity("recall_without_eraser", "lower", lambda m: m.converged.D_ft)],
+            "white box: linear",
+            protocol="converged linear probe before the projection",
+        )
     notes.append(
         "Every column has its own best attacker: what is left is compared with the most that could be read before."
     )
-    notes.append("Whoever holds the weights can take the eraser away; the white-box row is what they read.")
+    if has_eraser:
+        notes.append(
+            "Whoever holds the weights can take the eraser away; the white-box row is what a linear probe then reads."
+        )
     alone = measurements.erased is measurements.original and not measurements.equal
     settings = {
         "strongest": strongest["erased"],

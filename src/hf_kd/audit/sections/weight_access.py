@@ -7,6 +7,7 @@ from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 
+from hf_kd.audit.downloader import VERSIONS, left_out_words
 from hf_kd.audit.schema import Quantity, Score, Section, scores_of
 from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.relearning import RelearningCurve
@@ -61,6 +62,7 @@ def weight_access_section(
         "Whoever has the weights has no eraser and no mask in the way: all attacks are on the bare network, F is recall of "
         "the forgotten test images, R accuracy on the retained ones, AUC that of forgotten against retained. Each number is "
         "the best for the attacker over blocks and, for relearning, over five learning rates.",
+        *_strongest_note(found),
         *notes,
         *left_out_notes(found),
         *_fewer_images(found["erased"], classes),
@@ -75,12 +77,27 @@ def weight_access_section(
 
 
 def left_out_notes(found: Mapping[str, NetworkFindings]) -> list[str]:
-    """What the budget had no time for, by version."""
+    """What the budget had no time for."""
+    told = left_out_words({version: own.left_out for version, own in found.items()})
+    return [told] if told else []
+
+
+def _strongest_note(found: Mapping[str, NetworkFindings]) -> list[str]:
+    """By what rule a probe is the strongest, and which one that is of each network."""
+    names = {VERSIONS[version]: called(own.best) for version, own in found.items() if own.best is not None}
+    if not names:
+        return []
+    told = ", ".join(f"of {version} {name}" for version, name in names.items())
     return [
-        f"The budget had no time for {', '.join(own.left_out)} of {version}."
-        for version, own in found.items()
-        if own.left_out
+        f"The strongest probe is the one with the highest recall minus false alarms, of each network its own: {told}."
     ]
+
+
+def called(probe: AttackResult) -> str:
+    """A probe by its kind, its place and, where it had few, its labels."""
+    labels = probe.settings["labels"]
+    few = "" if labels == "all" else f", {probe.settings.get('of_each_class', labels)} labels a class"
+    return f"{probe.name} at {probe.settings['block']}{few}"
 
 
 def _fewer_images(own: NetworkFindings, classes: int) -> Iterator[str]:
@@ -93,22 +110,33 @@ def _fewer_images(own: NetworkFindings, classes: int) -> Iterator[str]:
             )
 
 
-def weight_access_data(found: Mapping[str, NetworkFindings]) -> dict[str, Any]:
-    """What verdict and figures need: `best` F by version and the attack's `name`, details, profiles, relearning curves."""
+def weight_access_data(found: Mapping[str, NetworkFindings], n_forget: int = 0) -> dict[str, Any]:
+    """What verdict and figures need: `best` F by version and the attack's `name`, details, profiles, relearning curves.
+
+    Args:
+        found: By version, further references too.
+        n_forget: Forgotten test images that were read.
+
+    Returns:
+        Plain data.
+    """
     best = {version: own.best for version, own in found.items()}
     details = {
-        version: {"F": b.recall_forget, "R": b.accuracy_retain, "AUC": b.auc, "attack": b.name, **b.settings}
+        version: {"F": b.recall_forget, "R": b.accuracy_retain, "false_alarms": b.false_alarms, "AUC": b.auc}
+        | {"attack": b.name, "called": called(b), **b.settings}
         for version, b in best.items()
         if b is not None
     }
     worst = best.get("erased")
     return {
         "best": {version: detail["F"] for version, detail in details.items()}
-        | ({} if worst is None else {"name": f"{worst.name} at {worst.settings['block']}"}),
+        | ({} if worst is None else {"name": called(worst)}),
         "strongest": details,
         "profile": {version: _profile_data(own) for version, own in found.items()},
         "relearning": {version: [curve.to_dict() for curve in own.relearning] for version, own in found.items()},
         "seconds": {version: own.seconds for version, own in found.items()},
+        "left_out": {version: own.left_out for version, own in found.items()},
+        "n_forget": n_forget,
     }
 
 
@@ -149,7 +177,10 @@ def _attacks(own: NetworkFindings) -> Iterator[tuple[str, Pick]]:
         yield name, lambda found, name=name: found.best_of(name)
     for labels in ("50", "10"):
         for name in PROBES[:3]:
-            yield f"{name}, {labels} labels a class", lambda found, n=name, k=labels: found.best_of(n, k)
+            few = own.best_of(name, labels)
+            if few is not None:
+                each = few.settings.get("of_each_class", labels)
+                yield f"{name}, {each} labels a class", lambda found, n=name, k=labels: found.best_of(n, k)
     for result in own.removal:
         yield result.name, _named("removal", result.name)
     yield "regrown by the attacker", lambda found: found.regrown
@@ -167,6 +198,7 @@ def _triple(found: Mapping[str, NetworkFindings], group: str, pick: Pick, chance
     quantities = [
         Quantity("F", "chance", lambda r: r and r.recall_forget, chance=chance),
         Quantity("R", "higher", lambda r: r and r.accuracy_retain),
+        Quantity("false_alarms", "none", lambda r: r and r.false_alarms),
         Quantity("auc", "chance", lambda r: r and r.auc, chance=50.0),
     ]
     return scores_of(picked, quantities, group, settings=dict(audited.settings))

@@ -9,7 +9,7 @@ from hf_kd.metrics.scores import area_under_roc
 
 from .class_row import margin
 from .network import Network, WhiteBoxData, recalibrated
-from .probes import BATCHNORM_IMAGES
+from .probes import BATCHNORM_IMAGES, amounts
 
 
 def head_answers(network: Network, data: WhiteBoxData, name: str = "head") -> AttackResult:
@@ -28,8 +28,8 @@ def head_answers(network: Network, data: WhiteBoxData, name: str = "head") -> At
 
 
 def answers_by_batchnorm(network: Network, data: WhiteBoxData) -> Iterator[AttackResult]:
-    """The head as it is and, where there is BatchNorm, with statistics taken anew from 10 and 2,000 unlabelled images."""
+    """The head as it is and, where there is BatchNorm, with statistics anew from 10 and up to 2,000 unlabelled images."""
     yield head_answers(network, data, "head as it is")
-    for count in BATCHNORM_IMAGES if network.norms else ():
+    for count in amounts(BATCHNORM_IMAGES, len(data.train)) if network.norms else ():
         own = recalibrated(network, data.train.rows(slice(count)))
         yield head_answers(own, data, f"head, BatchNorm from {count:,} images")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from .answers import answers_by_batchnorm
 from .class_row import class_row_attack
 from .findings import NetworkFindings
 from .network import Network, WhiteBoxData, recalibrated
-from .probes import BATCHNORM_IMAGES, probe_attacks
+from .probes import BATCHNORM_IMAGES, amounts, probe_attacks
 from .regrowing import regrow_attack
 from .relearning import SHOTS, STEPS, relearn
 from .removal import removal_attacks
@@ -58,7 +57,8 @@ def _regrown(network: Network, data: WhiteBoxData, found: NetworkFindings, seed:
 
 def _relearning(network: Network, data: WhiteBoxData, found: NetworkFindings, seed: int) -> None:
     start, read = _calibrated(network, data), data.balanced_test(READ)
-    found.relearning = [relearn(start, read, shots, seed=seed, steps=STEPS) for shots in SHOTS]
+    shots = amounts(SHOTS, data.class_sizes[1])
+    found.relearning = [relearn(start, read, count, seed=seed, steps=STEPS) for count in shots]
 
 
 def _calibrated(network: Network, data: WhiteBoxData) -> Network:
@@ -83,12 +83,14 @@ def run_battery(
     seed: int = 0,
     attacks: Sequence[str] | None = None,
     found: Mapping[str, NetworkFindings] | None = None,
+    together: Sequence[str] | None = None,
     progress: bool = False,
 ) -> dict[str, NetworkFindings]:
     """Run each attack on every network before the next one, as long as there is time.
 
-    An attack begins on a network where it is expected to end in time: it took as long as that on an earlier network, or,
-    the first time, as long as everything before it.
+    An attack begins where it is expected to end in time on all networks that are shown side by side, on each of which it is
+    taken to last as long as everything before it. Once it has begun on one of them it runs on the others too, even where it
+    lasts longer than that: a number beside which nothing stands says little. Further networks follow while there is time.
 
     Args:
         networks: By name, the audited one first.
@@ -97,6 +99,7 @@ def run_battery(
         seed: Of all that is random.
         attacks: Names among `ATTACKS`; all by default.
         found: What was found before; attacks that have run there (`seconds`) do not run again.
+        together: Names of the networks that are shown side by side; all by default.
         progress: Whether a bar is shown on a terminal.
 
     Returns:
@@ -105,21 +108,29 @@ def run_battery(
     started = time.monotonic()
     results = {name: (found or {}).get(name) or NetworkFindings() for name in networks}
     wanted = [attack for attack in ATTACKS if attacks is None or attack.name in attacks]
-    took: dict[str, list[float]] = {attack.name: [] for attack in wanted}
     with Steps(len(wanted) * len(networks), "weights", progress) as bar:
-        for attack, (name, network) in itertools.product(wanted, networks.items()):
-            bar.begin(f"{attack.name}: {name}")
-            result, known = results[name], took[attack.name]
-            if attack.name in result.seconds or (attack.needs_head and not network.heads):
-                continue
-            result.left_out = [other for other in result.left_out if other != attack.name]  # of an earlier budget
-            begun = time.monotonic()
-            expected = max(known) if known else (begun - started) / len(networks)
-            if budget is not None and begun - started + expected > 60 * budget:
-                result.left_out.append(attack.name)
-                continue
-            attack.run(network, data if isinstance(data, WhiteBoxData) else data[name], result, seed)
-            known.append(time.monotonic() - begun)
-            result.seconds[attack.name] = round(known[-1], 2)
-            logger.info("%s: %s took %.1f s", name, attack.name, known[-1])
+        for attack in wanted:
+            due = [
+                name
+                for name, network in networks.items()
+                if attack.name not in results[name].seconds and (network.heads or not attack.needs_head)
+            ]
+            beside = [name for name in due if together is None or name in together]
+            took: list[float] = []
+            for name, network in networks.items():
+                bar.begin(f"{attack.name}: {name}")
+                if name not in due:
+                    continue
+                result, begun = results[name], time.monotonic()
+                result.left_out = [other for other in result.left_out if other != attack.name]  # of an earlier budget
+                if budget is not None and not (took and name in beside):
+                    each = max(took) if took else (begun - started) / len(networks)
+                    ahead = 1 if took else max(1, len(beside))
+                    if begun - started + ahead * each > 60 * budget or (not took and name != due[0]):
+                        result.left_out.append(attack.name)
+                        continue
+                attack.run(network, data if isinstance(data, WhiteBoxData) else data[name], result, seed)
+                took.append(time.monotonic() - begun)
+                result.seconds[attack.name] = round(took[-1], 2)
+                logger.info("%s: %s took %.1f s", name, attack.name, took[-1])
     return results

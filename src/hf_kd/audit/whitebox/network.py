@@ -82,6 +82,12 @@ class WhiteBoxData:
         """Bool [K]: which of `classes` were forgotten."""
         return torch.isin(self.classes, torch.tensor(self.forget, device=self.classes.device))
 
+    @cached_property
+    def class_sizes(self) -> tuple[int, int]:
+        """Images in train of the smallest and of the largest class."""
+        counts = self.train.labels.unique(return_counts=True)[1]
+        return int(counts.min()), int(counts.max())
+
     def balanced_test(self, most: int) -> WhiteBoxData:
         """The same with at most `most` test images, up to a third of them forgotten."""
         if len(self.test) <= most:

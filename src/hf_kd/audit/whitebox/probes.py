@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,10 @@ DRAWS = 3
 """Choices of the labelled images of an attacker with few labels; scores are means over them."""
 
 BATCHNORM_IMAGES = (10, 2_000)
-"""Unlabelled images from which BatchNorm statistics are taken anew."""
+"""Unlabelled images from which BatchNorm statistics are taken anew, as far as there are so many."""
+
+FEW_LABELS = (10, 50)
+"""Labelled images of every class that an attacker with few of them has, as far as any class has more."""
 
 MAP_ROWS = (4_000, 4_000)
 """Images of train and test whose maps are read: 1,024 columns are too many for all."""
@@ -92,7 +95,7 @@ def probe_attacks(
     """Every probe at every block of a network, as it is and with BatchNorm recalibrated.
 
     Where there is BatchNorm, the converged linear probe also runs before recalibration and after that on 10 images; the
-    rest runs after that on 2,000.
+    rest runs after that on 2,000, or on all where there are fewer. Numbers of labels that no class exceeds are left out.
 
     Args:
         network: What is attacked.
@@ -101,12 +104,16 @@ def probe_attacks(
         nonlinear: Whether perceptrons and neighbours run too.
 
     Yields:
-        A result, whose settings name `block`, `batchnorm` ("as it is", "10 images", ...) and `labels`; beside the linear
+        A result, whose settings name `block`, `batchnorm` ("as it is", "10 images", ...), `labels` and, where some classes
+        have fewer, `of_each_class` ("7 to 50"); beside the linear
         one with all labels in the last state of BatchNorm the terms of `class_information` [n_test].
     """
     states: dict[str, Network] = {"as it is": network}
     if network.norms:
-        states |= {f"{n:,} images": recalibrated(network, data.train.rows(slice(n))) for n in BATCHNORM_IMAGES}
+        states |= {
+            f"{n:,} images": recalibrated(network, data.train.rows(slice(n)))
+            for n in amounts(BATCHNORM_IMAGES, len(data.train))
+        }
     last = list(states)[-1]
     for state, own in states.items():
         train, test = read_blocks(own, data, MAP_ROWS if state == last else (0, 0))
@@ -120,14 +127,26 @@ def probe_attacks(
             if nonlinear:
                 yield _told(mlp_attack(read, seed), about), None
                 yield _told(knn_attack(read, seed), about), None
-            for labels in (10, 50):
+            smallest, largest = data.class_sizes
+            for labels in (n for n in FEW_LABELS if n < largest):
+                told = {"labels": str(labels), "of_each_class": f"{min(smallest, labels)} to {labels}"}
                 for kind in ("linear", "mlp", "k-nn") if nonlinear else ("linear",):
                     result = few_labels_attack(read, seed, labels=labels, kind=kind)
-                    yield _told(result, about | {"labels": str(labels)}), None
+                    yield _told(result, about | (told if smallest < labels else {"labels": str(labels)})), None
         for block, maps in train.maps.items():
             labels, test_labels = data.train.labels[: len(maps)], data.test.labels[: len(test.maps[block])]
             read = AuditData.of(maps.float(), labels, test.maps[block].float(), test_labels, data.forget)
             yield _told(map_attack(read, seed), {"block": block, "batchnorm": state, "labels": "all"}), None
+
+
+def amounts(wanted: Sequence[int], most: int) -> list[int]:
+    """Each of some numbers of images, or as many as there are, ascending and without repetition.
+
+    Example:
+        >>> amounts((10, 2_000), 300), amounts((5, 50, 500), 5)
+        ([10, 300], [5])
+    """
+    return sorted({min(number, most) for number in wanted})
 
 
 def _told(result: AttackResult, about: Mapping[str, Any]) -> AttackResult:

@@ -94,7 +94,8 @@ def removal_attacks(network: Network, data: WhiteBoxData, seed: int = 0) -> Iter
     read = AuditData.of(
         network.head_inputs(some), some.labels, network.head_inputs(data.test), data.test.labels, data.forget
     )
-    yield replace(few_labels_attack(read, seed, labels=SHOTS), name=f"new head from {SHOTS} images a class")
+    shots = min(SHOTS, data.class_sizes[1])
+    yield replace(few_labels_attack(read, seed, labels=shots), name=f"new head from {shots} images a class")
     changes = {
         "weight noise, .2 sd": lambda: with_noise(network, 0.2, seed),
         "8 bits": lambda: quantised(network, 8),
