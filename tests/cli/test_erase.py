@@ -294,6 +294,7 @@ def test_methods_that_read_the_other_labels_and_their_verification(place, tmp_pa
     assert "images of other labels" in hf_kd("erase", place / "model", *arguments, *more).stdout
     record = ErasedModel.from_pretrained(tmp_path / "out").erasures[0]
     assert (record.n_forget, record.n_retain) == (12, 40)
+    assert "12 images and 40 retained ones (a sample of 48);" in record.summary
     command = json.loads((tmp_path / "out" / "erasures.json").read_text())["commands"][0]
     assert "--retain-limit 40" in command
     hf_kd("verify", tmp_path / "out", *arguments, "--retain-limit", "40")

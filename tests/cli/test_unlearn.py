@@ -202,3 +202,24 @@ def test_a_network_that_never_saw_the_class_says_where_to_cut(place, tmp_path):
     arguments = [*arguments[:-1], tmp_path / "again", "--method", "regrow", "--reference-model", place / "model"]
     done = hf_kd("unlearn", place / "model", *arguments, code=1)
     assert "--reference-model says where to cut" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("limits", "sampled"),
+    [
+        ({"--limit": 5}, {"forget": (5, 12), "retain": (5, 48)}),
+        ({"--limit": 5, "--retain-limit": 20}, {"forget": (5, 12), "retain": (20, 48)}),
+        ({"--limit": 20, "--retain-limit": 7}, {"retain": (7, 48)}),
+        ({"--limit": 5, "--retain-limit": 100}, {"forget": (5, 12)}),
+        ({"--retain-limit": 20}, {"retain": (20, 48)}),
+    ],
+)
+def test_of_two_limits_that_of_the_retained_images_is_theirs_and_records_say_of_how_many(
+    place, tmp_path, limits, sampled
+):
+    given = [str(part) for pair in limits.items() for part in pair]
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--method", "finetune", "--option", "epochs=1"]
+    done = hf_kd("unlearn", place / "model", *arguments, *given, "--json", "--output", tmp_path / "out")
+    record = json.loads(done.stdout)
+    assert {name: (part["drawn"], part["of"]) for name, part in record["sampled"].items()} == sampled
+    assert record["measured"][0]["n_retain"] == sampled.get("retain", (48,))[0]

@@ -202,12 +202,21 @@ def without_forgotten(data: Any, parts: Parts, reading: ReadOptions) -> Any:
     return filter_by_labels(data, column, set(data.unique(column)) - ids) if ids else data
 
 
+def at_most(data: Any, limit: int | None) -> Any:
+    """So many rows, drawn by a fixed seed, from which no other limit draws once more; the data itself without a limit."""
+    from hf_kd.data.draw import SEED, Drawn
+
+    if limit is None:
+        return data
+    return Drawn(data.shuffle(seed=SEED).select(range(limit)) if limit < len(data) else data, len(data))
+
+
 def by_labels(
     data: Any, labels: Iterable[str] | None, reading: ReadOptions, reads_retain: bool = False, limit: int | None = None
 ) -> Parts:
     """The rows of `data` with these labels, and of all others, at most `limit` drawn by a fixed seed, if they are read.
 
-    Without labels all rows are to be forgotten.
+    A `limit` overrules that of `reading`. Without labels all rows are to be forgotten.
 
     Raises:
         InvalidValueError: Where there are no labels to go by, or none of that name.
@@ -230,9 +239,7 @@ def by_labels(
     retain = None
     if reads_retain:
         retain = filter_by_labels(data, column, set(data.unique(column)) - set(ids))
-        if limit is not None and limit < len(retain):
-            retain = retain.shuffle(seed=0).select(range(limit))
-        retain = retain if len(retain) else None
+        retain = at_most(retain, limit) if len(retain) else None
     return Parts(data, filter_by_labels(data, column, ids), retain, tuple(ids), images.label_names)
 
 

@@ -64,7 +64,8 @@ def erase(
         int | None,
         typer.Option(
             min=1,
-            help="Methods that read D_r get the images of all other labels of --split: at most so many of them.",
+            help="Methods that read D_r get the images of all other labels of --split: at most so many of them, whatever "
+            "--limit says.",
         ),
     ] = None,
     fold: Annotated[

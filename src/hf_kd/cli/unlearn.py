@@ -55,7 +55,7 @@ def unlearn(
         str | None, typer.Option(help="Labelled split to measure the head's accuracy on, before and after.")
     ] = None,
     retain_limit: Annotated[
-        int | None, typer.Option(min=1, help="Use at most so many of the other labels' images.")
+        int | None, typer.Option(min=1, help="Use at most so many of the other labels' images, whatever --limit says.")
     ] = None,
     retain: Annotated[
         str | None,
@@ -104,8 +104,7 @@ def unlearn(
         given = _inputs.load_data(retain, split, shared)
         retained = _inputs.without_forgotten(given, parts, reading)
         left_out = len(given) - len(retained)
-        if retain_limit is not None and retain_limit < len(retained):
-            retained = retained.shuffle(seed=0).select(range(retain_limit))
+        retained = _inputs.at_most(retained, retain_limit)
     original = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     changed = change_weights(
         original,

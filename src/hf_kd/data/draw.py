@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,15 @@ from hf_kd.errors import InvalidValueError
 from .image_source import ImageSource
 
 SEED = 0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A set that was drawn from a larger one before it is read, so that no limit draws from it once more."""
+
+    data: Any
+    of: int
+    """Of how many samples."""
 
 
 def drawn(images: ImageSource, limit: int | None) -> ImageSource:

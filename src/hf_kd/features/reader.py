@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_kd.data.distributed import gather_rows, process_state
-from hf_kd.data.draw import SEED, drawn
+from hf_kd.data.draw import SEED, Drawn, drawn
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMapping, match_labels
 from hf_kd.data.loader import DEFAULT_BATCH_SIZE, LoaderShare, make_loader
@@ -138,7 +138,7 @@ class ImageReader:
     Args:
         model: The model; its processor makes inputs of images, and its class names say which labels there are.
         data: `datasets.Dataset` or `IterableDataset`, list of images or of (image, label) pairs, or a `DataLoader` of dict
-            batches with the model's own input names and optional `labels`.
+            batches with the model's own input names and optional `labels`; or one of them that was drawn from more.
         options: How it is read.
 
     Raises:
@@ -147,19 +147,24 @@ class ImageReader:
 
     def __init__(self, model: TappedModel, data: Any, options: ReadOptions | None = None) -> None:
         self.model = model
-        self.data = data
+        self.data = data.data if isinstance(data, Drawn) else data
         self.options = options or ReadOptions()
         images = inspect_images(
-            data, self.options.image_column, self.options.label_column, main_input(model.inner), self._known_names
+            self.data, self.options.image_column, self.options.label_column, main_input(model.inner), self._known_names
         )
-        self.images = drawn(images, self.options.limit)
+        self._drawn_before = isinstance(data, Drawn)
+        if isinstance(data, Drawn):
+            self.images = replace(images, drawn_of=data.of if data.of > len(self.data) else None)
+        else:
+            self.images = drawn(images, self.options.limit)
 
     @property
     def sampled(self) -> dict[str, int] | None:
-        """How many samples were drawn, of how many; None where all are read."""
+        """How many samples were drawn, of how many and, where it was done here, by which seed; None where all are read."""
         if self.images.drawn_of is None:
             return None
-        return {"drawn": len(self.images.source), "of": self.images.drawn_of, "seed": SEED}
+        found = {"drawn": len(self.images.source), "of": self.images.drawn_of}
+        return found if self._drawn_before else found | {"seed": SEED}
 
     @property
     def label_names(self) -> tuple[str, ...] | None:

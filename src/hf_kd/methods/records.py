@@ -56,8 +56,8 @@ class Erasure:
     They stand in the config.json of a saved model, as the model's own labels do; cards, receipts, and what is pushed to
     the Hub have them only where names of classes are asked for (`show_class_names`)."""
     sampled: dict[str, dict[str, int]] | None = None
-    """Of the sets ("forget", "retain") that were not read as a whole (`ReadOptions.limit`): how many samples were drawn, of
-    how many, by which seed. None where everything was read."""
+    """Of the sets ("forget", "retain") that were not read as a whole: how many were drawn, of how many, by which seed
+    where `ReadOptions.limit` drew them. None where everything was read."""
     n_texts: int | None = None
     """Texts that were forgotten by name; None for a request by images alone."""
     texts_sha256: str | None = None
@@ -79,10 +79,10 @@ class Erasure:
     def summary(self) -> str:
         """One line: what was forgotten, by which method, from how many images, and what that took."""
         what = "samples" if self.classes is None else class_list([str(label) for label in self.classes])
-        images = f"{self.n_forget:,} images" + (f" and {self.n_retain:,} retained ones" if self.n_retain else "")
-        if self.sampled:
-            of = " and ".join(f"{each['of']:,}" for each in self.sampled.values())
-            images += f" (a sample of {of})"
+        of = {name: f" (a sample of {each['of']:,})" for name, each in (self.sampled or {}).items()}
+        images = f"{self.n_forget:,} images{of.get('forget', '')}"
+        if self.n_retain:
+            images += f" and {self.n_retain:,} retained ones{of.get('retain', '')}"
         if self.n_texts:
             what = "a concept"
             images = fitted_from(self.n_forget, self.n_texts, images)

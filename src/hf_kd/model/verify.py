@@ -315,7 +315,8 @@ def _again(
     for record, method, images, others in zip(records, methods, sets, stay, strict=True):
         asked = {"mask_head": record.masked, "erased_label": record.erased_label} if record.masked is not None else {}
         whole = record.classes is not None
-        limit = next((each["drawn"] for each in (record.sampled or {}).values()), reading.limit)  # the same in all sets
+        # a limit is the same in all sets; what has no seed was drawn beforehand, and is to be given as it was then
+        limit = next((each["drawn"] for each in (record.sampled or {}).values() if "seed" in each), reading.limit)
         as_then = replace(reading, limit=limit)
         model.erase(
             images, method, retain=others, whole_classes=whole, reading=as_then, allow_unrecognised=True, **asked
