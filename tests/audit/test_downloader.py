@@ -86,7 +86,7 @@ def test_a_summary_of_an_audit_of_the_weights_has_their_line_and_does_not_say_th
         strongest={"erased": details(60.0), "original": details(90.0, name="linear at tap")},
     )
     line = next(line for line in asked.summary().splitlines() if line.startswith("With the weights"))
-    assert "of this model 60 % (k-nn at layer.3; 2 % false alarms), of the original 90 % (linear at tap" in line
+    assert "reads of this model 60 % (k-nn at layer.3; 2 % false alarms), of the original 90 % (linear at tap" in line
     assert "the layers below" not in asked.summary()
 
 

@@ -62,6 +62,7 @@ def test_every_attack_stands_beside_original_and_reference(report):
     section = report.section("weight_access")
     rows = section.rows()
     for group in (
+        "strongest attack",
         "strongest probe",
         "head as it is",
         "head, BatchNorm from 80 images",
@@ -83,17 +84,29 @@ def test_every_attack_stands_beside_original_and_reference(report):
     assert "idi_probe" in {score.name for score in section.scores}
     moved = [score for score in section.scores if score.name == "moved" and score.value]
     assert [score.group for score in moved] == ["weights of classifier.1"], "only the row of the head was changed"
-    assert sum(group.startswith("strongest at") for group in rows) == 2, "the tap is the mean of the last block"
+    assert sum(group.startswith("strongest at ") for group in rows) == 2, "the tap is the mean of the last block"
 
 
 def test_the_report_carries_what_verdict_and_figures_need(report):
     weights = report.context["weights"]
     assert set(weights["best"]) == {"erased", "original", "reference", "reference 2", "name"}
-    best = next(s for s in report.section("weight_access").scores if s.group == "strongest probe" and s.name == "F")
+    best = next(s for s in report.section("weight_access").scores if s.group == "strongest attack" and s.name == "F")
     assert weights["best"]["erased"] == best.value
-    assert {"F", "R", "AUC", "attack", "block"} <= set(weights["strongest"]["erased"])
+    assert {"F", "R", "false_alarms", "AUC", "attack", "called"} <= set(weights["strongest"]["erased"])
     assert RetentionReport.from_json(report.to_json()) == report
     assert "What a downloader finds" in report.to_markdown()
+
+
+def test_no_row_of_the_table_is_stronger_than_what_verdict_and_summary_call_the_strongest(report):
+    rows = [
+        {s.name: s for s in scores}
+        for group, scores in report.section("weight_access").rows().items()
+        if any(s.name == "false_alarms" for s in scores)
+    ]
+    for version, column in (("erased", "value"), ("original", "original"), ("reference", "reference")):
+        top = report.context["weights"]["strongest"][version]
+        gains = [getattr(own["F"], column) - getattr(own["false_alarms"], column) for own in rows]
+        assert top["F"] - top["false_alarms"] >= max(gains) - 1e-9
 
 
 def test_figures(report, tmp_path):

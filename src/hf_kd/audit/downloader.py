@@ -11,7 +11,7 @@ VERSIONS = {"erased": "this model", "original": "the original", "reference": "th
 
 
 def downloader_sentence(weights: Mapping[str, Any], outside: float | None = None) -> str:
-    """On `access="weights"`: the strongest probe of this model, beside the original and never-seen networks.
+    """On `access="weights"`: the strongest attack on this model, beside the original and never-seen networks.
 
     Args:
         weights: `best`: percent of the forgotten images, by `erased`, `original`, `reference`; maybe `name`, the attack.
@@ -30,7 +30,7 @@ def downloader_sentence(weights: Mapping[str, Any], outside: float | None = None
     if outside is not None and round(outside) > round(own):
         told = (
             f"Whoever downloads the weights reads at least the {outside:.0f} % that are read from the features; the "
-            f"strongest probe of the bare network reads {own:.0f} %"
+            f"strongest attack on the bare network reads {own:.0f} %"
         )
     details = (weights.get("strongest") or {}).get("erased") or {}
     about = (

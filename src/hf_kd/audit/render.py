@@ -168,7 +168,11 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows] | tuple[str, R
     yield "By its name, zero-shot", _screen_by_name(report)
     weights = report.context.get("weights") or {}
     name, skipped = (weights.get("best") or {}).get("name"), left_out_words(weights.get("left_out") or {})
-    finds = named("weight_access", "F", "R", "false_alarms", group="strongest probe")
+    parts, groups = ("F", "R", "false_alarms"), ("strongest attack", "strongest probe")
+    finds = [row for group in groups for row in named("weight_access", *parts, group=group)]
+    finds = [
+        row for row in finds if row[1].group == finds[0][1].group
+    ]  # earlier reports have the strongest probe alone
     yield f"What a downloader finds{f': {name}' if name else ''}", finds, skipped
     state = "converged" if _converged(report) else "NOT CONVERGED: a lower bound"
     headline = ("D_ft", "D_rt", "D_f", "D_r", "HM_t", "normalised_retention")

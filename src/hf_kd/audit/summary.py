@@ -123,7 +123,7 @@ def _reference(report: ReportData) -> str:
 
 
 def _with_weights(report: ReportData) -> str:
-    """What the strongest probe of each bare network reads, where the audit had the weights."""
+    """What the strongest attack on each bare network reads, where the audit had the weights."""
     found = (report.context.get("weights") or {}).get("strongest") or {}
     told = []
     for version, what in (
@@ -135,7 +135,7 @@ def _with_weights(report: ReportData) -> str:
         if own.get("F") is not None:
             alarms = "" if own.get("false_alarms") is None else f"; {own['false_alarms']:.0f} % false alarms"
             told.append(f"{what} {own['F']:.0f} % ({own.get('called') or own.get('attack', '')}{alarms})")
-    return f"With the weights, the strongest probe of any block reads {', '.join(told)}." if told else ""
+    return f"With the weights, the strongest attack reads {', '.join(told)}." if told else ""
 
 
 def _white_box(report: ReportData) -> str:

@@ -83,21 +83,23 @@ def left_out_notes(found: Mapping[str, NetworkFindings]) -> list[str]:
 
 
 def _strongest_note(found: Mapping[str, NetworkFindings]) -> list[str]:
-    """By what rule a probe is the strongest, and which one that is of each network."""
-    names = {VERSIONS[version]: called(own.best) for version, own in found.items() if own.best is not None}
-    if not names:
-        return []
-    told = ", ".join(f"of {version} {name}" for version, name in names.items())
-    return [
-        f"The strongest probe is the one with the highest recall minus false alarms, of each network its own: {told}."
-    ]
+    """By what rule an attack is the strongest, and which one that is of each network."""
+    told = []
+    for what, pick in (("attack", attrgetter("strongest_attack")), ("probe", attrgetter("best"))):
+        picked = {version: pick(own) for version, own in found.items()}
+        names = [f"of {VERSIONS[version]} {called(best)}" for version, best in picked.items() if best is not None]
+        told += [f"Strongest {what}: {'; '.join(names)}."] if names else []
+    rule = "Strongest is, of each network by itself, what has the highest recall minus false alarms."
+    return [" ".join([rule, *told])] if told else []
 
 
-def called(probe: AttackResult) -> str:
-    """A probe by its kind, its place and, where it had few, its labels."""
-    labels = probe.settings["labels"]
-    few = "" if labels == "all" else f", {probe.settings.get('of_each_class', labels)} labels a class"
-    return f"{probe.name} at {probe.settings['block']}{few}"
+def called(attack: AttackResult) -> str:
+    """An attack by its name; a probe by its kind, its place and, where it had few, its labels."""
+    if "block" not in attack.settings:
+        return attack.name
+    labels = attack.settings["labels"]
+    few = "" if labels == "all" else f", {attack.settings.get('of_each_class', labels)} labels a class"
+    return f"{attack.name} at {attack.settings['block']}{few}"
 
 
 def _fewer_images(own: NetworkFindings, classes: int) -> Iterator[str]:
@@ -120,7 +122,7 @@ def weight_access_data(found: Mapping[str, NetworkFindings], n_forget: int = 0) 
     Returns:
         Plain data.
     """
-    best = {version: own.best for version, own in found.items()}
+    best = {version: own.strongest_attack for version, own in found.items()}
     details = {
         version: {"F": b.recall_forget, "R": b.accuracy_retain, "false_alarms": b.false_alarms, "AUC": b.auc}
         | {"attack": b.name, "called": called(b), **b.settings}
@@ -163,7 +165,8 @@ def idi(found: Mapping[str, NetworkFindings]) -> InformationDifference | None:
 
 def _attacks(own: NetworkFindings) -> Iterator[tuple[str, Pick]]:
     """Rows of the table, each with what it takes from the findings of one network."""
-    yield "strongest probe", lambda found: found.best
+    yield "strongest attack", attrgetter("strongest_attack")
+    yield "strongest probe", attrgetter("best")
     for result in own.answers:
         yield result.name, _named("answers", result.name)
     states = list(dict.fromkeys(str(r.settings["batchnorm"]) for r in own.probes))
@@ -212,6 +215,7 @@ def _row_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:
     quantities = [
         Quantity("F", "chance", lambda r: r and r.recall_forget, chance=1.0),
         Quantity("R", "higher", lambda r: r and r.accuracy_retain),
+        Quantity("false_alarms", "none", lambda r: r and r.false_alarms),
         Quantity("auc", "chance", lambda r: r and r.auc, chance=50.0),
         Quantity("auc_two_sided", "chance", lambda r: r and r.settings["auroc_of_logit"], chance=50.0),
     ]
@@ -227,6 +231,7 @@ def _relearning_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:
         quantities = [
             Quantity("F", "chance", lambda c: c and c.recall[-1]),
             Quantity("R", "higher", lambda c: c and c.retained[-1]),
+            Quantity("false_alarms", "none", lambda c: c and c.false_alarms[-1]),
             Quantity("auc", "chance", lambda c: c and c.auc[-1], chance=50.0),
             Quantity("relearning_area", "chance", lambda c: c and c.area, "share", 0.5),
             Quantity("steps_to_half", "higher", lambda c: c and c.steps_to_half, "steps"),

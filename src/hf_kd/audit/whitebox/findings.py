@@ -36,6 +36,14 @@ class NetworkFindings:
         """The strongest probe, by recall minus false alarms."""
         return strongest(self.probes).by_advantage if self.probes else None
 
+    @property
+    def strongest_attack(self) -> AttackResult | None:
+        """The strongest of all attacks, by recall minus false alarms."""
+        once = [result for result in (self.class_row, self.regrown) if result is not None]
+        relearned = [curve.result() for curve in self.relearning]
+        every = [*self.probes, *self.answers, *self.removal, *once, *relearned]
+        return strongest(every).by_advantage if every else None
+
     def best_at(self, block: str) -> AttackResult | None:
         """The strongest probe at one block."""
         there = [result for result in self.probes if result.settings["block"] == block]
