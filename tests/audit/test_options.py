@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 import hf_kd
+from hf_kd.cli._app import in_options
 from hf_kd.metrics import ATTACKS
 
 
@@ -20,6 +21,13 @@ def test_options_are_checked_when_they_are_made():
     for wrong in ([], [0, 5]):
         with pytest.raises(ValueError, match="shots"):
             hf_kd.AuditOptions(shots=wrong)
+
+
+def test_a_budget_names_what_it_is_for_in_python_and_on_the_command_line():
+    with pytest.raises(ValueError, match="budget=2 is for the attacks of access='weights' alone") as refused:
+        hf_kd.AuditOptions(budget=2)
+    flags = {"budget": ("--budget", None), "access": ("--access", None)}
+    assert in_options(str(refused.value), flags).startswith("--budget 2 is for the attacks of --access weights alone")
 
 
 def test_options_and_references_stay_as_they_were_made():

@@ -189,6 +189,10 @@ def test_the_verdict_is_in_json_in_the_summary_and_survives_both(tmp_path):
     lines = report.summary().splitlines()
     assert lines[0] == report.verdict
     assert len(lines) <= 10
+    count = f"{sum(report.samples.values()):,} images ("
+    named = replace(report, context={**report.context, "dataset": "pets"})
+    for one, said in ((report, f": {count}"), (named, f": pets, {count}")):
+        assert said in next(line for line in one.summary().splitlines() if line.startswith("Measured"))
 
 
 def test_warnings_of_the_records_stand_beside_it():

@@ -189,6 +189,16 @@ def test_a_refused_row_stops_no_other_and_says_why(one, tmp_path):
     assert "has no option kk" in markdown(experiment, store)
 
 
+def test_the_whole_message_of_a_row_that_failed_stands_in_the_tables_alone(one, tmp_path):
+    experiment = one(methods=["original", "head-surgry"])
+    store, told = run(experiment, tmp_path)
+    about = [line for line in told if "head-surgry" in line and not line.endswith("...")]
+    assert len(about) == 2
+    for line in about:
+        assert line.endswith("Unknown method 'head-surgry'. Did you mean 'head-surgery'?")
+    assert markdown(experiment, store).count("Choose original") == 1
+
+
 def test_data_that_cannot_be_opened_stops_no_other_experiment_and_fails_no_method(one, tmp_path):
     bad = one(name="bad", protocol={"kind": "class", "forget": ["zebra"]})
     with pytest.raises(ValueError, match="bad: .*zebra"):

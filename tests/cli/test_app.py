@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,12 @@ from hf_kd.cli import app
 from hf_kd.cli._app import in_options, logs_in_options
 from hf_kd.cli._inputs import as_setting
 from hf_kd.cli._verdict import show_verdict
+from hf_kd.data.labels import match_labels
+from hf_kd.errors import LabelMismatchError
 from hf_kd.hub.publish import UploadOptions, push
 from hf_kd.methods.registry import built_in_infos
 from hf_kd.model.verify import verify
+from tests.cli.runner import hf_kd as run
 
 SOURCE = Path(hf_kd.__file__).parent
 COMMANDS = typer.main.get_command(app).commands
@@ -116,6 +120,7 @@ def test_an_option_has_the_name_of_the_argument_it_fills(command, function, own)
         ("forget_labels=['a cat', 3] is", "--forget-labels 'a cat' --forget-labels 3 is"),
         ("Give more as retain_texts.", "Give more as --retain-text."),
         ("say which: reading=ReadOptions(label_mapping=...).", "say which: --label-mapping ...."),
+        ("say: reading=ReadOptions(label_mapping={'a cat': 'LABEL', ...}).", "say: --label-mapping 'a cat=LABEL' ...."),
         ("dtype='int7' is no number type", "dtype='int7' is no number type"),
     ],
 )  # fmt: skip
@@ -125,6 +130,31 @@ def test_errors_name_options_and_not_arguments_of_python(python, typed):
         for parameter in COMMANDS["erase"].params
     }
     assert in_options(python, flags) == typed
+
+
+def test_labels_that_do_not_match_are_said_in_the_words_of_the_command_alone():
+    flags = {"label_mapping": ("--label-mapping", None)}
+    with pytest.raises(LabelMismatchError) as error:
+        match_labels(["wolf", "dog"], {0: "dog"})
+    told = in_options(str(error.value), flags)
+    assert told.endswith("--label-mapping wolf=MODEL_LABEL ....")
+    assert told.count("mapping") == 1
+    assert "{" not in told
+
+
+@pytest.mark.parametrize("command", sorted(name for name in COMMANDS if "device" in options(name)))
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_before_model_and_data_are_opened(command, device, place, monkeypatch):
+    for opened in ("load_model", "load_data"):
+        monkeypatch.setattr(f"hf_kd.cli._inputs.{opened}", lambda *given: pytest.fail("opened"))
+    monkeypatch.setattr("hf_kd.bench.read_config", lambda *given: pytest.fail("read"))
+    needed = {"--dataset": place / "data", "--output": place / "out", "--forget-labels": "cat", "--recipe": "resnet"}
+    taken = {*chain(*options(command).values())} & set(needed)
+    given = [part for flag in taken for part in (flag, needed[flag])]
+    done = run(command, place / "model", *given, "--device", device, code=1)
+    told = " ".join(done.stderr.split())
+    assert f"--device {device} is not there" in told
+    assert "finds cpu" in told
 
 
 @functools.cache
@@ -206,16 +236,16 @@ def test_completion_is_installed_and_needs_no_torch(tmp_path):
     script = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); sys.argv[0] = 'hf-kd'; "
     script += "from hf_kd.cli import main; main()"
 
-    def hf_kd(*arguments, **given):
+    def typed(*arguments, **given):
         # from a shell, which is asked for among the parents of the process
         command = ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-c", script, *arguments]
         done = subprocess.run(command, env=plain | given, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    assert "bash" in hf_kd("--install-completion")
+    assert "bash" in typed("--install-completion")
     assert "_HF_KD_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "hf-kd.sh").read_text()
     for words, number, expected in (("hf-kd era", "1", "erase"), ("hf-kd erase --labe", "2", "--label-mapping")):
-        shown = hf_kd(COMP_WORDS=words, COMP_CWORD=number, _HF_KD_COMPLETE="complete_bash")
+        shown = typed(COMP_WORDS=words, COMP_CWORD=number, _HF_KD_COMPLETE="complete_bash")
         assert expected in shown
         assert shown[-1] == "False", "torch was imported"

@@ -131,6 +131,15 @@ def test_an_image_that_cannot_be_read_costs_no_other(handler):
     assert [each["label"] for each in answers[0]] == [each["label"] for each in handler({"inputs": good})]
 
 
+@pytest.mark.parametrize("bad", [b"broken", claiming(40_000, 30_000), encoded(picture(1, 1))[:60], claiming(1, 4000)])
+def test_an_image_is_called_by_its_number_only_where_there_are_several(handler, bad):
+    alone = handler({"inputs": bad})["error"]
+    assert alone.startswith("The image ")
+    second = handler({"inputs": [encoded(picture(0, 1)), bad]})[1]["error"]
+    assert second == alone.replace("The image", "Image 1", 1)
+    assert "row" not in alone + second
+
+
 def test_a_strip_is_refused_before_it_is_resized_by_its_short_side(handler):
     good, strip = encoded(picture(3, 5)), encoded(picture(3, 5).resize((1, 4000)))
     tracemalloc.start()

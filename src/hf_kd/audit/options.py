@@ -66,10 +66,10 @@ class AuditOptions:
             )
         check_choice("access", self.access, ("features", "weights"))
         if self.budget is not None and not self.budget > 0:
-            raise InvalidValueError(f"budget is {self.budget!r} minutes; expected more than 0, or None for no limit.")
+            raise InvalidValueError(f"budget={self.budget!r} minutes: expected more than 0, or None for no limit.")
         if self.budget is not None and self.access != "weights":
             raise InvalidValueError(
-                "budget is of the attacks of access='weights' alone: ask for those, or leave it out."
+                f"budget={self.budget!r} is for the attacks of access='weights' alone: ask for those, or leave it out."
             )
         if self.shots is not None and (not self.shots or min(self.shots) < 1):
             raise InvalidValueError(

@@ -168,5 +168,6 @@ def _measured(report: ReportData) -> str:
     seeds = f"; {report.seeds} seeds" if report.seeds > 1 else ""
     about = report.context
     on = f" on {about['date']}" if about.get("date") else ""
-    data = f"{about['dataset']}, {sum(report.samples.values()):,} images" if about.get("dataset") else "images"
-    return f"Measured{on}: {data} ({counts}), d = {report.dimension}{seeds}{f'; hf-kd {version}' if version else ''}."
+    data = f"{about['dataset']}, " if about.get("dataset") else ""
+    told = f"Measured{on}: {data}{sum(report.samples.values()):,} images ({counts}), d = {report.dimension}{seeds}"
+    return f"{told}{f'; hf-kd {version}' if version else ''}."

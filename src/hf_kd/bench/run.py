@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.data.devices import chosen_device, refuse_missing_device
 from hf_kd.data.distributed import gather_rows, process_state
 from hf_kd.data.labels import LabelMapping, match_labels
 from hf_kd.data.progress import working
+from hf_kd.data.text import first_sentence
 from hf_kd.errors import InvalidValueError, did_you_mean
 from hf_kd.features.heads import has_head
 from hf_kd.features.reader import ReadOptions
@@ -63,7 +65,7 @@ class _Shared:
     @cached_property
     def original(self) -> ErasedModel:
         options = {"revision": self.experiment.revision} if self.experiment.revision else {}
-        model = ErasedModel.from_pretrained(self.experiment.model, **options).to(_device(self.device))
+        model = ErasedModel.from_pretrained(self.experiment.model, **options).to(chosen_device(self.device))
         if not has_head(model):
             raise InvalidValueError(
                 f"{self.experiment.model} has no classification head, which a bench measures first."
@@ -142,9 +144,11 @@ def bench(
         The store of all results.
 
     Raises:
-        InvalidValueError: For an `only` that names no row, for a folder that another bench is writing to, and, once
-            everything else has run, for experiments whose model or data could not be opened.
+        InvalidValueError: For an `only` that names no row, a device that is not there, a folder that another bench is
+            writing to, and, once everything else has run, for experiments whose model or data could not be opened.
     """
+    if device is not None:
+        refuse_missing_device(device)
     named = {name for experiment in experiments for row in experiment.rows for name in (row.label, row.name)}
     strange = [name for name in only if name not in named]
     if strange:
@@ -179,7 +183,7 @@ def _run_experiments(
     for experiment in experiments:
         cells = [(r, s) for r, s in experiment.cells() if not only or r.label in only or r.name in only]
         for row in (row for row, _ in cells if row.refused):
-            log(f"{experiment.name}: {row.label} is refused, the other rows run: {row.refused}")
+            log(f"{experiment.name}: {row.label} is refused, the other rows run: {first_sentence(row.refused)}")
         shared = _Shared(experiment, device, progress)
         try:
             _run_cells(shared, cells, store, folder, retry_failed, log)
@@ -347,16 +351,9 @@ def _everywhere(ok: bool) -> bool:
     return bool(gather_rows(torch.tensor([int(ok)])).min())
 
 
-def _device(device: str | None) -> Any:
-    state = process_state()
-    if state.num_processes > 1:
-        return state.device
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _nothing(text: str) -> None:
     """What processes but the first say."""
 
 
 def _failure(record: Mapping[str, Any]) -> str:
-    return f" - {record['error'][:300]}" if record["status"] == "failed" else ""
+    return f" - {first_sentence(record['error'])}" if record["status"] == "failed" else ""

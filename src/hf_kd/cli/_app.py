@@ -197,13 +197,15 @@ def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str
         return f"{yes} {shlex.quote(value[1:-1]) if value[0] in chr(34) + chr(39) else value}"
 
     def pairs(match: re.Match[str]) -> str:
+        whole = match[1].replace(", ...}", "}")
         with contextlib.suppress(ValueError, SyntaxError):
-            items = ast.literal_eval(match[1]).items()
-            return " ".join(f"--label-mapping {shlex.quote(f'{theirs}={ours}')}" for theirs, ours in items)
+            each = [f"--label-mapping {shlex.quote(f'{a}={b}')}" for a, b in ast.literal_eval(whole).items()]
+            return " ".join([*each, *(["..."] if whole != match[1] else [])])
         return "--label-mapping THEIR_NAME=MODEL_NAME"
 
-    if "label_mapping" in flags:
-        message = MAPPING.sub(pairs, message)
+    message = MAPPING.sub(
+        pairs if "label_mapping" in flags else r"label_mapping: \1", message
+    )  # as bench files have it
     running = RUNNING.get()
     command = "COMMAND" if running is None else running.info_name or ""
     message = CALL.sub(lambda m: f"use {m[1].replace('COMMAND', command)}", message)
@@ -211,6 +213,4 @@ def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str
     message = ARGUMENT.sub(option, message)
     message = OPTIONS.sub(lambda m: ", ".join((named(name) or (name,))[0] for name in m[0].split(", ")), message)
     message = BARE.sub(lambda m: (named(m[1]) or m)[0], message)
-    if "with a mapping" in message and "label_mapping" in flags:
-        message += " On the command line: --label-mapping THEIR_NAME=MODEL_NAME."
     return message.strip()

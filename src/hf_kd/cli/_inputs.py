@@ -20,6 +20,8 @@ from hf_kd.errors import InvalidValueError, MissingFileError
 from ._options import LIMITS, Shared
 
 if TYPE_CHECKING:
+    import torch
+
     from hf_kd.features.reader import ReadOptions
     from hf_kd.model.erased_model import ErasedModel
 
@@ -97,11 +99,17 @@ def import_files(paths: Sequence[Path] | None, quiet: bool = False) -> None:
 
 
 def load_libraries(shared: Shared) -> None:
-    """Import what takes seconds, and say so: torch, transformers, and what shows results."""
+    """Import what takes seconds, and say so: torch, transformers, and what shows results.
+
+    Raises:
+        InvalidValueError: For a device that is not there, before model and data are opened.
+    """
     with working("loading torch and transformers", not shared.quiet, at_once="torch" not in sys.modules):
         for name in ("hf_kd.model.erased_model", "hf_kd.model.unlearn", "hf_kd.audit.verdict"):
             importlib.import_module(name)
         importlib.import_module("transformers.utils.logging").disable_progress_bar()  # written into pipes too
+    if shared.device is not None:
+        importlib.import_module("hf_kd.data.devices").refuse_missing_device(shared.device)
 
 
 def read_options(shared: Shared) -> ReadOptions:
@@ -141,16 +149,11 @@ def load_processor(name: str) -> Any:
     return found
 
 
-def device_of(shared: Shared) -> Any:
+def device_of(shared: Shared) -> torch.device:
     """The device asked for, or the GPU if there is one; that of the process where there are several."""
-    import torch
+    from hf_kd.data.devices import chosen_device
 
-    from hf_kd.data.distributed import process_state
-
-    state = process_state()
-    if state.num_processes > 1:
-        return state.device
-    return shared.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return chosen_device(shared.device)
 
 
 def load_data(source: str, split: str, shared: Shared) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markdown import Markdown
 
-from hf_kd.data.text import one_line
+from hf_kd.data.text import first_sentence, one_line
 from hf_kd.errors import InvalidValueError, has_package
 
 from . import _inputs
@@ -45,11 +45,11 @@ def bench(
 
     **Example:** `hf-kd bench benchmarks/paper/cifar10-allcnn.yaml --output results --limit 500`
     """
+    chosen = None if seeds is None else _numbers(seeds)
     _inputs.load_libraries(shared)
     from hf_kd import bench as benchmark
     from hf_kd.data.distributed import process_state
 
-    chosen = None if seeds is None else _numbers(seeds)
     found = benchmark.read_config(config, limit, chosen)
     if tables_only:
         store = benchmark.Store(output, writes=False)  # a run may be going on
@@ -84,11 +84,11 @@ def bench(
 
 
 def _failures(experiment: Experiment, store: Store, only: Sequence[str]) -> list[str]:
-    """A line for each cell of the rows asked for that has failed, in this run or before."""
+    """A line for each cell of the rows asked for that has failed, now or before; the tables have the whole messages."""
     from hf_kd.bench.tables import lines
 
     return [
-        one_line(f"{experiment.name}: {line.label}, seed {record['seed']}: {record['error']}", 300)
+        one_line(f"{experiment.name}: {line.label}, seed {record['seed']}: {first_sentence(record['error'])}")
         for line in lines(experiment, store)
         if not only or line.label in only or line.row.name in only
         for record in line.failed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hf_kd.data.paths import refuse_other_suffix
 from hf_kd.data.progress import working
 from hf_kd.data.text import terminal
 
@@ -49,6 +50,7 @@ def export(
     **Example:** `hf-kd export erased --to onnx --output model.onnx`
     """
     del to  # there is one
+    refuse_other_suffix(output, ".onnx")
     _inputs.load_libraries(shared)
     reading = _inputs.read_options(shared)
     loaded = _inputs.load_model(model, shared)

@@ -39,7 +39,7 @@ _EXIF_ERRORS = (*DECODER_ERRORS, KeyError, TypeError, ZeroDivisionError)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def to_rgb(value: Any, row: int) -> Image.Image:
+def to_rgb(value: Any, row: int, called: str | None = None) -> Image.Image:
     """An image as an upright 8-bit RGB image.
 
     - Transparency (alpha channel, or a transparent palette colour) is composited onto white, as `transformers` does.
@@ -52,6 +52,7 @@ def to_rgb(value: Any, row: int) -> Image.Image:
             (HxW, HxWx1, HxWx3, HxWx4, or channels first where that is the only reading), such an array as nested lists, or a
             torch tensor (channels first, or last where that is the only reading).
         row: Its number in the data set, which errors name.
+        called: What errors call it instead, where it stands in no data set.
 
     Raises:
         UnreadableImageError: For anything else: damaged or empty files, None, values out of range.
@@ -73,7 +74,9 @@ def to_rgb(value: Any, row: int) -> Image.Image:
             return _pil_to_rgb(image, row)
     except DECODER_ERRORS as error:
         raise UnreadableImageError(
-            f"The image in row {row} cannot be read: {_reason(error)}. Repair it or leave this row out.", row
+            f"{called or f'The image in row {row}'} cannot be read: {_reason(error)}. "
+            f"{'Repair it or leave this row out' if called is None else 'Repair it, or send another'}.",
+            row,
         ) from error
 
 

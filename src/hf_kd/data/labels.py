@@ -81,8 +81,7 @@ def match_labels(
         if own_ids and not given:
             raise LabelMismatchError(
                 "The label ids are the data set's own and have no names, so nothing says which classes of the model they "
-                "are. Give their names in order, labels=['cat', ...], or a mapping from them to the model's labels, "
-                "label_mapping={0: 'cat', ...}."
+                "are. Say so: reading=ReadOptions(label_mapping={0: 'MODEL_LABEL', ...})."
             )
         same = {} if own_ids else {number: number for number in labels}
         return LabelMapping(same | given, {}, "mapping" if given else "same ids")
@@ -91,7 +90,7 @@ def match_labels(
         logger.warning(
             "The model names its labels LABEL_0, LABEL_1, ...: taking it that they are the data set's, in the same "
             "order "
-            "(LABEL_0 is %r). If they are not, pass a mapping.",
+            "(LABEL_0 is %r). If they are not, say which is which with label_mapping=....",
             names[0],
         )
         return LabelMapping({number: number for number in names}, names, "same ids")
@@ -199,12 +198,17 @@ def _resolve(label: str | int, labels: dict[int, str] | None) -> int:
             raise LabelMismatchError(
                 f"Label {label!r}: this data set has no label names; give the integer id."
             ) from None
-        near = _did_you_mean(str(label), labels) or f" There are, for example, {_some(map(repr, labels.values()), 5)}."
+        near = _did_you_mean(str(label), labels) or _for_example(labels)
         raise LabelMismatchError(f"No label is called {label!r}.{near}") from None
     if number < 0 or (labels and number not in labels):
         allowed = f"ids are {_range(labels)}" if labels else "ids count from 0"
-        raise LabelMismatchError(f"Label id {number} does not exist: {allowed}.")
+        names = f" Give one of these, or a name.{_for_example(labels)}" if labels else ""
+        raise LabelMismatchError(f"Label id {number} does not exist: {allowed}.{names}")
     return number
+
+
+def _for_example(labels: Mapping[int, str]) -> str:
+    return f" There are, for example, {_some(map(repr, labels.values()), 5)}."
 
 
 def _did_you_mean(label: str, labels: dict[int, str]) -> str:
@@ -275,6 +279,6 @@ def _some(items: Iterable[str], shown: int = _SHOWN) -> str:
 
 def _way_out(example: Any) -> str:
     return (
-        "Say which is which with a mapping from the data set's labels (name or id) to the model's ids: "
-        f"{{{example!r}: 0, ...}}."
+        "Say which label of the data set is which of the model, by name or id: "
+        f"reading=ReadOptions(label_mapping={{{example!r}: 'MODEL_LABEL', ...}})."
     )

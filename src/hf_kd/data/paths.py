@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from hf_kd.errors import CheckpointError, MissingFileError, did_you_mean
+from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError, did_you_mean
 
 CONFIG_NAME, ADAPTER_CONFIG, ERASER_CONFIG = "config.json", "adapter_config.json", "eraser_config.json"
 """What a folder with a model, with a PEFT adapter, and with an eraser on its own is told by."""
@@ -56,6 +56,16 @@ def refuse_missing_data(spec: str | os.PathLike[str]) -> None:
     if not Path(name).expanduser().exists() and (looks_like_path(name) or Path(name).suffix == ".parquet"):
         near = did_you_mean(name, [str(Path(name).with_name(folder)) for folder in _folders_beside(name)], most=1)
         raise MissingFileError(f"There is no file or folder {name!r}.{near} (On the Hub: USER/NAME.)")
+
+
+def refuse_other_suffix(output: str | os.PathLike[str], suffix: str) -> None:
+    """Refuse a file to write whose name ends otherwise.
+
+    Raises:
+        InvalidValueError: For such a name.
+    """
+    if Path(output).suffix != suffix:
+        raise InvalidValueError(f"output={os.fspath(output)!r} has to end in {suffix}.")
 
 
 def looks_like_path(name: str) -> bool:

@@ -29,6 +29,17 @@ def one_line(text: Any, most: int | None = None) -> str:
     return line if most is None or len(line) <= most else line[: most - 1] + "\u2026"
 
 
+def first_sentence(text: Any) -> str:
+    """The first sentence of a message as one line, with the word that was probably meant where that comes next.
+
+    Example:
+        >>> first_sentence("Unknown method 'escc'. Did you mean 'esc'? Choose cover, esc, leace.")
+        "Unknown method 'escc'. Did you mean 'esc'?"
+    """
+    found = re.match(r".+?[.?!](?: Did you mean [^?]*\?)?(?= |$)", line := one_line(text))
+    return found[0] if found else line
+
+
 def escape_markdown(text: Any, most: int = LONGEST) -> str:
     """A name as one line of Markdown that shows itself: no markup, HTML, table cell, mathematics, link or comment."""
     line = html.escape(one_line(text, most), quote=False)

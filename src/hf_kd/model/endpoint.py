@@ -104,7 +104,7 @@ class EndpointHandler:
         prepared: dict[int, dict[str, Tensor]] = {}
         for number, value in enumerate(given):  # one after the other: of 32 images at once there may be gigabytes
             try:
-                prepared[number] = self._prepare([_image(value, number)])
+                prepared[number] = self._prepare([_image(value, f"Image {number}" if len(given) > 1 else "The image")])
             except HfKdError as error:
                 answers[number] = _refusal(error)
         for number, row in zip(prepared, self._each(list(prepared.values()), kind, top_k), strict=True):
@@ -141,8 +141,8 @@ class EndpointHandler:
         return [{"label": str(config.id2label.get(c, c)), "score": float(scores[c])} for c in best]
 
 
-def _image(value: Any, number: int) -> Image.Image:
-    """An image of a request, upright and RGB.
+def _image(value: Any, called: str) -> Image.Image:
+    """An image of a request, upright and RGB; errors call it so.
 
     Raises:
         InvalidValueError: It is too large, or none.
@@ -151,18 +151,16 @@ def _image(value: Any, number: int) -> Image.Image:
     try:
         image = value if data is None else Image.open(io.BytesIO(data), formats=FORMATS)
     except DECODER_ERRORS as error:
-        raise InvalidValueError(
-            f"Image {number} is none of {', '.join(FORMATS)}, is damaged, or far too large."
-        ) from error
+        raise InvalidValueError(f"{called} is none of {', '.join(FORMATS)}, is damaged, or far too large.") from error
     if image.width * image.height > MOST_PIXELS:
         raise InvalidValueError(
-            f"Image {number} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read."
+            f"{called} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read."
         )
     if max(image.size) > MOST_TIMES * min(image.size):
         raise InvalidValueError(
-            f"Image {number} is {image.width} x {image.height}: at most {MOST_TIMES} times as long as wide is read."
+            f"{called} is {image.width} x {image.height}: at most {MOST_TIMES} times as long as wide is read."
         )
-    return to_rgb(image, number)
+    return to_rgb(image, 0, called)
 
 
 def _encoded(value: Any) -> bytes:

@@ -55,8 +55,7 @@ def label_mapping(
             raise
         logger.log(
             level,
-            f"The record does not say which classes of the model were forgotten: {error} Pass it as "
-            "reading=ReadOptions(label_mapping=...).",
+            f"The record does not say which classes of the model were forgotten: {error}",
         )
         return None
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hf_kd.data.paths import refuse_other_suffix
 from hf_kd.errors import InvalidValueError, OutputError, require
 from hf_kd.features.reader import ReadOptions
 from hf_kd.features.taps.site import drop_caches
@@ -148,8 +149,7 @@ def _refuse(model: Any, dtype: str) -> None:
 
 def _places(model: Any, output: Path, overwrite: bool) -> list[Path]:
     """Where the file of each tower goes."""
-    if output.suffix != ".onnx":
-        raise InvalidValueError(f"output={str(output)!r} has to end in .onnx.")
+    refuse_other_suffix(output, ".onnx")
     several = len(towers(model)) > 1
     places = [output.with_suffix(f".{tower}.onnx") if several else output for tower in towers(model)]
     there = next((place for place in places if os.path.lexists(place) and (place.is_dir() or not overwrite)), None)
@@ -279,8 +279,12 @@ def _facts(graph: TowerGraph) -> dict[str, Any]:
     if settings is None and graph.tower == "image":
         logger.warning("The image processor has no settings that could be written down: keep it beside the file.")
     names = model.config.id2label if graph.has_logits else {}
-    joint = {key: getattr(model.inner, key).item() for key in ("logit_scale", "logit_bias")
+    joint = {key: getattr(model.inner, key).detach() for key in ("logit_scale", "logit_bias")
              if graph.two_towers and isinstance(getattr(model.inner, key, None), Tensor)}  # fmt: skip
+    if "logit_scale" in joint:
+        joint["logit_scale"] = joint[
+            "logit_scale"
+        ].exp()  # what similarities are multiplied by: the parameter is its logarithm
     return {
         "version": version("hf-kd"),
         "model_class": type(model.inner).__name__,
@@ -292,7 +296,7 @@ def _facts(graph: TowerGraph) -> dict[str, Any]:
         "eraser_sha256": list(model.config.eraser_sha256 or []),
         "erasures": [record.to_dict() for record in model.erasures],
         "changes": [change.to_dict() for change in weight_changes(model.config)],
-        **joint,
+        **{key: value.item() for key, value in joint.items()},
     }
 
 

@@ -1,0 +1,49 @@
+"""The device that is computed on: the one asked for, if it is there, or the best there is."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_kd.errors import InvalidValueError
+
+from .distributed import process_state
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of a name, by default the accelerator if there is one; where there are several processes, that of this one.
+
+    Args:
+        name: As torch has it: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        InvalidValueError: For a name that torch does not know, and for a device that is not there.
+    """
+    if name is not None:
+        refuse_missing_device(name)
+    state = process_state()
+    if state.num_processes > 1:
+        return state.device
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def refuse_missing_device(name: str) -> None:
+    """Refuse a device that torch does not know, or that this machine does not have.
+
+    Raises:
+        InvalidValueError: Naming those that there are.
+    """
+    kind, count = "", 0
+    if torch.accelerator.is_available() and (accelerator := torch.accelerator.current_accelerator()) is not None:
+        kind, count = accelerator.type, torch.accelerator.device_count()
+    try:
+        device = torch.device(name)
+        if device.type == "cpu" or (device.type == kind and (device.index or 0) < count):
+            return
+    except RuntimeError:  # no name of a device: said below with those that there are
+        pass
+    found = "cpu" if not count else f"cpu and {kind}:0" + (f" to {kind}:{count - 1}" if count > 1 else "")
+    built = " It is built without CUDA." if name.startswith("cuda") and not torch.backends.cuda.is_built() else ""
+    raise InvalidValueError(
+        f"device={name!r} is not there: torch {torch.__version__} finds {found} here.{built} Name one of these, or leave it "
+        "out: the GPU is taken if there is one."
+    )
