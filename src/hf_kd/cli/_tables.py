@@ -22,6 +22,10 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
     show_verdict(console, result["verdict"], result["erasure"].get("warnings") or ())
     show_record(console, result["erasure"], result["class_names"])
     show_accuracy(console, result["accuracy"], "before any erasure", ("original", "erased"))
+    if (result["accuracy"] or {}).get("hardest_hit"):
+        console.print(
+            "Where others lose too much: docs/howto/troubleshooting.md, The others lose accuracy.", style="dim"
+        )
     if result["cover_missing"]:
         missing = ", ".join(named(c, result["cover_names"]) for c in result["cover_missing"])
         console.print(
