@@ -6,9 +6,11 @@ import json
 import shlex
 
 import pytest
+from rich.console import Console
 
 from hf_kd.audit.verdict import NOT_AUDITED
 from hf_kd.cli._options import Shared
+from hf_kd.cli._tables import show_erasure
 from hf_kd.cli._verdict import accuracy_verdict, audit_command, record_names
 from tests.cli.runner import hf_kd
 
@@ -83,3 +85,13 @@ def test_a_forgotten_class_that_is_answered_more_often_is_said_in_capitals():
     text = accuracy_verdict(accuracy, record, names).text
     assert text.startswith("cat: the head answers 16 of 20, MORE than before (4)")
     assert "A sample, not everything: forget 20 of 90." in text
+
+
+@pytest.mark.parametrize("hit", [True, False])
+def test_what_to_try_is_said_where_another_class_lost_more_than_chance(place, tmp_path, capsys, hit):
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--test-split", "test", "--output", tmp_path]
+    result = json.loads(hf_kd("erase", place / "model", *arguments, "--json").stdout)
+    hardest = {"label": 0, "now": 0.0, "before": 100.0, "samples": 6, "lost": 6, "gained": 0, "among": 4}
+    result["accuracy"]["hardest_hit"] = hardest if hit else None
+    show_erasure(Console(), result)
+    assert ("troubleshooting.md" in capsys.readouterr().out) == hit
