@@ -152,7 +152,6 @@ def table(output: Path, networks: dict[str, Path], arguments: argparse.Namespace
 def _cells(
     name: str, own: NetworkFindings, original: NetworkFindings | None, references: dict[str, NetworkFindings]
 ) -> list[str]:
-    answers = {result.name: result for result in own.answers}
     profile = list(own.profile().values())
     few = [own.best_of("linear", labels) for labels in ("10", "50")]
     others = {other: found for other, found in references.items() if other != name}
@@ -165,7 +164,7 @@ def _cells(
     best, row = own.best, own.class_row
     return [
         name,
-        _pair(answers.get("head as it is")),
+        _pair(own.answers[0] if own.answers else None),
         _pair(own.answers[-1] if len(own.answers) > 1 else None),
         _pair(profile[-1] if profile else None),
         _number(profile[-1].auc if profile else None),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hf_kd.audit.whitebox import battery
+from hf_kd.audit.whitebox.answers import answers_by_batchnorm
 from hf_kd.audit.whitebox.battery import run_battery
 from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.probes import probe_attacks
@@ -134,3 +135,13 @@ def small(target):
         patch.setattr(battery, "SHOTS", (5, 50, 500))
         patch.setattr(battery, "STEPS", (0, 2))
         return run_battery({"net": made}, images, attacks=["answers", "probes", "relearning"])["net"], images
+
+
+def test_a_head_with_more_answers_than_the_classes_that_are_read_says_so_in_the_name_of_its_rows(target):
+    made, images = target
+    rows = images.train.labels != images.classes[-1]
+    tests = images.test.labels != images.classes[-1]
+    fewer = replace(images, train=images.train.rows(rows), test=images.test.rows(tests))
+    among = f", among {len(images.classes) - 1} classes"
+    assert all(result.name.endswith(among) for result in answers_by_batchnorm(made, fewer))
+    assert not any("among" in result.name for result in answers_by_batchnorm(made, images))

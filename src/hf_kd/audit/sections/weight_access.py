@@ -167,8 +167,10 @@ def _attacks(own: NetworkFindings) -> Iterator[tuple[str, Pick]]:
     """Rows of the table, each with what it takes from the findings of one network."""
     yield "strongest attack", attrgetter("strongest_attack")
     yield "strongest probe", attrgetter("best")
-    for result in own.answers:
-        yield result.name, _named("answers", result.name)
+    for number, result in enumerate(
+        own.answers
+    ):  # heads of other networks may have other numbers of answers, and names
+        yield result.name, lambda found, n=number: found.answers[n] if n < len(found.answers) else None
     states = list(dict.fromkeys(str(r.settings["batchnorm"]) for r in own.probes))
     for state in states:
         told = "linear probe" + (f", BatchNorm from {state}" if "images" in state else ", BatchNorm as it is")

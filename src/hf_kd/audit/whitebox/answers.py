@@ -29,7 +29,9 @@ def head_answers(network: Network, data: WhiteBoxData, name: str = "head") -> At
 
 def answers_by_batchnorm(network: Network, data: WhiteBoxData) -> Iterator[AttackResult]:
     """The head as it is and, where there is BatchNorm, with statistics anew from 10 and up to 2,000 unlabelled images."""
-    yield head_answers(network, data, "head as it is")
+    more = any(head.out_features > len(data.classes) for head in network.linear_heads())
+    among = f", among {len(data.classes)} classes" if more else ""
+    yield head_answers(network, data, f"head as it is{among}")
     for count in amounts(BATCHNORM_IMAGES, len(data.train)) if network.norms else ():
         own = recalibrated(network, data.train.rows(slice(count)))
-        yield head_answers(own, data, f"head, BatchNorm from {count:,} images")
+        yield head_answers(own, data, f"head, BatchNorm from {count:,} images{among}")
