@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from datasets import load_dataset
 
 from hf_kd import ErasedModel
 from hf_kd.data.vocabulary import templates
@@ -60,6 +61,14 @@ def test_sentences_of_other_languages(folder, monkeypatch):
     assert given["templates"] == templates("de", "en")
 
 
+def test_labels_to_forget_say_which_images_show_the_concept(folder):
+    given = ["--text", "tabby", *stay(), "--dataset", folder / "data", "--forget-labels", "cat", "--json"]
+    record = json.loads(hf_kd("erase", folder / "clip", *given, "--output", folder / "labelled").stdout)["erasure"]
+    images = load_dataset("parquet", data_files=str(folder / "data" / "train.parquet"), split="train")
+    cats = images["label"].count(images.features["label"].str2int("cat"))
+    assert (record["n_forget"], record["n_retain"]) == (cats, len(images) - cats)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -67,7 +76,8 @@ def test_sentences_of_other_languages(folder, monkeypatch):
         (["--publish-texts"], "add --text"),
         (["--language", "de"], "add --text"),
         (["--text", "cat", "--language", "xx"], "no templates in 'xx'; there are en, de"),
-        (["--text", "cat", "--forget-labels", "cat"], "leave one out"),
+        (["--text", "cat", "--forget-labels", "cat"], "no data set is given"),
+        (["--text", "cat", "--retain-limit", "5"], "leave one out"),
     ],
 )
 def test_options_at_odds_are_refused(folder, words, said):

@@ -7,11 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoModel, AutoModelForZeroShotImageClassification, pipeline
 
 from hf_kd import ErasedModel
 from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.model.concept import ReadConcept
 from hf_kd.model.verify import verify
 from tests.helpers import zoo
 from tests.helpers.two_towers import NAMES, OTHERS, TEMPLATES, TWO_TOWERS, other_towers, two_towers
@@ -154,6 +157,32 @@ def test_unlabelled_images_are_told_apart_by_what_the_model_answers(clip):
     clip.erase(pictures(24), texts=["cat", "kitten"], **WORDS, progress=False)
     record = clip.erasures[0]
     assert record.n_forget + (record.n_retain or 0) == 24
+
+
+@pytest.mark.parametrize(
+    ("labels", "concept", "said"),
+    [
+        ([0] * 4 + [1] * 8, 4, ""),
+        ([0] * 12, 12, "All 12 images are of the concept"),
+        ([1] * 12, 0, "None of the 12 images has a label"),
+    ],
+)
+def test_labels_called_like_a_text_say_which_images_show_the_concept(clip, labels, concept, said, caplog):
+    names = ["Tabby_Cat, Felis catus", "dog"]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
+    images = Dataset.from_dict({"image": pictures(12), "label": labels}, features=features)
+    clip.erase(images, texts=["felis catus"], **WORDS, progress=False)
+    record = clip.erasures[0]
+    assert (record.n_forget, record.n_retain) == (concept, 12 - concept)
+    assert [said in text for text in record.warnings if "images" in text] == [True] * bool(said), record.warnings
+    assert said in caplog.text
+
+
+def test_most_images_taken_for_other_things_is_said(clip, monkeypatch, caplog):
+    monkeypatch.setattr(ReadConcept, "classify", lambda self, rows: torch.arange(len(rows)) < 2)
+    clip.erase(pictures(12), texts=["cat"], **WORDS, progress=False)
+    assert "takes 2 of 12 images for the concept" in caplog.text
+    assert "--forget-labels" in caplog.text
 
 
 def test_esc_removes_the_same_directions_on_both_towers(clip):

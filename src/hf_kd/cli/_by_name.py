@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,13 @@ class ByName:
         return None
 
     def erase(
-        self, model: ErasedModel, images: Any, method: str | None, settings: dict[str, Any], reading: ReadOptions
+        self,
+        model: ErasedModel,
+        images: Any,
+        retain: Any,
+        method: str | None,
+        settings: Mapping[str, Any],
+        reading: ReadOptions,
     ) -> None:
         """Carry the request out; with `ask` and a terminal only after what is close was shown and agreed to."""
         words = {"retain_texts": self.retain_texts}
@@ -65,7 +71,16 @@ class ByName:
             words["templates"] = templates(*self.languages)
         if self.ask and sys.stdin.isatty() and sys.stderr.isatty():
             _agree(model.near_texts(self.texts, **words), Console(stderr=True))
-        model.erase(images, method, texts=self.texts, publish_texts=self.publish, reading=reading, **words, **settings)
+        model.erase(
+            images,
+            method,
+            texts=self.texts,
+            retain=retain,
+            publish_texts=self.publish,
+            reading=reading,
+            **words,
+            **settings,
+        )
 
 
 def _agree(near: Sequence[Any], console: Console) -> None:

@@ -132,7 +132,8 @@ def show_record(
     if record.get("dataset_classes"):
         table.add_row("labels of the data set", Text(one_line(", ".join(record["dataset_classes"]))))
     if record.get("n_retain") is not None:
-        table.add_row("images of other labels", f"{record['n_retain']:,}")
+        others = "images of other things" if record.get("n_texts") else "images of other labels"
+        table.add_row(others, f"{record['n_retain']:,}")
     if record.get("masked") is not None:
         label = record["erased_label"]
         how = "dropped from labels and logits" if label is None else f"never answered, called {one_line(label)}"

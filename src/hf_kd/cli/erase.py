@@ -139,8 +139,9 @@ def erase(
         raise InvalidValueError("Give --fold or --eraser-only, not both: what is folded has no eraser to save.")
     named = ByName.given(text, retain_text, publish_texts, ask, language)
     if named is not None:
-        _refuse_with_text(forget_labels, retain_limit, mask_head, test_split)
-        _erase_by_name(model, output, dataset, split, method, (fold, eraser_only), named, shared)
+        _refuse_with_text(dataset, forget_labels, retain_limit, mask_head, test_split)
+        of_concept = forget_labels, retain_limit
+        _erase_by_name(model, output, dataset, split, of_concept, method, (fold, eraser_only), named, shared)
         return
     if dataset is None:
         raise InvalidValueError("Give the images to forget with --dataset, or a concept by its name with --text.")
@@ -203,13 +204,18 @@ def erase(
         show_erasure(console, result)
 
 
-def _refuse_with_text(labels: Any, limit: Any, mask_head: Any, test_split: Any) -> None:
-    stray = {"--forget-labels": labels, "--retain-limit": limit, "--mask-head": mask_head, "--test-split": test_split}
+def _refuse_with_text(dataset: str | None, labels: Any, limit: Any, mask_head: Any, test_split: Any) -> None:
+    stray = {"--retain-limit": None if labels else limit, "--mask-head": mask_head, "--test-split": test_split}
     for flag, value in stray.items():
         if value is not None:
             raise InvalidValueError(
                 f"{flag} says something of labels, and --text forgets by name, whatever labels there are: leave one out."
             )
+    if labels and dataset is None:
+        raise InvalidValueError(
+            "--forget-labels says which images of --dataset are of the concept, and with --text no data set is given: add "
+            "one, or leave it out."
+        )
 
 
 def _erase_by_name(
@@ -217,6 +223,7 @@ def _erase_by_name(
     output: Path,
     dataset: str | None,
     split: str,
+    of_concept: tuple[list[str] | None, int | None],
     method: str | None,
     saving: tuple[bool, bool],
     named: ByName,
@@ -226,10 +233,14 @@ def _erase_by_name(
     _inputs.check_output(output, shared.overwrite)
     _inputs.load_libraries(shared)
     reading = _inputs.read_options(shared)
-    images = None if dataset is None else _inputs.load_data(dataset, split, shared)
+    labels, limit = of_concept
+    images = retain = None
+    if dataset is not None:
+        parts = _inputs.by_labels(_inputs.load_data(dataset, split, shared), labels, reading, bool(labels), limit)
+        images, retain = parts.forget, parts.retain if labels else None
     erased = _loaded(model, eraser_only, shared)
     result = {"model": model, "output": str(output), "folded": fold, "earlier_erasures": len(erased.erasures)}
-    named.erase(erased, images, method, shared.settings, reading)
+    named.erase(erased, images, retain, method, shared.settings, reading)
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}
     audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])

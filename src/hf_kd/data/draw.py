@@ -24,6 +24,10 @@ class Drawn:
     of: int
     """Of how many samples."""
 
+    def described(self, images: ImageSource) -> ImageSource:
+        """The description of its data, and of how many they were drawn, where that is more than they are."""
+        return replace(images, drawn_of=self.of if self.of > len(self.data) else None)
+
 
 def drawn(images: ImageSource, limit: int | None) -> ImageSource:
     """The data with at most `limit` of its samples, in their order; every class in its share where labels are known.

@@ -207,6 +207,18 @@ def _resolve(label: str | int, labels: dict[int, str] | None) -> int:
     return number
 
 
+def ids_named(names: Sequence[str] | None, texts: Sequence[str]) -> list[int]:
+    """The ids of labels that are called like one of some texts, by their whole name or one of its synonyms.
+
+    Args:
+        names: Name of each label id, synonyms with commas between them; None where there are none.
+        texts: What they may be called; case, underscores and hyphens make no difference.
+    """
+    wanted = {_normal(text) for text in texts}
+    called = [{_normal(name), *map(_normal, name.split(","))} for name in names or ()]
+    return [number for number, own in enumerate(called) if own & wanted]
+
+
 def _for_example(labels: Mapping[int, str]) -> str:
     return f" There are, for example, {_some(map(repr, labels.values()), 5)}."
 

@@ -153,18 +153,16 @@ class ImageReader:
             self.data, self.options.image_column, self.options.label_column, main_input(model.inner), self._known_names
         )
         self._drawn_before = isinstance(data, Drawn)
-        if isinstance(data, Drawn):
-            self.images = replace(images, drawn_of=data.of if data.of > len(self.data) else None)
-        else:
-            self.images = drawn(images, self.options.limit)
+        self.images = data.described(images) if isinstance(data, Drawn) else drawn(images, self.options.limit)
 
     @property
     def sampled(self) -> dict[str, int] | None:
         """How many samples were drawn, of how many and, where it was done here, by which seed; None where all are read."""
         if self.images.drawn_of is None:
             return None
-        found = {"drawn": len(self.images.source), "of": self.images.drawn_of}
-        return found if self._drawn_before else found | {"seed": SEED}
+        return {"drawn": len(self.images.source), "of": self.images.drawn_of} | (
+            {} if self._drawn_before else {"seed": SEED}
+        )
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -389,8 +387,7 @@ def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | Non
     inner = reader.model.inner
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        untrained = type(inner)(copy.deepcopy(inner.config)).eval()
-    untrained.to(input_device(inner))
+        untrained = type(inner)(copy.deepcopy(inner.config)).eval().to(input_device(inner))
     rows, answers = [torch.zeros(0, dtype=torch.long)], []
     with torch.no_grad():
         for inputs, numbers in reader.inputs_with_labels(labels):

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hf_kd.data.labels import ids_named
 from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
 from hf_kd.errors import InvalidValueError, did_you_mean
 from hf_kd.features.forward import FeatureStore
@@ -142,9 +143,12 @@ def erase_texts(
     if near:
         listed = ", ".join(f"{n.name} ({n.cosine:.2f}{'' if n.protected else ', not kept'})" for n in near[:SHOWN])
         logger.warning(
-            f"{len(near)} retained names lie close to what is forgotten: {listed}. Forget them too? Add them."
+            f"{len(near)} retained names lie close to what is forgotten: {listed}. Forget one of them too? Name it beside "
+            "the others: texts=[...] (--text on the command line)."
         )
-    seen = _seen(model, read, images, retain, options)
+    seen, told = _seen(model, read, images, retain, options)
+    for warning in told:
+        logger.warning(warning)
     between = time.perf_counter()
     rows = _embeddings(model, noise_pictures(), NO_BAR) if seen is None else torch.cat([seen.concept, seen.others])
     common = rows.mean(dim=0)
@@ -170,7 +174,7 @@ def erase_texts(
         versions=versions(),
         n_retain=None if seen is None else len(seen.others),
         needs="texts" if seen is None else "texts and images",
-        warnings=(f"{len(near)} retained names lie close to what was forgotten.",) if near else (),
+        warnings=((f"{len(near)} retained names lie close to what was forgotten.",) if near else ()) + tuple(told),
         withheld=tuple(model.config.leaking),
         n_texts=len(read.texts),
         texts_sha256=texts_digest(read.texts, secrets.token_hex(16)),
@@ -215,9 +219,15 @@ def _read(reader: TextReader, names: Sequence[str], templates: Sequence[str], mo
 
 
 def _embeddings(model: Any, images: Any, options: ReadOptions) -> Tensor:
+    return _labelled(ImageReader(model, images, options))[0]
+
+
+def _labelled(reader: ImageReader) -> tuple[Tensor, Tensor]:
+    """Unit embeddings [n, d] and labels of the data set [n]."""
     store = FeatureStore()
-    ImageReader(model, images, options).run(store)
-    return as_unit(store.collect(1)[0][0])
+    reader.run(store)
+    features, labels = store.collect(1)
+    return as_unit(features[0]), labels
 
 
 def noise_pictures(count: int = 40, side: int = 64) -> list[Image.Image]:
@@ -234,17 +244,40 @@ def noise_pictures(count: int = 40, side: int = 64) -> list[Image.Image]:
     return found
 
 
-def _seen(model: Any, read: ReadConcept, images: Any, retain: Any, options: ReadOptions) -> SeenImages | None:
-    """Embeddings of images of the concept and of other things; None without images."""
+def _seen(
+    model: Any, read: ReadConcept, images: Any, retain: Any, options: ReadOptions
+) -> tuple[SeenImages | None, list[str]]:
+    """Embeddings of images of the concept and of other things, None without images; and what is to be warned of.
+
+    All `images` are of the concept where others are given as `retain`, else those whose label is called like it, and where
+    no label is, those that the model itself takes for it.
+    """
     if images is None:
-        return None
-    rows = _embeddings(model, images, options)
+        return None, []
+    reader = ImageReader(model, images, options)
+    rows, labels = _labelled(reader)
     if retain is not None:
-        return SeenImages(rows, _embeddings(model, retain, options))
-    of_concept = read.classify(rows)
-    if not bool(of_concept.any()):
-        logger.warning(
-            f"Among all names the model takes none of the {len(rows)} images for the concept, so they say nothing of how it "
-            "looks. If they all show it, give images of other things as retain=...."
-        )
-    return SeenImages(rows[of_concept], rows[~of_concept])
+        return SeenImages(rows, _embeddings(model, retain, options)), []
+    called = ids_named(reader.label_names, read.texts) if reader.images.has_labels else []
+    of_concept = torch.isin(labels, torch.tensor(called)) if called else read.classify(rows)
+    seen = SeenImages(rows[of_concept], rows[~of_concept])
+    return seen, _told_apart(len(seen.concept), len(seen.others), bool(called))
+
+
+def _told_apart(concept: int, others: int, by_labels: bool) -> list[str]:
+    """What a user may not have meant by the images that were given."""
+    way = "images of other things as retain=... (--forget-labels on the command line)"
+    if not others:
+        return [
+            f"All {concept:,} images are of the concept, and without images of other things nothing says what sets them "
+            f"apart: the names alone decide. Give {way}."
+        ]
+    if by_labels:
+        none = f"None of the {others:,} images has a label that is called like a text, so they say nothing of how it looks."
+        return [] if concept else [none]
+    if concept < others:
+        return [
+            f"Among all names the model takes {concept:,} of {concept + others:,} images for the concept, and the others "
+            f"count as images of other things. If they all show it, give labels that are called like a text, or {way}."
+        ]
+    return []

@@ -78,8 +78,9 @@ class TextTower:
 
         Args:
             texts: Its names and synonyms: ["tabby cat", "tabby"].
-            images: Images as for `erase`, for what the concept's name does not have; labels are not read. Without `retain`
-                they may show anything: which show the concept is what the model itself answers among all names.
+            images: Images as for `erase`, for what the concept's name does not have. Without `retain` they may show
+                anything: of the concept are those whose label is called like one of `texts`, or, where no label is, those
+                that the model itself takes for it among all names.
             method: "oblique" unless given, "esc", or a `hf_kd.methods.concepts.ConceptMethod`.
             retain: Images of other things; `images` are then all of the concept.
             retain_texts: Names that stay; common objects unless given.
