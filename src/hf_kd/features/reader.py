@@ -160,9 +160,8 @@ class ImageReader:
         """How many samples were drawn, of how many and, where it was done here, by which seed; None where all are read."""
         if self.images.drawn_of is None:
             return None
-        return {"drawn": len(self.images.source), "of": self.images.drawn_of} | (
-            {} if self._drawn_before else {"seed": SEED}
-        )
+        found = {"drawn": len(self.images.source), "of": self.images.drawn_of}
+        return found | ({} if self._drawn_before else {"seed": SEED})
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -310,10 +309,9 @@ class ImageReader:
 
     def inputs_with_labels(self, labels: Sequence[int]) -> Iterable[tuple[dict[str, Tensor], Tensor]]:
         """Model inputs and row numbers of the samples of this process with one of the model's `labels`, batch by batch."""
-        wanted = torch.tensor(list(labels))
         for batch in self.batches():
             own = batch["labels"] if self.mapping is None else self.mapping(batch["labels"])
-            chosen = torch.isin(own, wanted)
+            chosen = torch.isin(own, torch.tensor(list(labels)))
             if chosen.any():
                 yield {name: value[chosen] for name, value in batch["inputs"].items()}, batch["rows"][chosen]
 
