@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from hf_kd.errors import InvalidValueError
@@ -22,7 +24,7 @@ def chosen_device(name: str | None) -> torch.device:
         refuse_missing_device(name)
     state = process_state()
     if state.num_processes > 1:
-        return state.device
+        return cast(torch.device, state.device)
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
