@@ -157,6 +157,33 @@ def test_unlabelled_images_are_told_apart_by_what_the_model_answers(clip):
     clip.erase(pictures(24), texts=["cat", "kitten"], **WORDS, progress=False)
     record = clip.erasures[0]
     assert record.n_forget + (record.n_retain or 0) == 24
+    assert record.measured[0]["images_sorted_by"] == "zero-shot answers"
+
+
+def labelled(labels: list[int]) -> Dataset:
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["Cats", "tabby_cat", "dog"])})
+    return Dataset.from_dict({"image": pictures(len(labels)), "label": labels}, features=features)
+
+
+def test_labels_decide_where_one_is_called_as_a_text_and_only_the_unlabelled_are_answered(clip, monkeypatch):
+    monkeypatch.setattr(ReadConcept, "classify", lambda self, rows: torch.zeros(len(rows), dtype=torch.bool))
+    clip.erase(labelled([1] * 5 + [2] * 4), texts=["tabby cat"], **WORDS, progress=False)
+    clip.erase(labelled([1, 1, -1, -1, -1, 2]), texts=["tabby cat"], **WORDS, progress=False)
+    assert [(r.n_forget, r.n_retain, r.measured[0]["images_sorted_by"]) for r in clip.erasures] == [
+        (5, 4, "labels"),
+        (2, 4, "labels and zero-shot answers"),
+    ]
+
+
+def test_answers_that_keep_more_images_than_they_forget_are_warned_of(clip, monkeypatch, caplog):
+    monkeypatch.setattr(ReadConcept, "classify", lambda self, rows: torch.arange(len(rows)) < 2)
+    clip.erase(labelled([0] * 9), texts=["kitten"], **WORDS, progress=False)
+    assert "2 of 9" in caplog.text
+    assert "retain=" in caplog.text
+    assert any("2 of 9" in text for text in clip.erasures[0].warnings)
+    caplog.clear()
+    clip.reset().erase(pictures(9), texts=["kitten"], retain=pictures(3), **WORDS, progress=False)
+    assert "zero-shot" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ def forgotten_labels(model: TappedModel, given: Any, names: Any) -> list[int]:
         raise InvalidValueError(
             "Nothing was erased from this model, so forget_labels has to say which classes to look for."
         )
+    if any(record.n_texts for record in records):
+        raise InvalidValueError(
+            "A request by name records no classes, since it reads none. Say which label of the data is the concept, and "
+            "what to ask for it by: forget_labels=['LABEL'] and options=AuditOptions(texts=['TEXT'])."
+        )
     if any(record.classes is None for record in records):
         raise InvalidValueError(
             "An erasure record does not name its classes (the forget set had no labels that the model knows). "

@@ -16,6 +16,7 @@ import inspect
 import logging
 import re
 import shlex
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import fields
@@ -137,15 +138,22 @@ def logs_in_options(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[Non
             LOGGED.add(record.msg)
         return True
 
+    def wrap(record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] == "hf_kd":
+            record.msg = textwrap.fill(record.msg, errors.width, break_long_words=False, break_on_hyphens=False)
+        return True
+
     LOGGED.clear()
     handlers = [*logging.getLogger("hf_kd").handlers, *logging.getLogger().handlers, logging.lastResort]
     for handler in handlers:
         handler.addFilter(translate)
+    logging.lastResort.addFilter(wrap)  # behind the translation; the only handler that writes on the terminal for us
     try:
         yield
     finally:
         for handler in handlers:
             handler.removeFilter(translate)
+        logging.lastResort.removeFilter(wrap)
 
 
 def _flags_of(context: typer.Context) -> dict[str, tuple[str, str | None]]:

@@ -53,12 +53,11 @@ def accuracy_verdict(
 
 
 def record_names(record: Mapping[str, Any], names: Mapping[int, str]) -> list[str]:
-    """Names of the classes of a record: the model's, or else the data set's."""
+    """Names of the classes of a record: the model's, or else the data set's; of a request by name its texts, if known."""
     from hf_kd.audit.verdict import short_name
 
-    return [short_name(names, label) for label in record.get("classes") or ()] or list(
-        record.get("dataset_classes") or ()
-    )
+    classes = [short_name(names, label) for label in record.get("classes") or ()]
+    return classes or list(record.get("dataset_classes") or record.get("texts") or ())
 
 
 def audit_command(
@@ -78,8 +77,13 @@ def audit_command(
 def show_verdict(console: Console, text: str, warnings: Sequence[str] = ()) -> None:
     """The verdict, and beside it the warnings of the records that were not logged on the way to it."""
     console.print(Text(one_line(text), style="bold"))
-    for warning in (text for text in map(in_words, warnings) if text not in LOGGED):
+    for warning in (text for text in map(in_words, warnings) if not _said(text)):
         console.print(Text(one_line(f"Warning: {warning}"), style="yellow"))
+
+
+def _said(warning: str) -> bool:
+    """Whether it was logged, as it is or with names that no record has."""
+    return any(text.startswith(warning.removesuffix(".")) for text in LOGGED)
 
 
 def report_verdict(folder: str | Path) -> str:

@@ -147,7 +147,9 @@ def request_line(request: Request, folded: bool = False) -> str:
     parts = [f"- {classes_of([request])}: {request.amount}, method {code(request.method)}"]
     parts.append(f"({escape_markdown(settings, 200)})" if settings else "")
     if request.retained is not None:
-        parts.append(f"with {request.retained:,} images of other classes")
+        parts.append(f"with {request.retained:,} images of other {'things' if request.texts else 'classes'}")
+        if by := (request.measured or ({},))[0].get("images_sorted_by"):
+            parts.append("as they were given" if by == "given apart" else f"as told by {escape_markdown(by)}")
     told = " ".join(part for part in parts if part)
     if request.source is not None:
         ended = f" It stopped early: {escape_markdown(request.stopped, 200)}." if request.stopped else ""
