@@ -69,6 +69,44 @@ def test_labels_to_forget_say_which_images_show_the_concept(folder):
     assert (record["n_forget"], record["n_retain"]) == (cats, len(images) - cats)
 
 
+def test_words_are_said_to_who_typed_them_and_to_nobody_else(folder):
+    words = (folder / "clip", "--text", "cat", *stay(), "--output", folder / "typed", "--overwrite")
+    shown = hf_kd("erase", *words).stdout
+    assert shown.startswith("cat: not measured")
+    assert "cat" not in json.dumps(json.loads(hf_kd("erase", *words, "--json").stdout)["erasure"])
+    said = " ".join(hf_kd("audit", folder / "typed", "--dataset", folder / "data", code=1).stderr.split())
+    assert "--forget-labels LABEL" in said
+    assert "--texts TEXT" in said
+
+
+def test_verify_says_of_a_request_by_name_what_it_can_do(folder):
+    hf_kd("erase", folder / "clip", "--text", "cat", *stay(), "--output", folder / "checked")
+    assert "--texts TEXT" in " ".join(hf_kd("verify", folder / "checked").stdout.split())
+    done = hf_kd("verify", folder / "checked", "--dataset", folder / "data", code=3)
+    assert "--texts TEXT" in " ".join(done.stdout.split())
+    card = " ".join((folder / "checked" / "README.md").read_text().split())
+    assert "about the forgotten concept:** it is fitted on its names" in card
+    assert "carries the erasure out again" not in card
+
+
+def test_a_folded_model_of_two_towers_says_that_its_embeddings_are_erased(folder):
+    hf_kd("erase", folder / "clip", "--text", "cat", *stay(), "--output", folder / "folded", "--fold")
+    shown = " ".join(hf_kd("inspect", folder / "folded").stdout.split())
+    card = " ".join((folder / "folded" / "README.md").read_text().split())
+    for text in (shown, card):
+        assert "folded into both projections" in text
+        assert "embeddings are erased" in text
+        assert "features are not" not in text
+
+
+def test_close_names_are_one_message_that_names_them_and_the_option(folder, caplog):
+    done = hf_kd("erase", folder / "clip", "--text", "cat", "--retain-text", "tabby cat", *stay(), "--output",
+                 folder / "near")  # fmt: skip
+    assert "--text NAME" in caplog.text
+    assert "tabby cat" in caplog.text
+    assert "lie close" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

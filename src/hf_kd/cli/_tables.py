@@ -134,6 +134,8 @@ def show_record(
     if record.get("n_retain") is not None:
         others = "images of other things" if record.get("n_texts") else "images of other labels"
         table.add_row(others, f"{record['n_retain']:,}")
+    if by := (record["measured"] or [{}])[0].get("images_sorted_by"):
+        table.add_row("which images show it", "as they were given" if by == "given apart" else f"by {by}")
     if record.get("masked") is not None:
         label = record["erased_label"]
         how = "dropped from labels and logits" if label is None else f"never answered, called {one_line(label)}"

@@ -252,8 +252,9 @@ def _erase_by_name(
         return
     if shared.as_json:
         print(json.dumps(result))
-    else:
-        show_erasure(console, result)
+        return
+    known = result["erasure"] | {"texts": list(named.texts)}  # to who typed them; they go into no file
+    show_erasure(console, result | {"erasure": known, "verdict": accuracy_verdict(None, known, {}).text})
 
 
 def _refuse_at_odds(

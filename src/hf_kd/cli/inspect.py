@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_kd.data.text import one_line, terminal
+from hf_kd.hub.wording import FOLDED, folded_into
 
 from . import _inputs
 from ._app import command, console
@@ -67,9 +68,9 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
     table.add_row("erasures", str(len(facts["erasures"])))
     console.print(table)
     if facts["folded"]:
-        console.print(
-            f"{len(facts['folded'])} erasure(s) are folded into the head: logits are erased, features are not."
-        )
+        by_name = any(record.get("n_texts") for record in facts["folded"])
+        where, what = FOLDED[folded_into(all(place["heads"] for place in facts["taps"]), by_name)]
+        console.print(f"{len(facts['folded'])} erasure(s) are folded into {where}: {what}.")
     for change in facts["changes"]:
         classes = ", ".join(names.get(label, str(label)) for label in change["classes"])
         console.print(

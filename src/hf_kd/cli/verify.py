@@ -21,6 +21,10 @@ from ._verdict import report_verdict, show_verdict
 
 SHOWN = {True: "ok", False: "[bold red]DIFFERS[/]", None: "[bold yellow]?[/]"}
 """How a check is marked."""
+NAMED = (
+    " A request by name is not carried out again: no file holds its words; --texts TEXT says whether some are those."
+)
+"""Said of such a request."""
 
 
 @command("eraser", *READING, "processor", "batch_size", "mixed_precision", "revision", "as_json")
@@ -74,6 +78,7 @@ def verify(
             table.add_row("-" if one.skipped else SHOWN[one.ok], Text(one.what), Text(one.found, style="dim"))
         again = " The erasure was not carried out again: give its images with --dataset."
         again = " What changed the weights was not carried out again." if not result.repeatable else again
+        again = NAMED if result.by_name else again
         again = "" if result.repeated else again
         told = "[bold]Everything matches the receipt.[/]"
         if result.undecided:

@@ -20,7 +20,7 @@ from hf_kd.data.text import code, code_block, escape_markdown
 
 from .card_results import OUR_SPLITS, eval_results, results_notes, results_table, verdict_text
 from .text import is_repo_id
-from .wording import HEADLINES, Request, classes_of, cover_limits, methods_text, request_line
+from .wording import FOLDED, HEADLINES, Request, classes_of, cover_limits, folded_into, methods_text, request_line
 
 TEMPLATE = "model_card_template.md"
 BEGIN, END = "<!-- hf-kd: begin -->", "<!-- hf-kd: end -->"
@@ -173,11 +173,12 @@ def _texts(values: CardValues) -> dict[str, Any]:
         "method": _method(values),
         "usage": _usage(values),
         "reproduce": _reproduce(values),
+        "fitted_on": _fitted_on(values),
         "without_eraser": not values.erased,
         "cover": cover_limits(values.requests),
         "removal": (
-            "**The eraser is folded into both projections.** Below them nothing is erased, for whoever reads there."
-            if values.folded and _by_name(values)
+            f"**The eraser is folded into {_folded(values)[0]}.** Below, nothing is erased, for whoever reads there."
+            if values.folded and not _folds_into_head(values)
             else "**The eraser is folded into the head.** Logits are erased; the features are NOT: whoever reads them, or "
             "trains another head, has what the original knew."
             if values.folded
@@ -191,6 +192,13 @@ def _texts(values: CardValues) -> dict[str, Any]:
             else "**Whoever holds the weights can take the eraser away** and has the original model again."
         ),
     }
+
+
+def _fitted_on(values: CardValues) -> str | None:
+    """What the eraser gives away, where no image was used."""
+    if not _by_name(values) or any(request.images for request in values.requests):
+        return None
+    return "**The eraser itself tells something about the forgotten concept:** it is fitted on its names."
 
 
 SINCE_NOTES = {
@@ -239,8 +247,8 @@ def _summary(values: CardValues) -> str:
         where = "folded into its head" if values.folded else "where its pooled features pass"
         return f"{what}, from {images:,} images: its weights were changed ({methods}), then an eraser was put {where}."
     how = (
-        "The erasure is folded into both projections: a stock checkpoint whose embeddings are erased; below them nothing is."
-        if values.folded and _by_name(values)
+        f"The erasure is folded into {_folded(values)[0]}: a stock checkpoint; {_folded(values)[1]}."
+        if values.folded and not _folds_into_head(values)
         else "The erasure is folded into its head: a stock checkpoint whose logits are erased and whose features are not."
         if values.folded
         else "An eraser stands where its pooled features pass; the weights of the base model are unchanged."
@@ -272,11 +280,13 @@ def _by_name(values: CardValues) -> bool:
     return any(request.texts for request in values.requests)
 
 
-FOLDED = {
-    False: "Its logits are erased, its **features are not**.",
-    True: "Its embeddings are erased, what lies **below the projections is not**.",
-}
-"""Of a stock checkpoint with the eraser in its weights, by whether it was erased by name."""
+def _folded(values: CardValues) -> tuple[str, str]:
+    """Where the eraser was folded in, and what is erased then."""
+    return FOLDED[folded_into(values.classifies, _by_name(values))]
+
+
+def _folds_into_head(values: CardValues) -> bool:
+    return folded_into(values.classifies, _by_name(values)) == "head"
 
 
 def _usage(values: CardValues) -> str:
@@ -289,7 +299,7 @@ def _usage(values: CardValues) -> str:
         return _usage_of_eraser(values, repo)
     if values.folded:
         return (
-            f"A stock checkpoint: it loads without hf_kd. {FOLDED[_by_name(values)]}\n\n"
+            f"A stock checkpoint: it loads without hf_kd. Its {_folded(values)[1]}.\n\n"
             f"```python\nfrom transformers import pipeline\n\n{pipe}\n```"
         )
     return (
@@ -320,7 +330,10 @@ def _reproduce(values: CardValues) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in values.versions.items())
     repo = values.repo_id if is_repo_id(values.repo_id) else "FOLDER"
     again = (
-        "checks them, and carries the erasure out again when given the images."
+        "checks them, and with `--texts TEXT` whether words are those that were forgotten. It does not carry a request by "
+        "name out again: no file holds its texts and retained names."
+        if _by_name(values)
+        else "checks them, and carries the erasure out again when given the images."
         if values.erased
         else "checks them. It does not train again: the command above does, with the images of all labels."
     )

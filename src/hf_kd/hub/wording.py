@@ -71,6 +71,24 @@ HEADLINES = {
 }
 """By what a downloader holds."""
 
+FOLDED = {
+    "head": ("its head", "logits are erased, features are not"),
+    "projection": ("the projection of its image tower", "embeddings of images are erased, what lies below is not"),
+    "projections": ("both projections", "embeddings are erased, what lies below the projections is not"),
+}
+"""Where an eraser was folded in, and what is erased then; by `folded_into`."""
+
+
+def folded_into(head: bool, by_name: bool) -> str:
+    """The key of `FOLDED`.
+
+    Args:
+        head: Whether the model has a classification head behind its tap.
+        by_name: Whether a request by name was folded in, which stands on both towers.
+    """
+    return "projections" if by_name else "head" if head else "projection"
+
+
 RENORM = "Every feature then gets its length back, because a short one alone would give a forgotten image away."
 
 

@@ -34,7 +34,8 @@ MOST_PROMPTS = 4096
 """Prompts of retained names that are read; with more names each gets fewer templates, in turn."""
 CLOSE, SAME = 0.5, 0.7
 """Cosine from which a retained name is told to be close, and from which it is not protected."""
-SHOWN = 12
+SHOWN = 5
+"""Close names that a warning lists."""
 NO_BAR = ReadOptions(progress=False)
 
 
@@ -140,13 +141,8 @@ def erase_texts(
             f"{read.concept.embeddings.shape[1]}: this model has no joint space with one vector an image."
         )
     near = read.near()
-    if near:
-        listed = ", ".join(f"{n.name} ({n.cosine:.2f}{'' if n.protected else ', not kept'})" for n in near[:SHOWN])
-        logger.warning(
-            f"{len(near)} retained names lie close to what is forgotten: {listed}. Forget one of them too? Name it beside "
-            "the others: texts=[...] (--text on the command line)."
-        )
-    seen, told = _seen(model, read, images, retain, options)
+    close = _near_warnings(near)
+    seen, by, told = _seen(model, read, images, retain, options)
     for warning in told:
         logger.warning(warning)
     between = time.perf_counter()
@@ -164,7 +160,7 @@ def erase_texts(
         taps=tuple(map(str, model.taps)),
         n_forget=count,
         classes=None,
-        measured=(maps.measured | {"n_retain_texts": len(read.retained), "n_near": len(near)},),
+        measured=(maps.measured | {"n_retain_texts": len(read.retained), "n_near": len(near)} | by,),
         rank_removed=(maps.images.rank_removed,),
         condition_number=(None if condition == float("inf") else condition,),
         sha256=(fingerprint(maps.images),),
@@ -174,7 +170,7 @@ def erase_texts(
         versions=versions(),
         n_retain=None if seen is None else len(seen.others),
         needs="texts" if seen is None else "texts and images",
-        warnings=((f"{len(near)} retained names lie close to what was forgotten.",) if near else ()) + tuple(told),
+        warnings=(*close, *told),
         withheld=tuple(model.config.leaking),
         n_texts=len(read.texts),
         texts_sha256=texts_digest(read.texts, secrets.token_hex(16)),
@@ -222,6 +218,17 @@ def _embeddings(model: Any, images: Any, options: ReadOptions) -> Tensor:
     return _labelled(ImageReader(model, images, options))[0]
 
 
+def _near_warnings(near: Sequence[Near]) -> list[str]:
+    """What the record says of close names: how many. The log says which, as no record may."""
+    if not near:
+        return []
+    told = f"{len(near)} retained names lie close to what was forgotten"
+    listed = ", ".join(f"{n.name} ({n.cosine:.2f}{'' if n.protected else ', not kept'})" for n in near[:SHOWN])
+    more = f" and {len(near) - SHOWN} more" if len(near) > SHOWN else ""
+    logger.warning(f"{told}: {listed}{more}. Forget one of them too? Name it beside the others: texts=['NAME'].")
+    return [f"{told}."]
+
+
 def _labelled(reader: ImageReader) -> tuple[Tensor, Tensor]:
     """Unit embeddings [n, d] and labels of the data set [n]."""
     store = FeatureStore()
@@ -246,38 +253,45 @@ def noise_pictures(count: int = 40, side: int = 64) -> list[Image.Image]:
 
 def _seen(
     model: Any, read: ReadConcept, images: Any, retain: Any, options: ReadOptions
-) -> tuple[SeenImages | None, list[str]]:
-    """Embeddings of images of the concept and of other things, None without images; and what is to be warned of.
+) -> tuple[SeenImages | None, dict[str, str], list[str]]:
+    """Embeddings of images of the concept and of other things, None without images; what told them apart; warnings.
 
-    All `images` are of the concept where others are given as `retain`, else those whose label is called like it, and where
-    no label is, those that the model itself takes for it.
+    All `images` are of the concept where others are given as `retain`, else those whose label is called like it; of what
+    has no label, or where none is called so, those that the model itself takes for it.
     """
     if images is None:
-        return None, []
+        return None, {}, []
     reader = ImageReader(model, images, options)
     rows, labels = _labelled(reader)
     if retain is not None:
-        return SeenImages(rows, _embeddings(model, retain, options)), []
+        return SeenImages(rows, _embeddings(model, retain, options)), {"images_sorted_by": "given apart"}, []
     called = ids_named(reader.label_names, read.texts) if reader.images.has_labels else []
-    of_concept = torch.isin(labels, torch.tensor(called)) if called else read.classify(rows)
+    labelled = (labels >= 0) if called else torch.zeros(len(rows), dtype=torch.bool)
+    of_concept = torch.isin(labels, torch.tensor(called)) & labelled
+    if not bool(labelled.all()):
+        of_concept |= ~labelled & read.classify(rows)
     seen = SeenImages(rows[of_concept], rows[~of_concept])
-    return seen, _told_apart(len(seen.concept), len(seen.others), bool(called))
+    answered = None if bool(labelled.all()) else of_concept[~labelled]
+    told = _told_apart(len(seen.concept), len(seen.others), answered)
+    by = ["labels"] * bool(labelled.any()) + ["zero-shot answers"] * (not bool(labelled.all()))
+    return seen, {"images_sorted_by": " and ".join(by)}, told
 
 
-def _told_apart(concept: int, others: int, by_labels: bool) -> list[str]:
-    """What a user may not have meant by the images that were given."""
+def _told_apart(concept: int, others: int, answered: Tensor | None) -> list[str]:
+    """What a user may not have meant by the images; `answered`: which of those without a label the model took for it."""
     way = "images of other things as retain=... (--forget-labels on the command line)"
     if not others:
         return [
             f"All {concept:,} images are of the concept, and without images of other things nothing says what sets them "
             f"apart: the names alone decide. Give {way}."
         ]
-    if by_labels:
+    if answered is None:
         none = f"None of the {others:,} images has a label that is called like a text, so they say nothing of how it looks."
         return [] if concept else [none]
-    if concept < others:
+    taken = int(answered.sum())
+    if 2 * taken < len(answered):
         return [
-            f"Among all names the model takes {concept:,} of {concept + others:,} images for the concept, and the others "
+            f"Among all names the model takes {taken:,} of {len(answered):,} images for the concept, and the others "
             f"count as images of other things. If they all show it, give labels that are called like a text, or {way}."
         ]
     return []

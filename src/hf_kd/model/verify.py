@@ -60,6 +60,8 @@ class Verification:
     """Whether the erasure was carried out again."""
     repeatable: bool = True
     """Whether there is an eraser that the forget set alone fits again; not where only weights were changed."""
+    by_name: bool = False
+    """Whether a request by name is among the records, which images alone do not carry out again."""
 
     @property
     def ok(self) -> bool:
@@ -141,7 +143,8 @@ def verify(
         checks += _again(folder, content, loaded, original, processor, forget, retain, reading)
     elif forget is not None:
         checks.append(Check(AGAIN, None, "not tried: it is another model than the receipt says"))
-    return Verification(str(source), tuple(checks), forget is not None, bool(content["erasures"]))
+    by_name = any(record.get("n_texts") for record in content["erasures"])
+    return Verification(str(source), tuple(checks), forget is not None, bool(content["erasures"]), by_name)
 
 
 def _folder(source: str | Path, revision: str | None, token: str | None) -> Path:
@@ -287,7 +290,8 @@ def _again(
             "labels, does that again. Verify without the data set."
         )
     if any(record.n_texts for record in records):
-        found = "not tried: a request by name also needs its texts and retained names; erase the base model by them"
+        found = "not tried: no receipt holds the texts and retained names of a request by name; texts=['TEXT'] says whether "
+        found += "words are those of one"
         return [Check(AGAIN, None, found)]
     sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
     if len(sets) != len(records):
