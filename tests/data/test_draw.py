@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_kd import ReadOptions
-from hf_kd.data.draw import drawn, stratified_rows
+from hf_kd.data.draw import Drawn, drawn, stratified_rows
 from hf_kd.data.image_source import inspect_images
 from hf_kd.errors import InvalidValueError
 from tests.helpers.small import make_dataset
@@ -50,3 +50,9 @@ def test_lists_and_data_sets_are_drawn_from_and_streams_are_not():
 def test_a_limit_is_a_number_of_images(limit):
     with pytest.raises(InvalidValueError, match="limit_test="):
         ReadOptions(limit_test=limit)
+
+
+def test_what_was_drawn_beforehand_is_read_as_a_whole_and_says_of_how_many():
+    few = [(np.zeros((4, 4, 3), np.uint8), label) for label in (0, 1)]
+    assert Drawn(few, 6).described(inspect_images(few)).drawn_of == 6
+    assert Drawn(few, 2).described(inspect_images(few)).drawn_of is None
