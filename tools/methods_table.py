@@ -18,8 +18,9 @@ from typing import Any, get_type_hints, is_typeddict
 
 from hf_kd.methods import erasers, unlearning
 from hf_kd.methods.attribute_texts import attribute_texts
+from hf_kd.methods.concepts import ConceptMethod
 from hf_kd.methods.erasers.base import Eraser, Method
-from hf_kd.methods.registry import MethodInfo
+from hf_kd.methods.registry import MethodInfo, about_of, options_of
 from hf_kd.methods.unlearning.base import UnlearningMethod
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,13 +44,21 @@ def described() -> tuple[dict[str, MethodInfo], dict[str, type], dict[str, type]
     return {name: MethodInfo.of(cls) for name, cls in methods.items()}, methods, dict(classes(erasers, Eraser, "kind"))
 
 
+def by_name() -> MethodInfo:
+    """Of the method that forgets by name; its `name` is what `method=` says, and no setting."""
+    cls = ConceptMethod
+    options = tuple(option for option in options_of(cls) if option.name != "name")
+    return MethodInfo(cls.name, "by name", cls.needs, cls.source, about_of(cls), cls.when, options)
+
+
 def registry_text() -> str:
     """The content of methods.json."""
     infos, methods, kinds = described()
     stored = {}
-    for name, info in infos.items():
+    named = by_name()
+    for name, info in (infos | {named.name: named}).items():
         stored[name] = {
-            "class": path(methods[name]),
+            "class": path(methods.get(name, ConceptMethod)),
             "kind": info.kind,
             "needs": info.needs,
             "source": info.source,
@@ -57,7 +66,8 @@ def registry_text() -> str:
             "when": info.when,
             "options": {option.name: [option.type, option.default, option.about] for option in info.options},
         }
-    content = {"methods": stored, "erasers": {kind: path(cls) for kind, cls in sorted(kinds.items())}}
+    own = {named.name: stored.pop(named.name)}
+    content = {"methods": stored, "by_name": own, "erasers": {kind: path(cls) for kind, cls in sorted(kinds.items())}}
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -88,9 +98,15 @@ def docs_text() -> str:
     ]
     for kind, title, intro in (
         ("eraser", "Methods that fit an eraser", "`ErasedModel.erase`, `hf-kd erase`: weights stay as they are."),
+        (
+            "by name",
+            "Methods that forget by name",
+            "`ErasedModel.erase(texts=[...])`, `hf-kd erase --text`: two-tower models. "
+            "With `esc` the same without `ridge` and `push`: an orthogonal projection.",
+        ),
         ("weights", "Methods that change weights", "`hf_kd.unlearn`, `hf-kd unlearn`: the result is a stock model."),
     ):
-        chosen = [info for info in infos.values() if info.kind == kind]
+        chosen = [info for info in (*infos.values(), by_name()) if info.kind == kind]
         parts += [f"## {title}\n", f"{intro}\n", "| method | needs | when | source |", "|---|---|---|---|"]
         parts += [
             f"| [`{i.name}`](#{i.name.replace('+', '')}) | {i.needs} | {cell(i.when)} | {cell(i.source)} |"
@@ -104,6 +120,8 @@ def docs_text() -> str:
                 "|---|---|---|---|",
             ]
             parts += [f"| `{o.name}` | `{cell(o.type)}` | `{o.default!r}` | {cell(o.about)} |" for o in info.options]
+            if kind == "by name":
+                continue
             parts += ["\n| measured | type | what it is |", "|---|---|---|"]
             parts += [f"| `{key}` | `{hint}` | {cell(text)} |" for key, hint, text in measured(methods[info.name])]
         parts.append("")

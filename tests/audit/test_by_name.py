@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
@@ -110,6 +112,15 @@ def test_the_name_claims_no_more_than_its_numbers(numbers, said):
     assert verdict(told(**numbers)).sentences[0].endswith(said)
 
 
+def test_the_other_classes_are_told_by_the_measure_of_the_forgotten_one():
+    searched = Section(
+        "identities", "", (Score("rank1_retained", 40.0, "higher", "closed set, cosine", original=50.0),)
+    )
+    text = verdict(told(sections=(searched,))).text
+    assert "The other classes: 70 % right by their names" in text
+    assert "found, before" not in text
+
+
 def test_images_that_are_found_no_more_than_by_guessing_are_not_still_found():
     assert verdict(told(images=(8.0, 30.0))).sentences[1] == "Images of it are found by images: 8 % (before 30 %)."
 
@@ -118,6 +129,9 @@ def test_a_gallery_search_that_was_asked_for_stands_for_the_images():
     searched = Section("identities", "", (Score("rank1", 40.0, "lower", "closed set, cosine", original=50.0),))
     second = verdict(told(sections=(searched,))).sentences[1]
     assert second == "Images of it are still found by images: 40 % (before 50 %)."
+    centred = Score("rank1", 54.0, "lower", "closed set, centred", original=51.0)
+    second = verdict(told(sections=(replace(searched, scores=(*searched.scores, centred)),))).sentences[1]
+    assert second.endswith(": 54 % by the centred cosine (before 51 %), by the plain cosine 40 %.")
 
 
 def test_ten_lines_and_the_terminal_have_it_too():

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from hf_kd import available_methods, unlearning_methods
+from hf_kd.errors import InvalidValueError
 from hf_kd.methods.registry import make_method, make_unlearning_method, method_infos
 from hf_kd.methods.unlearning.base import COUNTS
 from tests.cli.runner import hf_kd
@@ -14,7 +15,7 @@ from tests.cli.runner import hf_kd
 
 def test_methods_lists_every_one_with_its_needs_and_source():
     rows = {row["method"]: row for row in json.loads(hf_kd("methods", "--json").stdout)}
-    assert set(rows) == {*available_methods(), *unlearning_methods()}
+    assert set(rows) == {*available_methods(), *unlearning_methods(), "oblique"}
     for name, method in unlearning_methods().items():
         assert (rows[name]["acts on"], rows[name]["needs"]) == ("weights", method.needs)
         assert rows[name]["source"] == method.source
@@ -22,6 +23,14 @@ def test_methods_lists_every_one_with_its_needs_and_source():
     assert all(row["about"] for row in rows.values())
     shown = hf_kd("methods").stdout
     assert all(name in shown for name in rows)
+
+
+def test_the_method_by_name_is_shown_with_its_settings_and_refused_for_images_alone():
+    text = hf_kd("methods", "oblique").stdout
+    assert "hf-kd erase --text TEXT --method oblique" in text
+    assert all(f"{name} = " in text for name in ("variance", "k", "ridge", "push"))
+    with pytest.raises(InvalidValueError, match="forgets by name"):
+        make_method("oblique")
 
 
 def test_one_method_with_its_hyper_parameters():

@@ -195,10 +195,10 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows] | tuple[str, R
 def _screen_by_name(report: ReportData) -> Rows:
     """Of a concept that was asked for by its name: what its name finds with either text tower, and what images do."""
     wanted = {
-        ("", BY_NAME): "recall of its name",
+        ("", BY_NAME): "recall of its name, all templates",
         ("", "recall, worst wording"): "recall, worst wording",
-        ("original texts", "recall, worst wording"): "the same, original's texts",
-        ("", "accuracy of the others"): "accuracy of the others",
+        ("original texts", "recall, worst wording"): "worst wording, original's texts",
+        ("", "accuracy of the others"): "accuracy of the others, by name",
         ("", "image to image R@1"): "image to image R@1",
         ("linear probe", "recall"): "linear probe: recall",
     }

@@ -25,6 +25,9 @@ NAMED = 3
 BY_NAME = "recall, all templates"
 """The score of zero-shot labelling: images of the concept whose nearest text, of all classes' names, is its own."""
 
+BY_NAMES = "accuracy of the others"
+"""The same of images of the other classes."""
+
 NOT_AUDITED = (
     "Not audited: no report of an audit lies beside this model, so assume that its features still reveal what it was made "
     "to forget."
@@ -68,12 +71,13 @@ def verdict(report: ReportData) -> Verdict:
     head = share(report, "head", "D_ft", compared)
     attack = share(report, "worst_case", "recall", compared)
     rest = share(report, "head", "D_rt", compared)
-    found_rest = share(report, "identities", "rank1_retained", compared) if rest is None else None
-    price = rest.price() if rest is not None else found_rest.price("found") if found_rest is not None else ""
+    asked, named_rest = (share(report, "concepts", name, compared) for name in (BY_NAME, BY_NAMES))
+    found_rest = share(report, "identities", "rank1_retained", compared)
+    rests = [(rest, "right"), (named_rest, "right by their names"), (found_rest, "found")]
+    price = next((own.price(what) for own, what in rests if own is not None), "")
     found = [_head_sentence(report, head), _attack_sentence(report, attack), _labels_sentence(report, compared)]
     name = subject(report)
     told = [sentence for sentence in found if sentence]
-    asked = share(report, "concepts", BY_NAME, compared)
     if asked is not None:
         told = [f"{name} by its name: {_name_words(report, asked)}.", *told]
     else:
@@ -190,10 +194,11 @@ def _gallery_sentence(report: ReportData) -> str:
     if name is not None:
         still = "still " if (best.value or 0.0) > 2 * (name.chance or 0.0) else ""
         told = f"Images of it are {still}found by images: {best.value:.0f} %"
-    told += f" (before {max(before):.0f} %)" if before and compares(report) else ""
     plain = next((score for score in found if score.group.endswith(", cosine")), best)
-    if round(best.value or 0.0) != round(plain.value or 0.0):
-        told += f", by the plain cosine {plain.value:.0f} %"
+    differ = round(best.value or 0.0) != round(plain.value or 0.0)
+    told += f" by the {best.group.rpartition(', ')[2]} cosine" if differ else ""
+    told += f" (before {max(before):.0f} %)" if before and compares(report) else ""
+    told += f", by the plain cosine {plain.value:.0f} %" if differ else ""
     return f"{told}."
 
 
@@ -327,7 +332,7 @@ def _score(report: ReportData, key: str, name: str, group: str | None = None) ->
 
 def share(report: ReportData, key: str, name: str, compared: bool) -> Share | None:
     """A score of a report as a share of its test images; None where there is none."""
-    score, part = _score(report, key, name), "D_rt" if name in ("D_rt", "rank1_retained") else "D_ft"
+    score, part = _score(report, key, name), "D_rt" if name in ("D_rt", "rank1_retained", BY_NAMES) else "D_ft"
     samples = report.samples.get(part, 0)
     return None if score is None or not samples else Share.of(score, samples, compared)
 

@@ -9,12 +9,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hf_kd.methods.registry import MethodInfo, method_info, method_infos
+from hf_kd.methods.registry import MethodInfo, by_name_infos, method_info, method_infos
 
 from ._app import command, console
 from ._options import Shared
 
-ACTS_ON = {"eraser": "features", "weights": "weights"}
+ACTS_ON = {"eraser": "features", "weights": "weights", "by name": "features, by name"}
 
 
 @command("as_json")
@@ -28,9 +28,10 @@ def methods(
     **Example:** `hf-kd methods scrub`
     """
     if name is not None:
-        _show(method_info(name), shared.as_json)
+        named = {info.name: info for info in by_name_infos()}
+        _show(named.get(name) or method_info(name), shared.as_json)
         return
-    infos = method_infos()
+    infos = [*method_infos(), *by_name_infos()]
     if shared.as_json:
         console.print_json(data=[_facts(info) for info in infos])
         return
@@ -56,13 +57,19 @@ def _show(info: MethodInfo, as_json: bool) -> None:
         settings = {option.name: option.default for option in info.options}
         console.print_json(data=_facts(info) | {"settings": settings}, default=str)
         return
-    command = "erase" if info.kind == "eraser" else "unlearn"
-    console.print(f"[bold]{info.name}[/]: hf-kd {command} --method {info.name}\n", highlight=False)
+    command = "unlearn" if info.kind == "weights" else "erase"
+    text = " --text TEXT" if info.kind == "by name" else ""
+    console.print(f"[bold]{info.name}[/]: hf-kd {command}{text} --method {info.name}\n", highlight=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     for what, text in (("what", info.about), ("when", info.when), ("needs", info.needs), ("from", info.source)):
         table.add_row(what, text)
     console.print(table)
-    console.print("\nIts settings, each an option of that command or --option NAME=VALUE:", highlight=False)
+    console.print(
+        "\nIts settings, each an option of that command or --option NAME=VALUE:"
+        if info.kind != "by name"
+        else "\nIts settings, each as --option NAME=VALUE:",
+        highlight=False,
+    )
     for option in info.options:
         shown = f"{option.default:.4g}" if isinstance(option.default, float) else option.default
         console.print(f"  {option.name} = {shown}", markup=False, highlight=False)

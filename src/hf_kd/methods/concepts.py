@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ METHODS = ("oblique", "esc")
 
 @dataclass(frozen=True)
 class ConceptMethod:
-    """How a concept is taken out of the joint space.
+    """Take a concept out of the joint space of a two-tower model by its names, with or without images of it.
 
     Attributes:
         name: "oblique", or "esc": the orthogonal projection on the complement of U, on both towers alike.
@@ -50,6 +50,10 @@ class ConceptMethod:
     k: int | None = None
     ridge: float = 0.1
     push: float = 1.0
+
+    needs: ClassVar[str] = "texts"
+    source: ClassVar[str] = "ours"
+    when: ClassVar[str] = "A concept of CLIP, SigLIP and the like is to be forgotten by its name."
 
     def __post_init__(self) -> None:
         if self.name not in METHODS:

@@ -61,8 +61,8 @@ class MethodInfo:
 
     Attributes:
         name: Name under which it is registered.
-        kind: "eraser" (fits an eraser, weights stay) or "weights" (changes weights).
-        needs: What it reads, one of `NEEDS`.
+        kind: "eraser" (fits an eraser, weights stay), "weights" (changes weights) or "by name" (fits erasers to texts).
+        needs: What it reads, one of `NEEDS`; "texts" by name.
         source: Where the method and its defaults come from.
         about: What it does, in a sentence or two.
         when: When to choose it.
@@ -86,36 +86,45 @@ class MethodInfo:
     def of(cls, method: type) -> MethodInfo:
         """The info of a method class, from its attributes and docstring."""
         kind = _kind_of(method)
-        texts = attribute_texts(*method.__mro__)
         needs = method.needs if kind == "weights" else "D_f and D_r" if method.needs_retain else "D_f"
-        about = inspect.cleandoc(method.__doc__ or "").split("\n\n")[0]
-        options = tuple(
-            MethodOption(
-                field.name,
-                field.type if isinstance(field.type, str) else inspect.formatannotation(field.type),
-                field.default if field.default_factory is REQUIRED else field.default_factory(),
-                texts.get(field.name, ""),
-            )
-            for field in dataclasses.fields(method)
+        return cls(method.name, kind, needs, method.source, about_of(method), method.when, options_of(method))
+
+
+def about_of(method: type) -> str:
+    """What a class of methods says it does."""
+    return " ".join(inspect.cleandoc(method.__doc__ or "").split("\n\n")[0].split())
+
+
+def options_of(method: type) -> tuple[MethodOption, ...]:
+    """The hyper-parameters of a class of methods."""
+    texts = attribute_texts(*method.__mro__)
+    return tuple(
+        MethodOption(
+            field.name,
+            field.type if isinstance(field.type, str) else inspect.formatannotation(field.type),
+            field.default if field.default_factory is REQUIRED else field.default_factory(),
+            texts.get(field.name, ""),
         )
-        return cls(method.name, kind, needs, method.source, " ".join(about.split()), method.when, options)
+        for field in dataclasses.fields(method)
+    )
 
 
-def _read() -> tuple[dict[str, MethodInfo], dict[str, str | type], dict[str, str | type]]:
-    """Infos, classes of methods and classes of erasers that are built in; classes as "module:Class"."""
+def _read() -> tuple[dict[str, MethodInfo], dict[str, str | type], dict[str, str | type], dict[str, MethodInfo]]:
+    """Infos, classes of methods and classes of erasers that are built in, as "module:Class"; infos of methods by name."""
     stored = json.loads(resources.files("hf_kd.methods").joinpath("methods.json").read_text(encoding="utf-8"))
     infos, classes = {}, {}
-    for name, entry in stored["methods"].items():
+    for name, entry in (stored["methods"] | stored["by_name"]).items():
         classes[name] = entry.pop("class")
         options = tuple(
             MethodOption(key, type_, tuple(default) if isinstance(default, list) else default, about)
             for key, (type_, default, about) in entry.pop("options").items()
         )
         infos[name] = MethodInfo(name, options=options, **entry)
-    return infos, classes, stored["erasers"]
+    by_name = {name: infos.pop(name) for name in stored["by_name"]}
+    return infos, {name: classes[name] for name in infos}, stored["erasers"], by_name
 
 
-_INFOS, _METHODS, _ERASERS = _read()
+_INFOS, _METHODS, _ERASERS, _BY_NAME = _read()
 
 
 def available_methods(kind: str | None = "eraser") -> list[str]:
@@ -136,6 +145,11 @@ def unlearning_methods() -> dict[str, type]:
     """All methods that change weights, by name; imports them, those of installed packages included."""
     names = available_methods("weights")
     return {name: get_method(name) for name in names if method_info(name).kind == "weights"}
+
+
+def by_name_infos() -> list[MethodInfo]:
+    """Of the methods that forget a concept by its name; `erase(texts=[...])` takes them, and nothing else does."""
+    return list(_BY_NAME.values())
 
 
 def method_info(name: str) -> MethodInfo:
@@ -327,6 +341,8 @@ def _find(name: str, kind: str | None) -> None:
     if name not in _METHODS:
         point = _third_party().get(name)
         if point is None:
+            if name in _BY_NAME:
+                raise InvalidValueError(f"{name!r} forgets by name: give texts=['TEXT'] too, or take another method.")
             names = _listed(kind) if kind else "; ".join(f"{key}: {_listed(key)}" for key in BASES)
             near = did_you_mean(name, available_methods(kind))
             raise InvalidValueError(f"Unknown method {name!r}.{near} Available: {names}.")

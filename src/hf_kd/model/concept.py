@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -196,7 +196,7 @@ def erase_texts(
 def _method(method: Any, settings: Mapping[str, Any]) -> ConceptMethod:
     if isinstance(method, ConceptMethod):
         return replace(method, **settings)
-    known = [name for name in ConceptMethod.__dataclass_fields__ if name != "name"]
+    known = [field.name for field in fields(ConceptMethod) if field.name != "name"]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         near = did_you_mean(unknown[0], known)
