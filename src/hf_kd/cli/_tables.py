@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_kd.data.text import one_line, terminal
-from hf_kd.hub.wording import GETS_THROUGH
+from hf_kd.hub.wording import FOLDED, GETS_THROUGH, folded_into
 from hf_kd.methods.attribute_texts import attribute_texts
 
 from ._verdict import show_verdict
@@ -37,10 +37,9 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
             highlight=False,
         )
     console.print(f"Saved to [bold]{terminal(str(result['output']))}[/].", highlight=False)
-    if result["folded"] and result["erasure"].get("n_texts"):
-        console.print("Folded: a stock checkpoint whose embeddings are erased; below both projections nothing is.")
-    elif result["folded"]:
-        console.print("Folded: a stock checkpoint whose logits are erased and whose features are NOT.")
+    if result["folded"]:
+        where, what = FOLDED[folded_into(result["classifies"], bool(result["erasure"].get("n_texts")))]
+        console.print(f"A stock checkpoint, folded into {where}: {what}.")
     below = "The weights below the eraser still hold the knowledge"
     if not result["folded"]:
         below += ", and whoever has them can take the eraser away"

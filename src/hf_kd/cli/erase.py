@@ -101,7 +101,7 @@ def erase(
         list[str] | None,
         typer.Option(
             help="Forget a concept of CLIP, SigLIP and the like by this name; repeat it for synonyms. --dataset then only "
-            "helps, and its labels are not read.",
+            "helps; its images of the concept are those whose label is called like it, or --forget-labels.",
             rich_help_panel=BY_NAME,
         ),
     ] = None,
@@ -183,6 +183,7 @@ def erase(
         "model": model,
         "output": str(output),
         "folded": fold,
+        "classifies": all(tap.heads for tap in erased.taps),
         "earlier_erasures": earlier,
         "erasure": erased.erasures[-1].to_dict(names=True),
         "class_names": _names_in(erased),
@@ -240,11 +241,13 @@ def _erase_by_name(
         images, retain = parts.forget, parts.retain if labels else None
     erased = _loaded(model, eraser_only, shared)
     result = {"model": model, "output": str(output), "folded": fold, "earlier_erasures": len(erased.erasures)}
+    result |= {"classifies": False}
     named.erase(erased, images, retain, method, shared.settings, reading)
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}
     audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])
-    options = [*eraser, *(["--original", model] if fold else []), "--forget-labels", "LABEL"]
+    options = [*eraser, *(["--original", model] if fold else [])]
+    options += [word for label in labels or ["LABEL"] for word in ("--forget-labels", label)]
     options += [word for text in named.texts for word in ("--texts", text)]
     result["next"] = audit_command(audited, dataset or "DATASET", *options, shared=shared, split=split)
     result["verdict"] = accuracy_verdict(None, result["erasure"], {}).text
