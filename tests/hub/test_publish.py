@@ -152,7 +152,7 @@ assert text.startswith("NotVerifiedError: ana/tampered") and "other answers" in 
     assert not {"model-00001-of-00002.safetensors", "pytorch_model.bin"} & set(files)
     assert files["notes.txt"] == b"keep me"
     assert repo.commits[repo.refs["dev"]].title == "on a branch"
-    assert "its **features are not**" in hub.files("ana/folded")["README.md"].decode().lower()
+    assert "**its logits are erased, features are not.**" in hub.files("ana/folded")["README.md"].decode().lower()
     assert re.search(r"\bcat\b", hub.files("ana/forgetful", revision="dev")["README.md"].decode())
 
     stock = run_client("""

@@ -299,7 +299,7 @@ def _usage(values: CardValues) -> str:
         return _usage_of_eraser(values, repo)
     if values.folded:
         return (
-            f"A stock checkpoint: it loads without hf_kd. Its {_folded(values)[1]}.\n\n"
+            f"A stock checkpoint: it loads without hf_kd. **Its {_folded(values)[1]}.**\n\n"
             f"```python\nfrom transformers import pipeline\n\n{pipe}\n```"
         )
     return (
