@@ -6,6 +6,7 @@ or other weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from hf_kd.audit.class_maps import panel
 from hf_kd.audit.figures import draw_class_means, draw_tsne
 from hf_kd.audit.hidden_states import class_maps
-from hf_kd.audit.plotting import STYLE
+from hf_kd.audit.plotting import STYLE, add_title
 from hf_kd.audit.sections.features import plot_numbers, plot_samples
 from hf_kd.data.distributed import process_state
 from hf_kd.features.heads import apply_erasers
@@ -56,12 +57,14 @@ def draw_panels(
     label: str,
     folder: Path,
     *,
+    title: str = "",
     grad_cam: bool = False,
     failures: tuple[type[Exception], ...] = (),
 ) -> dict[str, str]:
     """Draw class_means.png, tsne.png and, if asked for, grad_cam.png into `folder`: {name: file, or why there is none}.
 
-    features: of `model` before its erasers. failures: what a figure may raise without stopping the others.
+    features: of `model` before its erasers. title: over class means and t-SNE; see `row_in_short`. failures: what a figure
+    may raise without stopping the others.
     """
     drawers = {"class_means": _class_means, "tsne": _tsne} | ({"grad_cam": _grad_cam} if grad_cam else {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,10 +72,17 @@ def draw_panels(
     for name, drawer in drawers.items():
         path = folder / f"{name}.png"
         try:
-            found[name] = drawer(model, features, problem, original, settings, label, path) or path.name
+            found[name] = drawer(model, features, problem, original, settings, (label, title), path) or path.name
         except failures as error:
             found[name] = f"{type(error).__name__}: {error}"
     return found
+
+
+def row_in_short(label: str, scores: Mapping[str, Any]) -> str:
+    """What the figures of a row are to be read with: what its probe and its head say of the forgotten test images."""
+    said = {"KR D_ft": "a converged probe reads {:.0f} % of the forgotten", "D_ft": "the head answers {:.0f} %"}
+    told = [text.format(scores[key]) for key, text in said.items() if scores.get(key) is not None]
+    return f"{label}: {', '.join(told)}" if told else label
 
 
 def _numbers(model, features, problem, original) -> _Numbers | str:
@@ -90,20 +100,21 @@ def _numbers(model, features, problem, original) -> _Numbers | str:
     return _Numbers(plot_numbers(*versions), plot_samples(*versions), dict(problem.names), tuple(forget), treatment)
 
 
-def _class_means(model, features, problem, original, settings, label, path) -> str | None:
-    return _save(draw_class_means, model, features, problem, original, label, path)
+def _class_means(model, features, problem, original, settings, titles, path) -> str | None:
+    return _save(draw_class_means, model, features, problem, original, titles, path)
 
 
-def _tsne(model, features, problem, original, settings, label, path) -> str | None:
-    return _save(draw_tsne, model, features, problem, original, label, path)
+def _tsne(model, features, problem, original, settings, titles, path) -> str | None:
+    return _save(draw_tsne, model, features, problem, original, titles, path)
 
 
-def _save(drawer, model, features, problem, original, label, path) -> str | None:
+def _save(drawer, model, features, problem, original, titles, path) -> str | None:
     if not process_state().is_main_process:
         return None
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    label, title = titles
     numbers = _numbers(model, features, problem, original)
     if isinstance(numbers, str):
         return numbers
@@ -117,11 +128,12 @@ def _save(drawer, model, features, problem, original, label, path) -> str | None
             right.set_xlabel(f"mean of {shown_name(label)} and its length")
         else:
             right.set_title(shown_name(label))
+        add_title(figure, title)
         figure.savefig(path)
     return None
 
 
-def _grad_cam(model, features, problem, original, settings, label, path) -> str | None:
+def _grad_cam(model, features, problem, original, settings, titles, path) -> str | None:
     """Test images of the forgotten classes with the original's map, and the row's."""
     mask = problem.forget_test(len(problem.stages) - 1)
     if mask is None:

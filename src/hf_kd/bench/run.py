@@ -35,7 +35,7 @@ from .measure import Features, measure, read_both
 from .memory import PeakMemory
 from .other_data import OtherData, open_other, read_other, transfer, unseen_classes
 from .protocols import Problem, make_problem
-from .row_figures import draw_panels, file_name
+from .row_figures import draw_panels, file_name, row_in_short
 from .store import Store, cell_settings, key_of, only_bench_in
 
 logger = logging.getLogger(__name__)
@@ -287,7 +287,7 @@ def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory:
         found["joint"] = scores | {"rank removed": _rank(joint)}
         found["seconds"] |= {f"joint {name}": value for name, value in took.items()}
     if folder is not None:
-        found |= _drawn(shared, model, features, row, folder)
+        found |= _drawn(shared, model, features, row, folder, row_in_short(row.label, found["scores"]))
     return found
 
 
@@ -302,7 +302,9 @@ def _unseen(shared: _Shared, seed: int) -> dict[str, Any]:
     return unseen_classes(shared.features, shared.problem, last, shared.experiment.measures, unseen, seed)
 
 
-def _drawn(shared: _Shared, model: ErasedModel, features: Features, row: Row, folder: Path) -> dict[str, Any]:
+def _drawn(
+    shared: _Shared, model: ErasedModel, features: Features, row: Row, folder: Path, title: str
+) -> dict[str, Any]:
     """The report and the panels of a row's first seed. What of it fails is said, and costs no result."""
     experiment, problem, found = shared.experiment, shared.problem, {}
     names = f"{experiment.name}/{file_name(row.label)}"
@@ -316,7 +318,7 @@ def _drawn(shared: _Shared, model: ErasedModel, features: Features, row: Row, fo
         with working("drawing panels", shared.progress):
             found["panels"] = draw_panels(
                 model, features, problem, (shared.original, shared.features), shared.settings, row.label, place,
-                grad_cam=experiment.measures.grad_cam, failures=FAILURES,
+                title=title, grad_cam=experiment.measures.grad_cam, failures=FAILURES,
             )  # fmt: skip
     return found
 
