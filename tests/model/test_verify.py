@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -135,6 +136,23 @@ def test_a_model_that_does_not_load_is_a_check_that_failed(vit, processor, forge
     ran = CliRunner().invoke(app, ["verify", str(tmp_path / "model")])
     assert ran.exit_code == 1
     assert "DIFFERS" in ran.output
+
+
+def test_another_base_hides_no_fault_of_the_folder(vit, processor, forget, tmp_path):
+    other = copy.deepcopy(vit)
+    with torch.no_grad():
+        other.classifier.weight.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=2, mask_head=True, progress=False)
+    erased.save_pretrained(tmp_path / "model")
+    result = verify(tmp_path / "model", forget, base=str(tmp_path / "other"))
+    assert differing(result) == {"weights before erasing (base model)"}, "the rest is checked all the same"
+    assert result.as_published
+    edit_config(tmp_path / "model", lambda config: config["taps"][0].update(heads=["vit.layernorm"]))
+    signed_anew(tmp_path / "model")
+    result = verify(tmp_path / "model", base=str(tmp_path / "other"))
+    assert "acts as its records say" in differing(result)
+    assert not result.as_published
 
 
 @pytest.mark.parametrize(

@@ -191,9 +191,8 @@ def erase(
         **_cover_in(data, erased, reading),
     }
     audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])
-    unknown = (
-        forget_labels or () if erased.erasures[-1].classes is None else ()
-    )  # to the model: the audit has to be told
+    # labels that the model does not know stand in no record: the audit has to be told
+    unknown = forget_labels or () if erased.erasures[-1].classes is None else ()
     options = [*eraser, *(["--original", model] if fold else []), *(w for f in unknown for w in ("--forget-labels", f))]
     result["next"] = audit_command(audited, dataset, *options, shared=shared, split=split, test_split=test_split)
     result["verdict"] = accuracy_verdict(accuracy, result["erasure"], erased.class_names).text
@@ -240,8 +239,8 @@ def _erase_by_name(
         parts = _inputs.by_labels(_inputs.load_data(dataset, split, shared), labels, reading, bool(labels), limit)
         images, retain = parts.forget, parts.retain if labels else None
     erased = _loaded(model, eraser_only, shared)
-    result = {"model": model, "output": str(output), "folded": fold, "earlier_erasures": len(erased.erasures)}
-    result |= {"classifies": False}
+    result = {"model": model, "output": str(output), "folded": fold, "classifies": False}
+    result |= {"earlier_erasures": len(erased.erasures)}
     named.erase(erased, images, retain, method, shared.settings, reading)
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}

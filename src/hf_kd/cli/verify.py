@@ -21,9 +21,7 @@ from ._verdict import report_verdict, show_verdict
 
 SHOWN = {True: "ok", False: "[bold red]DIFFERS[/]", None: "[bold yellow]?[/]"}
 """How a check is marked."""
-NAMED = (
-    " A request by name is not carried out again: no file holds its words; --texts TEXT says whether some are those."
-)
+NAMED = " A request by name is not carried out again: no file holds its retained names; --texts TEXT tells if words are its."
 """Said of such a request."""
 
 

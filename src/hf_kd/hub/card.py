@@ -331,7 +331,7 @@ def _reproduce(values: CardValues) -> str:
     repo = values.repo_id if is_repo_id(values.repo_id) else "FOLDER"
     again = (
         "checks them, and with `--texts TEXT` whether words are those that were forgotten. It does not carry a request by "
-        "name out again: no file holds its texts and retained names."
+        "name out again: no file holds its retained names."
         if _by_name(values)
         else "checks them, and carries the erasure out again when given the images."
         if values.erased

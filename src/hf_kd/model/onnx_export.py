@@ -281,10 +281,8 @@ def _facts(graph: TowerGraph) -> dict[str, Any]:
     names = model.config.id2label if graph.has_logits else {}
     joint = {key: getattr(model.inner, key).detach() for key in ("logit_scale", "logit_bias")
              if graph.two_towers and isinstance(getattr(model.inner, key, None), Tensor)}  # fmt: skip
-    if "logit_scale" in joint:
-        joint["logit_scale"] = joint[
-            "logit_scale"
-        ].exp()  # what similarities are multiplied by: the parameter is its logarithm
+    if "logit_scale" in joint:  # the parameter is the logarithm of what similarities are multiplied by
+        joint["logit_scale"] = joint["logit_scale"].exp()
     return {
         "version": version("hf-kd"),
         "model_class": type(model.inner).__name__,

@@ -125,7 +125,8 @@ def verify(
     if original is not None:
         same = _same("weights before erasing (base model)", content["weights"].get("before"), inner_digest(original))
         checks.append(replace(same, of_given=True))
-    damaged = not all(check.ok for check in checks)
+    damaged = not all(check.ok or check.of_given for check in checks)
+    other_base = not damaged and not all(check.ok for check in checks)
     if alone and base is None:
         checks.append(Check("base model", True, "not compared: an eraser is without it; name it: base=...", True))
     elif not damaged and not content["folded"]:
@@ -138,6 +139,8 @@ def verify(
         checks.append(_texts(content, texts))
     if forget is not None and alone and base is None:
         checks.append(Check(AGAIN, None, "not tried: name the model it stands on: base=..."))
+    elif forget is not None and other_base and content["folded"]:
+        checks.append(Check(AGAIN, None, "not tried: the base that was given is another"))
     elif forget is not None and not damaged:
         loaded = None if content["folded"] else _loaded(folder, base, stored, processor)
         checks += _again(folder, content, loaded, original, processor, forget, retain, reading)
@@ -290,8 +293,7 @@ def _again(
             "labels, does that again. Verify without the data set."
         )
     if any(record.n_texts for record in records):
-        found = "not tried: no receipt holds the texts and retained names of a request by name; texts=['TEXT'] says whether "
-        found += "words are those of one"
+        found = "not tried: no file holds the retained names of a request by name; texts=['TEXT'] says whether words are its"
         return [Check(AGAIN, None, found)]
     sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
     if len(sets) != len(records):
