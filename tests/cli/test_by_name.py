@@ -82,8 +82,19 @@ def test_words_are_said_to_who_typed_them_and_to_nobody_else(folder):
 def test_verify_says_of_a_request_by_name_what_it_can_do(folder):
     hf_kd("erase", folder / "clip", "--text", "cat", *stay(), "--output", folder / "checked")
     assert "--texts TEXT" in " ".join(hf_kd("verify", folder / "checked").stdout.split())
-    done = hf_kd("verify", folder / "checked", "--dataset", folder / "data", code=3)
-    assert "--texts TEXT" in " ".join(done.stdout.split())
+    given = ("verify", folder / "checked", "--dataset", folder / "data", "--forget-labels", "cat")
+    told = " ".join(hf_kd(*given, code=3).stdout.split())
+    found = json.loads(hf_kd(*given, "--json", code=3).stdout)
+    assert not found["repeated"]
+    files = sum(check["what"].startswith("file ") for check in found["checks"])
+    matching = sum(check["ok"] is True for check in found["checks"]) - files
+    assert told.startswith(
+        f"{files} files and {matching} other checks match the receipt. Whether the erasure gives the same eraser again "
+        "could not be verified: no file holds the retained names of a request by name; --texts TEXT says whether"
+    )
+    assert "not carried out again: no file holds its retained names. " in " ".join(
+        hf_kd("verify", folder / "checked", "--texts", "cat").stdout.split()
+    ), "nobody is told to give what was given"
     card = " ".join((folder / "checked" / "README.md").read_text().split())
     assert "about the forgotten concept:** it is fitted on its names" in card
     assert "carries the erasure out again" not in card

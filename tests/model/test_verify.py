@@ -17,6 +17,7 @@ from hf_kd.errors import HfKdError
 from hf_kd.hub.files import RECEIPT, checkpoint_files
 from hf_kd.hub.receipt import file_digest, read_receipt, weights_digest
 from hf_kd.model.erase import fingerprint
+from hf_kd.model.verification import AGAIN, Check, Verification
 from hf_kd.model.verify import verify
 from tests.helpers.small import make_dataset
 from tests.helpers.taught import taught
@@ -321,6 +322,44 @@ def test_a_receipt_cannot_name_files_elsewhere(folder):
         verify(folder)
 
 
+def check(what="weights", ok=True, found="", **marks):
+    return Check(what, ok, found, **marks)
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        ([check(), check("file a"), check(AGAIN)], "Everything matches the receipt."),
+        (
+            [check(), check("file a")],
+            "Everything matches the receipt. The erasure was not carried out again: give its images.",
+        ),
+        (
+            [
+                check(),
+                check("file a"),
+                check("file b"),
+                check("c", skipped=True),
+                check(AGAIN, None, "not tried: no names"),
+            ],
+            "2 files and 1 other check match the receipt. "
+            "Whether the erasure gives the same eraser again could not be verified: no names.",
+        ),
+        (
+            [check(), check("file a", False), check("old", skipped=True), check("erasers", False), check(AGAIN, None)],
+            "Not as published: 2 of 4 checks differ from the receipt: file a, erasers.",
+        ),
+        (
+            [check(), check("base", False, of_given=True), check(AGAIN)],
+            "It matches its receipt, and what was given to compare with it does not: base.",
+        ),
+    ],
+)
+def test_the_headline_counts_what_matches_and_says_what_was_not_verified(checks, said):
+    result = Verification("model", tuple(checks), any(one.what == AGAIN and one.ok is not None for one in checks))
+    assert result.headline == said == result.to_dict()["headline"]
+
+
 def test_the_commands(folder, forget, tmp_path):
     (tmp_path / "data").mkdir()
     make_dataset([2] * 20 + [1] * 4).to_parquet(tmp_path / "data" / "train.parquet")
@@ -332,10 +371,9 @@ def test_the_commands(folder, forget, tmp_path):
     done = CliRunner().invoke(app, ["verify", str(folder), "--dataset", str(tmp_path / "data")])
     assert done.exit_code == 3, "without labels the whole split is too much"
     told = " ".join(done.stdout.split())
-    assert told.startswith("Cannot tell: what is marked ? needs other images or options than were given.")
-    assert (
-        "24 were given, the receipt says 20: give the images of the request, as erase got them (--forget-labels" in told
-    )
+    few = "images of request 1: 24 were given, the receipt says 20: give the images of the request, as erase got them"
+    assert told.startswith("3 files and ")
+    assert f"match the receipt. Whether the erasure gives the same eraser again could not be verified: {few}" in told
     assert "DIFFERS" not in told
     splits = make_dataset([0, 1, 2, 3, 4] * 16), make_dataset([0, 1, 2, 3, 4] * 10, seed=9)
     ErasedModel.from_pretrained(folder).audit(*splits, **QUICK).to_json(tmp_path / "report.json")

@@ -21,8 +21,6 @@ from ._verdict import report_verdict, show_verdict
 
 SHOWN = {True: "ok", False: "[bold red]DIFFERS[/]", None: "[bold yellow]?[/]"}
 """How a check is marked."""
-NAMED = " A request by name is not carried out again: no file holds its retained names; --texts TEXT tells if words are its."
-"""Said of such a request."""
 
 
 @command("eraser", *READING, "processor", "batch_size", "mixed_precision", "revision", "as_json")
@@ -53,6 +51,7 @@ def verify(
     Exit code 1: it differs. 3: it cannot be told by the images and options that were given.
     """
     _inputs.load_libraries(shared)
+    from hf_kd.model.verification import GIVE_IMAGES
     from hf_kd.model.verify import verify as check
 
     if shared.eraser:
@@ -68,29 +67,16 @@ def verify(
             given["processor"] = _inputs.load_processor(shared.processor)
         result = check(source, parts.forget, **given, reading=reading)
     result = replace(result, checks=tuple(replace(one, found=in_words(one.found)) for one in result.checks))
+    headline = in_words(result.headline).replace(GIVE_IMAGES, f"{GIVE_IMAGES} with --dataset")
     if shared.as_json:
-        print(json.dumps(result.to_dict()))
+        print(json.dumps(result.to_dict() | {"headline": headline}))
     else:
         table = Table(show_header=False, box=None, pad_edge=False)
         for one in result.checks:
             table.add_row("-" if one.skipped else SHOWN[one.ok], Text(one.what), Text(one.found, style="dim"))
-        again = " The erasure was not carried out again: give its images with --dataset."
-        again = " What changed the weights was not carried out again." if not result.repeatable else again
-        again = NAMED if result.by_name else again
-        again = "" if result.repeated else again
-        told = "[bold]Everything matches the receipt.[/]"
-        if result.undecided:
-            told, again = (
-                "[bold yellow]Cannot tell:[/] what is marked ? needs other images or options than were given.",
-                "",
-            )
-        elif not result.as_published:
-            told = "[bold red]Not as published.[/]"
-        elif not result.ok:
-            told = (
-                "[bold yellow]It matches its receipt, and what was given to compare with it does not:[/] see DIFFERS."
-            )
-        console.print(told + again)
+        style = "bold" if result.ok else "bold yellow" if result.as_published else "bold red"
+        claim, end, rest = headline.partition(". ")
+        console.print(Text.assemble((claim + end, style), rest))
         console.print(table)
         if result.ok and Path(source).is_dir():
             show_verdict(console, report_verdict(source))

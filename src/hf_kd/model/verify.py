@@ -29,10 +29,9 @@ from hf_kd.methods.registry import make_method
 from .erased_model import ErasedModel
 from .same_eraser import SAME, comparable, difference
 from .stored_eraser import StoredEraser, read_eraser
-from .verification import Check, Verification
+from .verification import AGAIN, FILE, TEXTS, WORDS, Check, Verification
 
 ACTS = "acts as its records say"
-AGAIN = "erasure carried out again"
 OTHER_IMAGES = "cannot be told: other images give another eraser"
 
 
@@ -100,7 +99,8 @@ def verify(
     elif forget is not None:
         checks.append(Check(AGAIN, None, "not tried: it is another model than the receipt says"))
     by_name = any(record.get("n_texts") for record in content["erasures"])
-    return Verification(str(source), tuple(checks), forget is not None, bool(content["erasures"]), by_name)
+    repeated = any(check.what == AGAIN and check.ok is not None for check in checks)
+    return Verification(str(source), tuple(checks), repeated, bool(content["erasures"]), by_name)
 
 
 def _folder(source: str | Path, revision: str | None, token: str | None) -> Path:
@@ -150,13 +150,13 @@ def _files(folder: Path, content: dict[str, Any]) -> list[Check]:
         path = folder / name
         found = file_digest(path) if path.is_file() else None
         checks.append(
-            Check(f"file {name}", False, "missing") if found is None else _same(f"file {name}", expected, found)
+            Check(f"{FILE}{name}", False, "missing") if found is None else _same(f"{FILE}{name}", expected, found)
         )
     for name in checkpoint_files(folder):
         if name not in content["files"]:
             old = content["schema_version"] < 2 and not name.endswith(".safetensors")
             found = "not checked: receipts of hf_kd 0.1 leave it out; `hf-kd card` writes a new one" if old else None
-            checks.append(Check(f"file {name}", old, found or "changes answers, and is not in the receipt", old))
+            checks.append(Check(f"{FILE}{name}", old, found or "changes answers, and is not in the receipt", old))
     return checks
 
 
@@ -219,7 +219,7 @@ def _texts(content: dict[str, Any], texts: Sequence[str]) -> Check:
     told = [str(record["texts_sha256"]) for record in content["erasures"] if record.get("texts_sha256")]
     number = next((n for n, value in enumerate(told, 1) if texts_digest(texts, value.partition(":")[0]) == value), None)
     of = f"those of request {number} by name" if number else f"of none of {len(told)} requests by name"
-    return Check("forgotten texts", number is not None, of, of_given=True)
+    return Check(TEXTS, number is not None, of, of_given=True)
 
 
 def _same(what: str, expected: Any, found: Any) -> Check:
@@ -246,8 +246,7 @@ def _again(
             "labels, does that again. Verify without the data set."
         )
     if any(record.n_texts for record in records):
-        found = "not tried: no file holds the retained names of a request by name; texts=['TEXT'] says whether words are its"
-        return [Check(AGAIN, None, found)]
+        return [Check(AGAIN, None, f"not tried: no file holds the retained names of a request by name; {WORDS}")]
     sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
     if len(sets) != len(records):
         raise InvalidValueError(
