@@ -181,9 +181,16 @@ def test_an_eraser_that_leaves_nothing_leaves_an_empty_map(model, processor, pix
     assert maps.original.abs().max() > 0
 
 
-def test_the_panel_is_drawn_for_forgotten_images_and_refused_without(erased, splits, tmp_path):
+def test_the_panel_is_drawn_for_forgotten_images_and_refused_without(erased, splits, processor, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr("hf_kd.audit.class_maps.add_title", lambda figure, text: titles.append(text))
     drawn = grad_cam(erased, splits[1], tmp_path / "deep" / "grad_cam.png", most=2)
     assert drawn.stat().st_size > 5000
+    shown = [row["image"] for row in splits[1] if row["label"] == 2][:2]
+    with torch.no_grad():
+        answers = erased(**processor(shown, return_tensors="pt")).logits.argmax(dim=1).tolist()
+    name = erased.class_names[2]
+    assert titles == [f"{name}: {answers.count(2)} of 2 images shown are still answered so"]
     with pytest.raises(ValueError, match="No image in the data has the label 2"):
         grad_cam(erased, make_dataset([0, 1]), tmp_path / "none.png")
 

@@ -389,15 +389,17 @@ def test_panels_and_reports_are_drawn_while_the_model_is_at_hand(one, tmp_path):
 
 def test_panels_say_what_probe_and_head_still_tell_of_the_forgotten(one, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
+    import hf_kd.audit.class_maps as maps
     import hf_kd.bench.row_figures as panels
 
     titles = []
-    monkeypatch.setattr(panels, "add_title", lambda figure, text: titles.append(text))
-    store, _ = run(one(methods=["esc"], measure={"panels": ["esc"]}), tmp_path)
+    for drawn in (panels, maps):
+        monkeypatch.setattr(drawn, "add_title", lambda figure, text: titles.append(text))
+    store, _ = run(one(methods=["esc"], measure={"panels": ["esc"], "grad_cam": True}), tmp_path)
     (record,) = store.records.values()
     probe, head = record["scores"]["KR D_ft"], record["scores"]["D_ft"]
     told = f"esc: a converged probe reads {probe:.0f} % of the forgotten, the head answers {head:.0f} %"
-    assert titles == [told, told]
+    assert titles == [told] * 3
     assert panels.row_in_short("esc", {}) == "esc"
 
 

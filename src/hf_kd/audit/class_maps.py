@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_kd.errors import require
 
-from .plotting import STYLE, add_title, short
+from .plotting import STYLE, add_title, caption, short
 
 STATED = 8.5
 """Font size of titles."""
@@ -45,9 +45,9 @@ def class_map(maps: Tensor, weights: Tensor) -> Tensor:
     return torch.relu((maps * weights).sum(dim=1))
 
 
-TITLE = (
-    'Grad-CAM: bright is what speaks for "{name}". On the scale of the original dark means that little is left; on its own '
-    "scale every map has a brightest place."
+NOTE = (
+    'Grad-CAM: bright is what speaks for "{name}", as a share of the maximum of its scale. On the scale of the original '
+    "dark means that little is left; on its own scale every map has a brightest place."
 )
 
 
@@ -57,7 +57,16 @@ def scaled(maps: Tensor, by: Tensor | None = None) -> Tensor:
     return torch.where(top > 0, maps / top.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps)).clamp(max=1)
 
 
-def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], path: Path) -> None:
+def panel(
+    images: Tensor,
+    maps: ClassMaps,
+    name: str,
+    answers: Sequence[str],
+    path: Path,
+    *,
+    title: str = "",
+    treatment: str = "erased",
+) -> None:
     """One row for each image: the image and four maps over it.
 
     Args:
@@ -66,18 +75,20 @@ def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], pa
         name: The forgotten class.
         answers: What is answered after erasing [n].
         path: The PNG to write.
+        title: Over the panel; by default how many of the images are still answered so.
+        treatment: What was done to the second model, in a word.
 
     Raises:
         ImportError: Without matplotlib.
     """
     rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
+    title = title or f"{short(name)}: {answers.count(name)} of {len(answers)} images shown are still answered so"
     name = short(name, 18)
-
     columns = [
         (f"original: {name}", scaled(maps.original)),
-        (f"erased: {name}\nscale of the original", scaled(maps.erased, maps.original)),
-        (f"erased: {name}\nown scale", scaled(maps.erased)),
-        ("erased: what it answers\nown scale", scaled(maps.answered)),
+        (f"{treatment}: {name}\nscale of the original", scaled(maps.erased, maps.original)),
+        (f"{treatment}: {name}\nown scale", scaled(maps.erased)),
+        (f"{treatment}: its answer\nown scale", scaled(maps.answered)),
     ]
     with rc_context(STYLE):
         figure = Figure(figsize=(1.55 * 5, 1.6 * len(images) + 0.9))
@@ -93,15 +104,15 @@ def panel(images: Tensor, maps: ClassMaps, name: str, answers: Sequence[str], pa
                     extent=(-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5),
                 )  # fmt: skip
             axes[row, 4].set_xlabel(f"answers {short(answers[row], 24)}", fontsize=7)
-        for column, title in enumerate(["image", *(title for title, _ in columns)]):
-            axes[0, column].set_title(title, fontsize=STATED)
+        for column, above in enumerate(["image", *(above for above, _ in columns)]):
+            axes[0, column].set_title(above, fontsize=STATED)
         for ax in axes.flat:
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
         bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=35)
-        bar.set_label("class map, share of the maximum of its scale", fontsize=STATED)
-        add_title(figure, TITLE.format(name=name))
+        bar.set_label(caption(figure, NOTE.format(name=name)), fontsize=7)
+        add_title(figure, title)
         figure.savefig(path)
 
 

@@ -63,8 +63,8 @@ def draw_panels(
 ) -> dict[str, str]:
     """Draw class_means.png, tsne.png and, if asked for, grad_cam.png into `folder`: {name: file, or why there is none}.
 
-    features: of `model` before its erasers. title: over class means and t-SNE; see `row_in_short`. failures: what a figure
-    may raise without stopping the others.
+    features: of `model` before its erasers. title: over each of them; see `row_in_short`. failures: what a figure may raise
+    without stopping the others.
     """
     drawers = {"class_means": _class_means, "tsne": _tsne} | ({"grad_cam": _grad_cam} if grad_cam else {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +96,12 @@ def _numbers(model, features, problem, original) -> _Numbers | str:
         versions.append(AuditData.of(train, problem.probe_train, test, problem.probe_test, forget))
     if versions[0].test.shape != versions[1].test.shape:
         return "the features have another dimension than the original's"
-    treatment = "erased" if model.is_erased else "changed"
-    return _Numbers(plot_numbers(*versions), plot_samples(*versions), dict(problem.names), tuple(forget), treatment)
+    numbers, samples = plot_numbers(*versions), plot_samples(*versions)
+    return _Numbers(numbers, samples, dict(problem.names), tuple(forget), _treatment(model))
+
+
+def _treatment(model: ErasedModel) -> str:
+    return "erased" if model.is_erased else "changed"
 
 
 def _class_means(model, features, problem, original, settings, titles, path) -> str | None:
@@ -150,5 +154,6 @@ def _grad_cam(model, features, problem, original, settings, titles, path) -> str
     names = model.class_names
     images = next(value for value in inputs.values() if value.ndim == 4)
     answers = [str(names[int(p)]) for p in maps.predicted]
-    panel(images.float().cpu(), maps, str(names[target]), answers, path)
+    shown = images.float().cpu()
+    panel(shown, maps, str(names[target]), answers, path, title=titles[1], treatment=_treatment(model))
     return None
