@@ -11,7 +11,7 @@ import torch
 from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
-from hf_kd import AuditOptions, ErasedModel, Retrained, Unseen
+from hf_kd import AuditOptions, ErasedModel, Retrained, Unseen, audit_features
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
 from hf_kd.data.draw import stratified_rows
@@ -247,3 +247,19 @@ def test_a_first_look_is_the_audit_of_the_rows_that_were_drawn(erased, splits):
     assert looked.sampled["test"] == {"drawn": 15, "of": len(splits[1]), "seed": 0}
     assert "train 30 of" in "".join(looked.notes)
     assert not whole.sampled
+
+
+def test_a_model_of_one_logit_is_refused_with_what_does_audit_it(vit, processor, splits):
+    config = copy.deepcopy(vit.config)
+    config.num_labels = 1
+    one = randomise(type(vit)(config))
+    model = ErasedModel.from_model(one, processor).erase(splits[0].select(range(8)), k=1, progress=False)
+    with pytest.raises(ValueError, match="one logit") as error:
+        model.audit(*splits, forget_labels=[0])
+    assert "ImageReader(model, images).read(own_labels=True)" in str(error.value)
+    read = [ImageReader(model, images).read(own_labels=True) for images in splits]
+    train, test = ({"original": part.before[0], "erased": part.erased(model)[0]} for part in read)
+    report = audit_features(
+        train, read[0].labels, test, read[1].labels, [2], options=AuditOptions(attacks=["linear"], draws=1, shots=[1])
+    )
+    assert report.forget_labels == (2,)

@@ -64,6 +64,7 @@ def test_by_default_a_tenth_of_the_classes_those_whose_id_ends_in_4(tmp_path):
         ({"kind": "random", "share": 0.001}, "leaves 0 to forget"),
         ({"kind": "subclass", "forget": ["tabby"], "fine_column": "breed"}, "no column 'breed'"),
         ({"kind": "subclass", "forget": ["poodle"], "fine_column": "fine"}, "poodle"),
+        ({"kind": "subclass", "forget": None, "fine_column": "fine"}, "give at least one name"),
         ({"kind": "identities", "forget": ["ape"], "train_images": 11, "test_images": 2}, "0 of 5 people have 13"),
         ({"kind": "identities", "forget": ["ape"], "train_images": 6, "test_images": 2, "people": 9}, "9 are wanted"),
     ],

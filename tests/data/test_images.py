@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.images import to_rgb
 from hf_kd.errors import UnreadableImageError
 
@@ -154,3 +158,27 @@ def test_pixels_out_of_range_are_refused_without_a_warning(pixel, recwarn):
         with pytest.raises(UnreadableImageError, match=r"lie in \[0, 1\]"):
             to_rgb(array, 0)
     assert not recwarn
+
+
+def test_of_an_encoded_animation_the_first_frame_is_taken_and_of_an_open_one_where_it_stands():
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    file = io.BytesIO()
+    red.save(file, "GIF", save_all=True, append_images=[blue])
+    assert to_rgb(file.getvalue(), 0).getpixel((4, 4)) == (255, 0, 0)
+    opened = Image.open(file)
+    opened.seek(1)
+    assert to_rgb(opened, 0).getpixel((4, 4))[2] > 200
+    assert opened.tell() == 1, "the frame stays the caller's"
+
+
+def test_prepared_inputs_in_a_data_set_are_refused_with_what_takes_them():
+    rows = [{"pixel_values": np.full((3, 8, 8), number, np.float32), "label": 0} for number in (-2.0, 2.0)]
+    dataset = Dataset.from_list(rows)
+    with pytest.raises(UnreadableImageError, match="lie in .0, 1.") as error:
+        to_rgb(dataset[0]["pixel_values"], 0)
+    given = re.search(r"DataLoader\(.*?32\)", str(error.value))[0]
+    loader = eval(given, {"DataLoader": DataLoader, "dataset": dataset})
+    images = inspect_images(loader)
+    assert images.is_prepared
+    batch = next(iter(images.source))
+    assert torch.equal(batch["pixel_values"][:, 0, 0, 0], torch.tensor([-2.0, 2.0]))

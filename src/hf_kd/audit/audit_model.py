@@ -82,6 +82,7 @@ def audit_model(
     reading = reading or ReadOptions()
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS) if takes_pictures(model.inner) else 0)
+    _refuse_one_logit(model)
     names = _own_names(model)
     forget = forgotten_labels(model, forget_labels, names)
     changes = [*weight_changes(model.config), *folded_erasures(model.config)]
@@ -361,6 +362,15 @@ def _complete(labels: Tensor, split: str) -> Tensor:
             "column with label_column=..., or filter these samples out."
         )
     return labels
+
+
+def _refuse_one_logit(model: TappedModel) -> None:
+    if has_head(model) and len(model.class_names) == 1:
+        raise InvalidValueError(
+            f"{type(model.inner).__name__} answers with one logit, a score and no choice among classes, so an audit cannot "
+            "say what its head answers. Audit its features with hf_kd.audit_features: `before`, `erased(model)` and "
+            "`labels` of hf_kd.features.reader.ImageReader(model, images).read(own_labels=True)."
+        )
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:

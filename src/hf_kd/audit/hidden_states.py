@@ -122,7 +122,8 @@ def grad_cam(
     """
     if not has_head(model):
         raise InvalidValueError(
-            f"{type(model.inner).__name__} has no classification head: there is no class to draw a map for."
+            f"{type(model.inner).__name__} has no classification head: there is no class to draw a map for. Leave "
+            "grad_cam out."
         )
     names = model.class_names
     wanted = forgotten_labels(model, label, names)[0]
@@ -131,7 +132,7 @@ def grad_cam(
     if pictures.ndim != 4 or not pictures.is_floating_point():
         raise InvalidValueError(
             f"{type(model.inner).__name__} takes its images as {list(pictures.shape)} and not as pixels [n, c, h, w]: there "
-            "is no picture to lay a map over."
+            "is no picture to lay a map over. Leave grad_cam out."
         )
     maps = class_maps(model, inputs, wanted)
     path = Path(path)
@@ -214,8 +215,8 @@ def _last_map(
         if gradient is not None and int((as_map(gradient)[:, :, -places:].abs().amax(dim=(0, 1)) > 0).sum()) > 1:
             return name, False
     raise InvalidValueError(
-        "No module hands on a map of the image that the answers depend on at more than one place: Grad-CAM has nothing "
-        "to draw."
+        "No module hands on a map of the image that the answers depend on at more than one place: there is nothing to draw. "
+        "Leave grad_cam out."
     )
 
 
@@ -229,7 +230,10 @@ def _images_of(reader: ImageReader, label: int, most: int) -> dict[str, Any]:
         if found >= most:
             break
     if not parts:
-        raise InvalidValueError(f"No image in the data has the label {label} ({reader.model.class_names.get(label)}).")
+        raise InvalidValueError(
+            f"No image in the data has the label {label} ({reader.model.class_names.get(label)}). Give data that shows it, "
+            "or name another label."
+        )
     return {name: one_batch([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -151,7 +151,8 @@ def unseen_data(
         rows = torch.nonzero(labels == label).flatten()
         if rows.numel() < 8:
             raise InvalidValueError(
-                f"Unseen class {label} has {rows.numel()} samples; at least 8 are needed, a quarter of them for testing."
+                f"Unseen class {label} has {rows.numel()} samples; at least 8 are needed, a quarter of them for testing. "
+                "Give more of it, or leave the class out."
             )
         rows = rows[torch.randperm(rows.numel(), generator=rng)]
         held_out = max(2, math.floor(test_share * rows.numel()))

@@ -24,6 +24,7 @@ from hf_kd.data.load import load_source
 from hf_kd.errors import InvalidValueError
 
 from .config import Experiment
+from .shape import listed
 
 
 @dataclass
@@ -152,7 +153,7 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
                 "No class id ends in 4; say which classes to forget: protocol: {kind: class, forget: [...]}."
             )
     else:
-        ids = to_model_ids(names)(torch.tensor(resolve_forget_labels(_listed(wanted), names))).tolist()
+        ids = to_model_ids(names)(torch.tensor(resolve_forget_labels(listed(wanted), names))).tolist()
     one_by_one = protocol["kind"] == "incremental"
     groups = [(label,) for label in ids] if one_by_one else [tuple(ids)]
     stages = tuple(torch.nonzero(torch.isin(labels[0], torch.tensor(group))).flatten() for group in groups)
@@ -192,7 +193,7 @@ def _subclass(protocol, train, test, labels, names, to_model_ids) -> Problem:
     feature = train.features[column]
     fine = [torch.tensor(part[column]) for part in (train, test)]
     fine_names = feature.names if isinstance(feature, ClassLabel) else None
-    ids = resolve_forget_labels(_listed(protocol["forget"]), fine_names)
+    ids = resolve_forget_labels(listed(protocol["forget"]), fine_names)
     rows = torch.nonzero(torch.isin(fine[0], torch.tensor(ids))).flatten()
     asked = torch.isin(fine[1], torch.tensor(ids))
     if not len(rows) or not bool(asked.any()) or bool(asked.all()):
@@ -289,7 +290,3 @@ def limited(data: Dataset, column: str, limit: int | None) -> Dataset:
         rows = np.flatnonzero(labels == label)
         kept.append(rng.permutation(rows)[: max(2, round(limit * len(rows) / len(labels)))])
     return data.select(sorted(np.concatenate(kept).tolist()))
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]

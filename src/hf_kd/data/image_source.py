@@ -226,7 +226,7 @@ def _describe_loader(
 ) -> ImageSource:
     if image_column is not None:
         raise InvalidValueError(
-            "image_column is for data sets; a DataLoader brings the model's inputs under their own names."
+            f"image_column={image_column!r} is for data sets, and a DataLoader brings the model's inputs: leave it out."
         )
     data = source.dataset
     if isinstance(data, TorchIterableDataset) and source.num_workers == 0 and iter(data) is iter(data):
@@ -247,7 +247,7 @@ def _describe_loader(
     if not inputs and main_input not in first:
         raise InvalidValueError(
             f"The forget set has no images: the batches hold {', '.join(map(repr, first)) or 'nothing'}, and no "
-            "floating-point tensor such as pixel_values is among them."
+            "floating-point tensor is among them. Let the collate_fn give the model's inputs, such as pixel_values."
         )
     if label_column is not None and label_column not in first:
         raise InvalidValueError(f"The batches have no {label_column!r}; they hold {', '.join(map(repr, first))}.")

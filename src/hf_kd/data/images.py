@@ -36,6 +36,8 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 _EXIF_ERRORS = (*DECODER_ERRORS, KeyError, TypeError, ZeroDivisionError)
+PREPARED = "; what a processor made already goes in as DataLoader(dataset.with_format('torch'), batch_size=32)"
+"""Where arrays of inputs that a model takes as they are were given as images."""
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -45,7 +47,8 @@ def to_rgb(value: Any, row: int, called: str | None = None) -> Image.Image:
     - Transparency (alpha channel, or a transparent palette colour) is composited onto white, as `transformers` does.
     - 16 bits are scaled by the full range, 65535 -> 255. Integers of other types (Pillow mode I, int16) count as 16-bit
       unless no pixel exceeds 255. Floating-point images have to lie in [0, 1]; booleans become 0 and 255.
-    - An EXIF orientation is applied. Of an animation the first frame is taken.
+    - An EXIF orientation is applied. Of an encoded animation the first frame is taken, of one that was
+      opened with Pillow the frame that it stands at.
 
     Args:
         value: A PIL image, encoded bytes, a path, the {"bytes", "path"} of `datasets.Image(decode=False)`, a NumPy array
@@ -153,10 +156,10 @@ def _from_array(array: np.ndarray, channels_first: bool) -> Image.Image:
         raise InvalidValueError(f"an array of shape {array.shape} is no single image")
     if 0 in array.shape:
         raise InvalidValueError(f"its shape is {array.shape}")
-    return Image.fromarray(np.ascontiguousarray(_to_uint8(array)))
+    return Image.fromarray(np.ascontiguousarray(_to_uint8(array, PREPARED)))
 
 
-def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+def _to_uint8(pixels: np.ndarray, way_out: str = "") -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == bool:
@@ -165,7 +168,7 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
         low, high = pixels.min(), pixels.max()
     if np.issubdtype(pixels.dtype, np.floating):
         if not (low >= 0 and high <= 1):  # also catches NaN
-            raise InvalidValueError(f"floating-point pixels have to lie in [0, 1], got [{low:g}, {high:g}]")
+            raise InvalidValueError(f"floating-point pixels have to lie in [0, 1], got [{low:g}, {high:g}]{way_out}")
         return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
     if low < 0 or high > 65535:
         raise InvalidValueError(f"integer pixels have to lie in [0, 65535], got [{low}, {high}]")

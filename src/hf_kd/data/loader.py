@@ -261,7 +261,8 @@ def _batch_size(inputs: Mapping[str, Any]) -> int:
     )
     if not tensors:
         raise InvalidValueError(
-            f"A batch of the forget DataLoader holds no tensor, only {', '.join(map(repr, inputs)) or 'nothing'}."
+            f"A batch of the forget DataLoader holds no tensor, only {', '.join(map(repr, inputs)) or 'nothing'}. Let the "
+            "collate_fn give the model's inputs, such as pixel_values."
         )
     return tensors[0].shape[0]
 

@@ -43,7 +43,10 @@ def refuse_no_model(name: str) -> None:
 
 def no_model(name: str) -> CheckpointError:
     """The error for a place that holds no model."""
-    return CheckpointError(f"{name} has neither {CONFIG_NAME} nor {ADAPTER_CONFIG}: it is not a model to load.")
+    return CheckpointError(
+        f"{name} has neither {CONFIG_NAME} nor {ADAPTER_CONFIG}: it is not a model to load. Name the "
+        "folder that save_pretrained wrote, or USER/NAME on the Hub."
+    )
 
 
 def refuse_missing_data(spec: str | os.PathLike[str]) -> None:

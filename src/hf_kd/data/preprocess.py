@@ -158,7 +158,7 @@ class ImagePreprocessor:
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         if len(images) == 0:
-            raise InvalidValueError("There is nothing to preprocess: the list of images is empty.")
+            raise InvalidValueError("There is nothing to preprocess: the list of images is empty. Give at least one.")
         if not isinstance(self.processor, ImageProcessingMixin):
             return with_float_pixels(_batched([self.processor(image) for image in images]))
         for place, image in enumerate(images):

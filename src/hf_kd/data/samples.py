@@ -212,6 +212,7 @@ def _known(labels: Tensor, mapping: Callable[[Tensor], Tensor] | None) -> Tensor
     missing = int((labels < 0).sum())
     if missing:
         raise InvalidValueError(
-            f"{missing} of {len(labels)} samples have no label; training needs one for every image."
+            f"{missing} of {len(labels)} samples have no label; training needs one for every image. Name the label "
+            "column with label_column=..., or filter these samples out."
         )
     return labels if mapping is None else mapping(labels)

@@ -52,7 +52,9 @@ def checked_names(names: Sequence[str], what: str) -> tuple[str, ...]:
         raise InvalidTypeError(f"{what}={names!r} has to be a list of names, such as {what}=['tabby cat', 'tabby'].")
     found = tuple(dict.fromkeys(" ".join(name.split()) for name in names))
     if not found or "" in found:
-        raise InvalidValueError(f"{what}={list(names)!r} holds no name, or an empty one.")
+        raise InvalidValueError(
+            f"{what}={list(names)!r} holds no name, or an empty one: give at least one, such as {what}=['tabby cat']."
+        )
     return found
 
 
@@ -67,7 +69,9 @@ def checked_templates(wordings: Sequence[str] | None) -> tuple[str, ...]:
     found = checked_names(wordings, "templates")
     wrong = [wording for wording in found if wording.count("{}") != 1]
     if wrong:
-        raise InvalidValueError(f"The template {wrong[0]!r} has to have {{}} once, where the name goes.")
+        raise InvalidValueError(
+            f"The template {wrong[0]!r} has to have {{}} once, where the name goes, as 'a photo of a {{}}' has."
+        )
     return found
 
 

@@ -83,7 +83,10 @@ def refuse_other_files(name: str, stored: dict[str, Any], kwargs: dict[str, Any]
     if named is not None and not (
         isinstance(named, str) and named.endswith((".safetensors", ".safetensors.index.json"))
     ):
-        raise CheckpointError(f"config.json of {name} names {named!r} as its weights, which are no safetensors.")
+        raise CheckpointError(
+            f"config.json of {name} names {named!r} as its weights, which are no safetensors: save the model again with "
+            "save_pretrained."
+        )
     if named is None and find_file(name, _variant(SAFE_WEIGHTS_NAME, variant), hub) is not None:
         return
     file = named or _variant(SAFE_WEIGHTS_INDEX_NAME, variant)
@@ -135,7 +138,8 @@ def refuse_strange_weights(name: str, model: nn.Module, info: dict[str, Any]) ->
     if 2 * missing > sum(sizes.values()):
         raise InvalidValueError(
             f"{name} brings less than half of the weights that its config.json asks for (it lacks "
-            f"{', '.join(sorted(info['missing_keys'])[:3])}, ...). The rest would be random; it is refused."
+            f"{', '.join(sorted(info['missing_keys'])[:3])}, ...). The rest would be random; it is refused. Download or "
+            "save it again."
         )
 
 
@@ -156,7 +160,9 @@ def checkpoint_errors(name: str) -> Iterator[None]:
             f"The weights of {name} are a pickle of more than tensors, which is not read. Save them as safetensors."
         ) from error
     except RuntimeError as error:
-        raise InvalidValueError(f"The weights of {name} do not fit its configuration: {error}") from error
+        raise InvalidValueError(
+            f"The weights of {name} do not fit its configuration: download or save the model again. {error}"
+        ) from error
     except (
         *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, MemoryError),
         StrictDataclassError,

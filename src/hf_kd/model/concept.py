@@ -138,7 +138,8 @@ def erase_texts(
     if len(model.taps) != 1 or model.taps[0].dim != read.concept.embeddings.shape[1]:
         raise InvalidValueError(
             f"Images pass at {len(model.taps)} taps of d = {[tap.dim for tap in model.taps]} and texts have d = "
-            f"{read.concept.embeddings.shape[1]}: this model has no joint space with one vector an image."
+            f"{read.concept.embeddings.shape[1]}: this model has no joint space with one vector an image. Forget "
+            "by images alone, without texts."
         )
     near = read.near()
     close = _near_warnings(near)
@@ -151,7 +152,9 @@ def erase_texts(
     maps = fit_concept(chosen, read.vectors.without(read.unprotected()), common, seen)
     moved = float((maps.texts(read.concept.embeddings) - read.concept.embeddings).norm())
     if moved <= outcome.SAME * float(read.concept.embeddings.norm()):
-        raise InvalidValueError("The request changes nothing: was the concept forgotten before? No record is made.")
+        raise InvalidValueError(
+            "The request changes nothing: was the concept forgotten before? No record is made. Leave it out, or name more."
+        )
     condition = maps.images.condition_number
     count = 0 if seen is None else len(seen.concept)
     erasure = Erasure(

@@ -148,7 +148,9 @@ class ErasedConfig(PreTrainedConfig):
             if not (isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)):
                 raise InvalidValueError(f"{name}={str(values)[:200]!r}: config.json is damaged; save the model again.")
         if erasers and len(erasers) != len(taps or ()):
-            raise InvalidValueError(f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged.")
+            raise InvalidValueError(
+                f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged; save the model again."
+            )
         if not isinstance(inner_class, (str, type(None))):
             raise InvalidValueError(
                 f"inner_class={inner_class!r} is no name: config.json is damaged; save the model again."
@@ -162,7 +164,9 @@ class ErasedConfig(PreTrainedConfig):
                 # from_dict and not the constructor: some configurations are read otherwise than they are made
                 inner = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
         if isinstance(inner, ErasedConfig):
-            raise InvalidValueError("An erased model stands inside another one: config.json is not of hf_kd's making.")
+            raise InvalidValueError(
+                "An erased model stands inside another one: config.json is not of hf_kd's making. Save the model again."
+            )
         self.inner = inner
         self.inner_class = inner_class
         self.taps = taps or []

@@ -154,11 +154,11 @@ def _image(value: Any, called: str) -> Image.Image:
         raise InvalidValueError(f"{called} is none of {', '.join(FORMATS)}, is damaged, or far too large.") from error
     if image.width * image.height > MOST_PIXELS:
         raise InvalidValueError(
-            f"{called} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read."
+            f"{called} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read. Send a smaller one."
         )
     if max(image.size) > MOST_TIMES * min(image.size):
         raise InvalidValueError(
-            f"{called} is {image.width} x {image.height}: at most {MOST_TIMES} times as long as wide is read."
+            f"{called} is {image.width} x {image.height}: at most {MOST_TIMES} times as long as wide is read. Crop it."
         )
     return to_rgb(image, 0, called)
 
@@ -169,13 +169,17 @@ def _encoded(value: Any) -> bytes:
     if not isinstance(value, bytes | bytearray | str):
         raise InvalidTypeError(f"A {type(value).__name__} is no image: send bytes or base64.")
     if len(value) > most:
-        raise InvalidValueError(f"An image of {len(value):,} bytes is too large: at most {MOST_BYTES:,} are read.")
+        raise InvalidValueError(
+            f"An image of {len(value):,} bytes is too large: at most {MOST_BYTES:,} are read. Send a smaller one."
+        )
     if not isinstance(value, str):
         return bytes(value)
     try:
         return base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidValueError("A text is read as base64, and this is none; addresses are not fetched.") from error
+        raise InvalidValueError(
+            "A text is read as base64, and this is none; addresses are not fetched. Send the bytes."
+        ) from error
 
 
 def _finite(rows: Tensor) -> Tensor:

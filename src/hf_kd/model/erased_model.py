@@ -219,7 +219,9 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         """
         if not self.sites or tap is not None:
             if self.is_erased:
-                raise InvalidValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
+                raise InvalidValueError(
+                    f"tap={tap!r}: this model was erased already and its taps are part of it. Leave it out."
+                )
             self._stand_at(find_taps(self.inner, probe_batch(self, inputs), tap))
         return self.taps
 

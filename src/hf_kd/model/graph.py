@@ -148,7 +148,9 @@ def samples(model: Any, tower: Tower, images: Any = None, reading: ReadOptions |
         found = {name: torch.cat([each[name] for each in drawn]) for name in names}
     missing = sorted(set(names) - set(found))
     if missing:
-        raise InvalidValueError(f"images= gives no {', '.join(missing)}, which {type(model.inner).__name__} takes.")
+        raise InvalidValueError(
+            f"images= gives no {', '.join(missing)}, which {type(model.inner).__name__} takes: give batches that do."
+        )
     return {name: torch.cat([found[name]] * SAMPLES)[:SAMPLES] for name in names}
 
 
@@ -159,7 +161,7 @@ def _of_images(model: Any, images: Any, reading: ReadOptions | None) -> dict[str
         if sum(len(next(iter(inputs.values()))) for inputs in taken) >= SAMPLES:
             break
     if not taken:
-        raise InvalidValueError("images= holds no image, so there is nothing to compare on.")
+        raise InvalidValueError("images= holds no image, so there is nothing to compare on. Give at least one.")
     return {name: one_batch([inputs[name] for inputs in taken]) for name in taken[0]}
 
 

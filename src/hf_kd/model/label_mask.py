@@ -52,7 +52,9 @@ def mask_classes(model: TappedModel, classes: Sequence[int] | None, label: str |
     masked = sorted({*config.masked, *classes})
     names = model.class_names
     if len(masked) >= len(names):
-        raise InvalidValueError(f"All {len(names)} classes would be masked; nothing would be left to answer.")
+        raise InvalidValueError(
+            f"All {len(names)} classes would be masked; nothing would be left to answer. Forget fewer."
+        )
     if label is None:
         if len(masked) == len(names) - 1:
             raise InvalidValueError(

@@ -66,7 +66,9 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
                 model.config.base_commit = files.commit_of(name, hub)
             return model
     if tap is not None:
-        raise InvalidValueError(f"tap={tap!r}: this model was erased already and its taps are part of it.")
+        raise InvalidValueError(
+            f"tap={tap!r}: this model was erased already and its taps are part of it. Leave it out."
+        )
     return _load_erased(from_pretrained, name, config, stored, processor, args, kwargs)
 
 

@@ -67,7 +67,8 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
         return None
     if not isinstance(found, dict):
         raise InvalidValueError(
-            f"config.json of {name_or_path} holds a {type(found).__name__}, not an object: it is damaged."
+            f"config.json of {name_or_path} holds a {type(found).__name__}, not an object: it is damaged. Download or "
+            "save the model again."
         )
     refuse_strange_settings(found)
     return found

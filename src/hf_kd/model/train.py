@@ -178,7 +178,9 @@ def _silence(model: nn.Module, heads: Sequence[str], left_out: Sequence[int]) ->
     for name in heads if left_out else ():
         head = model.get_submodule(name)
         if not isinstance(head, nn.Linear) or head.bias is None:
-            raise InvalidValueError(f"The head {name} is no Linear with a bias, so no label can be left out of it.")
+            raise InvalidValueError(
+                f"The head {name} is no Linear with a bias, so no label can be left out of it. Train with all labels."
+            )
         silence_rows(head, left_out)
 
 

@@ -98,7 +98,7 @@ def unlearn(
         raise method.missing_retain()
     if checkpoint is not None and not method.resumes:
         raise InvalidValueError(
-            f"{method.name} cannot be resumed, so checkpoint={str(checkpoint)!r} is of no use to it."
+            f"{method.name} cannot be resumed, so checkpoint={str(checkpoint)!r} is of no use to it: leave it out."
         )
     if checkpoint is not None and Path(checkpoint).is_file():
         raise InvalidValueError(

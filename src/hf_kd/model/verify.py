@@ -146,7 +146,9 @@ def _files(folder: Path, content: dict[str, Any]) -> list[Check]:
     checks = []
     for name, expected in content["files"].items():
         if Path(name).name != name:
-            raise InvalidValueError(f"{RECEIPT} names the file {name!r}: it may only name files beside itself.")
+            raise InvalidValueError(
+                f"{RECEIPT} names the file {name!r}: it may only name files beside itself. Take the one that was published."
+            )
         path = folder / name
         found = file_digest(path) if path.is_file() else None
         checks.append(
