@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import weakref
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 from hf_kd.data.image_source import inspect_images
+from hf_kd.data.images import LargeImage
 from hf_kd.data.loader import LoaderShare, RowDataset, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.errors import InvalidValueError, UnreadableImageError
@@ -371,6 +373,85 @@ def test_images_have_the_mode_that_their_column_says(mode, streaming):
     data = data.to_iterable_dataset() if streaming else data
     (batch,) = make_loader(inspect_images(data), ImagePreprocessor(lambda image: np.asarray(image)))
     assert np.array_equal(batch["inputs"]["pixel_values"][0], expected)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Images of more than 100 pixels are large; how many of them are held at a time, each time one is decoded."""
+    held, alive = [], []
+    monkeypatch.setattr("hf_kd.data.images.LARGE", 100)
+    original = LargeImage.decoded
+
+    def counted(image):
+        found = original(image)
+        alive.append(weakref.ref(found))
+        held.append(sum(reference() is not None for reference in alive))
+        return found
+
+    monkeypatch.setattr(LargeImage, "decoded", counted)
+    return held
+
+
+def photos(sizes) -> list[bytes]:
+    return [
+        encoded(np.random.default_rng(n).integers(0, 256, (*size, 3), dtype=np.uint8)) for n, size in enumerate(sizes)
+    ]
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["dataset", "stream", "rows"])
+@pytest.mark.parametrize("mode", ["L", None])
+@pytest.mark.parametrize("processor", [ViTImageProcessorPil(size=8), lambda image: np.asarray(image.resize((8, 8)))])
+def test_of_large_images_one_is_decoded_at_a_time(decoded, monkeypatch, kind, mode, processor):
+    files = photos([(20, 30), (4, 4), (30, 20), (20, 30), (5, 5), (40, 40)])
+    images = [{"bytes": file, "path": None} for file in files]
+    data = Dataset.from_dict({"image": images}).cast_column("image", ImageFeature(mode=mode))
+    source = {"dataset": data, "stream": data.to_iterable_dataset(), "rows": [row["image"] for row in data]}[kind]
+    preprocessor = ImagePreprocessor(processor)
+    (batch,) = make_loader(inspect_images(source), preprocessor)
+    assert decoded == [1] * 4 if kind != "rows" else len(decoded) == 4, "PIL images are whoever's gave them"
+    monkeypatch.setattr("hf_kd.data.images.LARGE", 10_000)
+    (together,) = make_loader(inspect_images(source), preprocessor)
+    assert torch.equal(batch["inputs"]["pixel_values"], together["inputs"]["pixel_values"])
+    assert batch["rows"].tolist() == list(range(6))
+
+
+class Padding(ViTImageProcessorPil):
+    """Pads the images of a batch to one size, as detectors do."""
+
+    def __call__(self, images, **options):
+        height, width = (max(size) for size in zip(*((image.height, image.width) for image in images), strict=True))
+        padded = [np.pad(image, ((0, height - image.height), (0, width - image.width), (0, 0))) for image in images]
+        return {"pixel_values": torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2)}
+
+
+def test_large_images_that_a_processor_pads_to_one_size_are_a_batch_as_before(decoded):
+    preprocessor = ImagePreprocessor(Padding(), exact_shortcuts=False)
+    rows = [{"image": {"bytes": file, "path": None}} for file in photos([(20, 30), (30, 20)] * 2)]
+    first, second = make_loader(inspect_images(rows), preprocessor, batch_size=2)
+    assert first["inputs"]["pixel_values"].shape == second["inputs"]["pixel_values"].shape == (2, 3, 30, 30)
+    assert len(decoded) == 2 + 2 + 2, "what was seen once is not tried again"
+
+
+def test_a_large_image_that_cannot_be_read_names_its_row(decoded):
+    files = photos([(20, 30)] * 6)
+    files[4] = files[4][:-300]
+    with pytest.raises(UnreadableImageError, match="row 4 ") as caught:
+        list(
+            make_loader(
+                inspect_images([{"image": {"bytes": file, "path": None}} for file in files]), PREPROCESSOR, batch_size=3
+            )
+        )
+    assert caught.value.row == 4
+    strips = [Image.new("RGB", (8, 8)), Image.new("RGB", (20, 20)), Image.new("RGB", (1, 4000))]
+    by_short_side = CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=8)
+    with pytest.raises(UnreadableImageError, match="^Row 2: An image of 1 x 4000 "):
+        list(make_loader(inspect_images(strips), ImagePreprocessor(by_short_side)))
 
 
 class Batches(TorchIterableDataset):

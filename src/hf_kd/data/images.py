@@ -13,8 +13,9 @@ import logging
 import os
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,6 +42,34 @@ PREPARED = "; what a processor made already goes in as DataLoader(dataset.with_f
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
+LARGE = 1_000_000
+"""Pixels above which an image waits undecoded for its turn: a batch of photographs is gigabytes."""
+
+
+@dataclass(frozen=True)
+class LargeImage:
+    """An image of more than `LARGE` pixels, of which nothing but the size was read yet."""
+
+    value: Any
+    """What it is stored as."""
+    row: int
+    mode: str | None
+
+    def decoded(self) -> Image.Image:
+        """The image, as `small_to_rgb` gives it."""
+        return _in_mode(to_rgb(self.value, self.row), self.mode)
+
+
+def small_to_rgb(value: Any, row: int, mode: str | None = None) -> Image.Image | LargeImage:
+    """As `to_rgb`, with the pixels that an image of `mode` has; a large one is decoded later."""
+    image = _read(value, row, None, only_small=True)
+    return LargeImage(value, row, mode) if image is None else _in_mode(image, mode)
+
+
+def _in_mode(image: Image.Image, mode: str | None) -> Image.Image:
+    return image if mode is None else image.convert(mode).convert("RGB")
+
+
 def to_rgb(value: Any, row: int, called: str | None = None) -> Image.Image:
     """An image as an upright 8-bit RGB image.
 
@@ -60,9 +89,14 @@ def to_rgb(value: Any, row: int, called: str | None = None) -> Image.Image:
     Raises:
         UnreadableImageError: For anything else: damaged or empty files, None, values out of range.
     """
+    return cast("Image.Image", _read(value, row, called, only_small=False))
+
+
+def _read(value: Any, row: int, called: str | None, only_small: bool) -> Image.Image | None:
+    """As `to_rgb`; None, `only_small`, for a large image."""
     try:
         if isinstance(value, Image.Image):
-            return _pil_to_rgb(value, row)
+            return None if only_small and _is_large(value) else _pil_to_rgb(value, row)
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
             value = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
@@ -74,13 +108,25 @@ def to_rgb(value: Any, row: int, called: str | None = None) -> Image.Image:
         if isinstance(value, np.ndarray):
             return _pil_to_rgb(_from_array(value, channels_first=False), row)
         with _open(value) as image:
-            return _pil_to_rgb(image, row)
+            return None if only_small and _is_large(image) and not _is_remote(value) else _pil_to_rgb(image, row)
     except DECODER_ERRORS as error:
         raise UnreadableImageError(
             f"{called or f'The image in row {row}'} cannot be read: {_reason(error)}. "
             f"{'Repair it or leave this row out' if called is None else 'Repair it, or send another'}.",
             row,
         ) from error
+
+
+def _is_large(image: Image.Image) -> bool:
+    width, height = image.size
+    return width * height > LARGE
+
+
+def _is_remote(value: Any) -> bool:
+    """Whether it is a file inside an archive or on the Hub, as streaming data sets name them, to be fetched once."""
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else None
+    return isinstance(value, str) and "://" in value
 
 
 def _open(value: Any) -> Image.Image:
@@ -99,7 +145,7 @@ def _open(value: Any) -> Image.Image:
         return Image.open(io.BytesIO(value))
     if isinstance(value, (str, os.PathLike)):
         path = os.fspath(value)
-        if "://" in path:  # a file inside an archive or on the Hub, as streaming data sets name them
+        if _is_remote(path):
             return ImageFeature().decode_example({"path": path, "bytes": None})
         if not os.path.isfile(path):
             raise InvalidValueError(

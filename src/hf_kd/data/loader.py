@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, UnreadableImageError, shortened
 
 from .image_source import LABEL_KEYS, ImageSource
-from .images import to_rgb
+from .images import LargeImage, small_to_rgb
 from .preprocess import ImagePreprocessor, with_float_pixels
 
 DEFAULT_BATCH_SIZE = 64
@@ -28,7 +28,7 @@ NO_LABEL = -1
 """The label of a sample whose class is not known."""
 
 Row = tuple[int, Any, int]
-"""Row number, RGB PIL image (or the model's inputs by name), label or NO_LABEL."""
+"""Row number, RGB PIL image, a large one undecoded (or the model's inputs by name), label or NO_LABEL."""
 
 
 class RowDataset(Dataset):
@@ -188,11 +188,13 @@ class BatchLoader(DataLoader):
 class Collate:
     """Rows (row number, image or inputs, label) -> one batch; `preprocessor` None: the rows hold inputs.
 
-    The error of a row or of the batch, where there is one, instead of it.
+    The error of a row or of the batch, where there is one, instead of it. Large images are decoded and preprocessed one by
+    one, unless what a processor makes of one depends on the others of its batch (as where it pads them to one size).
     """
 
     def __init__(self, preprocessor: ImagePreprocessor | None) -> None:
         self.preprocessor = preprocessor
+        self._one_by_one = True
 
     def __call__(self, rows: Sequence[Row | HfKdError]) -> dict[str, Any] | HfKdError:
         error = next((row for row in rows if isinstance(row, HfKdError)), None)
@@ -200,10 +202,7 @@ class Collate:
             return error
         numbers, values, labels = zip(*rows, strict=True)
         try:
-            inputs = with_float_pixels(self._inputs(list(values)))
-        except UnreadableImageError as error:  # which knows the place in the batch
-            row = numbers[error.row]
-            return UnreadableImageError(f"Row {row}: {error}", row)
+            inputs = with_float_pixels(self._inputs(values, numbers))
         except HfKdError as error:
             return error
         return {
@@ -212,8 +211,41 @@ class Collate:
             "rows": torch.tensor(numbers, dtype=torch.int64),
         }
 
-    def _inputs(self, values: list[Any]) -> dict[str, Any]:
-        return default_collate(values) if self.preprocessor is None else self.preprocessor(values)
+    def _inputs(self, values: Sequence[Any], numbers: Sequence[int]) -> dict[str, Any]:
+        if self.preprocessor is None:
+            return default_collate(list(values))
+        places = range(len(values))
+        large = [place for place in places if isinstance(values[place], LargeImage)]
+        if len(large) > 1 and self._one_by_one:
+            groups = [[place] for place in large]
+            groups += [small] if (small := sorted({*places}.difference(large))) else []
+            parts = [_preprocessed(self.preprocessor, values, numbers, group) for group in groups]
+            if (batch := _joined(parts, groups)) is not None:
+                return batch
+            self._one_by_one = False
+        return _preprocessed(self.preprocessor, values, numbers, places)
+
+
+def _preprocessed(
+    preprocessor: ImagePreprocessor, values: Sequence[Any], numbers: Sequence[int], places: Sequence[int]
+) -> dict[str, Any]:
+    """The values at some places as one batch."""
+    images = [values[place] for place in places]
+    images = [image.decoded() if isinstance(image, LargeImage) else image for image in images]
+    try:
+        return preprocessor(images)
+    except UnreadableImageError as error:  # which knows the place among them
+        row = numbers[places[error.row]]
+        raise UnreadableImageError(f"Row {row}: {error}", row) from error
+
+
+def _joined(parts: Sequence[dict[str, Any]], groups: Sequence[Sequence[int]]) -> dict[str, Any] | None:
+    """Batches of some places each as one, in the order of the places; None where they are of different shapes."""
+    kinds = [{name: (value.dtype, value.shape[1:]) for name, value in part.items()} for part in parts]
+    if any(kind != kinds[0] for kind in kinds):
+        return None
+    order = torch.tensor([place for group in groups for place in group]).argsort()
+    return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 
 
 class _RowReader:
@@ -229,8 +261,8 @@ class _RowReader:
     def __call__(self, number: int, row: Any) -> Row:
         label = NO_LABEL if self.label_column is None else self._label(number, row[self.label_column])
         if not self.is_prepared:
-            image = to_rgb(row if self.image_column is None else row[self.image_column], number)
-            return number, image if self.grey_mode is None else image.convert(self.grey_mode).convert("RGB"), label
+            image = row if self.image_column is None else row[self.image_column]
+            return number, small_to_rgb(image, number, self.grey_mode), label
         if isinstance(row, Mapping):
             tensors = {key: value for key, value in row.items() if isinstance(value, Tensor)}
             return number, {k: v for k, v in tensors.items() if k != self.label_column and k not in LABEL_KEYS}, label
