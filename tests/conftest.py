@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
+if "PYTEST_XDIST_WORKER" in os.environ:  # what tests start has one thread too: waiting threads spin on cores in use
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -84,6 +84,7 @@ def test_a_compiled_model_answers_erased(graph):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("graph", ["ResNetForImageClassification", "CLIPModel"], indirect=True)  # a compiler each
 def test_a_package_of_inductor_answers_erased_without_hf_kd(graph, tmp_path):
     needs_compiler()
     graph, reference = graph
@@ -105,8 +106,9 @@ def test_modules_that_stand_in_a_model_twice_do_not_hide_the_eraser():
     assert max(found.values()) < NEAR, found
 
 
-def test_the_text_tower_is_a_graph_of_its_own():
-    erased = ErasedModel.from_model(*two_towers("CLIPModel"))
+@pytest.mark.parametrize("name", ["CLIPModel", "SiglipModel"])
+def test_the_text_tower_is_a_graph_of_its_own(name):
+    erased = ErasedModel.from_model(*two_towers(name))
     erased.erase(texts=["cat"], templates=["a photo of a {}", "{}"], k=1)
     assert towers(erased) == ("image", "text")
     graph = TowerGraph(erased.eval(), "text")

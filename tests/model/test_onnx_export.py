@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -12,9 +13,11 @@ from transformers import ViTConfig, ViTModel
 
 from hf_kd import ErasedModel
 from hf_kd.errors import InvalidValueError, MissingPackageError, OutputError
+from hf_kd.model import onnx_export
 from hf_kd.model.graph import TowerGraph
 from hf_kd.model.graph_check import GraphReference
 from hf_kd.model.onnx_export import OPSET, TOLERANCE
+from tests.conftest import image_processor, small_vit
 from tests.helpers import zoo
 from tests.helpers.small import make_dataset, randomise
 from tests.helpers.two_towers import two_towers
@@ -48,6 +51,21 @@ def retain():
 @pytest.fixture
 def erased(vit, processor, forget):
     return ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An erased model, and the file that it became."""
+    model = ErasedModel.from_model(copy.deepcopy(small_vit()), image_processor())
+    model.erase(make_dataset([2] * 20), k=2, progress=False)
+    return model, *model.export_onnx(tmp_path_factory.mktemp("exported") / "new" / "model.onnx")
+
+
+@pytest.fixture
+def captured(exported, monkeypatch):
+    """Exports of this model take the graph of the file that is there: capturing it is most of their time."""
+    _, file = exported
+    monkeypatch.setattr(onnx_export, "_proto", lambda graph: onnx.load(file.path))
 
 
 @pytest.mark.parametrize(
@@ -94,8 +112,8 @@ def test_masked_classes_are_masked_in_the_graph(vit, processor, forget, pixels, 
     assert "cat" not in names
 
 
-def test_the_file_says_what_it_is(erased, tmp_path):
-    (file,) = erased.export_onnx(tmp_path / "new" / "model.onnx")
+def test_the_file_says_what_it_is(exported):
+    erased, file = exported
     proto = onnx.load(file.path)
     onnx.checker.check_model(proto)
     assert {each.domain: each.version for each in proto.opset_import}[""] == OPSET == file.opset
@@ -112,8 +130,8 @@ def test_the_file_says_what_it_is(erased, tmp_path):
     assert sorted(os.listdir(file.path.parent)) == ["model.onnx"]
 
 
-def test_float16_keeps_float32_outside_and_in_the_eraser(erased, forget, pixels, tmp_path):
-    (whole,) = erased.export_onnx(tmp_path / "whole.onnx")
+def test_float16_keeps_float32_outside_and_in_the_eraser(exported, forget, pixels, tmp_path):
+    erased, whole = exported
     (half,) = erased.export_onnx(tmp_path / "half.onnx", dtype="float16", images=forget)
     assert half.path.stat().st_size < 0.7 * whole.path.stat().st_size
     got = answers(half.path, pixel_values=pixels)
@@ -140,13 +158,20 @@ def test_an_embedding_model_gives_features(processor, forget, pixels, tmp_path):
     assert torch.allclose(got["features"], erased.pooled_features(pixels), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["CLIPModel", "SiglipModel"])
-def test_each_tower_of_two_is_a_file(name, tmp_path, caplog):
+@pytest.mark.parametrize(("name", "by_text"), [("CLIPModel", True), ("SiglipModel", False)])
+def test_each_tower_of_two_is_a_file(name, by_text, tmp_path, caplog):
+    """Erased by text there is an eraser in both; erased by images the text tower is the original one, which is said."""
     inner, whole = two_towers(name)
-    erased = ErasedModel.from_model(inner, whole).erase(texts=["cat"], templates=["a photo of a {}", "{}"], k=1)
-    files = erased.export_onnx(tmp_path / "clip.onnx")
+    erased = ErasedModel.from_model(inner, whole)
+    if by_text:
+        erased.erase(texts=["cat"], templates=["a photo of a {}", "{}"], k=1)
+    else:
+        erased.erase(make_dataset([2] * 12, size=(32, 32)), k=1, progress=False, whole_classes=False)
+    with caplog.at_level(logging.WARNING, logger="hf_kd"):
+        files = erased.export_onnx(tmp_path / "clip.onnx")
     assert [(file.path.name, file.tower, file.erased) for file in files] == [
-        ("clip.image.onnx", "image", True), ("clip.text.onnx", "text", True)]  # fmt: skip
+        ("clip.image.onnx", "image", True), ("clip.text.onnx", "text", by_text)]  # fmt: skip
+    assert ("There is no eraser in the text tower" in caplog.text) != by_text
     assert [list(file.outputs) for file in files] == [["image_embeds"], ["text_embeds"]]
     images = zoo.inputs(name, 3)["pixel_values"]
     tokens = {key: torch.randint(3, 20, (3, 6)) for key in files[1].inputs}
@@ -158,17 +183,7 @@ def test_each_tower_of_two_is_a_file(name, tmp_path, caplog):
     assert said(files[0].path)["logit_scale"] == pytest.approx(float(inner.logit_scale.exp())), "what is multiplied by"
 
 
-def test_a_text_tower_without_an_eraser_is_called_the_original(tmp_path, caplog):
-    inner, whole = two_towers("CLIPModel")
-    erased = ErasedModel.from_model(inner, whole)
-    erased.erase(make_dataset([2] * 12, size=(32, 32)), k=1, progress=False, whole_classes=False)
-    with caplog.at_level(logging.WARNING, logger="hf_kd"):
-        files = erased.export_onnx(tmp_path / "clip.onnx")
-    assert [file.erased for file in files] == [True, False]
-    assert "There is no eraser in the text tower" in caplog.text
-
-
-def test_nothing_is_written_where_onnxruntime_answers_something_else(erased, tmp_path, monkeypatch):
+def test_nothing_is_written_where_onnxruntime_answers_something_else(erased, captured, tmp_path, monkeypatch):
     found = GraphReference.deviations
     monkeypatch.setattr(
         GraphReference, "deviations", lambda self, run: {k: v + 0.5 for k, v in found(self, run).items()}
@@ -203,8 +218,8 @@ def test_a_processor_that_does_not_resize_leaves_the_size_to_the_images_or_the_c
     larger = forget.map(lambda row: {"image": row["image"].resize((48, 40))})
     (file,) = erased["resnet"].export_onnx(tmp_path / "larger.onnx", images=larger)
     assert file.inputs["pixel_values"] == ["batch", 3, 40, 48]
-    (file,) = erased["vit"].export_onnx(tmp_path / "stated.onnx")
-    assert file.inputs["pixel_values"][2:] == [vit.config.image_size] * 2
+    example = TowerGraph(erased["vit"].eval()).example["pixel_values"]
+    assert example.shape[2:] == (vit.config.image_size,) * 2
 
 
 def test_an_eraser_that_had_nothing_to_do_is_said(vit, processor, forget, tmp_path, caplog):
@@ -217,11 +232,11 @@ def test_an_eraser_that_had_nothing_to_do_is_said(vit, processor, forget, tmp_pa
     assert "changes none of the samples" in caplog.text
 
 
-def test_what_is_refused_leaves_everything_as_it_was(vit, processor, forget, tmp_path):
+def test_what_is_refused_leaves_everything_as_it_was(vit, processor, forget, captured, tmp_path):
     bare = ErasedModel.from_model(vit, processor)
     with pytest.raises(InvalidValueError, match="Nothing has been erased"):
         bare.export_onnx(tmp_path / "model.onnx")
-    erased = bare.erase(forget, k=1, progress=False)
+    erased = bare.erase(forget, k=2, progress=False)
     with pytest.raises(InvalidValueError, match="end in .onnx"):
         erased.export_onnx(tmp_path / "folder")
     with pytest.raises(InvalidValueError, match="dtype='int8'"):
@@ -246,11 +261,10 @@ def test_an_architecture_that_cannot_be_captured_is_refused_in_words(tmp_path):
         erased.export_onnx(tmp_path / "model.onnx")
 
 
-def test_hostile_labels_are_data(vit, processor, forget, tmp_path):
+def test_hostile_labels_are_data(vit, processor, forget, captured, tmp_path):
     vit.config.id2label = {0: 'a"}],"x', 1: "\x1b[2J", 2: "cat", 3: "\u202edog", 4: "-->"}
     vit.config.label2id = {name: c for c, name in vit.config.id2label.items()}
-    data = make_dataset([2] * 8)
-    erased = ErasedModel.from_model(vit, processor).erase(list(data["image"]), k=1, progress=False)
+    erased = ErasedModel.from_model(vit, processor).erase(list(forget["image"]), k=2, progress=False)
     (file,) = erased.export_onnx(tmp_path / "model.onnx")
     assert said(file.path)["labels"] == list(vit.config.id2label.values())
 
