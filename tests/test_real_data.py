@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from hf_kd.data.load import filter_by_labels
 from hf_kd.features.heads import predictions
 from hf_kd.features.reader import ImageReader
 from hf_kd.metrics.scores import forget_retain_accuracy
+from tests.cli.runner import hf_kd
+from tests.test_readme import blocks, commands
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "cifar_resnet20.py"
 
@@ -78,3 +81,20 @@ def test_a_trained_mobilenet_forgets_a_class(shared, tmp_path):
     assert original[0] > 50
     assert erased[0] < 5
     assert erased[1] > original[1] - 10, "a small network pays for it"
+
+
+@pytest.mark.slow
+def test_erase_and_verify_print_what_the_readme_shows(example, shared, tmp_path, monkeypatch):
+    model, processor = example.load(shared / "weights" / "cifar10_resnet20")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "resnet20")
+    (tmp_path / "cifar10").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "cifar10" / f"{split}.parquet").symlink_to(shared / "data" / "cifar10" / f"{split}.parquet")
+    monkeypatch.chdir(tmp_path)
+    (shown,) = blocks("console")
+    for command in commands():
+        if command[0] in ("erase", "verify"):
+            _, told = shown.split(f"$ hf-kd {shlex.join(command)}\n")
+            told = told.partition("\n...\n")[0]
+            assert " ".join(hf_kd(*command).stdout.split()).startswith(" ".join(told.split()))
