@@ -143,12 +143,12 @@ def test_labels_that_do_not_match_are_said_in_the_words_of_the_command_alone():
 
 
 @pytest.mark.parametrize("command", sorted(name for name in COMMANDS if "device" in options(name)))
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("device", ["mps", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused_before_model_and_data_are_opened(command, device, place, monkeypatch):
     for opened in ("load_model", "load_data"):
         monkeypatch.setattr(f"hf_kd.cli._inputs.{opened}", lambda *given: pytest.fail("opened"))
     monkeypatch.setattr("hf_kd.bench.read_config", lambda *given: pytest.fail("read"))
-    needed = {"--dataset": place / "data", "--output": place / "out", "--forget-labels": "cat", "--recipe": "resnet"}
+    needed = {"--dataset": place / "data", "--output": place / "out", "--forget-labels": "cat", "--recipe": "vit-pretrained"}
     taken = {*chain(*options(command).values())} & set(needed)
     given = [part for flag in taken for part in (flag, needed[flag])]
     done = run(command, place / "model", *given, "--device", device, code=1)

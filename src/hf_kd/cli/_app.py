@@ -28,9 +28,10 @@ from rich.console import Console
 from rich.text import Text
 
 from hf_kd.errors import HfKdError
+from hf_kd.methods.choices import words_of
 from hf_kd.methods.registry import MethodInfo
 
-from . import _inputs
+from . import _choices, _inputs
 from ._options import Shared, method_flags
 
 app = typer.Typer(
@@ -100,10 +101,12 @@ def command(
                 settings = {key: given.pop(key) for key in flags}
                 if methods is not None:
                     settings = _inputs.settings(settings, values["option"])
+                _choices.refuse_unknown(given | values, words)
                 _inputs.refuse_missing(given)
                 _inputs.import_files(values["imports"], quiet=bool(values.get("quiet")))
                 function(**given, shared=Shared(**values, settings=settings))
 
+        words = {option.name: words_of(option.type) for method in methods or () for option in method.options}
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         parameters = {"context": context, **parameters}
         run.__signature__ = inspect.Signature(list(parameters.values()))

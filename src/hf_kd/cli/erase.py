@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_kd.data.progress import working
-from hf_kd.errors import InvalidValueError
-from hf_kd.methods.registry import built_in_infos, refuse_method
+from hf_kd.errors import InvalidValueError, check_choice
+from hf_kd.methods.registry import built_in_infos, by_name_infos, refuse_method
 
 from . import _inputs
 from ._accuracy import head_accuracy
@@ -139,6 +139,7 @@ def erase(
         raise InvalidValueError("Give --fold or --eraser-only, not both: what is folded has no eraser to save.")
     named = ByName.given(text, retain_text, publish_texts, ask, language)
     if named is not None:
+        check_choice("method", method or "esc", [*(info.name for info in by_name_infos()), "esc"])
         _refuse_with_text(dataset, forget_labels, retain_limit, mask_head, test_split)
         of_concept = forget_labels, retain_limit
         _erase_by_name(model, output, dataset, split, of_concept, method, (fold, eraser_only), named, shared)

@@ -11,7 +11,7 @@ import typer
 from hf_kd.data.progress import working
 from hf_kd.data.text import one_line
 from hf_kd.errors import InvalidValueError
-from hf_kd.methods.registry import method_info
+from hf_kd.methods.registry import method_info, refuse_method
 from hf_kd.model.recipes import PRETRAINED, RECIPES
 
 from . import _inputs
@@ -62,6 +62,7 @@ def train_original(
     **Example:** `hf-kd train-original microsoft/resnet-18 --recipe resnet18-pretrained --dataset user/pets --output r18`
     """
     _inputs.check_output(output, shared.overwrite)
+    refuse_method("retrain", "weights", shared.settings)
     _inputs.load_libraries(shared)
     from transformers import AutoConfig, AutoModelForImageClassification
 

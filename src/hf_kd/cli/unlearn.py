@@ -83,8 +83,8 @@ def unlearn(
 
     **Example:** `hf-kd unlearn user/pets-classifier --dataset user/pets --forget-labels tabby --output scrubbed`
     """
-    if shared.labels == "teacher":  # not whose ids they are, but whose labels: regrow's own
-        shared = replace(shared, labels=None, settings={**shared.settings, "labels": "teacher"})
+    if shared.labels in ("data", "teacher"):  # not whose ids they are, but whose labels: regrow's own
+        shared = replace(shared, labels=None, settings={**shared.settings, "labels": shared.labels})
     _inputs.check_output(output, shared.overwrite)
     refuse_method(method, "weights", shared.settings)
     if retain is not None:

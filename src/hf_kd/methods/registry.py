@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from hf_kd.errors import InvalidTypeError, InvalidValueError, did_you_mean
 
 from .attribute_texts import attribute_texts
+from .choices import refuse_unknown_words
 
 ENTRY_POINT_GROUP = "hf_kd.methods"
 """Packages name their methods here, of either kind."""
@@ -188,26 +189,27 @@ def get_method(name: str, kind: str | None = None) -> type[Any]:
     return _resolve(_METHODS, name)
 
 
-def refuse_method(name: str, kind: str, options: Iterable[str]) -> None:
+def refuse_method(name: str, kind: str, options: Mapping[str, Any]) -> None:
     """Refuse a method by what is known without importing it, unless another package brings it: its name, kind and options.
 
     Args:
         name: Name of the method.
         kind: "eraser" or "weights", of which it has to be.
-        options: Names of the hyper-parameters that are given.
+        options: The hyper-parameters that are given.
 
     Raises:
-        InvalidValueError: For an unknown name, and for a method of the other kind.
+        InvalidValueError: For an unknown name, a method of the other kind, and a word that is none of an option's.
         InvalidTypeError: For an unknown option.
     """
     _find(name, kind)
-    known = [option.name for option in method_info(name).options]
+    known = {option.name: option.type for option in method_info(name).options}
     unknown = sorted(set(options) - set(known))
     if unknown:
         near = did_you_mean(unknown[0], known)
         raise InvalidTypeError(
             f"Method {name!r} has no option {', '.join(unknown)}.{near} It takes {', '.join(known) or 'none'}."
         )
+    refuse_unknown_words(known, options)
 
 
 def make_method(method: Any, **options: Any) -> Any:
@@ -343,7 +345,8 @@ def _find(name: str, kind: str | None) -> None:
         if point is None:
             if name in _BY_NAME:
                 raise InvalidValueError(f"{name!r} forgets by name: give texts=['TEXT'] too, or take another method.")
-            names = _listed(kind) if kind else "; ".join(f"{key}: {_listed(key)}" for key in BASES)
+            listed = {key: ", ".join(available_methods(key)) for key in ([kind] if kind else BASES)}
+            names = listed[kind] if kind else "; ".join(f"{key}: {names}" for key, names in listed.items())
             near = did_you_mean(name, available_methods(kind))
             raise InvalidValueError(f"Unknown method {name!r}.{near} Available: {names}.")
         _METHODS[name] = _loaded(point)
@@ -382,10 +385,6 @@ def _no_method(what: str) -> InvalidTypeError:
 
 def _stored_kind(name: str) -> str:
     return _INFOS[name].kind if name in _INFOS else _kind_of(_resolve(_METHODS, name))
-
-
-def _listed(kind: str) -> str:
-    return ", ".join(available_methods(kind))
 
 
 def _resolve(table: dict[str, str | type], name: str) -> type[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -110,7 +110,7 @@ class ESCT(Method):
     epochs: int = 50
     batch_size: int = 64
     seed: int = 42
-    loss: str = "pce"
+    loss: Literal["pce", "ce"] = "pce"
     clip: bool = True
 
     def __post_init__(self) -> None:

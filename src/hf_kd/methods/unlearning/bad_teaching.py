@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class BadTeaching(TrainedMethod):
 
     epochs: int = 1
     lr: float = 1e-4
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     temperature: float = 1.0
     retain_share: float = 0.3
 

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -61,7 +61,7 @@ class UnlearningMethod(ABC):
     """Goes on from `Task.checkpoint`."""
 
     seed: int = 0
-    bn_mode: str = "eval"
+    bn_mode: Literal["eval", "freeze", "train"] = "eval"
 
     def __post_init__(self) -> None:
         if self.bn_mode not in BN_MODES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Cola(TrainedMethod):
     lr: float = 0.01
     batch_size: int = 128
     weight_decay: float = 5e-4
-    schedule: str = "cosine"
+    schedule: Literal["steps", "cosine"] = "cosine"
     collapse_epochs: int = 2
 
     def change(self, task: Task) -> TrainedMeasured:

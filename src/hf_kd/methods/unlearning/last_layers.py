@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -86,7 +86,7 @@ class ExactUnlearning(_LastLayers):
     source: ClassVar[str] = "Goel et al. 2022; settings of SCRUB's comparison; k is ours"
 
     epochs: int = 30
-    bn_mode: str = "train"
+    bn_mode: Literal["eval", "freeze", "train"] = "train"
     decay_epochs: tuple[int, ...] = (11, 16, 21)
     keep: float | str | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,11 +40,11 @@ class LayerResets(TrainedMethod):
         "Ahn et al., NeurIPS 2023 competition, from its description; learning rate and epochs are ours"
     )
 
-    bn_mode: str = "train"
+    bn_mode: Literal["eval", "freeze", "train"] = "train"
     epochs: int = 1
     lr: float = 0.01
     batch_size: int = 128
-    schedule: str = "cosine"
+    schedule: Literal["steps", "cosine"] = "cosine"
     layers: int = 6
     cycles: int = 3
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,12 +33,12 @@ class NoiseDistill(TrainedMethod):
     needs: ClassVar[str] = "D_r"
     source: ClassVar[str] = "UNDO (arXiv 2506.06278), made for language models; relative noise and settings are ours"
 
-    bn_mode: str = "train"
+    bn_mode: Literal["eval", "freeze", "train"] = "train"
     epochs: int = 4
     lr: float = 0.05
     batch_size: int = 128
     weight_decay: float = 5e-4
-    schedule: str = "cosine"
+    schedule: Literal["steps", "cosine"] = "cosine"
     warmup: float = 0.5
     noise: float = 0.6
     temperature: float = 4.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ class Amnesiac(TrainedMethod):
     epochs: int = 3
     lr: float = 1e-4
     batch_size: int = 128
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
 
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)

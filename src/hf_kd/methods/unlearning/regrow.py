@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,22 +115,22 @@ class Regrow(UnlearningMethod):
     needs_head: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
 
-    bn_mode: str = "train"
+    bn_mode: Literal["eval", "freeze", "train"] = "train"
     keep: float | str = 1 / 3
     epochs: int | None = None
     lr: float | None = None
     batch_size: int = 128
-    optimizer: str = "auto"
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     weight_decay: float | None = None
-    labels: str = "data"
+    labels: Literal["data", "teacher"] = "data"
     soft: bool = False
     temperature: float = 4.0
-    augment: str = "flip"
+    augment: Literal["none", "flip", "flip-crop"] = "flip"
     crops: int = 0
     scan_epochs: int = 2
     release: int = 0
     release_lr: float = 0.2
-    cache: str = "auto"
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"
     cache_share: float = 0.25
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ pre-trained checkpoint, so is this (`init`), and then the network has seen more 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,9 +45,9 @@ class Retrain(TrainedMethod):
     lr: float = 0.1
     weight_decay: float = 5e-4
     decay_epochs: tuple[int, ...] = (92, 137)
-    bn_mode: str = "train"
+    bn_mode: Literal["eval", "freeze", "train"] = "train"
     init: str | None = None
-    augment: str = "flip-crop"
+    augment: Literal["none", "flip", "flip-crop"] = "flip-crop"
     head_lr: float | None = None
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,10 @@ class TrainedMethod(UnlearningMethod):
     epochs: int = 10
     lr: float = 0.01
     batch_size: int = 256
-    optimizer: str = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: str = "steps"
+    schedule: Literal["steps", "cosine"] = "steps"
     decay_epochs: tuple[int, ...] = ()
     decay: float = 0.1
     warmup: float = 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Unsir(TrainedMethod):
     epochs: int = 1
     lr: float = 1e-4
     batch_size: int = 128
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     repair_epochs: int = 1
     repair_lr: float = 1e-4
     noise_images: int = 128

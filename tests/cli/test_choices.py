@@ -1,0 +1,106 @@
+"""Names that are known in advance: the library's own, and refused before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from hf_kd import ReadOptions
+from hf_kd.audit.options import AuditOptions
+from hf_kd.cli import app
+from hf_kd.cli._choices import ATTACKS, CHOICES, SUITES, refuse_unknown
+from hf_kd.data.devices import chosen_device
+from hf_kd.errors import InvalidValueError
+from hf_kd.methods.choices import words_of
+from hf_kd.methods.registry import built_in_infos, make_method, make_unlearning_method
+from hf_kd.metrics import attacks
+from hf_kd.model.onnx_export import TOLERANCE
+from hf_kd.model.recipes import RECIPES
+
+COMMANDS = typer.main.get_command(app).commands
+LISTED = {*CHOICES, "attacks", "device", "method"}
+
+EVERY = """
+import json, sys
+from typer.testing import CliRunner
+from hf_kd.cli import app
+told = {}
+for words in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(app, words)
+    told[" ".join(words)] = [done.exit_code, " ".join(done.stderr.split())]
+    assert not {"torch", "transformers", "datasets"} & set(sys.modules), words
+print(json.dumps(told))
+"""
+
+
+def mistyped() -> list[list[str]]:
+    """Every command with each of its options that takes a known name, one letter wrong."""
+    wrong = {"access": "wieghts", "mixed_precision": "bf61", "labels": "datset", "dtype": "float61",
+             "recipe": "vit-pretraned", "attacks": "linear,mlp-smal", "device": "cuda0", "method": "scurb"}  # fmt: skip
+    needed = {"dataset": "data", "output": "out.onnx", "forget_labels": "cat", "recipe": "vit-pretrained"}
+    lines = []
+    for command, found in COMMANDS.items():
+        options = {p.name: p.opts[0] for p in found.params if p.opts[0].startswith("-")}
+        for name in LISTED & set(options):
+            given = {key: value for key, value in needed.items() if key in options and key != name}
+            rest = [word for key, value in given.items() for word in (options[key], value)]
+            lines.append([command, "model", *rest, options[name],
+                          "cvoer" if (command, name) == ("erase", "method") else wrong[name]])  # fmt: skip
+    settings = [("unlearn", "--optimizer", "sdg"), ("erase", "--loss", "pec"), ("train-original", "--schedule", "step")]
+    for command, flag, value in settings:
+        more = {"erase": ["--method", "esc-t"], "train-original": ["--recipe", "vit-pretrained"]}.get(command, [])
+        place = ["--dataset", "data", "--output", "out", "--forget-labels", "cat"]
+        lines.append([command, "model", *(place[:4] if command == "train-original" else place), *more, flag, value])
+    return [*lines, ["erase", "model", "--output", "out", "--text", "cat", "--method", "oblqiue"]]
+
+
+def test_a_mistyped_name_is_refused_with_those_there_are_before_torch_is_imported(tmp_path):
+    lines = mistyped()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    done = subprocess.run([sys.executable, "-c", EVERY, json.dumps(lines)], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert len(told) == len(lines) > 20
+    for words, (code, said) in told.items():
+        assert code == 1, (words, said)
+        assert "Did you mean" in said, (words, said)
+        assert "expected" in said or "There are" in said or "Available" in said, (words, said)
+
+
+def test_the_names_are_those_of_the_library():
+    assert tuple(attacks.ATTACKS) == ATTACKS
+    for name in SUITES:
+        assert set(attacks.attack_names(name, views=2)) <= set(ATTACKS)
+    assert CHOICES["dtype"] == tuple(TOLERANCE)
+    assert CHOICES["recipe"] == tuple(RECIPES)
+    for name, of in (("access", AuditOptions), ("mixed_precision", ReadOptions), ("labels", ReadOptions)):
+        for value in CHOICES[name]:
+            assert getattr(of(**{name: value}), name) == value
+        with pytest.raises(ValueError, match=name):
+            of(**{name: "other"})
+    assert chosen_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("kind", "make"), [("eraser", make_method), ("weights", make_unlearning_method)])
+def test_every_word_of_a_setting_is_one_that_its_method_takes(kind, make):
+    for info in built_in_infos(kind):
+        for option in info.options:
+            fixed = (info.name, option.name) == ("lau", "schedule")  # its lr is constant, which it says itself
+            for word in () if fixed else words_of(option.type):
+                needed = {"crops": 0} if "crops" in {o.name for o in info.options} else {}
+                assert getattr(make(info.name, **{option.name: word}, **needed), option.name) == word
+
+
+def test_attacks_of_files_of_a_users_own_are_left_to_the_library():
+    with pytest.raises(InvalidValueError, match="--attacks telepathy: unknown"):
+        refuse_unknown({"attacks": "telepathy"}, {})
+    refuse_unknown({"attacks": "telepathy", "imports": ["mine.py"]}, {})
+    refuse_unknown({"attacks": "linear,norm", "device": "cuda:1", "access": None}, {})
+    with pytest.raises(InvalidValueError, match="stand alone"):
+        refuse_unknown({"attacks": "standard,norm"}, {})
