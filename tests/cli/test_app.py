@@ -148,7 +148,12 @@ def test_a_device_that_is_not_there_is_refused_before_model_and_data_are_opened(
     for opened in ("load_model", "load_data"):
         monkeypatch.setattr(f"hf_kd.cli._inputs.{opened}", lambda *given: pytest.fail("opened"))
     monkeypatch.setattr("hf_kd.bench.read_config", lambda *given: pytest.fail("read"))
-    needed = {"--dataset": place / "data", "--output": place / "out", "--forget-labels": "cat", "--recipe": "vit-pretrained"}
+    needed = {
+        "--dataset": place / "data",
+        "--output": place / "out",
+        "--forget-labels": "cat",
+        "--recipe": "vit-pretrained",
+    }
     taken = {*chain(*options(command).values())} & set(needed)
     given = [part for flag in taken for part in (flag, needed[flag])]
     done = run(command, place / "model", *given, "--device", device, code=1)
