@@ -105,6 +105,10 @@ def shortened(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+GIVE_RETAIN = "retain=... (--forget-labels LABEL on the command line, which reads those of all other labels)"
+"""How images that stay are given; the command line shows its own way alone."""
+
+
 def did_you_mean(value: object, known: Iterable[object], most: int = 3, called: Mapping[str, str] | None = None) -> str:
     """What a message about a word that is not among those known goes on with; nothing where none is like it.
 

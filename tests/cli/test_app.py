@@ -121,6 +121,9 @@ def test_an_option_has_the_name_of_the_argument_it_fills(command, function, own)
         ("Give more as retain_texts.", "Give more as --retain-text."),
         ("say which: reading=ReadOptions(label_mapping=...).", "say which: --label-mapping ...."),
         ("say: reading=ReadOptions(label_mapping={'a cat': 'LABEL', ...}).", "say: --label-mapping 'a cat=LABEL' ...."),
+        ("Give them: retain=... (--forget-labels LABEL on the command line, which reads the rest).",
+         "Give them: --forget-labels LABEL, which reads the rest."),
+        ("Give it: retain=... (--other on the command line).", "Give it: retain=... (--other on the command line)."),
         ("dtype='int7' is no number type", "dtype='int7' is no number type"),
     ],
 )  # fmt: skip

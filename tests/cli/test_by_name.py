@@ -9,6 +9,7 @@ from datasets import load_dataset
 
 from hf_kd import ErasedModel
 from hf_kd.data.vocabulary import templates
+from hf_kd.errors import GIVE_RETAIN
 from tests.audit.test_by_name import data
 from tests.helpers.two_towers import NAMES, two_towers
 
@@ -59,6 +60,19 @@ def test_sentences_of_other_languages(folder, monkeypatch):
     hf_kd("erase", folder / "clip", "--text", "Katze", "--text", "cat", "--language", "de", "--language", "en", *stay(),
           "--output", folder / "german", "--option", "k=1")  # fmt: skip
     assert given["templates"] == templates("de", "en")
+
+
+def test_images_that_are_not_told_apart_are_said_in_the_words_of_the_command(folder, caplog):
+    alike = folder / "alike"
+    alike.mkdir()
+    cats = data(24, 24).filter(lambda row: row["label"] == 0)
+    cats.to_parquet(alike / "train.parquet")
+    name = cats.features["label"].int2str(0)
+    hf_kd("erase", folder / "clip", "--text", name, *stay(), "--dataset", alike, "--output", folder / "told", "--quiet")
+    (told,) = (text for text in caplog.messages if "sets them apart" in text)
+    assert told.endswith("Give images of other things: --forget-labels LABEL, which reads those of all other labels.")
+    record = ErasedModel.from_pretrained(folder / "told").erasures[0]
+    assert any(f"Give images of other things: {GIVE_RETAIN}." in warning for warning in record.warnings)
 
 
 def test_labels_to_forget_say_which_images_show_the_concept(folder):

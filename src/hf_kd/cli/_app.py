@@ -181,6 +181,9 @@ OPTIONS = re.compile(r"(?<=\bhas no option )[\w, ]+\w|(?<=\bIt takes )[a-z_]\w*(
 
 CALL = re.compile(r"\buse [\w.]+\(.*?\), or (hf-kd .*?) on the command line")
 
+BOTH = re.compile(r"\b[a-z_]+=\S+ \(((--[a-z-]+)[^()]*?) on the command line([^()]*)\)")
+"""An argument of Python, and behind it in brackets the option that does the same."""
+
 WRAPPED = re.compile(r"\b(?:reading|options|extras)=[A-Z]\w+\(((\w+)=[^()]*)\)")
 
 MAPPING = re.compile(r"(?:reading=ReadOptions\()?label_mapping=(\{[^}]*\})\)?")
@@ -220,6 +223,8 @@ def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str
     running = RUNNING.get()
     command = "COMMAND" if running is None else running.info_name or ""
     message = CALL.sub(lambda m: f"use {m[1].replace('COMMAND', command)}", message)
+    known = {option for names in flags.values() for option in names}
+    message = BOTH.sub(lambda m: f"{m[1]}{m[3]}" if m[2] in known else m[0], message)
     message = WRAPPED.sub(lambda m: m[1] if named(m[2]) else m[0], message)
     message = ARGUMENT.sub(option, message)
     message = OPTIONS.sub(lambda m: ", ".join((named(name) or (name,))[0] for name in m[0].split(", ")), message)

@@ -16,7 +16,7 @@ from importlib import import_module, resources
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from hf_kd.errors import InvalidTypeError, InvalidValueError, did_you_mean
+from hf_kd.errors import GIVE_RETAIN, InvalidTypeError, InvalidValueError, did_you_mean
 
 from .attribute_texts import attribute_texts
 from .choices import refuse_unknown_words
@@ -289,8 +289,8 @@ def missing_retain(name: str, kind: str) -> InvalidValueError:
     alone = [info.name for info in _INFOS.values() if info.kind == kind and info.needs == "D_f"]
     erase = "" if kind == "eraser" else ", or erase with method='esc'"
     return InvalidValueError(
-        f"Method {name!r} reads retained images and none were given: pass retain=... (labelled images of the classes that "
-        f"stay), or choose a method that reads the forget set alone: {', '.join(sorted(alone))}{erase}."
+        f"Method {name!r} reads retained images and none were given: pass labelled images of the classes that stay, "
+        f"{GIVE_RETAIN}, or choose a method that reads the forget set alone: {', '.join(sorted(alone))}{erase}."
     )
 
 

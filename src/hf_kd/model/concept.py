@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_kd.data.labels import ids_named
 from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
-from hf_kd.errors import InvalidValueError, did_you_mean
+from hf_kd.errors import GIVE_RETAIN, InvalidValueError, did_you_mean
 from hf_kd.features.forward import FeatureStore
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import input_device
@@ -282,7 +282,7 @@ def _seen(
 
 def _told_apart(concept: int, others: int, answered: Tensor | None) -> list[str]:
     """What a user may not have meant by the images; `answered`: which of those without a label the model took for it."""
-    way = "images of other things as retain=... (--forget-labels on the command line)"
+    way = f"images of other things: {GIVE_RETAIN}"
     if not others:
         return [
             f"All {concept:,} images are of the concept, and without images of other things nothing says what sets them "

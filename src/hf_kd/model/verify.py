@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from hf_kd.data.paths import CONFIG_NAME, refuse_missing_model
 from hf_kd.data.progress import working
-from hf_kd.errors import HfKdError, InvalidValueError, MissingFileError, OtherBaseError
+from hf_kd.errors import GIVE_RETAIN, HfKdError, InvalidValueError, MissingFileError, OtherBaseError
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser
@@ -330,8 +330,7 @@ def _retained_sets(methods: Sequence[Method], retain: Any) -> list[Any]:
     if readers and retain is None:
         raise InvalidValueError(
             f"Method {methods[readers[0]].name!r} of request {readers[0] + 1} read images of the classes that stay, and "
-            "none were given: pass retain=.... On the command line name the forgotten labels with --forget-labels, and the "
-            "images of all others are read."
+            f"none were given: pass {GIVE_RETAIN}."
         )
     given = list(retain) if isinstance(retain, list) and len(readers) > 1 else [retain] * len(readers)
     if len(given) != len(readers):

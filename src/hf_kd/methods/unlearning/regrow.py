@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.masked_classes import silence_rows, silent_rows
 from hf_kd.data.samples import Samples
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import GIVE_RETAIN, InvalidValueError
 from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
 from .activations import PLACES, KeptActivations, Source, source_of
@@ -168,9 +168,9 @@ class Regrow(UnlearningMethod):
     def missing_retain(self) -> InvalidValueError:
         return InvalidValueError(
             f"{self.name} trains the upper part of the network anew, on images of the classes that stay, and none were "
-            "given: pass retain=... (labelled images, or unlabelled ones with labels='teacher'). From the forget set alone "
-            "no network was grown that answers the other classes and does not know this one; if those images are all there "
-            "is and only features or answers are served, erase with method='esc'."
+            f"given: pass labelled images, or unlabelled ones with labels='teacher', {GIVE_RETAIN}. From the forget set "
+            "alone no network was grown that answers the other classes and does not know this one; if those images are "
+            "all there is and only features or answers are served, erase with method='esc'."
         )
 
     def change(self, task: Task) -> RegrowMeasured:
