@@ -32,7 +32,8 @@ from hf_kd.methods.choices import words_of
 from hf_kd.methods.registry import MethodInfo
 
 from . import _choices, _inputs
-from ._options import Shared, method_flags
+from ._help import ReadableCommand
+from ._options import Shared, described, method_flags
 
 app = typer.Typer(
     name="hf-kd",
@@ -89,7 +90,8 @@ def command(
                                         annotation=hints[key]) for key in takes}  # fmt: skip
         flags = {key: p for key, p in method_flags(methods or ()).items() if key not in own and key not in extra}
         parameters = {
-            key: p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for key, p in {**own, **flags, **extra}.items()
+            key: described(key, p.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            for key, p in {**own, **flags, **extra}.items()
         }
 
         @functools.wraps(function)
@@ -112,7 +114,7 @@ def command(
         run.__signature__ = inspect.Signature(list(parameters.values()))
         run.__annotations__ = {key: p.annotation for key, p in parameters.items()}
         del run.__wrapped__
-        app.command(name)(run)
+        app.command(name, cls=ReadableCommand)(run)
         return function
 
     return register

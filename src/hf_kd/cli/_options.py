@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from typer.models import OptionInfo
 
 from hf_kd.methods.registry import MethodInfo
 
@@ -27,9 +29,25 @@ READING = ("config_name", "image_column", "label_column", "label_mapping", "labe
 LIMITS = ("limit", "limit_test")
 """Options for a first look at fewer images, of `hf_kd.ReadOptions`."""
 
-METHOD = "Settings of methods"
-DATA = "How images are read"
-"""Panels of the help."""
+LABELS, DATA, RESULT, MODEL = "Data and labels", "How images are read", "Result", "Model and device"
+ATTACKS, COMPARED = "Attacks", "Compared with"
+MASKS, BY_NAME, METHOD = "Masked classes", "By name", "Settings of methods"
+
+PANELS = (LABELS, ATTACKS, COMPARED, "Options", RESULT, MASKS, BY_NAME, DATA, MODEL, METHOD)
+"""Groups of options in the help, in their order."""
+
+PANEL_OF = {
+    **dict.fromkeys(("dataset", "forget_labels", "method", "split", "test_split", "retain", "retain_limit"), LABELS),
+    **dict.fromkeys(("attacks", "seeds", "access", "budget", "max_classes", "layer_profile"), ATTACKS),
+    **dict.fromkeys(("identities", "texts"), ATTACKS),
+    **dict.fromkeys(("original", "retrained", "unseen", "membership_references"), COMPARED),
+    **dict.fromkeys(("output", "fold", "eraser_only", "summary", "grad_cam", "to", "dtype"), RESULT),
+    **dict.fromkeys(("base", "reference_model"), MODEL),
+}  # fmt: skip
+"""The group of what several commands have as an option of their own; others are among the plain options."""
+
+VALUES = {int: "N", float: "X", Path: "PATH"}
+"""What stands for the value of an option, by its type; else TEXT."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +66,17 @@ class Shared:
         list[str] | None,
         typer.Option(
             help="Eraser to put on the model, as --eraser-only saves it: folder, or USER/NAME[@REVISION]; repeat it, in "
-            "their order."
+            "their order.",
+            rich_help_panel=MODEL,
         ),
     ] = None
-    tap: Annotated[str | None, typer.Option(help="Where pooled features pass, path.to.module; found without it.")] = (
-        None
-    )
+    tap: Annotated[
+        str | None,
+        typer.Option(help="Where pooled features pass, path.to.module; found without it.", rich_help_panel=MODEL),
+    ] = None
     processor: Annotated[
-        str | None, typer.Option(help="Hub id or folder of the image processor, where the model has none of its own.")
+        str | None,
+        typer.Option(help="Hub id or folder of the image processor, where the model has none.", rich_help_panel=MODEL),
     ] = None
     config_name: Annotated[
         str | None, typer.Option(help="Configuration of the data set, if there are several.", rich_help_panel=DATA)
@@ -94,18 +115,19 @@ class Shared:
             min=1,
             help="At most so many images of each set that is read, every class in its share: a first look, which records "
             "and reports call a sample.",
-            rich_help_panel=DATA,
+            rich_help_panel=LABELS,
         ),
     ] = None
-    limit_test: Annotated[int | None, typer.Option(min=1, help="The same for --test-split.", rich_help_panel=DATA)] = (
-        None
-    )
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.", rich_help_panel=DATA)] = False
+    limit_test: Annotated[
+        int | None, typer.Option(min=1, help="The same for --test-split.", rich_help_panel=LABELS)
+    ] = None
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.", rich_help_panel=RESULT)] = False
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite",
             help="Write into a folder that has something in it: files of the same name are replaced, the others stay.",
+            rich_help_panel=RESULT,
         ),
     ] = False
     allow_unrecognised: Annotated[
@@ -113,21 +135,43 @@ class Shared:
         typer.Option(
             "--allow-unrecognised",
             help="Carry on where the head takes the images for other classes than their labels say.",
+            rich_help_panel=LABELS,
         ),
     ] = False
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")] = None
-    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.", rich_help_panel=MODEL)
+    ] = None
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.", rich_help_panel=MODEL)] = (
+        None
+    )
     imports: Annotated[
         list[Path] | None,
-        typer.Option("--import", help="Python file of yours to run first: it registers model classes of your own."),
+        typer.Option(
+            "--import",
+            help="Python file of yours to run first: it registers model classes of your own.",
+            rich_help_panel=MODEL,
+        ),
     ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of tables.", rich_help_panel=RESULT)
+    ] = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the method, from its flags and `--option`."""
 
     def chosen(self, *names: str) -> dict[str, Any]:
         """Those of these options that were given, as keywords."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def described(name: str, parameter: inspect.Parameter) -> inspect.Parameter:
+    """A parameter of a command whose option knows its group in the help, and what stands for its value."""
+    hint, *about = get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (None,)
+    kinds = [hint, *get_args(hint), *(part for inner in get_args(hint) for part in get_args(inner))]
+    for option in (copy(part) for part in about if isinstance(part, OptionInfo)):
+        option.rich_help_panel = option.rich_help_panel or PANEL_OF.get(name)
+        option.metavar = option.metavar or next((VALUES[kind] for kind in kinds if kind in VALUES), "TEXT")
+        return parameter.replace(annotation=Annotated[hint, option])
+    return parameter
 
 
 def method_flags(methods: Sequence[MethodInfo]) -> dict[str, inspect.Parameter]:

@@ -17,7 +17,7 @@ from . import _inputs
 from ._accuracy import head_accuracy
 from ._app import command, console
 from ._by_name import ByName
-from ._options import LIMITS, READING, ModelArgument, Shared
+from ._options import BY_NAME, LIMITS, MASKS, READING, ModelArgument, Shared
 from ._tables import show_erasure
 from ._verdict import accuracy_verdict, audit_command
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from hf_kd.model.erased_model import ErasedModel
 
 logger = logging.getLogger(__name__)
-
-MASKS, BY_NAME = "Masked classes", "By name"
-"""Panels of the help."""
 
 
 @command("eraser", "tap", "processor", *READING, *LIMITS, "batch_size", "mixed_precision", "allow_unrecognised", "overwrite",

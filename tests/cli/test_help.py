@@ -1,0 +1,42 @@
+"""The help of a command can be read: in groups, the common options first, without scrolling for pages."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from hf_kd.cli import app
+from hf_kd.cli._options import METHOD, PANELS
+from tests.cli.runner import hf_kd
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_fits_on_a_page_and_leaves_no_option_out(command, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = hf_kd(command, "--help").stdout.splitlines()
+    assert len(lines) <= 110
+    assert max(map(len, lines)) <= columns
+    words = " ".join(lines).split()
+    for option in COMMANDS[command].params:
+        assert (option.opts[0] if option.opts[0].startswith("-") else option.name.upper()) in words
+
+
+@pytest.mark.parametrize("command", ["erase", "audit", "unlearn", "train-original"])
+def test_what_is_given_most_stands_first_and_settings_of_methods_last(command):
+    lines = [line.strip() for line in hf_kd(command, "--help").stdout.splitlines()]
+    titles = [line for line in lines if line in PANELS]
+    assert titles == [panel for panel in PANELS if panel in titles]
+    assert titles[0] == "Data and labels"
+    assert lines[lines.index("Data and labels") + 1].startswith("--dataset")
+    assert (titles[-1] == METHOD) == (command != "audit")
+
+
+def test_an_option_says_what_is_required_its_default_and_its_kind_of_value():
+    text = " ".join(hf_kd("erase", "--help").stdout.split())
+    for said in ("erase MODEL --output PATH [OPTIONS]", "[required]",
+                 "--split TEXT", "[default: train]", "--limit N", "--mask-head / --no-mask-head",
+                 "hf-kd methods NAME explains"):  # fmt: skip
+        assert said in text
