@@ -33,7 +33,7 @@ from hf_kd.methods.registry import MethodInfo
 
 from . import _choices, _inputs
 from ._help import ReadableCommand
-from ._options import Shared, described, method_flags
+from ._options import Shared, grouped, method_flags
 
 app = typer.Typer(
     name="hf-kd",
@@ -89,10 +89,9 @@ def command(
         extra = {key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=defaults[key],
                                         annotation=hints[key]) for key in takes}  # fmt: skip
         flags = {key: p for key, p in method_flags(methods or ()).items() if key not in own and key not in extra}
-        parameters = {
-            key: described(key, p.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            for key, p in {**own, **flags, **extra}.items()
-        }
+        parameters = grouped(
+            {key: p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for key, p in {**own, **flags, **extra}.items()}
+        )
 
         @functools.wraps(function)
         def run(**given: Any) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from ._options import METHOD, PANELS
+from ._options import METHOD, OTHER
 
 WIDEST = 30
 """Columns of a terminal that the names of options take at most."""
@@ -27,10 +27,8 @@ class ReadableCommand(TyperCommand):
         console.print(Padding(Markdown(self.help or ""), (1, 0, 0, 0)))
         shown = [p for p in self.get_params(ctx) if p.name != "help"]
         groups: dict[str, list[Any]] = {"Arguments": [p for p in shown if not _is_option(p)]}
-        for panel in (*PANELS, *(p.rich_help_panel or "Options" for p in shown if _is_option(p))):
-            groups.setdefault(panel, [])
         for option in filter(_is_option, shown):
-            groups[option.rich_help_panel or "Options"].append(option)
+            groups.setdefault(option.rich_help_panel or OTHER, []).append(option)
         for title, members in groups.items():
             explained = [p for p in members if title != METHOD or p.name == "option"]
             named = [p.opts[0] for p in members if p not in explained]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.models import OptionInfo
@@ -30,10 +30,10 @@ LIMITS = ("limit", "limit_test")
 """Options for a first look at fewer images, of `hf_kd.ReadOptions`."""
 
 LABELS, DATA, RESULT, MODEL = "Data and labels", "How images are read", "Result", "Model and device"
-ATTACKS, COMPARED = "Attacks", "Compared with"
+ATTACKS, COMPARED, OTHER = "Attacks", "Compared with", "Options"
 MASKS, BY_NAME, METHOD = "Masked classes", "By name", "Settings of methods"
 
-PANELS = (LABELS, ATTACKS, COMPARED, "Options", RESULT, MASKS, BY_NAME, DATA, MODEL, METHOD)
+PANELS = (LABELS, ATTACKS, COMPARED, OTHER, RESULT, MASKS, BY_NAME, DATA, MODEL, METHOD)
 """Groups of options in the help, in their order."""
 
 PANEL_OF = {
@@ -163,15 +163,31 @@ class Shared:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def described(name: str, parameter: inspect.Parameter) -> inspect.Parameter:
-    """A parameter of a command whose option knows its group in the help, and what stands for its value."""
-    hint, *about = get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (None,)
+def grouped(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
+    """Parameters of a command, whose options know their group in the help and what stands for a value, group by group."""
+    made = {name: _described(name, parameter) for name, parameter in parameters.items()}
+
+    def place(name: str) -> int:
+        return (
+            PANELS.index(get_args(made[name].annotation)[1].rich_help_panel or OTHER) if _is_option(made[name]) else -1
+        )
+
+    return {name: made[name] for name in sorted(made, key=place)}
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    return any(isinstance(part, OptionInfo) for part in get_args(parameter.annotation)[1:])
+
+
+def _described(name: str, parameter: inspect.Parameter) -> inspect.Parameter:
+    if not _is_option(parameter):
+        return parameter
+    hint, option = get_args(parameter.annotation)
+    option = copy(option)  # several commands share one
     kinds = [hint, *get_args(hint), *(part for inner in get_args(hint) for part in get_args(inner))]
-    for option in (copy(part) for part in about if isinstance(part, OptionInfo)):
-        option.rich_help_panel = option.rich_help_panel or PANEL_OF.get(name)
-        option.metavar = option.metavar or next((VALUES[kind] for kind in kinds if kind in VALUES), "TEXT")
-        return parameter.replace(annotation=Annotated[hint, option])
-    return parameter
+    option.rich_help_panel = option.rich_help_panel or PANEL_OF.get(name)
+    option.metavar = option.metavar or next((VALUES[kind] for kind in kinds if kind in VALUES), "TEXT")
+    return parameter.replace(annotation=Annotated[hint, option])
 
 
 def method_flags(methods: Sequence[MethodInfo]) -> dict[str, inspect.Parameter]:
