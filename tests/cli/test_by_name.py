@@ -104,11 +104,14 @@ def test_verify_says_of_a_request_by_name_what_it_can_do(folder):
     matching = sum(check["ok"] is True for check in found["checks"]) - files
     assert told.startswith(
         f"{files} files and {matching} other checks match the receipt. Whether the erasure gives the same eraser again "
-        "could not be verified: no file holds the retained names of a request by name; --texts TEXT says whether"
+        "could not be verified: no file holds the retained names of a request by name; --texts TEXT tells whether"
     )
+    told = " ".join(hf_kd(*given, "--texts", "cat", code=3).stdout.split())
+    assert f"{files} files and {matching + 1} other checks match" in told
+    assert "--texts TEXT" not in told, "nobody is told to give what was given"
     assert "not carried out again: no file holds its retained names. " in " ".join(
         hf_kd("verify", folder / "checked", "--texts", "cat").stdout.split()
-    ), "nobody is told to give what was given"
+    )
     card = " ".join((folder / "checked" / "README.md").read_text().split())
     assert "about the forgotten concept:** it is fitted on its names" in card
     assert "carries the erasure out again" not in card

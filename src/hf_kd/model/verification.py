@@ -7,7 +7,8 @@ from typing import Any
 
 AGAIN = "erasure carried out again"
 TEXTS = "forgotten texts"
-WORDS = "texts=['TEXT'] says whether words are its"
+NO_NAMES = "not tried: no file holds the retained names of a request by name"
+WORDS = "texts=['TEXT'] tells whether these are its words"
 """What can be verified of a request by name."""
 GIVE_IMAGES = "give its images"
 """What carries an erasure out again."""
@@ -82,12 +83,12 @@ class Verification:
     def _not_again(self) -> str:
         """That nothing says yet whether the request gives these erasers, and why."""
         open_ = next((check for check in self.checks if check.ok is None), None)
+        words = f"; {WORDS}" if self.by_name and all(check.what != TEXTS for check in self.checks) else ""
         if open_ is not None:
             why = open_.found.removeprefix("not tried: ")
             why = why if open_.what == AGAIN else f"{open_.what}: {why}"
-            return f"Whether the erasure gives the same eraser again could not be verified: {why}."
+            return f"Whether the erasure gives the same eraser again could not be verified: {why}{words}."
         if self.by_name:
-            words = "" if any(check.what == TEXTS for check in self.checks) else f"; {WORDS}"
             return f"A request by name is not carried out again: no file holds its retained names{words}."
         if not self.repeatable:
             return "What changed the weights was not carried out again."

@@ -29,7 +29,7 @@ from hf_kd.methods.registry import make_method
 from .erased_model import ErasedModel
 from .same_eraser import SAME, comparable, difference
 from .stored_eraser import StoredEraser, read_eraser
-from .verification import AGAIN, FILE, TEXTS, WORDS, Check, Verification
+from .verification import AGAIN, FILE, NO_NAMES, TEXTS, Check, Verification
 
 ACTS = "acts as its records say"
 OTHER_IMAGES = "cannot be told: other images give another eraser"
@@ -248,7 +248,7 @@ def _again(
             "labels, does that again. Verify without the data set."
         )
     if any(record.n_texts for record in records):
-        return [Check(AGAIN, None, f"not tried: no file holds the retained names of a request by name; {WORDS}")]
+        return [Check(AGAIN, None, NO_NAMES)]
     sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
     if len(sets) != len(records):
         raise InvalidValueError(
