@@ -201,6 +201,10 @@ def test_no_text_of_the_library_shows_an_argument_of_python_where_there_is_an_op
     assert not left
 
 
+def test_no_text_of_the_library_names_a_page_that_an_installed_package_does_not_have():
+    assert not [(file, text) for file, text in texts_of_the_library() if "docs/" in text]
+
+
 def test_a_call_of_python_is_the_command_that_does_it():
     python = "use hf_kd.unlearn(model, images, 'regrow', ...), or hf-kd unlearn --method regrow on the command line."
     assert in_options(python, {}) == "use hf-kd unlearn --method regrow."

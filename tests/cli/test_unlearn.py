@@ -223,3 +223,11 @@ def test_of_two_limits_that_of_the_retained_images_is_theirs_and_records_say_of_
     record = json.loads(done.stdout)
     assert {name: (part["drawn"], part["of"]) for name, part in record["sampled"].items()} == sampled
     assert record["measured"][0]["n_retain"] == sampled.get("retain", (48,))[0]
+
+    typed = shlex.split(json.loads((tmp_path / "out" / "erasures.json").read_text())["commands"][0])[3:]
+    places = {"DATASET": place / "data", "LABEL": "cat", "changed": tmp_path / "again"}
+    again = json.loads(hf_kd("unlearn", place / "model", *(places.get(word, word) for word in typed), "--json").stdout)
+    for told in ("sampled", "n_forget", "n_retain", "weights_after"):
+        assert again.get(told) == record.get(told), typed
+    assert ("--limit" in typed) == ("seed" in record["sampled"].get("forget", {}))
+    assert ("--retain-limit" in typed) == ("seed" not in record["sampled"].get("retain", {}))

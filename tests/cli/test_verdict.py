@@ -94,4 +94,4 @@ def test_what_to_try_is_said_where_another_class_lost_more_than_chance(place, tm
     hardest = {"label": 0, "now": 0.0, "before": 100.0, "samples": 6, "lost": 6, "gained": 0, "among": 4}
     result["accuracy"]["hardest_hit"] = hardest if hit else None
     show_erasure(Console(), result)
-    assert ("troubleshooting.md" in capsys.readouterr().out) == hit
+    assert ("--method retained-span" in capsys.readouterr().out) == hit

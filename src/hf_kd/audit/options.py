@@ -26,9 +26,9 @@ class AuditOptions:
         layer_profile: Whether the converged probe is also fitted at every block of the backbone, in a second pass over at
             most 4,000 training and 2,000 test images. Needs a model.
         access: What the attacker has. "features": what the model gives out. "weights": also the weights, for attacks that
-            retrain, disturb and probe the bare network; docs/weights_audit.md. Needs a model.
+            retrain, disturb and probe the bare network. Needs a model.
         texts: Names of the one forgotten label, by which a two-tower model is asked for it, or a
-            `hf_kd.audit.by_name.TextAudit`; docs/by_name.md. Needs a model.
+            `hf_kd.audit.by_name.TextAudit`. Needs a model.
         budget: Minutes for the attacks of `access="weights"`; None for as long as they take. Cheapest first; one that has
             begun on the model runs on original and reference too; what there was no time for is named.
         membership_references: Models that never saw D_f, for the RMIA membership attack; for `audit_features` the train and

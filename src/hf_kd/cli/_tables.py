@@ -24,7 +24,10 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
     show_accuracy(console, result["accuracy"], "before any erasure", ("original", "erased"))
     if (result["accuracy"] or {}).get("hardest_hit"):
         console.print(
-            "Where others lose too much: docs/howto/troubleshooting.md, The others lose accuracy.", style="dim"
+            "Where others lose too much: try other --k, and --method retained-span or leace, which read the images that "
+            "stay and move them less; hf-kd methods says when to take which.",
+            style="dim",
+            highlight=False,
         )
     if result["cover_missing"]:
         missing = ", ".join(named(c, result["cover_names"]) for c in result["cover_missing"])

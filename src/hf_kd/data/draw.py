@@ -103,5 +103,5 @@ def _labels(images: ImageSource) -> Sequence[Any]:
     if images.label_column is None:
         return [0] * len(images.source)
     if images.kind == "dataset":
-        return images.source[images.label_column]
+        return images.source.with_format(None)[images.label_column][:]  # at once: a lazy column is read row by row
     return [images.source[row][images.label_column] for row in range(len(images.source))]

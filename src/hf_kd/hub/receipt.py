@@ -256,11 +256,22 @@ def commands(
         for name, value in record["settings"].items():
             if value is not None and (changed or value is not False):
                 words += ["--option", f"{name}={'PROTOTYPES' if name == 'prototypes' else json.dumps(value)}"]
-        words += _masks(record) + (["--retain-limit", str(record["n_retain"])] if record.get("n_retain") else [])
+        words += _masks(record) + _limits(record)
         model = "changed" if changed else "erased"
         words += ["--eraser-only"] if eraser_only and number == len(erasures) - 1 else []
         lines.append(" ".join(map(shell_word, [*words, "--output", model])))
     return lines
+
+
+def _limits(record: Mapping[str, Any]) -> list[str]:
+    """How many images were read: what has a seed was drawn by --limit, the same for all sets; else retained ones alone."""
+    drawn = record.get("sampled") or {}
+    retain = drawn.get("retain", {})
+    limit = next((["--limit", str(each["drawn"])] for each in drawn.values() if "seed" in each), [])
+    count = retain.get("drawn") or record.get("n_retain")
+    if count is None and limit:  # all were read in spite of it; methods that change weights say how many they measured
+        count = (record.get("measured") or [{}])[0].get("n_retain")
+    return [*limit, *(["--retain-limit", str(count)] if count and "seed" not in retain else [])]
 
 
 def _masks(record: Mapping[str, Any]) -> list[str]:

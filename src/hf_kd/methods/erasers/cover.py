@@ -60,7 +60,7 @@ class Cover(Method):
     """
 
     name: ClassVar[str] = "cover"
-    source: ClassVar[str] = "ours, see docs/cover.md"
+    source: ClassVar[str] = "ours"
     when: ClassVar[str] = "Whole classes are to be hard to tell from a few retained ones for whoever sees the features."
     measures: ClassVar[type] = CoverMeasured
     needs_features: ClassVar[bool] = True
