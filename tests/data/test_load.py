@@ -8,6 +8,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_kd.data.load import filter_by_labels, load_source
+from tests.helpers.small import make_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -274,3 +275,31 @@ def test_classes_that_are_called_as_splits_are(tmp_path):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name / "0.png")
     assert load_source(tmp_path).features["label"].names == ["cat", "test", "val"]
+
+
+@pytest.mark.parametrize("folder", ["plain", "pets [v2]"])
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (("train", "test"), None),
+        (("train", "train_rest", "test"), "read as split 'train': train.parquet, train_rest.parquet."),
+        (
+            ("train-00000-of-00002", "train-00001-of-00002"),
+            "train-00000-of-00002.parquet, train-00001-of-00002.parquet.",
+        ),
+        (("train", "test", "more"), "read as split 'train': train.parquet. Not read, as no split: more.parquet."),
+    ],
+)
+def test_which_files_are_a_split_is_said_where_there_are_several_or_some_are_none(
+    tmp_path, caplog, folder, files, told
+):
+    place = tmp_path / folder
+    place.mkdir()
+    for number, name in enumerate(files):
+        make_dataset([0, 1] * (number + 1)).to_parquet(place / f"{name}.parquet")
+    rows = load_source(place, "train")
+    read = [number for number, name in enumerate(files) if told and f"{name}.parquet" in told.split(" Not")[0]] or [0]
+    assert len(rows) == sum(2 * (number + 1) for number in read), "what is said is what is read"
+    said = [record.getMessage() for record in caplog.records if record.name == "hf_kd.data.read_files"]
+    assert len(said) == (told is not None)
+    assert told is None or told in said[0]

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from glob import escape, has_magic
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ from hf_kd.errors import InvalidValueError, UnreachableError, did_you_mean, shor
 
 from .image_source import LABEL_KEYS, is_string
 from .paths import refuse_missing_data
+from .read_files import listed, log_read_files
 
 logger = logging.getLogger(__name__)
 
@@ -293,10 +294,11 @@ def _by_library(tree: _Tree, split: str | None, streaming: bool, config_name: st
         if isinstance(builder, ImageFolder) and tree.containers and not tree.has_metadata:
             loose = next(iter(tree.images.values()))
             raise InvalidValueError(
-                f"{spec!r} holds {_listed(tree.containers)} and more pictures beside it ({_listed(loose)}), so that these "
+                f"{spec!r} holds {listed(tree.containers)} and more pictures beside it ({listed(loose)}), so that these "
                 "would be read instead. Move them away, or name the file."
             )
         split = _choose(list(get_dataset_split_names(spec, config_name)), split, spec)
+        log_read_files(tree.root, builder.config.data_files, split, tree.containers + tree.tables)
         return load_dataset(spec, config_name, split=split, streaming=streaming)
     except (DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError) as error:
         cause = error.__cause__ or error
@@ -318,7 +320,9 @@ def _by_links(tree: _Tree, split: str | None, streaming: bool, config_name: str 
         builder = load_dataset_builder(os.fspath(place), config_name)
         found = builder.config.data_files or {}
         split = _choose(list(map(str, found)), split, tree.root)
-        files = [escape(os.fspath(root / Path(file).relative_to(place))) for file in found[split]]
+        read = {name: [root / Path(file).relative_to(place) for file in found[name]] for name in found}
+        log_read_files(tree.root, read, split, tree.containers + tree.tables)
+        files = [escape(os.fspath(file)) for file in read[split]]
     kind = type(builder).__module__.rpartition(".")[2]
     return load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming)
 
@@ -364,7 +368,7 @@ def _from_image_folder(tree: _Tree, split: str | None, streaming: bool) -> Datas
     if strays:
         logger.warning(
             f"{os.fspath(root)!r} is read as {'class folders' if classes else 'images without classes'}; "
-            f"{len(strays)} images elsewhere are left out: {_listed(strays)}."
+            f"{len(strays)} images elsewhere are left out: {listed(strays)}."
         )
     files = [file for part in classes.values() for file in part] or loose
     return load_dataset(
@@ -374,11 +378,6 @@ def _from_image_folder(tree: _Tree, split: str | None, streaming: bool) -> Datas
         streaming=streaming,
         drop_labels=not classes,  # said, because for a single class folder the default is to drop
     )
-
-
-def _listed(files: Sequence[Path]) -> str:
-    names = [file.name for file in files[:3]]
-    return ", ".join(names) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def _choose(available: list[str], split: str | None, spec: str | os.PathLike[str]) -> str:
