@@ -63,3 +63,16 @@ def test_short_things_one_after_the_other_are_not_silent_for_long(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with working("loading", at_once=True):
         assert "loading ..." in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("between", "visible", "said"),
+    [(0.0, True, ["linear ...", "mlp ...", "knn ...", "saving ..."]), (60.0, True, ["linear ..."]), (0.0, False, [])],
+)
+def test_a_program_says_stages_that_take_time_as_lines_where_nobody_looks_at_bars(monkeypatch, between, visible, said):
+    for name, value in (("_plain", True), ("_line_at", float("-inf")), ("_line", ""), ("BETWEEN", between)):
+        monkeypatch.setattr(progress, name, value)
+    monkeypatch.setattr(progress, "SHORTEST", 0.02)
+    text = shown(monkeypatch, io.StringIO(), visible)
+    assert text.splitlines() == said
+    assert "\r" not in text

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from hf_kd.data.progress import plain_lines
+
 from . import (  # noqa: F401  (each registers its command)
     audit,
     bench,
@@ -38,4 +40,5 @@ def main() -> None:
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
     ):
         os.environ.setdefault(name, value)
+    plain_lines()
     app()

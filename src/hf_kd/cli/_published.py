@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
 
 if TYPE_CHECKING:
@@ -39,9 +40,12 @@ def erased_in(folder: Path, base: str | None = None, erasers: Sequence[str] | No
         raise InvalidValueError(
             f"{folder} is an eraser, and stands on {stored.base_in_words}. Say where that lies: --base BASE."
         )
-    model = ErasedModel.from_pretrained(folder) if base is None else ErasedModel.from_pretrained(base, eraser=folder)
-    for eraser in erasers or ():
-        model.load_eraser(eraser)
+    with working("loading the model"):
+        model = (
+            ErasedModel.from_pretrained(folder) if base is None else ErasedModel.from_pretrained(base, eraser=folder)
+        )
+        for eraser in erasers or ():
+            model.load_eraser(eraser)
     if getattr(model.config.inner, "hf_kd_folded", None):
         raise InvalidValueError(
             f"The erasure of {folder} is folded into its weights; card and receipt are made from the eraser, which is not "
@@ -79,7 +83,9 @@ def refuse_contradicted(folder: Path, base: str | None = None) -> None:
     except InvalidValueError as error:
         logger.warning(f"{error} It is replaced.")
         return
-    wrong = [f"{check.what}: {check.found}" for check in verify(folder, base=base).checks if not check.ok]
+    with working("comparing with the receipt"):
+        checks = verify(folder, base=base).checks
+    wrong = [f"{check.what}: {check.found}" for check in checks if not check.ok]
     if wrong:
         raise InvalidValueError(
             f"{RECEIPT} in {folder} is of other files than lie beside it ({'; '.join(wrong[:5])}), and a new one would hide "

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hf_kd.data.progress import working
+
 from . import _inputs
 from ._app import command, console
 from ._options import BaseOption, Shared
@@ -36,7 +38,7 @@ def card(
 
     model = erased_in(folder, base)
     found, licence = report_of(folder, report), base_license(base_of(model)[0])
-    with atomic_directory(folder) as temporary:
+    with working("writing card and figures"), atomic_directory(folder) as temporary:
         document(
             model,
             temporary,

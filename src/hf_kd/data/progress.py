@@ -1,6 +1,7 @@
 """What is shown on a terminal while something takes time: a bar with a name and the time left, or the seconds so far.
 
-Goes to standard error, and to terminals and notebooks only: logs and pipes stay clean.
+Goes to standard error, and to terminals and notebooks only: logs and pipes stay clean, unless a program asks for plain lines
+there (`plain_lines`), one for a stage that takes time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,27 @@ SHORTEST = 0.2
 _silent_since = _ended = 0.0
 """Since when a chain of short things has shown nothing, and when the last of them ended."""
 
+BETWEEN = 5.0
+"""Seconds between two plain lines, at least."""
+
+_plain = False
+_line, _line_at = "", float("-inf")
+"""The last plain line, and when it was written."""
+
+
+def plain_lines() -> None:
+    """From now on say stages in lines where bars are not shown: for a program, whose standard error is its own."""
+    global _plain
+    _plain = True
+
+
+def say_plainly(what: str, visible: bool = True) -> None:
+    """Write what has begun as a line where bars are not shown, once, and not soon after another line."""
+    global _line, _line_at
+    if visible and _plain and not bars_shown() and what != _line and time.monotonic() - _line_at >= BETWEEN:
+        _line, _line_at = what, time.monotonic()
+        print(f"{what} ...", file=sys.stderr, flush=True)
+
 
 def bars_shown() -> bool:
     """Whether there is somebody to look at a bar."""
@@ -43,7 +65,16 @@ def counted(items: Iterable[_Item], what: str, unit: str, visible: bool = True) 
         unit: What an item is.
         visible: False shows none.
     """
+    if visible and _plain and not bars_shown():
+        return _plainly(items, what)
     return tqdm(items, desc=what, unit=unit, delay=DELAY, disable=not (visible and bars_shown()))
+
+
+def _plainly(items: Iterable[_Item], what: str) -> Iterator[_Item]:
+    begun = time.monotonic()
+    for item in items:
+        say_plainly(what, time.monotonic() - begun > DELAY)
+        yield item
 
 
 class Steps:
@@ -64,14 +95,15 @@ class Steps:
         self._bar: Any = tqdm(total=total, desc=what, delay=1e9, leave=False, bar_format=form, disable=hidden)
         self._stop, self._clock = threading.Event(), None
         self._begun = self._shown = False
-        if at_once and not hidden:
+        self._name, self._plain = what, hidden and visible and _plain
+        if at_once and (self._plain or not hidden):
             self._show()
 
     def begin(self, name: str) -> None:
         """The next step, by its name."""
         if self._begun:
             self._bar.update()
-        self._begun = True
+        self._begun, self._name = True, name
         if self._bar.disable:
             return
         self._bar.set_description_str(name, refresh=False)
@@ -80,7 +112,7 @@ class Steps:
 
     def __enter__(self) -> Steps:
         global _silent_since
-        if not self._bar.disable:
+        if self._plain or not self._bar.disable:
             if not self._shown and time.monotonic() - _ended > DELAY:
                 _silent_since = time.monotonic()
             self._clock = threading.Thread(target=self._tick, daemon=True)
@@ -104,6 +136,9 @@ class Steps:
     def _show(self) -> None:
         global _silent_since
         _silent_since = time.monotonic()
+        if self._plain:
+            say_plainly(self._name)
+            return
         self._shown, self._bar.delay = True, 0  # what was shown is cleared in the end
         self._bar.refresh()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_kd.data.distributed import gather_rows, reduce_tensor
-from hf_kd.data.progress import bars_shown
+from hf_kd.data.progress import bars_shown, say_plainly
 from hf_kd.errors import DivergedError
 from hf_kd.methods.measured import StepsMeasured
 
@@ -43,6 +43,7 @@ class GradientSteps:
         self._good = [tensor.detach().clone() for tensor in self._stored]
         visible = task.progress and task.state.is_main_process
         hidden = not (visible and bars_shown())
+        say_plainly(name, visible)
         self._bar = tqdm(total=steps, desc=name, unit="step", delay=1, disable=hidden, leave=False)
 
     def step(self, loss: Tensor, change_gradients: Callable[[], None] | None = None) -> float:
