@@ -25,7 +25,7 @@ class ReadableCommand(TyperCommand):
         console = Console()
         console.print(Text.assemble(("Usage: ", "yellow"), (" ".join(self.collect_usage_pieces(ctx)), "bold")))
         console.print(Padding(Markdown(self.help or ""), (1, 0, 0, 0)))
-        shown = [p for p in self.get_params(ctx) if p.name != "help"]
+        shown: list[Any] = [p for p in self.get_params(ctx) if p.name != "help"]
         groups: dict[str, list[Any]] = {"Arguments": [p for p in shown if not _is_option(p)]}
         for option in filter(_is_option, shown):
             groups.setdefault(option.rich_help_panel or OTHER, []).append(option)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassifica
 
 from hf_kd.audit.options import AuditOptions
 from hf_kd.data.load import filter_by_labels
+from hf_kd.data.progress import working
 from hf_kd.features.heads import predictions
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.hub.document import document
@@ -103,7 +104,8 @@ def run_demo(output: Path, digit: int = 3, log: Callable[[str], None] = print) -
     """Train, erase `digit` by ESC and by ESC-T, measure, save the ESC model to `output` and load it again."""
     train, test = digits()
     log(f"Training a small ResNet on {len(train)} handwritten digits ...")
-    model, processor = train_classifier(train)
+    with working("training"):
+        model, processor = train_classifier(train)
     forget = filter_by_labels(train, "label", [digit])
     original = ErasedModel.from_model(model, processor)
     seen = [ImageReader(original, part, ReadOptions(progress=False)).read() for part in (train, test)]
