@@ -186,7 +186,7 @@ def test_every_figure_is_drawn(many, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:.*layout")
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_rows_leave_space_for_titles_and_captions(one, results, tmp_path, count):
     pytest.importorskip("matplotlib")

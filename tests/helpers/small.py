@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
@@ -37,6 +39,12 @@ def picture(label: int, seed: int, size: tuple[int, int] = (16, 16), mode: str =
 
 
 def make_dataset(labels, seed: int = 0, names=NAMES, **kwargs) -> Dataset:
+    """Images of these labels: drawn once, a data set is never changed."""
+    return _drawn(tuple(labels), seed, tuple(names), tuple(kwargs.items()))
+
+
+@functools.cache
+def _drawn(labels, seed: int, names, kwargs) -> Dataset:
     features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
-    images = [picture(label, seed * 1000 + i, **kwargs) for i, label in enumerate(labels)]
+    images = [picture(label, seed * 1000 + i, **dict(kwargs)) for i, label in enumerate(labels)]
     return Dataset.from_dict({"image": images, "label": list(labels)}, features=features)

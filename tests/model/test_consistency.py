@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import threading
+from importlib.metadata import version
 
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
@@ -341,17 +343,23 @@ def test_who_answers_meanwhile_never_answers_half_erased(vit, processor, pixels)
 # Offloaded.
 
 
+WHOLE = Version(version("accelerate")) >= Version("1.15")
+"""Earlier versions of accelerate offload a part of a model and not all of it."""
+
+
 def test_a_model_that_is_partly_offloaded_is_erased_and_loads(vit, processor, forget, pixels, tmp_path):
     vit.save_pretrained(tmp_path / "stock")
     processor.save_pretrained(tmp_path / "stock")
     expected = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
-    for number, device_map in enumerate(({"": "disk"}, {"vit": "disk", "classifier": "cpu"})):
+    for number, device_map in enumerate([{"vit": "disk", "classifier": "cpu"}, *([{"": "disk"}] if WHOLE else [])]):
         model = ErasedModel.from_pretrained(
             tmp_path / "stock", device_map=device_map, offload_folder=str(tmp_path / f"offload-{number}")
         )
         model.erase(forget, k=2, progress=False)
         assert torch.allclose(logits_of(model, pixels), logits_of(expected, pixels), atol=1e-4)
         assert model.erasures[0].warnings == expected.erasures[0].warnings, "its head was asked as well"
+    if not WHOLE:
+        return
     expected.save_pretrained(tmp_path / "erased")
     again = ErasedModel.from_pretrained(
         tmp_path / "erased", device_map={"": "disk"}, offload_folder=str(tmp_path / "offload-erased")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment
+from jinja2 import Environment, Template
 
 from hf_kd.audit.report import RetentionReport
 from hf_kd.data.text import code, code_block, escape_markdown
@@ -84,16 +85,12 @@ def render(values: CardValues, existing: str | None = None) -> str:
     """
     card = ModelCard(existing, ignore_metadata_errors=True) if existing and _has_metadata(existing) else None
     data = metadata(values, card.data if card else ModelCardData())
-    text = (
-        Environment(keep_trailing_newline=True, autoescape=False)  # noqa: S701 - Markdown, not HTML
-        .from_string(template())
-        .render(
-            front_matter=data.to_yaml(line_break="\n"),
-            begin=BEGIN,
-            end=END,
-            hf_kd_version=values.versions.get("hf-kd"),
-            **_texts(values),
-        )
+    text = _compiled().render(
+        front_matter=data.to_yaml(line_break="\n"),
+        begin=BEGIN,
+        end=END,
+        hf_kd_version=values.versions.get("hf-kd"),
+        **_texts(values),
     )
     if not existing:
         return text
@@ -113,6 +110,11 @@ def render(values: CardValues, existing: str | None = None) -> str:
 def template() -> str:
     """The text of `model_card_template.md`, which lies beside this file."""
     return Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8")
+
+
+@cache
+def _compiled() -> Template:
+    return Environment(keep_trailing_newline=True, autoescape=False).from_string(template())  # noqa: S701 - no HTML
 
 
 # Metadata

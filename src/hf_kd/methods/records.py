@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -212,4 +213,10 @@ def config_errors(what: str, value: Any) -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """Of what decides about the numbers."""
-    return {name: version(name) for name in ("hf-kd", "torch", "transformers", "datasets", "accelerate")}
+    return dict(_installed())
+
+
+@cache
+def _installed() -> tuple[tuple[str, str], ...]:
+    """Read once: each one is a file of metadata that is parsed whole, and an erasure took longer over it than to fit."""
+    return tuple((name, version(name)) for name in ("hf-kd", "torch", "transformers", "datasets", "accelerate"))
