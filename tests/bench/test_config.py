@@ -9,6 +9,7 @@ import yaml
 
 from hf_kd.bench.config import experiments, read_config
 from hf_kd.bench.store import cell_settings, key_of
+from tests.test_project_files import ROOT
 
 GOOD = {"model": "m", "dataset": "d", "protocol": "class", "methods": ["original", "esc"]}
 
@@ -100,6 +101,13 @@ def test_an_error_names_the_line_and_shows_the_shape(tmp_path):
 def test_what_is_missing_is_named(missing):
     with pytest.raises(ValueError, match=f"misses {missing}"):
         experiments({key: value for key, value in GOOD.items() if key != missing})
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*/*.yaml")), ids=lambda file: file.stem)
+def test_the_files_of_the_tree_are_accepted(file):
+    experiments = read_config(file)
+    assert all(experiment.rows for experiment in experiments)
+    assert not [row.label for experiment in experiments for row in experiment.rows if row.refused]
 
 
 def test_files_that_cannot_be_read(tmp_path):
