@@ -33,17 +33,61 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch
 PLACES = {"hub": "hub", "bench": "bench"}
 """Folders of tests whose tests all get a mark."""
 
-SLOW = (
-    "test_architectures",
+SLOW = {
+    "audit/sections/test_head",
+    "audit/sections/test_identities",
+    "audit/test_audit_features",
+    "audit/test_audit_model",
+    "audit/test_by_name",
+    "audit/test_figures",
+    "audit/test_hidden_states",
+    "audit/test_verdict",
+    "audit/test_weight_access",
+    "audit/whitebox/test_attacks",
+    "audit/whitebox/test_battery",
+    "cli/test_by_name",
+    "cli/test_demo",
+    "cli/test_demo_page",
+    "cli/test_erase",
+    "cli/test_eraser_only",
+    "cli/test_export",
+    "cli/test_inspect",
+    "cli/test_published",
+    "cli/test_train_original",
+    "cli/test_unlearn",
+    "cli/test_verdict",
+    "data/test_progress",
+    "methods/unlearning/test_built_in",
+    "methods/unlearning/test_properties",
+    "methods/unlearning/test_regrow",
+    "methods/unlearning/test_resume",
+    "metrics/test_attacks",
+    "metrics/test_import",
+    "model/test_architectures",
+    "model/test_concept",
+    "model/test_consistency",
+    "model/test_cover",
+    "model/test_endpoint",
+    "model/test_fuzz",
+    "model/test_graph",
+    "model/test_integrations",
+    "model/test_label_mask",
+    "model/test_onnx_export",
+    "model/test_saving",
+    "model/test_stored_eraser",
+    "model/test_train",
+    "model/test_unlearn",
+    "model/test_verify",
+    "test_benchmarks",
+    "test_by_name_page",
+    "test_import",
+    "test_onnx_page",
+    "test_onnx_service",
+    "test_readme",
     "test_real_data",
-    "test_audit_model",
-    "test_hidden_states",
-    "test_onnx_export",
-    "test_unlearn",
-    "test_verify",
-    "test_fuzz",
-)
-"""Files of tests that audit, train or build a model each, many of them."""
+    "test_saved_0_1_0",
+}
+"""Files of tests that audit, train, compile or start a process each, or are very many: five sixths of the time of all."""
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -153,5 +197,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(mark)
         if item.path.stem in ("test_processes", "test_distributed", "test_saving_killed"):
             item.add_marker("processes")
-        if item.path.stem in SLOW:
+        if "/".join(parts).removesuffix(".py") in SLOW:
             item.add_marker("slow")
