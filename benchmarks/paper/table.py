@@ -30,6 +30,7 @@ HEADS = (
     "paper's probe HM/HM_t",
     "converged D_ft/D_rt",
     "head D_ft/D_rt",
+    "MIA",
     "seeds",
 )
 
@@ -49,7 +50,8 @@ def main(file: Path) -> None:
             if first:
                 known = PUBLISHED.get(label, ("-", "-"))
                 own = [known[0], own[0], known[1], own[1]]
-            own += [_pair(scores, "KR D_ft", "KR D_rt"), _pair(scores, "D_ft", "D_rt"), str(len(scores))]
+            own += [_pair(scores, *keys) for keys in (("KR D_ft", "KR D_rt"), ("D_ft", "D_rt"), ("MIA",))]
+            own.append(str(len(scores)))
             print(f"| {label} | {' | '.join(own)} |")
 
 

@@ -150,6 +150,12 @@ def test_the_title_of_figures_is_what_they_say_in_short(one, results):
     assert in_short(rows := lines(experiment, store), rows[0]) == told
     store = results(experiment, {"original": [scores(90, 97)], "esc": [scores(70, 97)], "neggrad": [scores(70, 90)]})
     assert "after esc and 1 more: 70 % (original 90 %)" in in_short(rows := lines(experiment, store), rows[0])
+    swapped = scores(0, 90) | {"replaced D_ft": 92.0, "replaced D_rt": 23.0}
+    experiment = one(methods=["original", "cover"])
+    store = results(experiment, {"original": [scores(90, 90)], "cover": [swapped]})
+    assert in_short(rows := lines(experiment, store), rows[0]).endswith(
+        "0 % (original 90 %); it gives 92 % of them and 23 % of the others features of other images"
+    )
 
 
 def test_lines_know_what_is_missing(one, results):

@@ -78,7 +78,11 @@ def in_short(rows: Sequence[Line], original: Line | None) -> str:
             if line.row.reference or line.row.kind == "unseen"
         ]
         known = [f"{name} {_mean(line, key):.0f} %" for name, line in beside if line is not None and line.values(key)]
-        return f"{told} ({', '.join(dict.fromkeys(known))})" if known else told
+        told += f" ({', '.join(dict.fromkeys(known))})" if known else ""
+        if least.values("replaced D_ft"):  # a reader who is fooled is not one who finds nothing
+            own, others = _mean(least, "replaced D_ft"), _mean(least, "replaced D_rt")
+            told += f"; it gives {own:.0f} % of them and {others:.0f} % of the others features of other images"
+        return told
     return "What each row costs; nothing was read of the forgotten"
 
 
