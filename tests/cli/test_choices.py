@@ -39,7 +39,7 @@ print(json.dumps(told))
 
 def mistyped() -> list[list[str]]:
     """Every command with each of its options that takes a known name, one letter wrong."""
-    wrong = {"access": "weighs", "mixed_precision": "bf61", "labels": "datas", "dtype": "float61",
+    wrong = {"access": "weighs", "mixed_precision": "bf61", "labels": "datax", "dtype": "float61",
              "recipe": "vit-pretraned", "attacks": "linear,mlp-smal", "device": "cuda0", "method": "scurb"}  # fmt: skip
     needed = {"dataset": "data", "output": "out.onnx", "forget_labels": "cat", "recipe": "vit-pretrained"}
     lines = []
