@@ -48,6 +48,10 @@ class OtherBaseError(InvalidValueError):
     """An eraser on its own is put on another model than the one it was fitted on."""
 
 
+class UnknownModelTypeError(InvalidValueError):
+    """A configuration names a kind of model that transformers does not know: a class of one's own, or of a later version."""
+
+
 class UnreadableImageError(InvalidValueError):
     """An image of the data set cannot be read.
 

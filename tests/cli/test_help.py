@@ -34,6 +34,11 @@ def test_what_is_given_most_stands_first_and_settings_of_methods_last(command):
     assert (titles[-1] == METHOD) == (command != "audit")
 
 
+def test_the_line_of_usage_names_the_command_once():
+    assert hf_kd("erase", "--nope", code=2).stderr.count("hf-kd erase") == 2, "usage, and where the help is"
+    assert hf_kd("erase", "--help").stdout.splitlines()[0].endswith("erase MODEL --output PATH [OPTIONS]")
+
+
 def test_an_option_says_what_is_required_its_default_and_its_kind_of_value():
     text = " ".join(hf_kd("erase", "--help").stdout.split())
     for said in ("erase MODEL --output PATH [OPTIONS]", "[required]",

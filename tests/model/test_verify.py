@@ -16,6 +16,7 @@ from hf_kd.cli import app
 from hf_kd.errors import HfKdError
 from hf_kd.hub.files import RECEIPT, checkpoint_files
 from hf_kd.hub.receipt import file_digest, read_receipt, weights_digest
+from hf_kd.model.configuration import unknown_type
 from hf_kd.model.erase import fingerprint
 from hf_kd.model.verification import AGAIN, Check, Verification
 from hf_kd.model.verify import verify
@@ -358,6 +359,23 @@ def check(what="weights", ok=True, found="", **marks):
 def test_the_headline_counts_what_matches_and_says_what_was_not_verified(checks, said):
     result = Verification("model", tuple(checks), any(one.what == AGAIN and one.ok is not None for one in checks))
     assert result.headline == said == result.to_dict()["headline"]
+
+
+def test_a_class_that_is_not_known_here_says_nothing_against_the_folder(folder, forget, monkeypatch):
+    def unknown(*given):
+        raise unknown_type("The model inside", "own")
+
+    monkeypatch.setattr("hf_kd.model.verify._loaded", unknown)
+    found = verify(folder, forget)
+    assert found.undecided
+    assert found.as_published
+    assert found.headline.startswith("3 files and ")
+    assert (
+        "Whether it acts as its records say could not be verified: The model inside is of type 'own'" in found.headline
+    )
+    assert "--import FILE" in found.headline
+    (folder / "config.json").write_bytes((folder / "config.json").read_bytes() + b" ")
+    assert verify(folder).headline.startswith("Not as published: 1 of "), "its files are compared all the same"
 
 
 def test_the_commands(folder, forget, tmp_path):

@@ -23,12 +23,13 @@ class ReadableCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help; the formatter gets nothing."""
         console = Console()
-        console.print(Text.assemble(("Usage: ", "yellow"), (" ".join(self.collect_usage_pieces(ctx)), "bold")))
+        usage = " ".join([ctx.command_path, *self.collect_usage_pieces(ctx)])
+        console.print(Text.assemble(("Usage: ", "yellow"), (usage, "bold")))
         console.print(Padding(Markdown(self.help or ""), (1, 0, 0, 0)))
         shown: list[Any] = [p for p in self.get_params(ctx) if p.name != "help"]
         groups: dict[str, list[Any]] = {"Arguments": [p for p in shown if not _is_option(p)]}
         for option in filter(_is_option, shown):
-            groups.setdefault(option.rich_help_panel or OTHER, []).append(option)
+            groups.setdefault(getattr(option, "rich_help_panel", None) or OTHER, []).append(option)
         for title, members in groups.items():
             explained = [p for p in members if title != METHOD or p.name == "option"]
             named = [p.opts[0] for p in members if p not in explained]
@@ -41,10 +42,10 @@ class ReadableCommand(TyperCommand):
                 console.print(Padding(Text(f"{about}\n{'  '.join(named)}", style="dim"), (0, 0, 0, 2)))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The line of usage: arguments and what is required by name."""
+        """The line of usage behind the command: arguments and what is required by name."""
         required = [f"{p.opts[0]} {p.metavar or ''}" for p in self.params if _is_option(p) and p.required]
         arguments = [p.name.upper() for p in self.params if not _is_option(p)]
-        return [ctx.command_path, *arguments, *required, "[OPTIONS]"]
+        return [*arguments, *required, "[OPTIONS]"]
 
 
 def _is_option(parameter: Any) -> bool:

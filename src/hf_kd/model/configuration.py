@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, UnknownModelTypeError
 from hf_kd.methods.records import Erasure, config_errors
 
 from . import auto_classes
@@ -75,9 +75,9 @@ MOST_LABELS = 10**6
 """transformers makes up a name for each label that `num_labels` counts."""
 
 
-def unknown_type(name: str, kind: str) -> InvalidValueError:
+def unknown_type(name: str, kind: str) -> UnknownModelTypeError:
     """The error where transformers knows no such kind of model, the way out first for who wrote the class."""
-    return InvalidValueError(
+    return UnknownModelTypeError(
         f"{name} is of type {kind!r}, which transformers {version('transformers')} does not know. If its class is your own, "
         "run the file that registers it first: import it, or --import FILE on the command line. Otherwise a later "
         "version may know it: pip install --upgrade transformers."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+ACTS = "acts as its records say"
 AGAIN = "erasure carried out again"
 TEXTS = "forgotten texts"
 NO_NAMES = "not tried: no file holds the retained names of a request by name"
@@ -86,6 +87,8 @@ class Verification:
         words = f"; {WORDS}" if self.by_name and all(check.what != TEXTS for check in self.checks) else ""
         if open_ is not None:
             why = open_.found.removeprefix("not tried: ")
+            if open_.what == ACTS:
+                return f"Whether it acts as its records say could not be verified: {why}"
             why = why if open_.what == AGAIN else f"{open_.what}: {why}"
             return f"Whether the erasure gives the same eraser again could not be verified: {why}{words}."
         if self.by_name:

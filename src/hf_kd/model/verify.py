@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader
 
 from hf_kd.data.paths import CONFIG_NAME, refuse_missing_model
 from hf_kd.data.progress import working
-from hf_kd.errors import GIVE_RETAIN, HfKdError, InvalidValueError, MissingFileError, OtherBaseError
+from hf_kd.errors import (
+    GIVE_RETAIN,
+    HfKdError,
+    InvalidValueError,
+    MissingFileError,
+    OtherBaseError,
+    UnknownModelTypeError,
+)
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser
@@ -29,9 +36,8 @@ from hf_kd.methods.registry import make_method
 from .erased_model import ErasedModel
 from .same_eraser import SAME, comparable, difference
 from .stored_eraser import StoredEraser, read_eraser
-from .verification import AGAIN, FILE, NO_NAMES, TEXTS, Check, Verification
+from .verification import ACTS, AGAIN, FILE, NO_NAMES, TEXTS, Check, Verification
 
-ACTS = "acts as its records say"
 OTHER_IMAGES = "cannot be told: other images give another eraser"
 
 
@@ -97,7 +103,9 @@ def verify(
         loaded = None if content["folded"] else _loaded(folder, base, stored, processor)
         checks += _again(folder, content, loaded, original, processor, forget, retain, reading)
     elif forget is not None:
-        checks.append(Check(AGAIN, None, "not tried: it is another model than the receipt says"))
+        unknown = any(check.what == ACTS and check.ok is None for check in checks)
+        why = "its class is not known here" if unknown else "it is another model than the receipt says"
+        checks.append(Check(AGAIN, None, f"not tried: {why}"))
     by_name = any(record.get("n_texts") for record in content["erasures"])
     repeated = any(check.what == AGAIN and check.ok is not None for check in checks)
     return Verification(str(source), tuple(checks), repeated, bool(content["erasures"]), by_name)
@@ -194,6 +202,8 @@ def _load(folder: Path, base: str | None, stored: StoredEraser | None) -> tuple[
         return Check(ACTS, True, "it loads, which it would not otherwise"), _loaded(folder, base, stored)
     except OtherBaseError as error:
         return Check("base model", False, f"another one: {error}", of_given=True), None
+    except UnknownModelTypeError as error:  # the files say what is right, and who wrote the class can look
+        return Check(ACTS, None, f"not tried: {error}"), None
     except (HfKdError, OSError, ValueError) as error:
         return Check(ACTS, False, f"refused: {error}"), None
 
