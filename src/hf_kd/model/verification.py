@@ -87,6 +87,8 @@ class Verification:
         words = f"; {WORDS}" if self.by_name and all(check.what != TEXTS for check in self.checks) else ""
         if open_ is not None:
             why = open_.found.removeprefix("not tried: ")
+            if open_.what == AGAIN and not self.repeatable:
+                return f"What changed the weights was not carried out again: {why}."
             if open_.what == ACTS:
                 return f"Whether it acts as its records say could not be verified: {why}"
             why = why if open_.what == AGAIN else f"{open_.what}: {why}"
