@@ -28,7 +28,8 @@ def shown(monkeypatch, stream, visible=True):
             time.sleep(0.12)
     with working("saving", visible):
         time.sleep(0.12)
-    list(counted(range(3), "features", "batch", visible))
+    with counted(range(3), "features", "batch", visible) as items:
+        list(items)
     return stream.getvalue()
 
 
@@ -41,6 +42,20 @@ def test_the_name_of_each_step_is_shown_on_a_terminal_and_cleared(monkeypatch):
 @pytest.mark.parametrize(("stream", "visible"), [(io.StringIO(), True), (Terminal(), False)])
 def test_nothing_is_written_to_pipes_or_where_nobody_asked(monkeypatch, stream, visible):
     assert shown(monkeypatch, stream, visible) == ""
+
+
+def test_the_first_of_few_long_items_is_not_silent(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "DELAY", 0.05)
+    with pytest.raises(ArithmeticError), counted(range(2), "features", "batch") as items:
+        for _ in items:
+            time.sleep(0.2)
+            raise ArithmeticError
+    told = sys.stderr.getvalue()
+    assert "features" in told
+    assert "0/2" in told
+    time.sleep(0.2)
+    assert sys.stderr.getvalue() == told, "and it ends where an error ends it"
 
 
 def test_what_ends_at_once_shows_nothing(monkeypatch):

@@ -57,8 +57,14 @@ def read_layers(
         data, rows = data.select(rows.tolist()), torch.arange(rows.numel())
     taken: dict[str, list[Tensor]] = {name: [] for name in blocks}
     numbers: list[Tensor] = []
-    with evaluating(model.inner), torch.no_grad(), block_outputs(model.inner, blocks) as take:
-        for batch in counted(ImageReader(model, data, options).batches(), "every block", "batch", options.progress):
+    loader = ImageReader(model, data, options).batches()
+    with (
+        evaluating(model.inner),
+        torch.no_grad(),
+        block_outputs(model.inner, blocks) as take,
+        counted(loader, "every block", "batch", options.progress) as batches,
+    ):
+        for batch in batches:
             chosen = torch.isin(batch["rows"], rows)
             if chosen.any():
                 run(model.inner, {name: value[chosen] for name, value in batch["inputs"].items()})

@@ -56,8 +56,9 @@ def bars_shown() -> bool:
     return "ipykernel" in sys.modules or (hasattr(sys.stderr, "isatty") and sys.stderr.isatty())
 
 
-def counted(items: Iterable[_Item], what: str, unit: str, visible: bool = True) -> Iterable[_Item]:
-    """The items, with a bar that counts them.
+@contextlib.contextmanager
+def counted(items: Iterable[_Item], what: str, unit: str, visible: bool = True) -> Iterator[Iterable[_Item]]:
+    """Give the items, with a bar that counts them, and whose clock runs on while one of them takes long.
 
     Args:
         items: What is walked through.
@@ -65,9 +66,24 @@ def counted(items: Iterable[_Item], what: str, unit: str, visible: bool = True) 
         unit: What an item is.
         visible: False shows none.
     """
-    if visible and _plain and not bars_shown():
-        return _plainly(items, what)
-    return tqdm(items, desc=what, unit=unit, delay=DELAY, disable=not (visible and bars_shown()))
+    if not (visible and bars_shown()):
+        yield _plainly(items, what) if visible and _plain else items
+        return
+    with tqdm(items, desc=what, unit=unit, delay=DELAY) as bar:
+        stop = threading.Event()
+
+        def tick() -> None:
+            while not stop.wait(DELAY):
+                bar.delay = 0  # from now on it is shown, whether an item was done or not
+                bar.refresh()
+
+        clock = threading.Thread(target=tick, daemon=True)
+        clock.start()
+        try:
+            yield bar
+        finally:
+            stop.set()
+            clock.join()
 
 
 def _plainly(items: Iterable[_Item], what: str) -> Iterator[_Item]:

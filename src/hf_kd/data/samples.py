@@ -78,14 +78,15 @@ class Samples:
         labels: list[Tensor] = []
         size = 0
         loader = make_loader(described, preprocessor, batch_size=batch_size, num_workers=num_workers)
-        for batch in counted(loader, "reading images", "batch", progress):
-            for name, value in batch["inputs"].items():
-                if isinstance(value, Tensor):
-                    parts.setdefault(name, []).append(value)
-                    size += value.nbytes
-            labels.append(batch["labels"])
-            if size > cache_bytes:
-                break
+        with counted(loader, "reading images", "batch", progress) as batches:
+            for batch in batches:
+                for name, value in batch["inputs"].items():
+                    if isinstance(value, Tensor):
+                        parts.setdefault(name, []).append(value)
+                        size += value.nbytes
+                labels.append(batch["labels"])
+                if size > cache_bytes:
+                    break
         found = torch.cat(labels)
         if size <= cache_bytes:
             cached = {name: one_batch(values) for name, values in parts.items()}

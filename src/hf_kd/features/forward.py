@@ -49,9 +49,14 @@ def feature_pass(
     if state.num_processes > 1:
         model.to(state.device)
     device = input_device(model)
-    batches = counted(loader, description, "batch", progress and state.is_main_process)
     count = 0
-    with evaluating(model), torch.no_grad(), autocast(device, mixed_precision), record(sites, stage) as take:
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        autocast(device, mixed_precision),
+        record(sites, stage) as take,
+        counted(loader, description, "batch", progress and state.is_main_process) as batches,
+    ):
         for batch in batches:
             run(model, batch["inputs"])
             features = take()

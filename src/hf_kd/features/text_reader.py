@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.data.progress import counted
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.taps.site import evaluating, record
@@ -21,12 +22,13 @@ class TextReader:
 
     Args:
         model: An erased model whose text tap was found.
+        progress: Whether a bar is shown.
 
     Raises:
         InvalidValueError: For a model without a tokenizer.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, progress: bool = True) -> None:
         processor = model.whole_processor
         self.tokenizer = getattr(processor, "tokenizer", None) or processor
         if self.tokenizer is None:
@@ -34,7 +36,7 @@ class TextReader:
                 f"This {type(model.inner).__name__} came without a tokenizer, so texts cannot be read. Load it from a "
                 "folder that has one, or pass its processor: ErasedModel.from_model(model, processor=...)."
             )
-        self.model = model
+        self.model, self.progress = model, progress
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Inputs of the text tower, as the zero-shot pipeline makes them: SigLIP knows only texts of full length."""
@@ -51,8 +53,9 @@ class TextReader:
     def read(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [n, d] before the eraser of the text tower, float32 on the CPU."""
         sites, rows = list(self.model.text_sites), []
-        with evaluating(self.model.inner), record(sites, "before") as take:
-            for start in range(0, len(texts), BATCH):
+        bar = counted(range(0, len(texts), BATCH), "reading names", "batch", self.progress)
+        with evaluating(self.model.inner), record(sites, "before") as take, bar as starts:
+            for start in starts:
                 for site in sites:
                     site.follow(self.model.inner)
                 text_features(self.model.inner, self.tokens(texts[start : start + BATCH]))

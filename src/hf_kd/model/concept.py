@@ -69,6 +69,7 @@ class ReadConcept:
         texts: Sequence[str],
         retain_texts: Sequence[str] | None = None,
         templates: Sequence[str] | None = None,
+        progress: bool = True,
     ) -> ReadConcept:
         """Read them.
 
@@ -88,7 +89,7 @@ class ReadConcept:
                 "says what has to stay. Give more as retain_texts."
             )
         model.find_text_tap()
-        reader = TextReader(model)
+        reader = TextReader(model, progress)
         kept = _read(reader, apart, wordings)
         used, numbers = kept.templates.unique(return_inverse=True)
         kept, wordings = replace(kept, templates=numbers), tuple(wordings[number] for number in used.tolist())
@@ -134,7 +135,7 @@ def erase_texts(
         )
     chosen = _method(method, settings)
     seen_changes, started = model._swap.changes, time.perf_counter()
-    read = ReadConcept.of(model, texts, **wanted)
+    read = ReadConcept.of(model, texts, **wanted, progress=options.progress)
     if len(model.taps) != 1 or model.taps[0].dim != read.concept.embeddings.shape[1]:
         raise InvalidValueError(
             f"Images pass at {len(model.taps)} taps of d = {[tap.dim for tap in model.taps]} and texts have d = "
