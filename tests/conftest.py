@@ -87,7 +87,7 @@ SLOW = {
     "test_real_data",
     "test_saved_0_1_0",
 }
-"""Files of tests that audit, train, compile or start a process each, or are very many: five sixths of the time of all."""
+"""Files of tests that audit, train, compile or start a process each, or are very many."""
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

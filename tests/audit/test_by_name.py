@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -155,6 +156,19 @@ def test_a_name_that_is_markup_stays_text_and_no_text_that_was_asked_with_is_tol
     assert "\n" not in verdict(report).text
     assert "<b>" not in report.to_markdown()
     assert "[red]tench" in printed(report)
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_bars_are_shown_where_they_are_asked_for_alone(model, monkeypatch, visible):
+    names = []
+
+    def noted(items, what, unit, shown=True):
+        names.append((what, shown))
+        return nullcontext(items)
+
+    monkeypatch.setattr("hf_kd.features.text_reader.counted", noted)
+    model.audit(data(48, 0), data(30, 1), 0, options=AuditOptions(texts=["cat"], attacks=["linear"]), progress=visible)
+    assert set(names) == {("reading names", visible)}
 
 
 def test_an_audit_by_texts_says_the_name_of_the_label_and_never_the_texts(model):

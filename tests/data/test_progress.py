@@ -58,6 +58,16 @@ def test_the_first_of_few_long_items_is_not_silent(monkeypatch):
     assert sys.stderr.getvalue() == told, "and it ends where an error ends it"
 
 
+def test_nor_is_it_in_a_pipe_that_asked_for_lines(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    for name, value in (("DELAY", 0.05), ("_plain", True), ("_line_at", float("-inf")), ("_line", "")):
+        monkeypatch.setattr(progress, name, value)
+    with counted(range(1), "features", "batch") as items:
+        for _ in items:
+            time.sleep(0.2)
+    assert sys.stderr.getvalue() == "features ...\n"
+
+
 def test_what_ends_at_once_shows_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with working("saving"):

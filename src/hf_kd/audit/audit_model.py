@@ -98,7 +98,9 @@ def audit_model(
     if options.layer_profile:
         sections.append(data.layer_profile(forget, features))
     if options.texts is not None:
-        sections.append(measure_by_name(model, options.texts, features, data.labels, forget, data.names))
+        shown = reading.progress and options.progress
+        by_name = measure_by_name(model, options.texts, features, data.labels, forget, data.names, shown)
+        sections.append(by_name)
     read, retrained = _read_reference(data, reference, features, forget, options.max_classes)
     weights, levels = {}, [retrained.level] if retrained.level else []
     if options.access == "weights":

@@ -60,6 +60,7 @@ def measure_by_name(
     labels: Rows,
     forget: Sequence[int],
     names: Mapping[int, str],
+    progress: bool = True,
 ) -> Section:
     """The section about a concept.
 
@@ -70,6 +71,7 @@ def measure_by_name(
         labels: Their labels.
         forget: The label that is the concept.
         names: What each label is called in prompts.
+        progress: Whether a bar is shown.
 
     Raises:
         InvalidValueError: For several forgotten labels, and labels without a name.
@@ -83,7 +85,7 @@ def measure_by_name(
             f"{len(nameless)} labels have no name. Audit one label at a time, of data whose labels have names."
         )
     model.find_text_tap()
-    reader = TextReader(model)
+    reader = TextReader(model, progress)
     prompts = [[t.replace("{}", names[c].replace("_", " ")) for c in classes] for t in asked.templates]
     before = reader.read([text for row in prompts for text in row] + asked.wordings())
     column = {c: n for n, c in enumerate(classes)}

@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
@@ -66,31 +66,42 @@ def counted(items: Iterable[_Item], what: str, unit: str, visible: bool = True) 
         unit: What an item is.
         visible: False shows none.
     """
-    if not (visible and bars_shown()):
-        yield _plainly(items, what) if visible and _plain else items
-        return
-    with tqdm(items, desc=what, unit=unit, delay=DELAY) as bar:
-        stop = threading.Event()
+    with tqdm(items, desc=what, unit=unit, delay=DELAY, disable=not (visible and bars_shown())) as bar:
 
-        def tick() -> None:
-            while not stop.wait(DELAY):
+        def show() -> None:
+            if bar.disable:
+                say_plainly(what)
+            else:
                 bar.delay = 0  # from now on it is shown, whether an item was done or not
                 bar.refresh()
 
-        clock = threading.Thread(target=tick, daemon=True)
-        clock.start()
+        if bar.disable and not (visible and _plain):
+            yield bar
+            return
+        clock = _Clock(show, DELAY)
         try:
             yield bar
         finally:
-            stop.set()
-            clock.join()
+            clock.stop()
 
 
-def _plainly(items: Iterable[_Item], what: str) -> Iterator[_Item]:
-    begun = time.monotonic()
-    for item in items:
-        say_plainly(what, time.monotonic() - begun > DELAY)
-        yield item
+class _Clock:
+    """Calls `show` from a thread after `first` seconds, and then every `DELAY`."""
+
+    def __init__(self, show: Callable[[], None], first: float) -> None:
+        self._show, self._stopped = show, threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(first,), daemon=True)
+        self._thread.start()
+
+    def _run(self, wait: float) -> None:
+        while not self._stopped.wait(wait):
+            self._show()
+            wait = DELAY
+
+    def stop(self) -> None:
+        """Stop, and wait for a call that is on its way."""
+        self._stopped.set()
+        self._thread.join()
 
 
 class Steps:
@@ -109,7 +120,7 @@ class Steps:
         form = ALONE if total is None else COUNTED
         hidden = not (visible and bars_shown())
         self._bar: Any = tqdm(total=total, desc=what, delay=1e9, leave=False, bar_format=form, disable=hidden)
-        self._stop, self._clock = threading.Event(), None
+        self._clock: _Clock | None = None
         self._begun = self._shown = False
         self._name, self._plain = what, hidden and visible and _plain
         if at_once and (self._plain or not hidden):
@@ -131,23 +142,15 @@ class Steps:
         if self._plain or not self._bar.disable:
             if not self._shown and time.monotonic() - _ended > DELAY:
                 _silent_since = time.monotonic()
-            self._clock = threading.Thread(target=self._tick, daemon=True)
-            self._clock.start()
+            self._clock = _Clock(self._show, max(min(SHORTEST, DELAY), DELAY - (time.monotonic() - _silent_since)))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop.set()
         if self._clock is not None:
-            self._clock.join()
+            self._clock.stop()
         self._bar.close()
         global _ended
         _ended = time.monotonic()
-
-    def _tick(self) -> None:
-        wait = max(min(SHORTEST, DELAY), DELAY - (time.monotonic() - _silent_since))
-        while not self._stop.wait(wait):
-            self._show()
-            wait = DELAY
 
     def _show(self) -> None:
         global _silent_since

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.data.distributed import process_state
 from hf_kd.data.progress import counted
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import input_device
@@ -22,7 +23,7 @@ class TextReader:
 
     Args:
         model: An erased model whose text tap was found.
-        progress: Whether a bar is shown.
+        progress: Whether a bar is shown, by the main process.
 
     Raises:
         InvalidValueError: For a model without a tokenizer.
@@ -36,7 +37,7 @@ class TextReader:
                 f"This {type(model.inner).__name__} came without a tokenizer, so texts cannot be read. Load it from a "
                 "folder that has one, or pass its processor: ErasedModel.from_model(model, processor=...)."
             )
-        self.model, self.progress = model, progress
+        self.model, self.progress = model, progress and process_state().is_main_process
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Inputs of the text tower, as the zero-shot pipeline makes them: SigLIP knows only texts of full length."""
