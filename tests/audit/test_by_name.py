@@ -89,7 +89,7 @@ def told(now=6.0, before=94.0, public=6.0, images=(27.0, 30.0), name="tench, Tin
 
 def test_what_the_name_finds_comes_first_then_what_images_give_away():
     first, second, third, *_ = verdict(told()).sentences
-    assert first == "tench by its name: 3 of 50 images are labelled so (before 47)."
+    assert first == "tench by its name: 3 of 50 images are labelled so (before 47); by the wording that finds most 6."
     assert second == "Images of it are still found by images: 27 % (before 30 %)."
     assert third == "An attacker with labels still reads 40 of 50 from the features (before 45: " + (
         "within what 50 images can tell, -24 to +4 points)."
@@ -105,8 +105,15 @@ def test_what_the_name_finds_comes_first_then_what_images_give_away():
             "45 of 50 images are labelled so (before 47: within what 50 images can tell, -16 to +8 points).",
         ),
         ({"now": 94.0, "before": 50.0}, "47 of 50 images are labelled so, MORE than before (25)."),
-        ({"now": 0.0, "before": 4.0, "public": 0.0}, "it knew nothing to begin with."),
+        (
+            {"now": 0.0, "before": 4.0, "public": 0.0},
+            "it knew nothing to begin with; by the wording that finds most 6.",
+        ),
         ({"public": 40.0}, "3 of 50 images are labelled so (before 47); with the original's text tower 20."),
+        (
+            {"public": 8.0},
+            "(before 47); with the original's text tower 4; by the wording that finds most 6.",
+        ),
     ],
 )
 def test_the_name_claims_no_more_than_its_numbers(numbers, said):

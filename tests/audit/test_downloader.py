@@ -78,6 +78,13 @@ def test_the_rule_of_strongest_is_said_once_on_screen_and_page(report):
         assert text.count("Strongest, of each column by itself: the highest recall minus false alarms.") == 1
 
 
+def test_two_numbers_of_the_same_kind_stand_with_the_rule_that_parts_them(report):
+    rule = "An attack with a higher recall takes more of the other images for the forgotten."
+    shown = {score.group for score in report.section("worst_case").scores if score.name == "recall"}
+    for text in (printed(report), report.to_markdown()):
+        assert (rule in text) == (len(shown) > 1)
+
+
 def test_a_summary_of_an_audit_of_the_weights_has_their_line_and_does_not_say_that_no_layer_was_read(report):
     assert "the layers below" in report.summary()
     asked = with_weights(
@@ -86,6 +93,8 @@ def test_a_summary_of_an_audit_of_the_weights_has_their_line_and_does_not_say_th
         strongest={"erased": details(60.0), "original": details(90.0, name="linear at tap")},
     )
     line = next(line for line in asked.summary().splitlines() if line.startswith("With the weights"))
+    outside = asked.worst_case.value
+    assert (f"at least the {outside:.0f} % that are read from the features" in line) == (round(outside) > 60)
     assert "reads of this model 60 % (k-nn at layer.3; 2 % false alarms), of the original 90 % (linear at tap" in line
     assert "the layers below" not in asked.summary()
 
@@ -115,3 +124,8 @@ def test_no_row_is_about_an_eraser_that_is_not_there():
         assert "eraser taken away" not in text
         assert "take the eraser away" not in text
         assert "without the eraser" not in text
+    scores = [replace(score, before_projection=1.0) for score in changed.section("converged").scores]
+    sections = [replace(s, scores=tuple(scores)) if s.key == "converged" else s for s in changed.sections]
+    for context, columns in ((changed.context, 0), ({"erasures": [{"method": "esc", "n_forget": 9}]}, 1)):
+        page = replace(changed, sections=tuple(sections), context=context).to_markdown()
+        assert page.count("before the eraser |") == columns

@@ -31,6 +31,8 @@ WIDE = {
 
 STRONGEST = "Strongest, of each column by itself: the highest recall minus false alarms."
 
+HIGHEST = "An attack with a higher recall takes more of the other images for the forgotten."
+
 DIRECTION = "The column forgetting says which way a number moves where something is forgotten; an empty cell: neither."
 
 NAMES = {
@@ -247,6 +249,11 @@ def _footnotes(report: ReportData) -> list[str]:
     counts = ", ".join(f"{name} {count:,}" for name, count in report.samples.items())
     seeds = f"; mean ± sd of {report.seeds} seeds" if report.seeds > 1 else ""
     notes = [f"Accuracies in %. {counts}; d = {report.dimension}{seeds}.", STRONGEST]
+    if any(
+        score.name == "recall" and score.group != report.worst_case.group
+        for score in report.section("worst_case").scores
+    ):
+        notes.append(HIGHEST)
     if report.reference == "none":
         notes.append("No reference: give a retrained model or unseen classes to have one.")
     if any(score.value is not None and score.value == score.original for score in report):
@@ -359,8 +366,8 @@ def _wide(report: ReportData, section: Section) -> list[str]:
 def _versions(report: ReportData, scores: Iterable[Score]) -> list[tuple[str, str]]:
     scores = list(scores)
     versions = [(report.treatment, "value"), ("original", "original")]
-    if any(score.before_projection is not None for score in scores):
-        versions.append(("before projection", "before_projection"))
+    if report.treatment == "erased" and any(score.before_projection is not None for score in scores):
+        versions.append(("before the eraser", "before_projection"))
     if any(score.reference is not None for score in scores):
         versions.append((f"reference ({report.reference})", "reference"))
     return versions

@@ -9,7 +9,7 @@ from hf_kd.methods.records import fitted_from
 
 from .report_data import ReportData
 from .shares import Share
-from .verdict import BY_NAME, compares, share, subject, verdict
+from .verdict import BY_NAME, BY_NAMES, WORST_WORDING, compares, features_read, share, subject, verdict
 
 MOST_LINES = 10
 
@@ -78,8 +78,8 @@ def _other_wordings(report: ReportData, compared: bool) -> str:
     """What the wording that finds most gives, and what zero-shot labelling of the other classes lost."""
     told = ""
     for name, what in (
-        ("recall, worst wording", "the wording that finds most"),
-        ("accuracy of the others", "other classes"),
+        (WORST_WORDING, "the wording that finds most"),
+        (BY_NAMES, "other classes"),
     ):
         found = [
             s for section in report.sections if section.key == "concepts" for s in section.scores if s.name == name
@@ -135,7 +135,12 @@ def _with_weights(report: ReportData) -> str:
         if own.get("F") is not None:
             alarms = "" if own.get("false_alarms") is None else f"; {own['false_alarms']:.0f} % false alarms"
             told.append(f"{what} {own['F']:.0f} % ({own.get('called') or own.get('attack', '')}{alarms})")
-    return f"With the weights, the strongest attack reads {', '.join(told)}." if told else ""
+    outside = features_read(report, share(report, "worst_case", "recall", compares(report)))
+    own = (found.get("erased") or {}).get("F")
+    least = "" if outside is None or own is None or round(outside) <= round(own) else (
+        f"at least the {outside:.0f} % that are read from the features; "
+    )  # fmt: skip
+    return f"With the weights, {least}the strongest attack on the network reads {', '.join(told)}." if told else ""
 
 
 def _white_box(report: ReportData) -> str:

@@ -25,6 +25,16 @@ NAMED = 3
 BY_NAME = "recall, all templates"
 """The score of zero-shot labelling: images of the concept whose nearest text, of all classes' names, is its own."""
 
+WORST_WORDING = "recall, worst wording"
+"""The same with the one wording of the concept that finds most."""
+
+ASKED_OTHERWISE = (
+    (BY_NAME, "original texts", "with the original's text tower"),
+    (WORST_WORDING, "", "by the wording that finds most"),
+    (WORST_WORDING, "original texts", "by such a wording with the original's text tower"),
+)
+"""Score, group and words of what may find more than the name does, the plainest first."""
+
 BY_NAMES = "accuracy of the others"
 """The same of images of the other classes."""
 
@@ -59,7 +69,7 @@ def verdict(report: ReportData) -> Verdict:
     """What a report says: the head, the best attacker against the original's own best, the reference, the other classes.
 
     Where the concept was asked for by its name, what its name finds comes first, then what images of it give away. The name
-    is the label's, which every report has; the texts that somebody asked with stand in no verdict.
+    is the label's, which every report has; of the texts that somebody asked with only what they find stands in a verdict.
 
     Args:
         report: Also one that was loaded from JSON, of this version or an earlier one.
@@ -174,11 +184,16 @@ def _head_words(head: Share, chance: float | None) -> str:
 
 
 def _name_words(report: ReportData, asked: Share) -> str:
-    """Zero-shot labelling by the name, and by the texts of the original tower, which is public, where these find more."""
-    own, public = (_score(report, "concepts", BY_NAME, group) for group in ("", "original texts"))
+    """Labelling by the name; by the original's text tower, which is public, and other wordings where these find more."""
+    own = _score(report, "concepts", BY_NAME, "")
     told = f"{asked.counted()} images are labelled so{_head_words(asked, None if own is None else own.chance)}"
-    more = 0.0 if public is None else public.value or 0.0
-    return told if more <= asked.now else f"{told}; with the original's text tower {asked.bare(more)}"
+    most = asked.now
+    for name, group, how in ASKED_OTHERWISE:
+        score = _score(report, "concepts", name, group)
+        if score is not None and asked.bare(score.value or 0.0) != asked.bare(most) and (score.value or 0.0) > most:
+            most = score.value or 0.0
+            told += f"; {how} {asked.bare(most)}"
+    return told
 
 
 def _gallery_sentence(report: ReportData) -> str:
@@ -288,8 +303,12 @@ def _alone(report: ReportData, compared: bool) -> str:
 def _downloader(report: ReportData, attack: Share | None) -> str:
     """What a holder of the weights finds, where that was measured: at least what an attacker on the features finds."""
     weights = report.context.get("weights")
-    outside = None if attack is None or report.worst_case.group.startswith("groups-") else attack.now
-    return downloader_sentence(weights, outside) if isinstance(weights, Mapping) else ""
+    return downloader_sentence(weights, features_read(report, attack)) if isinstance(weights, Mapping) else ""
+
+
+def features_read(report: ReportData, attack: Share | None) -> float | None:
+    """Percent of the forgotten images that the best attacker reads from the features; None of groups of images."""
+    return None if attack is None or report.worst_case.group.startswith("groups-") else attack.now
 
 
 def _sampled(sampled: Mapping[str, Mapping[str, int]]) -> str:
