@@ -283,10 +283,9 @@ def test_classes_that_are_called_as_splits_are(tmp_path):
     [
         (("train", "test"), None),
         (("train", "train_rest", "test"), "read as split 'train': train.parquet, train_rest.parquet."),
-        (
-            ("train-00000-of-00002", "train-00001-of-00002"),
-            "train-00000-of-00002.parquet, train-00001-of-00002.parquet.",
-        ),
+        (("train-00000-of-00002", "train-00001-of-00002"), None),
+        (("train-1", "train-2"), None),
+        (("train-00000-of-00003", "train-00002-of-00003"), "train-00000-of-00003.parquet, train-00002-of-00003.parquet."),
         (("train", "test", "more"), "read as split 'train': train.parquet. Not read, as no split: more.parquet."),
     ],
 )
@@ -298,8 +297,53 @@ def test_which_files_are_a_split_is_said_where_there_are_several_or_some_are_non
     for number, name in enumerate(files):
         make_dataset([0, 1] * (number + 1)).to_parquet(place / f"{name}.parquet")
     rows = load_source(place, "train")
-    read = [number for number, name in enumerate(files) if told and f"{name}.parquet" in told.split(" Not")[0]] or [0]
+    read = [
+        number
+        for number, name in enumerate(files)
+        if (f"{name}.parquet" in told.split(" Not")[0] if told else name.startswith("train"))
+    ]
     assert len(rows) == sum(2 * (number + 1) for number in read), "what is said is what is read"
     said = [record.getMessage() for record in caplog.records if record.name == "hf_kd.data.read_files"]
     assert len(said) == (told is not None)
     assert told is None or told in said[0]
+
+
+@pytest.mark.parametrize(
+    ("named", "split", "there", "read"),
+    [
+        ("train", "test", ["train", "train_rest", "test"], ["test"]),
+        ("train_rest", "train", ["train", "train_rest", "test"], ["train_rest"]),
+        ("train_rest", "test", ["train", "train_rest", "test"], ["test"]),
+        ("pets", "train", ["pets", "test"], ["pets"]),
+        ("pets", "test", ["pets", "test", "other_test"], ["test"]),
+        ("pets_train", "test", ["pets_train", "pets_test", "other_test"], ["pets_test"]),
+        ("train-00000-of-00002", "test", ["train-00000-of-00002", "train-00001-of-00002",
+                                          "test-00000-of-00002", "test-00001-of-00002"],
+         ["test-00000-of-00002", "test-00001-of-00002"]),
+        ("val", "validation", ["val", "train"], ["val"]),
+    ],
+)  # fmt: skip
+def test_of_a_file_that_is_named_the_other_split_is_the_one_beside_it(tmp_path, caplog, named, split, there, read):
+    for number, name in enumerate(there):
+        make_dataset([number]).to_parquet(tmp_path / f"{name}.parquet")
+    rows = load_source(tmp_path / f"{named}.parquet", split)
+    assert rows["label"] == [there.index(name) for name in read]
+    said = [record.getMessage() for record in caplog.records if record.name == "hf_kd.data.read_files"]
+    assert len(said) == (read != [named]), "what is read is said where it is another file than the one named"
+    assert all(f"{name}.parquet" in said[0] for name in read if said)
+
+
+@pytest.mark.parametrize(
+    ("named", "split", "there", "told"),
+    [
+        ("train", "test", [], r"there is no test.parquet beside it.*train.parquet and test.parquet.*split=..."),
+        ("pets_train", "test", ["test", "pets_test"], "several could be: pets_test.parquet, test.parquet"),
+        ("test", "train", ["train"], "is the split 'test', as its name says.*split='test'"),
+        ("train", "trian", ["test"], "Did you mean 'train'"),
+    ],
+)
+def test_of_a_file_that_is_named_no_other_split_is_guessed(tmp_path, named, split, there, told):
+    for name in (named, *there):
+        make_dataset([0]).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match=told):
+        load_source(tmp_path / f"{named}.parquet", split)

@@ -156,12 +156,15 @@ def device_of(shared: Shared) -> torch.device:
     return chosen_device(shared.device)
 
 
-def load_data(source: str, split: str, shared: Shared) -> Any:
-    """One split of a data set; labels that are words in it become ids with names."""
+def load_data(source: str, split: str, shared: Shared, argument: str = "split") -> Any:
+    """One split of a data set; labels that are words in it become ids with names. `argument` named the split."""
     with working(f"opening {source}, {split}", not shared.quiet):
         from hf_kd.data.load import load_source
 
-        return load_source(source, split=split, **shared.chosen("config_name", "label_column"))
+        try:
+            return load_source(source, split=split, **shared.chosen("config_name", "label_column"))
+        except InvalidValueError as error:
+            raise InvalidValueError(str(error).replace("split=", f"{argument}=")) from error
 
 
 @dataclass(frozen=True)

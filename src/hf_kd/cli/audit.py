@@ -113,7 +113,8 @@ def audit(
     )
     reading = _inputs.read_options(shared)
     audited = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
-    train, test = (_inputs.load_data(dataset, part, shared) for part in (split, test_split))
+    train = _inputs.load_data(dataset, split, shared)
+    test = _inputs.load_data(dataset, test_split, shared, "test_split")
     forgotten = _inputs.by_labels(train, forget_labels, reading).in_model(audited, reading) or None
     reference = Retrained(retrained) if retrained else None
     if unseen is not None:

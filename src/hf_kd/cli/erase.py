@@ -175,7 +175,7 @@ def erase(
         )
     accuracy = None
     if test_split:
-        test = _inputs.load_data(dataset, test_split, shared)
+        test = _inputs.load_data(dataset, test_split, shared, "test_split")
         accuracy = {"split": test_split, **head_accuracy(erased, test, parts.in_model(erased, reading), reading)}
     result = {
         "model": model,

@@ -94,7 +94,7 @@ def train_original(
         processor=processor,
         from_scratch=fresh,
         without=without or (),
-        test=None if test_split is None else _inputs.load_data(dataset, test_split, shared),
+        test=None if test_split is None else _inputs.load_data(dataset, test_split, shared, "test_split"),
         checkpoint=kept,
         reading=reading,
         **shared.settings,

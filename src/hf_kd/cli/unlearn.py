@@ -121,7 +121,7 @@ def unlearn(
     accuracy = None
     if test_split:
         after = ErasedModel.from_model(changed, processor=original.processor)
-        test = _inputs.load_data(dataset, test_split, shared)
+        test = _inputs.load_data(dataset, test_split, shared, "test_split")
         measured = head_accuracy(original, test, parts.in_model(original, reading), reading, after)
         accuracy = {"split": test_split, **measured}
     state = process_state()

@@ -33,26 +33,19 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import DatasetCardData, metadata_load
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from hf_kd.errors import InvalidValueError, UnreachableError, did_you_mean, shortened
+from hf_kd.errors import InvalidValueError, UnreachableError, shortened
 
 from .image_source import LABEL_KEYS, is_string
 from .paths import refuse_missing_data
-from .read_files import listed, log_read_files
+from .read_files import SPLIT_WORD, choose_split, files_of_split, listed, log_read_files
 
 logger = logging.getLogger(__name__)
-
-_SHARD = re.compile(r"-\d{5}-of-\d{5}.*$")
 
 IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS) - {".ps", ".eps", ".mpg", ".mpeg", ".bufr", ".grib"}
 """Files that are one picture each."""
 
 _CONTAINERS = frozenset({".parquet", ".arrow", ".tar"})
 """Files that hold whole data sets."""
-
-_SPLIT_WORD = re.compile(
-    r"(^|[\W_])(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout)([\W_\d]|$)", re.I
-)
-"""What the name of a folder of a split has in it."""
 
 _SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout)[\W_\d]*", re.I)
 """Names of splits and nothing else."""
@@ -69,7 +62,7 @@ def load_source(
 ) -> Dataset | IterableDataset:
     """One split of the data set that `spec` names.
 
-    On disk: what `save_to_disk` wrote; a .parquet file; folders of images, CLASS/IMAGE or SPLIT/CLASS/IMAGE; and whatever
+    On disk: what `save_to_disk` wrote; a .parquet file, beside which other splits may lie; folders of images, CLASS/IMAGE or SPLIT/CLASS/IMAGE; and whatever
     `datasets.load_dataset` reads in a folder (parquet shards in any layout, configurations of a README.md, metadata.csv
     beside images, WebDataset). Folders of images are told by their depth, since `load_dataset` takes a class called
     "test tube" for a split; files in the way of a layout are named and left out. A path that exists is never looked for
@@ -130,13 +123,10 @@ def _open(
             raise InvalidValueError(
                 f"{os.fspath(spec)!r} is no .parquet file. Give one, a folder of them, or an image folder."
             )
-        name = _SHARD.sub("", path.stem)
-        _choose([name], split, spec)
         _no_configuration(config_name, spec)
+        files = [escape(os.fspath(file)) for file in files_of_split(path, split)]
         # named "train" for `datasets`, which does not take every file name for a split
-        return load_dataset(
-            "parquet", data_files={"train": [escape(os.fspath(path))]}, split="train", streaming=streaming
-        )
+        return load_dataset("parquet", data_files={"train": files}, split="train", streaming=streaming)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _no_configuration(config_name, spec)
         return _from_saved(path, split, streaming)
@@ -187,7 +177,7 @@ def _from_hub(
     options: dict[str, Any] = {"token": token, "revision": revision}
     try:
         if split is None:
-            split = _choose(get_dataset_split_names(spec, config_name, **options), None, spec)
+            split = choose_split(get_dataset_split_names(spec, config_name, **options), None, spec)
         return load_dataset(spec, config_name, split=split, streaming=streaming, **options)
     except (DatasetNotFoundError, HFValidationError) as error:
         raise InvalidValueError(
@@ -208,9 +198,9 @@ def _from_hub(
 def _from_saved(path: Path, split: str | None, streaming: bool) -> Dataset | IterableDataset:
     saved = load_from_disk(os.fspath(path))
     if isinstance(saved, DatasetDict):
-        saved = saved[_choose([str(name) for name in saved], split, path)]
+        saved = saved[choose_split([str(name) for name in saved], split, path)]
     elif split is not None and saved.split is not None and str(saved.split) != split:
-        raise InvalidValueError(f"{os.fspath(path)!r} holds the split {str(saved.split)!r} only, not {split!r}.")
+        raise InvalidValueError(f"{os.fspath(path)!r} holds the split {str(saved.split)!r} only, not {split!r}. Choose it: split=...")
     return saved.to_iterable_dataset() if streaming else saved
 
 
@@ -252,7 +242,7 @@ class _Tree:
         above = list(dict.fromkeys(parts[0] for parts in self.images if len(parts) >= 2))
         if wanted in above:
             return above
-        named = [name for name in above if _SPLIT_WORD.search(name)]
+        named = [name for name in above if SPLIT_WORD.search(name)]
         if len(named) < len(above):
             named = [name for name in above if _SPLIT.fullmatch(name)]
             named = named if any(name.lower().startswith("train") for name in named) else []
@@ -261,7 +251,7 @@ class _Tree:
         loose = self.class_folders
         return (
             loose
-            if loose and all(_SPLIT_WORD.search(name) for name in loose) and len(loose) == len(self.images)
+            if loose and all(SPLIT_WORD.search(name) for name in loose) and len(loose) == len(self.images)
             else []
         )
 
@@ -297,7 +287,7 @@ def _by_library(tree: _Tree, split: str | None, streaming: bool, config_name: st
                 f"{spec!r} holds {listed(tree.containers)} and more pictures beside it ({listed(loose)}), so that these "
                 "would be read instead. Move them away, or name the file."
             )
-        split = _choose(list(get_dataset_split_names(spec, config_name)), split, spec)
+        split = choose_split(list(get_dataset_split_names(spec, config_name)), split, spec)
         log_read_files(tree.root, builder.config.data_files, split, tree.containers + tree.tables)
         return load_dataset(spec, config_name, split=split, streaming=streaming)
     except (DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError) as error:
@@ -319,7 +309,7 @@ def _by_links(tree: _Tree, split: str | None, streaming: bool, config_name: str 
             link.symlink_to(file)
         builder = load_dataset_builder(os.fspath(place), config_name)
         found = builder.config.data_files or {}
-        split = _choose(list(map(str, found)), split, tree.root)
+        split = choose_split(list(map(str, found)), split, tree.root)
         read = {name: [root / Path(file).relative_to(place) for file in found[name]] for name in found}
         log_read_files(tree.root, read, split, tree.containers + tree.tables)
         files = [escape(os.fspath(file)) for file in read[split]]
@@ -340,9 +330,9 @@ def _from_image_folder(tree: _Tree, split: str | None, streaming: bool) -> Datas
     root, images = tree.root, tree.images
     splits, base = tree.splits(split), ()
     if splits:
-        base = (_choose(splits, split, root),)
+        base = (choose_split(splits, split, root),)
     elif split is not None:
-        _choose(
+        choose_split(
             ["train"] if tree.class_folders or () in images else sorted({parts[0] for parts in images}), split, root
         )
     classes = {
@@ -362,7 +352,7 @@ def _from_image_folder(tree: _Tree, split: str | None, streaming: bool) -> Datas
         first = next(iter(deeper.values()))[0].relative_to(root)
         raise InvalidValueError(
             f"{os.fspath(root)!r} holds images at {os.fspath(first)!r}, which is neither CLASS/IMAGE nor SPLIT/CLASS/IMAGE "
-            f"with {first.parts[0]!r} for a split (name it with split=..., --split, if it is one). Move the images of a "
+            f"with {first.parts[0]!r} for a split (name it with split=..., if it is one). Move the images of a "
             "class into one folder."
         )
     if strays:
@@ -378,19 +368,6 @@ def _from_image_folder(tree: _Tree, split: str | None, streaming: bool) -> Datas
         streaming=streaming,
         drop_labels=not classes,  # said, because for a single class folder the default is to drop
     )
-
-
-def _choose(available: list[str], split: str | None, spec: str | os.PathLike[str]) -> str:
-    """`split`, or the only one there is."""
-    listing = ", ".join(map(repr, available))
-    if split is None:
-        if len(available) == 1:
-            return available[0]
-        raise InvalidValueError(f"{os.fspath(spec)!r} has several splits: {listing}. Choose one: split=... (--split).")
-    if split not in available:
-        near = did_you_mean(split, available)
-        raise InvalidValueError(f"{os.fspath(spec)!r} has no split {split!r}.{near} There are: {listing}.")
-    return split
 
 
 def _no_configuration(name: str | None, spec: str | os.PathLike[str]) -> None:
