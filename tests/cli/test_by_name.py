@@ -41,7 +41,9 @@ def test_a_concept_is_forgotten_by_name_and_asked_for_by_name(folder):
     assert (record["method"], record["n_texts"], record.get("texts")) == ("oblique", 2, None)
     assert ErasedModel.from_pretrained(folder / "out").is_erased
     hf_kd("verify", folder / "out", "--texts", "cat", "--texts", "tabby cat")
-    hf_kd("verify", folder / "out", "--texts", "dog", code=1)
+    assert "2 given" not in hf_kd("verify", folder / "out", "--texts", "a dog", "--texts", "dog", code=1).stdout
+    some = " ".join(hf_kd("verify", folder / "out", "--texts", "cat", code=1).stdout.split())
+    assert "1 given, and a request has 2: give all texts of one" in some, "who left one out is told so"
     report = hf_kd("audit", folder / "out", "--dataset", folder / "data", "--forget-labels", "cat", "--texts", "cat",
                    "--attacks", "linear", "--json")  # fmt: skip
     assert "concepts" in [section["key"] for section in json.loads(report.stdout)["sections"]]
@@ -86,7 +88,10 @@ def test_labels_to_forget_say_which_images_show_the_concept(folder):
 def test_words_are_said_to_who_typed_them_and_to_nobody_else(folder):
     words = (folder / "clip", "--text", "cat", *stay(), "--output", folder / "typed", "--overwrite")
     shown = hf_kd("erase", *words).stdout
-    assert shown.startswith("cat: not measured")
+    assert shown.startswith("cat: not measured by its name: an audit with its texts does.")
+    refused = " ".join(hf_kd("erase", *words, "--test-split", "test", code=1).stderr.split())
+    assert "hf-kd audit --texts" in refused, "which the headline asks for too"
+    assert "--texts cat" in shown, "and the command at the end is it"
     assert "cat" not in json.dumps(json.loads(hf_kd("erase", *words, "--json").stdout)["erasure"])
     said = " ".join(hf_kd("audit", folder / "typed", "--dataset", folder / "data", code=1).stderr.split())
     assert "--forget-labels LABEL" in said

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import typer
+from transformers import ViTConfig
 
 from hf_kd import ReadOptions
 from hf_kd.audit.options import AuditOptions
@@ -34,6 +35,17 @@ for words in json.loads(sys.argv[1]):
     told[" ".join(words)] = [done.exit_code, " ".join(done.stderr.split())]
     assert not {"torch", "transformers", "datasets"} & set(sys.modules), words
 print(json.dumps(told))
+"""
+
+
+REFUSED = """
+import json, sys
+from typer.testing import CliRunner
+from hf_kd.cli import app
+for words in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1, (words, done.output)
+    assert not {"torch", "transformers", "datasets"} & set(sys.modules), words
 """
 
 
@@ -71,6 +83,29 @@ def test_a_mistyped_name_is_refused_with_those_there_are_before_torch_is_importe
         assert code == 1, (words, said)
         assert "Did you mean" in said, (words, said)
         assert "expected" in said or "There are" in said or "Available" in said, (words, said)
+
+
+def test_a_folder_that_a_command_cannot_take_is_refused_before_torch_is_imported(tmp_path):
+    """Every argument that is a folder, and every option that may be one: one that is not there, or a plain model."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    ViTConfig().to_json_file(plain / "config.json")
+    needed = {"dataset": ".", "output": "out.onnx", "forget_labels": "cat", "recipe": "vit-pretrained"}
+    lines = []
+    for command, found in COMMANDS.items():
+        options = {p.name: p for p in found.params if p.opts[0].startswith("-")}
+        arguments = [p.name for p in found.params if p.name not in options]
+        folders = {"model", "folder", "source", "base", "eraser", "original", "retrained"}
+        rest = [word for key, value in needed.items() if key in options for word in (options[key].opts[0], value)]
+        for name in folders & {*arguments, *options}:
+            typed = ["nosuch" if each == name else "user/name" if each == "repo_id" else "plain" for each in arguments]
+            lines.append([command, *typed, *rest, *([options[name].opts[0], "./nosuch"] if name in options else [])])
+        if {"folder", "source"} & set(arguments):
+            lines.append([command, *("user/name" if each == "repo_id" else "plain" for each in arguments)])
+    assert len(lines) > 15
+    done = subprocess.run([sys.executable, "-c", REFUSED, json.dumps(lines)], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_names_are_those_of_the_library():

@@ -285,7 +285,10 @@ def test_classes_that_are_called_as_splits_are(tmp_path):
         (("train", "train_rest", "test"), "read as split 'train': train.parquet, train_rest.parquet."),
         (("train-00000-of-00002", "train-00001-of-00002"), None),
         (("train-1", "train-2"), None),
-        (("train-00000-of-00003", "train-00002-of-00003"), "train-00000-of-00003.parquet, train-00002-of-00003.parquet."),
+        (
+            ("train-00000-of-00003", "train-00002-of-00003"),
+            "train-00000-of-00003.parquet, train-00002-of-00003.parquet.",
+        ),
         (("train", "test", "more"), "read as split 'train': train.parquet. Not read, as no split: more.parquet."),
     ],
 )

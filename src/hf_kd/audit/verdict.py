@@ -108,6 +108,7 @@ def measured_verdict(
     hardest: tuple[str, Share] | None = None,
     chance: float | None = None,
     sampled: Mapping[str, Mapping[str, int]] | None = None,
+    by_name: bool = False,
 ) -> Verdict:
     """What erasing or changing weights says before any audit: of the head alone, and that this is not all.
 
@@ -118,9 +119,10 @@ def measured_verdict(
         hardest: The one of them that lost most, by name, where it did.
         chance: What guessing gives, in percent.
         sampled: What only a sample was taken of, as in a report.
+        by_name: Whether it was forgotten by its name, for which no head answers.
     """
     who = _listed(list(names)) if names else "what was forgotten"
-    told = [f"{who}: not measured on test images."]
+    told = [f"{who}: not measured {'by its name: an audit with its texts does' if by_name else 'on test images'}."]
     short = f"{who}: not measured"
     if head is not None:
         told = [f"{who}: the head answers {head.counted()}{_head_words(head, chance)}."]

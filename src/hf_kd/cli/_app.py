@@ -103,7 +103,7 @@ def command(
                 if methods is not None:
                     settings = _inputs.settings(settings, values["option"])
                 _choices.refuse_unknown(given | values, words)
-                _inputs.refuse_missing(given)
+                _inputs.refuse_missing(given | values)
                 _inputs.import_files(values["imports"], quiet=bool(values.get("quiet")))
                 function(**given, shared=Shared(**values, settings=settings))
 

@@ -58,7 +58,7 @@ def settings(flags: Mapping[str, Any], options: Sequence[str] | None) -> dict[st
     return given | {name: as_setting(value) for name, value in pairs}
 
 
-MODELS = ("model", "original", "retrained", "reference_model", "membership_references", "base")
+MODELS = ("model", "source", "original", "retrained", "reference_model", "membership_references", "base", "eraser")
 DATA_SETS = ("dataset", "unseen")
 """Arguments of commands that name one, or several."""
 
@@ -71,8 +71,9 @@ def refuse_missing(given: Mapping[str, Any]) -> None:
         CheckpointError: For a folder without a model.
     """
     for model in _named(given, MODELS):
-        refuse_missing_model(model)
-        refuse_no_model(model)
+        name = model if Path(model).exists() else model.partition("@")[0]  # the revision of an eraser
+        refuse_missing_model(name)
+        refuse_no_model(name)
     for dataset in _named(given, DATA_SETS):
         refuse_missing_data(dataset)
 

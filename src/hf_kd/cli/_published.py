@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
+from hf_kd.hub.files import RECEIPT, is_eraser, outcome_in
 
 if TYPE_CHECKING:
     from hf_kd.audit.report import RetentionReport
@@ -17,26 +18,56 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def refuse_unpublishable(folder: Path, base: str | None = None, erasers: Sequence[str] | None = None) -> None:
+    """Refuse a folder without an erased or unlearned model or an eraser, before seconds go into imports.
+
+    Args:
+        folder: What is to be published.
+        base: What the eraser in it stands on, if that was said.
+        erasers: Those to be put on the model in it.
+
+    Raises:
+        MissingFileError: Where there is no such folder.
+        InvalidValueError: For a model that was made to forget nothing or whose eraser is folded in, and for a base of a
+            model that is whole.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
+    if base is not None and not holds_eraser(folder):
+        raise InvalidValueError(
+            f"--base {base}: {folder} holds a model, and only an eraser stands on another one: leave it out."
+        )
+    outcome = outcome_in(folder)
+    if outcome == "folded":
+        raise InvalidValueError(
+            f"The erasure of {folder} is folded into its weights; card and receipt are made from the eraser, which is not "
+            "in it any more. `hf-kd erase --fold` writes both with the checkpoint, and `hf-kd push ERASED_FOLDER USER/NAME "
+            "--folded` publishes an erased model so, with the report of its audit."
+        )
+    if not outcome and not erasers:
+        raise _nothing_forgotten(folder)
+
+
+def _nothing_forgotten(folder: Path) -> InvalidValueError:
+    return InvalidValueError(
+        f"{folder} holds no eraser, and no weights changed by hf_kd, so there is nothing to publish. Make it forget "
+        "something first: hf-kd erase or hf-kd unlearn."
+    )
+
+
 def erased_in(folder: Path, base: str | None = None, erasers: Sequence[str] | None = None) -> ErasedModel:
     """The erased or unlearned model in a folder, with these erasers put on it; of an eraser in it, its base with it.
 
     Raises:
-        MissingFileError: Where there is no such folder.
-        InvalidValueError: For a model that was made to forget nothing, or that is another one than its receipt says.
+        InvalidValueError: For what `refuse_unpublishable` refuses, and for a model that is another than its receipt says.
     """
     from hf_kd.hub.publish import publishable
     from hf_kd.model.erased_model import ErasedModel
     from hf_kd.model.stored_eraser import read_eraser
 
-    if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
-    alone = holds_eraser(folder)
-    if base is not None and not alone:
-        raise InvalidValueError(
-            f"--base {base}: {folder} holds a model, and only an eraser stands on another one: leave it out."
-        )
+    refuse_unpublishable(folder, base, erasers)
     refuse_contradicted(folder, base)
-    if alone and base is None and (stored := read_eraser(folder)).base[0] is None:
+    if holds_eraser(folder) and base is None and (stored := read_eraser(folder)).base[0] is None:
         raise InvalidValueError(
             f"{folder} is an eraser, and stands on {stored.base_in_words}. Say where that lies: --base BASE."
         )
@@ -46,24 +77,13 @@ def erased_in(folder: Path, base: str | None = None, erasers: Sequence[str] | No
         )
         for eraser in erasers or ():
             model.load_eraser(eraser)
-    if getattr(model.config.inner, "hf_kd_folded", None):
-        raise InvalidValueError(
-            f"The erasure of {folder} is folded into its weights; card and receipt are made from the eraser, which is not "
-            "in it any more. `hf-kd erase --fold` writes both with the checkpoint, and `hf-kd push ERASED_FOLDER USER/NAME "
-            "--folded` publishes an erased model so, with the report of its audit."
-        )
-    if not publishable(model):
-        raise InvalidValueError(
-            f"{folder} holds no eraser, and no weights changed by hf_kd, so there is nothing to publish. Make it forget "
-            "something first: hf-kd erase or hf-kd unlearn."
-        )
+    if not publishable(model):  # reset, or its erasers taken away, and saved with the records of it
+        raise _nothing_forgotten(folder)
     return model
 
 
 def holds_eraser(folder: Path) -> bool:
     """Whether a folder holds an eraser on its own."""
-    from hf_kd.hub.files import is_eraser
-
     return folder.is_dir() and is_eraser(path.name for path in folder.iterdir())
 
 
@@ -72,7 +92,6 @@ def refuse_contradicted(folder: Path, base: str | None = None) -> None:
 
     A receipt that cannot be read contradicts nothing, which is logged.
     """
-    from hf_kd.hub.files import RECEIPT
     from hf_kd.hub.receipt import read_receipt
     from hf_kd.model.verify import verify
 

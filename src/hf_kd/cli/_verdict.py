@@ -49,7 +49,8 @@ def accuracy_verdict(
             sampled[accuracy["split"]] = accuracy["sampled"]
     chance = 100 / len(names) if names else None
     who = record_names(record, names)
-    return measured_verdict(who, *shares, hardest=hardest, chance=chance, sampled=sampled)
+    by_name = bool(record.get("n_texts"))
+    return measured_verdict(who, *shares, hardest=hardest, chance=chance, sampled=sampled, by_name=by_name)
 
 
 def record_names(record: Mapping[str, Any], names: Mapping[int, str]) -> list[str]:

@@ -12,7 +12,7 @@ from hf_kd.data.progress import working
 from . import _inputs
 from ._app import command, console
 from ._options import BaseOption, Shared
-from ._published import erased_in, report_of
+from ._published import erased_in, refuse_unpublishable, report_of
 
 
 @command()
@@ -31,6 +31,7 @@ def card(
     shared: Shared,
 ) -> None:
     """Write model card, receipt, report and figures into FOLDER, as pushing would. Text of your own in README.md stays."""
+    refuse_unpublishable(folder, base)
     _inputs.load_libraries(shared)
     from hf_kd.hub.document import base_of, document
     from hf_kd.hub.publish import base_license

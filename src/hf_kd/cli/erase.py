@@ -203,7 +203,12 @@ def erase(
 
 
 def _refuse_with_text(dataset: str | None, labels: Any, limit: Any, mask_head: Any, test_split: Any) -> None:
-    stray = {"--retain-limit": None if labels else limit, "--mask-head": mask_head, "--test-split": test_split}
+    if test_split is not None:
+        raise InvalidValueError(
+            f"--test-split {test_split}: it measures the answers of a head, and --text forgets by name, for which none "
+            "answers: leave it out. hf-kd audit --texts measures what the name still finds; its command is said in the end."
+        )
+    stray = {"--retain-limit": None if labels else limit, "--mask-head": mask_head}
     for flag, value in stray.items():
         if value is not None:
             raise InvalidValueError(

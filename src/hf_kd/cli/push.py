@@ -11,7 +11,7 @@ import typer
 from . import _inputs
 from ._app import command, console
 from ._options import BaseOption, Shared
-from ._published import erased_in, holds_eraser, report_of
+from ._published import erased_in, holds_eraser, refuse_unpublishable, report_of
 
 
 @command("eraser", "revision", "as_json")
@@ -51,6 +51,7 @@ def push(
 
     The token is that of `hf auth login`, or HF_TOKEN.
     """
+    refuse_unpublishable(folder, base, shared.eraser)
     _inputs.load_libraries(shared)
     result = erased_in(folder, base, shared.eraser).push_to_hub(
         repo_id,

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.hub.files import refuse_no_receipt
 
 from . import _inputs
 from ._app import IN_PART, command, console, in_words
@@ -21,6 +22,9 @@ from ._verdict import report_verdict, show_verdict
 
 SHOWN = {True: "ok", False: "[bold red]DIFFERS[/]", None: "[bold yellow]?[/]"}
 """How a check is marked."""
+
+WITH = "with --dataset, and with --forget-labels where that holds others too"
+"""What gives the images."""
 
 
 @command("eraser", *READING, "processor", "batch_size", "mixed_precision", "revision", "as_json")
@@ -50,12 +54,14 @@ def verify(
 
     Exit code 1: it differs. 3: it cannot be told by the images and options that were given.
     """
+    if shared.eraser:
+        source, base = _of_eraser(source, base, shared.eraser)
+    if Path(source).is_dir():
+        refuse_no_receipt(source, Path(source))
     _inputs.load_libraries(shared)
     from hf_kd.model.verification import GIVE_IMAGES
     from hf_kd.model.verify import verify as check
 
-    if shared.eraser:
-        source, base = _of_eraser(source, base, shared.eraser)
     reading = _inputs.read_options(shared)
     if dataset is None:
         result = check(source, base=base, revision=shared.revision, texts=texts or None, reading=reading)
@@ -67,7 +73,7 @@ def verify(
             given["processor"] = _inputs.load_processor(shared.processor)
         result = check(source, parts.forget, **given, reading=reading)
     result = replace(result, checks=tuple(replace(one, found=in_words(one.found)) for one in result.checks))
-    headline = in_words(result.headline).replace(GIVE_IMAGES, f"{GIVE_IMAGES} with --dataset")
+    headline = in_words(result.headline).replace(GIVE_IMAGES, f"{GIVE_IMAGES} {WITH}")
     if shared.as_json:
         print(json.dumps(result.to_dict() | {"headline": headline}))
     else:

@@ -62,11 +62,11 @@ def load_source(
 ) -> Dataset | IterableDataset:
     """One split of the data set that `spec` names.
 
-    On disk: what `save_to_disk` wrote; a .parquet file, beside which other splits may lie; folders of images, CLASS/IMAGE or SPLIT/CLASS/IMAGE; and whatever
-    `datasets.load_dataset` reads in a folder (parquet shards in any layout, configurations of a README.md, metadata.csv
-    beside images, WebDataset). Folders of images are told by their depth, since `load_dataset` takes a class called
-    "test tube" for a split; files in the way of a layout are named and left out. A path that exists is never looked for
-    on the Hub, and nothing is fetched for it; everything else is a Hub id.
+    On disk: what `save_to_disk` wrote; a .parquet file, beside which other splits may lie; folders of images, CLASS/IMAGE
+    or SPLIT/CLASS/IMAGE; and whatever `datasets.load_dataset` reads in a folder (parquet shards in any layout,
+    configurations of a README.md, metadata.csv beside images, WebDataset). Folders of images are told by their depth,
+    since `load_dataset` takes a class called "test tube" for a split; files in the way of a layout are named and left out.
+    A path that exists is never looked for on the Hub, and nothing is fetched for it; everything else is a Hub id.
 
     Args:
         spec: A path, or the id of a data set on the Hub.
@@ -200,7 +200,9 @@ def _from_saved(path: Path, split: str | None, streaming: bool) -> Dataset | Ite
     if isinstance(saved, DatasetDict):
         saved = saved[choose_split([str(name) for name in saved], split, path)]
     elif split is not None and saved.split is not None and str(saved.split) != split:
-        raise InvalidValueError(f"{os.fspath(path)!r} holds the split {str(saved.split)!r} only, not {split!r}. Choose it: split=...")
+        raise InvalidValueError(
+            f"{os.fspath(path)!r} holds the split {str(saved.split)!r} only, not {split!r}. Choose it: split=..."
+        )
     return saved.to_iterable_dataset() if streaming else saved
 
 
@@ -250,9 +252,7 @@ class _Tree:
             return named
         loose = self.class_folders
         return (
-            loose
-            if loose and all(SPLIT_WORD.search(name) for name in loose) and len(loose) == len(self.images)
-            else []
+            loose if loose and all(SPLIT_WORD.search(name) for name in loose) and len(loose) == len(self.images) else []
         )
 
     def is_image_folder(self, split: str | None) -> bool:

@@ -77,7 +77,9 @@ def files_of_split(file: Path, split: str | None) -> list[Path]:
             found.setdefault(_SHARD.sub("", other.stem), []).append(other)
     if len(found) != 1:
         looked = " or ".join(f"{name}.parquet" for name in names)
-        there = f"several could be: {listed([part[0] for part in found.values()])}" if found else f"there is no {looked}"
+        there = (
+            f"several could be: {listed([part[0] for part in found.values()])}" if found else f"there is no {looked}"
+        )
         raise InvalidValueError(
             f"{os.fspath(file)!r} is one file, read as split {word!r}; of split {split!r} {there} beside it."
             f"{did_you_mean(split, [word])} Name a folder with a file for each split, called train.parquet and "

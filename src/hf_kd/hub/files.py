@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG
+from hf_kd.errors import MissingFileError
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,41 @@ def is_eraser(names: Iterable[str]) -> bool:
     """Whether a folder with files of these names holds an eraser on its own, and no model."""
     names = set(names)
     return ERASER_CONFIG in names and CONFIG_NAME not in names
+
+
+def outcome_in(folder: Path) -> Literal["erased", "changed", "folded", ""]:
+    """What hf_kd did to the model in a folder, by its configuration alone; nothing of a model that is as it was."""
+    if (folder / ERASER_CONFIG).is_file():
+        return "erased"
+    config = folder / CONFIG_NAME
+    said = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    marks = (("folded", '"hf_kd_folded"'), ("changed", '"hf_kd_unlearned"'), ("erased", '"erasures"'))
+    return next((outcome for outcome, mark in marks if mark in said), "")
+
+
+def refuse_no_receipt(source: str | Path, folder: Path) -> None:
+    """Refuse a checkpoint without a receipt.
+
+    Args:
+        source: What was named.
+        folder: Where its files are.
+
+    Raises:
+        MissingFileError: With the way to a receipt, where there is one.
+    """
+    if (folder / RECEIPT).is_file():
+        return
+    outcome = outcome_in(folder)
+    if outcome == "folded":
+        way = (
+            "The erasure is folded into its weights, and a receipt is made from the eraser, which is not in it: `hf-kd "
+            "erase --fold` and push_to_hub(folded=True) write one with the checkpoint."
+        )
+    elif outcome:
+        way = "`hf-kd card` writes one into a folder, of the files as they are."
+    else:
+        way = "It holds no model that hf_kd made forget something: that is what receipts are about."
+    raise MissingFileError(f"{source} has no {RECEIPT}, so there is nothing to check it against. {way}")
 
 
 def checkpoint_files(folder: Path, beside: Path | None = None) -> dict[str, Path]:

@@ -15,19 +15,18 @@ import torch
 from huggingface_hub import snapshot_download
 from torch.utils.data import DataLoader
 
-from hf_kd.data.paths import CONFIG_NAME, refuse_missing_model
+from hf_kd.data.paths import refuse_missing_model
 from hf_kd.data.progress import working
 from hf_kd.errors import (
     GIVE_RETAIN,
     HfKdError,
     InvalidValueError,
-    MissingFileError,
     OtherBaseError,
     UnknownModelTypeError,
 )
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
-from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser
+from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser, refuse_no_receipt
 from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, inner_digest, read_receipt, weights_digest
 from hf_kd.methods.erasers.base import Method
 from hf_kd.methods.records import Erasure, WeightChange, texts_digest, weight_changes
@@ -68,10 +67,8 @@ def verify(
     a request that read retained images where none are given.
     """
     folder = _folder(source, revision, token)
-    path = folder / RECEIPT
-    if not path.is_file():
-        raise _no_receipt(source, folder)
-    content = read_receipt(path)
+    refuse_no_receipt(source, folder)
+    content = read_receipt(folder / RECEIPT)
     alone = is_eraser(checkpoint_files(folder))
     stored = _read(folder) if alone else None
     if isinstance(stored, Check):
@@ -132,22 +129,6 @@ def _loaded(folder: Path, base: str | None, stored: StoredEraser | None, process
     if stored is None or stored.base[0] == base:
         return ErasedModel.from_pretrained(folder, processor=processor)
     return ErasedModel.from_pretrained(base, eraser=folder, processor=processor)
-
-
-def _no_receipt(source: str | Path, folder: Path) -> MissingFileError:
-    """The error where there is no receipt, with the way to one where there is a way."""
-    config = folder / CONFIG_NAME
-    said = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
-    if '"hf_kd_folded"' in said:
-        way = (
-            "The erasure is folded into its weights, and a receipt is made from the eraser, which is not in it: `hf-kd "
-            "erase --fold` and push_to_hub(folded=True) write one with the checkpoint."
-        )
-    elif '"hf_kd_unlearned"' in said or '"erasures"' in said:
-        way = "`hf-kd card` writes one into a folder, of the files as they are."
-    else:
-        way = "It holds no model that hf_kd made forget something: that is what receipts are about."
-    return MissingFileError(f"{source} has no {RECEIPT}, so there is nothing to check it against. {way}")
 
 
 def _files(folder: Path, content: dict[str, Any]) -> list[Check]:
@@ -228,10 +209,17 @@ def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:
 
 
 def _texts(content: dict[str, Any], texts: Sequence[str]) -> Check:
-    told = [str(record["texts_sha256"]) for record in content["erasures"] if record.get("texts_sha256")]
+    by_name = [record for record in content["erasures"] if record.get("texts_sha256")]
+    told = [str(record["texts_sha256"]) for record in by_name]
     number = next((n for n, value in enumerate(told, 1) if texts_digest(texts, value.partition(":")[0]) == value), None)
-    of = f"those of request {number} by name" if number else f"of none of {len(told)} requests by name"
-    return Check(TEXTS, number is not None, of, of_given=True)
+    if number is not None:
+        return Check(TEXTS, True, f"those of request {number} by name", of_given=True)
+    counts = [record.get("n_texts") for record in by_name]
+    found = f"of none of {len(told)} requests by name"
+    if counts and len(texts) not in counts:
+        asked = " or ".join(str(count) for count in sorted({count for count in counts if count}))
+        found += f"; {len(texts)} given, and a request has {asked}: give all texts of one, as erase got them"
+    return Check(TEXTS, False, found, of_given=True)
 
 
 def _same(what: str, expected: Any, found: Any) -> Check:
