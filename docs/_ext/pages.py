@@ -113,10 +113,10 @@ def command_line() -> str:
             parts.append("\n".join(f"`{p.name.upper()}`\n: {_about(p)}\n" for p in arguments))
         panels: dict[str, list[Any]] = {}
         for option in options:
-            panels.setdefault(option.rich_help_panel or "", []).append(option)
+            panels.setdefault(option.rich_help_panel, []).append(option)
         for panel, members in panels.items():
             lines = "\n".join(f"`{_spelled(p)}`\n: {_about(p)}\n" for p in members)
-            parts.append(f"**{panel}**\n\n{lines}" if panel else lines)
+            parts.append(f"**{panel}**\n\n{lines}")
     return "\n\n".join(parts) + "\n"
 
 

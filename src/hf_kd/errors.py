@@ -142,6 +142,33 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise InvalidValueError(f"{name}={shortened(value)}: expected {expected}.{did_you_mean(value, choices)}")
 
 
+def check_names(what: str, names: Sequence[str], known: Iterable[str], suites: Sequence[str] = ()) -> None:
+    """Refuse names of which one is unknown, none at all, and a suite among others.
+
+    Args:
+        what: What they name, several of it.
+        names: Those given.
+        known: All that there are.
+        suites: Words for several of them, which stand alone.
+
+    Raises:
+        InvalidValueError: With the names there are, and the one that was probably meant.
+    """
+    known = list(known)
+    unknown = [name for name in names if name not in known and name not in suites]
+    if unknown or not names:
+        near = did_you_mean(unknown[0], [*suites, *known]) if unknown else ""
+        words = f"{', '.join(map(repr, suites))}, or names among " if suites else ""
+        raise InvalidValueError(
+            f"Unknown {what}: {', '.join(map(repr, unknown)) or 'none given'}.{near} There are {words}{', '.join(known)}."
+        )
+    if len(names) > 1 and set(suites) & set(names):
+        raise InvalidValueError(
+            f"{', '.join(map(repr, names))}: {' and '.join(map(repr, suites))} stand alone. Leave the names of {what} out, "
+            "or those."
+        )
+
+
 def has_package(package: str) -> bool:
     """Whether an optional package is installed, without importing it."""
     return find_spec(package.partition(".")[0]) is not None

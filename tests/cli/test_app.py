@@ -116,11 +116,11 @@ def test_an_option_has_the_name_of_the_argument_it_fills(command, function, own)
         ("say so: center=False.", "say so: --no-center."),
         ("which: reading=ReadOptions(label_mapping={'ape': 3, 'a cat': 'b'}).",
          "which: --label-mapping ape=3 --label-mapping 'a cat=b'."),
-        ("Say: forget_labels=[...].", "Say: --forget-labels ...."),
+        ("Say: forget_labels=[...].", "Say: --forget-labels ..."),
         ("forget_labels=['a cat', 3] is", "--forget-labels 'a cat' --forget-labels 3 is"),
         ("Give more as retain_texts.", "Give more as --retain-text."),
-        ("say which: reading=ReadOptions(label_mapping=...).", "say which: --label-mapping ...."),
-        ("say: reading=ReadOptions(label_mapping={'a cat': 'LABEL', ...}).", "say: --label-mapping 'a cat=LABEL' ...."),
+        ("say which: reading=ReadOptions(label_mapping=...).", "say which: --label-mapping ..."),
+        ("say: reading=ReadOptions(label_mapping={'a cat': 'LABEL', ...}).", "say: --label-mapping 'a cat=LABEL' ..."),
         ("Give them: retain=... (--forget-labels LABEL on the command line, which reads the rest).",
          "Give them: --forget-labels LABEL, which reads the rest."),
         ("Give it: retain=... (--other on the command line).", "Give it: retain=... (--other on the command line)."),
@@ -140,7 +140,7 @@ def test_labels_that_do_not_match_are_said_in_the_words_of_the_command_alone():
     with pytest.raises(LabelMismatchError) as error:
         match_labels(["wolf", "dog"], {0: "dog"})
     told = in_options(str(error.value), flags)
-    assert told.endswith("--label-mapping wolf=MODEL_LABEL ....")
+    assert told.endswith("--label-mapping wolf=MODEL_LABEL ...")
     assert told.count("mapping") == 1
     assert "{" not in told
 
@@ -203,6 +203,11 @@ def test_no_text_of_the_library_shows_an_argument_of_python_where_there_is_an_op
 
 def test_no_text_of_the_library_names_a_page_that_an_installed_package_does_not_have():
     assert not [(file, text) for file, text in texts_of_the_library() if "docs/" in text]
+
+
+def test_no_text_ends_in_four_dots():
+    about = [p.help or "" for found in COMMANDS.values() for p in found.params if hasattr(p, "help")]
+    assert not [text for text in [*about, *(text for _, text in texts_of_the_library())] if "...." in text]
 
 
 def test_a_call_of_python_is_the_command_that_does_it():

@@ -109,7 +109,7 @@ def test_a_folder_that_a_command_cannot_take_is_refused_before_torch_is_imported
 
 
 def test_the_names_are_those_of_the_library():
-    assert tuple(attacks.ATTACKS) == ATTACKS
+    assert (tuple(attacks.ATTACKS), attacks.SUITES) == (ATTACKS, SUITES)
     for name in SUITES:
         assert set(attacks.attack_names(name, views=2)) <= set(ATTACKS)
     assert CHOICES["dtype"] == tuple(TOLERANCE)
@@ -132,10 +132,24 @@ def test_every_word_of_a_setting_is_one_that_its_method_takes(kind, make):
                 assert getattr(make(info.name, **{option.name: word}, **needed), option.name) == word
 
 
-def test_attacks_of_files_of_a_users_own_are_left_to_the_library():
-    with pytest.raises(InvalidValueError, match="--attacks telepathy: unknown"):
-        refuse_unknown({"attacks": "telepathy"}, {})
-    refuse_unknown({"attacks": "telepathy", "imports": ["mine.py"]}, {})
+@pytest.mark.parametrize("names", ["telepathy", "linar,norm", "standard,norm", ""])
+def test_unknown_attacks_are_refused_in_one_wording_at_once_and_by_the_library(names):
+    with pytest.raises(InvalidValueError) as early:
+        refuse_unknown({"attacks": names}, {})
+    with pytest.raises(InvalidValueError) as late:
+        AuditOptions(attacks=names.split(","))
+    assert str(early.value) == str(late.value)
+    refuse_unknown({"attacks": names, "imports": ["mine.py"]}, {})  # files of a user's own may bring some
+
+
+def test_known_attacks_are_not_refused():
     refuse_unknown({"attacks": "linear,norm", "device": "cuda:1", "access": None}, {})
-    with pytest.raises(InvalidValueError, match="stand alone"):
-        refuse_unknown({"attacks": "standard,norm"}, {})
+    refuse_unknown({"attacks": "full"}, {})
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("gpu", "cuda"), ("GPU:1", "cuda"), ("metal", "mps"), ("tpu", "xla"), ("cdua", "cuda")]
+)
+def test_a_device_by_another_name_is_the_one_that_torch_has(typed, meant):
+    with pytest.raises(InvalidValueError, match=f"Did you mean '{meant}'\\?"):
+        refuse_unknown({"device": typed}, {})

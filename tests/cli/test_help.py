@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import typer
 
+import hf_kd.cli as hf_kd_cli
 from hf_kd.cli import app
-from hf_kd.cli._options import METHOD, PANELS
+from hf_kd.cli._options import METHOD, PANEL_OF, PANELS
 from tests.cli.runner import hf_kd
 
 COMMANDS = typer.main.get_command(app).commands
@@ -45,3 +48,11 @@ def test_an_option_says_what_is_required_its_default_and_its_kind_of_value():
                  "--split TEXT", "[default: train]", "--limit N", "--mask-head / --no-mask-head",
                  "hf-kd methods NAME explains"):  # fmt: skip
         assert said in text
+
+
+def test_the_group_of_an_option_is_told_in_one_place_for_all_commands():
+    options = {p.name: p for found in COMMANDS.values() for p in found.params}
+    assert set(PANEL_OF) <= set(options), "of options that there are"
+    assert set(PANEL_OF.values()) <= set(PANELS)
+    sources = [path for path in Path(hf_kd_cli.__file__).parent.glob("*.py") if "rich_help_panel=" in path.read_text()]
+    assert not sources, "at no option"

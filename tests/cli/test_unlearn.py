@@ -190,6 +190,14 @@ def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
     assert "label" in refused.stderr
 
 
+def test_a_label_given_as_the_retained_data_set_and_the_other_way_round_are_told_apart(place, tmp_path):
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]
+    refused = " ".join(hf_kd("unlearn", place / "model", *arguments, "--retain", "dog", code=1).stderr.split())
+    assert "--retain names a data set" in refused
+    refused = hf_kd("audit", place / "model", *arguments[:4], "--retain", place / "other", code=2).stderr
+    assert "--retain-labels" in refused
+
+
 def test_a_network_that_never_saw_the_class_says_where_to_cut(place, tmp_path):
     (tmp_path / "data").mkdir()
     make_dataset([0, 1, 2, 3, 4] * 24).to_parquet(tmp_path / "data" / "train.parquet")

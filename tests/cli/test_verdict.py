@@ -56,6 +56,17 @@ def test_audit_prints_the_verdict_first_and_with_summary_ten_lines_and_nothing_e
     assert stored["verdict"] in (tmp_path / "report" / "report.md").read_text().replace("\\", "")
 
 
+@pytest.mark.usefixtures("few_draws")
+def test_of_a_file_that_is_named_audit_finds_the_other_split_or_says_what_to_type(erased, place, tmp_path, caplog):
+    reads = ["audit", erased[1], "--attacks", "linear", "--summary", "--dataset"]
+    whole = hf_kd(*reads, place / "data").stdout.replace(": data,", ": train.parquet,")
+    assert hf_kd(*reads, place / "data" / "train.parquet").stdout == whole
+    assert "Split 'test' is read from test.parquet" in caplog.text
+    (tmp_path / "train.parquet").symlink_to(place / "data" / "train.parquet")
+    refused = " ".join(hf_kd(*reads, tmp_path / "train.parquet", code=1).stderr.split())
+    assert refused.endswith("or choose another: --test-split ...")
+
+
 def test_inspect_and_verify_say_that_nobody_audited_and_what_a_report_says(erased, place):
     assert " ".join(hf_kd("inspect", erased[1]).stdout.split()).startswith(NOT_AUDITED[:60])
     done = " ".join(hf_kd("verify", erased[1]).stdout.split())

@@ -342,7 +342,7 @@ def test_of_a_file_that_is_named_the_other_split_is_the_one_beside_it(tmp_path, 
         ("train", "test", [], r"there is no test.parquet beside it.*train.parquet and test.parquet.*split=..."),
         ("pets_train", "test", ["test", "pets_test"], "several could be: pets_test.parquet, test.parquet"),
         ("test", "train", ["train"], "is the split 'test', as its name says.*split='test'"),
-        ("train", "trian", ["test"], "Did you mean 'train'"),
+        ("train", "trani", ["test"], "Did you mean 'train'"),
     ],
 )
 def test_of_a_file_that_is_named_no_other_split_is_guessed(tmp_path, named, split, there, told):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 
@@ -65,7 +66,20 @@ def test_nor_is_it_in_a_pipe_that_asked_for_lines(monkeypatch):
     with counted(range(1), "features", "batch") as items:
         for _ in items:
             time.sleep(0.2)
-    assert sys.stderr.getvalue() == "features ...\n"
+    assert sys.stderr.getvalue() == "features, 0 of 1 ...\n"
+
+
+def test_a_long_stage_in_a_pipe_says_how_far_it_is_now_and_then(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    settings = {"DELAY": 0.05, "AGAIN": 0.3, "_plain": True, "_line_at": float("-inf"), "_line": ""}
+    for name, value in settings.items():
+        monkeypatch.setattr(progress, name, value)
+    with counted(range(42), "features", "batch") as items:
+        for _ in items:
+            time.sleep(0.02)
+    told = sys.stderr.getvalue().splitlines()
+    assert 2 <= len(told) <= 4, "not with every item"
+    assert all(re.fullmatch(r"features, \d+ of 42 \.\.\.", line) for line in told)
 
 
 def test_what_ends_at_once_shows_nothing(monkeypatch):
@@ -92,7 +106,11 @@ def test_short_things_one_after_the_other_are_not_silent_for_long(monkeypatch):
 
 @pytest.mark.parametrize(
     ("between", "visible", "said"),
-    [(0.0, True, ["linear ...", "mlp ...", "knn ...", "saving ..."]), (60.0, True, ["linear ..."]), (0.0, False, [])],
+    [
+        (0.0, True, ["linear, 1 of 3 ...", "mlp, 2 of 3 ...", "knn, 3 of 3 ...", "saving ..."]),
+        (60.0, True, ["linear, 1 of 3 ..."]),
+        (0.0, False, []),
+    ],
 )
 def test_a_program_says_stages_that_take_time_as_lines_where_nobody_looks_at_bars(monkeypatch, between, visible, said):
     for name, value in (("_plain", True), ("_line_at", float("-inf")), ("_line", ""), ("BETWEEN", between)):

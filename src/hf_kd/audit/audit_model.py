@@ -48,7 +48,7 @@ def audit_model(
     test: Any,
     forget_labels: int | str | Iterable[int | str] | None = None,
     *,
-    retain: int | str | Iterable[int | str] | None = None,
+    retain_labels: int | str | Iterable[int | str] | None = None,
     original: Any = None,
     reference: Reference = None,
     options: AuditOptions | None = None,
@@ -65,7 +65,7 @@ def audit_model(
         train: Labelled images, anything `erase` takes, on which attackers train.
         test: Labelled images on which they are scored.
         forget_labels: Names or ids of the model's labels; by default all classes in the records of erasing and unlearning.
-        retain: Names or ids of the labels that count as retained; by default all the rest in the data.
+        retain_labels: Names or ids of the labels that count as retained; by default all the rest in the data.
         original: The model before unlearning, where that changed weights. By default `model` without its erasers.
         reference: `Retrained(model)`, trained without the forgotten classes, or `Unseen(images)`, classes that `model` was
             never trained on.
@@ -91,7 +91,7 @@ def audit_model(
             "The weights of this model were changed, and without the original model (original=...) what the report calls "
             "the original is the changed model itself: it cannot tell what was forgotten."
         )
-    wanted = None if retain is None else [*forget, *resolved_labels(retain, names)]
+    wanted = None if retain_labels is None else [*forget, *resolved_labels(retain_labels, names)]
     data = _Data(model, train, test, reading, wanted)
     original = None if original is None else data.wrapped(original)
     features, logits, sections = _versions(data, original)

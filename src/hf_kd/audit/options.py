@@ -183,6 +183,7 @@ _NOW = (
         "original_model": "original=model",
         "forget": "forget_labels=...",
         "more": "extras=AuditExtras(extra_sections=...)",
+        "retain": "retain_labels=...",
     }
     | {
         name: f"extras=AuditExtras({name}=...)"

@@ -179,7 +179,7 @@ def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int]
     except yaml.YAMLError as error:
         raise InvalidValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}; it has to be a mapping: model, dataset, ....")
+        raise ConfigError(f"{path} holds a {type(content).__name__}; it has to be a mapping: model, dataset, ...")
     try:
         return experiments(content, path.parent, path.stem, limit, seeds)
     except ConfigError as error:

@@ -46,7 +46,7 @@ def open_other(where: Mapping[str, Any]) -> dict[str, Dataset]:
         data = load_source(where["name"], split=where.get(split, split))
         described = inspect_images(data, where.get("image_column"), where.get("label_column"))
         if described.label_column is None:
-            raise InvalidValueError(f"{where['name']} has no single label column; name it: label_column: ....")
+            raise InvalidValueError(f"{where['name']} has no single label column; name it: label_column: ...")
         image, label = described.image_column, described.label_column
         if where.get("classes"):
             wanted = set(resolve_forget_labels(where["classes"], described.label_names))

@@ -89,9 +89,8 @@ def command(
         extra = {key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=defaults[key],
                                         annotation=hints[key]) for key in takes}  # fmt: skip
         flags = {key: p for key, p in method_flags(methods or ()).items() if key not in own and key not in extra}
-        parameters = grouped(
-            {key: p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for key, p in {**own, **flags, **extra}.items()}
-        )
+        own = {key: p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for key, p in own.items()}
+        parameters = grouped({**own, **extra}, flags)
 
         @functools.wraps(function)
         def run(**given: Any) -> None:
@@ -187,6 +186,9 @@ BOTH = re.compile(r"\b[a-z_]+=\S+ \(((--[a-z-]+)[^()]*?) on the command line([^(
 
 WRAPPED = re.compile(r"\b(?:reading|options|extras)=[A-Z]\w+\(((\w+)=[^()]*)\)")
 
+FOUR_DOTS = re.compile(r"(?<!\.)\.{4}(?!\.)")
+"""Of "[...]." and the like, where the end of the sentence has come to stand behind the three."""
+
 MAPPING = re.compile(r"(?:reading=ReadOptions\()?label_mapping=(\{[^}]*\})\)?")
 
 
@@ -230,4 +232,4 @@ def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str
     message = ARGUMENT.sub(option, message)
     message = OPTIONS.sub(lambda m: ", ".join((named(name) or (name,))[0] for name in m[0].split(", ")), message)
     message = BARE.sub(lambda m: (named(m[1]) or m)[0], message)
-    return message.strip()
+    return FOUR_DOTS.sub("...", message).strip()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_kd.errors import InvalidValueError, check_choice, did_you_mean
+from hf_kd.errors import InvalidValueError, check_choice, check_names, did_you_mean
 from hf_kd.model.recipes import RECIPES
 
 SUITES = ("standard", "full")
@@ -25,6 +25,9 @@ ATTACKS = ("linear", "linear-binary", "mlp-small", "mlp-large", "rbf-standardise
 
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "mlu", "musa", "xla")
 """Kinds of devices of torch and its extensions. Whether one is there only torch can tell."""
+
+CALLED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "gaudi": "hpu", "tpu": "xla"}
+"""What torch calls devices that are typed by another name."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "access": ("features", "weights"),
@@ -53,30 +56,16 @@ def refuse_unknown(given: Mapping[str, Any], settings: Mapping[str, Sequence[str
         if given.get(name) is not None:
             check_choice(name, given[name], (*choices, *settings.get(name, ())))
     if given.get("attacks") is not None and not given.get("imports"):
-        _refuse_attacks(given["attacks"].split(","))
+        check_names("attacks", given["attacks"].split(","), ATTACKS, SUITES)
     if given.get("device") is not None:
         _refuse_device(given["device"])
-
-
-def _refuse_attacks(names: Sequence[str]) -> None:
-    known = (*SUITES, *ATTACKS)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        near = did_you_mean(unknown[0], known)
-        raise InvalidValueError(
-            f"--attacks {','.join(unknown)}: unknown.{near} There are 'standard', 'full' and names among "
-            f"{', '.join(ATTACKS)}, with commas between them."
-        )
-    if len(names) > 1 and set(SUITES) & set(names):
-        raise InvalidValueError(
-            f"--attacks {','.join(names)}: 'standard' and 'full' stand alone. Leave the names of attacks out, or those."
-        )
 
 
 def _refuse_device(name: str) -> None:
     kind, colon, number = name.partition(":")
     if kind not in DEVICES or (colon and not number.isdecimal()):
+        near = did_you_mean(kind, [*DEVICES, *CALLED], most=1, called=CALLED)
         raise InvalidValueError(
             f"device={name!r} is no name of a device: expected {', '.join(DEVICES)}, with a number or without, as in "
-            f"cuda:1.{did_you_mean(kind, DEVICES)}"
+            f"cuda:1.{near}"
         )

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from ._options import METHOD, OTHER
+from ._options import METHOD
 
 WIDEST = 30
 """Columns of a terminal that the names of options take at most."""
@@ -29,7 +29,7 @@ class ReadableCommand(TyperCommand):
         shown: list[Any] = [p for p in self.get_params(ctx) if p.name != "help"]
         groups: dict[str, list[Any]] = {"Arguments": [p for p in shown if not _is_option(p)]}
         for option in filter(_is_option, shown):
-            groups.setdefault(option.rich_help_panel or OTHER, []).append(option)
+            groups.setdefault(option.rich_help_panel, []).append(option)
         for title, members in groups.items():
             explained = [p for p in members if title != METHOD or p.name == "option"]
             named = [p.opts[0] for p in members if p not in explained]

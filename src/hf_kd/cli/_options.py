@@ -37,14 +37,22 @@ PANELS = (LABELS, ATTACKS, COMPARED, OTHER, RESULT, MASKS, BY_NAME, DATA, MODEL,
 """Groups of options in the help, in their order."""
 
 PANEL_OF = {
-    **dict.fromkeys(("dataset", "forget_labels", "method", "split", "test_split", "retain", "retain_limit"), LABELS),
-    **dict.fromkeys(("attacks", "seeds", "access", "budget", "max_classes", "layer_profile"), ATTACKS),
-    **dict.fromkeys(("identities", "texts"), ATTACKS),
-    **dict.fromkeys(("original", "retrained", "unseen", "membership_references"), COMPARED),
-    **dict.fromkeys(("output", "fold", "eraser_only", "summary", "grad_cam", "to", "dtype"), RESULT),
-    **dict.fromkeys(("base", "reference_model"), MODEL),
-}  # fmt: skip
-"""The group of what several commands have as an option of their own; others are among the plain options."""
+    name: panel
+    for panel, names in {
+        LABELS: "dataset forget_labels method split test_split retain retain_labels retain_limit limit limit_test "
+        "allow_unrecognised",
+        ATTACKS: "attacks seeds access budget max_classes layer_profile identities texts",
+        COMPARED: "original retrained unseen membership_references",
+        RESULT: "output fold eraser_only summary grad_cam to dtype quiet overwrite as_json",
+        MASKS: "mask_head erased_label drop_label",
+        BY_NAME: "text retain_text language publish_texts ask",
+        DATA: "config_name image_column label_column label_mapping labels batch_size num_workers mixed_precision",
+        MODEL: "base reference_model eraser tap processor device revision imports",
+        METHOD: "option",
+    }.items()
+    for name in names.split()
+}
+"""The group of every option but the settings of methods, which are `METHOD`, and the plain options."""
 
 VALUES = {int: "N", float: "X", Path: "PATH"}
 """What stands for the value of an option, by its type; else TEXT."""
@@ -58,76 +66,55 @@ class Shared:
         list[str] | None,
         typer.Option(
             help="Any setting of the method as NAME=VALUE; repeat it. The value is JSON, or numbers with commas: "
-            'cover_classes=5,2 or \'class_sizes={"0": 500, "1": 400}\'.',
-            rich_help_panel=METHOD,
+            'cover_classes=5,2 or \'class_sizes={"0": 500, "1": 400}\'.'
         ),
     ] = None
     eraser: Annotated[
         list[str] | None,
         typer.Option(
             help="Eraser to put on the model, as --eraser-only saves it: folder, or USER/NAME[@REVISION]; repeat it, in "
-            "their order.",
-            rich_help_panel=MODEL,
+            "their order."
         ),
     ] = None
     tap: Annotated[
         str | None,
-        typer.Option(help="Where pooled features pass, path.to.module; found without it.", rich_help_panel=MODEL),
+        typer.Option(help="Where pooled features pass, path.to.module; found without it."),
     ] = None
     processor: Annotated[
         str | None,
-        typer.Option(help="Hub id or folder of the image processor, where the model has none.", rich_help_panel=MODEL),
+        typer.Option(help="Hub id or folder of the image processor, where the model has none."),
     ] = None
-    config_name: Annotated[
-        str | None, typer.Option(help="Configuration of the data set, if there are several.", rich_help_panel=DATA)
-    ] = None
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of images, if there are several.", rich_help_panel=DATA)
-    ] = None
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of labels, if there are several.", rich_help_panel=DATA)
-    ] = None
+    config_name: Annotated[str | None, typer.Option(help="Configuration of the data set, if there are several.")] = None
+    image_column: Annotated[str | None, typer.Option(help="Column of images, if there are several.")] = None
+    label_column: Annotated[str | None, typer.Option(help="Column of labels, if there are several.")] = None
     label_mapping: Annotated[
         list[str] | None,
-        typer.Option(
-            help="DATASET_LABEL=MODEL_LABEL (names or ids) where names do not match; repeat it.", rich_help_panel=DATA
-        ),
+        typer.Option(help="DATASET_LABEL=MODEL_LABEL (names or ids) where names do not match; repeat it."),
     ] = None
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Whose ids labels without names are: model (the default), or dataset, which --label-mapping translates.",
-            rich_help_panel=DATA,
+            help="Whose ids labels without names are: model (the default), or dataset, which --label-mapping translates."
         ),
     ] = None
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a forward pass; 64 by default.", rich_help_panel=DATA)
-    ] = None
-    num_workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode images.", rich_help_panel=DATA)
-    ] = None
-    mixed_precision: Annotated[
-        str | None, typer.Option(help="no, bf16 or fp16 for the forward passes.", rich_help_panel=DATA)
-    ] = None
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a forward pass; 64 by default.")] = None
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None
+    mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16 for the forward passes.")] = None
     limit: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="At most so many images of each set that is read, every class in its share: a first look, which records "
             "and reports call a sample.",
-            rich_help_panel=LABELS,
         ),
     ] = None
-    limit_test: Annotated[
-        int | None, typer.Option(min=1, help="The same for --test-split.", rich_help_panel=LABELS)
-    ] = None
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.", rich_help_panel=RESULT)] = False
+    limit_test: Annotated[int | None, typer.Option(min=1, help="The same for --test-split.")] = None
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite",
             help="Write into a folder that has something in it: files of the same name are replaced, the others stay.",
-            rich_help_panel=RESULT,
         ),
     ] = False
     allow_unrecognised: Annotated[
@@ -135,26 +122,15 @@ class Shared:
         typer.Option(
             "--allow-unrecognised",
             help="Carry on where the head takes the images for other classes than their labels say.",
-            rich_help_panel=LABELS,
         ),
     ] = False
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.", rich_help_panel=MODEL)
-    ] = None
-    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.", rich_help_panel=MODEL)] = (
-        None
-    )
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")] = None
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None
     imports: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--import",
-            help="Python file of yours to run first: it registers model classes of your own.",
-            rich_help_panel=MODEL,
-        ),
+        typer.Option("--import", help="Python file of yours to run first: it registers model classes of your own."),
     ] = None
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of tables.", rich_help_panel=RESULT)
-    ] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the method, from its flags and `--option`."""
 
@@ -163,14 +139,20 @@ class Shared:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def grouped(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
-    """Parameters of a command, whose options know their group in the help and what stands for a value, group by group."""
-    made = {name: _described(name, parameter) for name, parameter in parameters.items()}
+def grouped(
+    parameters: Mapping[str, inspect.Parameter], settings: Mapping[str, inspect.Parameter]
+) -> dict[str, inspect.Parameter]:
+    """Parameters of a command, whose options know their group in the help and what stands for a value, group by group.
+
+    Args:
+        parameters: All but the settings.
+        settings: Options that are settings of methods.
+    """
+    made = {name: _described(parameter, PANEL_OF.get(name, OTHER)) for name, parameter in parameters.items()}
+    made |= {name: _described(parameter, METHOD) for name, parameter in settings.items()}
 
     def place(name: str) -> int:
-        return (
-            PANELS.index(get_args(made[name].annotation)[1].rich_help_panel or OTHER) if _is_option(made[name]) else -1
-        )
+        return PANELS.index(get_args(made[name].annotation)[1].rich_help_panel) if _is_option(made[name]) else -1
 
     return {name: made[name] for name in sorted(made, key=place)}
 
@@ -179,13 +161,13 @@ def _is_option(parameter: inspect.Parameter) -> bool:
     return any(isinstance(part, OptionInfo) for part in get_args(parameter.annotation)[1:])
 
 
-def _described(name: str, parameter: inspect.Parameter) -> inspect.Parameter:
+def _described(parameter: inspect.Parameter, panel: str) -> inspect.Parameter:
     if not _is_option(parameter):
         return parameter
     hint, option = get_args(parameter.annotation)
     option = copy(option)  # several commands share one
     kinds = [hint, *get_args(hint), *(part for inner in get_args(hint) for part in get_args(inner))]
-    option.rich_help_panel = option.rich_help_panel or PANEL_OF.get(name)
+    option.rich_help_panel = panel
     option.metavar = option.metavar or next((VALUES[kind] for kind in kinds if kind in VALUES), "TEXT")
     return parameter.replace(annotation=Annotated[hint, option])
 
@@ -204,7 +186,7 @@ def method_flags(methods: Sequence[MethodInfo]) -> dict[str, inspect.Parameter]:
         plain = {option.type.removesuffix(" | None") for _, option in found}
         kind = {"bool": bool, "int": int, "float": float}.get(plain.pop(), str) if len(plain) == 1 else str
         text = f"{about} ({whose})" if about and len(methods) > 1 else about or f"Of {whose}."
-        hint = Annotated[kind | None, typer.Option(help=text, rich_help_panel=METHOD)]
+        hint = Annotated[kind | None, typer.Option(help=text)]
         made[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
     return made
 

@@ -157,7 +157,11 @@ def show_record(
             hits = " -> ".join(f"{measured[f'forget_hits_{name}']:.1f}" for name in ("before", "soft", "hard"))
             table.add_row("forget hits, %", f"{hits} (before, soft mask, hard mask)")
             table.add_row("epochs", str(measured["epochs_run"]))
-        shown = "inf (has a null space)" if condition is None else f"{condition:.1f}, so a linear probe can undo it"
+        shown = (
+            "infinite, as it has a null space"
+            if condition is None
+            else f"{condition:.1f}, so a linear probe can undo it"
+        )
         table.add_row("condition number", shown)
     table.add_row("seconds", f"{record['feature_seconds']:.1f} features + {record['fit_seconds']:.1f} fit")
     console.print(table)

@@ -35,8 +35,9 @@ def audit(
     test_split: Annotated[str, typer.Option(help="Split that they are scored on.")] = "test",
     attacks: Annotated[str, typer.Option(help="standard, full, or names of attacks with commas.")] = "standard",
     seeds: Annotated[int, typer.Option(min=1, help="Repeat what depends on chance, for mean and sd.")] = 1,
-    retain: Annotated[
-        list[str] | None, typer.Option(help="Label that counts as retained; repeat it. Without it: all others.")
+    retain_labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Label of --dataset that counts as retained; repeat it. Without it: all others."),
     ] = None,
     original: Annotated[
         str | None,
@@ -81,7 +82,7 @@ def audit(
         typer.Option(min=0, help="Draw grad_cam.png with so many forgotten test images into --output. It SHOWS them."),
     ] = 0,
     summary: Annotated[
-        bool, typer.Option("--summary", help="Print ten lines that can be handed on, and no tables.")
+        bool, typer.Option("--summary", help="Print the verdict and at most nine points to hand on, and no tables.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and figures.")] = None,
     *,
@@ -123,7 +124,7 @@ def audit(
         train,
         test,
         forgotten,
-        retain=retain or None,
+        retain_labels=retain_labels or None,
         original=original,
         reference=reference,
         options=options,

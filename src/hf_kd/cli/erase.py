@@ -17,7 +17,7 @@ from . import _inputs
 from ._accuracy import head_accuracy
 from ._app import command, console
 from ._by_name import ByName
-from ._options import BY_NAME, LIMITS, MASKS, READING, ModelArgument, Shared
+from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_erasure
 from ._verdict import accuracy_verdict, audit_command
 
@@ -80,48 +80,37 @@ def erase(
     ] = False,
     mask_head: Annotated[
         bool | None,
-        typer.Option(
-            help="Never answer the forgotten classes again; by default so for cover and retained-span.",
-            rich_help_panel=MASKS,
-        ),
+        typer.Option(help="Never answer the forgotten classes again; by default so for cover and retained-span."),
     ] = None,
-    erased_label: Annotated[
-        str | None, typer.Option(help="What they are called then (default '(erased)').", rich_help_panel=MASKS)
-    ] = None,
+    erased_label: Annotated[str | None, typer.Option(help="What they are called then (default '(erased)').")] = None,
     drop_label: Annotated[
         bool,
-        typer.Option(
-            "--drop-label", help="Take them out of labels and logits; the others are renumbered.", rich_help_panel=MASKS
-        ),
+        typer.Option("--drop-label", help="Take them out of labels and logits; the others are renumbered."),
     ] = False,
     text: Annotated[
         list[str] | None,
         typer.Option(
             help="Forget a concept of CLIP, SigLIP and the like by this name; repeat it for synonyms. --dataset then only "
-            "helps; its images of the concept are those whose label is called like it, or --forget-labels.",
-            rich_help_panel=BY_NAME,
+            "helps; its images of the concept are those whose label is called like it, or --forget-labels."
         ),
     ] = None,
     retain_text: Annotated[
         list[str] | None,
-        typer.Option(help="Name that stays; repeat it. Without it: common objects.", rich_help_panel=BY_NAME),
+        typer.Option(help="Name that stays; repeat it. Without it: common objects."),
     ] = None,
     language: Annotated[
         list[str] | None,
         typer.Option(
             help="Language of the sentences that a --text is put into: en (the default), de, es, fr, it, ja, nl, pt or zh; "
-            "repeat it, and give a --text in each.",
-            rich_help_panel=BY_NAME,
+            "repeat it, and give a --text in each."
         ),
     ] = None,
     publish_texts: Annotated[
-        bool, typer.Option("--publish-texts", help="Write the words into record and card.", rich_help_panel=BY_NAME)
+        bool, typer.Option("--publish-texts", help="Write the words into record and card.")
     ] = False,
     ask: Annotated[
         bool,
-        typer.Option(
-            "--ask", help="On a terminal, ask about names that lie close before anything.", rich_help_panel=BY_NAME
-        ),
+        typer.Option("--ask", help="On a terminal, ask about names that lie close before anything."),
     ] = False,
     *,
     shared: Shared,

@@ -11,6 +11,7 @@ import typer
 from hf_kd.data.paths import refuse_missing_data
 from hf_kd.data.progress import working
 from hf_kd.data.text import terminal
+from hf_kd.errors import InvalidValueError, UnreachableError
 from hf_kd.methods.registry import built_in_infos, refuse_method
 
 from . import _inputs
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 )
 def unlearn(
     model: ModelArgument,
-    dataset: Annotated[str, typer.Option(help="Labelled images: Hub id, folder of parquet files, image folder, ....")],
+    dataset: Annotated[str, typer.Option(help="Labelled images: Hub id, folder of parquet files, image folder, ...")],
     output: Annotated[Path, typer.Option(help="Folder for the changed model, a stock checkpoint.")],
     forget_labels: Annotated[
         list[str], typer.Option(help="Label of the data set to forget, name or id; repeat for several.")
@@ -60,8 +61,8 @@ def unlearn(
     retain: Annotated[
         str | None,
         typer.Option(
-            help="Retained images of another data set, instead of the other labels of this one; those that have a label to "
-            "forget there are left out. For regrow with --labels teacher they need no labels."
+            help="Another data set (no label): its images are retained, instead of other labels of --dataset; those with "
+            "a label to forget are left out. For regrow with --labels teacher they need no labels."
         ),
     ] = None,
     reference_model: Annotated[
@@ -101,7 +102,7 @@ def unlearn(
     parts = _inputs.by_labels(data, forget_labels, reading, retain is None, retain_limit)
     retained, left_out = parts.retain, 0
     if retain is not None:
-        given = _inputs.load_data(retain, split, shared)
+        given = _retained_data(retain, split, shared)
         retained = _inputs.without_forgotten(given, parts, reading)
         left_out = len(given) - len(retained)
         retained = _inputs.at_most(retained, retain_limit)
@@ -156,6 +157,15 @@ def unlearn(
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
     console.print(f"Written to [bold]{terminal(str(output))}[/]. Its weights changed.", highlight=False)
     show_next(console, "Measure what it still knows:", record["next"])
+
+
+def _retained_data(retain: str, split: str, shared: Shared) -> Any:
+    try:
+        return _inputs.load_data(retain, split, shared)
+    except (InvalidValueError, UnreachableError) as error:
+        raise type(error)(
+            f"{error} (--retain names a data set. The images of the other labels of --dataset are retained without it.)"
+        ) from error
 
 
 def _save(changed: PreTrainedModel, processor: Any, output: Path) -> None:

@@ -90,7 +90,7 @@ def match_labels(
         logger.warning(
             "The model names its labels LABEL_0, LABEL_1, ...: taking it that they are the data set's, in the same "
             "order "
-            "(LABEL_0 is %r). If they are not, say which is which with label_mapping=....",
+            "(LABEL_0 is %r). If they are not, say which is which with label_mapping=...",
             names[0],
         )
         return LabelMapping({number: number for number in names}, names, "same ids")

@@ -1,7 +1,7 @@
 """What is shown on a terminal while something takes time: a bar with a name and the time left, or the seconds so far.
 
 Goes to standard error, and to terminals and notebooks only: logs and pipes stay clean, unless a program asks for plain lines
-there (`plain_lines`), one for a stage that takes time.
+there (`plain_lines`), one for a stage that takes time, and now and then one on how far it is.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeVar, cast
 
 from tqdm.auto import tqdm
 
@@ -29,8 +29,8 @@ SHORTEST = 0.2
 _silent_since = _ended = 0.0
 """Since when a chain of short things has shown nothing, and when the last of them ended."""
 
-BETWEEN = 5.0
-"""Seconds between two plain lines, at least."""
+BETWEEN, AGAIN = 5.0, 30.0
+"""Seconds between two plain lines, at least, and between two of one stage, which say how far it is."""
 
 _plain = False
 _line, _line_at = "", float("-inf")
@@ -43,17 +43,70 @@ def plain_lines() -> None:
     _plain = True
 
 
-def say_plainly(what: str, visible: bool = True) -> None:
-    """Write what has begun as a line where bars are not shown, once, and not soon after another line."""
+def _say_plainly(what: str, far: str = "") -> None:
+    """Write what is at work as a line, not soon after another; again only with how `far` it is, and less often."""
     global _line, _line_at
-    if visible and _plain and not bars_shown() and what != _line and time.monotonic() - _line_at >= BETWEEN:
+    wait = BETWEEN if what != _line else AGAIN if far else float("inf")
+    if time.monotonic() - _line_at >= wait:
         _line, _line_at = what, time.monotonic()
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        print(f"{what}{far} ...", file=sys.stderr, flush=True)
 
 
 def bars_shown() -> bool:
     """Whether there is somebody to look at a bar."""
     return "ipykernel" in sys.modules or (hasattr(sys.stderr, "isatty") and sys.stderr.isatty())
+
+
+class Bar:
+    """A bar that counts, and whose clock runs on while one item takes long; plain lines where those are asked for.
+
+    Args:
+        total: How many items there will be; None where nobody knows.
+        what: What is being done.
+        unit: What an item is.
+        visible: False shows none.
+        leave: Whether it stays on the screen in the end.
+
+    To be closed, whatever happens: its clock runs until then.
+    """
+
+    def __init__(self, total: int | None, what: str, unit: str, visible: bool = True, leave: bool = True) -> None:
+        hidden = not (visible and bars_shown())
+        self._what, self._done, self._total = what, 0, total
+        self._bar: Any = tqdm(total=total, desc=what, unit=unit, delay=DELAY, disable=hidden, leave=leave)
+        self._clock = _Clock(self._show, DELAY) if not hidden or (visible and _plain) else None
+
+    def update(self) -> None:
+        """One item is done."""
+        self._done += 1
+        self._bar.update()
+
+    def show(self, text: str) -> None:
+        """Say something beside the bar, in place of what was said before."""
+        self._bar.set_postfix_str(text)
+
+    def over(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """The items, each counted when the next one is asked for."""
+        for item in items:
+            yield item
+            self.update()
+
+    def close(self) -> None:
+        """End the clock and the bar; a second time does nothing."""
+        if self._clock is not None:
+            self._clock.stop()
+        self._bar.close()
+
+    def _show(self) -> None:
+        if self._bar.disable:
+            _say_plainly(self._what, _far(self._done, self._total))
+        else:
+            self._bar.delay = 0  # from now on it is shown, whether an item was done or not
+            self._bar.refresh()
+
+
+def _far(done: int, total: int | None) -> str:
+    return "" if total is None else f", {done} of {total}"
 
 
 @contextlib.contextmanager
@@ -66,23 +119,14 @@ def counted(items: Iterable[_Item], what: str, unit: str, visible: bool = True) 
         unit: What an item is.
         visible: False shows none.
     """
-    with tqdm(items, desc=what, unit=unit, delay=DELAY, disable=not (visible and bars_shown())) as bar:
-
-        def show() -> None:
-            if bar.disable:
-                say_plainly(what)
-            else:
-                bar.delay = 0  # from now on it is shown, whether an item was done or not
-                bar.refresh()
-
-        if bar.disable and not (visible and _plain):
-            yield bar
-            return
-        clock = _Clock(show, DELAY)
-        try:
-            yield bar
-        finally:
-            clock.stop()
+    total = None
+    with contextlib.suppress(TypeError):  # as loaders of streams raise
+        total = len(cast(Sized, items))
+    bar = Bar(total, what, unit, visible)
+    try:
+        yield bar.over(items)
+    finally:
+        bar.close()
 
 
 class _Clock:
@@ -121,16 +165,16 @@ class Steps:
         hidden = not (visible and bars_shown())
         self._bar: Any = tqdm(total=total, desc=what, delay=1e9, leave=False, bar_format=form, disable=hidden)
         self._clock: _Clock | None = None
-        self._begun = self._shown = False
+        self._total, self._count, self._shown = total, 0, False
         self._name, self._plain = what, hidden and visible and _plain
         if at_once and (self._plain or not hidden):
             self._show()
 
     def begin(self, name: str) -> None:
         """The next step, by its name."""
-        if self._begun:
+        if self._count:
             self._bar.update()
-        self._begun, self._name = True, name
+        self._count, self._name = self._count + 1, name
         if self._bar.disable:
             return
         self._bar.set_description_str(name, refresh=False)
@@ -156,7 +200,7 @@ class Steps:
         global _silent_since
         _silent_since = time.monotonic()
         if self._plain:
-            say_plainly(self._name)
+            _say_plainly(self._name, _far(self._count, self._total))
             return
         self._shown, self._bar.delay = True, 0  # what was shown is cleared in the end
         self._bar.refresh()

@@ -72,7 +72,7 @@ class Samples:
         """
         if labelled and not described.has_labels:
             raise InvalidValueError(
-                "This method needs the labels of its images, and there are none. Name label_column=...."
+                "This method needs the labels of its images, and there are none. Name it with label_column=..."
             )
         parts: dict[str, list[Tensor]] = {}
         labels: list[Tensor] = []

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from hf_kd.errors import InvalidValueError, did_you_mean
+from hf_kd.errors import InvalidValueError, check_names
 
 from ._inputs import ArrayLike, generator, stratified_subset
 from .attack_data import AttackResult, AuditData, result_from_flags, result_from_shares
@@ -227,6 +227,9 @@ ATTACKS: dict[str, Attack] = {
 }
 """Every attack by name."""
 
+SUITES = ("standard", "full")
+"""Words for several attacks."""
+
 
 def views_needed(name: str) -> int:
     """Further views of every image that an attack needs.
@@ -259,13 +262,7 @@ def attack_names(names: str | Sequence[str], views: int = 0) -> tuple[str, ...]:
     if names == "full":
         return tuple(name for name in ATTACKS if views_needed(name) <= views)
     chosen = (names,) if isinstance(names, str) else tuple(names)
-    unknown = [name for name in chosen if name not in ATTACKS]
-    if unknown or not chosen:
-        near = did_you_mean(unknown[0], ["standard", "full", *ATTACKS]) if unknown else ""
-        raise InvalidValueError(
-            f"Unknown attacks: {', '.join(map(repr, unknown)) or 'none given'}.{near} There are 'standard', 'full' and "
-            f"names among {', '.join(ATTACKS)}."
-        )
+    check_names("attacks", chosen, ATTACKS, SUITES)
     return chosen
 
 

@@ -345,7 +345,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         test: Any,
         forget_labels: Any = None,
         *,
-        retain: Any = None,
+        retain_labels: Any = None,
         original: Any = None,
         reference: Reference = None,
         options: AuditOptions | None = None,
@@ -359,7 +359,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             train: Labelled images, anything `erase` takes, on which attackers train.
             test: Labelled images on which they are scored.
             forget_labels: Names or ids of labels; by default the classes in the records.
-            retain: Names or ids of the labels that count as retained; by default all the rest in the data.
+            retain_labels: Names or ids of the labels that count as retained; by default all the rest in the data.
             original: The model before unlearning, where that changed weights.
             reference: `hf_kd.Retrained(model)`, `hf_kd.Unseen(images)` or None.
             options: `hf_kd.AuditOptions`: attacks, seeds and what else is measured.
@@ -377,7 +377,8 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         from hf_kd.audit.options import refuse_unknown
 
         reading = ReadOptions.given(reading, progress, unknown)
-        asked = {"retain": retain, "original": original, "reference": reference, "options": options, "reading": reading}
+        asked = {"retain_labels": retain_labels, "original": original, "reference": reference}
+        asked |= {"options": options, "reading": reading}
         refuse_unknown("audit", unknown, ("forget_labels", *asked))
         return audit_model(self, train, test, forget_labels, **asked)
 

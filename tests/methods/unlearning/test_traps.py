@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import time
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_kd import ErasedModel
+from hf_kd.data import progress
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning import boundary
@@ -17,6 +20,7 @@ from hf_kd.methods.unlearning.kodge import editable, projection_of
 from hf_kd.methods.unlearning.steps import GradientSteps
 from hf_kd.methods.unlearning.task import NORMS, parameters_from
 from hf_kd.model.unlearn import fresh_model, make_task
+from tests.data.test_progress import Terminal
 from tests.helpers.small import make_dataset, randomise
 
 
@@ -374,3 +378,21 @@ def test_exact_unlearning_knows_nothing_of_what_the_last_layers_were(task, monke
 def test_the_last_k_layers_are_counted_from_the_end_of_registration(vit):
     """In a transformer the last before the classifier are the two of the MLP, shortcut convolutions count in a ResNet."""
     assert parameters_from(vit, 3)[0] == [name for name, m in vit.named_modules() if isinstance(m, nn.Linear)][-3:]
+
+
+def test_the_bar_of_steps_ticks_while_one_takes_long_and_ends_where_an_error_ends_it(task, monkeypatch):
+    def slow(self, loss, *change):
+        time.sleep(0.3)
+        raise ArithmeticError
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "DELAY", 0.05)
+    monkeypatch.setattr(GradientSteps, "step", slow)
+    task.progress = True
+    with pytest.raises(ArithmeticError):
+        make_unlearning_method("finetune", epochs=1).run(task)
+    told = sys.stderr.getvalue()
+    assert "finetune" in told
+    assert " 0/" in told
+    time.sleep(0.2)
+    assert sys.stderr.getvalue() == told

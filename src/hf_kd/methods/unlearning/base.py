@@ -139,6 +139,7 @@ class UnlearningMethod(ABC):
                 logger.warning(f"{self.name} stopped: {stop}. A smaller lr may help.")
                 measured = UnlearningMeasured(stopped=str(stop))
             finally:
+                task.close_bars()
                 for parameter, flag in zip(parameters, flags, strict=True):
                     parameter.requires_grad_(flag)
                     parameter.grad = None

@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_kd.data.distributed import gather_rows, reduce_tensor
-from hf_kd.data.progress import bars_shown, say_plainly
 from hf_kd.errors import DivergedError
 from hf_kd.methods.measured import StepsMeasured
 
@@ -41,10 +39,7 @@ class GradientSteps:
         self.steps, self.last_loss = 0, float("nan")
         self._stored = [*self.parameters, *task.model.buffers()]
         self._good = [tensor.detach().clone() for tensor in self._stored]
-        visible = task.progress and task.state.is_main_process
-        hidden = not (visible and bars_shown())
-        say_plainly(name, visible)
-        self._bar = tqdm(total=steps, desc=name, unit="step", delay=1, disable=hidden, leave=False)
+        self._bar = task.bar(steps, name)
 
     def step(self, loss: Tensor, change_gradients: Callable[[], None] | None = None) -> float:
         """One step down a loss.
@@ -88,7 +83,7 @@ class GradientSteps:
         Args:
             text: In place of what was said before.
         """
-        self._bar.set_postfix_str(text)
+        self._bar.show(text)
 
     @torch.no_grad()
     def restore(self) -> None:

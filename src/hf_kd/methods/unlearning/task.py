@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hf_kd.data.distributed import MIXED_PRECISION, autocast, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT
+from hf_kd.data.progress import Bar
 from hf_kd.data.samples import Batch, Samples, in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean
 from hf_kd.methods.registry import missing_retain
@@ -66,11 +67,27 @@ class Task:
                 f"mixed_precision={self.mixed_precision!r}: choose {', '.join(map(repr, MIXED_PRECISION))}."
             )
         self.state = process_state()
+        self._bars = contextlib.ExitStack()
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def bar(self, steps: int | None, name: str) -> Bar:
+        """A progress bar over steps, which `close_bars` closes whatever happened.
+
+        Args:
+            steps: How many there will be, if that is known.
+            name: What stands before it.
+        """
+        bar = Bar(steps, name, "step", self.progress and self.state.is_main_process, leave=False)
+        self._bars.callback(bar.close)
+        return bar
+
+    def close_bars(self) -> None:
+        """Close the bars that an error left open: the clock of each runs until then."""
+        self._bars.close()
 
     @property
     def forget_classes(self) -> Tensor:
