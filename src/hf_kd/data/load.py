@@ -274,7 +274,8 @@ def _by_library(tree: _Tree, split: str | None, streaming: bool, config_name: st
     try:
         if has_magic(spec):
             return _by_links(tree, split, streaming, config_name)
-        names = get_dataset_config_names(spec)
+        # all by one builder, as each function of `datasets` that takes a name looks through the folder again
+        names = get_dataset_config_names(spec) if (tree.root / "README.md").is_file() else []
         if config_name is None and len(names) > 1 and "default" not in names:
             raise InvalidValueError(
                 f"{spec!r} has several configurations: {', '.join(map(repr, names))}. Choose one with config_name=..., or "
@@ -287,9 +288,12 @@ def _by_library(tree: _Tree, split: str | None, streaming: bool, config_name: st
                 f"{spec!r} holds {listed(tree.containers)} and more pictures beside it ({listed(loose)}), so that these "
                 "would be read instead. Move them away, or name the file."
             )
-        split = choose_split(list(get_dataset_split_names(spec, config_name)), split, spec)
+        split = choose_split(list(map(str, builder.config.data_files or {})), split, spec)
         log_read_files(tree.root, builder.config.data_files, split, tree.containers + tree.tables)
-        return load_dataset(spec, config_name, split=split, streaming=streaming)
+        if streaming:
+            return builder.as_streaming_dataset(split)
+        builder.download_and_prepare()
+        return cast(Dataset, builder.as_dataset(split))
     except (DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError) as error:
         cause = error.__cause__ or error
         raise InvalidValueError(
