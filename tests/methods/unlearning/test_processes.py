@@ -24,8 +24,18 @@ import torch
 from hf_kd.data import process_state
 from datasets import load_from_disk
 from hf_kd import ErasedModel, train_original, unlearn
+from hf_kd.methods.unlearning.resume import KeptTraining
 
 folder, out, requests = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+class Killed(BaseException):
+    pass
+
+keep = KeptTraining.keep
+
+def kept_once(self, *args):
+    keep(self, *args)
+    raise Killed
+
 state = process_state()
 torch.set_num_threads(1)
 forget, retain = (load_from_disk(f"{folder}/{name}") for name in ("forget", "retain"))
@@ -37,11 +47,17 @@ for name, (method, options) in requests.items():
         said[name] = changed.config.hf_kd_trained["measured"]
     else:
         if "checkpoint" in options:
-            options["checkpoint"] = f"{out}/checkpoint"
+            options["checkpoint"] = f"{out}/{name}.state"
+        if options.pop("killed", False):
+            KeptTraining.keep = kept_once
+            try:
+                unlearn(model, forget, method, retain=retain, progress=False, **options)
+            except Killed:
+                KeptTraining.keep = keep
         changed = unlearn(model, forget, method, retain=retain, progress=False, **options)
         record = changed.config.hf_kd_unlearned[-1]
         said[name] = record["measured"][0] | {"n": record["n_forget"], "processes": record["processes"]}
-    every = torch.cat([p.detach().flatten() for p in changed.parameters()])
+    every = torch.cat([tensor.detach().double().flatten() for tensor in changed.state_dict().values()])
     parts = [torch.empty_like(every) for _ in range(state.num_processes)]
     torch.distributed.all_gather(parts, every)
     said[name]["same everywhere"] = all(torch.equal(part, every) for part in parts)
@@ -65,8 +81,12 @@ REQUESTS = {
 }  # fmt: skip
 """Gradient descent on D_r and on D_f, closed forms, cached features, and the training of an original."""
 
-SHARED_ALIKE = {"regrow": ("regrow", {"batch_size": 8, "epochs": 3, "checkpoint": "in the folder of the results"})}
-"""Each process keeps the activations of its own images, so batches are other ones than those of one process."""
+KEPT = {"batch_size": 8, "epochs": 3, "checkpoint": "in the folder of the results"}
+SHARED_ALIKE = {"regrow": ("regrow", KEPT), "retrain": ("retrain", KEPT)}
+"""Each process keeps the activations of its own images, so batches are other ones than those of one process; and each takes
+statistics of BatchNorm of its own images alone."""
+
+RESUMED = {f"{name}, killed": (name, KEPT | {"killed": True}) for name in SHARED_ALIKE}
 
 RELATIVE = 2e-3
 """Of the whole change: gradient steps amplify rounding, closed forms do not."""
@@ -87,7 +107,7 @@ def together(tmp_path_factory):
     make_dataset([2] * 12).save_to_disk(folder / "forget")
     make_dataset([0, 1, 3, 4] * 5, seed=5).save_to_disk(folder / "retain")
     (folder / "script.py").write_text(SCRIPT)
-    said = in_two_processes(folder / "script.py", folder, folder / "out", json.dumps(REQUESTS | SHARED_ALIKE))
+    said = in_two_processes(folder / "script.py", folder, folder / "out", json.dumps(REQUESTS | SHARED_ALIKE | RESUMED))
     return folder, said
 
 
@@ -130,3 +150,15 @@ def test_processes_with_images_of_their_own_end_with_one_network(together, name)
     _, said = together
     assert said[name]["same everywhere"]
     assert said[name]["steps"] == 3 * 3, "20 retained images: 10 for each process, 4 a step"
+
+
+@pytest.mark.parametrize("name", list(SHARED_ALIKE))
+def test_processes_that_were_killed_after_an_epoch_end_as_those_that_were_not(together, name):
+    folder, said = together
+    assert said[f"{name}, killed"]["same everywhere"]
+    whole, resumed = (
+        AutoModelForImageClassification.from_pretrained(folder / "out" / each).state_dict()
+        for each in (name, f"{name}, killed")
+    )
+    assert any("running_var" in key for key in whole)
+    assert all(torch.equal(resumed[key], tensor) for key, tensor in whole.items())

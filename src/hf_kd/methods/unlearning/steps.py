@@ -92,17 +92,21 @@ class GradientSteps:
             tensor.copy_(kept)
 
     @torch.no_grad()
+    def agree(self) -> None:
+        """Statistics of BatchNorm, which each process takes of its own images, become their mean over processes."""
+        if self.task.state.num_processes > 1:
+            for buffer in self.task.model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(agreed_mean(gather_rows(buffer[None])))
+
     def close(self) -> StepsMeasured:
-        """End: statistics of BatchNorm become the mean over processes.
+        """End, with one network in all processes.
 
         Returns:
             What was done, for the record.
         """
         self._bar.close()
-        if self.task.state.num_processes > 1:
-            for buffer in self.task.model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(agreed_mean(gather_rows(buffer[None])))
+        self.agree()
         return {"steps": self.steps, "last_loss": self.last_loss}
 
 

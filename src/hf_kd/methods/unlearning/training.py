@@ -155,6 +155,7 @@ class TrainedMethod(UnlearningMethod):
             ):  # a batch with fewer samples than processes was left out
                 schedule.step()
             done = epoch + 1
+            descent.agree()  # one network is kept, and every process goes on from it
             kept.keep(done, descent.steps, descent.last_loss)
             if after_epoch is not None and after_epoch(done):
                 break
