@@ -132,7 +132,7 @@ def test_every_word_of_a_setting_is_one_that_its_method_takes(kind, make):
                 assert getattr(make(info.name, **{option.name: word}, **needed), option.name) == word
 
 
-@pytest.mark.parametrize("names", ["telepathy", "linar,norm", "standard,norm", ""])
+@pytest.mark.parametrize("names", ["telepathy", "lniear,norm", "standard,norm", ""])
 def test_unknown_attacks_are_refused_in_one_wording_at_once_and_by_the_library(names):
     with pytest.raises(InvalidValueError) as early:
         refuse_unknown({"attacks": names}, {})

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from hf_kd.data import progress
-from hf_kd.data.progress import Steps, counted, working
+from hf_kd.data.progress import Steps, at_work, counted, working
 
 
 class Terminal(io.StringIO):
@@ -119,3 +119,37 @@ def test_a_program_says_stages_that_take_time_as_lines_where_nobody_looks_at_bar
     text = shown(monkeypatch, io.StringIO(), visible)
     assert text.splitlines() == said
     assert "\r" not in text
+
+
+def test_a_stage_shows_its_seconds_whenever_nothing_inside_it_shows_a_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "DELAY", 0.1)
+
+    def said(seconds):
+        start = len(sys.stderr.getvalue())
+        time.sleep(seconds)
+        return sys.stderr.getvalue()[start:]
+
+    with at_work("ssd"):
+        assert "ssd ..." in said(0.3)
+        with working("asking"):
+            during = said(0.5)
+            assert "asking ..." in during
+            assert "ssd" not in during, "two at once would write over each other"
+        with working("unseen", visible=False):
+            assert "ssd ..." in said(0.4), "what shows nothing hides nothing"
+        with pytest.raises(ArithmeticError), counted(range(2), "features", "batch") as items:
+            assert "ssd" not in said(0.3)
+            raise ArithmeticError(list(items))
+        assert "ssd ..." in said(0.4)
+    assert sys.stderr.getvalue().split("\r")[-1].strip() == ""
+    assert said(0.3) == ""
+    assert progress._bars_open == 0
+
+
+def test_a_stage_that_nobody_looks_at_writes_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(progress, "DELAY", 0.05)
+    with at_work("ssd"):
+        time.sleep(0.2)
+    assert sys.stderr.getvalue() == ""

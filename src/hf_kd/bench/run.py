@@ -21,7 +21,7 @@ from torch import Tensor
 from hf_kd.data.devices import chosen_device, refuse_missing_device
 from hf_kd.data.distributed import gather_rows, process_state
 from hf_kd.data.labels import LabelMapping, match_labels
-from hf_kd.data.progress import working
+from hf_kd.data.progress import at_work, working
 from hf_kd.data.text import first_sentence
 from hf_kd.errors import InvalidValueError, did_you_mean
 from hf_kd.features.heads import has_head
@@ -216,11 +216,13 @@ def _run_cells(
         where = f"[{number}/{len(cells)}] {experiment.name}: {row.label}, seed {seed}"
         log(f"{where} ...")
         try:
-            _ = shared.problem, shared.features
+            with at_work(f"opening {experiment.name}", shared.progress):
+                _ = shared.problem, shared.features
         except FAILURES as error:
             raise _NotOpened(f"{type(error).__name__}: {error}") from error
         record = {"key": key, "experiment": experiment.name, "row": row.label, "seed": seed, "settings": settings}
-        record |= _run(shared, row, seed, folder if first else None)
+        with at_work(row.label, shared.progress):
+            record |= _run(shared, row, seed, folder if first else None)
         record |= {"versions": versions(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         store.add(record)
         log(f"{where}: {record['status']}, {record['seconds']['cell']:.1f} s{_failure(record)}")

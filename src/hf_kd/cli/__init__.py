@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from hf_kd.data.progress import plain_lines
@@ -41,4 +42,7 @@ def main() -> None:
     ):
         os.environ.setdefault(name, value)
     plain_lines()
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # looking for garbage among all that was imported would hold the prompt back for more than a second

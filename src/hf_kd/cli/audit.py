@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_kd.data.progress import working
+from hf_kd.data.progress import at_work, working
 from hf_kd.data.text import shell_word, terminal
 from hf_kd.errors import InvalidValueError, has_package
 
@@ -120,16 +120,17 @@ def audit(
     reference = Retrained(retrained) if retrained else None
     if unseen is not None:
         reference = Unseen(_inputs.load_data(unseen, split, replace(shared, config_name=None)))
-    report = audited.audit(
-        train,
-        test,
-        forgotten,
-        retain_labels=retain_labels or None,
-        original=original,
-        reference=reference,
-        options=options,
-        reading=reading,
-    )
+    with at_work("auditing", reading.progress and process_state().is_main_process):
+        report = audited.audit(
+            train,
+            test,
+            forgotten,
+            retain_labels=retain_labels or None,
+            original=original,
+            reference=reference,
+            options=options,
+            reading=reading,
+        )
     if not process_state().is_main_process:
         return
     # a folder by its name: where it lies is nobody's business whom a report is handed to

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markdown import Markdown
 
+from hf_kd.data.progress import working
 from hf_kd.data.text import first_sentence, one_line
 from hf_kd.errors import InvalidValueError, has_package
 
@@ -66,7 +67,8 @@ def bench(
     if not process_state().is_main_process:
         return
     has_figures = has_package("matplotlib")
-    written = benchmark.write_tables(found, store, output, figures=has_figures)
+    with working("writing tables and figures"):
+        written = benchmark.write_tables(found, store, output, figures=has_figures)
     for one in found:
         console.print(Markdown(benchmark.markdown(one, store)))
     if not has_figures:

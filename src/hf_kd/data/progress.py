@@ -72,9 +72,12 @@ class Bar:
 
     def __init__(self, total: int | None, what: str, unit: str, visible: bool = True, leave: bool = True) -> None:
         hidden = not (visible and bars_shown())
-        self._what, self._done, self._total = what, 0, total
+        self._counts = not hidden or (visible and _plain)
+        if self._counts:
+            _begin_work()
+        self._what, self._done, self._total, self._began = what, 0, total, time.monotonic()
         self._bar: Any = tqdm(total=total, desc=what, unit=unit, delay=DELAY, disable=hidden, leave=leave)
-        self._clock = _Clock(self._show, DELAY) if not hidden or (visible and _plain) else None
+        self._clock = _Clock(self._show, DELAY) if self._counts else None
 
     def update(self) -> None:
         """One item is done."""
@@ -93,9 +96,15 @@ class Bar:
 
     def close(self) -> None:
         """End the clock and the bar; a second time does nothing."""
+        global _silent_since
+        if self._counts and time.monotonic() - self._began > DELAY:
+            _silent_since = time.monotonic()
         if self._clock is not None:
             self._clock.stop()
         self._bar.close()
+        if self._counts:
+            self._counts = False
+            _end_work()
 
     def _show(self) -> None:
         if self._bar.disable:
@@ -148,6 +157,72 @@ class _Clock:
         self._thread.join()
 
 
+class _Stage:
+    """The seconds of something, shown while no bar inside it is at work, and in place of none."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._began, self._bar, self._lock = what, time.time(), None, threading.Lock()
+        _stages.append(self)
+        self._clock = _Clock(self._show, DELAY)
+
+    def hide(self) -> None:
+        """Off the screen, until nothing else is at work."""
+        with self._lock:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+
+    def close(self) -> None:
+        self._clock.stop()
+        self.hide()
+        _stages.remove(self)
+
+    def _show(self) -> None:
+        with self._lock:
+            if _bars_open or _stages[-1] is not self or time.monotonic() - _ended < DELAY / 2:
+                return
+            if not bars_shown():
+                _say_plainly(self._what)
+                return
+            if self._bar is None:
+                self._bar = tqdm(desc=self._what, leave=False, bar_format=ALONE)
+                self._bar.start_t = self._began
+            self._bar.refresh()
+
+
+_stages: list[_Stage] = []
+"""The innermost last."""
+
+_bars_open = 0
+"""How many bars and steps there are that say something, or will."""
+
+
+def _begin_work() -> None:
+    global _bars_open
+    _bars_open += 1
+    for outer in _stages:
+        outer.hide()  # now that its own clock does not show it again
+
+
+def _end_work() -> None:
+    global _bars_open, _ended
+    _bars_open -= 1
+    _ended = time.monotonic()
+
+
+@contextlib.contextmanager
+def at_work(what: str, visible: bool = True) -> Iterator[None]:
+    """Say what is at work, and for how many seconds, whenever nothing inside has shown a bar for a second."""
+    if not visible or not (bars_shown() or _plain):
+        yield
+        return
+    shown = _Stage(what)
+    try:
+        yield
+    finally:
+        shown.close()
+
+
 class Steps:
     """A bar over steps that have names: it shows which one is at work, and its clock runs on while a step takes long.
 
@@ -163,10 +238,13 @@ class Steps:
     def __init__(self, total: int | None, what: str, visible: bool = True, at_once: bool = False) -> None:
         form = ALONE if total is None else COUNTED
         hidden = not (visible and bars_shown())
+        self._plain = hidden and visible and _plain
+        if self._plain or not hidden:
+            _begin_work()
         self._bar: Any = tqdm(total=total, desc=what, delay=1e9, leave=False, bar_format=form, disable=hidden)
         self._clock: _Clock | None = None
         self._total, self._count, self._shown = total, 0, False
-        self._name, self._plain = what, hidden and visible and _plain
+        self._name = what
         if at_once and (self._plain or not hidden):
             self._show()
 
@@ -192,9 +270,8 @@ class Steps:
     def __exit__(self, *error: object) -> None:
         if self._clock is not None:
             self._clock.stop()
+            _end_work()
         self._bar.close()
-        global _ended
-        _ended = time.monotonic()
 
     def _show(self) -> None:
         global _silent_since

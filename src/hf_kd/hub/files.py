@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG
 from hf_kd.errors import MissingFileError
@@ -78,8 +78,8 @@ def is_eraser(names: Iterable[str]) -> bool:
     return ERASER_CONFIG in names and CONFIG_NAME not in names
 
 
-def outcome_in(folder: Path) -> Literal["erased", "changed", "folded", ""]:
-    """What hf_kd did to the model in a folder, by its configuration alone; nothing of a model that is as it was."""
+def outcome_in(folder: Path) -> str:
+    """What hf_kd did to the model in a folder, by its configuration: erased, changed, folded, or "" where it is as it was."""
     if (folder / ERASER_CONFIG).is_file():
         return "erased"
     config = folder / CONFIG_NAME

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from hf_kd.data.progress import at_work
 from hf_kd.data.samples import Samples
 from hf_kd.errors import DivergedError, InvalidValueError, did_you_mean
 from hf_kd.methods.measured import UnlearningMeasured
@@ -133,7 +134,13 @@ class UnlearningMethod(ABC):
             for parameter in parameters:
                 parameter.requires_grad_(parameter.is_floating_point())
             try:
-                with torch.enable_grad(), in_float32(task.model), task.channels_last():
+                visible = task.progress and task.state.is_main_process
+                with (
+                    torch.enable_grad(),
+                    in_float32(task.model),
+                    task.channels_last(),
+                    at_work(self.name, visible),
+                ):
                     measured = self.change(task)
             except DivergedError as stop:
                 logger.warning(f"{self.name} stopped: {stop}. A smaller lr may help.")
