@@ -79,7 +79,7 @@ def is_eraser(names: Iterable[str]) -> bool:
 
 
 def outcome_in(folder: Path) -> str:
-    """What hf_kd did to the model in a folder, by its configuration: erased, changed, folded, or "" where it is as it was."""
+    """What hf_kd did to the model in a folder, by its configuration: erased, changed, folded, or "" for nothing."""
     if (folder / ERASER_CONFIG).is_file():
         return "erased"
     config = folder / CONFIG_NAME
