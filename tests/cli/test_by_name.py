@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 from datasets import load_dataset
@@ -83,6 +84,31 @@ def test_labels_to_forget_say_which_images_show_the_concept(folder):
     images = load_dataset("parquet", data_files=str(folder / "data" / "train.parquet"), split="train")
     cats = images["label"].count(images.features["label"].str2int("cat"))
     assert (record["n_forget"], record["n_retain"]) == (cats, len(images) - cats)
+
+
+@pytest.mark.parametrize("labels", [[], ["--forget-labels", "cat"]])
+def test_the_command_of_a_receipt_is_the_one_that_was_typed(folder, tmp_path, labels):
+    typed = ["--text", "cat", "--text", "tabby", "--option", "k=1", "--limit", "20", *labels]
+    hf_kd("erase", folder / "clip", *typed, *stay(), "--dataset", folder / "data", "--output", tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "erasures.json").read_text())
+    drawn = content["erasures"][0]["sampled"]
+    assert set(drawn) == ({"forget", "retain"} if labels else {"images"})
+    assert drawn["forget" if labels else "images"]["drawn"] == 20
+    named = ["--forget-labels", "LABEL"] if labels else []
+    words = [
+        "--dataset",
+        "DATASET",
+        "--text",
+        "TEXT",
+        "--text",
+        "TEXT",
+        *named,
+        "--method",
+        "oblique",
+        "--option",
+        "k=1",
+    ]
+    assert shlex.split(content["commands"][0])[3:] == [*words, "--limit", "20", "--output", "erased"]
 
 
 def test_words_are_said_to_who_typed_them_and_to_nobody_else(folder):

@@ -8,6 +8,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_kd.data.load import filter_by_labels, load_source
+from hf_kd.data.read_files import files_of
 from tests.helpers.small import make_dataset
 
 
@@ -309,6 +310,10 @@ def test_which_files_are_a_split_is_said_where_there_are_several_or_some_are_non
     said = [record.getMessage() for record in caplog.records if record.name == "hf_kd.data.read_files"]
     assert len(said) == (told is not None)
     assert told is None or told in said[0]
+    names = [f"{files[number]}.parquet" for number in read]
+    part = rows.filter(lambda label: label == 1, input_columns="label").shuffle(seed=0).select(range(1))
+    for data in (rows, part):
+        assert files_of(data) == {"count": len(names), "names": sorted(names)}, "a part of it is of the same files"
 
 
 @pytest.mark.parametrize(
@@ -350,3 +355,30 @@ def test_of_a_file_that_is_named_no_other_split_is_guessed(tmp_path, named, spli
         make_dataset([0]).to_parquet(tmp_path / f"{name}.parquet")
     with pytest.raises(ValueError, match=told):
         load_source(tmp_path / f"{named}.parquet", split)
+
+
+def test_files_are_named_from_the_folder_that_was_given_and_of_many_two(tmp_path):
+    rows = make_dataset([0, 1] * 4)
+    (tmp_path / "pets" / "data").mkdir(parents=True)
+    for number in range(12):
+        rows.to_parquet(tmp_path / "pets" / "data" / f"train-{number:05d}-of-00012.parquet")
+    found = files_of(load_source(tmp_path / "pets", "train"))
+    assert found["count"] == 12
+    assert found["names"] == [f"data/train-{number:05d}-of-00012.parquet" for number in (0, 11)]
+    one = tmp_path / "pets" / "data" / "train-00003-of-00012.parquet"
+    assert files_of(load_source(one)) == {"count": 1, "names": [one.name]}
+    assert files_of(load_source(tmp_path / "pets", "train", streaming=True)) == found
+    rows.save_to_disk(tmp_path / "saved")
+    assert files_of(load_source(tmp_path / "saved"))["names"] == ["data-00000-of-00001.arrow"]
+
+
+def test_names_of_pictures_and_places_are_in_no_list_of_files(tmp_path):
+    for number, name in enumerate(("ann", "bob", "bob")):
+        png(tmp_path / "pets" / name / f"{number}.png")
+    assert files_of(load_source(tmp_path / "pets")) is None
+    make_dataset([0, 1]).to_parquet(tmp_path / "train.parquet")
+    theirs = load_dataset("parquet", data_files=str(tmp_path / "train.parquet"), split="train")
+    assert files_of(theirs) is None
+    theirs.info.download_checksums = {str(tmp_path / "train.parquet"): {"num_bytes": 1, "checksum": None}}
+    assert files_of(theirs) is None
+    assert files_of([1, 2]) is None

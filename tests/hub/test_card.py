@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from hf_kd.data.text import escape_markdown
 from hf_kd.hub.card import BEGIN, END, CardValues, render, template
-from hf_kd.hub.receipt import commands
+from hf_kd.hub.receipt import commands_of
 from hf_kd.hub.wording import METHODS, Request
 from tests.helpers.audited import audited
 from tests.metrics.planted import planted
@@ -99,6 +99,42 @@ def test_the_headline_says_what_a_downloader_holds():
     assert "the network was trained anew" in changed_by("retrain")
 
 
+@pytest.mark.parametrize("kind", ["eraser", "folded", "changed", "alone"])
+def test_of_a_class_of_the_users_own_every_way_to_use_it_registers_it_first(kind):
+    """Whoever loads such a model without that gets an error, with hf_kd or without."""
+    request = replace(values().requests[0], **({"method": "scrub", "source": "a paper"} if kind == "changed" else {}))
+    given = {"folded": kind == "folded", "eraser_only": kind == "alone", "architecture": "MyNet"}
+    told = {own: render(replace(values(own_class=own, **given), requests=(request,))) for own in (False, True)}
+    code = told[True].split("```python\n")[1].split("```")[0]
+    assert code.startswith("import MODULE  # your file or package that registers MyNet\n")
+    assert "--import FILE` checks them" in told[True]
+    assert "FILE is the Python file that registers `MyNet`" in told[True]
+    assert ("it loads without hf_kd, where `MyNet` is registered" in told[True]) == (kind in ("folded", "changed"))
+    for word in ("MODULE", "FILE", "--import", "registered"):
+        assert word not in told[False]
+
+
+def test_a_card_says_what_a_method_read_of_forgotten_and_of_retained_images():
+    def told(**given):
+        request = Request(40, 1, None, given.pop("method", "scrub"), {}, 0, None, None, **given)
+        text = render(replace(values(), requests=(request,))).split(BEGIN)[1]
+        return text.split("## What is still known")[0], next(
+            line for line in text.splitlines() if line.startswith("- ")
+        )
+
+    alone = "with 1,000 retained images alone; the 40 forgotten ones were not trained on"
+    assert all(alone in part for part in told(source="ours", needs="D_r", retained=1000, method="regrow"))
+    scanned = told(source="ours", needs="D_r", retained=1000, measured=({"scan": []},))
+    assert all(f"{alone}, but chose where to cut" in part for part in scanned)
+    first, line = told(source="ours", needs="D_f and D_r", retained=60)
+    assert "with 40 images and 60 retained ones." in first
+    assert "40 images, method `scrub` (default settings) with 60 images of other classes;" in line
+    first, line = told(source="ours", needs="D_f")
+    assert "with 40 images." in first
+    assert "other classes" not in line
+    assert "from 40 images and 60 retained ones and" in told(method="leace", needs="D_f and D_r", retained=60)[0]
+
+
 def test_names_are_told_only_when_given():
     text = render(values(names=()))
     assert "tench" not in text
@@ -179,8 +215,8 @@ def test_class_means_do_not_flood_card_and_command():
     request = Request(9, 1, None, "cover", {"prototypes": means}, 0, None, None)
     assert "prototypes of 1 classes" in render(replace(values(), requests=(request,)))
     record = {"method": "cover", "settings": {"prototypes": means, "m": 2, "guard": "auto"}}
-    (command,) = commands([record], None)
-    assert "--option prototypes=PROTOTYPES --option m=2 --option 'guard=\"auto\"'" in command
+    (command,) = commands_of([record], None)
+    assert "--option prototypes=PROTOTYPES" in command
 
 
 def test_plain_text_renders_as_itself():

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
@@ -14,6 +15,7 @@ from PIL import Image
 
 from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.report import RetentionReport
+from hf_kd.data.read_files import with_files
 from hf_kd.errors import PushError
 from hf_kd.hub import publish
 from hf_kd.hub.receipt import RECEIPT
@@ -399,7 +401,8 @@ for name in NAMES:
 @pytest.mark.parametrize("named", [False, True])
 def test_the_data_sets_names_are_published_only_where_names_are_asked_for(vit, processor, monkeypatch, named):
     erased = ErasedModel.from_model(vit, processor)
-    erased.erase(make_dataset([0, 2] * 10, names=("fox", "gnu", "walrus")), k=2, progress=False)
+    images = make_dataset([0, 2] * 10, names=("fox", "gnu", "walrus")).select(range(20))
+    erased.erase(with_files(images, Path("/pets"), ["/pets/anna.parquet"]), k=2, progress=False)
     seen = {}
 
     def upload(folder, repo_id, **options):
@@ -416,7 +419,11 @@ def test_the_data_sets_names_are_published_only_where_names_are_asked_for(vit, p
     assert [name for name, text in sorted(seen.items()) if "walrus" in text] == (
         ["README.md", "config.json", "erasures.json"] if named else []
     )
+    assert [name for name, text in sorted(seen.items()) if "anna.parquet" in text] == (
+        ["config.json", "erasures.json"] if named else []
+    )
     assert erased.erasures[0].dataset_classes == ("fox", "walrus")
+    assert erased.erasures[0].files == {"forget": {"count": 1, "names": ["anna.parquet"]}}
 
 
 def test_push_says_before_anything_is_sent_that_the_eraser_can_be_taken_away(place, monkeypatch, caplog):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,7 +80,7 @@ def audit_model(
         ValueError: Where no forgotten classes are known, for samples without a label, for a split without forgotten or
             without retained samples, for features that are not finite, for an original of another feature dimension.
     """
-    reading = reading or ReadOptions()
+    started, reading = time.perf_counter(), reading or ReadOptions()
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS) if takes_pictures(model.inner) else 0)
     _refuse_one_logit(model)
@@ -111,7 +112,7 @@ def audit_model(
         forgotten = int(torch.isin(data.labels[1], torch.tensor(forget)).sum())
         sections.append(reference_level_section(levels, forgotten))
     has_logits = has_head(model)
-    return audit_features(
+    report = audit_features(
         {version: pair[0] for version, pair in features.items()},
         data.labels[0],
         {version: pair[1] for version, pair in features.items()},
@@ -146,6 +147,7 @@ def audit_model(
             },
         ),
     )
+    return replace(report, seconds=round(time.perf_counter() - started, 2))
 
 
 Split = tuple[Tensor, ...]

@@ -293,7 +293,7 @@ def markdown(report: ReportData, heading: int = 2) -> str:
     lines += [f"- {sentence(note)}" for note in (*_footnotes(report), DIRECTION, *report.notes)]
     lines += [f"- Warning: {prose(warning)}" for warning in verdict(report).warnings[1:]]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    lines += [sentence(f"- Audited in {report.seconds:.0f} s with {versions}.")]
+    lines += [sentence(f"- Measured in {report.seconds:.0f} s, loading and drawing not counted, with {versions}.")]
     for section in report.sections:
         lines += ["", sentence(f"{'#' * (heading + 1)} {section.title}"), ""]
         if section.key == "label_efficiency":

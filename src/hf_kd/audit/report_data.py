@@ -61,7 +61,8 @@ class ReportData:
     """What was not measured on everything there was: a split ("train", "test", by `ReadOptions.limit`) or a measurement
     ("linear", "verification", ...) -> how many samples were "drawn", "of" how many, by which "seed"."""
     seconds: float = 0.0
-    """Wall time of the probes and attacks, without the feature pass."""
+    """Wall time of the feature passes, probes and attacks (of `audit_features`: without the passes), without what comes
+    before and after: loading the model, drawing figures."""
     plot_samples: PlotSamples | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

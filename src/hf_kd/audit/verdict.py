@@ -39,8 +39,7 @@ BY_NAMES = "accuracy of the others"
 """The same of images of the other classes."""
 
 NOT_AUDITED = (
-    "Not audited: no report of an audit lies beside this model, so assume that its features still reveal what it was made "
-    "to forget."
+    "No report of an audit lies beside this model: assume that its features still reveal what it was made to forget."
 )
 
 

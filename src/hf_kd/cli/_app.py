@@ -17,6 +17,7 @@ import logging
 import re
 import shlex
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import fields
@@ -62,6 +63,9 @@ def main_options(
 RUNNING: ContextVar[typer.Context | None] = ContextVar("RUNNING", default=None)
 """Of the command that is running."""
 
+BEGAN: ContextVar[float] = ContextVar("BEGAN", default=0.0)
+"""When that command began, by `time.monotonic`."""
+
 LOGGED: set[str] = set()
 """What this command has logged: not said again beside its result."""
 
@@ -95,6 +99,7 @@ def command(
         @functools.wraps(function)
         def run(**given: Any) -> None:
             RUNNING.set(context := given.pop("context"))
+            BEGAN.set(time.monotonic())
             flags_of_command = _flags_of(context)
             with logs_in_options(flags_of_command), exit_on_error(flags_of_command):
                 values = {key: given.pop(key) for key in extra}
@@ -163,6 +168,11 @@ def _flags_of(context: typer.Context) -> dict[str, tuple[str, str | None]]:
     """Of the running command: by the name of the argument the option, and the one that says no where it is a switch."""
     options = [p for p in context.command.params if p.opts and p.opts[0].startswith("-")]
     return {o.name: (o.opts[0], o.secondary_opts[0] if o.secondary_opts else None) for o in options}
+
+
+def elapsed() -> float:
+    """Seconds since the running command began: with the loading of libraries, model and data."""
+    return time.monotonic() - BEGAN.get()
 
 
 def in_words(text: str) -> str:

@@ -134,6 +134,11 @@ class Shared:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the method, from its flags and `--option`."""
 
+    @property
+    def import_words(self) -> list[str]:
+        """`--import` and its files, for a command that is named to go on with."""
+        return [word for path in self.imports or () for word in ("--import", str(path))]
+
     def chosen(self, *names: str) -> dict[str, Any]:
         """Those of these options that were given, as keywords."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -113,11 +113,13 @@ def refuse_contradicted(folder: Path, base: str | None = None) -> None:
 
 
 def report_of(folder: Path, report: Path | None) -> RetentionReport | None:
-    """The report at this path, or else the one in the folder if there is one."""
+    """The report at this path, or in this folder of `hf-kd audit`; else the one beside the model if there is one."""
     from hf_kd.audit.report import RetentionReport
     from hf_kd.hub.document import REPORT
 
     path = report or folder / REPORT
+    if path.is_dir():
+        path = path / "report.json"
     if report is None and not path.is_file():
         return None
     return RetentionReport.from_json(path)

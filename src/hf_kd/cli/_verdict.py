@@ -69,10 +69,17 @@ def audit_command(
     described |= {"split": split} if split != "train" else {}
     described |= {"test_split": test_split} if test_split not in (None, "test") else {}
     words = list(options)
-    for name, value in {**described, "import": shared.imports or []}.items():
+    for name, value in described.items():
         for one in value if isinstance(value, list) else [value]:
             words += [f"--{name.replace('_', '-')}", str(one)]
+    words += shared.import_words
     return " ".join(map(shell_word, ["hf-kd", "audit", model, "--dataset", dataset, *words]))
+
+
+def card_command(folder: str | Path, report: str | Path, shared: Shared, base: str | None = None) -> str:
+    """The command that puts a report into the card of the model, or of the eraser for a `base`, in a folder."""
+    words = ["hf-kd", "card", str(folder), *([] if base is None else ["--base", base]), "--report", str(report)]
+    return " ".join(map(shell_word, [*words, *shared.import_words]))
 
 
 def show_verdict(console: Console, text: str, warnings: Sequence[str] = ()) -> None:
@@ -87,15 +94,17 @@ def _said(warning: str) -> bool:
     return any(text.startswith(warning.removesuffix(".")) for text in LOGGED)
 
 
-def report_verdict(folder: str | Path) -> str:
-    """The verdict of the report beside a model; that there is none where there is none."""
+def report_verdict(folder: str | Path, shared: Shared, base: str | None = None) -> str:
+    """The verdict of the report beside a model, or an eraser for a `base`; where there is none, how one comes there."""
     from hf_kd.audit.verdict import NOT_AUDITED
 
-    from ._published import report_of
+    from ._published import holds_eraser, report_of
 
     try:
         report = report_of(Path(folder), None)
     except InvalidValueError as error:
         return f"The report beside this model says nothing: {error}"
-    card = f"{NOT_AUDITED} Of an audit elsewhere: hf-kd card {shell_word(str(folder))} --report report.json."
-    return card if report is None else report.verdict
+    if report is not None or not Path(folder).is_dir():
+        return NOT_AUDITED if report is None else report.verdict
+    command = card_command(folder, "REPORT_FOLDER", shared, base if holds_eraser(Path(folder)) else None)
+    return f"{NOT_AUDITED} A report kept elsewhere is not seen here; to put it beside the model: {command}"

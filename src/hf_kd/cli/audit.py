@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_kd.data.progress import at_work, working
-from hf_kd.data.text import shell_word, terminal
+from hf_kd.data.text import terminal
 from hf_kd.errors import InvalidValueError, has_package
 
 from . import _inputs
-from ._app import command, console
+from ._app import command, console, elapsed
 from ._options import LIMITS, READING, ModelArgument, Shared
+from ._verdict import card_command
 
 if TYPE_CHECKING:
     from hf_kd.audit.report import RetentionReport
@@ -100,6 +101,7 @@ def audit(
     _inputs.load_libraries(shared)
     from hf_kd.audit.options import AuditOptions, Retrained, Unseen
     from hf_kd.data.distributed import process_state
+    from hf_kd.data.read_files import files_of
 
     options = AuditOptions(
         attacks=attacks if attacks in ("standard", "full") else attacks.split(","),
@@ -135,7 +137,8 @@ def audit(
         return
     # a folder by its name: where it lies is nobody's business whom a report is handed to
     name = Path(dataset).resolve().name if Path(dataset).exists() else dataset
-    report = replace(report, context={**report.context, "dataset": name})
+    files = {part: read for part, data in ((split, train), (test_split, test)) if (read := files_of(data))}
+    report = replace(report, context={**report.context, "dataset": name, **({"files": files} if files else {})})
     if output is not None:
         _write(report, output, reading.progress)
     if grad_cam:
@@ -155,12 +158,11 @@ def audit(
             highlight=False,
         )
     if output is not None:
-        console.print(f"Written to [bold]{terminal(str(output))}[/].", highlight=False)
+        console.print(f"Written to [bold]{terminal(str(output))}[/]; {elapsed():.0f} s in all.", highlight=False)
         owner = model if not shared.eraser else shared.eraser[0] if len(shared.eraser) == 1 else ""
         if owner and Path(owner).is_dir():
-            base = ["--base", model] if shared.eraser else []
-            words = ["hf-kd", "card", owner, *base, "--report", str(output / "report.json")]
-            console.print(f"Into the model's card: {' '.join(map(shell_word, words))}", markup=False, highlight=False)
+            into = card_command(owner, output / "report.json", shared, model if shared.eraser else None)
+            console.print(f"Into the model's card: {into}", markup=False, highlight=False)
     if grad_cam:
         console.print(
             "grad_cam.png shows images of the forgotten class: do not publish it with the model.", style="bold"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hf_kd.data.progress import working
+from hf_kd.data.text import terminal
 
 from . import _inputs
 from ._app import command, console
@@ -15,11 +17,11 @@ from ._options import BaseOption, Shared
 from ._published import erased_in, refuse_unpublishable, report_of
 
 
-@command()
+@command("as_json")
 def card(
     folder: Annotated[Path, typer.Argument(help="Folder of an erased or unlearned model, or of an eraser.")],
     report: Annotated[
-        Path | None, typer.Option(help="report.json of hf-kd audit. Without it: the one in the folder.")
+        Path | None, typer.Option(help="Folder or report.json of hf-kd audit. Without it: the one in the folder.")
     ] = None,
     repo_id: Annotated[str | None, typer.Option(help="USER/NAME under which it will be published.")] = None,
     datasets: Annotated[list[str] | None, typer.Option(help="Hub id of the data set; repeat it.")] = None,
@@ -33,6 +35,7 @@ def card(
     """Write model card, receipt, report and figures into FOLDER, as pushing would. Text of your own in README.md stays."""
     refuse_unpublishable(folder, base)
     _inputs.load_libraries(shared)
+    from hf_kd.audit.verdict import NOT_AUDITED
     from hf_kd.hub.document import base_of, document
     from hf_kd.hub.publish import base_license
     from hf_kd.model.saving import atomic_directory
@@ -51,4 +54,8 @@ def card(
             show_class_names=show_class_names,
         )
         written = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
-    console.print(f"Written to [bold]{folder}[/]: {', '.join(written)}.", highlight=False)
+    if shared.as_json:
+        verdict = NOT_AUDITED if found is None else found.verdict
+        print(json.dumps({"folder": str(folder), "written": written, "verdict": verdict}))
+        return
+    console.print(f"Written to [bold]{terminal(str(folder))}[/]: {', '.join(written)}.", highlight=False)

@@ -40,7 +40,7 @@ def inspect(model: ModelArgument, *, shared: Shared) -> None:
         loaded.find_taps()
         facts = _facts(model, loaded)
     if facts["erasures"] or facts["changes"] or facts["folded"]:
-        facts["verdict"] = report_verdict(model)
+        facts["verdict"] = report_verdict(model, shared)
     if shared.as_json:
         print(json.dumps(facts))
         return
@@ -75,7 +75,7 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
         classes = ", ".join(names.get(label, str(label)) for label in change["classes"])
         console.print(
             one_line(f"Its weights were changed by {change['method']}, to forget {classes}")
-            + f" ({change['n_forget']:,} images).",
+            + f" ({change['read_from']}).",
             markup=False,
         )
     for number, erasure in enumerate(facts["erasures"] or facts["folded"], 1):
@@ -86,6 +86,7 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
 def _facts(name: str, model: ErasedModel | StoredEraser) -> dict[str, Any]:
     from hf_kd.methods.records import weight_changes
 
+    changes = weight_changes(model.config)
     return {
         "model": name,
         "class": model.config.inner_class,
@@ -94,7 +95,7 @@ def _facts(name: str, model: ErasedModel | StoredEraser) -> dict[str, Any]:
         "withheld": list(model.config.leaking),
         "erased": model.is_erased,
         "erasures": [erasure.to_dict(names=True) for erasure in model.erasures],
-        "changes": [change.to_dict() for change in weight_changes(model.config)],
+        "changes": [change.to_dict(files=True) | {"read_from": change.read_from} for change in changes],
         "masked": {
             "classes": list(model.config.masked),
             "dropped": model.config.dropped,

@@ -34,7 +34,8 @@ def push(
     ] = False,
     base: BaseOption = None,
     report: Annotated[
-        Path | None, typer.Option(help="report.json of hf-kd audit, for the card. Without it: the one in the folder.")
+        Path | None,
+        typer.Option(help="Folder or report.json of hf-kd audit, for the card. Without it: the one in FOLDER."),
     ] = None,
     datasets: Annotated[list[str] | None, typer.Option(help="Hub id of the data set, for the card; repeat it.")] = None,
     show_class_names: Annotated[

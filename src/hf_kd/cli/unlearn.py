@@ -146,7 +146,7 @@ def unlearn(
     show_verdict(console, record["verdict"], record.get("warnings") or ())
     console.print(
         f"[bold]{terminal(record['method'])}[/] was asked to forget {terminal(', '.join(names))}; "
-        f"{record['fit_seconds']:.1f} s.",
+        f"changing its weights took {record['fit_seconds']:.1f} s.",
         highlight=False,
     )
     for name, part in (record.get("sampled") or {}).items():

@@ -85,7 +85,7 @@ def verify(
         console.print(Text.assemble((claim + end, style), rest))
         console.print(table)
         if result.ok and Path(source).is_dir():
-            show_verdict(console, report_verdict(source))
+            show_verdict(console, report_verdict(source, shared, base))
     if not result.ok:
         raise typer.Exit(IN_PART if result.undecided else 1)
 

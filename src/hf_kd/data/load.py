@@ -37,7 +37,7 @@ from hf_kd.errors import InvalidValueError, UnreachableError, shortened
 
 from .image_source import LABEL_KEYS, is_string
 from .paths import refuse_missing_data
-from .read_files import SPLIT_WORD, choose_split, files_of_split, listed, log_read_files
+from .read_files import SPLIT_WORD, choose_split, files_of_split, listed, log_read_files, with_files
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +124,11 @@ def _open(
                 f"{os.fspath(spec)!r} is no .parquet file. Give one, a folder of them, or an image folder."
             )
         _no_configuration(config_name, spec)
-        files = [escape(os.fspath(file)) for file in files_of_split(path, split)]
+        read = files_of_split(path, split)
+        files = [escape(os.fspath(file)) for file in read]
         # named "train" for `datasets`, which does not take every file name for a split
-        return load_dataset("parquet", data_files={"train": files}, split="train", streaming=streaming)
+        found = load_dataset("parquet", data_files={"train": files}, split="train", streaming=streaming)
+        return with_files(found, path.parent, read)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _no_configuration(config_name, spec)
         return _from_saved(path, split, streaming)
@@ -203,6 +205,7 @@ def _from_saved(path: Path, split: str | None, streaming: bool) -> Dataset | Ite
         raise InvalidValueError(
             f"{os.fspath(path)!r} holds the split {str(saved.split)!r} only, not {split!r}. Choose it: split=..."
         )
+    saved = with_files(saved, path, [part["filename"] for part in saved.cache_files])
     return saved.to_iterable_dataset() if streaming else saved
 
 
@@ -289,11 +292,11 @@ def _by_library(tree: _Tree, split: str | None, streaming: bool, config_name: st
                 "would be read instead. Move them away, or name the file."
             )
         split = choose_split(list(map(str, builder.config.data_files or {})), split, spec)
-        log_read_files(tree.root, builder.config.data_files, split, tree.containers + tree.tables)
+        files = log_read_files(tree.root, builder.config.data_files, split, tree.containers + tree.tables)
         if streaming:
-            return builder.as_streaming_dataset(split)
+            return with_files(builder.as_streaming_dataset(split), tree.root, files)
         builder.download_and_prepare()
-        return cast(Dataset, builder.as_dataset(split))
+        return with_files(cast(Dataset, builder.as_dataset(split)), tree.root, files)
     except (DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError) as error:
         cause = error.__cause__ or error
         raise InvalidValueError(
@@ -315,10 +318,11 @@ def _by_links(tree: _Tree, split: str | None, streaming: bool, config_name: str 
         found = builder.config.data_files or {}
         split = choose_split(list(map(str, found)), split, tree.root)
         read = {name: [root / Path(file).relative_to(place) for file in found[name]] for name in found}
-        log_read_files(tree.root, read, split, tree.containers + tree.tables)
+        own = log_read_files(tree.root, read, split, tree.containers + tree.tables)
         files = [escape(os.fspath(file)) for file in read[split]]
     kind = type(builder).__module__.rpartition(".")[2]
-    return load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming)
+    found = load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming)
+    return with_files(found, tree.root, own)
 
 
 def _configurations(root: Path) -> Any:

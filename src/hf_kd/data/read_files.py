@@ -1,4 +1,4 @@
-"""Which files are read as which split, said where that is not plain from one file of that name."""
+"""Which files are read as which split: said where that is not plain from one file of that name, and kept for records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from datasets import Dataset, IterableDataset
 
 from hf_kd.errors import InvalidValueError, did_you_mean
 
@@ -19,6 +21,11 @@ SPLIT_WORD = re.compile(
 """What the name of a folder or file of a split has in it."""
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5}).*$")
+
+MOST_NAMES = 3
+"""Names that a record lists; of more files the first and the last."""
+
+_Data = TypeVar("_Data", Dataset, IterableDataset)
 
 
 def listed(files: Sequence[Path]) -> str:
@@ -104,7 +111,29 @@ def _is_sharded(files: Sequence[Path]) -> bool:
     )
 
 
-def log_read_files(root: Path, found: Mapping[Any, Sequence[Any]] | None, split: str, there: Sequence[Path]) -> None:
+def with_files(dataset: _Data, root: Path, files: Sequence[Path | str]) -> _Data:
+    """The data set, which says from now on which files below `root` it was read from, as do subsets made of it."""
+    names = [Path(os.path.relpath(file, root)).as_posix() for file in files]
+    if names:  # of its `info`, the one place that is carried along; `datasets` leaves it empty for local files
+        dataset.info.download_checksums = {name: {"num_bytes": None, "checksum": None} for name in names}
+    return dataset
+
+
+def files_of(data: Any) -> dict[str, Any] | None:
+    """Which files `load_source` read data from: their "count" and "names", of many the first and the last.
+
+    Names are relative to the folder that was named. None where it is not known, and for folders of images: their names
+    are those of classes and pictures.
+    """
+    names = sorted(getattr(getattr(data, "info", None), "download_checksums", None) or {})
+    if not names or any(os.path.isabs(name) or "://" in name for name in names):
+        return None
+    return {"count": len(names), "names": names if len(names) <= MOST_NAMES else [names[0], names[-1]]}
+
+
+def log_read_files(
+    root: Path, found: Mapping[Any, Sequence[Any]] | None, split: str, there: Sequence[Path]
+) -> list[Path]:
     """Log what is read as a split, where that is several files that are not shards of one, and what is read as none.
 
     Args:
@@ -112,6 +141,9 @@ def log_read_files(root: Path, found: Mapping[Any, Sequence[Any]] | None, split:
         found: Of every split the files that `datasets` reads.
         split: The one that is read.
         there: Files in the folder that hold rows.
+
+    Returns:
+        Those of them that are read.
     """
     by_split = {str(name): {os.path.realpath(str(file)) for file in files} for name, files in (found or {}).items()}
     read = [file for file in there if os.path.realpath(file) in by_split.get(split, set())]
@@ -119,10 +151,11 @@ def log_read_files(root: Path, found: Mapping[Any, Sequence[Any]] | None, split:
     any_split = set().union(*by_split.values())
     left = [file for file in there if file.suffix.lower() in kinds and os.path.realpath(file) not in any_split]
     if not left and (len(read) < 2 or _is_sharded(read)):
-        return
+        return read
     told = f"{os.fspath(root)!r}: read as split {split!r}: {listed(read)}."
     if left:
         told += f" Not read, as no split: {listed(left)}. Name that file to read it."
     elif len(read) > 1:
         told += f" To read one alone, name it: {os.fspath(read[0])!r}."
     logger.warning("%s", told)
+    return read

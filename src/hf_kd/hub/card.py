@@ -35,6 +35,7 @@ class CardValues:
 
     requests: tuple[Request, ...]
     architecture: str
+    """The name of its class."""
     taps: tuple[str, ...]
     """Where pooled features pass, in words."""
     dimension: int
@@ -48,6 +49,8 @@ class CardValues:
     """Whether the base is not in here."""
     since: str = "unknown"
     """What became of the weights since the first request: one of `receipt.SINCE`."""
+    own_class: bool = False
+    """Whether its class is none of transformers, so that whoever loads it has to register it first."""
     classifies: bool = True
     datasets: tuple[str, ...] = ()
     license: str | None = None
@@ -230,10 +233,14 @@ def _summary(values: CardValues) -> str:
     base = (
         f"[{values.base_model}](https://huggingface.co/{values.base_model})" if is_repo_id(values.base_model) else None
     )
-    images = sum(request.images for request in values.requests)
-    amount = " and ".join(request.amount for request in values.requests if request.texts) or f"{images:,} images"
+    fitted, changes = (
+        [request for request in values.requests if (request.source is not None) == changed] for changed in (False, True)
+    )
+    images, retained = sum(request.images for request in fitted), sum(request.retained or 0 for request in fitted)
+    amount = " and ".join(request.amount for request in fitted if request.texts) or f"{images:,} images"
+    amount += f" and {retained:,} retained ones" if retained else ""
     what = f"{base or escape_markdown(values.architecture)} that was made to forget {classes_of(values.requests)}"
-    methods = ", ".join(map(code, values.changed))
+    methods, read = ", ".join(map(code, values.changed)), "; then ".join(request.reads for request in changes)
     if values.eraser_only:
         return (
             f"An eraser for {base or escape_markdown(values.architecture)}, to forget {classes_of(values.requests)}, from "
@@ -242,12 +249,12 @@ def _summary(values: CardValues) -> str:
         )
     if not values.erased:
         return (
-            f"{what}, with {images:,} images of it, by changing its weights ({methods}). No eraser stands in it: it is a "
-            "stock checkpoint, and its features are what these weights make of an image."
+            f"{what}, by changing its weights ({methods}), with {read}. No eraser stands in it: it is a stock checkpoint, "
+            "and its features are what these weights make of an image."
         )
     if values.changed:
         where = "folded into its head" if values.folded else "where its pooled features pass"
-        return f"{what}, from {images:,} images: its weights were changed ({methods}), then an eraser was put {where}."
+        return f"{what}: its weights were changed ({methods}), then an eraser was put {where}, from {amount}."
     how = (
         f"The erasure is folded into {_folded(values)[0]}: a stock checkpoint; {_folded(values)[1]}."
         if values.folded and not _folds_into_head(values)
@@ -295,22 +302,28 @@ def _usage(values: CardValues) -> str:
     repo = values.repo_id if is_repo_id(values.repo_id) else "PATH_OR_REPO_ID"
     labels = ', candidate_labels=["dog", "ship"]' if _task(values).startswith("zero-shot") else ""
     pipe = f'pipeline("{_task(values)}", model="{repo}")("photo.jpg"{labels})'
-    if not values.erased:
-        return f"A stock checkpoint: it loads without hf_kd.\n\n```python\nfrom transformers import pipeline\n\n{pipe}\n```"
+    first = _registered(values)
     if values.eraser_only:
         return _usage_of_eraser(values, repo)
-    if values.folded:
+    if not values.erased or values.folded:
+        still = f" **Its {_folded(values)[1]}.**" if values.erased else ""
+        known = f", where `{values.architecture}` is registered: it is no class of transformers" if first else ""
         return (
-            f"A stock checkpoint: it loads without hf_kd. **Its {_folded(values)[1]}.**\n\n"
-            f"```python\nfrom transformers import pipeline\n\n{pipe}\n```"
+            f"A stock checkpoint: it loads without hf_kd{known}.{still}\n\n"
+            f"```python\n{first}from transformers import pipeline\n\n{pipe}\n```"
         )
     return (
         "    pip install hf-kd\n\n"
-        "```python\nimport hf_kd  # the one line that is missing if transformers does not know `hf_kd_erased`\n"
+        f"```python\n{first}import hf_kd  # the one line that is missing if transformers does not know `hf_kd_erased`\n"
         f"from transformers import pipeline\n\n{pipe}\n```\n\n"
         f'`hf_kd.ErasedModel.from_pretrained("{repo}")` gives the model with its records. No code from this repository '
         "is run."
     )
+
+
+def _registered(values: CardValues) -> str:
+    """The line of Python that has to stand first for a class of the user's own; empty for one of transformers."""
+    return f"import MODULE  # your file or package that registers {values.architecture}\n" if values.own_class else ""
 
 
 def _usage_of_eraser(values: CardValues, repo: str) -> str:
@@ -320,7 +333,7 @@ def _usage_of_eraser(values: CardValues, repo: str) -> str:
     alone = f' `ErasedModel.from_pretrained("{repo}")` finds that base itself.' if known else ""
     return (
         "    pip install hf-kd\n\n"
-        "```python\nfrom hf_kd import ErasedModel\n\n"
+        f"```python\n{_registered(values)}from hf_kd import ErasedModel\n\n"
         f'model = ErasedModel.from_pretrained({base}, eraser="{repo}")\n```\n\n'
         f'`model.load_eraser("{repo}")` puts it on a model that is loaded already, behind other erasers too.{alone} No code '
         "from this repository is run."
@@ -329,6 +342,7 @@ def _usage_of_eraser(values: CardValues, repo: str) -> str:
 
 def _reproduce(values: CardValues) -> str:
     lines = values.commands or ("hf-kd erase BASE_MODEL --dataset DATASET --forget-labels LABEL --output erased",)
+    own = f" FILE is the Python file that registers {code(values.architecture)}, which is no class of transformers."
     versions = ", ".join(f"{name} {version}" for name, version in values.versions.items())
     repo = values.repo_id if is_repo_id(values.repo_id) else "FOLDER"
     again = (
@@ -340,7 +354,9 @@ def _reproduce(values: CardValues) -> str:
         else "checks them. It does not train again: the command above does, with the images of all labels."
     )
     repo += " --base BASE_MODEL" if values.eraser_only and not is_repo_id(values.base_model) else ""
+    repo += " --import FILE" if values.own_class else ""
     return (
-        f"{code_block(lines, 'bash')}\n\nDATASET, LABEL and the like stand for what is not published here. Made with "
+        f"{code_block(lines, 'bash')}\n\nDATASET, LABEL and the like stand for what is not published here."
+        f"{own if values.own_class else ''} Settings that are not named are the defaults. Made with "
         f"{versions or 'hf_kd'}. The receipt `erasures.json` holds records and hashes; `hf-kd verify {repo}` {again}"
     )

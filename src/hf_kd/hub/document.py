@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jinja2 import TemplateError
 from yaml import YAMLError
@@ -24,7 +23,7 @@ from hf_kd.methods.registry import available_methods, method_info
 
 from .card import BEGIN, END, CardValues, render
 from .files import RECEIPT, checkpoint_files, is_eraser
-from .receipt import commands, inner_digest, receipt, write_receipt
+from .receipt import commands_of, inner_digest, receipt, write_receipt
 from .wording import Request
 
 logger = logging.getLogger(__name__)
@@ -71,19 +70,44 @@ def document(
     if report is not None and not show_class_names:
         kept = {label: name for label, name in report.class_names.items() if label not in report.forget_labels}
         report = replace(report, class_names=kept)
-    if report is not None:  # by the name of a folder only whom it was handed to knows the data
-        known = {key: value for key, value in report.context.items() if key != "dataset" or value in datasets}
+    if report is not None and report.context.get("dataset") not in datasets:
+        # by the names of a folder and its files only whom it was handed to knows the data
+        known = {key: value for key, value in report.context.items() if key not in ("dataset", "files")}
         report = replace(report, context=known)
     figures = () if report is None else _write_report(report, folder)
     (base, commit), records = base_of(model), records_of(model)
     alone = is_eraser(checkpoint_files(folder, None if beside is None else Path(beside)))
     model.find_taps()
-    write_receipt(folder, _receipt(model, folder, folded, labels, beside, alone))
+    own_class = type(model.inner).__module__.partition(".")[0] != "transformers"
+    commands = commands_of(
+        [record.to_dict(names=True) for record in records],
+        base,
+        labels,
+        own_class=own_class,
+        saved_by=["--fold"] if folded else ["--eraser-only"] if alone else [],
+    )
+    published = repo_id is not None and not show_class_names
+    write_receipt(
+        folder,
+        receipt(
+            folder,
+            [erasure.to_dict(names=show_class_names, files=not published) for erasure in model.erasures],
+            _before(model),
+            since=weights_since(model),
+            beside=None if beside is None else Path(beside),
+            changes=[change.to_dict(files=not published) for change in weight_changes(model.config)],
+            folded=folded,
+            base=(base, commit),
+            commands=commands,
+            weights=inner_digest(model) if alone else None,
+        ),
+    )
     if not changeable or (existing is not None and BEGIN not in existing and not add_card):
         return
     values = CardValues(
         requests=tuple(_request(model, record, show_class_names) for record in records),
         architecture=type(model.inner).__name__,
+        own_class=own_class,
         taps=tuple(str(tap) for tap in model.taps),
         dimension=sum(tap.dim for tap in model.taps),
         withheld=tuple(model.config.leaking),
@@ -98,7 +122,7 @@ def document(
         license=license,
         report=report,
         figures=figures,
-        commands=tuple(commands([record.to_dict() for record in records], base, labels, eraser_only=alone)),
+        commands=tuple(commands),
         versions=versions(),
     )
     (folder / CARD).write_bytes(_card(values, existing).encode("utf-8"))
@@ -170,7 +194,8 @@ def _request(model: TappedModel, erasure: Erasure, named: bool) -> Request:
         else None,
         source=source_of(erasure) if isinstance(erasure, WeightChange) else None,
         stopped=next((part["stopped"] for part in erasure.measured if "stopped" in part), None),
-        retained=erasure.n_retain,
+        needs=_needs(erasure),
+        retained=erasure.n_read_retain,
         masked=erasure.masked,
         erased_label=erasure.erased_label,
         measured=erasure.measured,
@@ -183,11 +208,15 @@ def _request(model: TappedModel, erasure: Erasure, named: bool) -> Request:
 
 def source_of(change: WeightChange) -> str:
     """Where the method of a change comes from, and what data it used; the method may be of a package not installed here."""
-    needs, source = change.needs, change.source
-    if needs is None:  # 0.1.0 kept what was used among what was measured, and no source
-        needs = next((str(part["needs"]) for part in change.measured if "needs" in part), None)
+    needs, source = _needs(change), change.source
+    if change.needs is None:  # 0.1.0 kept no source
         source = method_info(change.method).source if change.method in available_methods("weights") else None
     return "; ".join([*([f"used {needs}"] if needs else []), source or "source unknown"])
+
+
+def _needs(record: Erasure) -> str | None:
+    """What the method read; 0.1.0 kept it among what was measured."""
+    return record.needs or next((str(part["needs"]) for part in record.measured if "needs" in part), None)
 
 
 def _labels(model: TappedModel) -> list[list[str]]:
@@ -202,29 +231,6 @@ def _before(model: TappedModel) -> str | None:
     """Digest of the weights before the first of all requests; None where nobody took it then."""
     changed = weight_changes(model.config)
     return changed[0].weights_before if changed else model.config.weights_erased
-
-
-def _receipt(
-    model: TappedModel,
-    folder: Path,
-    folded: bool,
-    labels: Sequence[Sequence[str]] | None,
-    beside: str | os.PathLike[str] | None,
-    alone: bool,
-) -> dict[str, Any]:
-    changed = weight_changes(model.config)
-    return receipt(
-        folder,
-        [erasure.to_dict(names=labels is not None) for erasure in model.erasures],
-        _before(model),
-        since=weights_since(model),
-        beside=None if beside is None else Path(beside),
-        changes=[change.to_dict() for change in changed],
-        folded=folded,
-        base=base_of(model),
-        labels=labels,
-        weights=inner_digest(model) if alone else None,
-    )
 
 
 def weights_since(model: TappedModel) -> str:

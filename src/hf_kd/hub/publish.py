@@ -45,6 +45,10 @@ OF_AN_EARLIER_PUSH = (
 """Files that would speak of another model if they stayed where a push does not bring them itself."""
 
 
+RECORDS = ("erasures", "hf_kd_unlearned")
+"""Where a configuration keeps records that have names of the data."""
+
+
 @dataclass(frozen=True)
 class UploadOptions:
     """How a folder goes to the Hub, in the words of `huggingface_hub`.
@@ -144,7 +148,7 @@ def push(
         folder = Path(name) / "model"
         saved = _save(model, folder, folded, eraser_only)
         if not show_class_names:
-            _drop_dataset_classes(folder / (ERASER_CONFIG if eraser_only else CONFIG_NAME))
+            _drop_names(folder / (ERASER_CONFIG if eraser_only else CONFIG_NAME))
         _put_card(folder / CARD, existing)
         if handler:
             write_handler(folder, lambda name: fetch(full, name, revision=target.revision, token=target.token))
@@ -215,11 +219,13 @@ def _save(model: Any, folder: Path, folded: bool, eraser_only: bool) -> torch.nn
     return stock
 
 
-def _drop_dataset_classes(config: Path) -> None:
-    """Take the data set's names of forgotten labels out of a configuration: the model's own labels do not have them."""
+def _drop_names(config: Path) -> None:
+    """Take names that only the data has out of the records of a configuration: those of forgotten labels, and of files."""
     stored = json.loads(config.read_text(encoding="utf-8"))
-    named = [record for record in stored.get("erasures") or () if record.pop("dataset_classes", None)]
-    if named:
+    places = [part for part in (stored, stored.get("inner")) if part]
+    records = [one for part in places for key in RECORDS for one in part.get(key) or ()]
+    dropped = [one.pop(name, None) for one in records for name in ("dataset_classes", "files")]
+    if any(dropped):
         config.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -24,6 +24,7 @@ from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import Erasure, WeightChange, versions
+from hf_kd.methods.settings import chosen_settings
 
 from .files import RECEIPT, checkpoint_files, weight_files
 
@@ -54,7 +55,7 @@ def receipt(
     changes: Sequence[Mapping[str, Any]] = (),
     folded: bool,
     base: tuple[str | None, str | None] = (None, None),
-    labels: Sequence[Sequence[str]] | None = None,
+    commands: Sequence[str] = (),
     weights: str | None = None,
 ) -> dict[str, Any]:
     """The receipt of the checkpoint in `folder`.
@@ -68,7 +69,7 @@ def receipt(
         changes: The records of what changed the weights before any eraser was fitted.
         folded: Whether the checkpoint is a stock model with the erasers in its head.
         base: Hub id and commit of the model before the first request.
-        labels: Names of the forgotten classes of each record, changes first, if they may be named.
+        commands: One for each record, changes first, as `commands_of` writes them.
         weights: Digest of the weights of the base, where the folder holds an eraser on its own.
 
     Returns:
@@ -99,7 +100,7 @@ def receipt(
         "erasers": erasers_digest(files),
         "files": {name: file_digest(path) for name, path in files.items()},
         "seeds": [record["settings"].get("seed") for record in (*changes, *erasures)],
-        "commands": commands([*changes, *erasures], base[0], labels, eraser_only=weights is not None),
+        "commands": list(commands),
         "versions": versions(),
     }
 
@@ -232,46 +233,64 @@ def _tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
 # Commands
 
 
-def commands(
+def commands_of(
     erasures: Sequence[Mapping[str, Any]],
     base_model: str | None,
     labels: Sequence[Sequence[str]] | None = None,
     *,
-    eraser_only: bool = False,
+    own_class: bool = False,
+    saved_by: Sequence[str] = (),
 ) -> list[str]:
     """`hf-kd erase` or `unlearn` for each record, in order; words in capitals stand for what is not said here.
 
-    That are the data set, labels that may not be named, and class means (PROTOTYPES), which are thousands of numbers.
+    That are the data set, labels and texts that may not be named, class means (PROTOTYPES), which are thousands of numbers,
+    and the FILE that registers a class of the user's own. Settings are those that differ from the method's defaults.
+
+    Args:
+        erasures: The records, changes of weights first.
+        base_model: Hub id of the model before the first of them.
+        labels: Names of the forgotten classes of each record, if they may be named.
+        own_class: Whether the model's class is none of transformers.
+        saved_by: Options of the last command that say what is saved.
     """
     lines, model = [], base_model or "BASE_MODEL"
     for number, record in enumerate(erasures):
         changed = "weights_before" in record
         words = ["hf-kd", "unlearn" if changed else "erase", model]
         words += ["--dataset", "DATASET"] if record.get("n_forget") or not record.get("n_texts") else []
-        for text in (record.get("texts") or ["TEXT"]) if record.get("n_texts") else ():
-            words += ["--text", text]
-        for label in (labels[number] if labels else ["LABEL"]) if not record.get("n_texts") else ():
-            words += ["--forget-labels", str(label)]
+        words += ["--import", "FILE"] if own_class else []
+        words += _forgotten(record, None if labels is None else labels[number])
         words += ["--method", record["method"]]
-        for name, value in record["settings"].items():
-            if value is not None and (changed or value is not False):
-                words += ["--option", f"{name}={'PROTOTYPES' if name == 'prototypes' else json.dumps(value)}"]
+        for name, value in chosen_settings(record["method"], record["settings"], bool(record.get("n_texts"))).items():
+            words += ["--option", f"{name}={'PROTOTYPES' if name == 'prototypes' else json.dumps(value)}"]
         words += _masks(record) + _limits(record)
         model = "changed" if changed else "erased"
-        words += ["--eraser-only"] if eraser_only and number == len(erasures) - 1 else []
+        words += saved_by if number == len(erasures) - 1 else []
         lines.append(" ".join(map(shell_word, [*words, "--output", model])))
     return lines
 
 
+def _forgotten(record: Mapping[str, Any], labels: Sequence[str] | None) -> list[str]:
+    """What was asked to be forgotten: texts, labels, or both, as many as there were."""
+    texts = record.get("texts") or ["TEXT"] * (record.get("n_texts") or 0)
+    by_label = not texts or (record.get("measured") or [{}])[0].get("images_sorted_by") == "given apart"
+    count = len(record.get("classes") or record.get("dataset_classes") or [""])
+    told = list(labels or ["LABEL"] * count) if by_label else []
+    words = [("--text", text) for text in texts] + [("--forget-labels", str(label)) for label in told]
+    return [*(word for pair in words for word in pair), *(["--publish-texts"] if record.get("texts") else [])]
+
+
 def _limits(record: Mapping[str, Any]) -> list[str]:
-    """How many images were read: what has a seed was drawn by --limit, the same for all sets; else retained ones alone."""
+    """How many images were drawn: what has a seed by --limit, the same for all sets; else retained ones alone."""
     drawn = record.get("sampled") or {}
-    retain = drawn.get("retain", {})
-    limit = next((["--limit", str(each["drawn"])] for each in drawn.values() if "seed" in each), [])
-    count = retain.get("drawn") or record.get("n_retain")
-    if count is None and limit:  # all were read in spite of it; methods that change weights say how many they measured
-        count = (record.get("measured") or [{}])[0].get("n_retain")
-    return [*limit, *(["--retain-limit", str(count)] if count and "seed" not in retain else [])]
+    limit = next((each["drawn"] for each in drawn.values() if "seed" in each), None)
+    retain, measured = drawn.get("retain"), (record.get("measured") or [{}])[0]
+    count = (record.get("n_retain") or measured.get("n_retain") or 0) if retain is None else retain["drawn"]
+    apart = "seed" not in retain if retain is not None else limit is not None and count > limit and "forget" in drawn
+    return [
+        *([] if limit is None else ["--limit", str(limit)]),
+        *(["--retain-limit", str(count)] if apart else []),
+    ]
 
 
 def _masks(record: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_kd.data.text import code, escape_markdown
 from hf_kd.methods.records import fitted_from
+from hf_kd.methods.settings import chosen_settings
 
 GETS_THROUGH = (
     "What gets through: whoever holds the weights, an attacker who accepts false alarms, several views of one image, groups "
@@ -112,6 +113,8 @@ class Request:
     """Of a method that changed weights: what data it used and where it comes from. None for an eraser."""
     stopped: str | None = None
     """Why such a method ended early."""
+    needs: str | None = None
+    """What the method reads, as in its `MethodInfo`."""
     retained: int | None = None
     """Images of other classes that were read."""
     masked: bool | None = None
@@ -133,6 +136,15 @@ class Request:
     def amount(self) -> str:
         """From what it was fitted: images, texts or both."""
         return fitted_from(self.images, self.texts)
+
+    @property
+    def reads(self) -> str:
+        """What the method read of what was to be forgotten, and of what stays."""
+        retained = f"{self.retained:,} retained" if self.retained else ""
+        if self.needs == "D_r":
+            cut = ", but chose where to cut" if any("scan" in part for part in self.measured) else ""
+            return f"{retained or 'retained'} images alone; the {self.images:,} forgotten ones were not trained on{cut}"
+        return f"{self.amount} and {retained} ones" if retained else self.amount
 
     @property
     def many_to_one(self) -> bool:
@@ -161,10 +173,14 @@ def classes_of(requests: Sequence[Request]) -> str:
 
 def request_line(request: Request, folded: bool = False) -> str:
     """A request as one item of a list: images, method, settings, and what was measured; folded into the head or not."""
-    settings = ", ".join(_setting(name, value) for name, value in request.settings.items() if value is not None)
-    parts = [f"- {classes_of([request])}: {request.amount}, method {code(request.method)}"]
-    parts.append(f"({escape_markdown(settings, 200)})" if settings else "")
-    if request.retained is not None:
+    chosen = chosen_settings(request.method, request.settings, bool(request.texts))
+    settings = ", ".join(_setting(name, value) for name, value in chosen.items())
+    given = f"{request.amount}, " if request.needs != "D_r" else ""
+    parts = [f"- {classes_of([request])}: {given}method {code(request.method)}"]
+    parts.append(f"({escape_markdown(settings, 200)})" if settings else "(default settings)")
+    if request.needs == "D_r":
+        parts.append(f"with {request.reads}")
+    elif request.retained is not None:
         parts.append(f"with {request.retained:,} images of other {'things' if request.texts else 'classes'}")
         if by := (request.measured or ({},))[0].get("images_sorted_by"):
             parts.append("as they were given" if by == "given apart" else f"as told by {escape_markdown(by)}")

@@ -15,7 +15,7 @@ from hf_kd.errors import InvalidValueError
 
 @dataclass(frozen=True, repr=False)
 class Erasure:
-    """The record of one carried-out request. Holds no file names and no image data; classes are the model's own ids."""
+    """The record of one carried-out request. Holds no image data and no paths; classes are the model's own ids."""
 
     method: str
     settings: dict[str, Any]
@@ -57,8 +57,12 @@ class Erasure:
     They stand in the config.json of a saved model, as the model's own labels do; cards, receipts, and what is pushed to
     the Hub have them only where names of classes are asked for (`show_class_names`)."""
     sampled: dict[str, dict[str, int]] | None = None
-    """Of the sets ("forget", "retain") that were not read as a whole: how many were drawn, of how many, by which seed
-    where `ReadOptions.limit` drew them. None where everything was read."""
+    """Of the sets ("forget", "retain"; by name, where one set holds both, "images") that were not read as a whole: how many
+    were drawn, of how many, by which seed where `ReadOptions.limit` drew them. None where everything was read."""
+    files: dict[str, dict[str, Any]] | None = None
+    """By the same names the files that were read, as `hf_kd.data.read_files.files_of` tells them; None where that is not
+    known. They stand in the config.json and the receipt of a saved model, and in what is pushed to the Hub only where names
+    of classes are asked for: a file may be called as what is in it."""
     n_texts: int | None = None
     """Texts that were forgotten by name; None for a request by images alone."""
     texts_sha256: str | None = None
@@ -72,6 +76,11 @@ class Erasure:
         return sum(self.rank_removed)
 
     @property
+    def n_read_retain(self) -> int | None:
+        """Images of D_r that the method read, where that is a part of those that it was given; else all of them."""
+        return next((part["n_retain"] for part in self.measured if "n_retain" in part), self.n_retain)
+
+    @property
     def energy_removed(self) -> float | None:
         """Share of sum ||h||^2 of D_f that was removed (first tap); None for methods that do not remove a subspace."""
         return self.measured[0].get("energy_removed")
@@ -80,16 +89,22 @@ class Erasure:
     def summary(self) -> str:
         """One line: what was forgotten, by which method, from how many images, and what that took."""
         what = "samples" if self.classes is None else class_list([str(label) for label in self.classes])
+        if self.n_texts:
+            what = "a concept"
+        from hf_kd.data.text import one_line  # records are read while transformers is still being imported
+
+        return one_line(f"{what} forgotten by {self.method} from {self.read_from}; {self._what_changed()}")
+
+    @property
+    def read_from(self) -> str:
+        """Images and texts that the method read, in words."""
         of = {name: f" (a sample of {each['of']:,})" for name, each in (self.sampled or {}).items()}
+        if self.needs == "D_r":
+            return f"{self.n_read_retain or 0:,} retained images{of.get('retain', '')}"
         images = f"{self.n_forget:,} images{of.get('forget', '')}"
         if self.n_retain:
             images += f" and {self.n_retain:,} retained ones{of.get('retain', '')}"
-        if self.n_texts:
-            what = "a concept"
-            images = fitted_from(self.n_forget, self.n_texts, images)
-        from hf_kd.data.text import one_line  # records are read while transformers is still being imported
-
-        return one_line(f"{what} forgotten by {self.method} from {images}; {self._what_changed()}")
+        return fitted_from(self.n_forget, self.n_texts, images)
 
     def _what_changed(self) -> str:
         energy = self.energy_removed if self.measured else None
@@ -109,15 +124,18 @@ class Erasure:
 
         return f"**{type(self).__name__}**: {escape_markdown(self.summary, 300)}"
 
-    def to_dict(self, names: bool = False) -> dict[str, Any]:
+    def to_dict(self, names: bool = False, files: bool | None = None) -> dict[str, Any]:
         """All fields, as plain values.
 
         Args:
             names: Whether `dataset_classes` is among them: for a configuration, and where names of classes are asked for.
+            files: Whether `files` is; by default where `names` are.
         """
         values = asdict(self)
         if not names or self.dataset_classes is None:
             del values["dataset_classes"]
+        if not (names if files is None else files) or self.files is None:
+            del values["files"]
         if self.sampled is None:
             del values["sampled"]
         if self.n_texts is None:

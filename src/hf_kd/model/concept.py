@@ -26,7 +26,7 @@ from hf_kd.methods.concepts import ConceptMethod, NameVectors, Prompts, SeenImag
 from hf_kd.methods.records import Erasure, texts_digest, versions
 
 from . import outcome
-from .erase import fingerprint, forget_compiled_graphs
+from .erase import files_read, fingerprint, forget_compiled_graphs, open_readers, sampled
 
 logger = logging.getLogger(__name__)
 
@@ -144,12 +144,14 @@ def erase_texts(
         )
     near = read.near()
     close = _near_warnings(near)
-    seen, by, told = _seen(model, read, images, retain, options)
+    sets = {"images": images} if retain is None else {"forget": images, "retain": retain}
+    readers = open_readers(model, options, **sets)
+    seen, by, told = _seen(readers, read)
     for warning in told:
         logger.warning(warning)
     between = time.perf_counter()
-    rows = _embeddings(model, noise_pictures(), NO_BAR) if seen is None else torch.cat([seen.concept, seen.others])
-    common = rows.mean(dim=0)
+    noise = [] if seen is not None else [_labelled(ImageReader(model, noise_pictures(), NO_BAR))[0]]
+    common = torch.cat(noise if seen is None else [seen.concept, seen.others]).mean(dim=0)
     maps = fit_concept(chosen, read.vectors.without(read.unprotected()), common, seen)
     moved = float((maps.texts(read.concept.embeddings) - read.concept.embeddings).norm())
     if moved <= outcome.SAME * float(read.concept.embeddings.norm()):
@@ -179,6 +181,8 @@ def erase_texts(
         n_texts=len(read.texts),
         texts_sha256=texts_digest(read.texts, secrets.token_hex(16)),
         texts=read.texts if publish_texts else None,
+        sampled=sampled(readers),
+        files=files_read(readers),
     )
     weights = model.config.weights_erased if model.config.erasures else inner_digest(model)
     device = input_device(model.inner)
@@ -218,10 +222,6 @@ def _read(reader: TextReader, names: Sequence[str], templates: Sequence[str], mo
     return Prompts(as_unit(reader.erased(rows)), chosen[:, 0], chosen[:, 1])
 
 
-def _embeddings(model: Any, images: Any, options: ReadOptions) -> Tensor:
-    return _labelled(ImageReader(model, images, options))[0]
-
-
 def _near_warnings(near: Sequence[Near]) -> list[str]:
     """What the record says of close names: how many. The log says which, as no record may."""
     if not near:
@@ -255,20 +255,18 @@ def noise_pictures(count: int = 40, side: int = 64) -> list[Image.Image]:
     return found
 
 
-def _seen(
-    model: Any, read: ReadConcept, images: Any, retain: Any, options: ReadOptions
-) -> tuple[SeenImages | None, dict[str, str], list[str]]:
+def _seen(readers: Mapping[str, ImageReader], read: ReadConcept) -> tuple[SeenImages | None, dict[str, str], list[str]]:
     """Embeddings of images of the concept and of other things, None without images; what told them apart; warnings.
 
-    All `images` are of the concept where others are given as `retain`, else those whose label is called like it; of what
+    All of "forget" are of the concept where others are given as "retain", else those whose label is called like it; of what
     has no label, or where none is called so, those that the model itself takes for it.
     """
-    if images is None:
+    if not readers:
         return None, {}, []
-    reader = ImageReader(model, images, options)
+    reader = next(iter(readers.values()))
     rows, labels = _labelled(reader)
-    if retain is not None:
-        return SeenImages(rows, _embeddings(model, retain, options)), {"images_sorted_by": "given apart"}, []
+    if "retain" in readers:
+        return SeenImages(rows, _labelled(readers["retain"])[0]), {"images_sorted_by": "given apart"}, []
     called = ids_named(reader.label_names, read.texts) if reader.images.has_labels else []
     labelled = (labels >= 0) if called else torch.zeros(len(rows), dtype=torch.bool)
     of_concept = torch.isin(labels, torch.tensor(called)) & labelled

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_kd.data.distributed import process_state
 from hf_kd.data.progress import working
+from hf_kd.data.read_files import files_of
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.forward import FeatureStore
 from hf_kd.features.protocol import TappedModel
@@ -144,7 +145,18 @@ def fit_erasers(
         warnings=tuple(warnings),
         dataset_classes=dataset_classes,
         sampled=sampled(readers),
+        files=files_read(readers),
     )
+
+
+def open_readers(model: TappedModel, options: ReadOptions, **sets: Any) -> dict[str, ImageReader]:
+    """Of those sets of images that are not None, by their names."""
+    return {name: ImageReader(model, data, options) for name, data in sets.items() if data is not None}
+
+
+def files_read(readers: Mapping[str, ImageReader]) -> dict[str, dict[str, Any]] | None:
+    """Which files these sets were read from, as far as that is known."""
+    return {name: files for name, reader in readers.items() if (files := files_of(reader.data)) is not None} or None
 
 
 def sampled(readers: Mapping[str, ImageReader]) -> dict[str, dict[str, int]] | None:

@@ -34,7 +34,7 @@ from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
 
 from . import outcome
-from .erase import sampled
+from .erase import files_read, open_readers, sampled
 from .erased_model import ErasedModel
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def unlearn(
         raise InvalidValueError(
             f"checkpoint={str(checkpoint)!r} is a file; name a folder for the state of the training."
         )
-    readers = open_readers(student, forget, retain if method.needs_retain else None, options)
+    readers = open_readers(student, options, forget=forget, retain=retain if method.needs_retain else None)
     task = _task(student, readers, options, method)
     if reference_model is not None:
         inner = reference_model.inner if isinstance(reference_model, ErasedModel) else reference_model
@@ -157,21 +157,17 @@ def unlearn(
         weights_after=after,
         needs=method.needs,
         source=method.source or None,
+        n_retain=None if task.retain is None else len(task.retain),
         sampled=sampled(readers),
+        files=files_read(readers),
     )
-    stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict()]
+    stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict(names=True)]
     return stock
 
 
 def make_task(student: ErasedModel, forget: Any, retain: Any, options: ReadOptions) -> Task:
     """The task that a method is handed: the model inside `student`, its samples and its heads."""
-    return _task(student, open_readers(student, forget, retain, options), options)
-
-
-def open_readers(student: ErasedModel, forget: Any, retain: Any, options: ReadOptions) -> dict[str, ImageReader]:
-    """By "forget" and, where they are given, "retain"."""
-    given = (("forget", forget), ("retain", retain))
-    return {name: ImageReader(student, data, options) for name, data in given if data is not None}
+    return _task(student, open_readers(student, options, forget=forget, retain=retain), options)
 
 
 @torch.no_grad()

@@ -311,14 +311,15 @@ def _other_images(number: int, record: Erasure, images: Any) -> list[Check]:
     told = (record.sampled or {}).get("forget", {}).get("of", record.n_forget)
     if not isinstance(images, Sized) or isinstance(images, str | DataLoader) or len(images) == told:
         return []
-    return [_images(f"images of request {number}", told, len(images)), Check(AGAIN, None, OTHER_IMAGES)]
+    drawn = "" if told == record.n_forget else f"{record.n_forget:,} drawn of "
+    return [_images(f"images of request {number}", told, len(images), drawn), Check(AGAIN, None, OTHER_IMAGES)]
 
 
-def _images(what: str, told: int, found: int) -> Check:
+def _images(what: str, told: int, found: int, drawn: str = "") -> Check:
     if told == found:
         return Check(what, True, f"{found:,}, as the receipt says")
     hint = "give the images of the request, as erase got them (--forget-labels, --retain-limit)"
-    return Check(what, None, f"{found:,} were given, the receipt says {told:,}: {hint}")
+    return Check(what, None, f"{found:,} were given, the receipt says {drawn}{told:,}: {hint}")
 
 
 def _retained_sets(methods: Sequence[Method], retain: Any) -> list[Any]:
