@@ -7,11 +7,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-from datasets import Dataset, IterableDataset
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_kd.errors import InvalidValueError, did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5}).*$")
 MOST_NAMES = 3
 """Names that a record lists; of more files the first and the last."""
 
-_Data = TypeVar("_Data", Dataset, IterableDataset)
+_Data = TypeVar("_Data", bound="Dataset | IterableDataset")
 
 
 def listed(files: Sequence[Path]) -> str:
