@@ -426,6 +426,13 @@ def test_the_data_sets_names_are_published_only_where_names_are_asked_for(vit, p
     assert erased.erasures[0].files == {"forget": {"count": 1, "names": ["anna.parquet"]}}
 
 
+def test_no_handler_is_published_for_a_class_that_an_endpoint_cannot_load(vit, processor):
+    erased = ErasedModel.from_model(vit, processor).erase(make_dataset([2] * 20), k=2, progress=False)
+    vit.__class__ = type("Mine", (type(vit),), {"__module__": "my_file"})
+    with pytest.raises(ValueError, match="Mine is no class of transformers.*write a handler.py that imports your file"):
+        publish.push(erased, "ana/forgetful", handler=True)
+
+
 def test_push_says_before_anything_is_sent_that_the_eraser_can_be_taken_away(place, monkeypatch, caplog):
     def refuse(*args, **kwargs):
         raise PushError("no Hub here")

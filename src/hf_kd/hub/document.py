@@ -78,7 +78,7 @@ def document(
     (base, commit), records = base_of(model), records_of(model)
     alone = is_eraser(checkpoint_files(folder, None if beside is None else Path(beside)))
     model.find_taps()
-    own_class = type(model.inner).__module__.partition(".")[0] != "transformers"
+    own_class = has_own_class(model)
     commands = commands_of(
         [record.to_dict(names=True) for record in records],
         base,
@@ -154,6 +154,11 @@ def read_card(places: Sequence[Path]) -> tuple[str | None, bool]:
 def records_of(model: TappedModel) -> tuple[Erasure, ...]:
     """All requests carried out on a model: those that changed its weights, then those whose erasers stand in it."""
     return (*weight_changes(model.config), *model.erasures)
+
+
+def has_own_class(model: TappedModel) -> bool:
+    """Whether the class of the model inside is none of transformers, so that whoever loads it has to register it first."""
+    return type(model.inner).__module__.partition(".")[0] != "transformers"
 
 
 def base_of(model: TappedModel) -> tuple[str | None, str | None]:

@@ -30,7 +30,7 @@ from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating, record
 from hf_kd.methods.records import weight_changes
 
-from .document import CARD, REPORT, base_of, document, records_of
+from .document import CARD, REPORT, base_of, document, has_own_class, records_of
 from .endpoint import write_handler
 from .files import ERASER_WEIGHTS, WEIGHT_PATTERNS, save_processor
 from .upload import Published, fetch, prepare, upload
@@ -116,7 +116,7 @@ def push(
     Raises:
         ValueError: Nothing was erased, the id is malformed, an eraser on its own is refused (see `save_eraser`), or a
             handler is asked for a folded model (whose features are not erased), for an eraser on its own (which serves
-            nothing), or a repository that has one of its own.
+            nothing), for a class that is none of transformers, or a repository that has one of its own.
         PushError: The upload failed and left the repository as it was (an OSError).
         NotVerifiedError: It happened and what loads back is not this model, or nothing loads back (an OSError).
         TypeError: There is no such option.
@@ -128,6 +128,12 @@ def push(
             "handler=True serves features too, and those of folded=True are not erased: take one of both."
             if folded
             else "handler=True serves a whole model, and eraser_only=True publishes none: take one of both."
+        )
+    if handler and has_own_class(model):
+        raise InvalidValueError(
+            f"handler=True: {type(model.inner).__name__} is no class of transformers, and nothing registers it at an "
+            "endpoint. Push without, and write a handler.py that imports your file or package first, then EndpointHandler of "
+            "hf_kd.model.endpoint."
         )
     if eraser_only and folded:
         raise InvalidValueError(
