@@ -132,8 +132,8 @@ def push(
     if handler and has_own_class(model):
         raise InvalidValueError(
             f"handler=True: {type(model.inner).__name__} is no class of transformers, and nothing registers it at an "
-            "endpoint. Push without, and write a handler.py that imports your file or package first, then EndpointHandler of "
-            "hf_kd.model.endpoint."
+            "endpoint. Push without, and write a handler.py that imports your file or package first, then EndpointHandler "
+            "of hf_kd.model.endpoint."
         )
     if eraser_only and folded:
         raise InvalidValueError(
