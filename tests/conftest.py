@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
 if "PYTEST_XDIST_WORKER" in os.environ:  # what tests start has one thread too: waiting threads spin on cores in use
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if gc.isenabled():  # until all is collected: little of it is garbage, and looking takes a quarter of the time
+    gc.disable()
 
 import pytest
 import torch
@@ -199,3 +202,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("processes")
         if "/".join(parts).removesuffix(".py") in SLOW:
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: garbage is looked for among what tests make."""
+    gc.freeze()
+    gc.enable()
