@@ -101,7 +101,7 @@ def test_the_terminal_shows_names_and_obeys_none(vit, processor, name):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_inspect_shows_names_and_obeys_none(name):
-    change = {"method": name, "classes": [2], "n_forget": 20}
+    change = {"method": name, "classes": [2], "read_from": "20 images"}
     tap = {"place": name, "d": 32, "heads": [name]}
     facts = {
         "class": "C",
