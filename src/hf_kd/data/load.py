@@ -294,7 +294,7 @@ def _by_library(tree: _Tree, split: str | None, streaming: bool, config_name: st
         split = choose_split(list(map(str, builder.config.data_files or {})), split, spec)
         files = log_read_files(tree.root, builder.config.data_files, split, tree.containers + tree.tables)
         if streaming:
-            return with_files(builder.as_streaming_dataset(split), tree.root, files)
+            return with_files(cast(IterableDataset, builder.as_streaming_dataset(split)), tree.root, files)
         builder.download_and_prepare()
         return with_files(cast(Dataset, builder.as_dataset(split)), tree.root, files)
     except (DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError) as error:
