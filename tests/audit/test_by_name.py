@@ -89,7 +89,9 @@ def told(now=6.0, before=94.0, public=6.0, images=(27.0, 30.0), name="tench, Tin
 
 def test_what_the_name_finds_comes_first_then_what_images_give_away():
     first, second, third, *_ = verdict(told()).sentences
-    assert first == "tench by its name: 3 of 50 images are labelled so (before 47); by the wording that finds most 6."
+    assert first == (
+        "tench by its name: 3 of 50 images are labelled so (before 47); by the wording that finds most 6 (before 48)."
+    )
     assert second == "Images of it are still found by images: 27 % (before 30 %)."
     assert third == "An attacker with labels still reads 40 of 50 from the features (before 45: " + (
         "within what 50 images can tell, -24 to +4 points)."
@@ -107,17 +109,29 @@ def test_what_the_name_finds_comes_first_then_what_images_give_away():
         ({"now": 94.0, "before": 50.0}, "47 of 50 images are labelled so, MORE than before (25)."),
         (
             {"now": 0.0, "before": 4.0, "public": 0.0},
-            "it knew nothing to begin with; by the wording that finds most 6.",
+            "it knew nothing to begin with; by the wording that finds most 6 (before 48).",
         ),
         ({"public": 40.0}, "3 of 50 images are labelled so (before 47); with the original's text tower 20."),
         (
             {"public": 8.0},
-            "(before 47); with the original's text tower 4; by the wording that finds most 6.",
+            "(before 47); with the original's text tower 4; by the wording that finds most 6 (before 48).",
         ),
     ],
 )
 def test_the_name_claims_no_more_than_its_numbers(numbers, said):
     assert verdict(told(**numbers)).sentences[0].endswith(said)
+
+
+def test_a_wording_that_finds_more_than_before_is_told_with_what_it_found():
+    report = told(before=40.0, now=0.0, public=0.0)
+    concepts = report.section("concepts")
+    scores = [
+        replace(s, value=100.0, original=40.0) if s.name == "recall, worst wording" else s for s in concepts.scores
+    ]
+    other = [replace(s, original=16.0) if s.value == 100.0 else s for s in scores]
+    for changed, said in ((scores, "finds most 50."), (other, "finds most 50 (before 8).")):
+        sections = [replace(s, scores=tuple(changed)) if s.key == "concepts" else s for s in report.sections]
+        assert verdict(replace(report, sections=tuple(sections))).sentences[0].endswith(said)
 
 
 def test_the_other_classes_are_told_by_the_measure_of_the_forgotten_one():

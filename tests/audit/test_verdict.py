@@ -128,6 +128,17 @@ def test_where_nothing_is_compared_nothing_is_said_of_before():
     assert "bit for bit, and nothing was erased" in made(compared="equal").verdict
 
 
+def test_a_change_of_the_head_alone_is_told_beside_the_original_that_was_given():
+    report = made(compared="equal", context={"changes": [{"method": "lau", "n_forget": 3}]})
+    first, *rest = report.sections
+    recall, *others = first.scores
+    beside = replace(first, scores=(replace(recall, before_projection=recall.original), *others))
+    told = replace(report, sections=(beside, *rest)).verdict
+    assert "the head answers 0 of 25 (before 19)" in told
+    assert "they are the original's, bit for bit, and nothing was erased from them" in told
+    assert "not known" not in told
+
+
 def test_classes_are_named_and_of_several_the_one_that_is_read_most():
     data = planted(n=300, classes=5)
     report = audited(data, forget=[0, 1], class_names={0: "fox", 1: "gnu", 2: "hen", 3: "ibex", 4: "jay"})

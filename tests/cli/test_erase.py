@@ -322,3 +322,10 @@ def test_what_is_left_of_a_folded_model_is_measured_beside_the_original(place, t
     assert "taketheeraseraway" not in told
     done = hf_kd("audit", tmp_path / "out", "--dataset", place / "parquet", "--attacks", "linear", "--summary")
     assert "What it was before is not known" in " ".join(done.stdout.split())
+
+
+def test_a_test_split_that_is_not_there_is_refused_before_anything_is_read(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_kd.features.reader.ImageReader.run", None)
+    arguments = ["erase", place / "taught", "--dataset", place / "parquet", "--forget-labels", "cat"]
+    done = hf_kd(*arguments, "--test-split", "nope", "--output", tmp_path / "out", code=1)
+    assert "no split 'nope'" in " ".join(done.stderr.split())

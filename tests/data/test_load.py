@@ -118,6 +118,15 @@ def test_no_network_is_told_from_no_data_set(monkeypatch, split):
         load_source("user/no-such-pets", split)
 
 
+def test_a_mistyped_folder_is_answered_by_the_one_beside_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenette").mkdir()
+    with pytest.raises(ConnectionError, match=r"Did you mean 'imagenette'\?.*\)\. Without"):
+        load_source("imagenete", "train")
+
+
 def test_filtering_reads_labels_only(monkeypatch):
     data = dataset()
     monkeypatch.setattr(ImageFeature, "decode_example", lambda *_, **__: pytest.fail("an image was decoded"))

@@ -132,7 +132,9 @@ def audit_model(
         ),
         logits=logits,
         extras=AuditExtras(
-            class_names=_names(data.names if names is None else names, data.labels),
+            class_names=_names(
+                data.names if names is None else names, data.labels, [b.argmax(dim=1) for _, b in logits.values()]
+            ),
             views=_views(data, attacks, original),
             random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
             fit_class=class_fit(model),
@@ -390,6 +392,6 @@ def _own_names(model: TappedModel) -> dict[int, str] | None:
     return None if made_up else names or None
 
 
-def _names(names: Any, labels: Iterable[Tensor]) -> dict[int, str]:
-    present = {label for part in labels for label in part.unique().tolist()}
+def _names(names: Any, labels: Iterable[Tensor], answers: Iterable[Tensor]) -> dict[int, str]:
+    present = {label for part in (*labels, *answers) for label in part.unique().tolist()}
     return {label: names[label] for label in sorted(present) if names and label in names}

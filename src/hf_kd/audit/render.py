@@ -202,7 +202,7 @@ def _screen_by_name(report: ReportData) -> Rows:
         ("original texts", "recall, worst wording"): "worst wording, original's texts",
         ("", "accuracy of the others"): "accuracy of the others, by name",
         ("", "image to image R@1"): "image to image R@1",
-        ("linear probe", "recall"): "linear probe: recall",
+        ("linear probe", "recall"): "linear probe, unit length: recall",
     }
     found = {(s.group, s.name): s for section in report.sections if section.key == "concepts" for s in section.scores}
     return [(told, found[key]) for key, told in wanted.items() if key in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from hf_kd.data.text import one_line
@@ -157,7 +158,7 @@ def _white_box(report: ReportData) -> str:
         if value is not None and not name.startswith("groups-") and (version == "erased" or compares(report)):
             found.append((value, name))
     most, name = max(found, key=lambda pair: pair[0])
-    return f"Whoever holds the weights can take the eraser away and then reads at least {most:.0f} % ({name}{same})."
+    return f"Whoever holds the weights can take the eraser away and then reads at least {math.floor(most)} % ({name}{same})."
 
 
 def _not_said(report: ReportData) -> str:

@@ -38,6 +38,8 @@ ASKED_OTHERWISE = (
 BY_NAMES = "accuracy of the others"
 """The same of images of the other classes."""
 
+NOT_TESTED = "not measured on test images"
+
 NOT_AUDITED = (
     "No report of an audit lies beside this model: assume that its features still reveal what it was made to forget."
 )
@@ -121,7 +123,9 @@ def measured_verdict(
         by_name: Whether it was forgotten by its name, for which no head answers.
     """
     who = _listed(list(names)) if names else "what was forgotten"
-    told = [f"{who}: not measured {'by its name: an audit with its texts does' if by_name else 'on test images'}."]
+    told = [
+        f"{who}: {'not measured yet: an audit with these texts says what they still find' if by_name else NOT_TESTED}."
+    ]
     short = f"{who}: not measured"
     if head is not None:
         told = [f"{who}: the head answers {head.counted()}{_head_words(head, chance)}."]
@@ -150,9 +154,13 @@ def short_name(names: Mapping[int, str], label: int) -> str:
 
 
 def compares(report: ReportData) -> bool:
-    """Whether the column of the original is another model's: one matrix, or changed weights alone, say nothing of before."""
-    how = next((s.settings.get("compared") for s in report.sections if s.key == "worst_case"), None)
-    return how != "alone" and not (how == "equal" and report.treatment == "changed")
+    """Whether the column of the original is another model's: one matrix, or changed weights alone, say nothing of before.
+
+    Features before the eraser are measured beside those of an original that was given, and of no other.
+    """
+    how, best = _settings(report, "worst_case").get("compared"), _score(report, "worst_case", "recall")
+    given = best is not None and best.before_projection is not None
+    return how != "alone" and not (how == "equal" and report.treatment == "changed" and not given)
 
 
 def attack_change(report: ReportData, attack: Share) -> str:
@@ -192,8 +200,9 @@ def _name_words(report: ReportData, asked: Share) -> str:
     for name, group, how in ASKED_OTHERWISE:
         score = _score(report, "concepts", name, group)
         if score is not None and asked.bare(score.value or 0.0) != asked.bare(most) and (score.value or 0.0) > most:
-            most = score.value or 0.0
-            told += f"; {how} {asked.bare(most)}"
+            most, before = score.value or 0.0, score.original
+            other = before if asked.before is not None and before != asked.before else None
+            told += f"; {how} {asked.bare(most)}" + ("" if other is None else f" (before {asked.bare(other)})")
     return told
 
 

@@ -106,5 +106,5 @@ def report_verdict(folder: str | Path, shared: Shared, base: str | None = None) 
         return f"The report beside this model says nothing: {error}"
     if report is not None or not Path(folder).is_dir():
         return NOT_AUDITED if report is None else report.verdict
-    command = card_command(folder, "REPORT_FOLDER", shared, base if holds_eraser(Path(folder)) else None)
+    command = card_command(folder, "REPORT_FOLDER", shared, (base or "BASE") if holds_eraser(Path(folder)) else None)
     return f"{NOT_AUDITED} A report kept elsewhere is not seen here; to put it beside the model: {command}"

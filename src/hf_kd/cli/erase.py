@@ -145,6 +145,7 @@ def erase(
     _refuse_at_odds(chosen, forget_labels, retain_limit, mask_head, label != ERASED)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
+    test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None
     parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain, retain_limit)
     erased = _loaded(model, eraser_only, shared)
     earlier = len(erased.erasures)
@@ -163,8 +164,7 @@ def erase(
             "Every label of the data set was forgotten, %d in all: --forget-labels was not given.", len(classes)
         )
     accuracy = None
-    if test_split:
-        test = _inputs.load_data(dataset, test_split, shared, "test_split")
+    if test is not None:
         accuracy = {"split": test_split, **head_accuracy(erased, test, parts.in_model(erased, reading), reading)}
     result = {
         "model": model,

@@ -99,6 +99,7 @@ def unlearn(
     chosen = make_unlearning_method(method, **shared.settings)  # refused before anything is loaded
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
+    test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None
     parts = _inputs.by_labels(data, forget_labels, reading, retain is None, retain_limit)
     retained, left_out = parts.retain, 0
     if retain is not None:
@@ -120,9 +121,8 @@ def unlearn(
         else _inputs.load_model(reference_model, replace(shared, revision=None)),
     )
     accuracy = None
-    if test_split:
+    if test is not None:
         after = ErasedModel.from_model(changed, processor=original.processor)
-        test = _inputs.load_data(dataset, test_split, shared, "test_split")
         measured = head_accuracy(original, test, parts.in_model(original, reading), reading, after)
         accuracy = {"split": test_split, **measured}
     state = process_state()

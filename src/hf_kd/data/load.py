@@ -36,7 +36,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from hf_kd.errors import InvalidValueError, UnreachableError, shortened
 
 from .image_source import LABEL_KEYS, is_string
-from .paths import refuse_missing_data
+from .paths import folder_meant, refuse_missing_data
 from .read_files import SPLIT_WORD, choose_split, files_of_split, listed, log_read_files, with_files
 
 logger = logging.getLogger(__name__)
@@ -183,8 +183,8 @@ def _from_hub(
         return load_dataset(spec, config_name, split=split, streaming=streaming, **options)
     except (DatasetNotFoundError, HFValidationError) as error:
         raise InvalidValueError(
-            f"{spec!r} is neither a file or folder here nor a data set on the Hub that can be read with these credentials: "
-            f"{error} Check the spelling; a private or gated one needs a token (`hf auth login`)."
+            f"{spec!r} is neither a file or folder here nor a data set on the Hub that can be read with these credentials."
+            f"{folder_meant(spec)} {str(error).rstrip('. ')}. A private or gated one needs a token (`hf auth login`)."
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
@@ -192,8 +192,8 @@ def _from_hub(
         raise InvalidValueError(f"{spec!r} can only be read by its own code, which is not run. {error}") from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         raise UnreachableError(
-            f"The data set {spec!r} could not be fetched: {error} Without a network give a local folder, or one that is in "
-            "the cache."
+            f"The data set {spec!r} could not be fetched, and is no file or folder here.{folder_meant(spec)} "
+            f"{str(error).rstrip('. ')}. Without a network give a local folder, or one that is in the cache."
         ) from error
 
 

@@ -26,8 +26,9 @@ def refuse_missing_model(name: str) -> None:
         return
     beside = Path(name).parent.is_dir() if "/" in name else not _is_cached(name)
     if looks_like_path(name) or beside:
-        near = did_you_mean(name, [str(Path(name).with_name(folder)) for folder in _folders_beside(name)], most=1)
-        raise MissingFileError(f"There is no folder {name!r}.{near} (A model on the Hub is named USER/NAME.)")
+        raise MissingFileError(
+            f"There is no folder {name!r}.{folder_meant(name)} (A model on the Hub is named USER/NAME.)"
+        )
 
 
 def refuse_no_model(name: str) -> None:
@@ -57,8 +58,12 @@ def refuse_missing_data(spec: str | os.PathLike[str]) -> None:
     """
     name = os.fspath(spec)
     if not Path(name).expanduser().exists() and (looks_like_path(name) or Path(name).suffix == ".parquet"):
-        near = did_you_mean(name, [str(Path(name).with_name(folder)) for folder in _folders_beside(name)], most=1)
-        raise MissingFileError(f"There is no file or folder {name!r}.{near} (On the Hub: USER/NAME.)")
+        raise MissingFileError(f"There is no file or folder {name!r}.{folder_meant(name)} (On the Hub: USER/NAME.)")
+
+
+def folder_meant(name: str) -> str:
+    """What a message about a name that is nowhere goes on with: the folder beside it that was probably meant."""
+    return did_you_mean(name, [str(Path(name).with_name(folder)) for folder in _folders_beside(name)], most=1)
 
 
 def refuse_other_suffix(output: str | os.PathLike[str], suffix: str) -> None:

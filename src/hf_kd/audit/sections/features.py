@@ -119,7 +119,10 @@ def norms_section(original: AuditData, erased: AuditData) -> Section:
             settings={"sd_over_samples": float(lengths["erased"].std(unbiased=False))},
         )
     return Section(
-        "norms", "Feature norms", tuple(scores), ("The attack `norm` reads the forgotten classes from these.",)
+        "norms",
+        "Feature norms",
+        tuple(scores),
+        ("The attack `norm`, where it is run, reads the forgotten classes from these.",),
     )
 
 
