@@ -157,7 +157,7 @@ def test_before_projection_is_measured_where_it_differs():
     )
     score = report.score("converged", "D_ft")
     assert score.before_projection == pytest.approx(score.original), "an affine map hides nothing"
-    assert "before projection" in report.to_markdown()
+    assert "before the eraser" in report.to_markdown()
 
 
 @pytest.mark.parametrize(

@@ -129,11 +129,8 @@ def test_where_nothing_is_compared_nothing_is_said_of_before():
 
 
 def test_a_change_of_the_head_alone_is_told_beside_the_original_that_was_given():
-    report = made(compared="equal", context={"changes": [{"method": "lau", "n_forget": 3}]})
-    first, *rest = report.sections
-    recall, *others = first.scores
-    beside = replace(first, scores=(replace(recall, before_projection=recall.original), *others))
-    told = replace(report, sections=(beside, *rest)).verdict
+    context = {"changes": [{"method": "lau", "n_forget": 3}], "original_given": True}
+    told = made(compared="equal", context=context).verdict
     assert "the head answers 0 of 25 (before 19)" in told
     assert "they are the original's, bit for bit, and nothing was erased from them" in told
     assert "not known" not in told

@@ -80,7 +80,7 @@ def test_an_audit_knows_classes_by_the_names_inside_and_the_original_answers_wit
     right = 100 * float((original[test.labels == 2] == 2).double().mean())
     assert report.score("head", "D_ft").original == pytest.approx(right)
     assert report.forget_labels == (2,)
-    by_name = covered.audit(*splits, forget_labels=["cat"], retain=["ape", "elk"], **QUICK)
+    by_name = covered.audit(*splits, forget_labels=["cat"], retain_labels=["ape", "elk"], **QUICK)
     assert by_name.samples["D_rt"] == 20
 
 

@@ -145,6 +145,7 @@ def audit_model(
                 "taps": [str(tap) for tap in model.taps],
                 "erasures": [erasure.to_dict() for erasure in model.erasures],
                 "changes": [change.to_dict() for change in changes],
+                "original_given": original is not None,
                 **weights,
             },
         ),

@@ -202,4 +202,6 @@ def refuse_unknown(function: str, unknown: Mapping[str, Any], known: Sequence[st
     if strange:
         told.append(f"there is no argument {', '.join(strange)}: it takes {', '.join(known)}")
     near = did_you_mean(strange[0], known) if strange else ""
-    raise InvalidTypeError(f"{function}() got {', '.join(unknown)}: {'; '.join(told)}.{near}")
+    text = "; ".join(told)
+    end = "" if text.endswith("...") else "."
+    raise InvalidTypeError(f"{function}() got {', '.join(unknown)}: {text}{end}{near}")

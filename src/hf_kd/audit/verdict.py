@@ -154,12 +154,8 @@ def short_name(names: Mapping[int, str], label: int) -> str:
 
 
 def compares(report: ReportData) -> bool:
-    """Whether the column of the original is another model's: one matrix, or changed weights alone, say nothing of before.
-
-    Features before the eraser are measured beside those of an original that was given, and of no other.
-    """
-    how, best = _settings(report, "worst_case").get("compared"), _score(report, "worst_case", "recall")
-    given = best is not None and best.before_projection is not None
+    """Whether the column of the original is another model's: one matrix, or changed weights alone, say nothing of before."""
+    how, given = _settings(report, "worst_case").get("compared"), report.context.get("original_given")
     return how != "alone" and not (how == "equal" and report.treatment == "changed" and not given)
 
 
