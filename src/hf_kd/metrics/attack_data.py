@@ -178,7 +178,7 @@ def result_from_shares(
         >>> result.recall_forget, result.false_alarms, result.advantage
         (100.0, 100.0, 0.0)
     """
-    column = torch.searchsorted(data.classes, data.test_labels)
+    column = torch.searchsorted(data.classes, data.test_labels.contiguous())
     hit = shares.gather(1, column.unsqueeze(1)).squeeze(1)
     flagged = shares[:, data.forget_columns].sum(dim=1)
     forget = data.test_forget
