@@ -115,7 +115,7 @@ def test_the_command_of_a_receipt_is_the_one_that_was_typed(folder, tmp_path, la
 def test_words_are_said_to_who_typed_them_and_to_nobody_else(folder):
     words = (folder / "clip", "--text", "cat", *stay(), "--output", folder / "typed", "--overwrite")
     shown = hf_kd("erase", *words).stdout
-    assert shown.startswith("cat: not measured by its name: an audit with its texts does.")
+    assert shown.startswith("cat: not measured yet: an audit with these texts says what they still find.")
     refused = " ".join(hf_kd("erase", *words, "--test-split", "test", code=1).stderr.split())
     assert "hf-kd audit --texts" in refused, "which the headline asks for too"
     assert "--texts cat" in shown, "and the command at the end is it"
