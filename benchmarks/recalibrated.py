@@ -1,14 +1,15 @@
 """Every change of weights of a bench file, read as the network is and with its BatchNorm statistics taken anew.
 
     python benchmarks/recalibrated.py benchmarks/real/resnet20-deer.yaml --import examples/cifar_resnet20.py \
-        --output results [--only LABEL ...] [--skip LABEL ...]
+        --output results [--only LABEL ...] [--skip LABEL ...] [--images N] [--retained]
 
 A method that leaves the statistics of BatchNorm behind its weights may look as if it had forgotten, until somebody runs
 2,000 unlabelled images through the network. One JSON line a row (one seed) in OUTPUT/recalibrated.jsonl, then the table:
 F, recall of the forgotten test images, and R, accuracy on the others, of the head and of a converged linear probe at the
 last block, before and after; recall of the class at 1 % false alarms under the best constant added to its logit;
-selectivity, the area under the ROC curve of that logit alone (below 50: pushed under those of the others). A row that is
-there is not run again.
+selectivity, the area under the ROC curve of that logit alone (below 50: pushed under those of the others). --retained
+takes the statistics from images of the other classes alone. A row that is there is not run again: another OUTPUT for other
+images.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
+from torch import Tensor
 
 from hf_kd import ErasedModel, unlearn
 from hf_kd.audit.whitebox.answers import head_answers
@@ -35,8 +37,6 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 from hf_kd.metrics.scores import area_under_roc
 
-IMAGES = 2000
-"""Unlabelled images from which the statistics are taken anew."""
 READ = {"train": 10_000, "test": 5_000}
 """Images that are read at most; drawn with all forgotten ones among them where these are few."""
 
@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--import", dest="imports", type=Path, nargs="*", default=[])
     parser.add_argument("--only", nargs="*", default=[], help="labels of rows")
     parser.add_argument("--skip", nargs="*", default=[], help="labels of rows")
+    parser.add_argument("--images", type=int, default=2000, help="unlabelled images to take the statistics anew from")
+    parser.add_argument("--retained", action="store_true", help="of the other classes alone")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for file in arguments.imports:
@@ -58,6 +60,8 @@ def main() -> None:
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     model = ErasedModel.from_pretrained(experiment.model)
     data, forget = _images(experiment, model)
+    candidates = torch.nonzero(~data[0].train_forget) if arguments.retained else torch.arange(len(data[0].train))
+    images = candidates.flatten()[: arguments.images]
     for row in experiment.rows:
         wanted = row.kind in ("original", "weights") and row.label not in arguments.skip
         if not wanted or (arguments.only and row.label not in arguments.only):
@@ -70,7 +74,7 @@ def main() -> None:
             seconds = time.time() - started
             found = {"row": row.label, "seed": arguments.seed, "seconds": round(seconds, 1)}
             found |= read(
-                Network.of(ErasedModel.from_model(network, model.processor), data[1]), data[0], arguments.seed
+                Network.of(ErasedModel.from_model(network, model.processor), data[1]), data[0], images, arguments.seed
             )
             done.append(found)
             with file.open("a") as lines:
@@ -102,10 +106,10 @@ def _changed(row: Row, experiment: Experiment, model: ErasedModel, images: tuple
     )
 
 
-def read(network: Network, data: WhiteBoxData, seed: int = 0) -> dict[str, Any]:
-    """Head, probe and the class's row of one network, as it is and recalibrated."""
+def read(network: Network, data: WhiteBoxData, images: Tensor, seed: int = 0) -> dict[str, Any]:
+    """Head, probe and the class's row of one network, as it is and recalibrated on these rows of the training images."""
     found: dict[str, Any] = {}
-    for state, own in (("as it is", network), ("recalibrated", recalibrated(network, data.train.rows(slice(IMAGES))))):
+    for state, own in (("as it is", network), ("recalibrated", recalibrated(network, data.train.rows(images)))):
         train, test = (features.pooled for features in read_blocks(own, data))
         last = list(train)[-1]
         probe = linear_attack(

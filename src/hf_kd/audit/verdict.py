@@ -38,8 +38,6 @@ ASKED_OTHERWISE = (
 BY_NAMES = "accuracy of the others"
 """The same of images of the other classes."""
 
-NOT_TESTED = "not measured on test images"
-
 NOT_AUDITED = (
     "No report of an audit lies beside this model: assume that its features still reveal what it was made to forget."
 )
@@ -123,9 +121,8 @@ def measured_verdict(
         by_name: Whether it was forgotten by its name, for which no head answers.
     """
     who = _listed(list(names)) if names else "what was forgotten"
-    told = [
-        f"{who}: {'not measured yet: an audit with these texts says what they still find' if by_name else NOT_TESTED}."
-    ]
+    otherwise = "not measured yet: an audit with these texts says what they still find"
+    told = [f"{who}: {otherwise if by_name else 'not measured on test images'}."]
     short = f"{who}: not measured"
     if head is not None:
         told = [f"{who}: the head answers {head.counted()}{_head_words(head, chance)}."]
