@@ -230,7 +230,7 @@ class Shrink(UnlearningMethod):
 
 @pytest.mark.usefixtures("own_registry")
 def test_methods_that_change_weights_come_through_the_same_entry_points(monkeypatch):
-    monkeypatch.setattr(registry, "entry_points", lambda group: [_Point("shrink", Shrink), _Point("odd", dict)])
+    monkeypatch.setattr(registry, "entry_points_of_methods", lambda: [_Point("shrink", Shrink), _Point("odd", dict)])
     assert "shrink" in available_methods(None)
     assert make_unlearning_method("shrink", layers=["head"]) == Shrink(layers=("head",))
     assert "shrink" not in available_methods(), "once loaded its kind is known"

@@ -13,16 +13,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
 from hf_kd.errors import GIVE_RETAIN, InvalidTypeError, InvalidValueError, did_you_mean
 
 from .attribute_texts import attribute_texts
 from .choices import refuse_unknown_words
-
-ENTRY_POINT_GROUP = "hf_kd.methods"
-"""Packages name their methods here, of either kind."""
+from .entry_points import ENTRY_POINT_GROUP, entry_points_of_methods
 
 NEEDS = ("D_f", "D_r", "D_f and D_r")
 """What a method reads: the images to forget, retained images, or both."""
@@ -357,7 +355,7 @@ def _find(name: str, kind: str | None) -> None:
 
 def _third_party() -> dict[str, EntryPoint]:
     """Entry points of methods that are not registered yet."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in _METHODS}
+    return {point.name: point for point in entry_points_of_methods() if point.name not in _METHODS}
 
 
 def _loaded(point: EntryPoint) -> type:
