@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from hf_kd.metrics.knowledge_retention import knowledge_retention
 from hf_kd.metrics.linear_probe import _geometry_by_held_out_loss, fit_linear_probe, fit_paper_probe
 from hf_kd.metrics.neighbours import knn_predictions, prototype_predictions, tie_shares
-from hf_kd.metrics.nonlinear_probes import fit_mlp_probe, fit_rbf_probe
+from hf_kd.metrics.nonlinear_probes import _ridge, fit_mlp_probe, fit_rbf_probe
 from hf_kd.metrics.scaling import fit_whitening
 from hf_kd.testing.probes import INVARIANCES, ProbeTester, noise, planted
 
@@ -344,3 +344,17 @@ def test_the_only_sample_of_a_class_is_fitted_on_and_not_held_out():
     for seed in range(5):
         _geometry_by_held_out_loss(solve, scales, features, targets, None, seed)
     assert all(20 in rows and len(rows) < 21 for rows in fitted)
+
+
+@pytest.mark.parametrize("samples", [40, 90])
+def test_ridge_regression_solves_its_normal_equations_with_fewer_samples_than_features_and_with_more(samples):
+    x = torch.randn(samples, 64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(samples) % 3
+    centred = (x - x.mean(dim=0)).double()
+    wanted = torch.eye(3)[labels].double()
+    gram, cross = centred.T @ centred / samples, centred.T @ (wanted - wanted.mean(dim=0)) / samples
+    for ridge, weight in zip((1e-3, 1e-1), _ridge(x, labels, 3, (1e-3, 1e-1)), strict=True):
+        left = gram @ weight[:-1].double() + ridge * gram.diagonal().mean() * weight[:-1].double()
+        torch.testing.assert_close(left, cross, atol=1e-6, rtol=1e-5)
+        predicted = torch.addmm(weight[-1], x, weight[:-1])
+        torch.testing.assert_close(predicted.mean(dim=0).double(), wanted.mean(dim=0), atol=1e-6, rtol=0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +73,10 @@ def solve_multinomial(
     loss, derivative = residual(logits)
     loss = float(loss + l2 / 2 * parameters[:-1].square().sum())
     gradient = gradient_of(derivative, parameters)
-    pairs: list[tuple[Tensor, Tensor, float]] = []
+    pairs = _Pairs(gradient, history)
     iterations = 0
     while iterations < max_iterations and float(gradient.norm()) > tolerance:
-        direction = _two_loop(gradient, pairs)
+        direction = pairs.direction(gradient)
         slope = float((gradient * direction).sum())
         if slope >= 0:  # curvature information spoilt by rounding: start over from steepest descent
             pairs.clear()
@@ -110,26 +111,52 @@ def solve_multinomial(
         difference = new_gradient - gradient
         curvature = float((difference * direction).sum()) * step
         if curvature > 1e-14 * float(difference.square().sum()):
-            pairs.append((step * direction, difference, curvature))
-            del pairs[:-history]
+            pairs.append(step * direction, difference)
         gradient = new_gradient
     return Solution(parameters[:-1], parameters[-1], loss, float(gradient.norm()), iterations)
 
 
-def _two_loop(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, float]]) -> Tensor:
-    """The L-BFGS direction from (step, gradient difference, their product) pairs, oldest first."""
-    direction = -gradient
-    factors = []
-    for step, difference, curvature in reversed(pairs):
-        factor = (step * direction).sum() / curvature
-        direction = direction - factor * difference
-        factors.append(factor)
-    if pairs:
-        _, difference, curvature = pairs[-1]
-        direction = direction * (curvature / difference.square().sum())
-    for (step, difference, curvature), factor in zip(pairs, reversed(factors), strict=True):
-        direction = direction + (factor - (difference * direction).sum() / curvature) * step
-    return direction
+class _Pairs:
+    """The last steps and gradient differences, as rows of two matrices [m, p], oldest first.
+
+    The direction is that of the two loops over pairs, in the compact form of Byrd, Nocedal and Schnabel (1994, eq. 3.1):
+    a dozen products of matrices in place of a hundred of vectors, whose starts take all the time of a small probe.
+    """
+
+    def __init__(self, like: Tensor, history: int) -> None:
+        self._like, self._history = like, history
+        self.clear()
+
+    def clear(self) -> None:
+        self._steps = self._differences = self._like.new_empty(0, self._like.numel())
+        self._upper = self._gram = self._like.new_empty(0, 0)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def append(self, step: Tensor, difference: Tensor) -> None:
+        kept = slice(max(0, len(self) + 1 - self._history), None)
+        difference = difference.flatten()
+        self._steps = torch.cat([self._steps[kept], step.view(1, -1)])
+        self._differences = torch.cat([self._differences[kept], difference.unsqueeze(0)])
+        # step_i . difference_j where i <= j, and all difference_i . difference_j
+        self._upper = pad(self._upper[kept, kept], (0, 1, 0, 1))
+        self._upper[:, -1] = self._steps @ difference
+        self._gram = pad(self._gram[kept, kept], (0, 1, 0, 1))
+        self._gram[:, -1] = self._gram[-1] = self._differences @ difference
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Minus the gradient times the inverse curvature that the pairs show."""
+        if not len(self):
+            return -gradient
+        column = gradient.reshape(-1, 1)
+        scale = self._upper[-1, -1] / self._gram[-1, -1]
+        first = torch.linalg.solve_triangular(self._upper, self._steps @ column, upper=True)
+        second = self._gram @ first - self._differences @ column
+        second = self._upper.diagonal().unsqueeze(1) * first + scale * second
+        second = torch.linalg.solve_triangular(self._upper.T, second, upper=False)
+        along = scale * (self._differences.T @ first - column) - self._steps.T @ second
+        return along.view_as(gradient)
 
 
 def _line_search(

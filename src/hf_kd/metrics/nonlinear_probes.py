@@ -228,15 +228,15 @@ def fit_rbf_probe(
     candidates = []
     for factor in (0.5, 1.0, 2.0):
         mapped = _fourier(x[sample], normal / (factor * median), phases)
-        for ridge in (1e-3, 1e-2, 1e-1):
-            weight = _ridge(mapped[cut:], targets[fit], classes.numel(), ridge)
+        ridges = (1e-3, 1e-2, 1e-1)
+        for ridge, weight in zip(ridges, _ridge(mapped[cut:], targets[fit], classes.numel(), ridges), strict=True):
             guess = torch.addmm(weight[-1], mapped[:cut], weight[:-1]).argmax(dim=1)
             candidates.append(
                 (float((guess == targets[val]).double().mean()), -len(candidates), factor * median, ridge)
             )
     _, _, bandwidth, ridge = max(candidates)
     frequencies = normal / bandwidth
-    weight = _ridge(_fourier(x, frequencies, phases), targets, classes.numel(), ridge)
+    (weight,) = _ridge(_fourier(x, frequencies, phases), targets, classes.numel(), (ridge,))
     return RBFProbe(scale, frequencies, phases, weight, classes, bandwidth, ridge)
 
 
@@ -244,20 +244,31 @@ def _fourier(x: Tensor, frequencies: Tensor, phases: Tensor) -> Tensor:
     return torch.addmm(phases, x, frequencies).cos_().mul_(math.sqrt(2 / phases.numel()))
 
 
-def _ridge(mapped: Tensor, targets: Tensor, num_classes: int, ridge: float) -> Tensor:
-    """Weights [m + 1, K] of centred ridge regression on one-hot targets; `ridge` is relative to the mean eigenvalue.
+def _ridge(mapped: Tensor, targets: Tensor, num_classes: int, ridges: Sequence[float]) -> list[Tensor]:
+    """Weights [m + 1, K] of centred ridge regression on one-hot targets, for each ridge, relative to the mean eigenvalue.
 
-    The ridge is at least 1e-6 of the trace: float32 products know the smaller eigenvalues no better.
+    The ridge is at least 1e-6 of the trace: float32 products know the smaller eigenvalues no better. Of fewer samples than
+    features the products of samples are solved, [n, n] in place of [m, m], for the same weights.
     """
     n, m = mapped.shape
     one_hot = F.one_hot(targets, num_classes).to(mapped)
     mean, share = mapped.mean(dim=0), one_hot.mean(dim=0)
-    gram, cross = mapped.new_zeros(m, m, dtype=torch.float64), mapped.new_zeros(m, num_classes, dtype=torch.float64)
-    for part, wanted in zip(mapped.split(ROWS_PER_CHUNK), one_hot.split(ROWS_PER_CHUNK), strict=True):
-        part = part - mean
-        gram += part.T @ part
-        cross += part.T @ (wanted - share)
+    if n < m:
+        centred, side = (mapped - mean).double(), (one_hot - share).double()
+        gram = centred @ centred.T
+    else:
+        gram, side = mapped.new_zeros(m, m, dtype=torch.float64), mapped.new_zeros(m, num_classes, dtype=torch.float64)
+        for part, wanted in zip(mapped.split(ROWS_PER_CHUNK), one_hot.split(ROWS_PER_CHUNK), strict=True):
+            part = part - mean
+            gram += part.T @ part
+            side += part.T @ (wanted - share)
     gram /= n
-    gram.diagonal().add_(max(ridge, 1e-6 * m) * gram.diagonal().mean() + 1e-12)
-    weight = torch.cholesky_solve(cross / n, torch.linalg.cholesky(gram)).to(mapped)
-    return torch.cat([weight, (share - mean @ weight).unsqueeze(0)])
+    mean_eigenvalue = gram.trace() / m
+    found = []
+    for ridge in ridges:
+        regular = gram.clone()
+        regular.diagonal().add_(max(ridge, 1e-6 * m) * mean_eigenvalue + 1e-12)
+        weight = torch.cholesky_solve(side / n, torch.linalg.cholesky(regular))
+        weight = (centred.T @ weight if n < m else weight).to(mapped)
+        found.append(torch.cat([weight, (share - mean @ weight).unsqueeze(0)]))
+    return found
