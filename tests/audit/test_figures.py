@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 @pytest.fixture(scope="module")
 def report() -> RetentionReport:
-    return audited(planted(n=200), seeds=2)
+    return audited(planted(n=60), seeds=2)
 
 
 def test_all_figures_are_written_and_show_something(report, tmp_path):
@@ -41,7 +41,7 @@ def test_a_loaded_report_draws_all_but_the_points_it_no_longer_has(report, tmp_p
 
 
 def test_embeddings_have_a_recovery_figure_without_a_head(tmp_path):
-    report = audited(planted(n=200), logits=None)
+    report = audited(planted(n=60), logits=None)
     assert "recovery" in [file.stem for file in report.figures(tmp_path)]
     drawn = draw_recovery(report, Figure)
     labels = [tick.get_text().replace("\n", " ") for tick in drawn.axes[0].get_xticklabels()]

@@ -97,7 +97,8 @@ def fit_mlp_probe(
     network = _perceptron((x.shape[1], *hidden, classes.numel()), rng).to(x.device)
     steps_per_epoch = math.ceil(fit_x.shape[0] / batch_size)
     epochs = min(60, max(12, round(1200 / steps_per_epoch)))
-    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    fused = x.device.type in ("cpu", "cuda")  # in one call for all parameters, where there is one
+    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * steps_per_epoch)
     best, kept = math.inf, {}
     for epoch in range(epochs):
