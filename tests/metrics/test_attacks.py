@@ -68,7 +68,7 @@ def test_lengths_that_are_equal_but_for_rounding_are_equal(seed):
 
 def test_cover_hides_from_single_readers_and_not_from_those_who_accept_false_alarms():
     """Forgotten samples share one vector with twice as many retained ones: the posterior there is 1 to 2."""
-    train, y, test, _ = planted(n=1200, classes=4)
+    train, y, test, _ = planted(n=480, classes=4)
     y = torch.where(y == 2, 1, y)
     for x in (train, test):
         x[y < 2] = 1.0
