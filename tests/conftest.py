@@ -26,6 +26,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from hf_kd import ErasedModel
 from hf_kd.audit.options import AuditOptions
 from hf_kd.audit.sections import membership
 from tests.helpers.small import NAMES, labelled, make_dataset, picture, randomise  # noqa: F401
@@ -174,6 +175,16 @@ def few_draws(monkeypatch) -> None:
     init = AuditOptions.__init__
     few = {"draws": 1, "shots": [1, 5]}
     monkeypatch.setattr(AuditOptions, "__init__", lambda self, **settings: init(self, **few | settings))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """An erased ViT that never answers "cat", and the file of ONNX that it became: of what takes seconds, one."""
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="needs the extra hf-kd[onnx]")
+    model = ErasedModel.from_model(copy.deepcopy(small_vit()), image_processor())
+    model.erase(make_dataset([2] * 20), k=2, mask_head=True, progress=False)
+    return model, *model.export_onnx(tmp_path_factory.mktemp("exported") / "new" / "model.onnx")
 
 
 @pytest.fixture

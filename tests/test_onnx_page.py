@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,11 @@ def block(holding: str) -> str:
     return found
 
 
-@pytest.fixture
-def erased(vit, processor, forget, tmp_path, monkeypatch):
-    """An erased classifier in `erased` of the working directory, beside `photo.png`."""
-    model = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False, mask_head=True).eval()
+@pytest.fixture(autouse=True)
+def photo(tmp_path, monkeypatch):
+    """In the working directory."""
     monkeypatch.chdir(tmp_path)
-    model.save_pretrained("erased")
     picture(3, 5, (40, 30)).save("photo.png")
-    return model
 
 
 def scores_of(model, processor):
@@ -37,10 +35,9 @@ def scores_of(model, processor):
     return {name: float(scores[c]) for name, c in model.config.label2id.items()}
 
 
-def test_onnxruntime_reads_the_labels_of_the_model(erased, processor):
-    for package in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(package, reason="needs the extra hf-kd[onnx]")
-    erased.export_onnx("model.onnx")
+def test_onnxruntime_reads_the_labels_of_the_model(exported, processor):
+    erased, file = exported
+    shutil.copy(file.path, "model.onnx")
     ran: dict[str, object] = {}
     exec(compile(block("InferenceSession"), "onnx.md", "exec"), ran)
     expected = scores_of(erased, processor)
@@ -52,7 +49,9 @@ def test_the_handler_that_is_shown_is_the_one_that_is_written():
     assert block("__all__") == FILES["handler.py"]
 
 
-def test_requests_are_answered_in_the_shapes_that_are_shown(erased, processor):
+def test_requests_are_answered_in_the_shapes_that_are_shown(vit, processor, forget):
+    erased = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False, mask_head=True).eval()
+    erased.save_pretrained("erased")
     ran: dict[str, object] = {}
     exec(compile(block("handler({"), "onnx.md", "exec"), ran)
     expected = scores_of(erased, processor)

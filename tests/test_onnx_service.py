@@ -14,26 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_kd import ErasedModel
 from tests.helpers.small import picture
 
-pytest.importorskip("onnx", reason="needs the extra hf-kd[onnx]")
-pytest.importorskip("onnxruntime", reason="needs the extra hf-kd[onnx]")
-pytest.importorskip("onnxscript", reason="needs the extra hf-kd[onnx]")
 
-
-def test_the_service_answers_what_the_model_answers(vit, processor, forget, tmp_path):
+def test_the_service_answers_what_the_model_answers(exported, processor):
     path = Path(__file__).resolve().parents[1] / "examples" / "onnx_service.py"
     spec = importlib.util.spec_from_file_location("onnx_service", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    model = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False, mask_head=True)
-    model.export_onnx(tmp_path / "model.onnx")
+    model, file = exported
     image, buffer = picture(1, 3, (40, 30)), io.BytesIO()
     image.save(buffer, "PNG")
     with torch.no_grad():
         scores = model.eval()(**processor([image], return_tensors="pt")).logits.softmax(dim=1)[0]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), example.handler(example.Service(tmp_path / "model.onnx")))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), example.handler(example.Service(file.path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/"

@@ -42,12 +42,12 @@ def processor(name: str) -> Any:
     return CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=sides), tokenizer())
 
 
-def two_towers(name: str, seed: int = 0) -> tuple[Any, Any]:
+def two_towers(name: str, seed: int = 0, vision_layers: int = 2) -> tuple[Any, Any]:
     """The model and its processor."""
-    text = zoo.CASES[name].config["text_config"] | {
-        "max_position_embeddings": 64
-    }  # as long as the pipeline pads SigLIP's
-    return zoo.build(name, seed, text_config=text), processor(name)
+    config = zoo.CASES[name].config
+    text = config["text_config"] | {"max_position_embeddings": 64}  # as long as the pipeline pads SigLIP's
+    vision = config["vision_config"] | {"num_hidden_layers": vision_layers}
+    return zoo.build(name, seed, text_config=text, vision_config=vision), processor(name)
 
 
 OTHERS = {

@@ -159,8 +159,9 @@ def test_saved_loaded_and_copied_bit_for_bit(model, processor, pixels, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_and_exported_they_stay_masked(model, processor, pixels, label):
-    erased = erase(model, processor, erased_label=label)
+@pytest.mark.parametrize(("inner", "label"), [("vit", "(erased)"), ("resnet", None)])
+def test_compiled_and_exported_they_stay_masked(request, processor, pixels, inner, label):
+    erased = erase(request.getfixturevalue(inner), processor, erased_label=label)
     expected = answer(erased, pixels)
     with torch.no_grad():  # captured only; lowered in the next test
         compiled = torch.compile(erased, fullgraph=True, backend="eager")(pixel_values=pixels).logits
@@ -172,8 +173,8 @@ def test_compiled_and_exported_they_stay_masked(model, processor, pixels, label)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_before_masking_the_class_is_not_answered_afterwards(vit, processor, pixels):
-    wrapped = ErasedModel.from_model(vit, processor)
+def test_compiled_before_masking_the_class_is_not_answered_afterwards(resnet, processor, pixels):
+    wrapped = ErasedModel.from_model(resnet, processor)
     compiled = torch.compile(wrapped, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         compiled(pixel_values=pixels)
