@@ -52,16 +52,20 @@ class TextReader:
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [n, d] before the eraser of the text tower, float32 on the CPU."""
+        """Embeddings [n, d] before the eraser of the text tower, float32 on the CPU.
+
+        Texts of about one length share a batch, as all texts of a batch are padded to its longest.
+        """
+        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
         sites, rows = list(self.model.text_sites), []
         bar = counted(range(0, len(texts), BATCH), "reading names", "batch", self.progress)
         with evaluating(self.model.inner), record(sites, "before") as take, bar as starts:
             for start in starts:
                 for site in sites:
                     site.follow(self.model.inner)
-                text_features(self.model.inner, self.tokens(texts[start : start + BATCH]))
+                text_features(self.model.inner, self.tokens([texts[number] for number in order[start : start + BATCH]]))
                 rows.append(take()[0].float().cpu())
-        return torch.cat(rows)
+        return torch.cat(rows)[torch.tensor(order).argsort()]
 
     @torch.no_grad()
     def erased(self, embeddings: Tensor) -> Tensor:
