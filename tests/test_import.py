@@ -40,12 +40,13 @@ def python(code: str, code_wanted: int = 0) -> str:
 
 FORKED = """
 import json, os, sys, tempfile
-import accelerate, datasets, PIL.Image, safetensors.torch, scipy.special, sklearn.linear_model, tokenizers, torch
-import torch._dynamo, torch.distributed.tensor  # transformers imports both, and they take longer than it does
+import torch, torch._dynamo, torch.distributed.tensor  # transformers imports them, and they take longer than it does
 
-assert not {"transformers", "hf_kd"} & set(sys.modules)
 said = {}
-for name, code in json.load(sys.stdin).items():
+for name, (packages, code) in json.load(sys.stdin).items():
+    for package in packages.split():
+        __import__(package)
+    assert not {"transformers", "hf_kd"} & set(sys.modules)
     with tempfile.TemporaryFile("w+") as out:
         child = os.fork()
         if child == 0:
@@ -65,10 +66,12 @@ for name, code in json.load(sys.stdin).items():
         said[name] = [os.waitstatus_to_exitcode(status), out.read()]
 print(json.dumps(said))
 """
-"""Runs each of several programs in a fork of an interpreter that has neither transformers nor hf_kd, but what they need."""
+"""Runs each of several programs in a fork of an interpreter that has neither transformers nor hf_kd, but the packages that
+it or one before it names."""
+PACKAGES = "accelerate datasets PIL.Image safetensors.torch scipy.special sklearn.linear_model tokenizers"
 
 
-def forked(programs: dict[str, str]) -> dict[str, tuple[int, str]]:
+def forked(programs: dict[str, tuple[str, str]]) -> dict[str, tuple[int, str]]:
     """Exit code and output of each program, which starts before transformers and hf_kd are imported."""
     done = subprocess.run(
         [sys.executable, "-c", FORKED], input=json.dumps(programs), capture_output=True, text=True, timeout=300
@@ -88,19 +91,6 @@ def test_importing_the_package_imports_nothing_heavy():
     assert loaded("import hf_kd.cli", HEAVY + ABOVE[:3]) == set()
 
 
-@pytest.mark.processes
-def test_a_model_brings_what_a_model_needs():
-    above = (*(name for name in ABOVE if name != "hf_kd.hub"), "hf_kd.hub.document", "hf_kd.hub.card")
-    both = python(f"""
-import sys
-from transformers import PreTrainedModel, AutoModel, AutoImageProcessor
-before = set(sys.modules)
-from hf_kd import ErasedModel
-print([name for name in {HEAVY + above!r} if name in sys.modules and name not in before])
-""")
-    assert set(ast.literal_eval(both)) <= {"datasets"}, "readers of images know the data sets of `datasets`"
-
-
 def test_every_public_name_is_there_and_where_it_says():
     assert sorted(hf_kd.__all__) == sorted(hf_kd._HOME)
     assert set(hf_kd.__all__) <= set(dir(hf_kd))
@@ -114,6 +104,18 @@ def test_every_public_name_is_there_and_where_it_says():
     names = {alias.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert names == {name: f"hf_kd.{home}" for name, home in hf_kd._HOME.items()}, "tools see what runs"
 
+
+BROUGHT = f"""
+import sys
+from transformers import PreTrainedModel, AutoModel, AutoImageProcessor
+before = set(sys.modules)
+from hf_kd import ErasedModel
+above = {(*(name for name in ABOVE if name != "hf_kd.hub"), "hf_kd.hub.document", "hf_kd.hub.card")!r}
+brought = {{name for name in {HEAVY!r} + above if name in sys.modules and name not in before}}
+assert brought <= {{"datasets"}}, brought  # readers of images know the data sets of `datasets`
+print("no more")
+"""
+"""A model brings what a model needs, in a process that has torch alone."""
 
 AFTER = {
     "KNOWLEDGE_RETENTION": "/hub/spaces/knowledge_retention",
@@ -197,15 +199,17 @@ print("loaded")
 
 @pytest.mark.processes
 def test_fresh_processes_find_public_names_and_load_a_saved_model_by_auto_classes(tmp_path):
-    """Whoever is imported first, after reloads and behind other finders, in a process that unpickles, and in threads."""
+    """Whoever is imported first, after reloads and behind other finders, in a process that unpickles, and in threads; and
+    what importing a model brings."""
     names = "AutoConfig, AutoModel, AutoModelForImageClassification"
     given = f"FOLDER, PICKLED = {str(SAVED / 'projection')!r}, {str(tmp_path / 'config')!r}"
     codes = {order: start.format(names=names) + LOAD for order, start in ORDERS.items()}
     codes["hf_kd first"] = ORDERS["hf_kd first"].format(names=names) + PIPELINE + LOAD
     codes |= {"reloaded": RELOADED, "unpickled": UNPICKLED, "threads": THREADS}
-    wanted = dict.fromkeys(codes, "loaded") | AFTER
+    wanted = {"brought": "no more"} | dict.fromkeys(codes, "loaded") | AFTER
     codes |= {name: f"import hf_kd; print(hf_kd.{name})" for name in AFTER}
-    said = forked({name: f"from pathlib import Path\n{given}\n{code}" for name, code in codes.items()})
+    programs = {name: (PACKAGES, f"from pathlib import Path\n{given}\n{code}") for name, code in codes.items()}
+    said = forked({"brought": ("", BROUGHT)} | programs)
     assert list(said) == list(wanted)
     assert not {name: text for name, (code, text) in said.items() if code or not text.strip().endswith(wanted[name])}
 

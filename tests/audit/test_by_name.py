@@ -19,6 +19,8 @@ from tests.helpers.two_towers import NAMES, TEMPLATES, two_towers
 
 CLASSES = ["cat", "dog", "ship"]
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 
 def data(count: int, seed: int) -> Dataset:
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
