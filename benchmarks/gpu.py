@@ -153,14 +153,15 @@ def planted(size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def auditing(size: Size, device: torch.device) -> None:
-    """The default audit of the features of ten classes, one forgotten by ESC."""
+    """The default audit of the features of ten classes, one forgotten by ESC; with `--small` of few draws."""
     features, labels = planted(size, device)
     eraser = ESC().fit(SecondMoment(size.width).update(features[labels == 0].cpu())).to(device)
     versions = {"original": features, "erased": eraser(features)}
     half = size.audit * 5 // 6
     train, test = ({k: v[part] for k, v in versions.items()} for part in (slice(half), slice(half, None)))
+    options = AuditOptions(draws=1) if size is SMALL else AuditOptions()
     started = time.perf_counter()
-    audit_features(train, labels[:half], test, labels[half:], 0, options=AuditOptions())
+    audit_features(train, labels[:half], test, labels[half:], 0, options=options)
     synchronize(device)
     print(f"\n### Audit of {size.audit:,} x {size.width} features\n\n{time.perf_counter() - started:.1f} s")
 

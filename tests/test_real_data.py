@@ -38,7 +38,7 @@ def test_resnet20_forgets_cats_as_expected_and_comes_back_from_disk(example, sha
     files = {split: str(shared / "data" / "cifar10" / f"{split}.parquet") for split in ("train", "test")}
     data = load_dataset("parquet", data_files=files)
     model = ErasedModel.from_model(*example.load(shared / "weights" / "cifar10_resnet20"))
-    model.erase(filter_by_labels(data["train"], "label", [3]), k=1, progress=False)
+    model.erase(filter_by_labels(data["train"], "label", [3]).select(range(500)), k=1, progress=False)
     labels = np.asarray(data["test"]["label"])
     others = [rows[:50] for rows in (np.flatnonzero(labels == label) for label in range(10) if label != 3)]
     read = ImageReader(model, data["test"].select(np.concatenate([np.flatnonzero(labels == 3), *others]))).read()

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForZeroShotImageClassification, pip
 
 from hf_kd import ErasedModel
 from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.features.text_reader import TextReader
 from hf_kd.model.concept import ReadConcept
 from hf_kd.model.verify import verify
 from tests.helpers import zoo
@@ -34,6 +35,18 @@ def clip() -> ErasedModel:
 
 def text_inputs(name: str) -> dict[str, torch.Tensor]:
     return {key: value for key, value in zoo.inputs(name).items() if key in ("input_ids", "attention_mask")}
+
+
+def test_texts_are_read_together_as_each_alone_in_the_order_they_were_given(monkeypatch):
+    """Whatever shares a batch and is padded to its longest."""
+    model = ErasedModel.from_model(*two_towers("CLIPModel"))
+    model.find_text_tap()
+    texts = ["this is a photo of the tabby cat", "cat", "a photo of a ship", "dog", "the tree of a house"]
+    reader = TextReader(model, progress=False)
+    monkeypatch.setattr("hf_kd.features.text_reader.BATCH", 2)
+    alone = torch.cat([reader.read([text]) for text in texts])
+    assert torch.allclose(reader.read(texts), alone, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", TWO_TOWERS)
