@@ -210,7 +210,7 @@ def _unlike(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
 
 def input_device(model: nn.Module) -> torch.device:
     """Where the inputs of a model go: with parts of it offloaded, where accelerate runs it."""
-    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    hooks = (vars(module).get("_hf_hook") for module in model.modules())  # getattr words an error for each without one
     parameters = (p.device for p in model.parameters() if p.device.type != "meta")
     offloaded = (getattr(hook, "execution_device", None) for hook in hooks)
     device = next((d for d in offloaded if d is not None), None) or next(parameters, "cpu")
