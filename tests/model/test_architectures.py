@@ -219,13 +219,12 @@ def test_saved_and_loaded_it_answers_bit_for_bit_the_same(name, tmp_path):
     model, inputs = erased(name), zoo.inputs(name, 4)
     model.save_pretrained(tmp_path)
     auto = AutoModelForImageClassification if zoo.CASES[name].heads else AutoModel
-    for cls in (ErasedModel, auto):
-        loaded = cls.from_pretrained(tmp_path)
-        assert isinstance(loaded, ErasedModel)
-        assert type(loaded.inner) is type(model.inner)
-        assert_bit_equal(answers(loaded, inputs), answers(model, inputs))
-        assert_bit_equal(dict(enumerate(pooled(loaded, name))), dict(enumerate(pooled(model, name))))
-        assert loaded.erasures == model.erasures
+    loaded = auto.from_pretrained(tmp_path)  # calls ErasedModel.from_pretrained
+    assert isinstance(loaded, ErasedModel)
+    assert type(loaded.inner) is type(model.inner)
+    assert_bit_equal(answers(loaded, inputs), answers(model, inputs))
+    assert_bit_equal(dict(enumerate(pooled(loaded, name))), dict(enumerate(pooled(model, name))))
+    assert loaded.erasures == model.erasures
 
 
 def pooled(model: ErasedModel, name: str) -> tuple[Tensor, ...]:
