@@ -15,7 +15,7 @@ from tests.test_project_files import ROOT
 def test_what_an_accelerator_is_asked_runs_on_the_cpu(tmp_path):
     numbers = np.random.default_rng(0)
     arrays = {}
-    for split, count in (("train", 160), ("test", 40)):
+    for split, count in (("train", 40), ("test", 20)):
         arrays[f"{split}_x"] = numbers.integers(256, size=(count, 32, 32, 3), dtype=np.uint8)
         arrays[f"{split}_y"] = np.arange(count) % 10
     np.savez(tmp_path / "cifar.npz", **arrays)
