@@ -27,6 +27,6 @@ def _found(installed: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
 def _changed_at(path: str) -> int:
     """Of a folder on the path; installing and removing a package changes it."""
     try:
-        return Path(path or ".").stat().st_mtime_ns
+        return Path(path).stat().st_mtime_ns
     except OSError:
         return 0
