@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from hf_kd.data.progress import Steps, working
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.records import installed
 from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels, count_shared_rows
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.attacks import attack_names
@@ -169,7 +169,7 @@ def audit_features(
         notes=tuple(notes),
         context={"date": time.strftime("%Y-%m-%d"), **(extras.context or {})},
         plots=feature_sections.plot_numbers(original, erased, extras.fit_class),
-        versions={name: version(name) for name in ("hf-kd", "torch", "scikit-learn", "numpy")},
+        versions={name: installed(name) for name in ("hf-kd", "torch", "scikit-learn", "numpy")},
         sampled=sampled,
         seconds=round(time.perf_counter() - started, 2),
         plot_samples=feature_sections.plot_samples(original, erased),

@@ -231,10 +231,10 @@ def config_errors(what: str, value: Any) -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """Of what decides about the numbers."""
-    return dict(_installed())
+    return {name: installed(name) for name in ("hf-kd", "torch", "transformers", "datasets", "accelerate")}
 
 
 @cache
-def _installed() -> tuple[tuple[str, str], ...]:
-    """Read once: each is a file of metadata that is parsed whole, 7 ms in all for every record and receipt."""
-    return tuple((name, version(name)) for name in ("hf-kd", "torch", "transformers", "datasets", "accelerate"))
+def installed(package: str) -> str:
+    """Its version, read once: a file of metadata is parsed whole for it, for every record, receipt and report."""
+    return version(package)
