@@ -62,6 +62,12 @@ def vit() -> PreTrainedModel:
     return ViTForImageClassification(ViTConfig(**shape, image_size=32, patch_size=4, **NAMES))
 
 
+def vit24() -> PreTrainedModel:
+    """A ViT of 0.68 million parameters for a processor: 24 pixels, patches of 4, 6 layers of width 96."""
+    shape = {"hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 384}
+    return ViTForImageClassification(ViTConfig(**shape, image_size=24, patch_size=4, **NAMES))
+
+
 RECIPES = {
     "resnet20": Recipe(lambda: CifarResNet(CifarResNetConfig(**NAMES)), IMAGENET),
     # settings of the published code: a constant rate, mirror images, no weight decay; it keeps the best of 50 epochs by the
@@ -70,5 +76,6 @@ RECIPES = {
         lambda: AllCNN(AllCNNConfig(**NAMES)), HALVES, batch=64, lr=0.01, weight_decay=0.0, constant=True, crop=0
     ),
     "resnet18": Recipe(resnet18, IMAGENET, size=64, batch=256, lr=0.2),
+    "vit24": Recipe(vit24, HALVES, size=24, lr=1e-3, weight_decay=0.05, optimizer="adamw", smoothing=0.1),
     "vit": Recipe(vit, HALVES, batch=256, lr=1e-3, weight_decay=0.05, optimizer="adamw", smoothing=0.1),
 }

@@ -1,6 +1,6 @@
 """Give a network the ten classes of a data set: a converged linear head on its frozen features, saved as a stock checkpoint.
 
-python benchmarks/real/ten_class_head.py --weights MOBILENET_V2 --data imagenette --output mobilenet10
+python benchmarks/real/ten_class_head.py --weights MOBILENET_V2 --data imagenette --output mobilenet10 [--size 128]
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("weights", "data", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument(
+        "--size", type=int, help="pixels of the middle square that is read, in place of the processor's"
+    )
     arguments = parser.parse_args()
     train, test = (load_source(arguments.data, split=split) for split in ("train", "test"))
     names = [name.partition(",")[0] for name in train.features["label"].names]
     model = ErasedModel.from_pretrained(arguments.weights)
+    if arguments.size:
+        model.processor.size = {"shortest_edge": round(arguments.size * 8 / 7)}
+        model.processor.crop_size = {"height": arguments.size, "width": arguments.size}
     read = [ImageReader(model, part).read(own_labels=True) for part in (train, test)]
     probe = fit_linear_probe(read[0].before[0], read[0].labels)
     stock = AutoModelForImageClassification.from_pretrained(
