@@ -261,6 +261,30 @@ def test_cover_classes_that_the_data_lacks_are_warned_about(place, tmp_path):
         assert ("there is no image of cover class 1 (bee), 4 (elk)" in " ".join(shown.split())) == warned
 
 
+@pytest.mark.parametrize("method", ["esc", "cover"])
+def test_labels_that_nobody_asked_to_forget_may_be_unknown_to_the_model(place, tmp_path, method):
+    """Whatever the method has to say of other classes of the data in the end."""
+    (tmp_path / "data").mkdir()
+    data = make_dataset([0, 1, 2, 3, 4] * 12, names=["ape", "bee", "tabby", "dog", "yeti"])
+    data.to_parquet(tmp_path / "data" / "train.parquet")
+    arguments = ["--dataset", tmp_path / "data", "--forget-labels", "tabby", "--label-mapping", "tabby=cat"]
+    arguments += ["--method", method, "--json", "--output", tmp_path / "out"]
+    result = json.loads(hf_kd("erase", place / "taught", *arguments).stdout)
+    assert result["erasure"]["classes"] == [2]
+    covered = result["erasure"]["measured"][0].get("cover_classes", [])
+    assert result["cover_missing"] == [c for c in covered if c == 4], "no image is known to be one of elk"
+
+
+@pytest.mark.parametrize("saved", ["--fold", "--eraser-only", None])
+def test_the_accuracy_is_the_same_however_the_result_is_saved(place, tmp_path, saved):
+    arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--test-split", "test", "--json"]
+    arguments += [*([saved] if saved else []), "--output", tmp_path / "out"]
+    accuracy = json.loads(hf_kd("erase", place / "taught", *arguments).stdout)["accuracy"]
+    assert accuracy["original"]["forget"] > 50
+    assert accuracy["erased"]["forget"] < accuracy["original"]["forget"]
+    assert accuracy["changes"]["forget"]["samples"] == 4
+
+
 def test_masked_classes_by_option(place, tmp_path):
     arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--method", "cover", "--m", "1", "--json"]
     result = hf_kd("erase", place / "taught", *arguments, "--drop-label", "--output", tmp_path / "dropped")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -239,3 +240,50 @@ def test_of_two_limits_that_of_the_retained_images_is_theirs_and_records_say_of_
         assert again.get(told) == record.get(told), typed
     assert ("--limit" in typed) == ("seed" in record["sampled"].get("forget", {}))
     assert ("--retain-limit" in typed) == ("seed" not in record["sampled"].get("retain", {}))
+
+
+TO_TEST = {
+    "no image of the class": [0, 1, 3, 4] * 3,
+    "only images of the class": [2] * 6,
+    "images without a label": [0, 1, 2, 3, -1] * 3,
+}
+
+
+@pytest.mark.parametrize("kind", TO_TEST)
+@pytest.mark.parametrize("command", ["unlearn", "erase"])
+def test_a_split_that_cannot_be_measured_is_refused_before_the_work(place, tmp_path, monkeypatch, command, kind):
+    labels = TO_TEST[kind]
+    shutil.copytree(place / "data", tmp_path / "data")
+    images = make_dataset([max(label, 0) for label in labels]).remove_columns("label")
+    data = images.add_column("label", labels).cast_column("label", make_dataset([0]).features["label"])
+    data.to_parquet(tmp_path / "data" / "test.parquet")
+    worker = {"unlearn": "hf_kd.model.unlearn.unlearn", "erase": "hf_kd.model.erased_model.ErasedModel.erase"}[command]
+    monkeypatch.setattr(worker, lambda *given, **named: pytest.fail("the work began"))
+    arguments = ["--dataset", tmp_path / "data", "--forget-labels", "cat", "--test-split", "test"]
+    refused = hf_kd(command, place / "model", *arguments, "--output", tmp_path / "out", code=1).stderr
+    assert "--test-split test: " in " ".join(refused.split())
+
+
+def test_what_cannot_be_measured_afterwards_costs_no_model(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_kd.metrics.scores.forget_retain_accuracy", fails_the_second_time())
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--method", "head-surgery"]
+    arguments += ["--test-split", "test", "--output", tmp_path / "out"]
+    refused = " ".join(hf_kd("unlearn", place / "model", *arguments, code=1).stderr.split())
+    assert "answers are not finite" in refused
+    assert "The model is saved in" in refused
+    assert "Everything matches" in hf_kd("verify", tmp_path / "out").stdout
+
+
+def fails_the_second_time():
+    from hf_kd.errors import InvalidValueError
+    from hf_kd.metrics.scores import forget_retain_accuracy
+
+    calls = []
+
+    def measure(*given, **named):
+        calls.append(given)
+        if len(calls) == 2:
+            raise InvalidValueError("The answers are not finite.")
+        return forget_retain_accuracy(*given, **named)
+
+    return measure

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import HfKdError, InvalidValueError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,58 +14,101 @@ if TYPE_CHECKING:
     from hf_kd.features.reader import ReadOptions
     from hf_kd.model.erased_model import ErasedModel
 
+PARTS = ("forget", "retain")
 
-def head_accuracy(
-    model: ErasedModel, data: Any, classes: list[int], reading: ReadOptions, changed: ErasedModel | None = None
-) -> dict[str, Any]:
-    """Of the head, in percent, before and after: behind the eraser of `model`, or of the `changed` model.
 
-    `changes` says of both parts how many images they have, and how many are answered rightly no more, or only now;
-    `hardest_hit` which other class lost most, as a `Share`, where one lost more than chance.
-    `classes` are ids of the model; those that were erased earlier count as forgotten too.
+class HeadAccuracy:
+    """Of the head on a test split, in percent, before and after: what the split or the model lacks is refused before the work.
+
+    Args:
+        model: Before the work.
+        data: The test split.
+        split: Its name.
+        classes: Ids of the model; those that were erased earlier count as forgotten too.
+        reading: How images are read.
+
+    Raises:
+        InvalidValueError: Without a head or forgotten labels, and for a split without an image of either part.
+        LabelMismatchError: For labels that the model does not know.
     """
-    from hf_kd.audit.shares import Share, hardest_hit
-    from hf_kd.features.heads import has_head, predictions
-    from hf_kd.features.reader import ImageReader
-    from hf_kd.metrics._inputs import is_in
-    from hf_kd.metrics.scores import forget_retain_accuracy
 
-    if not has_head(model):
-        raise InvalidValueError("--test-split measures the head's accuracy, and this model has no classification head.")
-    if not classes:
-        raise InvalidValueError(
-            "--test-split measures forgotten against other labels; name the forgotten ones with --forget-labels."
+    def __init__(self, model: ErasedModel, data: Any, split: str, classes: list[int], reading: ReadOptions) -> None:
+        from hf_kd.features.heads import has_head, predictions
+        from hf_kd.features.reader import ImageReader
+
+        if not has_head(model):
+            raise InvalidValueError(
+                "--test-split measures the head's accuracy, and this model has no classification head: leave it out."
+            )
+        if not classes:
+            raise InvalidValueError(
+                "--test-split measures forgotten against other labels; name the forgotten ones with --forget-labels."
+            )
+        earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
+        self.data, self.split, self.reading = data, split, reading.of_test()
+        self.forgotten = sorted(earlier | set(classes))
+        self.reader = ImageReader(model, data, self.reading)
+        try:
+            self.read = self.reader.read()
+            self.answers = predictions(model, self.read.before, masked=False)
+            self.before = self._rates(self.answers)
+        except HfKdError as error:
+            error.args = (f"--test-split {split}: {error}", *error.args[1:])
+            raise
+
+    def _rates(self, answers: Tensor) -> dict[str, float]:
+        from hf_kd.metrics.scores import forget_retain_accuracy
+
+        return dict(zip(PARTS, forget_retain_accuracy(answers, self.read.labels, self.forgotten), strict=True))
+
+    def measured(self, output: Path, changed: ErasedModel | None = None) -> dict[str, Any]:
+        """What is printed and told as JSON: behind the eraser that the model has now, or of the `changed` model.
+
+        `changes` says of both parts how many images they have, and how many are answered rightly no more, or only now;
+        `hardest_hit` which other class lost most, as a `Share`, where one lost more than chance.
+
+        Args:
+            output: Where the result of the work was saved before this.
+            changed: The model with other weights.
+        """
+        from hf_kd.audit.shares import Share, hardest_hit
+        from hf_kd.features.heads import predictions
+        from hf_kd.features.reader import ImageReader
+        from hf_kd.metrics._inputs import is_in
+
+        labels = self.read.labels
+        try:
+            if changed is None:
+                answers = predictions(self.reader.model, self.read.erased(self.reader.model))
+            else:
+                answers = predictions(changed, ImageReader(changed, self.data, self.reading).read().before)
+            after = self._rates(answers)
+        except HfKdError as error:
+            error.args = (f"--test-split {self.split}: {error} (The model is saved in {output}.)", *error.args[1:])
+            raise
+        rows = is_in(labels, self.forgotten)
+        hits, hits_before = answers == labels, self.answers == labels
+
+        def changes(own: Tensor) -> dict[str, int]:
+            lost, gained = hits_before & ~hits & own, hits & ~hits_before & own
+            return {"samples": int(own.sum()), "lost": int(lost.sum()), "gained": int(gained.sum())}
+
+        worst = hardest_hit(
+            {
+                int(label): Share(_percent(hits[own]), _percent(hits_before[own]), **changes(own))
+                for label in labels[~rows].unique()
+                for own in [labels == label]
+            }
         )
-    earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
-    forgotten = sorted(earlier | set(classes))
-    reader = ImageReader(model, data, reading.of_test())
-    read = reader.read()
-    if changed is None:
-        after = predictions(model, read.erased(model))
-    else:
-        after = predictions(changed, ImageReader(changed, data, reading.of_test()).read().before)
-    scores: dict[str, Any] = {"classes": forgotten, "sampled": reader.sampled}
-    before = predictions(model, read.before, masked=False)
-    for when, answers in (("original", before), ("erased", after)):
-        forget, retain = forget_retain_accuracy(answers, read.labels, forgotten)
-        scores[when] = {"forget": forget, "retain": retain}
-    rows = is_in(read.labels, forgotten)
-    hits, hits_before = after == read.labels, before == read.labels
-
-    def changes(own: Tensor) -> dict[str, int]:
-        lost, gained = hits_before & ~hits & own, hits & ~hits_before & own
-        return {"samples": int(own.sum()), "lost": int(lost.sum()), "gained": int(gained.sum())}
-
-    scores["changes"] = {"forget": changes(rows), "retain": changes(~rows)}
-    worst = hardest_hit(
-        {
-            int(label): Share(_percent(hits[own]), _percent(hits_before[own]), **changes(own))
-            for label in read.labels[~rows].unique()
-            for own in [read.labels == label]
+        return {
+            "split": self.split,
+            "classes": self.forgotten,
+            "sampled": self.reader.sampled,
+            "original": self.before,
+            "erased": after,
+            "changes": dict(zip(PARTS, (changes(rows), changes(~rows)), strict=True)),
+            "hardest_hit": None if worst is None else {"label": worst[0], **asdict(worst[1])},
         }
-    )
-    scores["hardest_hit"] = None if worst is None else {"label": worst[0], **asdict(worst[1])}
-    return scores
 
 
 def _percent(hits: Tensor) -> float:

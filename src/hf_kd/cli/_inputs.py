@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from ._options import LIMITS, Shared
 if TYPE_CHECKING:
     import torch
 
-    from hf_kd.features.reader import ReadOptions
+    from hf_kd.features.reader import ImageReader, ReadOptions
     from hf_kd.model.erased_model import ErasedModel
 
 
@@ -197,13 +197,23 @@ class Parts:
         """The forgotten labels as ids of the model; those of the data set where the model has no labels."""
         import torch
 
-        from hf_kd.data.labels import match_labels
         from hf_kd.features.heads import has_head
 
-        if not self.ids or not has_head(model):
-            return list(self.ids)
-        mapping = match_labels(self.names, model.class_names, reading.label_mapping)
-        return mapping(torch.tensor(self.ids)).tolist()
+        mapping = self._reader(model, reading).mapping if self.ids and has_head(model) else None
+        return list(self.ids) if mapping is None else mapping(torch.tensor(self.ids)).tolist()
+
+    def classes(self, model: ErasedModel, reading: ReadOptions) -> set[int] | None:
+        """The classes of the model that the whole split has an image of; None where it has no labels, or the model none."""
+        reader = self._reader(model, reading)
+        if reader.mapping is None:
+            return None
+        found = reader.images.source.unique(reader.images.label_column)
+        return {reader.mapping.to_model[label] for label in found if label in reader.mapping.to_model}
+
+    def _reader(self, model: ErasedModel, reading: ReadOptions) -> ImageReader:
+        from hf_kd.features.reader import ImageReader
+
+        return ImageReader(model, self.data, replace(reading, limit=None))
 
 
 def without_forgotten(data: Any, parts: Parts, reading: ReadOptions) -> Any:

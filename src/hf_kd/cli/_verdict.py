@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def accuracy_verdict(
     accuracy: Mapping[str, Any] | None, record: Mapping[str, Any], names: Mapping[int, str]
 ) -> Verdict:
-    """What `head_accuracy` measured after the request of this record, in words.
+    """What `HeadAccuracy` measured after the request of this record, in words.
 
     Args:
         accuracy: None where nothing was measured.

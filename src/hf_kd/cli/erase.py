@@ -14,7 +14,7 @@ from hf_kd.errors import InvalidValueError, check_choice
 from hf_kd.methods.registry import built_in_infos, by_name_infos, refuse_method
 
 from . import _inputs
-from ._accuracy import head_accuracy
+from ._accuracy import HeadAccuracy
 from ._app import command, console
 from ._by_name import ByName
 from ._options import LIMITS, READING, ModelArgument, Shared
@@ -148,6 +148,9 @@ def erase(
     test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None
     parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain, retain_limit)
     erased = _loaded(model, eraser_only, shared)
+    accuracy = None
+    if test is not None:
+        accuracy = HeadAccuracy(erased, test, test_split, parts.in_model(erased, reading), reading)
     earlier = len(erased.erasures)
     erased.erase(
         parts.forget,
@@ -163,9 +166,9 @@ def erase(
         logger.warning(
             "Every label of the data set was forgotten, %d in all: --forget-labels was not given.", len(classes)
         )
-    accuracy = None
-    if test is not None:
-        accuracy = {"split": test_split, **head_accuracy(erased, test, parts.in_model(erased, reading), reading)}
+    if not _save(erased, output, fold, eraser_only):
+        return  # another process of the same launch reports
+    measured = None if accuracy is None else accuracy.measured(output)
     result = {
         "model": model,
         "output": str(output),
@@ -174,17 +177,15 @@ def erase(
         "earlier_erasures": earlier,
         "erasure": erased.erasures[-1].to_dict(names=True),
         "class_names": _names_in(erased),
-        "accuracy": accuracy,
-        **_cover_in(data, erased, reading),
+        "accuracy": measured,
+        **_cover_in(parts, erased, reading),
     }
     audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])
     # labels that the model does not know stand in no record: the audit has to be told
     unknown = forget_labels or () if erased.erasures[-1].classes is None else ()
     options = [*eraser, *(["--original", model] if fold else []), *(w for f in unknown for w in ("--forget-labels", f))]
     result["next"] = audit_command(audited, dataset, *options, shared=shared, split=split, test_split=test_split)
-    result["verdict"] = accuracy_verdict(accuracy, result["erasure"], erased.class_names).text
-    if not _save(erased, output, fold, eraser_only):
-        return  # another process of the same launch reports
+    result["verdict"] = accuracy_verdict(measured, result["erasure"], erased.class_names).text
     if shared.as_json:
         print(json.dumps(result))
     else:
@@ -314,18 +315,9 @@ def _names_in(model: ErasedModel) -> dict[int, str]:
     return {c: name for c, name in model.class_names.items() if c in covers | set(erasure.classes or ())}
 
 
-def _cover_in(data: Any, model: ErasedModel, reading: ReadOptions) -> dict[str, Any]:
+def _cover_in(parts: _inputs.Parts, model: ErasedModel, reading: ReadOptions) -> dict[str, Any]:
     """Cover classes of the last erasure that the data set has no image of, and the names of all of them."""
-    import torch
-
-    from hf_kd.data.image_source import inspect_images
-    from hf_kd.data.labels import match_labels
-
     cover = sorted({c for measured in model.erasures[-1].measured for c in measured.get("cover_classes", ())})
-    missing: list[int] = []
-    images = inspect_images(data, reading.image_column, reading.label_column) if cover else None
-    if images is not None and images.label_column is not None:
-        mapping = match_labels(images.label_names, model.class_names, reading.label_mapping)
-        present = set(mapping(torch.tensor(data[images.label_column])).tolist())
-        missing = [c for c in cover if c not in present]
+    present = parts.classes(model, reading) if cover else None
+    missing = [] if present is None else [c for c in cover if c not in present]
     return {"cover_missing": missing, "cover_names": {c: model.class_names.get(c, str(c)) for c in cover}}

@@ -15,7 +15,7 @@ from hf_kd.errors import InvalidValueError, UnreachableError
 from hf_kd.methods.registry import built_in_infos, refuse_method
 
 from . import _inputs
-from ._accuracy import head_accuracy
+from ._accuracy import HeadAccuracy
 from ._app import command, console
 from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_accuracy, show_measured, show_next
@@ -107,7 +107,10 @@ def unlearn(
         retained = _inputs.without_forgotten(given, parts, reading)
         left_out = len(given) - len(retained)
         retained = _inputs.at_most(retained, retain_limit)
-    original = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
+    original = _inputs.load_model(model, shared).to(device := _inputs.device_of(shared))
+    accuracy = None
+    if test is not None:
+        accuracy = HeadAccuracy(original, test, test_split, parts.in_model(original, reading), reading)
     changed = change_weights(
         original,
         parts.forget,
@@ -120,26 +123,24 @@ def unlearn(
         if reference_model is None
         else _inputs.load_model(reference_model, replace(shared, revision=None)),
     )
-    accuracy = None
-    if test is not None:
-        after = ErasedModel.from_model(changed, processor=original.processor)
-        measured = head_accuracy(original, test, parts.in_model(original, reading), reading, after)
-        accuracy = {"split": test_split, **measured}
     state = process_state()
     if state.is_main_process:
         with working("saving", reading.progress):
             _save(changed.cpu(), original.processor, output)
     state.wait_for_everyone()
+    measured = None
+    if accuracy is not None:
+        measured = accuracy.measured(output, ErasedModel.from_model(changed.to(device), original.processor))
     if not state.is_main_process:
         return
-    record = changed.config.hf_kd_unlearned[-1] | {"accuracy": accuracy}
+    record = changed.config.hf_kd_unlearned[-1] | {"accuracy": measured}
     names = record_names(record, original.class_names)
     # regrow is for weights that are handed out: what their holder finds is what to ask
     access = ("--access", "weights") if method == "regrow" else ()
     record["next"] = audit_command(
         str(output), dataset, "--original", model, *access, shared=shared, split=split, test_split=test_split
     )
-    record["verdict"] = accuracy_verdict(accuracy, record, original.class_names).text
+    record["verdict"] = accuracy_verdict(measured, record, original.class_names).text
     if shared.as_json:
         console.print_json(data=record)
         return

@@ -41,8 +41,7 @@ class LabelMapping:
             if value != -1 and value not in self.to_model:
                 known = f" ({self.names[value]!r})" if value in self.names else ""
                 raise LabelMismatchError(
-                    f"Label {value}{known} of the forget set is no label of the model, whose counterparts are known "
-                    f"for "
+                    f"Label {value}{known} of the data is no label of the model, whose counterparts are known for "
                     f"{_range(self.to_model)}. {_way_out(self.names.get(value, value))}"
                 )
             mapped.append(-1 if value == -1 else self.to_model[value])
