@@ -18,7 +18,7 @@ PARTS = ("forget", "retain")
 
 
 class HeadAccuracy:
-    """Of the head on a test split, in percent, before and after: what the split or the model lacks is refused before the work.
+    """Of the head on a test split, in percent, before and after: what the split or the model lacks is refused at once.
 
     Args:
         model: Before the work.
