@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 from huggingface_hub import ModelCard
 
 from hf_kd import ErasedModel
 from hf_kd.hub.card import BEGIN, END
-from hf_kd.hub.document import document
+from hf_kd.hub.document import REPORT, document
 from hf_kd.model.verify import verify
+from tests.conftest import image_processor
+from tests.helpers.audited import LEAST, audited
+from tests.helpers.small import NAMES, make_dataset
 
 TEXT = "---\nlicense: mit\ntags:\n- pets\n---\n\n# Café pets\n\nMy own words.\n\n\n| a | b |\n"
 
@@ -79,3 +83,21 @@ def test_a_persons_text_keeps_its_line_ends_and_its_metadata(erased, tmp_path, e
     assert body in (tmp_path / "README.md").read_bytes()
     assert END in once.decode()
     assert os.listdir(tmp_path).count("README.md") == 1
+
+
+@pytest.mark.parametrize("earlier", ["in the model", "folded"])
+def test_an_audit_of_one_forgotten_class_names_none_that_was_forgotten_by_another_request(
+    erased, tmp_path, earlier, monkeypatch
+):
+    """ "cat" is forgotten first, then "ape"; the audit asks for "ape", and counts "cat" among the retained classes."""
+    monkeypatch.setattr("hf_kd.hub.document.has_package", lambda name: False)  # figures take seconds
+    if earlier == "folded":
+        erased = ErasedModel.from_model(erased.fold(), image_processor())
+    erased.erase(make_dataset([0] * 20), k=1, progress=False)
+    report = audited(forget=0, class_names=dict(enumerate(NAMES)), **LEAST)
+    erased.save_pretrained(tmp_path)
+    for named in (False, True):
+        document(erased, tmp_path, report=report, show_class_names=named)
+        card, told = ((tmp_path / name).read_text() for name in ("README.md", REPORT))
+        assert {*re.findall(r"\b(?:ape|cat)\b", card + told)} == ({"ape", "cat"} if named else set())
+        assert "bee" in told, "retained classes keep their names"

@@ -9,14 +9,14 @@ from torch import Tensor
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
-from hf_kd.methods.records import folded_erasures, weight_changes
+from hf_kd.methods.records import all_records
 
 
 def forgotten_labels(model: TappedModel, given: Any, names: Any) -> list[int]:
     """Ids of the labels given by name or id, or else of all classes in the records of erasing and unlearning."""
     if given is not None:
         return resolved_labels(given, names)
-    records = [*weight_changes(model.config), *folded_erasures(model.config), *model.erasures]
+    records = all_records(model)
     classes = {label for record in records for label in record.classes or ()}
     if not records:
         raise InvalidValueError(

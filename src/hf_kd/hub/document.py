@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hf_kd.audit.report import RetentionReport
 from hf_kd.errors import has_package
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
-from hf_kd.methods.records import Erasure, WeightChange, versions, weight_changes
+from hf_kd.methods.records import Erasure, WeightChange, all_records, versions, weight_changes
 from hf_kd.methods.registry import available_methods, method_info
 
 from .card import BEGIN, END, CardValues, render
@@ -67,9 +67,11 @@ def document(
     places = [folder] if beside is None else [folder, Path(beside)]
     existing, changeable = read_card(places)
     labels = _labels(model) if show_class_names else None
-    if report is not None and not show_class_names:
-        kept = {label: name for label, name in report.class_names.items() if label not in report.forget_labels}
-        report = replace(report, class_names=kept)
+    shown = model.class_names
+    if not show_class_names:
+        audited = () if report is None else report.forget_labels
+        shown = _retained_names(model, shown, audited)
+        report = report and replace(report, class_names=_retained_names(model, report.class_names, audited))
     if report is not None and report.context.get("dataset") not in datasets:
         # by the names of a folder and its files only whom it was handed to knows the data
         known = {key: value for key, value in report.context.items() if key not in ("dataset", "files")}
@@ -105,7 +107,7 @@ def document(
     if not changeable or (existing is not None and BEGIN not in existing and not add_card):
         return
     values = CardValues(
-        requests=tuple(_request(model, record, show_class_names) for record in records),
+        requests=tuple(_request(model, record, shown, show_class_names) for record in records),
         architecture=type(model.inner).__name__,
         own_class=own_class,
         taps=tuple(str(tap) for tap in model.taps),
@@ -183,13 +185,20 @@ def _card(values: CardValues, existing: str | None) -> str:
         )
 
 
-def _request(model: TappedModel, erasure: Erasure, named: bool) -> Request:
-    names = model.class_names
-    secret = set() if named else {label for record in records_of(model) for label in record.classes or ()}
+def _retained_names(model: TappedModel, names: Mapping[int, str], audited: Iterable[int]) -> dict[int, str]:
+    """Names of classes without those that any request was to forget, or that an audit takes for forgotten."""
+    records = all_records(model)
+    secret = {*audited, *(label for record in records for label in record.classes or ())}
+    told = {name for record in records for name in record.dataset_classes or ()}
+    return {label: name for label, name in names.items() if label not in secret and name not in told}
+
+
+def _request(model: TappedModel, erasure: Erasure, shown: Mapping[int, str], named: bool) -> Request:
+    """A record as the card tells it; `shown`: the names of classes that may stand in it."""
     return Request(
         images=erasure.n_forget,
         classes=None if erasure.classes is None else len(erasure.classes),
-        names=tuple(str(names.get(label, label)) for label in erasure.classes or ()) if named else None,
+        names=tuple(str(shown.get(label, label)) for label in erasure.classes or ()) if named else None,
         method=erasure.method,
         settings=erasure.settings,
         rank_removed=erasure.k,
@@ -205,7 +214,7 @@ def _request(model: TappedModel, erasure: Erasure, named: bool) -> Request:
         erased_label=erasure.erased_label,
         measured=erasure.measured,
         warnings=erasure.warnings,
-        cover_names={label: name for label, name in names.items() if label not in secret},
+        cover_names=shown,
         texts=erasure.n_texts,
         words=erasure.texts,
     )

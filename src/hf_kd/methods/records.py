@@ -215,6 +215,11 @@ def folded_erasures(config: Any) -> tuple[Erasure, ...]:
         return tuple(Erasure.from_dict(record) for record in stored)
 
 
+def all_records(model: Any) -> tuple[Erasure, ...]:
+    """All that a model was made to forget: by changed weights, by erasers folded into them, by those that stand in it."""
+    return (*weight_changes(model.config), *folded_erasures(model.config), *model.erasures)
+
+
 @contextlib.contextmanager
 def config_errors(what: str, value: Any) -> Iterator[None]:
     """What a config.json says wrongly is a ValueError, whatever it trips over."""
