@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
@@ -112,14 +112,18 @@ def refuse_contradicted(folder: Path, base: str | None = None) -> None:
         )
 
 
-def report_of(folder: Path, report: Path | None) -> RetentionReport | None:
-    """The report at this path, or in this folder of `hf-kd audit`; else the one beside the model if there is one."""
+def report_of(folder: Path, report: Path | None, records: Iterable[Mapping[str, Any]]) -> RetentionReport | None:
+    """The report at this path, or in this folder of `hf-kd audit`; else the one beside the model, if it is of it.
+
+    Args:
+        folder: Of the model.
+        report: What was named.
+        records: Of the model, as `hf_kd.hub.own_report.records_told` gives them.
+    """
     from hf_kd.audit.report import RetentionReport
     from hf_kd.hub.document import REPORT
+    from hf_kd.hub.own_report import report_beside
 
-    path = report or folder / REPORT
-    if path.is_dir():
-        path = path / "report.json"
-    if report is None and not path.is_file():
-        return None
-    return RetentionReport.from_json(path)
+    if report is None:
+        return report_beside(folder / REPORT, records)
+    return RetentionReport.from_json(report / "report.json" if report.is_dir() else report)

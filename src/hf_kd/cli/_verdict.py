@@ -94,14 +94,16 @@ def _said(warning: str) -> bool:
     return any(text.startswith(warning.removesuffix(".")) for text in LOGGED)
 
 
-def report_verdict(folder: str | Path, shared: Shared, base: str | None = None) -> str:
+def report_verdict(
+    folder: str | Path, records: Sequence[Mapping[str, Any]], shared: Shared, base: str | None = None
+) -> str:
     """The verdict of the report beside a model, or an eraser for a `base`; where there is none, how one comes there."""
     from hf_kd.audit.verdict import NOT_AUDITED
 
     from ._published import holds_eraser, report_of
 
     try:
-        report = report_of(Path(folder), None)
+        report = report_of(Path(folder), None, records)
     except InvalidValueError as error:
         return f"The report beside this model says nothing: {error}"
     if report is not None or not Path(folder).is_dir():

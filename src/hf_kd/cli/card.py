@@ -37,11 +37,12 @@ def card(
     _inputs.load_libraries(shared)
     from hf_kd.audit.verdict import NOT_AUDITED
     from hf_kd.hub.document import base_of, document
+    from hf_kd.hub.own_report import records_told
     from hf_kd.hub.publish import base_license
     from hf_kd.model.saving import atomic_directory
 
     model = erased_in(folder, base)
-    found, licence = report_of(folder, report), base_license(base_of(model)[0])
+    found, licence = report_of(folder, report, records_told(model)), base_license(base_of(model)[0])
     with working("writing card and figures"), atomic_directory(folder) as temporary:
         document(
             model,

@@ -39,8 +39,8 @@ def inspect(model: ModelArgument, *, shared: Shared) -> None:
         loaded = _inputs.load_model(model, shared)
         loaded.find_taps()
         facts = _facts(model, loaded)
-    if facts["erasures"] or facts["changes"] or facts["folded"]:
-        facts["verdict"] = report_verdict(model, shared)
+    if records := [*facts["changes"], *facts["folded"], *facts["erasures"]]:
+        facts["verdict"] = report_verdict(model, records, shared)
     if shared.as_json:
         print(json.dumps(facts))
         return

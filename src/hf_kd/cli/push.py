@@ -54,9 +54,12 @@ def push(
     """
     refuse_unpublishable(folder, base, shared.eraser)
     _inputs.load_libraries(shared)
-    result = erased_in(folder, base, shared.eraser).push_to_hub(
+    from hf_kd.hub.own_report import records_told
+
+    model = erased_in(folder, base, shared.eraser)
+    result = model.push_to_hub(
         repo_id,
-        report=report_of(folder, report),
+        report=report_of(folder, report, records_told(model)),
         private=private,
         revision=shared.revision,
         create_pr=create_pr,

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_kd.errors import InvalidValueError
-from hf_kd.hub.files import refuse_no_receipt
+from hf_kd.hub.files import RECEIPT, refuse_no_receipt
 
 from . import _inputs
 from ._app import IN_PART, command, console, in_words
@@ -59,6 +59,7 @@ def verify(
     if Path(source).is_dir():
         refuse_no_receipt(source, Path(source))
     _inputs.load_libraries(shared)
+    from hf_kd.hub.receipt import read_receipt
     from hf_kd.model.verification import GIVE_IMAGES
     from hf_kd.model.verify import verify as check
 
@@ -85,7 +86,9 @@ def verify(
         console.print(Text.assemble((claim + end, style), rest))
         console.print(table)
         if result.ok and Path(source).is_dir():
-            show_verdict(console, report_verdict(source, shared, base))
+            content = read_receipt(Path(source) / RECEIPT)
+            records = [*content.get("changes", []), *content["erasures"]]
+            show_verdict(console, report_verdict(source, records, shared, base))
     if not result.ok:
         raise typer.Exit(IN_PART if result.undecided else 1)
 

@@ -23,6 +23,7 @@ from hf_kd.methods.registry import available_methods, method_info
 
 from .card import BEGIN, END, CardValues, render
 from .files import RECEIPT, checkpoint_files, is_eraser
+from .own_report import refuse_other_report
 from .receipt import commands_of, inner_digest, receipt, write_receipt
 from .wording import Request
 
@@ -62,7 +63,11 @@ def document(
         add_card: False leaves a README alone that has no section of ours.
         datasets: Hub ids, for the card.
         license: For a card that has none.
+
+    Raises:
+        InvalidValueError: The report is of another model.
     """
+    refuse_other_report(report, model)
     folder = Path(folder)
     places = [folder] if beside is None else [folder, Path(beside)]
     existing, changeable = read_card(places)

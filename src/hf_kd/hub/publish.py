@@ -33,6 +33,7 @@ from hf_kd.methods.records import weight_changes
 from .document import CARD, REPORT, base_of, document, has_own_class, records_of
 from .endpoint import write_handler
 from .files import ERASER_WEIGHTS, WEIGHT_PATTERNS, save_processor
+from .own_report import refuse_other_report
 from .upload import Published, fetch, prepare, upload
 from .wording import BASE_KNOWS, WEIGHTS_KNOW
 
@@ -114,15 +115,17 @@ def push(
         Where it went, and whether it was compared.
 
     Raises:
-        ValueError: Nothing was erased, the id is malformed, an eraser on its own is refused (see `save_eraser`), or a
-            handler is asked for a folded model (whose features are not erased), for an eraser on its own (which serves
-            nothing), for a class that is none of transformers, or a repository that has one of its own.
+        ValueError: Nothing was erased, the report is of another model, the id is malformed, an eraser on its own is refused
+            (see `save_eraser`), or a handler is asked for a folded model (whose features are not erased), for an eraser on
+            its own (which serves nothing), for a class that is none of transformers, or a repository that has one of its
+            own.
         PushError: The upload failed and left the repository as it was (an OSError).
         NotVerifiedError: It happened and what loads back is not this model, or nothing loads back (an OSError).
         TypeError: There is no such option.
     """
     target = UploadOptions(**upload_options)
     _refuse_nothing_to_publish(model)
+    refuse_other_report(report, model)
     if handler and (folded or eraser_only):
         raise InvalidValueError(
             "handler=True serves features too, and those of folded=True are not erased: take one of both."

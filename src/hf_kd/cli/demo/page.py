@@ -26,6 +26,7 @@ from hf_kd.features.reader import preprocessor_of
 from hf_kd.features.taps.inputs import explaining, in_dtype_of, run
 from hf_kd.hub.card import BEGIN
 from hf_kd.hub.document import REPORT
+from hf_kd.hub.own_report import records_told, refuse_other_report, report_beside
 from hf_kd.model.erased_model import ErasedModel
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def page(
 
     Raises:
         ImportError: Without gradio, with the command to install it.
-        ValueError: For a model without an eraser or without a classification head.
+        ValueError: For a model without an eraser or without a classification head, and for a report of another model.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     gr = require("gradio", "ui")
@@ -77,9 +78,10 @@ def page(
         raise InvalidValueError(
             f"{source} is no erased classifier: there is no second answer to show beside the first."
         )
-    stored = _beside(source, REPORT)
-    if report is None and stored is not None:
-        report = RetentionReport.from_json(stored)
+    if report is None and (stored := _beside(source, REPORT)) is not None:
+        report = report_beside(stored, records_told(model))
+    else:
+        refuse_other_report(report, model)
 
     def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, float]]:
         if image is None:
@@ -104,7 +106,7 @@ def page(
         chosen = [] if examples is None else offered(Path(examples), model)
         if chosen:
             gr.Examples([[str(path)] for path in chosen], [image], [before, after], compare, run_on_click=True)
-        figure = label_efficiency(source, report)
+        figure = None if report is None else label_efficiency(source, report)
         with gr.Row():
             if figure is not None:
                 with gr.Column():
