@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
 from hf_kd import AuditOptions, ErasedModel, Retrained, Unseen, audit_features
+from hf_kd.audit.audit_model import _Data
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
 from hf_kd.data.draw import stratified_rows
@@ -153,6 +155,16 @@ def test_only_the_labels_that_count_as_retained(erased, splits):
     assert {2, 3, 4} <= set(report.class_names), "and those that are answered"
     with pytest.raises(ValueError, match="Did you mean 'dog'"):
         erased.audit(*splits, **QUICK, retain_labels="dgo")
+
+
+def test_a_model_that_is_named_goes_to_the_device_of_the_audited_one(vit, processor, tmp_path):
+    """Where the inputs of that one go: here to "meta", which any machine can tell from the CPU."""
+    vit.save_pretrained(tmp_path / "other")
+    audited = ErasedModel.from_model(vit, processor)
+    audited.inner._hf_hook = SimpleNamespace(execution_device="meta")  # as accelerate says where a model runs
+    named = _Data.wrapped(SimpleNamespace(model=audited), tmp_path / "other")
+    assert {parameter.device.type for parameter in named.parameters()} == {"meta"}
+    assert named.processor is processor, "a folder without one is read as the audited model is"
 
 
 def test_an_original_model_makes_changed_weights_visible(model, processor, forget, splits):

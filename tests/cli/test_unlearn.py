@@ -150,8 +150,12 @@ def test_a_report_without_the_original_says_that_it_cannot_tell(place, tmp_path)
     hf_kd("unlearn", place / "model", *arguments, "--method", "head-surgery")
     audit = ["audit", tmp_path / "out", "--dataset", place / "data", "--attacks", "linear"]
     assert "cannot tell what was forgotten" in " ".join(hf_kd(*audit).stdout.split())
-    told = hf_kd(*audit, "--original-model", place / "model").stdout
-    assert "cannot tell what was forgotten" not in " ".join(told.split())
+    told = " ".join(hf_kd(*audit, "--original-model", place / "model").stdout.split())
+    assert "cannot tell what was forgotten" not in told
+    assert "other weights" not in told
+    told = " ".join(hf_kd(*audit, "--original", tmp_path / "out", "--output", tmp_path / "report").stdout.split())
+    assert "Warning: The model given as the original has other weights" in told
+    assert "given as the original has other weights" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_regrow_goes_on_where_it_stood_and_takes_labels_from_the_model(place, tmp_path):

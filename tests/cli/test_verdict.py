@@ -43,6 +43,14 @@ def test_the_command_that_is_named_next_runs_and_reads_the_same_data(place, tmp_
     assert "--split" not in audit_command("m", "d", shared=Shared(), split="train", test_split="test"), "the default"
 
 
+def test_a_model_is_named_next_as_it_was_loaded(place):
+    shared = Shared(revision="v1")
+    assert shared.at_revision("user/m") == "user/m@v1"
+    assert shared.at_revision("user/m@v1") == "user/m@v1"
+    assert shared.at_revision(str(place)) == str(place), "a folder has no revision"
+    assert Shared().at_revision("user/m") == "user/m"
+
+
 @pytest.mark.usefixtures("few_draws")
 def test_audit_prints_the_verdict_first_and_with_summary_ten_lines_and_nothing_else(erased, place, tmp_path):
     arguments = ["audit", erased[1], "--dataset", place / "data", "--attacks", "linear"]

@@ -1,8 +1,8 @@
 import pytest
 
 from hf_kd.data import paths
-from hf_kd.data.paths import looks_like_path, refuse_missing_data, refuse_missing_model, refuse_no_model
-from hf_kd.errors import CheckpointError, MissingFileError
+from hf_kd.data.paths import looks_like_path, refuse_missing_data, refuse_missing_model, refuse_no_model, with_revision
+from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError
 
 PATHS = ("./nope", "../nope", "/nope", "~/nope", "a/b/c", r"a\b", "there/nope")
 """What can only be meant as a path, beside a folder called there."""
@@ -51,3 +51,14 @@ def test_a_folder_without_a_model(place, file):
     (place / "there" / file).touch()
     refuse_no_model("there")
     refuse_no_model("user/name")
+
+
+def test_a_revision_follows_the_name_of_a_repository_and_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my@model").mkdir()
+    assert with_revision("user/m@refs/pr/1", {"token": "t"}) == ("user/m", {"token": "t", "revision": "refs/pr/1"})
+    assert with_revision("user/m@v1", {"revision": "v1"}) == ("user/m", {"revision": "v1"})
+    for name in ("user/m", "my@model", "./nowhere@v1", "/a/b@v1", str(tmp_path / "my@model")):
+        assert with_revision(name, {"revision": "v2"}) == (name, {"revision": "v2"})
+    with pytest.raises(InvalidValueError, match="give one of them"):
+        with_revision("user/m@v1", {"revision": "v2"})

@@ -132,6 +132,10 @@ assert dev.revision == "dev" and dev.verified
 pr = model.push_to_hub("ana/forgetful", create_pr=True, show_class_names=True)
 assert pr.pull_request.endswith("discussions/1") and pr.revision == "refs/pr/1" and pr.verified
 assert ErasedModel.from_pretrained("ana/forgetful", revision="dev").is_erased
+at_commit = ErasedModel.from_pretrained("ana/forgetful@dev")
+assert at_commit.is_erased and at_commit.name_or_path == "ana/forgetful"
+from hf_kd.model.verify import verify
+assert verify("ana/forgetful@dev").ok
 folded = model.push_to_hub("ana/folded", folded=True)
 assert folded.verified
 eager = ErasedModel.from_pretrained("model", attn_implementation="eager")

@@ -22,7 +22,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import apply_erasers, has_head, head_logits
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
-from hf_kd.features.taps.inputs import takes_pictures
+from hf_kd.features.taps.inputs import input_device, takes_pictures
 from hf_kd.methods.records import folded_erasures, weight_changes
 from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
@@ -37,7 +37,7 @@ from .schema import Section
 from .sections.features import class_fit
 from .sections.layers import layer_profile_section
 from .sections.reference_level import ReadLevel, converged_point, reference_level_section
-from .sections.weights import weights_section
+from .sections.weights import of_other_weights, weights_section
 from .weight_access import AuditImages, measure_weight_access
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ def audit_model(
                 "erasures": [erasure.to_dict() for erasure in model.erasures],
                 "changes": [change.to_dict() for change in changes],
                 "original_given": original is not None,
+                "warnings": [] if original is None else of_other_weights(original, model),
                 **weights,
             },
         ),
@@ -217,10 +218,11 @@ class _Data:
         return train, test
 
     def wrapped(self, source: Any) -> TappedModel:
-        """Another model, wrapped as this one is where it is not yet."""
+        """Another model, wrapped as this one is where it is not yet; one that is named goes to where this one is."""
         own = type(self.model)
         if isinstance(source, str | os.PathLike):
-            return own.from_pretrained(source)
+            source = own.from_pretrained(source).to(input_device(self.model.inner))
+            source.processor = source.processor or self.model.processor
         return source if isinstance(source, own) else own.from_model(source, processor=self.model.processor)
 
     def of_other(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
@@ -303,7 +305,7 @@ def _read_reference(
 
 def _reference_logits(data: _Data, options: AuditOptions) -> list[tuple[Tensor, Tensor]]:
     """Train and test logits of the models that never saw D_f, those that have a head."""
-    models = [data.wrapped(source) for source in options.membership_references]
+    models = map(data.wrapped, options.membership_references)  # one at a time: they may be large
     pairs = [_logits(model, data.of_other(model)) for model in models]
     return [pair for pair in pairs if pair is not None]
 

@@ -321,6 +321,7 @@ def _sampled(sampled: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _warnings(report: ReportData) -> Iterator[str]:
+    yield from report.context.get("warnings") or ()
     for key in ("changes", "erasures"):
         for record in report.context.get(key) or ():
             yield from record.get("warnings") or ()

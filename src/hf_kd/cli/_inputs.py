@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_kd.data.paths import refuse_missing_data, refuse_missing_model, refuse_no_model
+from hf_kd.data.paths import refuse_missing_data, refuse_missing_model, refuse_no_model, with_revision
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
 
@@ -72,7 +72,7 @@ def refuse_missing(given: Mapping[str, Any]) -> None:
         CheckpointError: For a folder without a model.
     """
     for model in _named(given, MODELS):
-        name = model if Path(model).exists() else model.partition("@")[0]  # the revision of an eraser
+        name, _ = with_revision(model, {})
         refuse_missing_model(name)
         refuse_no_model(name)
     for dataset in _named(given, DATA_SETS):

@@ -15,7 +15,10 @@ from typer.models import OptionInfo
 from hf_kd.methods.registry import MethodInfo
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="Hub id or folder of a checkpoint, a PEFT adapter, an erased model or an eraser.")
+    str,
+    typer.Argument(
+        help="Folder, or USER/NAME[@REVISION] on the Hub, of a checkpoint, a PEFT adapter, an erased model or an eraser."
+    ),
 ]
 
 BaseOption = Annotated[
@@ -133,6 +136,10 @@ class Shared:
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the method, from its flags and `--option`."""
+
+    def at_revision(self, model: str) -> str:
+        """The model as it was loaded, for a command that is named to go on with."""
+        return model if self.revision is None or "@" in model or Path(model).exists() else f"{model}@{self.revision}"
 
     @property
     def import_words(self) -> list[str]:

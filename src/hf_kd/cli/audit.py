@@ -43,7 +43,9 @@ def audit(
     original: Annotated[
         str | None,
         typer.Option(
-            "--original", "--original-model", help="The model before unlearning, where that changed its weights."
+            "--original",
+            "--original-model",
+            help="The model before unlearning, where that changed its weights: folder, or USER/NAME[@REVISION].",
         ),
     ] = None,
     retrained: Annotated[
@@ -161,7 +163,9 @@ def audit(
         console.print(f"Written to [bold]{terminal(str(output))}[/]; {elapsed():.0f} s in all.", highlight=False)
         owner = model if not shared.eraser else shared.eraser[0] if len(shared.eraser) == 1 else ""
         if owner and Path(owner).is_dir():
-            into = card_command(owner, output / "report.json", shared, model if shared.eraser else None)
+            into = card_command(
+                owner, output / "report.json", shared, shared.at_revision(model) if shared.eraser else None
+            )
             console.print(f"Into the model's card: {into}", markup=False, highlight=False)
     if grad_cam:
         console.print(

@@ -180,10 +180,11 @@ def erase(
         "accuracy": measured,
         **_cover_in(parts, erased, reading),
     }
-    audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])
+    given = shared.at_revision(model)
+    audited, eraser = (given, ["--eraser", str(output)]) if eraser_only else (str(output), [])
     # labels that the model does not know stand in no record: the audit has to be told
     unknown = forget_labels or () if erased.erasures[-1].classes is None else ()
-    options = [*eraser, *(["--original", model] if fold else []), *(w for f in unknown for w in ("--forget-labels", f))]
+    options = [*eraser, *(["--original", given] if fold else []), *(w for f in unknown for w in ("--forget-labels", f))]
     result["next"] = audit_command(audited, dataset, *options, shared=shared, split=split, test_split=test_split)
     result["verdict"] = accuracy_verdict(measured, result["erasure"], erased.class_names).text
     if shared.as_json:
@@ -237,8 +238,9 @@ def _erase_by_name(
     named.erase(erased, images, retain, method, shared.settings, reading)
     result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
     result |= {"cover_missing": [], "cover_names": {}}
-    audited, eraser = (model, ["--eraser", str(output)]) if eraser_only else (str(output), [])
-    options = [*eraser, *(["--original", model] if fold else [])]
+    given = shared.at_revision(model)
+    audited, eraser = (given, ["--eraser", str(output)]) if eraser_only else (str(output), [])
+    options = [*eraser, *(["--original", given] if fold else [])]
     options += [word for label in labels or ["LABEL"] for word in ("--forget-labels", label)]
     options += [word for text in named.texts for word in ("--texts", text)]
     result["next"] = audit_command(audited, dataset or "DATASET", *options, shared=shared, split=split)

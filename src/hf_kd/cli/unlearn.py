@@ -136,10 +136,8 @@ def unlearn(
     record = changed.config.hf_kd_unlearned[-1] | {"accuracy": measured}
     names = record_names(record, original.class_names)
     # regrow is for weights that are handed out: what their holder finds is what to ask
-    access = ("--access", "weights") if method == "regrow" else ()
-    record["next"] = audit_command(
-        str(output), dataset, "--original", model, *access, shared=shared, split=split, test_split=test_split
-    )
+    words = ["--original", shared.at_revision(model), *(("--access", "weights") if method == "regrow" else ())]
+    record["next"] = audit_command(str(output), dataset, *words, shared=shared, split=split, test_split=test_split)
     record["verdict"] = accuracy_verdict(measured, record, original.class_names).text
     if shared.as_json:
         console.print_json(data=record)

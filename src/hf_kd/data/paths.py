@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -29,6 +31,24 @@ def refuse_missing_model(name: str) -> None:
         raise MissingFileError(
             f"There is no folder {name!r}.{folder_meant(name)} (A model on the Hub is named USER/NAME.)"
         )
+
+
+def with_revision(name: str, hub: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a repository, and where its files come from: USER/NAME@REVISION names both. A folder is only a name.
+
+    Args:
+        name: As the user gave it.
+        hub: Keywords of `from_pretrained`, with `revision` or without.
+
+    Raises:
+        InvalidValueError: For two revisions.
+    """
+    repo, at, revision = name.partition("@")
+    if not at or Path(name).exists() or looks_like_path(repo):
+        return name, dict(hub)
+    if hub.get("revision") not in (None, revision):
+        raise InvalidValueError(f"{name} names a revision, and revision={hub['revision']!r} another: give one of them.")
+    return repo, {**hub, "revision": revision}
 
 
 def refuse_no_model(name: str) -> None:

@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from yaml import YAMLError
 
 from hf_kd.audit.report import RetentionReport
+from hf_kd.data.digest import inner_digest
 from hf_kd.errors import has_package
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
@@ -24,15 +25,13 @@ from hf_kd.methods.registry import available_methods, method_info
 from .card import BEGIN, END, CardValues, render
 from .files import RECEIPT, checkpoint_files, is_eraser
 from .own_report import refuse_other_report
-from .receipt import commands_of, inner_digest, receipt, write_receipt
+from .receipt import commands_of, receipt, write_receipt
 from .wording import Request
 
 logger = logging.getLogger(__name__)
 
 REPORT = "retention_report.json"
 CARD = "README.md"
-AUTOCAST = ("fp16", "bf16")
-"""Precisions of a forward pass, whose weights stay in float32."""
 
 
 def document(
@@ -268,5 +267,5 @@ def weights_since(model: TappedModel) -> str:
     if left == [*found[1:], inner_digest(model)]:
         return "unchanged"
     dtype = str(next(model.inner.parameters()).dtype).removeprefix("torch.")
-    asked = {"float32" if record.dtype in AUTOCAST else record.dtype for record in records_of(model)}
+    asked = {record.weights_dtype for record in records_of(model)}
     return "trained" if dtype in asked else "converted"

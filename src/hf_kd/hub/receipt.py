@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils.modeling import get_state_dict_offloaded_model
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError, MissingFileError
-from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import Erasure, WeightChange, versions
 from hf_kd.methods.settings import chosen_settings
 
 from .files import RECEIPT, checkpoint_files, weight_files
-
-logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 """From 2 on a receipt names every file that changes an answer; before, config.json and weights."""
@@ -188,21 +183,6 @@ def file_digest(path: Path) -> str:
         while chunk := handle.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def inner_digest(model: TappedModel) -> str | None:
-    """Digest of the weights of the model inside, the same as of a file they are saved in; one pass over them.
-
-    None where they cannot be read as plain tensors here, such as those that lie on another machine.
-    """
-    try:
-        state = model.inner.state_dict()
-        if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in state.values()):
-            state = get_state_dict_offloaded_model(model.inner)
-        return tensors_digest(tensor for tensor in state.values() if isinstance(tensor, Tensor))
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        logger.info(f"The weights cannot be hashed here ({error}): the receipt says nothing of what was before.")
-        return None
 
 
 def weights_digest(files: Mapping[str, Path]) -> str:

@@ -86,6 +86,11 @@ class Erasure:
         return self.measured[0].get("energy_removed")
 
     @property
+    def weights_dtype(self) -> str:
+        """Of the weights at the time: those of passes in fp16 or bf16 stay in float32."""
+        return "float32" if self.dtype in ("fp16", "bf16") else self.dtype
+
+    @property
     def summary(self) -> str:
         """One line: what was forgotten, by which method, from how many images, and what that took."""
         what = "samples" if self.classes is None else class_list([str(label) for label in self.classes])

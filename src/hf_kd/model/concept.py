@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hf_kd.data.digest import inner_digest
 from hf_kd.data.labels import ids_named
 from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError, did_you_mean
@@ -21,7 +22,6 @@ from hf_kd.features.forward import FeatureStore
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.text_reader import TextReader
-from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.concepts import ConceptMethod, NameVectors, Prompts, SeenImages, as_unit, fit_concept
 from hf_kd.methods.records import Erasure, texts_digest, versions
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_kd.data.digest import inner_digest
 from hf_kd.data.labels import check_class_ids
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import ReadOptions, probe_batch
@@ -22,7 +23,6 @@ from hf_kd.features.taps.find import TapSearch, find_taps
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.taps.places import Tap
 from hf_kd.features.taps.site import TapSite
-from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Method, build, describe
 from hf_kd.methods.records import Erasure
 

@@ -8,10 +8,10 @@ import logging
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from hf_kd.data.digest import inner_digest
 from hf_kd.data.text import one_line
 from hf_kd.errors import InvalidValueError, OtherBaseError
 from hf_kd.features.taps.inputs import input_device
-from hf_kd.hub.receipt import inner_digest
 from hf_kd.methods.erasers.base import Composition
 
 from . import consistency

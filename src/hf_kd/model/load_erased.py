@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_kd.data.paths import ERASER_CONFIG, refuse_missing_model
+from hf_kd.data.paths import ERASER_CONFIG, refuse_missing_model, with_revision
 from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import keep_in_memory
@@ -32,6 +32,7 @@ Source = str | os.PathLike[str]
 
 def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What `ErasedModel.from_pretrained` does; `from_pretrained` is that of transformers, for the class `cls`."""
+    name, kwargs = with_revision(name, kwargs)
     erasers = kwargs.pop("eraser", None)
     if erasers:
         erasers = [erasers] if isinstance(erasers, (str, os.PathLike)) else erasers

@@ -18,13 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG, refuse_missing_model
+from hf_kd.data.digest import inner_digest
+from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG, refuse_missing_model, with_revision
 from hf_kd.data.text import one_line
 from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError
 from hf_kd.features.taps.places import Tap
 from hf_kd.features.taps.site import TapSite
 from hf_kd.hub.files import ERASER_WEIGHTS
-from hf_kd.hub.receipt import ERASERS, inner_digest
+from hf_kd.hub.receipt import ERASERS
 from hf_kd.hub.text import is_repo_id
 from hf_kd.methods.erasers.base import build
 from hf_kd.methods.records import Erasure, config_errors, weight_changes
@@ -181,6 +182,7 @@ def refuse_model_there(directory: str | os.PathLike[str]) -> None:
 
 def find_eraser(name: str, hub: dict[str, Any]) -> bool:
     """Whether a folder or a repository holds an eraser on its own, and no model."""
+    name, hub = with_revision(name, hub)
     refuse_missing_model(name)
     return files.find_file(name, CONFIG_NAME, hub) is None and files.find_file(name, ERASER_CONFIG, hub) is not None
 
@@ -193,9 +195,7 @@ def read_eraser(source: str | os.PathLike[str], hub: dict[str, Any] | None = Non
         CheckpointError: A file of it is damaged.
         InvalidValueError: It contradicts its records, or is of a later hf_kd.
     """
-    name, hub = os.fspath(source), dict(hub or {})
-    if "@" in name and not Path(name).exists():
-        name, _, hub["revision"] = name.rpartition("@")
+    name, hub = with_revision(os.fspath(source), dict(hub or {}))
     refuse_missing_model(name)
     stored = _read_config(name, hub)
     own = {key: stored.pop(key, None) for key in OWN}

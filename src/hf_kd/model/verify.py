@@ -15,7 +15,8 @@ import torch
 from huggingface_hub import snapshot_download
 from torch.utils.data import DataLoader
 
-from hf_kd.data.paths import refuse_missing_model
+from hf_kd.data.digest import inner_digest
+from hf_kd.data.paths import refuse_missing_model, with_revision
 from hf_kd.data.progress import working
 from hf_kd.errors import (
     GIVE_RETAIN,
@@ -27,7 +28,7 @@ from hf_kd.errors import (
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser, refuse_no_receipt
-from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, inner_digest, read_receipt, weights_digest
+from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, read_receipt, weights_digest
 from hf_kd.methods.erasers.base import Method
 from hf_kd.methods.records import Erasure, WeightChange, texts_digest, weight_changes
 from hf_kd.methods.registry import make_method
@@ -111,9 +112,9 @@ def verify(
 def _folder(source: str | Path, revision: str | None, token: str | None) -> Path:
     if Path(source).is_dir():
         return Path(source)
-    refuse_missing_model(str(source))
-    patterns = [*ANSWERING, RECEIPT]
-    return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+    name, hub = with_revision(str(source), {} if revision is None else {"revision": revision})
+    refuse_missing_model(name)
+    return Path(snapshot_download(name, **hub, token=token, allow_patterns=[*ANSWERING, RECEIPT]))
 
 
 def _read(folder: Path) -> StoredEraser | Check:

@@ -1,9 +1,40 @@
-"""The section of a report about changed weights (Fig. 2 of the paper)."""
+"""What a report says of changed weights: how far they moved (Fig. 2 of the paper), and whether from the original's."""
 
 from __future__ import annotations
 
 from hf_kd.audit.schema import Score, Section
+from hf_kd.data.digest import inner_digest
+from hf_kd.features.protocol import TappedModel
+from hf_kd.methods.records import folded_erasures, weight_changes
 from hf_kd.metrics.weights import WeightDistance
+
+
+def of_other_weights(original: TappedModel, model: TappedModel) -> list[str]:
+    """A warning where the weights were changed, and the model that was given as the original is none that a request found.
+
+    Nothing is said where a digest of these is not known (a fold keeps none), or the weights are in another precision than
+    they had then.
+
+    Args:
+        original: The model before the requests, as it was given.
+        model: The model after them.
+    """
+    changes = weight_changes(model.config)
+    known = [change.weights_before for change in changes] + [model.config.weights_erased] * bool(model.erasures)
+    dtype = str(next(original.inner.parameters()).dtype).removeprefix("torch.")
+    same_precision = dtype in {record.weights_dtype for record in (*changes, *model.erasures)}
+    if not changes or None in known or folded_erasures(model.config) or not same_precision:
+        return []
+    found = inner_digest(original)
+    if found is None or found in known:
+        return []
+    base = f", {changes[0].base_model}" if changes[0].base_model else ""
+    base += f" at {changes[0].base_commit[:12]}" if base and changes[0].base_commit else ""
+    return [
+        f"The model given as the original has other weights (digest {found[:12]}) than the one that the request found "
+        f"({known[0][:12]}{base}): what is said of the original is said of another model. Audit again with the model before "
+        "the request; one of the Hub is named with its revision, USER/NAME@REVISION."
+    ]
 
 
 def weights_section(distance: WeightDistance, most: int = 12) -> Section:
