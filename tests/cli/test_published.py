@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
 from hf_kd.cli import app
+from hf_kd.data.load import load_source
 from tests.cli.runner import hf_kd
 
 
@@ -51,3 +52,21 @@ def test_a_folded_checkpoint_has_receipt_card_and_processor(folders):
     assert "`hf-kd erase --fold` writes both with the checkpoint" in refused
     refused = " ".join(hf_kd("verify", folders / "folded by hand", code=1).stderr.split())
     assert "`hf-kd erase --fold`" in refused
+
+
+def test_what_is_too_little_to_carry_it_out_again_is_no_difference(folders, place, tmp_path):
+    """One forget set of two requests, and no image of the classes that stay: what hashes say is said."""
+    given = ["--dataset", place / "data", "--forget-labels", "dog", "--method", "mean-difference"]
+    hf_kd("erase", place / "model", *given, "--output", tmp_path / "reads")
+    hf_kd("erase", folders / "erased", *given, "--output", tmp_path / "two")
+    without = tmp_path / "dogs.parquet"
+    load_source(place / "data", "train").filter(lambda row: row["label"] == 3).to_parquet(without)
+    for arguments, why in (
+        ([tmp_path / "two", *given[:4]], "2 requests that build on each other, and 1 forget set was given"),
+        ([tmp_path / "reads", "--dataset", without], "none were given: pass --forget-labels LABEL"),
+        ([folders / "folded", "--dataset", place / "data", "--forget-labels", "cat"], "before erasing, --base"),
+    ):
+        shown = " ".join(hf_kd("verify", *arguments, code=3).stdout.split())
+        assert why in shown
+        assert "matches" in shown
+        assert "DIFFERS" not in shown

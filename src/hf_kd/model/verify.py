@@ -29,7 +29,6 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser, refuse_no_receipt
 from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, read_receipt, weights_digest
-from hf_kd.methods.erasers.base import Method
 from hf_kd.methods.records import Erasure, WeightChange, texts_digest, weight_changes
 from hf_kd.methods.registry import make_method
 
@@ -64,8 +63,9 @@ def verify(
     reading: how images are read, as in `ErasedModel.erase`; by default without a bar.
     texts: words that are said to have been forgotten by name: compared with the digest of such a request.
 
-    Raises FileNotFoundError where there is no receipt or no weights, and ValueError for a damaged one and for
-    a request that read retained images where none are given.
+    What is given and too little to carry the erasure out again leaves that check open, beside the others.
+
+    Raises FileNotFoundError where there is no receipt or no weights, and ValueError for a damaged one.
     """
     folder = _folder(source, revision, token)
     refuse_no_receipt(source, folder)
@@ -242,22 +242,30 @@ def _again(
     """Carry all requests out again, on the same weights, and compare what comes out with what was published."""
     records = [Erasure.from_dict(record) for record in content["erasures"]]
     if not records:
-        return [
-            Check(AGAIN, None, "not tried: only the command in the receipt, with the images of all labels, does it")
-        ]
+        return _not_tried("only the command in the receipt, with the images of all labels, does it")
     if any(record.n_texts for record in records):
         return [Check(AGAIN, None, NO_NAMES)]
     sets = list(forget) if isinstance(forget, list) and len(records) > 1 else [forget]
     if len(sets) != len(records):
-        raise InvalidValueError(
-            f"The receipt has {len(records)} requests that build on each other; pass a list of their {len(records)} forget "
-            "sets, in order."
+        return _not_tried(
+            f"the receipt has {len(records)} requests that build on each other, and {len(sets)} forget set"
+            f"{'s were' if len(sets) > 1 else ' was'} given: in Python, "
+            f"hf_kd.model.verify.verify(FOLDER, [IMAGES, ...]) takes a list of their {len(records)}, in order"
         )
     others = [check for n, pair in enumerate(zip(records, sets, strict=True), 1) for check in _other_images(n, *pair)]
     if others:
         return others  # at once, not after a pass over all of them
     methods = [make_method(record.method, **record.settings) for record in records]
-    stay = _retained_sets(methods, retain)
+    readers = [n for n, method in enumerate(methods) if method.needs_retain]
+    if readers and retain is None:
+        return _not_tried(
+            f"method {methods[readers[0]].name!r} of request {readers[0] + 1} read images of the classes that stay, and "
+            f"none were given: pass {GIVE_RETAIN}"
+        )
+    given = list(retain) if isinstance(retain, list) and len(readers) > 1 else [retain] * len(readers)
+    if len(given) != len(readers):
+        return _not_tried(f"{len(readers)} requests read retained images: pass a list of their {len(readers)} sets")
+    stay = dict(zip(readers, given, strict=True))
     reading = reading or ReadOptions(progress=False)
     published: list[Any] = []
     if loaded is not None:
@@ -265,19 +273,17 @@ def _again(
         published, labels = [site.eraser for site in model.sites], _labels(model)
         model.reset()
     elif original is None:
-        raise InvalidValueError(
-            "A folded checkpoint holds no eraser to take away; name the model before erasing: base=..."
-        )
+        return _not_tried("a folded checkpoint holds no eraser to take away: name the model before erasing, base=...")
     else:
         model = original
-    for record, method, images, others in zip(records, methods, sets, stay, strict=True):
+    for n, (record, method, images) in enumerate(zip(records, methods, sets, strict=True)):
         asked = {"mask_head": record.masked, "erased_label": record.erased_label} if record.masked is not None else {}
         whole = record.classes is not None
         # a limit is the same in all sets; what has no seed was drawn beforehand, and is to be given as it was then
         limit = next((each["drawn"] for each in (record.sampled or {}).values() if "seed" in each), reading.limit)
         as_then = replace(reading, limit=limit)
         model.erase(
-            images, method, retain=others, whole_classes=whole, reading=as_then, allow_unrecognised=True, **asked
+            images, method, retain=stay.get(n), whole_classes=whole, reading=as_then, allow_unrecognised=True, **asked
         )
     checks = []
     for n, (old, new) in enumerate(zip(records, model.erasures, strict=True), 1):
@@ -307,6 +313,10 @@ def _again(
     return [*checks, Check(AGAIN, worst <= SAME, f"differs by {worst:.1e} of its norm (up to {SAME:.0e} is the same)")]
 
 
+def _not_tried(why: str) -> list[Check]:
+    return [Check(AGAIN, None, f"not tried: {why}")]
+
+
 def _other_images(number: int, record: Erasure, images: Any) -> list[Check]:
     """What is checked where the images can be counted beforehand, and are too many or too few for those of a request."""
     told = (record.sampled or {}).get("forget", {}).get("of", record.n_forget)
@@ -321,25 +331,6 @@ def _images(what: str, told: int, found: int, drawn: str = "") -> Check:
         return Check(what, True, f"{found:,}, as the receipt says")
     hint = "give the images of the request, as erase got them (--forget-labels, --retain-limit)"
     return Check(what, None, f"{found:,} were given, the receipt says {drawn}{told:,}: {hint}")
-
-
-def _retained_sets(methods: Sequence[Method], retain: Any) -> list[Any]:
-    """The retained images of each request; None where it reads none."""
-    readers = [n for n, method in enumerate(methods) if method.needs_retain]
-    if readers and retain is None:
-        raise InvalidValueError(
-            f"Method {methods[readers[0]].name!r} of request {readers[0] + 1} read images of the classes that stay, and "
-            f"none were given: pass {GIVE_RETAIN}."
-        )
-    given = list(retain) if isinstance(retain, list) and len(readers) > 1 else [retain] * len(readers)
-    if len(given) != len(readers):
-        raise InvalidValueError(
-            f"{len(readers)} requests read retained images; pass a list of their {len(readers)} sets."
-        )
-    sets: list[Any] = [None] * len(methods)
-    for n, images in zip(readers, given, strict=True):
-        sets[n] = images
-    return sets
 
 
 def _labels(model: ErasedModel) -> tuple[list[int], dict[int, str]]:
