@@ -127,11 +127,23 @@ def test_rows_are_sampled_with_the_forgotten_in_proportion_or_more():
     assert rows.numel() == 200
     assert (labels[rows] == 7).sum() == 2, "in proportion: more would teach the probe to answer it"
     assert torch.equal(rows, rows.sort().values)
-    rows = sampled_rows(labels, everything, [7], 200, 0.5)
-    assert rows.numel() == 200
+    rows = sampled_rows(labels, everything, [7], 300, 0.5)
+    assert rows.numel() == 300
     assert (labels[rows] == 7).sum() == 10, "all of the few that there are"
     half = torch.arange(1000) < 500
     assert sampled_rows(labels, half, [7], 2000).tolist() == list(range(500))
+
+
+@pytest.mark.parametrize("most", [20, 100, 400])
+@pytest.mark.parametrize("sizes", [[3] * 100, [1, 1, 2, 500, 1000]])
+def test_a_sample_has_two_rows_of_every_class_that_has_two(sizes, most):
+    """A probe that was fitted on it knows every class; of a thousand classes four rows each never have all by chance."""
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    rows = sampled_rows(labels, torch.ones_like(labels, dtype=torch.bool), [0], most)
+    counts = labels[rows].bincount(minlength=len(sizes))
+    assert (counts >= torch.tensor(sizes).clamp(max=2)).all()
+    assert len(rows) == max(min(most, len(labels)), int(torch.tensor(sizes).clamp(max=2).sum()))
+    assert rows.unique().numel() == rows.numel()
 
 
 def test_the_closed_form_is_the_gradient(resnet, processor, forget, pixels):

@@ -42,6 +42,15 @@ def test_numpy_input_gives_the_same_result():
     assert [result.name for result in results] == names
 
 
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 6), (4, 5), (12, 3), (7, 7)])
+def test_relearning_takes_two_of_a_class_that_has_two(sizes):
+    """And not one of them twice, which is refused as one sample a class."""
+    y = torch.tensor([0] * sizes[0] + [1] * sizes[1])
+    x = torch.randn(len(y), 3, generator=torch.Generator().manual_seed(1)) + 4 * y[:, None]
+    for seed in range(5):
+        assert ATTACKS["relearn-1%"].function(AuditData.of(x, y, x, y, 0), seed).settings["samples"] == 4
+
+
 def test_ties_on_a_shared_vector_are_not_broken_by_row_order():
     """Three classes of equal size on one vector: a third each, for every reader that compares distances."""
     train, y, test, test_y = planted(n=900, classes=4)

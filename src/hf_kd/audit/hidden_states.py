@@ -25,6 +25,7 @@ from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state, pooled
 from hf_kd.features.taps.inputs import image_inputs, main_input, run
 from hf_kd.features.taps.site import drop_caches, evaluating, head_function, masked_logits
+from hf_kd.metrics._inputs import first_rows
 
 from .class_maps import ClassMaps, class_map, panel
 from .classes import forgotten_labels
@@ -82,7 +83,10 @@ def read_layers(
 
 
 def sampled_rows(labels: Tensor, kept: Tensor, forget: Sequence[int], most: int, share: float = 0.0) -> Tensor:
-    """Numbers of at most `most` of the `kept` rows, ascending; forgotten ones in proportion or `share`, if more."""
+    """Numbers of at most `most` of the `kept` rows, ascending; forgotten ones in proportion or `share`, if more.
+
+    Two of every class are among them, where there are so many, also where they are more than `most`.
+    """
     rng = torch.Generator().manual_seed(0)
     rows = torch.nonzero(kept).flatten()
     if rows.numel() <= most:
@@ -90,10 +94,10 @@ def sampled_rows(labels: Tensor, kept: Tensor, forget: Sequence[int], most: int,
     is_forgotten = torch.isin(labels[rows], torch.tensor(list(forget)))
     parts = [rows[is_forgotten], rows[~is_forgotten]]
     forgotten = max(round(most * parts[0].numel() / rows.numel()), min(parts[0].numel(), round(most * share)), 1)
-    chosen = [
-        part[torch.randperm(part.numel(), generator=rng)[:size]]
-        for part, size in zip(parts, (forgotten, most - forgotten), strict=True)
-    ]
+    chosen = []
+    for part, size in zip(parts, (forgotten, most - forgotten), strict=True):
+        mixed = part[torch.randperm(part.numel(), generator=rng)]
+        chosen.append(mixed[first_rows(labels[mixed], size)])
     return torch.cat(chosen).sort().values
 
 

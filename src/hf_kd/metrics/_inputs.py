@@ -240,11 +240,36 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed))
 
 
-def stratified_subset(labels: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Sorted row numbers of a random `share` of every class, at least one row of each."""
+def stratified_subset(labels: Tensor, share: float, rng: torch.Generator, least: int = 1) -> Tensor:
+    """Sorted row numbers of a random `share` of every class, `least` rows of each where there are so many."""
     rows = []
     for label in labels.unique():
         members = torch.nonzero(labels == label).flatten().cpu()
-        count = max(1, round(share * members.numel()))
+        count = max(least, round(share * members.numel()))
         rows.append(members[torch.randperm(members.numel(), generator=rng)[:count]])
     return torch.cat(rows).sort().values.to(labels.device)
+
+
+def few_of_each(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Row numbers of `count` random rows of every class, all where a class has fewer; class by class, ascending."""
+    rng = generator(seed)
+    rows = []
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        rows.append(members[torch.randperm(members.numel(), generator=rng)[:count].to(members.device)])
+    return torch.cat(rows)
+
+
+def first_rows(labels: Tensor, most: int, least: int = 2) -> Tensor:
+    """Ascending row numbers of the first `most` rows, among them the first `least` of every class.
+
+    These stand in the place of the last others where the first `most` rows lack them, and are more than `most` where the
+    classes are so many: what is fitted on a part of the rows knows every class.
+    """
+    order = torch.argsort(labels, stable=True)
+    sizes = labels[order].unique_consecutive(return_counts=True)[1]
+    place = torch.arange(labels.numel(), device=labels.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    needed = torch.zeros_like(labels, dtype=torch.bool)
+    needed[order] = place < least
+    others = torch.nonzero(~needed).flatten()[: max(0, most - int(needed.sum()))]
+    return torch.cat([torch.nonzero(needed).flatten(), others]).sort().values

@@ -78,16 +78,14 @@ def few_shot(data: AuditData, seed: int = 0, *, shots: int, metric: Metric, draw
 
 
 def relearn(data: AuditData, seed: int = 0, *, percent: int, draws: int = 3) -> AttackResult:
-    """A head relearned to convergence on `percent` of the labels of every class, averaged over draws.
+    """A head relearned to convergence on `percent` of the labels of every class, two where that is less; mean over draws.
 
     The scale comes from all training features: whoever holds them needs no labels for that.
     """
     rng = generator(seed)
     shares, samples = torch.zeros(1, dtype=torch.float64), 0
     for draw in range(draws):
-        rows = stratified_subset(data.train_labels, max(percent / 100, 2 / data.train_labels.numel()), rng)
-        if rows.numel() <= data.classes.numel():  # one sample a class: take a second one where there is one
-            rows = torch.cat([rows, stratified_subset(data.train_labels, 0.0, rng)]).unique()
+        rows = stratified_subset(data.train_labels, percent / 100, rng, least=2)
         samples = rows.numel()
         probe = fit_linear_probe(
             data.train[rows], data.train_labels[rows], scales=data.scales, tolerance=1e-5, seed=seed + draw

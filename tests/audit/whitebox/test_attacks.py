@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from hf_kd.audit.whitebox import regrowing, removal
+from hf_kd.audit.whitebox import probes, regrowing, removal
 from hf_kd.audit.whitebox.answers import head_answers
 from hf_kd.audit.whitebox.class_row import class_row_attack
 from hf_kd.audit.whitebox.network import Images, recalibrated
@@ -116,6 +116,20 @@ def test_removal_works_on_copies(data):
     assert found["5 epochs on retained images"].accuracy_retain > 80
     assert found["new head from 5 images a class"].recall_forget > 90
     assert all(torch.equal(before[name], tensor) for name, tensor in net.model.state_dict().items())
+
+
+def test_a_rare_class_is_among_the_images_of_every_attack_that_reads_some(data, monkeypatch):
+    """All of its images lie behind the first ones: the attack would not know the class that it is tested on."""
+    net, images = network(data)
+    order = torch.cat(
+        [torch.nonzero(images.train.labels != 0).flatten(), torch.nonzero(images.train.labels == 0)[:3, 0]]
+    )
+    last = replace(images, train=images.train.rows(order))
+    monkeypatch.setattr(removal, "FINE_TUNED_ON", 100)
+    monkeypatch.setattr(probes, "MAP_ROWS", (100, 60))
+    assert next(iter(removal.removal_attacks(net, last))).recall_forget > 50
+    on_maps = [result for result, _ in probes.probe_attacks(net, last) if result.name == "linear on maps"]
+    assert len(on_maps) == len(net.blocks)
 
 
 def test_the_lower_part_is_kept_when_the_rest_is_drawn_anew(data, monkeypatch):

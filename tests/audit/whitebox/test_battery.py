@@ -121,7 +121,7 @@ def test_a_number_of_labels_that_some_classes_lack_is_said_as_a_range(target):
         [torch.nonzero(images.train.labels == 0).flatten()[:7], torch.nonzero(images.train.labels).flatten()]
     )
     fewer = replace(images, train=images.train.rows(rows))
-    few = [result for result, _ in probe_attacks(made, fewer, nonlinear=False) if result.settings["labels"] == "10"]
+    few = [result for result, _ in probe_attacks(made, fewer) if result.settings["labels"] == "10"]
     assert {result.settings["of_each_class"] for result in few} == {"7 to 10"}
 
 

@@ -20,6 +20,7 @@ from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import image_inputs, input_device, run
 from hf_kd.features.taps.site import TapSite, drop_caches, evaluating
+from hf_kd.metrics._inputs import few_of_each
 
 BATCH = {"cpu": 64, "cuda": 512}
 """Images in a forward pass without gradients, by kind of device; caches of processors hold no more."""
@@ -99,13 +100,7 @@ class WhiteBoxData:
 
     def shots(self, count: int, seed: int) -> Tensor:
         """Positions in train of `count` images of every class, all where a class has fewer."""
-        rng = torch.Generator().manual_seed(seed)
-        labels = self.train.labels.cpu()
-        chosen = []
-        for label in self.classes.tolist():
-            members = torch.nonzero(labels == label).flatten()
-            chosen.append(members[torch.randperm(len(members), generator=rng)[:count]])
-        return torch.cat(chosen).to(self.train.labels.device)
+        return few_of_each(self.train.labels, count, seed)
 
 
 @dataclass(frozen=True, eq=False)

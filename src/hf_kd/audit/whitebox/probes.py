@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from hf_kd.metrics._inputs import few_of_each
 from hf_kd.metrics.attack_data import AttackResult, AuditData, result_from_shares
 from hf_kd.metrics.information import class_information
 from hf_kd.metrics.linear_probe import fit_linear_probe
@@ -31,7 +31,7 @@ FEW_LABELS = (10, 50)
 """Labelled images of every class that an attacker with few of them has, as far as any class has more."""
 
 MAP_ROWS = (4_000, 4_000)
-"""Images of train and test whose maps are read: 1,024 columns are too many for all."""
+"""Images of train and test whose maps are read, two of every class among them: 1,024 columns are too many for all."""
 
 
 def linear_attack(data: AuditData, seed: int = 0) -> AttackResult:
@@ -72,7 +72,7 @@ def few_labels_attack(data: AuditData, seed: int = 0, *, labels: int, kind: str 
     """
     found = []
     for draw in range(DRAWS if kind == "linear" else 1):
-        rows = _rows_by_class(data.train_labels, labels, seed + draw)
+        rows = few_of_each(data.train_labels, labels, seed + draw)
         # small problems: a processor is faster than a launch of kernels for each step
         few, few_labels = data.train[rows].cpu(), data.train_labels[rows].cpu()
         if kind == "k-nn":
@@ -89,9 +89,7 @@ def few_labels_attack(data: AuditData, seed: int = 0, *, labels: int, kind: str 
     return _mean(found)
 
 
-def probe_attacks(
-    network: Network, data: WhiteBoxData, seed: int = 0, nonlinear: bool = True
-) -> Iterator[tuple[AttackResult, Tensor | None]]:
+def probe_attacks(network: Network, data: WhiteBoxData, seed: int = 0) -> Iterator[tuple[AttackResult, Tensor | None]]:
     """Every probe at every block of a network, as it is and with BatchNorm recalibrated.
 
     Where there is BatchNorm, the converged linear probe also runs before recalibration and after that on 10 images; the
@@ -101,7 +99,6 @@ def probe_attacks(
         network: What is attacked.
         data: Its images, in random order.
         seed: Of all that is random.
-        nonlinear: Whether perceptrons and neighbours run too.
 
     Yields:
         A result, whose settings name `block`, `batchnorm` ("as it is", "10 images", ...), `labels` and, where some classes
@@ -124,17 +121,16 @@ def probe_attacks(
             yield _told(linear_attack(read, seed), about), information
             if state != last:
                 continue
-            if nonlinear:
-                yield _told(mlp_attack(read, seed), about), None
-                yield _told(knn_attack(read, seed), about), None
+            yield _told(mlp_attack(read, seed), about), None
+            yield _told(knn_attack(read, seed), about), None
             smallest, largest = data.class_sizes
             for labels in (n for n in FEW_LABELS if n < largest):
                 told = {"labels": str(labels), "of_each_class": f"{min(smallest, labels)} to {labels}"}
-                for kind in ("linear", "mlp", "k-nn") if nonlinear else ("linear",):
+                for kind in ("linear", "mlp", "k-nn"):
                     result = few_labels_attack(read, seed, labels=labels, kind=kind)
                     yield _told(result, about | (told if smallest < labels else {"labels": str(labels)})), None
         for block, maps in train.maps.items():
-            labels, test_labels = data.train.labels[: len(maps)], data.test.labels[: len(test.maps[block])]
+            labels, test_labels = data.train.labels[train.map_rows], data.test.labels[test.map_rows]
             read = AuditData.of(maps.float(), labels, test.maps[block].float(), test_labels, data.forget)
             yield _told(map_attack(read, seed), {"block": block, "batchnorm": state, "labels": "all"}), None
 
@@ -160,12 +156,3 @@ def _mean(results: list[AttackResult]) -> AttackResult:
         for name in ("recall_forget", "accuracy_retain", "false_alarms", "auc")
     }
     return replace(results[0], hits=None, **means)
-
-
-def _rows_by_class(labels: Tensor, count: int, seed: int) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    rows = []
-    for label in labels.unique():
-        members = torch.nonzero(labels == label).flatten()
-        rows.append(members[torch.randperm(len(members), generator=rng)[:count].to(members.device)])
-    return torch.cat(rows)

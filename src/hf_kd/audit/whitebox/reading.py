@@ -1,4 +1,4 @@
-"""Features of all blocks in one pass: pooled for every image, as 4x4 maps for the first ones.
+"""Features of all blocks in one pass: pooled for every image, as 4x4 maps for some.
 
 Nothing larger than a batch of hidden states is ever kept: pooled features are [n, channels], maps are at most 64 channels
 (the principal ones) at 16 places in half precision.
@@ -16,6 +16,7 @@ from hf_kd.audit.hidden_states import block_outputs, grid_of
 from hf_kd.features.taps.blocks import as_map, pooled
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating
+from hf_kd.metrics._inputs import first_rows
 
 from .network import Images, Network, WhiteBoxData
 
@@ -34,7 +35,9 @@ class BlockFeatures:
     pooled: dict[str, Tensor]
     """float32 [n, d]."""
     maps: dict[str, Tensor]
-    """float16 [m, 16 c] of the first m images; blocks without a grid are left out."""
+    """float16 [m, 16 c] of some images; blocks without a grid are left out."""
+    map_rows: Tensor
+    """Their numbers [m]."""
 
 
 @dataclass
@@ -56,15 +59,18 @@ class _Reader:
             handles.append(
                 head.register_forward_pre_hook(lambda module, args: tapped.append(args[0].flatten(1).float()))
             )
-        done = 0
+        done, chosen = 0, first_rows(images.labels, map_rows) if map_rows else images.labels[:0]
+        mapped = torch.zeros(len(images), dtype=torch.bool)
+        mapped[chosen.cpu()] = True
         try:
             with evaluating(model), torch.no_grad(), block_outputs(model, blocks) as take:
                 for part in images.batches():
                     run(model, part.inputs)
+                    here = mapped[done : done + len(part)]
                     for name, hidden in take(len(part)).items():
                         parts.setdefault(name, []).append(pooled(hidden))
-                        if done < map_rows:
-                            found = self._map(name, hidden[: map_rows - done], part)
+                        if here.any():
+                            found = self._map(name, hidden if here.all() else hidden[here], part)
                             if found is not None:
                                 maps.setdefault(name, []).append(found)
                     done += len(part)
@@ -78,7 +84,7 @@ class _Reader:
                 self.tap_is_last = bool(joined) and _same(tap, list(joined.values())[-1])
             if not self.tap_is_last:
                 joined[TAP] = tap
-        return BlockFeatures(joined, {name: torch.cat(rows) for name, rows in maps.items()})
+        return BlockFeatures(joined, {name: torch.cat(rows) for name, rows in maps.items()}, chosen)
 
     def _map(self, name: str, hidden: Tensor, images: Images) -> Tensor | None:
         pixels = next((value for value in images.inputs.values() if value.ndim == 4), None)
@@ -89,9 +95,10 @@ class _Reader:
         places = as_map(hidden).float()[:, :, -rows * columns :]
         if places.shape[1] > CHANNELS:
             if name not in self.channels:
-                flat = places.transpose(1, 2).flatten(0, 1).double()
-                covariance = torch.cov(flat.T)
-                self.channels[name] = torch.linalg.eigh(covariance).eigenvectors[:, -CHANNELS:].float()
+                flat = places.transpose(1, 2).flatten(0, 1)
+                flat = (flat.cpu() if flat.device.type == "mps" else flat).double()  # no float64 there
+                axes = torch.linalg.eigh(torch.cov(flat.T)).eigenvectors[:, -CHANNELS:]
+                self.channels[name] = axes.float().to(places.device)
             places = torch.einsum("ncp,ck->nkp", places, self.channels[name])
         places = places.unflatten(2, (rows, columns))
         return F.adaptive_avg_pool2d(places, (min(SIDE, rows), min(SIDE, columns))).flatten(1).half()
@@ -109,7 +116,7 @@ def read_blocks(
     Args:
         network: In eval mode while it is read.
         data: Its images.
-        map_rows: Of how many images of train and of test there are maps; none by default.
+        map_rows: Of how many images of train and of test there are maps, two of every class among them; none by default.
     """
     reader = _Reader(network)
     return reader.read(data.train, map_rows[0]), reader.read(data.test, map_rows[1])

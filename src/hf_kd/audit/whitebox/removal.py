@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd.data.samples import consecutive
+from hf_kd.metrics._inputs import first_rows
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 
 from .answers import head_answers
@@ -90,7 +91,8 @@ def removal_attacks(network: Network, data: WhiteBoxData, seed: int = 0) -> Iter
 
     What stood beside the weights (erasers, masks) is off already. BatchNorm is recalibrated after each change.
     """
-    unlabelled, some = data.train.rows(slice(RECALIBRATION)), data.train.rows(slice(FINE_TUNED_ON))
+    unlabelled = data.train.rows(slice(RECALIBRATION))
+    some = data.train.rows(first_rows(data.train.labels, FINE_TUNED_ON, SHOTS))
     read = AuditData.of(
         network.head_inputs(some), some.labels, network.head_inputs(data.test), data.test.labels, data.forget
     )
