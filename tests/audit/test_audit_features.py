@@ -197,6 +197,24 @@ def test_overlapping_splits_are_warned_about_with_the_count():
     assert any("overlap" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("absent", [1, 7])  # between the labels and behind them
+def test_a_forgotten_class_without_a_sample_is_said_and_the_others_are_measured_as_alone(absent):
+    train, labels, test, test_labels = planted(n=300)
+    labels, test_labels = 2 * labels, 2 * torch.as_tensor(test_labels)
+    matrices = {"original": train, "erased": train.flip(1)}, {"original": test, "erased": test.flip(1)}
+    with pytest.warns(UserWarning, match=rf"training sample: 1 of 2.*They are \[{absent}\]"):
+        report = audit_features(
+            matrices[0], labels, matrices[1], test_labels, [4, absent], options=AuditOptions(**LEAST)
+        )
+    alone = audit_features(matrices[0], labels, matrices[1], test_labels, 4, options=AuditOptions(**LEAST))
+    assert report.forget_labels == (4,)
+    assert report.sections == alone.sections
+    assert any("without a training sample: 1 of 2" in note for note in report.notes)
+    kept = test_labels != 4
+    with pytest.warns(UserWarning, match=r"test sample: 1 of 2.*They are \[4\]"):
+        audit_features(train, labels, test[kept], test_labels[kept], [2, 4], options=AuditOptions(**LEAST))
+
+
 def test_one_matrix_is_audited_with_nothing_beside_it_and_says_so():
     train, labels, test, test_labels = planted(n=300)
     report = audit_features(train, labels, test, test_labels, [2], options=AuditOptions(**LEAST))

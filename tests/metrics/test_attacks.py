@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from hf_kd.errors import InvalidValueError
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 from hf_kd.metrics.attacks import ATTACKS, attack_names, run_attacks, strongest, views_needed
+from hf_kd.metrics.neighbours import prototype_predictions
 from hf_kd.metrics.similarity import repeated_vectors, share_changed
 from hf_kd.testing.probes import INVARIANCES, AttackTester, planted
 
@@ -40,6 +42,22 @@ def test_numpy_input_gives_the_same_result():
     results = run_attacks(train, y, test, test_y, 0, names)
     assert results == run_attacks(train.numpy(), y.numpy(), test.numpy(), test_y, [0], names)
     assert [result.name for result in results] == names
+
+
+@pytest.mark.parametrize("absent", [1, 7])
+@pytest.mark.parametrize("name", ["few-shot-1-l2", "few-shot-1-cosine", "linear", "rbf-standardised"])
+def test_a_forgotten_class_without_a_training_sample_changes_no_attack(name, absent):
+    """The column of another class is not drawn from few samples in its place."""
+    train, y, test, test_y = planted(n=120, classes=4)
+    ids = torch.tensor([0, 2, 4, 5])
+    labelled = (train, ids[y], test, ids[torch.as_tensor(test_y)])
+    assert run_attacks(*labelled, [0, absent], [name]) == run_attacks(*labelled, 0, [name])
+
+
+def test_a_prototype_needs_a_sample():
+    x, y = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    with pytest.raises(InvalidValueError, match=r"classes \[3\]"):
+        prototype_predictions(x, y, x, (0, 3), 1)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 6), (4, 5), (12, 3), (7, 7)])

@@ -14,7 +14,7 @@ import torch
 from hf_kd.data.progress import Steps, working
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.records import installed
-from hf_kd.metrics._inputs import ArrayLike, as_features, as_labels, count_shared_rows
+from hf_kd.metrics._inputs import ArrayLike, as_features, as_forget_labels, as_labels, count_shared_rows
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.attacks import attack_names
 
@@ -98,7 +98,8 @@ def audit_features(
         train_labels: Class ids [n].
         test: Features of the test samples [m, d], in the same versions.
         test_labels: Class ids [m].
-        forget_labels: The forgotten class ids, one or several.
+        forget_labels: The forgotten class ids, one or several. The report is of those with a training sample, and warns and
+            says so where one has none.
         reference: `Retrained(train, test)`, features of a model retrained without the forgotten classes on the same samples,
             or `Unseen(features, labels)`, original features of classes it was never trained on.
         options: Attacks, seeds and what else is measured.
@@ -136,7 +137,7 @@ def audit_features(
         retrained = AuditData.of(reference.source, train_labels, reference.test, test_labels, forget_labels)
         if reference.logits is not None:
             logits = {**(logits or {}), "reference": reference.logits}
-    overlap = _overlap(original)
+    overlap = [*_not_measured(as_forget_labels(forget_labels), original), *_overlap(original)]
     fewer, drawn = of_fewer_classes(data if retrained is None else data | {"reference": retrained}, options.max_classes)
     measurements, about = _measure(fewer, reference, options, one)
     notes = [*([ONE_MATRIX] if one else ()), *overlap, *about]
@@ -276,6 +277,23 @@ def _equal(a: AuditData, b: AuditData) -> bool:
     return len(a.train_views) == len(b.train_views) and all(
         x.dtype == y.dtype and x.shape == y.shape and torch.equal(x, y.to(x.device)) for x, y in pairs
     )
+
+
+def _not_measured(asked: Sequence[int], original: AuditData) -> list[str]:
+    """Notes, and warnings that say which they are, on forgotten classes that a split has no sample of."""
+    untrained = [label for label in asked if label not in original.forget]
+    untested = [label for label in original.forget if not bool((original.test_labels == label).any())]
+    notes = []
+    for split, absent, what in (
+        ("training", untrained, "this report is of the others alone"),
+        ("test", untested, "how well they are read is in none of the numbers"),
+    ):
+        if absent:
+            notes.append(f"Forgotten classes without a {split} sample: {len(absent)} of {len(asked)}; {what}.")
+            warnings.warn(
+                f"{notes[-1]} They are {absent}. Add samples of them, or audit the others alone.", stacklevel=3
+            )
+    return notes
 
 
 def _overlap(original: AuditData) -> list[str]:

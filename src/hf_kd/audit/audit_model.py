@@ -24,6 +24,7 @@ from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
 from hf_kd.features.taps.inputs import input_device, takes_pictures
 from hf_kd.methods.records import folded_erasures, weight_changes
+from hf_kd.metrics._inputs import trained_forget_labels
 from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
 
@@ -94,6 +95,7 @@ def audit_model(
         )
     wanted = None if retain_labels is None else [*forget, *resolved_labels(retain_labels, names)]
     data = _Data(model, train, test, reading, wanted)
+    asked, forget = forget, trained_forget_labels(forget, data.labels[0])
     original = None if original is None else data.wrapped(original)
     features, logits, sections = _versions(data, original)
     if options.layer_profile:
@@ -117,7 +119,7 @@ def audit_model(
         data.labels[0],
         {version: pair[1] for version, pair in features.items()},
         data.labels[1],
-        forget,
+        asked,
         reference=read,
         options=replace(
             options,

@@ -119,7 +119,7 @@ def _sampled(images: WhiteBoxData, data: AuditImages) -> str:
     for split, own in (("training", images.train), ("test", images.test)):
         whole = int(data.kept["train" if split == "training" else "test"].sum())
         counts.append(f"{len(own):,} of {whole:,} {split} images")
-    classes = len(images.classes) - len(data.forget)
+    classes = int((~images.forget_columns).sum())
     return (
         f"Read from {' and '.join(counts)}, of the forgotten and {classes} retained classes and drawn by a fixed seed. "
         "Features of all blocks come from one pass, pooled and as 4x4 maps of at most 64 principal channels; networks in "

@@ -110,6 +110,15 @@ def is_in(labels: Tensor, classes: Sequence[int]) -> Tensor:
     return torch.isin(labels, torch.tensor(list(classes), dtype=labels.dtype, device=labels.device))
 
 
+def trained_forget_labels(forget_labels: int | ArrayLike, train_labels: Tensor) -> tuple[int, ...]:
+    """Those of the forgotten classes that have a training sample; all where none has, which is refused elsewhere.
+
+    Nothing can be fitted that reads the others: to measure them as forgotten would be to say something of them.
+    """
+    forget = as_forget_labels(forget_labels)
+    return tuple(label for label in forget if bool((train_labels == label).any())) or forget
+
+
 def forget_mask(labels: Tensor, forget_labels: int | ArrayLike, split: str) -> Tensor:
     """Boolean [n]: which samples are to be forgotten. Raises ValueError where that is none of them, or all."""
     forget = as_forget_labels(forget_labels)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 
-from ._inputs import ArrayLike, as_features, as_forget_labels, checked_splits, is_in
+from ._inputs import ArrayLike, as_features, checked_splits, is_in, trained_forget_labels
 from .linear_probe import LinearProbe, fit_linear_probe
 from .nonlinear_probes import MLPProbe, fit_mlp_probe
 from .scaling import FeatureScale, principal_scales
@@ -73,7 +73,7 @@ class AuditData:
             train_labels: [n].
             test_features: [m, d].
             test_labels: [m].
-            forget_labels: The forgotten classes.
+            forget_labels: The forgotten classes; those without a training sample are left out.
             train_views: Features [n, d] of further views of the training images.
             test_views: Features [m, d] of the same views of the test images.
 
@@ -97,7 +97,7 @@ class AuditData:
                         "image."
                     )
             views.append(checked)
-        return cls(train, train_y, test, test_y, as_forget_labels(forget_labels), *views)
+        return cls(train, train_y, test, test_y, trained_forget_labels(forget_labels, train_y), *views)
 
     def of_rows(self, train: Tensor, test: Tensor) -> AuditData:
         """The same of some samples only.

@@ -220,7 +220,7 @@ def prototype_draws(
         Shares [m, K], a column for each class in ascending order.
 
     Raises:
-        InvalidValueError: On malformed input, shots below 1, an unknown metric.
+        InvalidValueError: On malformed input, shots below 1, an unknown metric, a forgotten class without a sample.
 
     Example:
         >>> train, labels = torch.tensor([[0.0], [1.0], [5.0], [6.0]]), torch.tensor([0, 0, 1, 1])
@@ -231,6 +231,12 @@ def prototype_draws(
     classes, targets = train_labels.unique(return_inverse=True)
     if shots < 1:
         raise InvalidValueError(f"shots is {shots}; a prototype needs at least one labelled sample.")
+    absent = sorted(set(forget) - set(classes.tolist()))
+    if absent:
+        raise InvalidValueError(
+            f"No training sample has a label among the forgotten classes {absent}; a prototype is the mean of samples. Add "
+            "some, or leave these classes out."
+        )
     reference, queries = _metric_space(train, test, metric)
     sums = reference.new_zeros(classes.numel(), train.shape[1]).index_add_(0, targets, reference)
     means = sums / targets.bincount(minlength=classes.numel()).unsqueeze(1)
