@@ -455,7 +455,7 @@ def test_a_second_bench_in_the_same_folder_is_refused_and_the_first_goes_on(one,
 
 
 def test_memory_of_a_method_is_what_it_took_above_what_was_held():
-    with PeakMemory() as memory:
+    with PeakMemory(torch.device("cpu")) as memory:
         before = torch.zeros(30 << 18)  # 30 MiB, held all the time
         with memory.of_method():
             torch.zeros(50 << 18)
@@ -466,6 +466,21 @@ def test_memory_of_a_method_is_what_it_took_above_what_was_held():
     assert 45 <= found["method"] <= 60
     assert found["process_peak"] - found["process_before"] >= 125
     assert len(before)
+
+
+def test_only_memory_of_the_device_that_is_computed_on_is_known(monkeypatch):
+    """A GPU that is there and not used would stand in the table with 0, in the place of what the process took."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: asked.append(device) or 0)
+    found = {}
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        with PeakMemory(device) as memory, memory.of_method():
+            pass
+        found[device.type] = {name for name in memory.mib() if name.startswith("gpu")}
+    assert found == {"cpu": set(), "cuda": {"gpu_peak", "gpu_method"}}
+    assert set(asked) == {torch.device("cuda", 1)}
 
 
 def test_mirrored_views_and_rounding_down_are_a_rows_own(one):

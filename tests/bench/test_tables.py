@@ -126,6 +126,8 @@ def test_memory_that_is_not_known_is_a_dash(one, results):
     experiment = one(methods=["esc"])
     table = markdown(experiment, results(experiment, {"esc": [scores(1, 97)]}, memory_mib={}))
     assert cells(table, "Rest", "esc")["peak MiB"] == "-"
+    table = markdown(experiment, results(experiment, {"esc": [scores(1, 97)]}, memory_mib={"gpu_method": 900}))
+    assert cells(table, "Rest", "esc")["peak MiB"] == "900", "known where that of the process is not"
 
 
 def test_the_papers_probe_is_never_printed_without_its_note(one, results):

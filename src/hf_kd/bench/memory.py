@@ -20,10 +20,13 @@ class PeakMemory:
 
     The kernel keeps the peak of a process (VmHWM), and Linux lets it be cleared; elsewhere only the GPU's is known. What was
     freed before a stretch is given back first, or a method would take it unseen. The GPU's are of tensors.
+
+    Args:
+        device: What is computed on: a GPU that is there and not used would say 0.
     """
 
-    def __init__(self) -> None:
-        self._known, self._cuda = CLEAR.exists(), torch.cuda.is_available()
+    def __init__(self, device: torch.device) -> None:
+        self._known, self._gpu = CLEAR.exists(), device if device.type == "cuda" else None
         self._bytes: dict[str, float] = {}
 
     def __enter__(self) -> PeakMemory:
@@ -42,12 +45,12 @@ class PeakMemory:
         self._note()
         self._clear()
         held = _read("VmRSS") if self._known else 0.0
-        held_gpu = torch.cuda.memory_allocated() if self._cuda else 0
+        held_gpu = 0 if self._gpu is None else torch.cuda.memory_allocated(self._gpu)
         yield
         if self._known:
             self._keep("method", _read("VmHWM") - held)
-        if self._cuda:
-            self._keep("gpu_method", torch.cuda.max_memory_allocated() - held_gpu)
+        if self._gpu is not None:
+            self._keep("gpu_method", torch.cuda.max_memory_allocated(self._gpu) - held_gpu)
 
     def mib(self) -> dict[str, int]:
         """What was found, in MiB."""
@@ -56,14 +59,14 @@ class PeakMemory:
     def _note(self) -> None:
         if self._known:
             self._keep("process_peak", _read("VmHWM"))
-        if self._cuda:
-            self._keep("gpu_peak", torch.cuda.max_memory_allocated())
+        if self._gpu is not None:
+            self._keep("gpu_peak", torch.cuda.max_memory_allocated(self._gpu))
 
     def _clear(self) -> None:
         if self._known:
             CLEAR.write_text("5")  # the peak is what is held now
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
+        if self._gpu is not None:
+            torch.cuda.reset_peak_memory_stats(self._gpu)
 
     def _keep(self, name: str, value: float) -> None:
         self._bytes[name] = max(self._bytes.get(name, 0.0), value)

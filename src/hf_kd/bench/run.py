@@ -238,7 +238,7 @@ def _run(shared: _Shared, row: Row, seed: int, folder: Path | None) -> dict[str,
     """One cell: status, what went wrong or the scores after each stage, times and peak memory."""
     started = time.perf_counter()
     found: dict[str, Any] = {"status": "ok"}
-    with PeakMemory() as memory:
+    with PeakMemory(chosen_device(shared.device)) as memory:
         try:
             found |= _measured(shared, row, seed, folder, memory)
         except FAILURES as error:

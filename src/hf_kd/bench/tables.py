@@ -292,7 +292,7 @@ def _memory(line: Line) -> str:
     if line.row.kind not in ("eraser", "weights"):
         return "-"
     taken = [record.get("memory_mib", {}) for record in line.records]
-    own = [each.get("gpu_method", each["method"]) for each in taken if "method" in each]
+    own = [value for each in taken if (value := each.get("gpu_method", each.get("method"))) is not None]
     return str(max(own)) if own else "-"
 
 
