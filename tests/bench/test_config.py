@@ -179,6 +179,14 @@ def test_settings_that_are_not_used_leave_keys_as_they_were():
     assert "train_precision" not in cell_settings(same, same.rows[1], 0)
 
 
+def test_a_limit_draws_otherwise_than_it_did_and_leaves_results_of_the_former_draw_alone():
+    everything, some = (one(methods=["esc"], **changes) for changes in ({}, {"limit": 500}))
+    assert "least of a class" not in cell_settings(everything, everything.rows[0], 0)
+    assert cell_settings(some, some.rows[0], 0)["least of a class"] == 2
+    few = one(methods=["esc"], measure={"transfer": {"name": "other", "limit": 500}})
+    assert cell_settings(few, few.rows[0], 0)["measures"]["transfer"]["least of a class"] == 2
+
+
 def test_the_label_is_no_part_of_the_key_and_the_whole_name_on_the_hub_is():
     first, second = one(methods=[{"method": "esc", "label": "ESC"}]), one(methods=["esc"])
     assert cell_settings(first, first.rows[0], 0) == cell_settings(second, second.rows[0], 0)

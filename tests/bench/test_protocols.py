@@ -112,8 +112,23 @@ def test_a_fine_class_is_forgotten_inside_its_class_and_its_siblings_are_watched
 
 def test_a_limit_keeps_every_class_and_every_fine_class(one):
     problem = problem_of(one(protocol={"kind": "subclass", "forget": ["wolf"], "fine_column": "fine"}, limit=20))
-    assert len(problem.train) < 30
+    assert len(problem.train) == len(problem.test) == 20
     assert set(problem.train["fine"]) == {0, 1, 2, 3}
+
+
+def test_a_limit_is_never_exceeded(tmp_path):
+    """Two of each class used to be taken whatever the limit was: 200 images of 100 classes below "at most 20"."""
+    names = numbered(tmp_path / "many", 20)
+    content = {"model": "m", "dataset": "many", "protocol": "class", "methods": ["original"]}
+    for limit in (40, 47):
+        (experiment,) = experiments(content | {"limit": limit}, tmp_path)
+        problem = problem_of(experiment, names)
+        for labels in (problem.train_labels, problem.test_labels):
+            assert len(labels) == limit
+            assert int(labels.bincount().min()) >= 2
+    (experiment,) = experiments(content | {"limit": 39}, tmp_path)
+    with pytest.raises(ValueError, match="limit=39 is less than 2 images of each of the 20 classes; give at least 40"):
+        problem_of(experiment, names)
 
 
 def test_kept_images_are_never_forgotten_ones(one):

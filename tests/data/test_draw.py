@@ -19,6 +19,10 @@ def test_as_many_as_asked_for_and_every_class_in_its_share(seed):
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(7), rng.integers(1, 200, 7))
     limit = int(rng.integers(7, len(labels)))
+    least = int(rng.integers(1, 1 + limit // 7))
+    sure = stratified_rows(labels, limit, least=least)
+    assert len(set(sure.tolist())) == limit
+    assert all((labels[sure] == c).sum() >= min(least, (labels == c).sum()) for c in range(7))
     rows = stratified_rows(labels, limit)
     assert len(set(rows.tolist())) == limit
     assert (np.diff(rows) > 0).all()

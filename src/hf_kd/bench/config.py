@@ -137,7 +137,7 @@ class Experiment:
     rows: tuple[Row, ...]
     measures: Measures = Measures()
     limit: int | None = None
-    """At most so many images of each split, drawn by a fixed seed with every class in its share."""
+    """At most so many images of each split, drawn by a fixed seed: every class in its share, and two at least."""
     retain_limit: int | None = None
     """At most so many retained images for methods that train on them."""
     mixed_precision: str = "no"

@@ -18,6 +18,7 @@ from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
 from torch import Tensor
 
+from hf_kd.data.draw import stratified_rows
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.load import load_source
@@ -25,6 +26,9 @@ from hf_kd.errors import InvalidValueError
 
 from .config import Experiment
 from .shape import listed
+
+LEAST = 2
+"""Images of each class that a limit leaves: one to forget or to train on, and another."""
 
 
 @dataclass
@@ -280,13 +284,10 @@ def _columns(data: Dataset, where: Mapping[str, Any]) -> tuple[str, tuple[str, .
 
 
 def limited(data: Dataset, column: str, limit: int | None) -> Dataset:
-    """At most `limit` rows, every class in its share and with two rows at least, in their order."""
+    """At most `limit` rows, every class in its share and with `LEAST` at least, in their order.
+
+    Raises InvalidValueError for a limit that leaves some class fewer.
+    """
     if limit is None or limit >= len(data):
         return data
-    labels = np.asarray(data[column])
-    rng = np.random.default_rng(0)
-    kept = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        kept.append(rng.permutation(rows)[: max(2, round(limit * len(rows) / len(labels)))])
-    return data.select(sorted(np.concatenate(kept).tolist()))
+    return data.select(stratified_rows(data[column][:], limit, least=LEAST))

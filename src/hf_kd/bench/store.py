@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from hf_kd.errors import InvalidValueError
 
 from .config import Experiment, Row
+from .protocols import LEAST
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
@@ -51,7 +52,8 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
     for name in ("transfer", "unseen"):
         other = getattr(experiment.measures, name)
         if other and (name == "transfer") == (row.kind != "unseen"):
-            about["measures"][name] = dict(other) | _data(str(other["name"]))
+            about["measures"][name] = dict(other) | _data(str(other["name"])) | _least(other.get("limit"))
+    about |= _least(experiment.limit)
     if row.forget_limit is not None:
         about["forget_limit"] = row.forget_limit
     about |= row.published.settings
@@ -62,6 +64,11 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
     if row.kind == "checkpoint":
         about["options"] = {"path": fingerprint(row.options["path"])}
     return about
+
+
+def _least(limit: int | None) -> dict[str, int]:
+    """What the rows depend on that a limit draws, beside the limit; results of another draw are of other images."""
+    return {} if limit is None else {"least of a class": LEAST}
 
 
 def _data(where: str) -> dict[str, str]:

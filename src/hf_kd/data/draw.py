@@ -64,16 +64,17 @@ def drawn(images: ImageSource, limit: int | None) -> ImageSource:
     return replace(images, source=source, length=limit, drawn_of=total)
 
 
-def stratified_rows(labels: Sequence[Any], limit: int, seed: int = SEED) -> np.ndarray:
-    """Numbers of `limit` rows, ascending: of every class its share, rounded, and at least one.
+def stratified_rows(labels: Sequence[Any], limit: int, seed: int = SEED, least: int = 1) -> np.ndarray:
+    """Numbers of `limit` rows, ascending: of every class its share, rounded, and at least `least`, where it has as many.
 
     Args:
         labels: Of all rows.
         limit: How many; below the number of rows.
         seed: Of the draw.
+        least: Of each class.
 
     Raises:
-        InvalidValueError: For fewer than one of each class.
+        InvalidValueError: For fewer than `least` of each class.
 
     Example:
         >>> rows = stratified_rows([0] * 90 + [1] * 10, 10)
@@ -81,18 +82,20 @@ def stratified_rows(labels: Sequence[Any], limit: int, seed: int = SEED) -> np.n
         (10, 1)
     """
     classes, members = np.unique([str(label) for label in labels], return_inverse=True)
-    if limit < len(classes):
-        raise InvalidValueError(
-            f"limit={limit} is less than one image of each of the {len(classes)} classes; give at least {len(classes)}."
-        )
     sizes = np.bincount(members)
-    counts = np.maximum(1, np.floor(sizes * (limit / len(members)))).astype(int)
-    while counts.sum() != limit:  # by the largest remainder; classes that have one already give none
+    fewest = np.minimum(sizes, least)
+    if limit < fewest.sum():
+        each = "one image" if least == 1 else f"{least} images"
+        raise InvalidValueError(
+            f"limit={limit} is less than {each} of each of the {len(classes)} classes; give at least {fewest.sum()}."
+        )
+    counts = np.maximum(fewest, np.floor(sizes * (limit / len(members)))).astype(int)
+    while counts.sum() != limit:  # by the largest remainder; classes that have the fewest already give none
         gap = sizes * (limit / len(members)) - counts
         if counts.sum() < limit:
             counts[np.argmax(np.where(counts < sizes, gap, -np.inf))] += 1
         else:
-            counts[np.argmin(np.where(counts > 1, gap, np.inf))] -= 1
+            counts[np.argmin(np.where(counts > fewest, gap, np.inf))] -= 1
     rng = np.random.default_rng(seed)
     chosen = [rng.permutation(np.flatnonzero(members == c))[:count] for c, count in enumerate(counts)]
     return np.sort(np.concatenate(chosen))
