@@ -15,7 +15,7 @@ from hf_kd.bench.build import make
 from hf_kd.bench.memory import PeakMemory
 from hf_kd.bench.protocols import make_problem
 from hf_kd.bench.run import bench
-from hf_kd.bench.store import Store, only_bench_in
+from hf_kd.bench.store import Store, cell_settings, key_of, only_bench_in
 from hf_kd.bench.tables import markdown
 from hf_kd.data.labels import match_labels
 from hf_kd.features.reader import ReadOptions
@@ -430,6 +430,59 @@ def test_everything_is_written(one, tmp_path):
     written = {path.relative_to(tmp_path).as_posix() for path in write_tables([experiment], store, tmp_path)}
     assert written >= {"tables.md", "bench.tex", "figures/bench/time.png", "figures/bench/weights_by_layer.png"}
     assert all((tmp_path / name).is_file() for name in written)
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("model", "preprocessor_config.json"),
+        ("model", "pytorch_model.bin"),
+        ("data", "metadata.csv"),
+        ("data", "dataset_info.json"),
+        ("data/train.parquet", "test.parquet"),
+    ],
+)
+def test_whatever_decides_about_the_answers_makes_another_cell(one, place, tmp_path, where, name):
+    """Contents of the same size, so that only reading them tells."""
+    folder = tmp_path / "moved"
+    for part in ("model", "data"):
+        (folder / part).mkdir(parents=True)
+    beside = folder / where if (folder / where).is_dir() else (folder / where).parent
+    (folder / "data" / "train.parquet").write_bytes(b"rows")
+    (folder / "model" / "README.md").write_text("a card is no part of a model")
+    keys = []
+    for content in (b"one", b"two", b"two"):
+        (beside / name).write_bytes(content)
+        asked = {where.split("/")[0]: str(folder / where)}
+        experiment = one(**(asked if "model" in asked else {"dataset": asked["data"]}))
+        keys.append(key_of(cell_settings(experiment, experiment.rows[0], 0)))
+        (folder / "model" / "README.md").write_text(f"{content}: another card")
+    assert keys[0] != keys[1] == keys[2]
+
+
+def test_where_a_retraining_starts_is_known_by_its_files(one, tmp_path):
+    (tmp_path / "start").mkdir()
+    keys = []
+    for content in ("{}", "[]"):
+        (tmp_path / "start" / "config.json").write_text(content)
+        experiment = one(methods=[{"method": "retrain", "init": str(tmp_path / "start")}])
+        keys.append(key_of(cell_settings(experiment, experiment.rows[0], 0)))
+    assert len(set(keys)) == 2
+
+
+def test_results_with_other_settings_stay_and_are_spoken_of(one, tmp_path):
+    run(one(), tmp_path)
+    changed = one(limit=20)
+    text = markdown(changed, Store(tmp_path))
+    assert "Not run yet: original (1)" in text
+    assert (
+        "has results with other settings, which do not belong here: original (another least of a class, limit)" in text
+    )
+    store, told = run(changed, tmp_path)
+    assert [line for line in told if "a result with another least of a class, limit stays in" in line]
+    assert len(store.records) == 2
+    assert "other settings" not in markdown(changed, store)
+    assert "other settings" not in markdown(one(), store)
 
 
 def test_another_data_set_under_the_same_name_is_another_cell(one, place, tmp_path):

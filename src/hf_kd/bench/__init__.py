@@ -1,8 +1,8 @@
 """The bench: model x data x protocol x methods x seeds -> JSON lines, tables, figures.
 
 `config` reads what is asked for, `protocols` says which images are to be forgotten, `run` goes cell by cell, `build` makes
-each row's model, `measure` says what is left, `memory` what it took, `store` keeps it, `tables`, `figures` and
-`row_figures` show it.
+each row's model, `measure` says what is left, `memory` what it took, `store` keeps it, `tables`,
+`tables_latex`, `figures` and `row_figures` show it.
 """
 
 from pathlib import Path
@@ -12,7 +12,8 @@ from .figures import draw
 from .protocols import Problem, make_problem, split_identities
 from .run import bench
 from .store import Store
-from .tables import latex, markdown
+from .tables import markdown
+from .tables_latex import latex
 
 __all__ = [
     "Experiment",

@@ -215,6 +215,8 @@ def _run_cells(
             continue
         where = f"[{number}/{len(cells)}] {experiment.name}: {row.label}, seed {seed}"
         log(f"{where} ...")
+        if key not in store.records and (others := store.other_settings(experiment.name, row.label, seed, settings)):
+            log(f"{where}: a result with another {', '.join(others)} stays in {store.path} and is not of this cell")
         try:
             with at_work(f"opening {experiment.name}", shared.progress):
                 _ = shared.problem, shared.features

@@ -8,13 +8,15 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hf_kd.data.load import IMAGE_SUFFIXES
 from hf_kd.errors import InvalidValueError
+from hf_kd.hub.files import checkpoint_files
 
 from .config import Experiment, Row
 from .protocols import LEAST
@@ -37,7 +39,7 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
         "protocol": dict(experiment.protocol),
         "kind": row.kind,
         "method": row.name,
-        "options": row.settings(seed),
+        "options": dict(row.settings(seed)),
         "seed": seed,
         "limit": experiment.limit,
         "retain_limit": experiment.retain_limit if row.kind != "original" else None,
@@ -61,8 +63,9 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
         about["batch_size"] = experiment.batch_size
     if row.kind == "weights" and experiment.train_precision not in (None, experiment.mixed_precision):
         about["train_precision"] = experiment.train_precision
-    if row.kind == "checkpoint":
-        about["options"] = {"path": fingerprint(row.options["path"])}
+    for name in ("path", "init"):  # of a checkpoint, and where a retraining starts from
+        if about["options"].get(name):
+            about["options"][name] = fingerprint(about["options"][name])
     return about
 
 
@@ -72,33 +75,41 @@ def _least(limit: int | None) -> dict[str, int]:
 
 
 def _data(where: str) -> dict[str, str]:
-    """What a data set is: of a folder or file its own name and a digest of what it holds, of the Hub its name as a whole."""
-    place = Path(where)
+    """What a data set is: of a folder or file its own name and a digest of what it holds, of the Hub its name as a whole.
+
+    Pictures are told apart by name and size, everything else by its content: data sets, labels, names of classes.
+    """
+    place = Path(where).expanduser()
     if not place.exists():
         return {"name": where}
-    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
-    tables = tuple(
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in files
-        if path.suffix in (".parquet", ".arrow")
+    folder = place if place.is_dir() else place.parent  # beside a file its other splits lie
+    files = sorted(
+        path for path in (place.rglob("*") if place.is_dir() else folder.glob("*.parquet")) if path.is_file()
     )
-    names = [(str(path.relative_to(place)) if place.is_dir() else "", path.stat().st_size) for path in files]
-    listing = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
-    return {"name": place.name, "files": listing, "tables": _digest(tables)}
+    names = [(path.relative_to(folder), path.stat().st_size) for path in files]
+    listing = hashlib.sha256(json.dumps([(str(name), size) for name, size in names]).encode()).hexdigest()[:16]
+    read = [
+        folder / name
+        for name, _ in names
+        if name.suffix.lower() not in IMAGE_SUFFIXES and not any(part.startswith(".") for part in name.parts)
+    ]
+    return {"name": place.name, "files": listing, "tables": _digest(read)}
 
 
 def fingerprint(model: str) -> str:
-    """What a model is, as far as its name does not say: the digest of a folder's weights, else the name."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    files = [path for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]) if path.is_file()]
-    return _digest(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    """What a model is: of a folder the digest of every file that changes an answer, else the name."""
+    folder = Path(model).expanduser()
+    return _digest(checkpoint_files(folder).values()) if folder.is_dir() else model
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """Of the contents of files, in their order."""
+    return _read_once(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 
 @functools.lru_cache(maxsize=256)
-def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
-    """Of the contents of (path, size, time of change): asked for with every cell, read once."""
+def _read_once(files: tuple[tuple[str, int, int], ...]) -> str:
+    """The digest of (path, size, time of change), which is asked for with every cell."""
     digest = hashlib.sha256()
     for path, _, _ in files:
         own = hashlib.sha256()
@@ -169,6 +180,22 @@ class Store:
         """
         record = self.records.get(key)
         return record is not None and (record["status"] == "ok" or not retry_failed)
+
+    def other_settings(self, experiment: str, row: str, seed: int, settings: Mapping[str, Any]) -> list[str]:
+        """Names of the settings in which the latest result of a cell with other settings differs; none without one.
+
+        Args:
+            experiment: Its name.
+            row: The row's label.
+            seed: Of the cell.
+            settings: As `cell_settings` has them now.
+        """
+        wanted = json.loads(json.dumps(settings, default=str))
+        for record in reversed(self.records.values()):
+            own, cell = record.get("settings"), tuple(record.get(name) for name in ("experiment", "row", "seed"))
+            if own and own != wanted and record["status"] == "ok" and cell == (experiment, row, seed):
+                return sorted(name for name in {**own, **wanted} if own.get(name) != wanted.get(name))
+        return []
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one record and see it on disk before going on.

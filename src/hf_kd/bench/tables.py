@@ -1,4 +1,4 @@
-"""Tables of a bench, as Markdown and as LaTeX: the converged number first, then what the paper's Tables 1 and 5 print."""
+"""Tables of a bench: the converged number first, then what the paper's Tables 1 and 5 print."""
 
 from __future__ import annotations
 
@@ -77,6 +77,8 @@ class Line:
     records: tuple[Record, ...]
     failed: tuple[Record, ...]
     missing: int
+    other: tuple[str, ...] = ()
+    """Names of the settings in which a result differs that the store has in the place of a missing one."""
 
     @property
     def label(self) -> str:
@@ -121,11 +123,14 @@ def lines(experiment: Experiment, store: Store) -> list[Line]:
     """The rows of an experiment with what the store has of them; Avg Gap and RTE are worked out here."""
     found = []
     for row in experiment.rows:
-        keys = [key_of(cell_settings(experiment, row, seed)) for seed in row.seeds]
-        records = [store.records[key] for key in keys if key in store.records]
+        cells = {seed: cell_settings(experiment, row, seed) for seed in row.seeds}
+        keys = {seed: key_of(settings) for seed, settings in cells.items()}
+        records = [store.records[key] for key in keys.values() if key in store.records]
+        missing = [seed for seed, key in keys.items() if key not in store.records]
+        other = {name for s in missing for name in store.other_settings(experiment.name, row.label, s, cells[s])}
         good = tuple(_with_worst(_with_time(r, row)) for r in records if r["status"] == "ok")
         bad = tuple(r for r in records if r["status"] != "ok")
-        found.append(Line(row, good, bad, len(keys) - len(records)))
+        found.append(Line(row, good, bad, len(missing), tuple(sorted(other))))
     reference = next((line for line in found if line.row.reference and line.records), None)
     return [_with_gap(line, reference) for line in found]
 
@@ -178,7 +183,13 @@ def columns_of(experiment: Experiment, rows: Sequence[Line]) -> list[Column]:
     return [c for c in every if any(line.values(c.key) for line in rows)]
 
 
-def _cell(line: Line, column: Column) -> str:
+def cell_text(line: Line, column: Column) -> str:
+    """What stands in a cell: the mean over seeds and how far they differ, a dash, or that the row failed.
+
+    Args:
+        line: The row.
+        column: What is printed of it.
+    """
     if line.failed and not line.records:
         return "failed"
     return _with_sd(line.values(column.key), column.digits)
@@ -239,6 +250,11 @@ def markdown(experiment: Experiment, store: Store) -> str:
     missing = [f"{line.label} ({line.missing})" for line in every if line.missing]
     if missing:
         blocks.append(f"Not run yet: {', '.join(missing)}.")
+    other = [f"{line.label} (another {', '.join(line.other)})" for line in every if line.other]
+    if other:
+        blocks.append(
+            f"Of these {store.path.name} has results with other settings, which do not belong here: {', '.join(other)}."
+        )
     return "\n\n".join(blocks) + "\n"
 
 
@@ -267,7 +283,7 @@ def _markdown_table(rows: Sequence[Line], columns: Sequence[Column], time: bool)
     heads += ["x bare pass"] if passes else []
     body = []
     for line in rows:
-        cells = [line.label.replace("|", "\\|"), *(_cell(line, c) for c in columns)]
+        cells = [line.label.replace("|", "\\|"), *(cell_text(line, c) for c in columns)]
         if time:
             took = line.seconds()
             cells += [line.row.needs or "-", str(len(line.records))]
@@ -322,75 +338,3 @@ def _incremental(rows: Sequence[Line]) -> str:
             blocks.append("\n".join([f"**{line.label}**, request after request\n", head, rule]
                                     + ["| " + " | ".join(cells) + " |" for cells in body]))  # fmt: skip
     return "\n\n".join(blocks)
-
-
-def latex(experiment: Experiment, store: Store) -> str:
-    """The main table in the layout of the paper's Table 1 or 5: groups over columns, booktabs.
-
-    Attacks and what else changed stand in the Markdown alone.
-
-    Args:
-        experiment: What was asked for.
-        store: The results there are.
-
-    Returns:
-        LaTeX.
-    """
-    rows = [line for line in lines(experiment, store) if line.was_run]
-    apart = [*WORST_COLUMNS, *CHANGE_COLUMNS]
-    columns = [c for c in columns_of(experiment, rows) if not c.key.startswith("attacks/") and c not in apart]
-    groups: list[tuple[str, int]] = []
-    for column in columns:
-        if groups and groups[-1][0] == column.group:
-            groups[-1] = (column.group, groups[-1][1] + 1)
-        else:
-            groups.append((column.group, 1))
-    over = " & ".join(["", *(rf"\multicolumn{{{count}}}{{c}}{{{_escape(name)}}}" for name, count in groups)])
-    first, rules = 2, []
-    for name, count in groups:
-        rules += [rf"\cmidrule(lr){{{first}-{first + count - 1}}}"] if name else []
-        first += count
-    titles = " & ".join(["Method", *(_math(c.title) for c in columns)])
-    body = [f"{_escape(line.label)} & {_latex_cells(line, columns)}" + r" \\" for line in rows]
-    return "\n".join(
-        [
-            rf"% {experiment.name}; needs \usepackage{{booktabs}}",
-            *([f"% {PAPER_NOTE}"] if any(column.key.startswith("KR_paper") for column in columns) else []),
-            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
-            r"\toprule",
-            over + r" \\",
-            *([" ".join(rules)] if rules else []),
-            titles + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-def _latex_cells(line: Line, columns: Sequence[Column]) -> str:
-    if line.failed and not line.records:
-        return rf"\multicolumn{{{len(columns)}}}{{l}}{{failed}}"
-    return " & ".join(_cell(line, c).replace("±", r"$\pm$") for c in columns)
-
-
-def _math(title: str) -> str:
-    name, underscore, index = title.partition("_")
-    return rf"${name}_{{{index}}}$" if underscore and " " not in title else _escape(title)
-
-
-_SIGNS = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-}
-
-
-def _escape(text: str) -> str:
-    """Text as LaTeX prints it, sign by sign, so that nothing is escaped twice."""
-    return "".join(_SIGNS.get(sign, sign) for sign in " ".join(text.split()))
