@@ -93,13 +93,14 @@ def document(
         saved_by=["--fold"] if folded else ["--eraser-only"] if alone else [],
     )
     published = repo_id is not None and not show_class_names
+    since = weights_since(model)
     write_receipt(
         folder,
         receipt(
             folder,
             [erasure.to_dict(names=show_class_names, files=not published) for erasure in model.erasures],
             _before(model),
-            since=weights_since(model),
+            since=since,
             beside=None if beside is None else Path(beside),
             changes=[change.to_dict(files=not published) for change in weight_changes(model.config)],
             folded=folded,
@@ -122,7 +123,7 @@ def document(
         base_commit=commit,
         folded=folded,
         eraser_only=alone,
-        since=weights_since(model),
+        since=since,
         classifies=has_head(model),
         datasets=tuple(datasets),
         license=license,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -187,25 +187,25 @@ def file_digest(path: Path) -> str:
 
 def weights_digest(files: Mapping[str, Path]) -> str:
     """Digest of the weights among the files of a checkpoint (`checkpoint_files`), without its erasers."""
-    return tensors_digest(tensor for name, tensor in _tensors(files) if not name.startswith(ERASERS))
+    return tensors_digest(_tensors(files, lambda name: not name.startswith(ERASERS)))
 
 
 def erasers_digest(files: Mapping[str, Path]) -> str | None:
     """Digest of the erasers among the files of a checkpoint; None where it has none."""
-    found = [tensor for name, tensor in _tensors(files) if name.startswith(ERASERS)]
+    found = list(_tensors(files, lambda name: name.startswith(ERASERS)))
     return tensors_digest(found) if found else None
 
 
-def _tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a checkpoint, one in memory at a time."""
+def _tensors(files: Mapping[str, Path], wanted: Callable[[str], bool]) -> Iterator[Tensor]:
+    """The tensors of a checkpoint whose names are wanted, one in memory at a time."""
     paths = weight_files(files)
     if not paths:
         raise MissingFileError("No model*.safetensors in this folder: there are no weights to check.")
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    yield name, file.get_tensor(name)
+                for name in filter(wanted, file.keys()):
+                    yield file.get_tensor(name)
         except SafetensorError as error:
             raise InvalidValueError(f"{path.name} is damaged ({error}).") from error
 
