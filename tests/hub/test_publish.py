@@ -14,10 +14,12 @@ from huggingface_hub.utils import httpx
 from PIL import Image
 
 from hf_kd import AuditOptions, ErasedModel
+from hf_kd.audit.figures import FIGURES
 from hf_kd.audit.report import RetentionReport
 from hf_kd.data.read_files import with_files
 from hf_kd.errors import PushError
 from hf_kd.hub import publish
+from hf_kd.hub.card import ALT
 from hf_kd.hub.receipt import RECEIPT
 from hf_kd.hub.upload import upload
 from tests.conftest import image_processor, small_vit
@@ -236,6 +238,61 @@ def test_what_goes_wrong_leaves_the_repository_as_it_was(hub, run_client, place)
     assert "Traceback" not in done.text
 
 
+def test_what_stays_in_the_repository_is_a_persons_and_what_changes_answers_is_in_the_receipt(hub, run_client, place):
+    there = {
+        "README.md": b"---\nlicense: mit\n---\n\n# Mine\n\n![teaser](figures/teaser.png)\n",
+        "figures/teaser.png": b"mine",
+        "model-zoo/model.safetensors": b"mine, in a folder that is called like weights",
+        "special_tokens_map.json": b"{}",
+        "generation_config.json": b"{}",
+        "figures/recovery.png": b"of an earlier audit",
+        "retention_report.json": b"of an earlier audit",
+        "processor_config.json": json.dumps({"image_processor": {"size": {"height": 9, "width": 9}}}).encode(),
+        "pytorch_model.bin": b"of an earlier model",
+    }
+    for name, data in there.items():
+        hub.write("ana/m", name, data)
+    (place / "model" / "README.md").write_text("# From the folder")
+    done = run_client(["push", "model", "ana/m"])
+    assert "has a text of its own, which is kept" in " ".join(done.err.split())
+    files = hub.files("ana/m")
+    kept = ["figures/teaser.png", "model-zoo/model.safetensors", "special_tokens_map.json", "generation_config.json"]
+    assert {name: files.get(name) for name in kept} == {name: there[name] for name in kept}
+    assert not set(list(there)[5:]) & set(files)
+    assert {"special_tokens_map.json", "generation_config.json"} <= set(json.loads(files[RECEIPT])["files"])
+    card = files["README.md"].decode()
+    assert "# Mine" in card
+    assert "# From the folder" not in card
+    assert "Everything matches the receipt" in " ".join(run_client(["verify", "ana/m"]).out.split())
+
+    hub.write("ana/web", "README.md", b"---\nlicense: mit\n---\n")  # as a form of the Hub makes it
+    run_client(["push", "model", "ana/web", "--no-verify"])
+    run_client(["push", "model", "ana/new", "--no-verify"])
+    for name in ("ana/web", "ana/new"):
+        card = hub.files(name)["README.md"].decode()
+        assert "# From the folder" in card
+        assert ("license: mit" in card) == (name == "ana/web")
+
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        hub.write("ana/lora", name, b'{"base_model_name_or_path": "bob/base"}')
+    before = hub.repo("ana/lora").refs["main"]
+    refused = " ".join(run_client(["push", "model", "ana/lora"], code=1).err.split())
+    assert "ana/lora holds an adapter (adapter_config.json, adapter_model.safetensors)" in refused
+    assert hub.repo("ana/lora").refs["main"] == before
+
+
+def test_a_model_that_cannot_be_saved_makes_no_repository(place, monkeypatch):
+    model = ErasedModel.from_pretrained(place / "model").erase(make_dataset([3] * 40), "cover", progress=False)
+    monkeypatch.setattr(publish, "check_target", lambda *_: None)
+    monkeypatch.setattr(publish, "prepare", lambda *_, **__: pytest.fail("a repository was made"))
+    with pytest.raises(ValueError, match="fold"):
+        model.push_to_hub("ana/m", folded=True)
+
+
+def test_every_figure_that_a_report_draws_is_described_in_the_card():
+    assert set(ALT) == set(FIGURES)
+
+
 def test_a_transfer_that_breaks_off_is_explained_and_changes_nothing(monkeypatch, tmp_path):
     def breaks(*args, **kwargs):
         try:
@@ -294,7 +351,7 @@ for name in ("a.txt", "sub/b.txt", ".git/config", "sub/.git/config", ".cache/x/y
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("t")
 (folder / "inside.txt").symlink_to("a.txt")
-upload(folder, "ana/files", message="files", replaces=["model*.safetensors"])
+upload(folder, "ana/files", message="files", gone=["model-00001-of-00002.safetensors", "a.txt"])
 assert fetch("ana/files", "a.txt") == b"t" and fetch("ana/files", "nothing") is None
 """)  # fmt: skip
     assert set(hub.files("ana/files")) == {"a.txt", "sub/b.txt", "inside.txt"}
@@ -414,8 +471,9 @@ def test_the_data_sets_names_are_published_only_where_names_are_asked_for(vit, p
         return publish.Published(repo_id, "https://example.org", "0" * 40, "main")
 
     for name, stand_in in (
+        ("check_target", lambda *_: None),
         ("prepare", lambda repo_id, **_: repo_id),
-        ("fetch", lambda *_, **__: None),
+        ("files_in", lambda *_, **__: set()),
         ("upload", upload),
     ):
         monkeypatch.setattr(publish, name, stand_in)

@@ -32,7 +32,10 @@ def card(
     *,
     shared: Shared,
 ) -> None:
-    """Write model card, receipt, report and figures into FOLDER, as pushing would. Text of your own in README.md stays."""
+    """Write model card, receipt, report and figures into FOLDER. Text of your own in README.md stays.
+
+    `hf-kd push` makes them anew, and takes that text along where the README of the repository has none.
+    """
     refuse_unpublishable(folder, base)
     _inputs.load_libraries(shared)
     from hf_kd.audit.verdict import NOT_AUDITED

@@ -48,6 +48,8 @@ def push(
 ) -> None:
     """Publish the erased model in FOLDER as REPO_ID: weights, card, receipt, report and figures in one commit.
 
+    A text of your own in FOLDER/README.md is published where the README of REPO_ID has none; else that one stays.
+
     An eraser in FOLDER, as `hf-kd erase --eraser-only` saves it, is published as it is, without its base.
 
     The token is that of `hf auth login`, or HF_TOKEN.
@@ -70,6 +72,7 @@ def push(
         show_class_names=show_class_names,
         datasets=datasets or (),
         handler=handler,
+        beside=folder,
     )
     if shared.as_json:
         print(json.dumps(result.to_dict()))

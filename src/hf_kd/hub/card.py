@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from jinja2 import Environment, Template
 
 from hf_kd.audit.report import RetentionReport
@@ -78,7 +79,11 @@ ALT = {
     "norms": "Histograms of feature norms of forgotten and retained images, before and after erasing",
     "layer_profile": "What a converged probe reads at every layer",
     "tsne": "t-SNE of test features before and after erasing",
+    "weight_profile": "What probes read at every block of the network, before and after recalibrating BatchNorm",
+    "relearning": "Recall of the forgotten classes while the network is trained on few of their images",
+    "reference_level": "Recall of references that never saw the forgotten classes, against their accuracy on the others",
 }
+"""What is to be seen in the figures of a report, by their names (those of `hf_kd.audit.figures.FIGURES`)."""
 
 
 def render(values: CardValues, existing: str | None = None) -> str:
@@ -113,6 +118,27 @@ def render(values: CardValues, existing: str | None = None) -> str:
 def template() -> str:
     """The text of `model_card_template.md`, which lies beside this file."""
     return Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8")
+
+
+def joined(published: str | None, local: str) -> str:
+    """The README of a repository with a person's text: its own, or where it has none that of the folder.
+
+    Args:
+        published: That of the repository; its metadata are kept, too. None where it has no README.
+        local: That of the folder.
+    """
+    if published is None:
+        return local
+    if own_text(published) or not own_text(local):
+        return published
+    metadata = REGEX_YAML_BLOCK.match(published)
+    return metadata[0] + REGEX_YAML_BLOCK.sub("", local) if metadata else local
+
+
+def own_text(readme: str) -> str:
+    """What a person wrote: all but the metadata and our section."""
+    before, begin, rest = REGEX_YAML_BLOCK.sub("", readme).partition(BEGIN)
+    return (before + (rest.partition(END)[2] if begin else "")).strip()
 
 
 @cache

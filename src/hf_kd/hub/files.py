@@ -127,13 +127,14 @@ def checkpoint_files(folder: Path, beside: Path | None = None) -> dict[str, Path
     return dict(sorted(found.items()))
 
 
+def is_answering(name: str) -> bool:
+    """Whether a file of this name changes what a model answers once it lies beside it."""
+    return any(fnmatch(name, pattern) for pattern in ANSWERING)
+
+
 def _answering(folder: Path) -> dict[str, Path]:
     # is_file follows links: what a killed save left leading nowhere is not there
-    return {
-        path.name: path
-        for path in folder.iterdir()
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in ANSWERING)
-    }
+    return {path.name: path for path in folder.iterdir() if path.is_file() and is_answering(path.name)}
 
 
 def weight_files(files: dict[str, Path]) -> list[Path]:

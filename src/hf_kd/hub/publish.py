@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 from torch import Tensor
 
+from hf_kd.audit.figures import FIGURES
 from hf_kd.audit.report import RetentionReport
-from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG
+from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG
 from hf_kd.errors import InvalidValueError, NotVerifiedError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
@@ -30,21 +33,21 @@ from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating, record
 from hf_kd.methods.records import weight_changes
 
-from .document import CARD, REPORT, base_of, document, has_own_class, records_of
+from .card import joined, own_text
+from .document import CARD, REPORT, base_of, document, has_own_class, read_card, records_of
 from .endpoint import write_handler
-from .files import ERASER_WEIGHTS, WEIGHT_PATTERNS, save_processor
+from .files import WEIGHT_PATTERNS, is_answering, save_processor, superseded
 from .own_report import refuse_other_report
-from .upload import Published, fetch, prepare, upload
+from .upload import Published, check_target, fetch, files_in, prepare, upload
 from .wording import BASE_KNOWS, WEIGHTS_KNOW
 
 logger = logging.getLogger(__name__)
 
-OF_AN_EARLIER_PUSH = (
-    *(*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
-    *(ERASER_CONFIG, ERASER_WEIGHTS, REPORT, "figures/*.png"),
-)
-"""Files that would speak of another model if they stayed where a push does not bring them itself."""
+OF_A_MODEL = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+"""Weights, which would be another model's if they stayed where a push does not bring them itself."""
 
+OF_AN_AUDIT = {REPORT, *(f"figures/{name}.png" for name in FIGURES)}
+"""What is told of an audit; whatever else lies among the figures is a person's."""
 
 RECORDS = ("erasures", "hf_kd_unlearned")
 """Where a configuration keeps records that have names of the data."""
@@ -90,12 +93,14 @@ def push(
     show_class_names: bool = False,
     datasets: Sequence[str] = (),
     handler: bool = False,
+    beside: str | os.PathLike[str] | None = None,
     **upload_options: Any,
 ) -> Pushed:
     """Publish weights, card, receipt, report and figures in one commit, load them back and compare bit for bit.
 
     Of a model without erasers whose weights `unlearn` changed, the stock checkpoint is published. A person's text in the
-    repository's README is kept.
+    repository's README is kept. Weights, processor, report and figures that were there go; all other files of the repository
+    stay, and those that change an answer stand in the receipt.
 
     Args:
         model: An erased or unlearned model.
@@ -108,6 +113,7 @@ def push(
         datasets: Hub ids, for the card.
         handler: Add handler.py and requirements.txt, with which an Inference Endpoint serves the repository by
             `hf_kd.model.endpoint`. Nothing of hf_kd runs them.
+        beside: A folder with a README whose text of a person's is published where the repository has none.
         **upload_options: `private`, `token`, `revision`, `create_pr` and `commit_message`, as in `huggingface_hub`; see
             `UploadOptions`.
 
@@ -115,10 +121,10 @@ def push(
         Where it went, and whether it was compared.
 
     Raises:
-        ValueError: Nothing was erased, the report is of another model, the id is malformed, an eraser on its own is refused
-            (see `save_eraser`), or a handler is asked for a folded model (whose features are not erased), for an eraser on
-            its own (which serves nothing), for a class that is none of transformers, or a repository that has one of its
-            own.
+        ValueError: Nothing was erased, the report is of another model, the id is malformed, the repository holds an adapter,
+            an eraser on its own is refused (see `save_eraser`), or a handler is asked for a folded model (whose features
+            are not erased), for an eraser on its own (which serves nothing), for a class that is none of transformers, or a
+            repository that has one of its own.
         PushError: The upload failed and left the repository as it was (an OSError).
         NotVerifiedError: It happened and what loads back is not this model, or nothing loads back (an OSError).
         TypeError: There is no such option.
@@ -146,21 +152,28 @@ def push(
         logger.warning(BASE_KNOWS)
     elif model.is_erased and not weight_changes(model.config):
         logger.warning(WEIGHTS_KNOW)
-    full = prepare(repo_id, private=target.private, token=target.token, revision=target.revision)
-    if eraser_only and fetch(full, CONFIG_NAME, revision=target.revision, token=target.token) is not None:
-        raise InvalidValueError(
-            f"{full} holds a model ({CONFIG_NAME}), and an eraser is kept in a repository of its own: name another one. "
-            "Nothing was sent."
-        )
-    existing = fetch(full, CARD, revision=target.revision, token=target.token)
+    check_target(repo_id, target.token)
     with tempfile.TemporaryDirectory(prefix="hf-kd-push-") as name:
-        folder = Path(name) / "model"
-        saved = _save(model, folder, folded, eraser_only)
+        folder, there = Path(name) / "model", Path(name) / "there"
+        saved = _save(model, folder, folded, eraser_only)  # what cannot be saved makes no repository
         if not show_class_names:
             _drop_names(folder / (ERASER_CONFIG if eraser_only else CONFIG_NAME))
-        _put_card(folder / CARD, existing)
+        full = prepare(repo_id, private=target.private, token=target.token, revision=target.revision)
+        published = files_in(full, revision=target.revision, token=target.token)
+        _refuse_what_stays(full, published, eraser_only)
+        gone = _outdated(published, os.listdir(folder))
+
+        def read(name: str) -> bytes | None:
+            return fetch(full, name, revision=target.revision, token=target.token) if name in published else None
+
+        there.mkdir()
+        for kept in published - gone:
+            if kept == CARD or ("/" not in kept and is_answering(kept)):
+                (there / kept).write_bytes(read(kept) or b"")
+        if beside is not None:
+            _take_text(there, Path(beside))
         if handler:
-            write_handler(folder, lambda name: fetch(full, name, revision=target.revision, token=target.token))
+            write_handler(folder, read)
         document(
             model,
             folder,
@@ -168,21 +181,22 @@ def push(
             repo_id=full,
             folded=folded,
             show_class_names=show_class_names,
+            beside=there,
             datasets=datasets,
             license=base_license(base_of(model)[0], target.token),
         )
-        published = upload(
+        sent = upload(
             folder,
             full,
             message=target.commit_message or _message(model),
             token=target.token,
             revision=target.revision,
             create_pr=target.create_pr,
-            replaces=OF_AN_EARLIER_PUSH,
+            gone=gone,
         )
     if verify:
-        _compare(model, saved, published, target.token, eraser_only)
-    return Pushed(**asdict(published), verified=verify)
+        _compare(model, saved, sent, target.token, eraser_only)
+    return Pushed(**asdict(sent), verified=verify)
 
 
 def _message(model: TappedModel) -> str:
@@ -190,11 +204,44 @@ def _message(model: TappedModel) -> str:
     return f"{'Erased' if model.is_erased else 'Made to forget'} with hf_kd: {methods}"
 
 
-def _put_card(path: Path, existing: bytes | None) -> None:
-    """The card of the repository in the place of the one that saving wrote, which knows no repository."""
-    path.unlink(missing_ok=True)
-    if existing is not None:
-        path.write_bytes(existing)
+def _refuse_what_stays(repo_id: str, published: Collection[str], eraser_only: bool) -> None:
+    """Refuse a repository whose files would make another model of what is published, and are nobody's to delete."""
+    if ADAPTER_CONFIG in published:
+        own = sorted(name for name in published if name == ADAPTER_CONFIG or fnmatch(name, "adapter_model*"))
+        raise InvalidValueError(
+            f"{repo_id} holds an adapter ({', '.join(own)}), which whoever loads from there would get with this model: name "
+            "another repository, or take these files out of it first. Nothing was sent."
+        )
+    if eraser_only and CONFIG_NAME in published:
+        raise InvalidValueError(
+            f"{repo_id} holds a model ({CONFIG_NAME}), and an eraser is kept in a repository of its own: name another one. "
+            "Nothing was sent."
+        )
+
+
+def _outdated(published: Iterable[str], new: Iterable[str]) -> set[str]:
+    """Of the files of a repository, those that would speak of another model once the `new` ones lie there.
+
+    They are those of a save (`superseded`), of weights all variants, and of an audit what we wrote. A person's files in
+    folders stay, whatever they are called.
+    """
+    flat = [name for name in published if "/" not in name]
+    weights = {name for name in flat if any(fnmatch(name, pattern) for pattern in OF_A_MODEL)}
+    return (weights | superseded(flat, new) | OF_AN_AUDIT.intersection(published)) - set(new)
+
+
+def _take_text(there: Path, folder: Path) -> None:
+    """A person's text in the README of a folder takes the place of none in that of the repository."""
+    (published, changeable), (local, _) = read_card([there]), read_card([folder])
+    if local is None or not changeable:
+        return
+    both = joined(published, local)
+    if both == published and own_text(local) not in own_text(published or ""):
+        logger.warning(
+            f"{CARD} of the repository has a text of its own, which is kept: that of {folder / CARD} is not published. Put "
+            "into the repository's what you want to have there."
+        )
+    (there / CARD).write_bytes(both.encode("utf-8"))
 
 
 def _refuse_nothing_to_publish(model: TappedModel) -> None:
@@ -216,11 +263,9 @@ def publishable(model: TappedModel) -> bool:
 
 def _save(model: Any, folder: Path, folded: bool, eraser_only: bool) -> torch.nn.Module:
     """Write the checkpoint; returns the module that was saved."""
-    if eraser_only:
-        model.save_eraser(folder)
-        return model
-    if model.is_erased and not folded:
-        model.save_pretrained(folder)
+    folder.mkdir()
+    if eraser_only or (model.is_erased and not folded):
+        model.write_checkpoint(folder, eraser_only)
         return model
     stock = model.fold() if folded else model.inner
     stock.save_pretrained(folder)

@@ -6,7 +6,8 @@ Nothing here knows models. Tokens are handed to huggingface_hub and nowhere else
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import glob
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,29 @@ def check_repo_id(repo_id: str) -> None:
         ) from error
 
 
+def check_target(repo_id: str, token: str | None = None) -> None:
+    """Refuse, without asking the Hub, a target that nothing could be sent to.
+
+    Args:
+        repo_id: USER/NAME, or the NAME of one's own.
+        token: By default that of `hf auth login`, or HF_TOKEN.
+
+    Raises:
+        InvalidValueError: The id is malformed.
+        PushError: Offline, or without a token.
+    """
+    check_repo_id(repo_id)
+    if constants.HF_HUB_OFFLINE:
+        raise PushError(
+            f"Nothing was sent to {repo_id}: offline mode is on (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE). Unset it to push."
+        )
+    if not (token or get_token()):
+        raise PushError(
+            f"There is no token to write to {repo_id} with. Log in with `hf auth login`, or set HF_TOKEN to a token with "
+            "write access."
+        )
+
+
 def prepare(
     repo_id: str,
     *,
@@ -89,16 +113,7 @@ def prepare(
         PushError: Offline, without a valid token, without the right to write there, without a network, and where `private`
             is asked for and the repository is there and public.
     """
-    check_repo_id(repo_id)
-    if constants.HF_HUB_OFFLINE:
-        raise PushError(
-            f"Nothing was sent to {repo_id}: offline mode is on (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE). Unset it to push."
-        )
-    if not (token or get_token()):
-        raise PushError(
-            f"There is no token to write to {repo_id} with. Log in with `hf auth login`, or set HF_TOKEN to a token with "
-            "write access."
-        )
+    check_target(repo_id, token)
     api = HfApi(token=token)
     with _explained(repo_id):
         try:
@@ -128,7 +143,7 @@ def upload(
     token: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    replaces: Sequence[str] = (),
+    gone: Iterable[str] = (),
 ) -> Published:
     """Upload `folder` in one commit to a repository that is there (see `prepare`).
 
@@ -140,8 +155,8 @@ def upload(
         token: By default that of `hf auth login`, or HF_TOKEN.
         revision: The branch.
         create_pr: Open a pull request instead of writing.
-        replaces: Patterns of files; those in the repository that match one and are not in `folder` are deleted in the same
-            commit, so that the shards of an earlier checkpoint do not stay among those of the new one.
+        gone: Files of the repository that are deleted in the same commit, unless `folder` brings them, so that the shards
+            of an earlier checkpoint do not stay among those of the new one.
 
     Returns:
         Where it went.
@@ -161,7 +176,7 @@ def upload(
             create_pr=create_pr,
             commit_message=message,
             ignore_patterns=list(IGNORED),
-            delete_patterns=list(replaces) or None,
+            delete_patterns=[glob.escape(name) for name in sorted(gone)] or None,
         )
     return Published(repo_id, info.commit_url, info.oid, info.pr_revision or revision or "main", info.pr_url)
 
@@ -194,6 +209,24 @@ def fetch(
         except ValueError as error:  # so huggingface_hub wraps what failed when the cache may not answer
             raise error.__cause__ or error from None
     return Path(path).read_bytes()
+
+
+def files_in(repo_id: str, *, revision: str | None = None, token: str | None = None) -> set[str]:
+    """Paths of all files of a repository that is there (see `prepare`).
+
+    Args:
+        repo_id: USER/NAME.
+        revision: The branch; nothing is in one that is not there.
+        token: By default that of `hf auth login`, or HF_TOKEN.
+
+    Raises:
+        PushError: They could not be listed, and nobody knows what an upload would overwrite.
+    """
+    with _explained(repo_id, reading="what is in it"):
+        try:
+            return set(HfApi(token=token).list_repo_files(repo_id, revision=revision))
+        except RevisionNotFoundError:
+            return set()
 
 
 def _refuse_links(folder: Path) -> None:

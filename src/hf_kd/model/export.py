@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -82,15 +83,11 @@ class Export:
         loading.refuse_unknown_class(self.inner)
         if not is_main_process:
             return
-        loading.refuse_other_heads(self.inner, [head for tap in self.taps for head in tap.heads])
-        consistency.refuse_contradictions(self.config)  # what does not load again is not written
-        consistency.refuse_other_erasers(self)
         from hf_kd.hub.document import document  # reports and figures, which only a saved model needs
 
         with atomic_directory(save_directory) as folder:
-            super().save_pretrained(folder, **kwargs)
+            self.write_checkpoint(folder, **kwargs)
             refuse_other_model(save_directory, folder)
-            save_processor(self, folder)
             if self.is_erased:
                 document(self, folder, beside=save_directory, add_card=False)
 
@@ -128,15 +125,34 @@ class Export:
         loading.refuse_unknown_class(self.inner)
         refuse_changed_base(self)
         refuse_model_there(save_directory)
-        consistency.refuse_contradictions(self.config)
-        consistency.refuse_other_erasers(self)
         if not is_main_process:
             return
         from hf_kd.hub.document import document
 
         with atomic_directory(save_directory) as folder:
-            write_eraser(self, folder)
+            self.write_checkpoint(folder, eraser_only=True)
             document(self, folder, beside=save_directory, add_card=False)
+
+    def write_checkpoint(self, folder: Path, eraser_only: bool = False, **kwargs: Any) -> None:
+        """What `save_pretrained` or `save_eraser` keeps, without receipt and card, into a folder of nobody else's.
+
+        Args:
+            folder: Where to, which is there.
+            eraser_only: Leave the base out.
+            **kwargs: As in transformers.
+
+        Raises:
+            ValueError: As they do; what does not load again is not written.
+        """
+        loading.refuse_unknown_class(self.inner)
+        consistency.refuse_contradictions(self.config)
+        consistency.refuse_other_erasers(self)
+        if eraser_only:
+            write_eraser(self, folder)
+            return
+        loading.refuse_other_heads(self.inner, [head for tap in self.taps for head in tap.heads])
+        super().save_pretrained(folder, **kwargs)
+        save_processor(self, folder)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
         """Publish the model in one commit, load it back and compare bit for bit.
