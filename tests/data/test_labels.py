@@ -67,7 +67,7 @@ def test_a_mapping_is_checked_on_both_sides(mapping):
 def test_plain_integers_are_the_model_s_ids_within_range():
     mapping = match_labels(None, MODEL)
     assert mapping(torch.tensor([5, 0, -1])).tolist() == [5, 0, -1]
-    with pytest.raises(LabelMismatchError, match=r"Label 6 of the forget set .* 0 to 5"):
+    with pytest.raises(LabelMismatchError, match=r"Label 6 of the data .* 0 to 5"):
         mapping(torch.tensor([0, 6]))
     assert match_labels(None, MODEL, {9: 5})(torch.tensor([9, 1])).tolist() == [5, 1]
 

@@ -7,39 +7,36 @@ functions of features alone.
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_kd.data.progress import working
 from hf_kd.data.views import VIEWS
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.heads import apply_erasers, has_head, head_logits
+from hf_kd.features.heads import has_head, head_logits
 from hf_kd.features.protocol import TappedModel
-from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions, untrained_logits
-from hf_kd.features.taps.inputs import input_device, takes_pictures
+from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.taps.inputs import takes_pictures
 from hf_kd.methods.records import folded_erasures, weight_changes
 from hf_kd.metrics._inputs import trained_forget_labels
 from hf_kd.metrics.attacks import attack_names, views_needed
 from hf_kd.metrics.weights import weight_distance
 
+from .audit_data import AuditData, Split, complete
 from .audit_features import AuditExtras, audit_features
 from .by_name import measure_by_name
 from .classes import forgotten_labels, resolved_labels
-from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
 from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference
 from .report import RetentionReport
 from .schema import Section
 from .sections.features import class_fit
-from .sections.layers import layer_profile_section
 from .sections.reference_level import ReadLevel, converged_point, reference_level_section
 from .sections.weights import of_other_weights, weights_section
-from .weight_access import AuditImages, measure_weight_access
+from .weight_access import measure_weight_access
 
 logger = logging.getLogger(__name__)
 
@@ -85,16 +82,17 @@ def audit_model(
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS) if takes_pictures(model.inner) else 0)
     _refuse_one_logit(model)
-    names = _own_names(model)
-    forget = forgotten_labels(model, forget_labels, names)
+    data = AuditData(model, train, test, reading)
+    forget = forgotten_labels(model, forget_labels, data.names)
     changes = [*weight_changes(model.config), *folded_erasures(model.config)]
     if changes and original is None:
         logger.warning(
             "The weights of this model were changed, and without the original model (original=...) what the report calls "
             "the original is the changed model itself: it cannot tell what was forgotten."
         )
-    wanted = None if retain_labels is None else [*forget, *resolved_labels(retain_labels, names)]
-    data = _Data(model, train, test, reading, wanted)
+    if forget_labels is None:
+        data.check_recorded()
+    data.read(None if retain_labels is None else [*forget, *resolved_labels(retain_labels, data.names)])
     asked, forget = forget, trained_forget_labels(forget, data.labels[0])
     original = None if original is None else data.wrapped(original)
     features, logits, sections = _versions(data, original)
@@ -134,9 +132,7 @@ def audit_model(
         ),
         logits=logits,
         extras=AuditExtras(
-            class_names=_names(
-                data.names if names is None else names, data.labels, [b.argmax(dim=1) for _, b in logits.values()]
-            ),
+            class_names=_names(data.names, data.labels, [b.argmax(dim=1) for _, b in logits.values()]),
             views=_views(data, attacks, original),
             random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
             fit_class=class_fit(model),
@@ -156,110 +152,11 @@ def audit_model(
     return replace(report, seconds=round(time.perf_counter() - started, 2))
 
 
-Split = tuple[Tensor, ...]
-"""Features [n, d] of one split at each tap."""
-
-
-class _Data:
-    """Train and test images, and the features that models read from them: always a pair, train first."""
-
-    def __init__(self, model: TappedModel, train: Any, test: Any, reading: ReadOptions, wanted: Sequence[int] | None):
-        """The first pass: features before the erasers of `model`; of all labels, or of the `wanted` ones."""
-        given = {"train": (train, reading), "test": (test, reading.of_test())}
-        self._readers = {split: ImageReader(model, images, own) for split, (images, own) in given.items()}
-        # what was drawn is drawn once: every later pass reads just that, as the labels are numbered
-        self.model, self.reading = model, replace(reading, limit=None, limit_test=None)
-        self._images = {
-            split: reader.data if reader.sampled is None else reader.images.source
-            for split, reader in self._readers.items()
-        }
-        read = {split: reader.read() for split, reader in self._readers.items()}
-        self._all = {split: _complete(part.labels, split) for split, part in read.items()}
-        keep = None if wanted is None else torch.tensor(list(wanted))
-        self._rows = {
-            split: torch.ones_like(labels, dtype=torch.bool) if keep is None else torch.isin(labels, keep)
-            for split, labels in self._all.items()
-        }
-        self.before = self._kept(read)
-        self.labels = tuple(self._all[split][rows] for split, rows in self._rows.items())
-
-    def _kept(self, read: Mapping[str, ReadFeatures]) -> tuple[Split, Split]:
-        train, test = (tuple(part[self._rows[split]] for part in read[split].before) for split in self._images)
-        return train, test
-
-    def read_again(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
-        """Another model, or another view, on the same samples; before the erasers."""
-        same = other is self.model
-        read = {
-            split: (self._readers[split] if same else ImageReader(other, images, self.reading)).read(
-                view, own_labels=True
-            )
-            for split, images in self._images.items()
-        }
-        for split, part in read.items():
-            if len(part.labels) != len(self._all[split]):
-                raise InvalidValueError(
-                    f"A second pass read {len(part.labels)} {split} samples and the first {len(self._all[split])}: the data "
-                    "gives different samples each time. Pass data that can be read again in the same order."
-                )
-        return self._kept(read)
-
-    @property
-    def names(self) -> dict[int, str]:
-        """What the labels of the training images are called, by the data or else by the model."""
-        return dict(enumerate(self._readers["train"].label_names or ())) or dict(self.model.class_names)
-
-    @property
-    def sampled(self) -> dict[str, dict[str, int]]:
-        """The splits of which only a sample is read, and of how many images it is."""
-        return {split: reader.sampled for split, reader in self._readers.items() if reader.sampled is not None}
-
-    def behind(self, model: TappedModel, before: tuple[Split, Split]) -> tuple[Split, Split]:
-        """Behind the erasers of `model`."""
-        train, test = (apply_erasers(model, split) for split in before)
-        return train, test
-
-    def wrapped(self, source: Any) -> TappedModel:
-        """Another model, wrapped as this one is where it is not yet; one that is named goes to where this one is."""
-        own = type(self.model)
-        if isinstance(source, str | os.PathLike):
-            source = own.from_pretrained(source).to(input_device(self.model.inner))
-            source.processor = source.processor or self.model.processor
-        return source if isinstance(source, own) else own.from_model(source, processor=self.model.processor)
-
-    def of_other(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
-        """Features of another model behind its erasers."""
-        return self.behind(other, self.read_again(other, view))
-
-    def untrained_logits(self, forget: Sequence[int]) -> Tensor | None:
-        """What the architecture answers on D_f before any training, [n, C]."""
-        return untrained_logits(self._readers["train"], forget)
-
-    def for_weights(self, forget: Sequence[int]) -> AuditImages:
-        """The same samples for attacks on the network itself."""
-        return AuditImages(self._images, self._all, self._rows, forget, self.reading)
-
-    def layer_profile(self, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]) -> Section:
-        """The layer profile, and the tap beside it on the same samples."""
-        blocks = blocks_of(self.model)
-        hidden, labels, tap = [], [], []
-        for number, (split, images) in enumerate(self._images.items()):
-            kept = self._rows[split]
-            rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split], FORGOTTEN_SHARE[split])
-            hidden.append(read_layers(self.model, images, self.reading, blocks, rows))
-            labels.append(self._all[split][rows])
-            among = torch.isin(torch.nonzero(kept).flatten(), rows)
-            before = features.get("before_projection", features["original"])[number]
-            tap.append({"original": before[among], "erased": features["erased"][number][among]})
-        with working("probing every block", self.reading.progress):
-            return layer_profile_section(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
-
-
 Pairs = dict[str, tuple[Tensor, Tensor]]
 """Train and test rows of each version."""
 
 
-def _versions(data: _Data, original: TappedModel | None) -> tuple[Pairs, Pairs, list[Section]]:
+def _versions(data: AuditData, original: TappedModel | None) -> tuple[Pairs, Pairs, list[Section]]:
     """Features and logits of each version, and the section about moved weights where there is an original model."""
     model, before = data.model, data.before
     after = data.behind(model, before)
@@ -284,12 +181,12 @@ class _RetrainedModels:
 
 
 def _read_reference(
-    data: _Data, reference: Reference, features: Pairs, forget: Sequence[int], most: int | None
+    data: AuditData, reference: Reference, features: Pairs, forget: Sequence[int], most: int | None
 ) -> tuple[Reference, _RetrainedModels]:
     """The reference as matrices of features, of several the one whose R is nearest to the audited model's."""
     if isinstance(reference, Unseen):
         found = ImageReader(data.model, reference.source, data.reading).read(own_labels=True)
-        return Unseen(_side_by_side(found.before), _complete(found.labels, "unseen")), _RetrainedModels()
+        return Unseen(_side_by_side(found.before), complete(found.labels, "unseen")), _RetrainedModels()
     if not isinstance(reference, Retrained):
         return None, _RetrainedModels()
     own = converged_point(features["erased"], data.labels, forget, most)
@@ -305,7 +202,7 @@ def _read_reference(
     return read[0][2], _RetrainedModels(tuple(model for _, model, _ in read), level)
 
 
-def _reference_logits(data: _Data, options: AuditOptions) -> list[tuple[Tensor, Tensor]]:
+def _reference_logits(data: AuditData, options: AuditOptions) -> list[tuple[Tensor, Tensor]]:
     """Train and test logits of the models that never saw D_f, those that have a head."""
     models = map(data.wrapped, options.membership_references)  # one at a time: they may be large
     pairs = [_logits(model, data.of_other(model)) for model in models]
@@ -326,7 +223,7 @@ def _logits(model: TappedModel, pair: tuple[Split, Split], masked: bool = True) 
 
 
 def _views(
-    data: _Data, attacks: Sequence[str], original: TappedModel | None
+    data: AuditData, attacks: Sequence[str], original: TappedModel | None
 ) -> dict[str, tuple[list[Tensor], list[Tensor]]] | None:
     """Features of as many further views as the attacks need, for each version."""
     count = max(views_needed(name) for name in attacks)
@@ -365,16 +262,6 @@ def _weights(original: TappedModel, model: TappedModel) -> list[Section]:
     return [weights_section(weight_distance(*states, head=sorted(heads)))] if heads and shapes[0] == shapes[1] else []
 
 
-def _complete(labels: Tensor, split: str) -> Tensor:
-    missing = int((labels < 0).sum())
-    if missing:
-        raise InvalidValueError(
-            f"{missing} of {len(labels)} {split} samples have no label; an audit needs one for every image. Name the label "
-            "column with label_column=..., or filter these samples out."
-        )
-    return labels
-
-
 def _refuse_one_logit(model: TappedModel) -> None:
     if has_head(model) and len(model.class_names) == 1:
         raise InvalidValueError(
@@ -388,13 +275,6 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """Features at all taps as one matrix: [n, sum of d]."""
     parts = [part.cpu().float() for part in parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _own_names(model: TappedModel) -> dict[int, str] | None:
-    """What the model calls its classes; None where it has no head and names that only transformers made up."""
-    names = model.class_names
-    made_up = not has_head(model) and all(name == f"LABEL_{label}" for label, name in names.items())
-    return None if made_up else names or None
 
 
 def _names(names: Any, labels: Iterable[Tensor], answers: Iterable[Tensor]) -> dict[int, str]:

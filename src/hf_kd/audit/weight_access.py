@@ -34,6 +34,8 @@ class AuditImages:
     kept: Mapping[str, Tensor]
     forget: Sequence[int]
     reading: ReadOptions
+    numbers: Mapping[str, Tensor] | None = None
+    """Row number of each sample, where that is not its place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +110,9 @@ def _images_of(models: Mapping[str, TappedModel], data: AuditImages) -> dict[str
         key = str(processor.to_dict()) if hasattr(processor, "to_dict") else str(id(processor))
         key += str(next(model.inner.parameters()).device)
         if key not in made:
-            made[key] = white_box_images(model, data.images, data.labels, data.kept, data.forget, data.reading)
+            made[key] = white_box_images(
+                model, data.images, data.labels, data.kept, data.forget, data.reading, numbers=data.numbers
+            )
         found[name] = made[key]
     return found
 

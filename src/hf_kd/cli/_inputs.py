@@ -194,12 +194,10 @@ class Parts:
     names: tuple[str, ...] | None
 
     def in_model(self, model: ErasedModel, reading: ReadOptions) -> list[int]:
-        """The forgotten labels as ids of the model; those of the data set where the model has no labels."""
+        """The forgotten labels as ids of the model, or of the data set: `ImageReader.mapping_where_known`."""
         import torch
 
-        from hf_kd.features.heads import has_head
-
-        mapping = self._reader(model, reading).mapping if self.ids and has_head(model) else None
+        mapping = self._reader(model, reading).mapping_where_known if self.ids else None
         return list(self.ids) if mapping is None else mapping(torch.tensor(self.ids)).tolist()
 
     def classes(self, model: ErasedModel, reading: ReadOptions) -> set[int] | None:

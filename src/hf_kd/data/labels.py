@@ -85,7 +85,7 @@ def match_labels(
         same = {} if own_ids else {number: number for number in labels}
         return LabelMapping(same | given, {}, "mapping" if given else "same ids")
     numbers = _numbers(names.values())
-    if not given and numbers is None and _has_no_names(labels) and len(labels) == len(names):
+    if not given and numbers is None and has_no_names(labels) and len(labels) == len(names):
         logger.warning(
             "The model names its labels LABEL_0, LABEL_1, ...: taking it that they are the data set's, in the same "
             "order "
@@ -129,6 +129,38 @@ def match_labels(
             + _way_out((missing or ambiguous or twice)[0].split(" (")[0].strip("'\""))
         )
     return LabelMapping(found | given, names, "mapping" if given else "numbers" if by_number else "names")
+
+
+def in_numbering(labels: Tensor, names: Sequence[str], others: Sequence[str]) -> Tensor:
+    """Labels of one data set by the ids that another one has for classes of these names.
+
+    Args:
+        labels: Ids [n]; -1 (no label) stays.
+        names: Name of each of their ids.
+        others: Name of each id of the other data set; compared as in `match_labels`.
+
+    Returns:
+        Ids [n] of the other data set.
+
+    Raises:
+        LabelMismatchError: For a label that occurs, and whose name there is not or several times.
+    """
+    if tuple(names) == tuple(others):
+        return labels
+    known = dict(enumerate(others))
+    by_key, ids = _index(known), torch.full((len(names) + 1,), -1)
+    for label in labels.unique().tolist():
+        if label == -1:
+            continue
+        name = names[int(label)]
+        hits = _hits(name, by_key)
+        if len(hits) != 1:
+            raise LabelMismatchError(
+                f"Label {name!r} of the test images is {'several' if hits else 'none'} of the training images'."
+                f"{_did_you_mean(name, known) or _for_example(known)} Call it as there, or leave these images out."
+            )
+        ids[label] = hits[0]
+    return ids[labels]
 
 
 def check_class_ids(id2label: Mapping[Any, str]) -> None:
@@ -272,7 +304,8 @@ def _numbers(names: Iterable[str]) -> dict[str, int] | None:
     return {name: int(name) for name in names} if all(re.fullmatch(r"[0-9]+", name) for name in names) else None
 
 
-def _has_no_names(labels: Mapping[int, str]) -> bool:
+def has_no_names(labels: Mapping[int, str]) -> bool:
+    """Whether a model's classes are called LABEL_0, LABEL_1, ..., as transformers calls those that have no names."""
     return all(label == f"LABEL_{number}" for number, label in labels.items())
 
 

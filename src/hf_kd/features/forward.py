@@ -72,6 +72,8 @@ class FeatureStore:
 
     def __init__(self) -> None:
         self._parts: list[tuple[list[Tensor], Tensor, Tensor]] = []
+        self.rows = torch.zeros(0, dtype=torch.long)
+        """Row numbers [n] of what was collected, ascending."""
 
     def __call__(self, features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
         self._parts.append(([f.float().cpu() for f in features], labels.cpu(), rows.cpu()))
@@ -88,6 +90,7 @@ class FeatureStore:
             features = [gather_rows(f)[present] for f in features]
             labels, rows = gather_rows(labels)[present], rows[present]
         order = torch.argsort(rows, stable=True)
+        self.rows = rows[order]
         return [f[order] for f in features], labels[order]
 
 

@@ -6,7 +6,6 @@ read through. `ReadOptions` are its settings.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,19 +18,19 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
-from hf_kd.data.distributed import gather_rows, process_state
+from hf_kd.data.distributed import process_state
 from hf_kd.data.draw import SEED, Drawn, drawn
 from hf_kd.data.image_source import inspect_images
-from hf_kd.data.labels import LabelMapping, match_labels
+from hf_kd.data.labels import LabelMapping, has_no_names, match_labels
 from hf_kd.data.loader import DEFAULT_BATCH_SIZE, LoaderShare, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.data.samples import Samples
 from hf_kd.data.views import apply_view
-from hf_kd.errors import InvalidTypeError, InvalidValueError, check_choice, shortened
+from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, check_choice, shortened
 from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
-from hf_kd.features.taps.inputs import channels_of, input_device, main_input, probe_inputs, probe_size, run
+from hf_kd.features.taps.inputs import channels_of, main_input, probe_inputs, probe_size
 from hf_kd.features.taps.site import TapSite
 
 
@@ -125,7 +124,9 @@ class ReadFeatures:
     before: tuple[Tensor, ...]
     """[n, d] at each tap."""
     labels: Tensor
-    """Class ids of the model [n] (of the data set where the model has no classes); -1 where there is none."""
+    """Class ids of the model [n], or of the data set (`ImageReader.mapping_where_known`); -1 where there is none."""
+    rows: Tensor
+    """Row numbers [n], ascending: places in the data, except of a stream (`StreamDataset`)."""
 
     def erased(self, model: TappedModel) -> tuple[Tensor, ...]:
         """The features behind the erasers of `model`, [n, d] at each tap."""
@@ -211,6 +212,25 @@ class ImageReader:
             self.options.label_mapping,
             own_ids=self.options.labels == "dataset",
         )
+
+    @cached_property
+    def mapping_where_known(self) -> LabelMapping | None:
+        """As `mapping`; None too where a model without a head does not know the names of the data's classes.
+
+        Its own may be made up, or those of what its backbone was trained on: the ids of the data set count then.
+
+        Raises:
+            LabelMismatchError: For labels that a model with a head does not know, and for a `label_mapping` that is wrong.
+        """
+        self.find_taps()
+        if has_head(self.model) or self.options.label_mapping:
+            return self.mapping
+        if self.label_names is None or has_no_names(self.model.class_names):
+            return None
+        try:
+            return self.mapping
+        except LabelMismatchError:  # no fault of a model that answers no classes
+            return None
 
     @cached_property
     def _loader(self) -> Any:
@@ -301,11 +321,11 @@ class ImageReader:
             LabelMismatchError: For labels that the model does not know.
         """
         self.find_taps()
-        mapping = None if own_labels or not has_head(self.model) else self.mapping
+        mapping = None if own_labels else self.mapping_where_known
         store = FeatureStore()
         self.run(store, stage="before", view=view)
         features, labels = store.collect(len(self.model.sites))
-        return ReadFeatures(tuple(features), labels if mapping is None else mapping(labels))
+        return ReadFeatures(tuple(features), labels if mapping is None else mapping(labels), store.rows)
 
     def inputs_with_labels(self, labels: Sequence[int]) -> Iterable[tuple[dict[str, Tensor], Tensor]]:
         """Model inputs and row numbers of the samples of this process with one of the model's `labels`, batch by batch."""
@@ -375,26 +395,3 @@ def _probe_from_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
             return {name: value[[0, row]] for name, value in inputs.items()}
     firsts = {name: value[:1] for name, value in inputs.items()}
     return {n: torch.cat([v, v.flip(-1) if v.is_floating_point() else v]) for n, v in firsts.items()}
-
-
-def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | None:
-    """What the model's architecture answers before any training: logits [n, C] of the samples with `labels`, in order.
-
-    The weights are those the class initialises itself with, by a fixed seed. None where its output has no `logits`.
-    """
-    inner = reader.model.inner
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        untrained = type(inner)(copy.deepcopy(inner.config)).eval().to(input_device(inner))
-    rows, answers = [torch.zeros(0, dtype=torch.long)], []
-    with torch.no_grad():
-        for inputs, numbers in reader.inputs_with_labels(labels):
-            output = run(untrained, inputs)
-            if getattr(output, "logits", None) is None:
-                return None
-            rows.append(numbers)
-            answers.append(output.logits.float().cpu())
-    numbers = gather_rows(torch.cat(rows), fill=-1)
-    gathered = gather_rows(torch.cat(answers) if answers else torch.zeros(0, 1))
-    present = numbers >= 0
-    return gathered[present][torch.argsort(numbers[present], stable=True)].cpu()

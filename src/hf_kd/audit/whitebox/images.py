@@ -58,6 +58,7 @@ def white_box_images(
     forget: Sequence[int],
     reading: ReadOptions | None = None,
     most: Mapping[str, int] = MOST_IMAGES,
+    numbers: Mapping[str, Tensor] | None = None,
 ) -> WhiteBoxData:
     """A random part of train and test, in random order, preprocessed as `model` wants it, on its device where it fits.
 
@@ -69,10 +70,13 @@ def white_box_images(
         forget: The forgotten class ids.
         reading: How images are read.
         most: Images of each split.
+        numbers: Row number of each sample of a split, by which batches name it; by default its place.
     """
+    numbers = numbers or {split: torch.arange(len(own)) for split, own in labels.items()}
+    reading = reading or ReadOptions()
     parts = {
         split: _part(
-            model, images[split], labels[split], kept[split], forget, reading or ReadOptions(), split, most[split]
+            model, images[split], labels[split], numbers[split], kept[split], forget, reading, split, most[split]
         )
         for split in ("train", "test")
     }
@@ -88,6 +92,7 @@ def _part(
     model: TappedModel,
     data: Any,
     labels: Tensor,
+    numbers: Tensor,
     kept: Tensor,
     forget: Sequence[int],
     reading: ReadOptions,
@@ -99,17 +104,17 @@ def _part(
     most = min(most, max(2, MOST_BYTES // max(1, size)))
     rows = sampled_rows(labels, kept, forget, most, FORGOTTEN_SHARE[split])
     chosen = _selected(data, rows)
-    wanted = torch.arange(len(rows)) if chosen is not data else rows
+    wanted = torch.arange(len(rows)) if chosen is not data else numbers[rows]
     found: dict[str, list[Tensor]] = {}
-    numbers = []
+    seen = []
     for batch in ImageReader(model, chosen, reading).batches():
         own = torch.isin(batch["rows"], wanted)
         if own.any():
-            numbers.append(batch["rows"][own])
+            seen.append(batch["rows"][own])
             for name, value in batch["inputs"].items():
                 if isinstance(value, Tensor):
                     found.setdefault(name, []).append(value[own])
-    everywhere = gather_rows(torch.cat(numbers), fill=-1).cpu()
+    everywhere = gather_rows(torch.cat(seen), fill=-1).cpu()
     present = everywhere >= 0
     mixing = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     order = torch.argsort(everywhere[present], stable=True)[mixing]

@@ -1,0 +1,189 @@
+"""Train and test images of an audit: in which ids their labels are numbered, and the features that models read from them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_kd.data.distributed import gather_rows
+from hf_kd.data.labels import has_no_names, in_numbering
+from hf_kd.data.progress import working
+from hf_kd.errors import InvalidValueError
+from hf_kd.features.heads import apply_erasers
+from hf_kd.features.protocol import TappedModel
+from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions
+from hf_kd.features.taps.inputs import input_device, run
+
+from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
+from .schema import Section
+from .sections.layers import layer_profile_section
+from .weight_access import AuditImages
+
+Split = tuple[Tensor, ...]
+"""Features [n, d] of one split at each tap."""
+
+
+class AuditData:
+    """Train and test images, and the features that models read from them: always a pair, train first.
+
+    Labels are class ids of the model wherever it knows the classes of the training images, as they are when it is erased.
+    Otherwise, which only a model without a head may not, they are those of the training images, to which test labels are
+    put by their names.
+    """
+
+    def __init__(self, model: TappedModel, train: Any, test: Any, reading: ReadOptions):
+        given = {"train": (train, reading), "test": (test, reading.of_test())}
+        self._readers = {split: ImageReader(model, images, own) for split, (images, own) in given.items()}
+        # what was drawn is drawn once: every later pass reads just that, as the labels are numbered
+        self.model, self.reading = model, replace(reading, limit=None, limit_test=None)
+        self._images = {
+            split: reader.data if reader.sampled is None else reader.images.source
+            for split, reader in self._readers.items()
+        }
+
+    def check_recorded(self) -> None:
+        """Refuse data of other classes than those that the records name, which are the model's.
+
+        Raises:
+            LabelMismatchError: Naming them.
+        """
+        _ = self._readers["train"].mapping
+
+    def read(self, wanted: Sequence[int] | None) -> None:
+        """The first pass: features before the erasers of the model; of all labels, or of the `wanted` ones."""
+        read = {split: reader.read(own_labels=True) for split, reader in self._readers.items()}
+        self._numbers = {split: part.rows for split, part in read.items()}
+        self._all = {split: self._numbered(split, complete(part.labels, split)) for split, part in read.items()}
+        keep = None if wanted is None else torch.tensor(list(wanted))
+        self._rows = {
+            split: torch.ones_like(labels, dtype=torch.bool) if keep is None else torch.isin(labels, keep)
+            for split, labels in self._all.items()
+        }
+        self.before = self._kept(read)
+        self.labels = tuple(self._all[split][rows] for split, rows in self._rows.items())
+
+    def _numbered(self, split: str, labels: Tensor) -> Tensor:
+        """Labels of a split, of its own ids, by the ids of the audit."""
+        own, train = self._readers[split], self._readers["train"]
+        if train.mapping_where_known is not None:
+            return labels if own.mapping is None else own.mapping(labels)
+        names = own.label_names, train.label_names
+        return labels if names[0] is None or names[1] is None else in_numbering(labels, names[0], names[1])
+
+    def _kept(self, read: Mapping[str, ReadFeatures]) -> tuple[Split, Split]:
+        train, test = (tuple(part[self._rows[split]] for part in read[split].before) for split in self._images)
+        return train, test
+
+    def read_again(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
+        """Another model, or another view, on the same samples; before the erasers."""
+        same = other is self.model
+        read = {
+            split: (self._readers[split] if same else ImageReader(other, images, self.reading)).read(
+                view, own_labels=True
+            )
+            for split, images in self._images.items()
+        }
+        for split, part in read.items():
+            if len(part.labels) != len(self._all[split]):
+                raise InvalidValueError(
+                    f"A second pass read {len(part.labels)} {split} samples and the first {len(self._all[split])}: the data "
+                    "gives different samples each time. Pass data that can be read again in the same order."
+                )
+        return self._kept(read)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """What the labels are called: by the model where they are its class ids, else by the training images."""
+        train = self._readers["train"]
+        if train.mapping_where_known is None and (train.label_names or has_no_names(self.model.class_names)):
+            return dict(enumerate(train.label_names or ()))
+        return dict(self.model.class_names)
+
+    @property
+    def sampled(self) -> dict[str, dict[str, int]]:
+        """The splits of which only a sample is read, and of how many images it is."""
+        return {split: reader.sampled for split, reader in self._readers.items() if reader.sampled is not None}
+
+    def behind(self, model: TappedModel, before: tuple[Split, Split]) -> tuple[Split, Split]:
+        """Behind the erasers of `model`."""
+        train, test = (apply_erasers(model, split) for split in before)
+        return train, test
+
+    def wrapped(self, source: Any) -> TappedModel:
+        """Another model, wrapped as this one is where it is not yet; one that is named goes to where this one is."""
+        own = type(self.model)
+        if isinstance(source, str | os.PathLike):
+            source = own.from_pretrained(source).to(input_device(self.model.inner))
+            source.processor = source.processor or self.model.processor
+        return source if isinstance(source, own) else own.from_model(source, processor=self.model.processor)
+
+    def of_other(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
+        """Features of another model behind its erasers."""
+        return self.behind(other, self.read_again(other, view))
+
+    def untrained_logits(self, forget: Sequence[int]) -> Tensor | None:
+        """What the architecture answers on D_f before any training, [n, C]."""
+        return untrained_logits(self._readers["train"], forget)
+
+    def for_weights(self, forget: Sequence[int]) -> AuditImages:
+        """The same samples for attacks on the network itself."""
+        return AuditImages(self._images, self._all, self._rows, forget, self.reading, self._numbers)
+
+    def layer_profile(self, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]) -> Section:
+        """The layer profile, and the tap beside it on the same samples."""
+        blocks = blocks_of(self.model)
+        hidden, labels, tap = [], [], []
+        for number, (split, images) in enumerate(self._images.items()):
+            kept = self._rows[split]
+            rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split], FORGOTTEN_SHARE[split])
+            hidden.append(read_layers(self.model, images, self.reading, blocks, self._numbers[split][rows]))
+            labels.append(self._all[split][rows])
+            among = torch.isin(torch.nonzero(kept).flatten(), rows)
+            before = features.get("before_projection", features["original"])[number]
+            tap.append({"original": before[among], "erased": features["erased"][number][among]})
+        with working("probing every block", self.reading.progress):
+            return layer_profile_section(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
+
+
+def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | None:
+    """What the model's architecture answers before any training: logits [n, C] of the samples with `labels`, in order.
+
+    The weights are those the class initialises itself with, by a fixed seed. None where its output has no `logits`.
+    """
+    inner = reader.model.inner
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = type(inner)(copy.deepcopy(inner.config)).eval().to(input_device(inner))
+    rows, answers = [torch.zeros(0, dtype=torch.long)], []
+    with torch.no_grad():
+        for inputs, numbers in reader.inputs_with_labels(labels):
+            output = run(untrained, inputs)
+            if getattr(output, "logits", None) is None:
+                return None
+            rows.append(numbers)
+            answers.append(output.logits.float().cpu())
+    numbers = gather_rows(torch.cat(rows), fill=-1)
+    gathered = gather_rows(torch.cat(answers) if answers else torch.zeros(0, 1))
+    present = numbers >= 0
+    return gathered[present][torch.argsort(numbers[present], stable=True)].cpu()
+
+
+def complete(labels: Tensor, split: str) -> Tensor:
+    """Labels of a split.
+
+    Raises:
+        InvalidValueError: Where some have none.
+    """
+    missing = int((labels < 0).sum())
+    if missing:
+        raise InvalidValueError(
+            f"{missing} of {len(labels)} {split} samples have no label; an audit needs one for every image. Name the label "
+            "column with label_column=..., or filter these samples out."
+        )
+    return labels
