@@ -9,7 +9,7 @@ import textwrap
 import pytest
 import torch
 
-from hf_kd import ErasedModel
+from hf_kd import AuditOptions, ErasedModel, RetentionReport
 from hf_kd.bench import write_tables
 from hf_kd.bench.build import make
 from hf_kd.bench.memory import PeakMemory
@@ -385,6 +385,72 @@ def test_panels_and_reports_are_drawn_while_the_model_is_at_hand(one, tmp_path):
     assert started(told) == ["tune, seed 0"]
     assert by_row(final)["tune", 0]["panels"]["grad_cam"] == "grad_cam.png"
     assert (tmp_path / "panels" / "bench" / "tune" / "grad_cam.png").stat().st_size > 1000
+
+
+def test_what_is_asked_for_later_is_as_if_it_had_been_asked_for_at_once(one, tmp_path, monkeypatch):
+    """A bare pass and the report of the first seed, of cells that have their result; once, and at no risk for it."""
+    import hf_kd.bench.run as running
+
+    monkeypatch.setattr(
+        running, "_report", lambda shared, model, row, place: reports.append(row.label) or "report.json"
+    )
+    reports: list[str] = []
+    methods = ["original", {"method": "esc", "k": 1, "label": "esc"}]
+    quick = {"knowledge_retention": False, "membership": False}
+    rows = [*methods, {"method": "esc-t", "epochs": 1, "threshold": None, "label": "esc-t", "seeds": [0, 1]}]
+    later = one(methods=rows, measure=quick | {"report": True, "bare_pass": True})
+    plain, _ = run(one(methods=rows, measure=quick), tmp_path)
+    store, told = run(later, tmp_path)
+    assert [line.split("since: ")[1] for line in told if "since: " in line] == [
+        "report", "bare pass, report", "bare pass, report", "bare pass"
+    ]  # fmt: skip
+    assert reports == ["original", "esc", "esc-t"]
+    for cell, record in by_row(store).items():
+        assert record["scores"] == by_row(plain)[cell]["scores"]
+    assert "**Not drawn**" not in markdown(later, store)
+    assert run(later, tmp_path)[1] == []
+    at_once, _ = run(later, tmp_path / "at once")
+    for cell, record in by_row(at_once).items():
+        assert set(record) == set(by_row(store)[cell])
+        assert set(record["seconds"]) == set(by_row(store)[cell]["seconds"])
+
+    def refuse(*arguments):
+        raise RuntimeError("no memory for it")
+
+    run(one(methods=methods, measure=quick), tmp_path / "kept")
+    before = (tmp_path / "kept" / "results.jsonl").read_bytes()
+    monkeypatch.setattr(running, "bare_pass", refuse)
+    _, told = run(one(methods=methods, measure=quick | {"bare_pass": True}), tmp_path / "kept")
+    assert told[-1].endswith("keeps the result that it had - RuntimeError: no memory for it")
+    assert (tmp_path / "kept" / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "protocol", [{"kind": "random"}, {"kind": "subclass", "forget": ["tabby"], "fine_column": "fine"}]
+)
+def test_what_a_protocol_does_not_have_is_said_and_no_reason_to_run_again(one, tmp_path, protocol):
+    quick = {"knowledge_retention": False, "membership": False}
+    run(one(protocol=protocol, measure=quick), tmp_path)
+    asked = one(protocol=protocol, measure=quick | {"report": True})
+    store, told = run(asked, tmp_path)
+    assert started(told) == []
+    (said,) = told
+    assert "no report: an audit is about" in said
+    assert said.split(": ", 1)[1] in markdown(asked, store)
+    attacked = one(protocol=protocol, measure=quick | {"attacks": ["linear"]})
+    assert ("no attacks: " in markdown(attacked, store)) == (protocol["kind"] == "random")
+
+
+def test_the_report_of_a_row(one, tmp_path, monkeypatch):
+    audit, few = ErasedModel.audit, AuditOptions(attacks=["linear"], draws=1, shots=[1])
+    monkeypatch.setattr(ErasedModel, "audit", lambda *given, **named: audit(*given, **named, options=few))
+    monkeypatch.setattr(RetentionReport, "figures", lambda report, place: (place / "drawn").touch())
+    asked = one(measure={"knowledge_retention": False, "membership": False, "report": True})
+    store, _ = run(asked, tmp_path)
+    assert by_row(store)["original", 0]["report"] == "report.json"
+    assert {"report.json", "report.md", "drawn"} == {
+        path.name for path in (tmp_path / "reports" / "bench" / "original").iterdir()
+    }
 
 
 def test_panels_say_what_probe_and_head_still_tell_of_the_forgotten(one, tmp_path, monkeypatch):

@@ -110,6 +110,31 @@ class Problem:
         return self.train.select(rows.tolist())
 
 
+def without_report(experiment: Experiment) -> str:
+    """Why there is no audit of its rows, "" where there is one.
+
+    Args:
+        experiment: What is asked for.
+    """
+    return {
+        "random": "an audit is about forgotten classes, and the random protocol forgets none",
+        "subclass": "an audit is about classes of the model, and the subclass protocol forgets a part of one",
+    }.get(experiment.protocol["kind"], "")
+
+
+def not_measured(experiment: Experiment) -> list[str]:
+    """What is asked for that its protocol does not have, each with the reason.
+
+    Args:
+        experiment: What is asked for.
+    """
+    asked, why = experiment.measures, without_report(experiment)
+    found = [f"no report: {why}"] if asked.report and why else []
+    if asked.attacks and experiment.protocol["kind"] == "random":
+        found.append("no attacks: they look for forgotten classes, and the random protocol forgets none")
+    return found
+
+
 def make_problem(experiment: Experiment, to_model_ids: Callable[[Any], Callable[[Tensor], Tensor]]) -> Problem:
     """Open the data of an experiment and say what is to be forgotten.
 

@@ -30,11 +30,11 @@ from hf_kd.methods.records import versions
 from hf_kd.model.erased_model import ErasedModel
 
 from .build import bare_pass, make, records_of
-from .config import PLAIN_ROWS, Experiment, Row
+from .config import Experiment, Row
 from .measure import Features, measure, read_both
 from .memory import PeakMemory
 from .other_data import OtherData, open_other, read_other, transfer, unseen_classes
-from .protocols import Problem, make_problem
+from .protocols import Problem, make_problem, not_measured, without_report
 from .row_figures import draw_panels, file_name, row_in_short
 from .store import Store, cell_settings, key_of, only_bench_in
 
@@ -184,6 +184,8 @@ def _run_experiments(
         cells = [(r, s) for r, s in experiment.cells() if not only or r.label in only or r.name in only]
         for row in (row for row, _ in cells if row.refused):
             log(f"{experiment.name}: {row.label} is refused, the other rows run: {first_sentence(row.refused)}")
+        for left in not_measured(experiment):
+            log(f"{experiment.name}: {left}")
         shared = _Shared(experiment, device, progress)
         try:
             _run_cells(shared, cells, store, folder, retry_failed, log)
@@ -210,11 +212,14 @@ def _run_cells(
         settings = cell_settings(experiment, row, seed)
         key = key_of(settings)
         first = seed == row.seeds[0]
-        drawn = first and row.label in experiment.measures.panels and row.kind not in PLAIN_ROWS
-        if store.done(key, retry_failed) and not (drawn and _undrawn(store.records[key], experiment)):
+        kept = store.records[key] if store.done(key, retry_failed) else None
+        lacks = [] if kept is None else _lacking(kept, row, first, experiment)
+        if kept is not None and not lacks:
             continue
         where = f"[{number}/{len(cells)}] {experiment.name}: {row.label}, seed {seed}"
         log(f"{where} ...")
+        if lacks:
+            log(f"{where}: it has its result, and is made again for what was asked for since: {', '.join(lacks)}")
         if key not in store.records and (others := store.other_settings(experiment.name, row.label, seed, settings)):
             log(f"{where}: a result with another {', '.join(others)} stays in {store.path} and is not of this cell")
         try:
@@ -226,14 +231,25 @@ def _run_cells(
         with at_work(row.label, shared.progress):
             record |= _run(shared, row, seed, folder if first else None)
         record |= {"versions": versions(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        if kept is not None and record["status"] != "ok":
+            log(f"{where}: failed when made again, and keeps the result that it had{_failure(record)}")
+            continue
         store.add(record)
         log(f"{where}: {record['status']}, {record['seconds']['cell']:.1f} s{_failure(record)}")
 
 
-def _undrawn(record: Mapping[str, Any], experiment: Experiment) -> bool:
-    """Whether a cell has its result but not the panels that are asked for now; its model has to be made again."""
-    wanted = {"class_means", "tsne"} | ({"grad_cam"} if experiment.measures.grad_cam else set())
-    return record["status"] == "ok" and not wanted <= set(record.get("panels") or ())
+def _lacking(record: Mapping[str, Any], row: Row, first: bool, experiment: Experiment) -> list[str]:
+    """What is asked for and a cell's result does not have, for which its model has to be made again."""
+    if record["status"] != "ok" or row.kind == "unseen":
+        return []
+    asked, drawn = experiment.measures, first and row.kind != "original"
+    panels = {"class_means", "tsne"} | ({"grad_cam"} if asked.grad_cam else set())
+    lacks = {
+        "bare pass": asked.bare_pass and row.is_method and "bare pass" not in record["seconds"],
+        "report": asked.report and first and not without_report(experiment) and "report" not in record,
+        "panels": row.label in asked.panels and drawn and not panels <= set(record.get("panels") or ()),
+    }
+    return [name for name, is_lacking in lacks.items() if is_lacking]
 
 
 def _run(shared: _Shared, row: Row, seed: int, folder: Path | None) -> dict[str, Any]:
@@ -312,9 +328,9 @@ def _drawn(
     """The report and the panels of a row's first seed. What of it fails is said, and costs no result."""
     experiment, problem, found = shared.experiment, shared.problem, {}
     names = f"{experiment.name}/{file_name(row.label)}"
-    if experiment.measures.report and problem.probe_test is problem.test_labels:
+    if experiment.measures.report and not without_report(experiment):
         try:
-            _report(shared, model, row, folder / "reports" / names)
+            found["report"] = _report(shared, model, row, folder / "reports" / names)
         except FAILURES as error:
             found["report"] = f"{type(error).__name__}: {error}"
     if row.label in experiment.measures.panels and row.kind != "original":
@@ -332,9 +348,9 @@ def _rank(model: ErasedModel) -> int:
     return sum(site.eraser.rank_removed for site in model.sites if site.eraser is not None)
 
 
-def _report(shared: _Shared, model: ErasedModel, row: Row, place: Path) -> None:
-    """The whole audit of one row, with its figures."""
-    problem, last = shared.problem, len(shared.problem.stages) - 1
+def _report(shared: _Shared, model: ErasedModel, row: Row, place: Path) -> str:
+    """The whole audit of one row, with its figures; returns the name of its file."""
+    name, problem, last = "report.json", shared.problem, len(shared.problem.stages) - 1
     same = row.kind == "original" or (row.kind == "eraser" and not row.published.changes_weights)
     report = model.audit(
         problem.train,
@@ -344,12 +360,13 @@ def _report(shared: _Shared, model: ErasedModel, row: Row, place: Path) -> None:
         reading=shared.settings,
     )
     if not process_state().is_main_process:
-        return
+        return name
     place.mkdir(parents=True, exist_ok=True)
-    report.to_json(place / "report.json")
+    report.to_json(place / name)
     (place / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
     with working("drawing figures", shared.progress):
         report.figures(place)
+    return name
 
 
 def _everywhere(ok: bool) -> bool:

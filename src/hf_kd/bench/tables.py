@@ -11,6 +11,7 @@ from hf_kd.audit.schema import PAPER_NOTE
 from hf_kd.metrics.scores import average_gap, mean_and_sd
 
 from .config import Experiment, Row
+from .protocols import not_measured
 from .store import Store, cell_settings, key_of
 
 Record = Mapping[str, Any]
@@ -238,8 +239,10 @@ def markdown(experiment: Experiment, store: Store) -> str:
         for line in rows
         for record in line.records
         for name, said in {"report": record.get("report", ""), **(record.get("panels") or {})}.items()
-        if said and said != f"{name}.png"
+        if said and said not in (f"{name}.png", f"{name}.json")
     ]
+    if left := not_measured(experiment):
+        blocks.append("**Not measured**\n\n" + "\n".join(f"- {said}" for said in left))
     if undrawn:
         blocks.append("**Not drawn**\n\n" + "\n".join(undrawn))
     for key, title in (("worst class", ONE_CLASS), ("worst", FALSE_ALARMS)):
