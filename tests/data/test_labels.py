@@ -80,6 +80,22 @@ def test_a_model_without_names_is_taken_to_use_the_same_order(caplog):
         match_labels(["a", "b"], unnamed)
 
 
+def test_a_name_that_transformers_made_up_is_the_class_of_this_name():
+    unnamed = {n: f"LABEL_{n}" for n in range(11)}
+    folders = sorted(unnamed.values())  # LABEL_0, LABEL_1, LABEL_10, LABEL_2, ...
+    found = match_labels(folders, unnamed)
+    assert (found.how, [unnamed[found.to_model[place]] for place in range(11)]) == ("names", folders)
+    with pytest.raises(LabelMismatchError, match="Not in the model: 'cat'"):
+        match_labels([*folders[:-1], "cat"], unnamed)
+
+
+def test_tens_of_thousands_of_names_are_matched():
+    names = [f"synset {n}" for n in range(21_841)]
+    assert match_labels(names[::-1], dict(enumerate(names))).to_model[0] == 21_840
+    with pytest.raises(LabelMismatchError, match="'synset 0' and 'Synset 0'"):
+        match_labels([*names, "Synset 0"], dict(enumerate(names)))
+
+
 def test_requested_labels():
     assert resolve_forget_labels(["tench", "3", 5, "DOG", "golf ball"], MODEL) == [1, 3, 5, 2]
     assert resolve_forget_labels(["zero", "1", "3"], ["zero", "3", "1"]) == [0, 2, 1]  # a name before a number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset, Features, Image, Value
 from torch.utils.data import DataLoader
 
 from hf_kd import ErasedModel
@@ -11,6 +12,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
+from tests.helpers.small import NAMES, picture
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,39 @@ def test_values_that_are_not_finite_are_named_before_the_search(vit):
     rows = [{"pixel_values": torch.full((3, 16, 16), float("nan"))}] * 3
     with pytest.raises(InvalidValueError, match="pixel_values of the first batch .* not finite"):
         ImageReader(ErasedModel.from_model(vit), DataLoader(rows, batch_size=2)).find_taps()
+
+
+def as_texts(form: str, names: list[str]):
+    pictures = [picture(0, n) for n in range(len(names))]
+    if form == "pairs":
+        return list(zip(pictures, names, strict=True))
+    columns = {"image": pictures, "label": names}
+    data = Dataset.from_dict(columns, features=Features({"image": Image(), "label": Value("string")}))
+    return data if form == "column" else data.to_iterable_dataset()
+
+
+@pytest.mark.parametrize("labels", [None, "model", ["dog", "cat"]], ids=str)
+@pytest.mark.parametrize("form", ["pairs", "column", "stream"])
+def test_labels_that_are_texts_are_the_classes_of_these_names(vit, processor, form, labels):
+    model = ErasedModel.from_model(vit, processor)
+    reader = ImageReader(model, as_texts(form, ["dog", "cat", "dog"]), ReadOptions(labels=labels, progress=False))
+    assert [NAMES[label] for label in reader.read().labels.tolist()] == ["dog", "cat", "dog"]
+    if isinstance(labels, list):
+        assert reader.label_names == reader.images.label_names == ("dog", "cat"), "numbered in the order that was given"
+
+
+@pytest.mark.parametrize("form", ["pairs", "column", "stream"])
+def test_a_text_that_is_none_of_the_names_given_is_refused(vit, processor, form):
+    model = ErasedModel.from_model(vit, processor)
+    for labels in (["dog", "cat"], "model"):
+        reader = ImageReader(model, as_texts(form, ["dog", "fox"]), ReadOptions(labels=labels, progress=False))
+        with pytest.raises(InvalidValueError, match="row 1 is 'fox', and the labels are"):
+            reader.read()
+
+
+def test_a_text_that_two_classes_of_the_model_are_called_is_neither(vit, processor):
+    vit.config.id2label = dict(enumerate(["dog", "dog", "cat", "bee", "elk"]))
+    model, options = ErasedModel.from_model(vit, processor), ReadOptions(labels="model", progress=False)
+    assert ImageReader(model, as_texts("stream", ["cat", "elk"]), options).read().labels.tolist() == [2, 4]
+    with pytest.raises(InvalidValueError, match="row 0 is 'dog'"):
+        ImageReader(model, as_texts("stream", ["dog"]), options).read()

@@ -68,6 +68,7 @@ def inspect_images(
     label_column: str | None = None,
     main_input: str = "pixel_values",
     names: Sequence[str] = (),
+    in_order: bool = False,
 ) -> ImageSource:
     """How to read a forget set.
 
@@ -86,6 +87,7 @@ def inspect_images(
             sequences of colour ids).
         names: Those of all labels that may come, where a stream, a DataLoader or rows that are no list have texts as labels.
             Of a string column of a `Dataset`, and of texts in a list of rows, the sorted values are the label names.
+        in_order: Whether texts in a `Dataset` and a list are numbered by `names` too.
 
     Raises:
         InvalidValueError: For an empty set, one without images or with several image columns (listing the columns), and a
@@ -93,7 +95,7 @@ def inspect_images(
         InvalidTypeError: For what is no forget set at all.
     """
     if isinstance(source, Dataset):
-        return _describe_dataset(source, image_column, label_column)
+        return _describe_dataset(source, image_column, label_column, names if in_order else ())
     if isinstance(source, IterableDataset):
         return _describe_stream(source, image_column, label_column, names)
     if isinstance(source, DataLoader):
@@ -109,10 +111,10 @@ def inspect_images(
             f"A {type(source).__name__} is no forget set. Pass a datasets.Dataset (also streaming), a list of images, "
             "of (image, label) pairs or of dicts, or a DataLoader of dict batches; a single image goes into a list."
         )
-    return _describe_rows(source, image_column, label_column, names)
+    return _describe_rows(source, image_column, label_column, names, in_order or not isinstance(source, (list, tuple)))
 
 
-def _describe_dataset(source: Dataset, image_column: str | None, label_column: str | None) -> ImageSource:
+def _describe_dataset(source: Dataset, image_column: str | None, label_column: str | None, given: Any) -> ImageSource:
     if len(source) == 0:
         raise InvalidValueError(_EMPTY)
     if source.format["type"] == "custom":
@@ -126,7 +128,7 @@ def _describe_dataset(source: Dataset, image_column: str | None, label_column: s
     source = source.with_format(None).select_columns(_unique(image_column, label_column))
     names = _names(features, label_column)
     if label_column is not None and is_string(features[label_column]):
-        names = tuple(sorted(name for name in source.unique(label_column) if name is not None))
+        names = tuple(given or sorted(name for name in source.unique(label_column) if name is not None))
     if isinstance(features[image_column], ImageFeature):
         source = source.cast_column(image_column, ImageFeature(decode=False))
     return ImageSource(
@@ -160,7 +162,7 @@ def _describe_stream(
 
 
 def _describe_rows(
-    source: Sequence[Any], image_column: str | None, label_column: str | None, names: Sequence[str]
+    source: Sequence[Any], image_column: str | None, label_column: str | None, names: Sequence[str], in_order: bool
 ) -> ImageSource:
     if len(source) == 0:
         raise InvalidValueError(_EMPTY)
@@ -170,7 +172,7 @@ def _describe_rows(
         label_column, candidates = _label_column(features, label_column, texts=True)
         given = None
         if label_column is not None and is_string(features[label_column]):
-            given = _names_in_rows(source, label_column, names)
+            given = _names_in_rows(source, label_column, names, in_order)
         tensors = [key for key, value in first.items() if isinstance(value, Tensor) and value.is_floating_point()]
         if image_column is None and tensors and not _image_columns(features):
             return ImageSource(source, "rows", None, label_column, given, len(source), True, candidates)
@@ -185,7 +187,7 @@ def _describe_rows(
     if isinstance(first, (tuple, list)):
         if len(first) != 2 or not _looks_like_image(first[0]) or not _looks_like_label(first[1]):
             if len(first) == 2 and isinstance(first[1], str) and _looks_like_image(first[0]):
-                given = _names_in_rows(source, 1, names)
+                given = _names_in_rows(source, 1, names, in_order)
                 return ImageSource(source, "rows", 0, 1, given, len(source), _is_prepared(first[0]))
             kinds = ", ".join(type(value).__name__ for value in first)
             raise InvalidValueError(
@@ -200,12 +202,11 @@ def _describe_rows(
     return ImageSource(source, "rows", None, None, None, len(source), _is_prepared(first))
 
 
-def _names_in_rows(source: Sequence[Any], column: str | int, names: Sequence[str]) -> tuple[str, ...]:
-    """The texts that are labels of rows: read where they are in memory, else those that may come."""
-    if not isinstance(source, (list, tuple)):
+def _names_in_rows(source: Sequence[Any], column: str | int, names: Sequence[str], in_order: bool) -> tuple[str, ...]:
+    """The texts that are labels of rows: `names`, or else those that are read."""
+    if in_order:
         return _given_names(names, f"Label {column!r} of a {type(source).__name__}")
-    texts = {row[column] for row in source if isinstance(row[column], str)}
-    return tuple(sorted(texts))
+    return tuple(sorted({row[column] for row in source if isinstance(row[column], str)}))
 
 
 def _given_names(names: Sequence[str], what: str) -> tuple[str, ...]:

@@ -60,7 +60,8 @@ def match_labels(
     "tench, Tinca tinca"), then with underscores, hyphens and spaces alike; the first comparison with any hit decides.
     A name that is a number and no name of the model is that id (folders 0, 1, 10, 2 are in the order of their names,
     not of their numbers). A data set without names is taken to use the model's ids. So is one whose number of classes
-    is the model's where the model itself has no names but LABEL_0, LABEL_1, ... (a warning says so).
+    is the model's where the model itself has no names but LABEL_0, LABEL_1, ... and none of them is the data's (a warning
+    says so).
 
     Args:
         dataset_names: Name of each label id of the data set; None where it has none.
@@ -85,7 +86,9 @@ def match_labels(
         same = {} if own_ids else {number: number for number in labels}
         return LabelMapping(same | given, {}, "mapping" if given else "same ids")
     numbers = _numbers(names.values())
-    if not given and numbers is None and has_no_names(labels) and len(labels) == len(names):
+    by_key = _index(labels)
+    unnamed = not given and numbers is None and has_no_names(labels) and len(labels) == len(names)
+    if unnamed and not any(_hits(name, by_key) for name in names.values()):
         logger.warning(
             "The model names its labels LABEL_0, LABEL_1, ...: taking it that they are the data set's, in the same "
             "order "
@@ -94,7 +97,6 @@ def match_labels(
         )
         return LabelMapping({number: number for number in names}, names, "same ids")
 
-    by_key = _index(labels)
     found: dict[int, int] = {}
     by_number = False
     missing: list[str] = []
@@ -111,11 +113,11 @@ def match_labels(
             ambiguous.append(f"{name!r} (could be {', '.join(f'{hit}: {labels[hit]!r}' for hit in hits[:3])})")
         else:
             missing.append(repr(name))
+    first: dict[int, int] = {}
     twice = [
-        f"{names[one]!r} and {names[other]!r} (both {labels[found[one]]!r})"
-        for one in found
-        for other in found
-        if one < other and found[one] == found[other]
+        f"{names[first[hit]]!r} and {names[number]!r} (both {labels[hit]!r})"
+        for number, hit in found.items()
+        if first.setdefault(hit, number) != number
     ]
     if (missing or ambiguous or twice) and not given:
         raise LabelMismatchError(

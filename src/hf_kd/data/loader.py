@@ -7,6 +7,7 @@ processes may see different numbers of batches, also none. Decoding and preproce
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -300,7 +301,10 @@ def _batch_size(inputs: Mapping[str, Any]) -> int:
 
 
 def _ids(forget_set: ImageSource) -> dict[str, int]:
-    return {name: number for number, name in enumerate(forget_set.label_names or ())}
+    """The id of each label name that is one class alone."""
+    names = forget_set.label_names or ()
+    counts = Counter(names)
+    return {name: number for number, name in enumerate(names) if counts[name] == 1}
 
 
 def _id_of(name: str, ids: Mapping[str, int], what: str) -> int:

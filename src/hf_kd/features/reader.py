@@ -48,7 +48,7 @@ class ReadOptions:
         progress: Whether a bar is shown.
         labels: Whose ids the labels are where the data does not name them (pairs, a `DataLoader`, integer columns): "model"
             (taken so by default), "dataset" (`label_mapping` then says which is which), or a list of their names, from id
-            0 on. Overrules names that the data has.
+            0 on. Overrules names that the data has; labels that are texts get their ids by these names.
         limit: At most so many images of each data set, every class in its share, drawn by a fixed seed: for a first look.
             Records and reports say so. Not for streams and a `DataLoader`.
         limit_test: The same for test images.
@@ -149,12 +149,11 @@ class ImageReader:
     def __init__(self, model: TappedModel, data: Any, options: ReadOptions | None = None) -> None:
         self.model = model
         self.data = data.data if isinstance(data, Drawn) else data
-        self.options = options or ReadOptions()
-        images = inspect_images(
-            self.data, self.options.image_column, self.options.label_column, main_input(model.inner), self._known_names
-        )
+        self.options = own = options or ReadOptions()
+        name = main_input(model.inner)
+        images = inspect_images(self.data, own.image_column, own.label_column, name, *self._known_names)
         self._drawn_before = isinstance(data, Drawn)
-        self.images = data.described(images) if isinstance(data, Drawn) else drawn(images, self.options.limit)
+        self.images = data.described(images) if isinstance(data, Drawn) else drawn(images, own.limit)
 
     @property
     def sampled(self) -> dict[str, int] | None:
@@ -173,12 +172,16 @@ class ImageReader:
         return None if told == "model" else tuple(told)
 
     @property
-    def _known_names(self) -> list[str]:
-        """Texts that may be labels where the data does not list them: those of the options, or of one class of the model."""
-        if self.options.labels is not None and not isinstance(self.options.labels, str):
-            return list(self.options.labels)
-        counts = Counter(self.model.class_names.values())
-        return [name for name, count in counts.items() if count == 1] if len(counts) > 1 else []
+    def _known_names(self) -> tuple[list[str], bool]:
+        """Texts that may be labels where the data does not list them, and whether the options say that these are all."""
+        told, counts = self.options.labels, Counter(self.model.class_names.values())
+        if told is not None and not isinstance(told, str):
+            return list(told), True
+        if len(counts) < 2:
+            return [], False
+        if told == "model":
+            return list(self.model.class_names.values()), True
+        return [name for name, count in counts.items() if count == 1], False
 
     @cached_property
     def preprocessor(self) -> ImagePreprocessor | None:
