@@ -44,7 +44,12 @@ print(metric.compute(features=features, labels=labels, split=[0] * 200 + [1] * 1
     files = hub.files("ana/kr2", "space")
     assert b"from kr2 import" in files["app.py"]
     assert "kr2.py" in files
+
+
+def test_a_name_that_is_refused_makes_no_space(hub, run_client):
     assert "Python name" in run_client(["publish-metric", "ana/knowledge-retention"], code=1).text
+    assert "no repository id" in run_client(["publish-demo", "ana/a model", "--space", "ana/demo"], code=1).text
+    assert not hub.repos
 
 
 def test_the_demo_space_is_about_its_model_and_nothing_else(hub, run_client, tmp_path):

@@ -28,9 +28,9 @@ def publish_metric(
     from hf_kd.hub.spaces.build import metric_space
     from hf_kd.hub.upload import prepare, upload
 
-    full = prepare(repo_id, repo_type="space", private=private, space_sdk="gradio")
     with tempfile.TemporaryDirectory() as folder:
-        metric_space(Path(KNOWLEDGE_RETENTION), Path(folder), full)
+        metric_space(Path(KNOWLEDGE_RETENTION), Path(folder), repo_id)  # what is refused makes no Space
+        full = prepare(repo_id, repo_type="space", private=private, space_sdk="gradio")
         published = upload(Path(folder), full, repo_type="space", message="Knowledge Retention of hf_kd")
     console.print(f'Published: {published.url}\nevaluate.load("{published.repo_id}") loads it.', highlight=False)
 
@@ -48,11 +48,10 @@ def publish_demo(
     """Publish a Space that shows the answers of an erased model beside those of its original."""
     _inputs.load_libraries(shared)
     from hf_kd.hub.spaces.build import demo_space
-    from hf_kd.hub.upload import check_repo_id, prepare, upload
+    from hf_kd.hub.upload import prepare, upload
 
-    check_repo_id(model_id)
-    full = prepare(space or f"{model_id}-demo", repo_type="space", private=private, space_sdk="gradio")
     with tempfile.TemporaryDirectory() as folder:
         demo_space(model_id, Path(folder))
+        full = prepare(space or f"{model_id}-demo", repo_type="space", private=private, space_sdk="gradio")
         published = upload(Path(folder), full, repo_type="space", message=f"Demo of {model_id}")
     console.print(f"Published: {published.url}", highlight=False)
