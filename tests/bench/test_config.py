@@ -33,6 +33,8 @@ def one(**changes):
         ({"methods": []}, "list of rows"),
         ({"methods": [3]}, "write a method's name"),
         ({"methods": [{"checkpoint": "x", "k": 1}]}, "takes label and reference, not k"),
+        ({"methods": [{"checkpoint": "x", "seeds": [0, 1]}]}, "takes label and reference, not seeds"),
+        ({"methods": ["esc", "unseen"], "measure": {"unseen": "d", "panels": ["unseen"]}}, "name no row.*It takes esc"),
         ({"methods": ["esc", {"method": "esc"}]}, "different labels"),
         ({"methods": [{"method": "esc-t", "seeds": [1, 1]}]}, "different whole numbers"),
         ({"seeds": []}, "different whole numbers"),
@@ -62,6 +64,7 @@ def test_what_is_wrong_is_named(changes, said):
         ({"method": "esc", "kk": 1}, "no option kk"),
         ({"method": "esc", "k": 0}, "k"),
         ({"method": "original", "k": 1}, "takes a label alone"),
+        ({"method": "original", "seeds": [0, 1], "reference": True}, "takes a label alone, not seeds, reference"),
         ({"method": "esc", "forget_limit": 0}, "forget_limit=0.*above 0"),
         ({"method": "esc", "collect_in": "training"}, "collect_in='training'.*eval or train"),
         ({"method": "neggrad", "collect_in": "train"}, "bn_mode"),
@@ -132,6 +135,24 @@ def test_a_file_of_several_experiments(tmp_path):
     assert deer.dataset["name"] == str(tmp_path / "data"), "what lies beside the file is found from anywhere"
     assert (deer.limit, deer.mixed_precision) == (20, "no")
     assert [row.seeds for row in deer.rows] == [(0,), (4,)]
+
+
+def test_seeds_of_the_command_overrule_those_of_single_rows_too():
+    content = GOOD | {"methods": ["original", {"method": "esc-t", "seeds": [0, 1]}, "scrub"], "seeds": [2]}
+    (asked,) = experiments(content, seeds=[7, 8])
+    assert [row.seeds for row in asked.rows] == [(0,), (7, 8), (7, 8)]
+    (of_the_file,) = experiments(content)
+    assert [row.seeds for row in of_the_file.rows] == [(0,), (0, 1), (2,)]
+    with pytest.raises(ValueError, match="different whole numbers"):
+        experiments(GOOD | {"methods": [{"method": "esc-t", "seeds": []}]}, seeds=[7])
+
+
+def test_where_a_retraining_starts_is_found_beside_the_file(tmp_path):
+    (tmp_path / "start").mkdir()
+    for init, found in (("start", str(tmp_path / "start")), ("user/start", "user/start")):
+        (experiment,) = experiments(GOOD | {"methods": [{"method": "retrain", "init": init}]}, tmp_path)
+        assert experiment.rows[0].options["init"] == found
+        assert experiment.rows[0].label == f"retrain (init={init})"
 
 
 def test_rows_run_with_as_many_seeds_as_can_differ():

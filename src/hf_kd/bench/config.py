@@ -161,7 +161,7 @@ def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int]
     Args:
         path: The file.
         limit: Overrules that of the file.
-        seeds: Overrule those of the file.
+        seeds: Overrule those of the file, also of single rows.
 
     Returns:
         The experiments, in the order of the file.
@@ -238,7 +238,7 @@ def _experiment(
     default_seeds = _seeds(seeds if seeds is not None else content.get("seeds", [0]), name)
     if not isinstance(content["methods"], list) or not content["methods"]:
         raise ConfigError(f"methods of {name!r} has to be a list of rows, got {content['methods']!r}.", "methods")
-    rows = tuple(_row(entry, default_seeds, folder, name) for entry in content["methods"])
+    rows = tuple(_row(entry, default_seeds, seeds is not None, folder, name) for entry in content["methods"])
     if all(row.refused for row in rows):
         raise ConfigError(
             f"No row of {name!r} can run: {'; '.join(f'{r.label}: {r.refused}' for r in rows)}", "methods"
@@ -266,7 +266,6 @@ def _experiment(
 
 
 def _measures(given: Any, rows: Sequence[Row], folder: Path, name: str) -> Measures:
-    labels = [row.label for row in rows]
     known = {f.name for f in dataclasses.fields(Measures)}
     if not isinstance(given, dict) or set(given) - known:
         raise ConfigError(
@@ -276,16 +275,16 @@ def _measures(given: Any, rows: Sequence[Row], folder: Path, name: str) -> Measu
     strange = [attack for attack in lists["attacks"] if attack not in ATTACKS]
     if strange:
         raise ConfigError(f"Unknown attacks {strange} in {name!r}.{choices(strange[0], ATTACKS, 'Choose')}", "measure")
-    strange = [label for label in lists["panels"] if label not in labels]
+    drawn = [row.label for row in rows if row.kind != "unseen"]
+    strange = [label for label in lists["panels"] if label not in drawn]
     if strange:
-        raise ConfigError(f"panels of {name!r} name no row: {strange}.{choices(strange[0], labels)}", "measure")
+        raise ConfigError(f"panels of {name!r} name no row: {strange}.{choices(strange[0], drawn)}", "measure")
     if given.get("grad_cam") and not lists["panels"]:
         raise ConfigError(f"grad_cam of {name!r} needs panels: [labels of the rows to draw].", "measure")
     others = {key: _other(given[key], folder, name) for key in ("transfer", "unseen") if given.get(key)}
     if "unseen" not in others and any(row.kind == "unseen" for row in rows):
-        raise ConfigError(
-            f"The row unseen of {name!r} needs measure: {{unseen: DATA SET of classes the model never saw}}.", "measure"
-        )
+        wanted = "measure: {unseen: DATA SET of classes the model never saw}"
+        raise ConfigError(f"The row unseen of {name!r} needs {wanted}.", "measure")
     return Measures(**{**given, **lists, **others})
 
 
@@ -337,17 +336,16 @@ def _protocol(given: Any, name: str) -> dict[str, Any]:
     return protocol
 
 
-def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> Row:
-    """A row as the file has it. One whose method or settings are refused is kept with the reason: the others still run."""
+def _row(entry: Any, seeds: tuple[int, ...], fixed: bool, folder: Path, experiment: str) -> Row:
+    """A row as the file has it, but for fixed seeds. One whose method or settings are refused is kept with the reason."""
     if not isinstance(entry, str | dict):
         raise ConfigError(
             f"A row of {experiment!r} is {entry!r}: write a method's name, or {{method: NAME, ...}}.", "methods"
         )
     values = {"method": entry} if isinstance(entry, str) else dict(entry)
-    label, reference = values.pop("label", None), bool(values.pop("reference", False))
-    own_seeds = _seeds(values.pop("seeds"), experiment) if "seeds" in values else seeds
+    label = values.pop("label", None)
     if "checkpoint" in values:
-        path = _place(values.pop("checkpoint"), folder)
+        path, reference = _place(values.pop("checkpoint"), folder), bool(values.pop("reference", False))
         if values:
             raise ConfigError(
                 f"A checkpoint row of {experiment!r} takes label and reference, not {', '.join(values)}.", "methods"
@@ -358,9 +356,13 @@ def _row(entry: Any, seeds: tuple[int, ...], folder: Path, experiment: str) -> R
         raise ConfigError(
             f"A row of {experiment!r} names no method: {dict(entry)}. Write {{method: NAME, ...}}.", "methods"
         )
-    if name in PLAIN_ROWS and not values:
-        return Row(name, name, str(label or name), {}, (0,))
-    label = str(label or _label(name, values))
+    if name in PLAIN_ROWS:
+        refused = f"The row {name} takes a label alone, not {', '.join(values)}." if values else None
+        label = str(label or _label(name, values))
+        return Row("refused" if values else name, name, label, values, (0,), refused=refused)
+    given, reference = _seeds(values.pop("seeds", seeds), experiment), bool(values.pop("reference", False))
+    own_seeds, label = seeds if fixed else given, str(label or _label(name, values))
+    values |= {"init": _place(values["init"], folder)} if values.get("init") else {}
     try:
         row = _method_row(str(name), values, label, own_seeds, reference, experiment)
     except (TypeError, ValueError) as error:
@@ -372,8 +374,6 @@ def _method_row(
     name: str, values: Mapping[str, Any], label: str, seeds: tuple[int, ...], reference: bool, experiment: str
 ) -> Row:
     """A row with a method and its settings; TypeError or ValueError where they are refused."""
-    if name in PLAIN_ROWS:
-        raise InvalidValueError(f"The row {name} takes a label alone, not {', '.join(values)}.")
     known = available_methods(None)
     if name not in known:
         raise InvalidValueError(

@@ -64,8 +64,8 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
     if row.kind == "weights" and experiment.train_precision not in (None, experiment.mixed_precision):
         about["train_precision"] = experiment.train_precision
     for name in ("path", "init"):  # of a checkpoint, and where a retraining starts from
-        if about["options"].get(name):
-            about["options"][name] = fingerprint(about["options"][name])
+        if isinstance(where := about["options"].get(name), str):
+            about["options"][name] = fingerprint(where)
     return about
 
 
