@@ -193,6 +193,22 @@ def test_the_original_is_judged_by_its_own_best_attacker():
     assert verdict(untouched).change == "same"
 
 
+@pytest.mark.parametrize("attackers", [{}, {"original": "groups-of-5-mlp"}])
+def test_an_attack_on_groups_has_no_number_of_images(attackers):
+    """25 images are five groups: their share is told in percent, and a difference is one of five groups."""
+    group = "linear" if attackers else "groups-of-5-linear"
+    recall = Score("recall", 76.0, "lower", group, original=100.0, settings={"attackers": attackers})
+    false = Score("false_alarms", 1.0, "none", group, original=1.0)
+    report = made()
+    section = Section("worst_case", "", (recall, false), settings={"compared": "different"})
+    report = replace(report, sections=(section, *report.sections[1:]))
+    told = f"76 %{'' if attackers else ' of the groups'} from the features (before 100 %: within what 5 groups can tell"
+    assert told in report.verdict
+    line = next(line for line in report.summary().splitlines() if line.startswith("Best attacker"))
+    assert "of 25" not in line
+    assert "of 25" not in verdict(report).short.partition("head")[0]
+
+
 def test_the_verdict_is_in_json_in_the_summary_and_survives_both(tmp_path):
     report = audited(class_names={0: "fox", 1: "gnu", 2: "hen"})
     assert report.to_dict()["verdict"] == report.verdict == RetentionReport.from_json(report.to_json()).verdict

@@ -54,6 +54,14 @@ def test_a_forgotten_class_without_a_training_sample_changes_no_attack(name, abs
     assert run_attacks(*labelled, [0, absent], [name]) == run_attacks(*labelled, 0, [name])
 
 
+def test_hits_are_of_images_and_not_of_groups():
+    """Groups of two classes are as many as their images by chance, and stand in the order of the classes."""
+    train, y, test, test_y = planted(n=400, classes=4)
+    groups, images = run_attacks(train, y, test, test_y, [0, 2], ["groups-of-5-linear", "linear"])
+    assert groups.hits is None
+    assert images.hits.shape == (200,)
+
+
 def test_a_prototype_needs_a_sample():
     x, y = torch.eye(4), torch.tensor([0, 0, 1, 1])
     with pytest.raises(InvalidValueError, match=r"classes \[3\]"):

@@ -30,20 +30,19 @@ class Share:
     gained: float | None = None
     among: int = 1
     """Of how many shares this one was picked, which widens its interval."""
+    of_groups: bool = False
+    """Whether images are read several at a time: in percent then, as there is no number of images."""
 
     @classmethod
     def of(cls, score: Score, samples: int, compared: bool = True) -> Share | None:
         """From a score whose settings may say how many samples changed sides; None where it has no value."""
         if score.value is None:
             return None
+        before, size = score.original if compared else None, group_size(score)
+        if size > 1:
+            return cls(score.value, before, max(1, samples // size), of_groups=True)
         about = score.settings if "lost" in score.settings else {}
-        return cls(
-            score.value,
-            score.original if compared else None,
-            int(about.get("samples", samples)),
-            about.get("lost"),
-            about.get("gained"),
-        )
+        return cls(score.value, before, int(about.get("samples", samples)), about.get("lost"), about.get("gained"))
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -85,12 +84,13 @@ class Share:
     # Words
 
     def counted(self, percent: float | None = None) -> str:
-        """As in 23 of 25."""
-        return f"{self.bare(self.now if percent is None else percent)} of {self.samples:,}"
+        """As in 23 of 25; of groups 92 %."""
+        bare = self.bare(self.now if percent is None else percent)
+        return bare if self.of_groups else f"{bare} of {self.samples:,}"
 
     def bare(self, percent: float) -> str:
         """The 23 in 23 of 25."""
-        return f"{round(self._hits(percent)):,}"
+        return f"{percent:.0f} %" if self.of_groups else f"{round(self._hits(percent)):,}"
 
     def beside_before(self, unknown: str = "") -> str:
         """What follows the number of now: how it stands to that of before."""
@@ -109,7 +109,7 @@ class Share:
         """That the difference is within what the images can tell, and the interval."""
         low, high = self.interval or (0.0, 0.0)
         ends = " to ".join(f"{round(end):+d}" if round(end) else "0" for end in (low, high))
-        return f"within what {self.samples:,} images can tell, {ends} points"
+        return f"within what {self.samples:,} {'groups' if self.of_groups else 'images'} can tell, {ends} points"
 
     def price(self, what: str = "right") -> str:
         """In percent, for the other classes: "36 % right, before 37 %"."""
@@ -121,6 +121,12 @@ class Share:
         if self.change == "same" or (self.change == "within" and now == f"{before} {what}"):
             return f"{now}, as before"
         return f"{now}, before {before}" + (f" ({self.cannot_tell()})" if self.change == "within" else "")
+
+
+def group_size(score: Score) -> int:
+    """How many images the best attacker of now or of before reads at once, as its name says."""
+    names = (score.group, (score.settings.get("attackers") or {}).get("original", ""))
+    return next((int(name.split("-")[2]) for name in names if name.startswith("groups-of-")), 1)
 
 
 def hardest_hit(classes: Mapping[int, Share]) -> tuple[int, Share] | None:

@@ -15,7 +15,7 @@ from hf_kd.metrics.intervals import unpaired_difference
 from .downloader import downloader_sentence
 from .report_data import ReportData
 from .schema import Score
-from .shares import Share, hardest_hit
+from .shares import Share, group_size, hardest_hit
 
 FALSE_ALARMS_SAID = 5.0
 """Percent of the other images from which on the verdict says that an attacker takes them for the forgotten."""
@@ -224,10 +224,11 @@ def _attack_sentence(report: ReportData, attack: Share | None) -> str:
     if attack is None:
         return ""
     change, score = attack_change(report, attack), report.worst_case
-    what = f"{attack.now:.0f} % of the groups" if score.group.startswith("groups-") else attack.counted()
+    groups = score.group.startswith("groups-")
+    what = f"{attack.counted()} of the groups" if groups else attack.counted() + _most(_by_class(score), report)
     guessing = _guesses(report, attack)
     still = "" if change == "higher" or guessing else "still "
-    told = f"An attacker with labels {still}reads {what}{_most(_by_class(score), report)} from the features"
+    told = f"An attacker with labels {still}reads {what} from the features"
     told += ", no more than by guessing" if guessing else ""
     if _settings(report, "worst_case").get("compared") == "equal" and compares(report):
         told += ": they are the original's, bit for bit, and nothing was erased from them"
@@ -253,7 +254,8 @@ def hardest_words(name: str, own: Share) -> str:
 
 def _guesses(report: ReportData, attack: Share) -> bool:
     """Whether an attacker's recall is not told apart from the share of other images that it takes for the forgotten."""
-    alarms, rest = _score(report, "worst_case", "false_alarms"), report.samples.get("D_rt", 0)
+    alarms = _score(report, "worst_case", "false_alarms")
+    rest = report.samples.get("D_rt", 0) // group_size(report.worst_case)
     if alarms is None or alarms.value is None or not rest:
         return False
     hits, false = (attack.samples * attack.now / 100, rest * alarms.value / 100)

@@ -166,9 +166,10 @@ def groups(data: AuditData, seed: int = 0, *, kind: str, size: int = 5, partitio
     scores, grouped = torch.cat(sums), torch.cat(labels)
     view = AuditData(data.train, data.train_labels, scores, grouped, data.forget)
     name = f"groups-of-{size}-{kind}"
-    return result_from_shares(
+    found = result_from_shares(
         view, name, tie_shares(scores), data.forget_score(scores), size=size, groups=scores.shape[0]
     )
+    return replace(found, hits=None)  # these are of groups
 
 
 def views(data: AuditData, seed: int = 0, *, kind: str, count: int) -> AttackResult:
