@@ -175,7 +175,14 @@ def test_close_names_are_one_message_that_names_them_and_the_option(folder, capl
         (["--language", "de"], "add --text"),
         (["--text", "cat", "--language", "xx"], "no templates in 'xx'; there are en, de"),
         (["--text", "cat", "--forget-labels", "cat"], "no data set is given"),
-        (["--text", "cat", "--retain-limit", "5"], "leave one out"),
+        (["--text", "cat", "--retain-limit", "5"], "--retain-limit 5 says something of labels"),
+        (["--text", "cat", "--erased-label", "gone"], "--erased-label gone says something of labels"),
+        (["--text", "cat", "--drop-label"], "--drop-label says something of labels"),
+        (["--text", "cat", "--no-mask-head"], "--no-mask-head says something of labels"),
+        (["--text", "cat", "--allow-unrecognised"], "--allow-unrecognised says something of labels"),
+        (["--text", "cat", "--split", "train"], "--split train says something of --dataset"),
+        (["--text", "cat", "--limit", "5"], "--limit 5 says something of --dataset"),
+        (["--text", "cat", "--limit-test", "5"], "--limit-test 5 says how many images of --test-split"),
     ],
 )
 def test_options_at_odds_are_refused(folder, words, said):

@@ -33,6 +33,15 @@ def test_the_method_by_name_is_shown_with_its_settings_and_refused_for_images_al
         make_method("oblique")
 
 
+def test_a_setting_whose_flag_is_another_option_is_told_by_option_alone():
+    """`erase --batch-size` is that of the reading: typed for esc-t's own it would do something else."""
+    lines = hf_kd("methods", "esc-t").stdout.splitlines()
+    only = [line.strip() for line in lines if "only as" in line]
+    assert only == ["batch_size = 64 (only as --option batch_size=VALUE)"]
+    assert "only as" not in hf_kd("methods", "regrow").stdout
+    assert "only as" not in hf_kd("methods", "oblique").stdout
+
+
 def test_one_method_with_its_hyper_parameters():
     text = hf_kd("methods", "scrub").stdout
     assert "alpha = 0.001" in text

@@ -195,6 +195,44 @@ def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
     assert "label" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments", "told"),
+    [
+        (
+            "unlearn",
+            ["--forget-labels", "cat", "--limit-test", "5"],
+            "--limit-test 5 says how many images of --test-split",
+        ),
+        ("unlearn", ["--forget-labels", "cat", "--method", "neggrad", "--retain-limit", "5"], "neggrad reads none"),
+        (
+            "unlearn",
+            ["--forget-labels", "cat", "--method", "neggrad", "--retain", "{place}/data"],
+            "neggrad reads none",
+        ),
+        (
+            "erase",
+            ["--forget-labels", "cat", "--limit-test", "5"],
+            "--limit-test 5 says how many images of --test-split",
+        ),
+        ("verify", ["--retain-limit", "5"], "name the forgotten ones with --forget-labels"),
+        ("train-original", ["--recipe", "vit-pretrained", "--limit-test", "5"], "--limit-test 5 says how many"),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(place, tmp_path, command, arguments, told):
+    given = [word.format(place=place) for word in arguments] + ["--dataset", str(place / "data")]
+    given += [] if command == "verify" else ["--output", str(tmp_path / "out")]
+    done = hf_kd(command, place / "model", *given, code=1)
+    assert told in " ".join(done.stderr.split())
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("command", ["verify", "export"])
+@pytest.mark.parametrize("option", ["--forget-labels", "--split", "--label-column"])
+def test_what_is_said_of_a_data_set_needs_one(place, command, option):
+    done = hf_kd(command, place / "model", option, "cat", code=1)
+    assert f"{option} cat says something of --dataset, and no data set is given" in " ".join(done.stderr.split())
+
+
 def test_a_label_given_as_the_retained_data_set_and_the_other_way_round_are_told_apart(place, tmp_path):
     arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]
     refused = " ".join(hf_kd("unlearn", place / "model", *arguments, "--retain", "dog", code=1).stderr.split())

@@ -18,7 +18,7 @@ import re
 import shlex
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import fields
 from importlib.metadata import version
@@ -28,13 +28,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from hf_kd.errors import HfKdError
+from hf_kd.data.text import shell_word
+from hf_kd.errors import HfKdError, InvalidValueError
 from hf_kd.methods.choices import words_of
 from hf_kd.methods.registry import MethodInfo
 
 from . import _choices, _inputs
 from ._help import ReadableCommand
-from ._options import Shared, grouped, method_flags
+from ._options import METHOD, OF_DATA, Shared, grouped, method_flags
 
 app = typer.Typer(
     name="hf-kd",
@@ -173,6 +174,46 @@ def _flags_of(context: typer.Context) -> dict[str, tuple[str, str | None]]:
 def elapsed() -> float:
     """Seconds since the running command began: with the loading of libraries, model and data."""
     return time.monotonic() - BEGAN.get()
+
+
+def refuse_unused(names: Iterable[str], why: str) -> None:
+    """Refuse options of the running command that were typed and that nothing would read.
+
+    Args:
+        names: Of their arguments; those that the command does not have are none.
+        why: What a sentence about the option says of it.
+
+    Raises:
+        InvalidValueError: Naming the first that was typed.
+    """
+    context = RUNNING.get()
+    flags = {} if context is None else _flags_of(context)
+    for name in names:
+        if name in flags and context.get_parameter_source(name).name == "COMMANDLINE":
+            value, (yes, no) = context.params[name], flags[name]
+            value = value[0] if isinstance(value, list | tuple) else value
+            shown = (yes if value else no) if isinstance(value, bool) else f"{yes} {shell_word(str(value))}"
+            raise InvalidValueError(f"{shown} {why}")
+
+
+def refuse_without_data(dataset: str | None, *more: str) -> None:
+    """Refuse options that say something of a data set where none is given; `more` of them beside `OF_DATA`."""
+    if dataset is None:
+        refuse_unused(
+            (*OF_DATA, *more), "says something of --dataset, and no data set is given: add one, or leave it out."
+        )
+
+
+def refuse_without_test(test_split: str | None) -> None:
+    """Refuse a limit of test images where none are read."""
+    if test_split is None:
+        refuse_unused(["limit_test"], "says how many images of --test-split are read: name one, or leave it out.")
+
+
+def setting_flags(name: str) -> set[str]:
+    """The settings of methods that are options of a command, under their own name."""
+    command = RUNNING.get().find_root().command.commands[name]
+    return {option.name for option in command.params if getattr(option, "rich_help_panel", None) == METHOD}
 
 
 def in_words(text: str) -> str:

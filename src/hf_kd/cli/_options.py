@@ -29,6 +29,10 @@ BaseOption = Annotated[
 READING = ("config_name", "image_column", "label_column", "label_mapping", "labels", "num_workers", "quiet")
 """Options that all commands have which read images: of `hf_kd.data.load.load_source` and `hf_kd.ReadOptions`."""
 
+OF_DATA = ("split", "forget_labels", "retain_limit", "limit", "batch_size", "mixed_precision",
+           *(name for name in READING if name != "quiet"))  # fmt: skip
+"""Options that say something of a data set, and nothing where none is given."""
+
 LIMITS = ("limit", "limit_test")
 """Options for a first look at fewer images, of `hf_kd.ReadOptions`."""
 

@@ -15,7 +15,7 @@ from hf_kd.methods.registry import built_in_infos, by_name_infos, refuse_method
 
 from . import _inputs
 from ._accuracy import HeadAccuracy
-from ._app import command, console
+from ._app import command, console, refuse_unused, refuse_without_data, refuse_without_test
 from ._by_name import ByName
 from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_erasure
@@ -123,10 +123,11 @@ def erase(
     """
     if fold and eraser_only:
         raise InvalidValueError("Give --fold or --eraser-only, not both: what is folded has no eraser to save.")
+    refuse_without_test(test_split)
     named = ByName.given(text, retain_text, publish_texts, ask, language)
     if named is not None:
         check_choice("method", method or "esc", [*(info.name for info in by_name_infos()), "esc"])
-        _refuse_with_text(dataset, forget_labels, retain_limit, mask_head, test_split)
+        _refuse_with_text(dataset, forget_labels, test_split)
         of_concept = forget_labels, retain_limit
         _erase_by_name(model, output, dataset, split, of_concept, method, (fold, eraser_only), named, shared)
         return
@@ -193,23 +194,18 @@ def erase(
         show_erasure(console, result)
 
 
-def _refuse_with_text(dataset: str | None, labels: Any, limit: Any, mask_head: Any, test_split: Any) -> None:
+def _refuse_with_text(dataset: str | None, labels: Any, test_split: Any) -> None:
     if test_split is not None:
         raise InvalidValueError(
             f"--test-split {test_split}: it measures the answers of a head, and --text forgets by name, for which none "
             "answers: leave it out. hf-kd audit --texts measures what the name still finds; its command is said in the end."
         )
-    stray = {"--retain-limit": None if labels else limit, "--mask-head": mask_head}
-    for flag, value in stray.items():
-        if value is not None:
-            raise InvalidValueError(
-                f"{flag} says something of labels, and --text forgets by name, whatever labels there are: leave one out."
-            )
-    if labels and dataset is None:
-        raise InvalidValueError(
-            "--forget-labels says which images of --dataset are of the concept, and with --text no data set is given: add "
-            "one, or leave it out."
-        )
+    of_labels = ("mask_head", "erased_label", "drop_label", "allow_unrecognised", "label_mapping")
+    refuse_unused(
+        (*of_labels, *(() if labels else ("retain_limit",))),
+        "says something of labels, and --text forgets by name, whatever labels there are: leave one out.",
+    )
+    refuse_without_data(dataset)
 
 
 def _erase_by_name(

@@ -13,7 +13,7 @@ from hf_kd.data.progress import working
 from hf_kd.data.text import terminal
 
 from . import _inputs
-from ._app import command, console
+from ._app import command, console, refuse_without_data
 from ._options import READING, ModelArgument, Shared
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def export(
     """
     del to  # there is one
     refuse_other_suffix(output, ".onnx")
+    refuse_without_data(dataset)
     _inputs.load_libraries(shared)
     reading = _inputs.read_options(shared)
     loaded = _inputs.load_model(model, shared)

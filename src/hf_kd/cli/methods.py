@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hf_kd.methods.registry import MethodInfo, by_name_infos, method_info, method_infos
 
-from ._app import command, console
+from ._app import command, console, setting_flags
 from ._options import Shared
 
 ACTS_ON = {"eraser": "features", "weights": "weights", "by name": "features, by name"}
@@ -64,14 +64,14 @@ def _show(info: MethodInfo, as_json: bool) -> None:
     for what, text in (("what", info.about), ("when", info.when), ("needs", info.needs), ("from", info.source)):
         table.add_row(what, text)
     console.print(table)
-    console.print(
-        "\nIts settings, each an option of that command or --option NAME=VALUE:"
-        if info.kind != "by name"
-        else "\nIts settings, each as --option NAME=VALUE:",
-        highlight=False,
-    )
+    by_name = info.kind == "by name"
+    how = "each as --option NAME=VALUE" if by_name else "each an option of that command or --option NAME=VALUE"
+    console.print(f"\nIts settings, {how}:", highlight=False)
+    # --labels of unlearn is that of the reading, and hands on what is a setting
+    reached = {option.name for option in info.options} if by_name else setting_flags(command) | {"labels"}
     for option in info.options:
         shown = f"{option.default:.4g}" if isinstance(option.default, float) else option.default
-        console.print(f"  {option.name} = {shown}", markup=False, highlight=False)
+        only = "" if option.name in reached else f" (only as --option {option.name}=VALUE)"
+        console.print(f"  {option.name} = {shown}{only}", markup=False, highlight=False)
         if option.about:
             console.print(Padding(Text(option.about, style="dim"), (0, 0, 0, 6)))

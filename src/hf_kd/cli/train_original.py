@@ -15,7 +15,7 @@ from hf_kd.methods.registry import method_info, refuse_method
 from hf_kd.model.recipes import PRETRAINED, RECIPES
 
 from . import _inputs
-from ._app import command, console
+from ._app import command, console, refuse_without_test
 from ._options import LIMITS, READING, Shared
 
 
@@ -61,6 +61,7 @@ def train_original(
 
     **Example:** `hf-kd train-original microsoft/resnet-18 --recipe resnet18-pretrained --dataset user/pets --output r18`
     """
+    refuse_without_test(test_split)
     _inputs.check_output(output, shared.overwrite)
     refuse_method("retrain", "weights", shared.settings)
     _inputs.load_libraries(shared)

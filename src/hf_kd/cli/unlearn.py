@@ -16,7 +16,7 @@ from hf_kd.methods.registry import built_in_infos, refuse_method
 
 from . import _inputs
 from ._accuracy import HeadAccuracy
-from ._app import command, console
+from ._app import command, console, refuse_unused, refuse_without_test
 from ._options import LIMITS, READING, ModelArgument, Shared
 from ._tables import show_accuracy, show_measured, show_next
 from ._verdict import accuracy_verdict, audit_command, record_names, show_verdict
@@ -86,6 +86,7 @@ def unlearn(
     """
     if shared.labels in ("data", "teacher"):  # not whose ids they are, but whose labels: regrow's own
         shared = replace(shared, labels=None, settings={**shared.settings, "labels": shared.labels})
+    refuse_without_test(test_split)
     _inputs.check_output(output, shared.overwrite)
     refuse_method(method, "weights", shared.settings)
     if retain is not None:
@@ -97,6 +98,10 @@ def unlearn(
     from hf_kd.model.unlearn import unlearn as change_weights
 
     chosen = make_unlearning_method(method, **shared.settings)  # refused before anything is loaded
+    if not chosen.needs_retain:
+        refuse_unused(
+            ("retain", "retain_limit"), f"says which images stay, and {method} reads none of them: leave it out."
+        )
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None

@@ -16,7 +16,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.hub.files import RECEIPT, refuse_no_receipt
 
 from . import _inputs
-from ._app import IN_PART, command, console, in_words
+from ._app import IN_PART, command, console, in_words, refuse_unused, refuse_without_data
 from ._options import READING, Shared
 from ._verdict import report_verdict, show_verdict
 
@@ -54,6 +54,11 @@ def verify(
 
     Exit code 1: it differs. 3: it cannot be told by the images and options that were given.
     """
+    refuse_without_data(dataset, "processor")
+    if not forget_labels:
+        refuse_unused(
+            ["retain_limit"], "is of the images of other labels: name the forgotten ones with --forget-labels."
+        )
     if shared.eraser:
         source, base = _of_eraser(source, base, shared.eraser)
     if Path(source).is_dir():

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from hf_kd.cli import _inputs
-from hf_kd.cli._app import command, console
+from hf_kd.cli._app import command, console, refuse_unused
 from hf_kd.cli._options import Shared
 
+if TYPE_CHECKING:
+    from .run import DemoRow
 
-@command("eraser", "as_json")
+
+EXAMPLE = Path("examples") / "0-zero.png"
+"""What a folder that the demo wrote has, and no other model's."""
+
+
+@command("eraser", "overwrite", "as_json")
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the erased demo model.")] = Path("hf-kd-demo"),
     digit: Annotated[int, typer.Option(min=0, max=9, help="Digit to forget.")] = 3,
@@ -32,12 +40,21 @@ def demo(
         raise typer.BadParameter("--model is for the page; add --ui.")
     if shared.eraser and model is None:
         raise typer.BadParameter("--eraser is put on a model; name it with --model.")
+    if not ui:
+        refuse_unused(["port"], "is of the page: add --ui, or leave it out.")
+    if model is not None:
+        refuse_unused(
+            ["output", "digit", "overwrite"], "is of the demo's own model, and --model names another: leave it out."
+        )
+    if ui:
+        refuse_unused(["as_json"], "prints what was measured and ends, and --ui opens a page: leave one out.")
     if model is not None:
         _inputs.load_libraries(shared)
         _open_page(model, examples, port, shared.eraser)
         return
     if examples is not None:
         raise typer.BadParameter("--examples is for the page of --model; the demo brings its own.")
+    _inputs.check_output(output, shared.overwrite or (output / EXAMPLE).is_file())
     _inputs.load_libraries(shared)
     from .run import audit_demo, run_demo
 
@@ -53,6 +70,8 @@ def demo(
             for row in result.rows
         ]
         print(json.dumps({"rows": rows, "folder": str(result.folder), "reloaded_equal": result.reloaded_equal}))
+        if not result.reloaded_equal:
+            raise typer.Exit(1)
         return
     table = Table(
         title=f"Digit {digit} forgotten: accuracy in %, D_f and D_ft are the forgotten digit", title_justify="left"
@@ -69,12 +88,7 @@ def demo(
             table.add_row(f"  {row.method}", *(f"{value:.1f}" for value in _scores(scores(row)).values()))
         table.add_section()
     console.print(table)
-    worst = max(row.probe.scores.D_ft for row in result.rows[1:])
-    console.print(
-        f"The head hardly answers {digit} any more. But a linear probe trained to convergence on the erased features, "
-        f"with labels of every image, still reads up to {worst:.0f} % of the unseen {digit}s: the features keep the "
-        "knowledge, and the head alone does not show it."
-    )
+    console.print(_in_words(digit, result.rows[1:]))
     console.print(
         f"Saved to [bold]{result.folder}[/]; loaded again, its logits are "
         + ("[green]equal bit for bit[/]." if result.reloaded_equal else "[red]different[/].")
@@ -92,6 +106,17 @@ def _open_page(source: str, examples: Path | None, port: int | None, eraser: lis
     from .page import page
 
     page(source, examples, show_class_names=True, eraser=eraser or ()).launch(server_port=port, server_name="127.0.0.1")
+
+
+def _in_words(digit: int, rows: Sequence[DemoRow]) -> str:
+    """What the erased models' numbers say, the probe's first."""
+    read, answered = max(row.probe.scores.D_ft for row in rows), max(row.head.D_ft for row in rows)
+    how = "to convergence" if all(row.probe.convergence.converged for row in rows) else "as long as it may"
+    told = (
+        f"A linear probe trained {how} on the erased features, with labels of every image, reads up to {read:.0f} % of "
+    )
+    told += f"the unseen {digit}s; the head answers right for up to {answered:.0f} % of them."
+    return told + (" The features keep knowledge that the head does not show." if read > answered + 1 else "")
 
 
 def _scores(scores: Any) -> dict[str, float]:
