@@ -8,11 +8,15 @@ import shlex
 import pytest
 from rich.console import Console
 
+from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.verdict import NOT_AUDITED
 from hf_kd.cli._options import Shared
 from hf_kd.cli._tables import show_erasure
 from hf_kd.cli._verdict import accuracy_verdict, audit_command, record_names
+from hf_kd.cli.audit import _write
+from hf_kd.errors import InvalidValueError
 from tests.cli.runner import hf_kd
+from tests.helpers.audited import LEAST, audited
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,17 @@ def test_the_command_that_is_named_next_runs_and_reads_the_same_data(place, tmp_
     assert all(word in words for word in (*reads, "--test-split"))
     hf_kd(*words, "--attacks", "linear", "--summary")
     assert "--split" not in audit_command("m", "d", shared=Shared(), split="train", test_split="test"), "the default"
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_report(tmp_path):
+    class Report(RetentionReport):
+        def figures(self, folder):
+            raise InvalidValueError("no figure")
+
+    report = Report.from_json(audited(**LEAST).to_json())
+    with pytest.raises(InvalidValueError, match="no figure"):
+        _write(report, tmp_path / "out", progress=False)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md"}
 
 
 def test_a_model_is_named_next_as_it_was_loaded(place):

@@ -190,6 +190,13 @@ def test_a_retrained_reference_goes_on_from_what_it_kept(vit, processor, data, t
         unlearn(vit, forget, "retrain", **given | {"lr": 0.1})
 
 
+def test_test_images_that_cannot_be_measured_are_refused_before_the_training(vit, processor, data, monkeypatch):
+    monkeypatch.setattr(Retrain, "run", lambda *given: pytest.fail("the training began"))
+    for strange in (make_dataset([0, 1], names=["fox", "gnu", "hen", "ibis", "jay"]), data.select(range(0))):
+        with pytest.raises(ValueError, match="labels of the data set do not match|empty"):
+            train_original(vit, data, processor=processor, test=strange, **QUICK)
+
+
 def test_refusals(vit, processor, data):
     with pytest.raises(ValueError, match="recipe='resnet': expected 'allcnn-cifar10', 'resnet18-cifar10'"):
         train_original(vit, data, "resnet", processor=processor)

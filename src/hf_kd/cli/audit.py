@@ -176,10 +176,11 @@ def audit(
 def _write(report: RetentionReport, output: Path, progress: bool) -> None:
     from hf_kd.model.saving import atomic_directory
 
-    with working("drawing figures", progress), atomic_directory(output) as folder:
+    with atomic_directory(output) as folder:
         report.to_json(folder / "report.json")
         (folder / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
-        if has_package("matplotlib"):
+    if has_package("matplotlib"):
+        with working("drawing figures", progress), atomic_directory(output) as folder:
             report.figures(folder)
 
 

@@ -153,7 +153,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         Remote code is never run.
 
         Args:
-            pretrained_model_name_or_path: Hub id or folder.
+            pretrained_model_name_or_path: Hub id, USER/NAME or USER/NAME@REVISION, or folder.
             *args: As in transformers.
             **kwargs: dtype, device_map, token, revision, subfolder, cache_dir, num_labels, ... go on to transformers;
                 `processor` and `tap` are as in `from_model`. `eraser`: what `load_eraser` takes, or several in a list, to be

@@ -104,17 +104,19 @@ def train_original(
     task.checkpoint = None if checkpoint is None else Path(checkpoint)
     left_out = _left_out(student, without)
     task.retain = task.forget = _seen(task.forget, left_out)
+    test_reader = None if test is None else ImageReader(student, test, reading.of_test())
+    test_samples = (
+        None if test_reader is None else _seen(test_reader.samples(), left_out)
+    )  # refused before the training
     _start_from(task, None if fresh else copy.deepcopy(student.inner), left_out)
     measured = chosen.run(task)
     _silence(task.model, task.heads, left_out)  # weight decay may have moved them
     images = measured.pop("n_retain", len(task.forget))
     measured = {**measured, "accuracy": task.accuracy(task.forget)}
     warnings = _nothing_learnt(measured["accuracy"], task.forget, "training")
-    test_reader = None if test is None else ImageReader(student, test, reading.of_test())
-    if test_reader is not None:
-        samples = _seen(test_reader.samples(), left_out)
-        measured |= {"test_images": len(samples), "test_accuracy": task.accuracy(samples)}
-        warnings += _nothing_learnt(measured["test_accuracy"], samples, "test")
+    if test_samples is not None:
+        measured |= {"test_images": len(test_samples), "test_accuracy": task.accuracy(test_samples)}
+        warnings += _nothing_learnt(measured["test_accuracy"], test_samples, "test")
     for text in warnings:
         logger.warning(text)
     stock = unwrapped(student)
