@@ -6,6 +6,7 @@ A mutation is named by the seed and its number: the same two give the same one a
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ from safetensors.torch import load_file
 from hf_kd import ErasedModel
 from hf_kd.data.paths import ERASER_CONFIG
 from hf_kd.errors import HfKdError
-from hf_kd.features.taps.intervention import leaking_fields
+from hf_kd.features.taps.intervention import Constant, depending_fields, leaking_fields
 from hf_kd.hub.files import ERASER_WEIGHTS, is_eraser
 from hf_kd.model.verify import verify
 from tests.helpers.mutations import CONFIG, INDEX, RECEIPT, WEIGHTS, mutate
@@ -139,8 +140,9 @@ def answers(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 @torch.no_grad()
 def acts(model: Any) -> list[torch.Tensor]:
     """What each eraser makes of the same features."""
-    rows = [torch.randn(5, site.tap.dim, generator=torch.Generator().manual_seed(0)) for site in model.sites]
-    return [row if site.eraser is None else site.eraser(row) for site, row in zip(model.sites, rows, strict=True)]
+    sites = [*model.sites, *model.text_sites]
+    rows = [torch.randn(5, site.tap.dim, generator=torch.Generator().manual_seed(0)) for site in sites]
+    return [row if site.eraser is None else site.eraser(row) for site, row in zip(sites, rows, strict=True)]
 
 
 def says(model: Any) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def eraser_tensors(folder: Path) -> list[str]:
         files = [folder / file for file in set(json.loads((folder / INDEX).read_text())["weight_map"].values())]
     for path in files:
         with safe_open(path, framework="pt") as file:
-            names += [name for name in file.keys() if name.startswith("sites.")]  # noqa: SIM118  (no mapping)
+            names += [name for name in file.keys() if name.startswith(("sites.", "text_sites."))]  # noqa: SIM118  (no mapping)
     return names
 
 
@@ -224,6 +226,8 @@ def check(model: Any, folder: Path, base: Base) -> None:
     leaks = set(leaking_fields(model.inner, base.inputs, model.taps)) & set(found)
     if leaks:
         raise Wrong(f"{sorted(leaks)} go around the erasers")
+    if any(record.n_texts for record in records):
+        check_texts(model, base.inputs)
     told = [(record.sha256, record.method) for record in records]
     known = [(tuple(record["sha256"]), record["method"]) for record in base.says["records"]]
     stored = json.loads((folder / config_name(folder)).read_text(encoding="utf-8")).get("eraser_sha256")
@@ -231,6 +235,22 @@ def check(model: Any, folder: Path, base: Base) -> None:
     same = told == known and all(sha for sha, _ in told) and (stored or None) == base.config.get("eraser_sha256")
     if same and covered and not equal(acts(model), base.erasers):
         raise Wrong("the eraser does something else than the one of the same record")
+
+
+@torch.no_grad()
+def check_texts(model: ErasedModel, inputs: dict[str, torch.Tensor]) -> None:
+    """Raise Wrong where texts are answered by more than what passes the eraser of the text tower."""
+    other = copy.deepcopy(model)
+    other.text_sites[0].eraser = Constant()
+    texts = {name: inputs[name] for name in TEXT if name in inputs}
+    rolled = {name: value.roll(1, 0) for name, value in texts.items()}
+    found, again = other(**inputs), other(**inputs | rolled)
+    around = depending_fields(found, again)
+    around += depending_fields(other.get_text_features(**texts), other.get_text_features(**rolled))
+    if around:
+        raise Wrong(f"{sorted(around)} go around the eraser of the text tower")
+    if not equal(found.text_embeds, torch.nn.functional.normalize(Constant()(found.text_embeds), dim=1)):
+        raise Wrong("the eraser of the text tower stands before its embeddings")
 
 
 # One mutation

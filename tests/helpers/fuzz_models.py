@@ -12,8 +12,10 @@ from transformers import ViTConfig, ViTModel
 from hf_kd import ErasedModel, unlearn
 from tests.helpers import zoo
 from tests.helpers.fuzz import Base
+from tests.helpers.two_towers import NAMES, TEMPLATES, two_towers
 from tests.saved_0_1_0 import make
 
+WORDS = {"retain_texts": NAMES, "templates": TEMPLATES}
 FAMILIES = (
     "SwinForImageClassification",
     "ConvNextV2ForImageClassification",
@@ -82,6 +84,12 @@ def new_bases(root: Path) -> list[Base]:
     text = {"pixel_values": make.pixels(images.shown()[:2]), "input_ids": torch.tensor([[0, 5, 9, 2], [0, 7, 3, 2]])}
     keep("clip", lambda: wrapped(make.clip()).erase(cat, k=2, **quiet), inputs=text, auto="AutoModel")
     found += eraser_bases(root)
+    keep(
+        "by-name",
+        lambda: ErasedModel.from_model(*two_towers("CLIPModel")).erase(texts=["cat"], **WORDS),
+        inputs=zoo.inputs("CLIPModel"),
+        auto="AutoModel",
+    )
     headless = make.randomise(ViTModel(ViTConfig(**make.VIT)))
     keep("headless", lambda: wrapped(headless).erase(cat, k=2, **quiet), auto="AutoModel")
     for name in FAMILIES:
@@ -111,7 +119,13 @@ def eraser_bases(root: Path) -> list[Base]:
             erase(ErasedModel.from_pretrained(stock)).save_eraser(folder)
         inputs = {"pixel_values": make.pixels(images.shown())}
         found.append(Base(folder, inputs, images.shown(), "AutoModelForImageClassification", stands_on=stock))
-    return found
+    towers, folder = root / "base-two-towers", root / "eraser-by-name"
+    if not folder.exists():
+        for part in two_towers("CLIPModel"):
+            part.save_pretrained(towers)
+        model = ErasedModel.from_pretrained(towers)
+        model.erase(texts=["cat"], **WORDS).save_eraser(folder)
+    return [*found, Base(folder, zoo.inputs("CLIPModel"), None, "AutoModel", stands_on=towers)]
 
 
 def _with_taps(model: ErasedModel) -> ErasedModel:

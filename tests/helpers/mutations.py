@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 CONFIG, PROCESSOR, RECEIPT = "config.json", "preprocessor_config.json", "erasures.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOLD = (
-    *("taps", "erasers", "eraser_sha256", "leaking", "erasures", "masked", "dropped", "weights_erased"),
+    *("taps", "erasers", "eraser_sha256", "leaking", "erasures", "masked", "dropped", "weights_erased", "text_tower"),
     *("inner", "inner_class", "model_type", "architectures", "id2label", "label2id", "base_model", "dtype"),
 )
 """Keys of config.json that say what the model is."""
@@ -142,7 +142,7 @@ def graft_told(rng: random.Random, folder: Path, bases: list[Path]) -> str:
 def forget_told(rng: random.Random, folder: Path, bases: list[Path]) -> str:
     """What config.json says of the erasure is taken out, in part or whole."""
     document = read(folder / CONFIG)
-    keys = rng.sample(TOLD[:8], rng.choice((1, 2, 4, 6, 8)))
+    keys = rng.sample(TOLD[:9], rng.choice((1, 2, 4, 6, 9)))
     for key in keys:
         if rng.random() < 0.5:
             document.pop(key, None)
@@ -228,7 +228,7 @@ def edit_tensors(rng: random.Random, folder: Path, bases: list[Path]) -> str:
     """One tensor, of an eraser more often than not."""
     path = rng.choice(shards(folder) or [folder / "none"])
     tensors = tensors_of(path)
-    own = [name for name in tensors if name.startswith("sites.")]
+    own = [name for name in tensors if name.startswith(("sites.", "text_sites."))]
     name = rng.choice(own if own and rng.random() < 0.6 else sorted(tensors) or ["none"])
     if name not in tensors:
         raise Skip
@@ -248,7 +248,7 @@ def edit_tensors(rng: random.Random, folder: Path, bases: list[Path]) -> str:
         how = f"extra {new} of"
     elif how == "graft":
         other = tensors_of(rng.choice(shards(rng.choice(bases)) or [folder / "none"]))
-        theirs = [key for key in other if key.startswith("sites.")] if name in own else sorted(other)
+        theirs = [key for key in other if key.startswith(("sites.", "text_sites."))] if name in own else sorted(other)
         if not theirs:
             raise Skip
         tensors[name] = other[name if name in other else rng.choice(theirs)]
@@ -261,7 +261,7 @@ def edit_tensors(rng: random.Random, folder: Path, bases: list[Path]) -> str:
 
 def edit_all(rng: random.Random, folder: Path, bases: list[Path]) -> str:
     """All tensors of the erasers, or all of the others."""
-    which, how = rng.choice(("sites.", "inner.")), rng.choice(("drop", "rename", "graft", "value"))
+    which, how = rng.choice(("sites.", "text_sites.", "inner.")), rng.choice(("drop", "rename", "graft", "value"))
     op, change = value_ops(rng)
     other: dict[str, torch.Tensor] = {}
     base = rng.choice(bases)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -13,12 +14,13 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForZeroShotImageClassification, pipeline
 
 from hf_kd import ErasedModel
+from hf_kd.data.paths import ERASER_CONFIG
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.text_reader import TextReader
 from hf_kd.model.concept import ReadConcept
 from hf_kd.model.verify import verify
 from tests.helpers import zoo
-from tests.helpers.two_towers import NAMES, OTHERS, TEMPLATES, TWO_TOWERS, other_towers, two_towers
+from tests.helpers.two_towers import NAMES, OTHERS, TEMPLATES, TWO_TOWERS, other_towers, processor, two_towers
 
 WORDS = {"retain_texts": NAMES, "templates": TEMPLATES}
 
@@ -288,3 +290,64 @@ def test_a_folder_whose_text_tower_is_not_as_recorded_does_not_load(clip, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises((ValueError, OSError)):
         ErasedModel.from_pretrained(tmp_path)
+
+
+def edited(folder, change) -> None:
+    """What config.json, of a model or of an eraser on its own, says of the text tower."""
+    path = next(path for path in (folder / "config.json", folder / ERASER_CONFIG) if path.exists())
+    config = json.loads(path.read_text())
+    change(config["text_tower"])
+    path.write_text(json.dumps(config))
+
+
+@pytest.fixture(params=["whole", "eraser alone"])
+def as_wide(request, tmp_path):
+    """A folder, and how to load it, of a model whose text tower is as wide before its projection as behind it."""
+    text = zoo.CASES["CLIPModel"].config["text_config"] | {"max_position_embeddings": 64, "hidden_size": 24}
+    model = ErasedModel.from_model(zoo.build("CLIPModel", 0, text_config=text), processor("CLIPModel"))
+    model.save_pretrained(tmp_path / "base")
+    model.erase(texts=["cat"], **WORDS)
+    if request.param == "whole":
+        model.save_pretrained(tmp_path / "m")
+        return tmp_path / "m", lambda: ErasedModel.from_pretrained(tmp_path / "m")
+    model.save_eraser(tmp_path / "m")
+    return tmp_path / "m", lambda: ErasedModel.from_pretrained(tmp_path / "base", eraser=tmp_path / "m")
+
+
+def test_texts_are_answered_behind_the_eraser_whatever_a_folder_says_of_where_it_stands(as_wide):
+    folder, load = as_wide
+    known = load()
+    edited(folder, lambda tower: tower.update(withheld=[]))  # as for a field that a later transformers returns
+    found = load()
+    assert set(found.config.text_tower["withheld"]) == set(known.config.text_tower["withheld"])
+    assert set(found.get_text_features(**text_inputs("CLIPModel")).keys()) == {"pooler_output"}
+    edited(folder, lambda tower: tower["tap"].update(places=[{"module": "text_projection", "side": "input"}]))
+    with pytest.raises(InvalidValueError, match="not what CLIPModel returns as text_embeds"):
+        load()
+    edited(folder, lambda tower: tower.update(withheld=5))
+    with pytest.raises(InvalidValueError, match="no names of fields"):
+        load()
+
+
+def test_a_text_tower_that_was_reset_and_erased_again_withholds_what_it_did(clip, tmp_path):
+    clip.erase(texts=["cat"], **WORDS).save_pretrained(tmp_path)
+    again = ErasedModel.from_pretrained(tmp_path)
+    again.reset().erase(texts=["kitten"], **WORDS).save_pretrained(tmp_path)
+    for model in (again, ErasedModel.from_pretrained(tmp_path)):
+        assert model.config.text_tower["withheld"] == clip.config.text_tower["withheld"]
+        assert set(model.get_text_features(**text_inputs("CLIPModel")).keys()) == {"pooler_output"}
+
+
+def test_an_eraser_of_the_text_tower_with_other_values_is_neither_taken_nor_saved(clip, tmp_path):
+    plain = copy.deepcopy(clip)
+    esc = {"method": "esc", "k": 1, "templates": TEMPLATES}
+    clip.erase(texts=["cat"], retain_texts=NAMES, **esc)
+    other = copy.deepcopy(clip).reset().erase(texts=["dog"], retain_texts=NAMES[1:], **esc).state_dict()
+    texts = {name: value for name, value in other.items() if not name.startswith("sites.")}
+    with pytest.raises(InvalidValueError, match="no such eraser"):
+        plain.load_state_dict(texts, strict=False)
+    with pytest.raises(InvalidValueError, match="other values"):
+        clip.load_state_dict(texts, strict=False)
+    clip.text_sites[0].eraser.directions.neg_()
+    with pytest.raises(InvalidValueError, match="of the text tower are others"):
+        clip.save_pretrained(tmp_path)

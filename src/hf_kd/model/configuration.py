@@ -183,6 +183,12 @@ class ErasedConfig(PreTrainedConfig):
         self.text_tower = state["text_tower"]
         if not isinstance(self.text_tower, (dict, type(None))):
             raise InvalidValueError("text_tower is no mapping: config.json is damaged; save the model again.")
+        withheld = (self.text_tower or {}).get("withheld", [])
+        if not (isinstance(withheld, list) and all(isinstance(name, str) for name in withheld)):
+            raise InvalidValueError(
+                f"text_tower withholds {str(withheld)[:200]!r}, which are no names of fields: config.json is damaged; save "
+                "the model again."
+            )
         attention = getattr(inner, "_attn_implementation", None)
         refuse_strange_settings(kwargs)
         with config_errors("the labels and the rest", kwargs):

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from hf_kd.errors import HfKdError, InvalidValueError
-from hf_kd.features.protocol import TappedModel
 from hf_kd.features.taps.inputs import probe_inputs, reduced
 from hf_kd.features.taps.intervention import check_taps
+from hf_kd.features.taps.text import check_text_tap
 from hf_kd.methods.erasers.base import Eraser, describe
 from hf_kd.methods.erasers.esc import NormedProjection
 
@@ -81,15 +81,18 @@ def _refuse_labels(config: ErasedConfig, masked: Sequence[Any]) -> None:
 
 def check_loaded(model: Any) -> None:
     """What is compared once the values are there. Raises ValueError where they are not those of the records."""
-    for site in model.sites:
+    for site in [*model.sites, *model.text_sites]:
         if site.eraser is not None:
             site.eraser.check()
     refuse_other_erasers(model)
     refuse_other_answers(model)
 
 
-def refuse_other_erasers(model: TappedModel) -> None:
+def refuse_other_erasers(model: Any) -> None:
     """Raise ValueError where what stands at a tap is not what was fitted: by digests, and for one request by its record."""
+    told_of_text = [model.config.text_tower.get("sha256")] if model.config.text_tower else []
+    if told_of_text != [eraser_digest(site.eraser) for site in model.text_sites if site.eraser is not None]:
+        _refuse("the values of the eraser of the text tower are others than those that were saved")
     erasers = [site.eraser for site in model.sites]
     told = model.config.eraser_sha256
     records = model.erasures
@@ -107,24 +110,28 @@ def refuse_other_erasers(model: TappedModel) -> None:
         _refuse("its configuration lacks the digests of its erasers")
 
 
-def refuse_other_state(model: TappedModel, state: Mapping[str, Tensor], prefix: str) -> None:
+def refuse_other_state(model: Any, state: Mapping[str, Tensor], prefix: str) -> None:
     """Raise ValueError for tensors of erasers that a model does not have, or with other values than its records know."""
-    start = f"{prefix}sites."
-    given = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(start)}
-    own = {f"sites.{name}" for name in model.sites.state_dict()}
+    text_tower = model.config.text_tower
+    digests = {"sites": model.config.eraser_sha256, "text_sites": [text_tower.get("sha256")] if text_tower else []}
+    starts = tuple(f"{prefix}{part}." for part in digests)
+    given = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(starts)}
+    own = {f"{part}.{name}" for part in digests for name in getattr(model, part).state_dict()}
     if set(given) - own:
         raise InvalidValueError(
             f"These weights are of an erased model ({sorted(set(given) - own)[0]}) and this one has no such eraser: it "
             "would go on with them as if nothing had been erased. Load the checkpoint with ErasedModel.from_pretrained, and "
             "train that."
         )
-    for number, site in enumerate(model.sites):
-        own = f"sites.{number}.eraser."
-        values = {name.removeprefix(own): value for name, value in given.items() if name.startswith(own)}
-        if values and model.config.eraser_sha256:
+    for part, told in digests.items():
+        for number, site in enumerate(getattr(model, part) if told else ()):
+            start = f"{part}.{number}.eraser."
+            values = {name.removeprefix(start): value for name, value in given.items() if name.startswith(start)}
+            if not values:
+                continue
             other = copy.deepcopy(site.eraser)
             other.load_state_dict(values, strict=False)
-            if eraser_digest(other) != model.config.eraser_sha256[number]:
+            if eraser_digest(other) != told[number]:
                 _refuse("these weights bring an eraser of other values than this model was erased with")
 
 
@@ -132,8 +139,8 @@ def refuse_other_answers(model: Any) -> None:
     """Look by two forwards whether the model answers as its configuration says: behind the taps, and no masked class.
 
     What leaks is withheld, also where the records do not know of it: of models of 0.1.0 it becomes part of the
-    configuration, and a field that a later version of transformers returns is withheld beside it. Raises ValueError where
-    answers go around the taps.
+    configuration, and a field that a later version of transformers returns is withheld beside it; of texts, which no
+    record speaks of, both become part of it. Raises ValueError where answers go around the taps.
     """
     if not model.erasures:
         return
@@ -142,16 +149,26 @@ def refuse_other_answers(model: Any) -> None:
     except ValueError:  # a model whose configuration does not say what it takes: what was written down has to do
         return
     try:
-        found = check_taps(model.inner, reduced(model.inner, probe), model.taps, model.config.masked)
+        found, of_texts = _around(model, reduced(model.inner, probe))
     except (ValueError, RuntimeError, TypeError):  # only images of the model's own size say that it is wrong
         try:
-            found = check_taps(model.inner, probe, model.taps, model.config.masked)
+            found, of_texts = _around(model, probe)
         except HfKdError as error:
             _refuse(str(error).rstrip("."))
+    if tower := model.config.text_tower:
+        withheld = list(dict.fromkeys([*tower.get("withheld", ()), *of_texts]))
+        model.config.text_tower = {**tower, "withheld": withheld}
     if any(record.withheld is not None for record in model.erasures):
         model.also_leaking = tuple(name for name in found if name not in model.config.leaking)
     else:
         model.config.leaking = list(dict.fromkeys([*model.config.leaking, *found]))
+
+
+def _around(model: Any, probe: Mapping[str, Tensor]) -> tuple[list[str], tuple[str, ...]]:
+    """Fields that go around the taps of images, and around that of texts where something stands there."""
+    found = check_taps(model.inner, probe, model.taps, model.config.masked)
+    of_texts = check_text_tap(model.inner, probe, model.text_sites[0].tap) if model.config.text_tower else ()
+    return found, of_texts
 
 
 def _refuse(what: str) -> NoReturn:

@@ -328,6 +328,9 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         with self._swap.change():
             for site in [*self.sites, *self.text_sites]:
                 site.eraser = None
+            for site in self.text_sites:
+                site.detach()
+            self.text_sites = nn.ModuleList()  # what goes around it is looked for again with the place
             masking.unmask(self)
             self.config.erasures, self.config.weights_erased = [], None
             self._describe_erasers()

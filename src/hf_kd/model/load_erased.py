@@ -22,12 +22,8 @@ from . import consistency, loading
 from .configuration import MODEL_TYPE, ErasedConfig
 from .eraser_on_base import put_on
 from .stored_eraser import StoredEraser, find_eraser, read_eraser
-from .text_tower import refuse_other_text_tower
 
 logger = logging.getLogger(__name__)
-
-Source = str | os.PathLike[str]
-"""Of an eraser: a folder, or USER/NAME, or USER/NAME@REVISION."""
 
 
 def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -133,7 +129,6 @@ def _load_erased(
         keep_in_memory(model.sites)
         keep_in_memory(model.text_sites)
         consistency.check_loaded(model)
-        refuse_other_text_tower(model)
     model._describe_erasers()
     whole = loading.reads_text(model.inner)
     loading.take_processor(model, processor or loading.load_processor(name, kwargs, whole=whole))

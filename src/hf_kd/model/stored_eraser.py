@@ -33,7 +33,6 @@ from hf_kd.methods.records import Erasure, config_errors, weight_changes
 from . import checkpoint_files as files
 from . import consistency, loading
 from .configuration import ErasedConfig, label_names, refuse_strange_settings
-from .text_tower import refuse_other_text_tower
 
 FORMAT = 1
 """Of the folder; a later one is refused."""
@@ -212,7 +211,6 @@ def read_eraser(source: str | os.PathLike[str], hub: dict[str, Any] | None = Non
         for site in [*found.sites, *found.text_sites]:
             site.eraser.check()
         consistency.refuse_other_erasers(found)
-        refuse_other_text_tower(found)
     found.processor = loading.load_processor(name, hub)
     return found.eval()
 

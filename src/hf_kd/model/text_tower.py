@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_kd.errors import InvalidTypeError, InvalidValueError
+from hf_kd.errors import InvalidTypeError
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.places import Tap, hidden_state_fields, without_fields
 from hf_kd.features.taps.site import TapSite, check_passed, follow
@@ -143,17 +143,3 @@ class TextTower:
         }
 
     _text_leaks: tuple[str, ...] = ()
-
-
-def refuse_other_text_tower(model: Any) -> None:
-    """Raise InvalidValueError where the eraser of the text tower is not the one that the configuration describes."""
-    stored = model.config.text_tower
-    if not stored:
-        return
-    eraser = model.text_sites[0].eraser
-    eraser.check()
-    if eraser_digest(eraser) != stored.get("sha256"):
-        raise InvalidValueError(
-            "The eraser of the text tower has other values than those that were saved. The checkpoint was edited, or is put "
-            "together from several; it is refused. Erase the original again."
-        )

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from hf_kd.errors import InvalidTypeError, TapNotFoundError
 
 from .find import producer
-from .inputs import run
+from .inputs import in_dtype_of, run
 from .intervention import constant_features, depending_fields
 from .places import Tap
-from .site import evaluating
-from .trace import fields, is_constant, is_pooled, record_calls
+from .site import evaluating, place_value
+from .trace import fields, is_constant, is_equal, is_pooled, leaves, record_calls
 
 TEXT_ANSWERS = ("text_embeds", "logits_per_text", "logits_per_image")
 
@@ -56,23 +56,35 @@ def find_text_tap(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tap, tup
 def check_text_tap(model: nn.Module, inputs: Mapping[str, Any], tap: Tap) -> tuple[str, ...]:
     """Fields that depend on the text although the embeddings at the tap are constant.
 
+    Args:
+        model: A two-tower model.
+        inputs: Two different images and two different texts.
+        tap: Found, or named by a checkpoint.
+
     Raises:
-        TapNotFoundError: Where the text embeddings or the logits are among them.
+        TapNotFoundError: Where the text embeddings or the logits are among them, or what is put at the tap is not what
+            comes out as text embeddings.
     """
     other = {**inputs, **{name: inputs[name].roll(1, 0) for name in ("input_ids", "attention_mask") if name in inputs}}
     texts = [
         {name: given[name] for name in ("input_ids", "attention_mask") if name in given} for given in (inputs, other)
     ]
     with evaluating(model), constant_features(model, (tap,)):
-        around = depending_fields(run(model, inputs), run(model, other))
-        around += depending_fields(*(text_features(model, given) for given in texts))
-    answers = [name for name in around if name in TEXT_ANSWERS]
+        calls, output = record_calls(model, inputs)
+        around = depending_fields(output, run(model, other))
+        around += depending_fields(*(text_features(model, in_dtype_of(model, given)) for given in texts))
+    called = {call.name: call for call in calls if call.name in [place.module for place in tap.places]}
+    put = [place_value(place, called[place.module].value, called[place.module].output) for place in tap.places]
+    if not all(is_equal(value, fields(output).get("text_embeds"), up_to_scale=True) for value in put):
+        raise TapNotFoundError(f"What passes the {tap} is not what {type(model).__name__} returns as text_embeds.")
+    finite = all(bool(value.isfinite().all()) for _, value in leaves(output) if isinstance(value, Tensor))
+    answers = [name for name in around if name in TEXT_ANSWERS and finite]
     if answers:
         raise TapNotFoundError(
             f"With constant features at the {tap}, {', '.join(answers)} of {type(model).__name__} depends on the text, "
             "so its answer does not pass there."
         )
-    return tuple(dict.fromkeys(name for name in around if name != "pooler_output"))
+    return tuple(dict.fromkeys(name for name in around if name not in (*TEXT_ANSWERS, "pooler_output")))
 
 
 def text_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
