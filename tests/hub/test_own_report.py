@@ -11,6 +11,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.hub import publish
 from hf_kd.hub.document import REPORT, document
 from hf_kd.hub.own_report import records_told, refuse_other_report, report_beside
+from hf_kd.methods.records import all_records
 from tests.cli.runner import hf_kd
 from tests.conftest import image_processor, small_vit
 from tests.helpers.audited import LEAST, audited
@@ -83,6 +84,12 @@ def test_its_own_report_is_taken_also_of_the_folded_checkpoint_and_where_it_does
     ):
         refuse_other_report(report, model)
     refuse_other_report(report_of(model), folded)
+    again = folded.erase(make_dataset([0] * 20), k=1, progress=False)
+    twice = ErasedModel.from_model(again.fold(), image_processor())
+    assert [record.classes for record in all_records(twice)] == [(2,), (0,)], (
+        "a second fold keeps the records of the first"
+    )
+    refuse_other_report(report_of(twice), again)
 
 
 def test_what_lies_beside_a_model_from_the_one_before_is_told_nowhere(base, tmp_path, monkeypatch, caplog):

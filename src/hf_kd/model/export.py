@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.site import drop_caches
 from hf_kd.hub.files import save_processor
-from hf_kd.methods.records import Erasure
+from hf_kd.methods.records import Erasure, folded_erasures
 
 from . import consistency, loading
 from .fold import fold_site, save_with_processor
@@ -55,7 +55,7 @@ class Export:
             site.detach()
             fold_site(clone.inner, site)
         stock = clone.inner
-        stock.config.hf_kd_folded = [erasure.to_dict() for erasure in self.erasures]
+        stock.config.hf_kd_folded = [erasure.to_dict() for erasure in (*folded_erasures(self.config), *self.erasures)]
         save_with_processor(stock, self)
         return stock
 
