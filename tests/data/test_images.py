@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, features
 from torch.utils.data import DataLoader
 
 from hf_kd.data.image_source import inspect_images
@@ -142,6 +142,15 @@ def test_what_cannot_be_read_names_its_row(value):
     assert caught.value.row == 17
     assert isinstance(caught.value, ValueError)
     assert "0x" not in str(caught.value)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow decodes no AVIF")
+def test_a_damaged_avif_names_its_row():
+    file = bytearray(encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "AVIF"))
+    start = file.index(b"mdat") + 4
+    file[start:] = b"\xff" * (len(file) - start)
+    with pytest.raises(UnreadableImageError, match="row 17 "):
+        to_rgb(bytes(file), 17)
 
 
 def test_messages_are_short_however_long_the_value_is():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -86,6 +86,15 @@ def test_saved_to_disk(tmp_path, streaming):
     assert values(load_source(tmp_path / "two", "test", streaming=streaming)) == values(data.select([0]))
 
 
+def test_what_was_saved_without_the_name_of_a_split_is_for_training(tmp_path):
+    data = dataset()
+    data.save_to_disk(tmp_path / "saved")
+    assert values(load_source(tmp_path / "saved", "train")) == values(data)
+    for split in ("test", "nonsense"):
+        with pytest.raises(ValueError, match=f"has no split '{split}'.*There are: 'train'"):
+            load_source(tmp_path / "saved", split)
+
+
 def test_a_missing_split_lists_those_there_are(tmp_path, images):
     DatasetDict(train=dataset(), test=dataset()).save_to_disk(tmp_path / "saved")
     (tmp_path / "parquet").mkdir()
@@ -137,6 +146,17 @@ def test_filtering_reads_labels_only(monkeypatch):
         filter_by_labels(data, "kind", [0])
     with pytest.raises(ValueError, match="class_encode_column"):
         filter_by_labels(Dataset.from_dict({"label": ["a"]}), "label", [0])
+
+
+def test_a_missing_label_is_none_and_hinders_no_other(tmp_path):
+    texts = ["cat", "dog", None, "cat"]
+    features = Features({"image": ImageFeature(), "label": Value("string")})
+    Dataset.from_dict({"image": dataset(4)["image"], "label": texts}, features).to_parquet(tmp_path / "train.parquet")
+    data = load_source(tmp_path / "train.parquet")
+    assert filter_by_labels(data, "label", [0])["label"][:] == [0, 0]
+    assert filter_by_labels(data, "label", {*data.unique("label"), -1})["label"][:] == [0, 1, 0], (
+        "it belongs to no part"
+    )
 
 
 @pytest.fixture
@@ -219,6 +239,42 @@ def test_a_stray_folder_of_images_decides_nothing(place, images):
         png(place / "loose" / f"{n}.png")
     png(place / "loose" / "thumbnails" / "0.png")
     assert load_source(place / "loose").column_names == ["image"]
+
+
+def test_folders_that_are_links_are_read_and_may_lead_back(place):
+    for name in ("pets/cat", "pets/dog", "elsewhere"):
+        png(place / name / "0.png")
+    (place / "pets" / "eel").symlink_to(place / "elsewhere")
+    (place / "elsewhere" / "back").symlink_to(place / "pets")
+    found = load_source(place / "pets")
+    assert found.features["label"].names == ["cat", "dog", "eel"]
+    assert found["label"] == [0, 1, 2]
+
+
+def test_pictures_of_formats_that_are_not_read_are_named(place, caplog):
+    png(place / "cat" / "0.png")
+    png(place / "dog" / "0.png")
+    (place / "cat" / "1.avif").write_bytes(b"")
+    assert len(load_source(place)) == 2
+    assert "1 pictures are in formats that are not read (1.avif)" in caplog.text
+    (place / "alone").mkdir()
+    (place / "cat" / "1.avif").rename(place / "alone" / "1.avif")
+    with pytest.raises(ValueError, match=r"not read \(1\.avif\): convert them"):
+        load_source(place / "alone")
+
+
+@pytest.mark.parametrize("head", ["title: Pets: cats and dogs", "- a list", "\tx: 1"])
+def test_a_readme_that_is_no_yaml_is_named(place, caplog, head):
+    for name in ("cat", "dog"):
+        png(place / "images" / name / "0.png")
+    (place / "images" / "README.md").write_text(f"---\n{head}\n---\n")
+    assert len(load_source(place / "images")) == 2
+    assert "no YAML" in caplog.text
+    (place / "rows").mkdir()
+    dataset().to_parquet(place / "rows" / "train.parquet")
+    (place / "images" / "README.md").rename(place / "rows" / "README.md")
+    with pytest.raises(ValueError, match=r"rows/README.md' has a head that is no YAML"):
+        load_source(place / "rows")
 
 
 def test_images_too_deep_are_named(place):
@@ -338,6 +394,8 @@ def test_which_files_are_a_split_is_said_where_there_are_several_or_some_are_non
                                           "test-00000-of-00002", "test-00001-of-00002"],
          ["test-00000-of-00002", "test-00001-of-00002"]),
         ("val", "validation", ["val", "train"], ["val"]),
+        ("train", "trainval", ["train", "trainval"], ["trainval"]),
+        ("training", "train", ["training", "test"], ["training"]),
     ],
 )  # fmt: skip
 def test_of_a_file_that_is_named_the_other_split_is_the_one_beside_it(tmp_path, caplog, named, split, there, read):

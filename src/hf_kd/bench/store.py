@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hf_kd.data.load import IMAGE_SUFFIXES
+from hf_kd.data.folder import IMAGE_SUFFIXES
 from hf_kd.errors import InvalidValueError
 from hf_kd.hub.files import checkpoint_files
 

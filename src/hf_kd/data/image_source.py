@@ -219,11 +219,7 @@ def _given_names(names: Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def _describe_loader(
-    source: DataLoader,
-    image_column: str | None,
-    label_column: str | None,
-    main_input: str,
-    names: Sequence[str],
+    source: DataLoader, image_column: str | None, label_column: str | None, main_input: str, names: Sequence[str]
 ) -> ImageSource:
     if image_column is not None:
         raise InvalidValueError(
@@ -308,14 +304,14 @@ def _label_column(
     if wanted is not None:
         _require_column(features, wanted, "label_column")
         feature = features[wanted]
-        if not (isinstance(feature, ClassLabel) or _is_integer(feature) or is_string(feature)):
+        if not (isinstance(feature, ClassLabel) or is_integer(feature) or is_string(feature)):
             raise InvalidValueError(
                 f"Column {wanted!r} is {_type_name(feature)} and cannot be the labels: those are one class, integer or "
                 f"string a sample. The columns are {_listing(features)}."
             )
         return wanted, ()
     found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    found = found or [name for name in LABEL_KEYS if name in features and _is_integer(features[name])]
+    found = found or [name for name in LABEL_KEYS if name in features and is_integer(features[name])]
     found = found or [name for name in LABEL_KEYS if texts and is_string(features.get(name))]
     if len(found) == 1:
         return found[0], ()
@@ -372,7 +368,8 @@ def _looks_like_label(value: Any) -> bool:
     return isinstance(value, (int, np.integer))
 
 
-def _is_integer(feature: Any) -> bool:
+def is_integer(feature: Any) -> bool:
+    """Whether a column of this feature holds integers."""
     return isinstance(feature, Value) and (feature.dtype.startswith(("int", "uint")) or feature.dtype == "bool")
 
 

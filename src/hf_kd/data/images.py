@@ -35,6 +35,7 @@ DECODER_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    RuntimeError,  # of the decoder of AVIF
 )
 _EXIF_ERRORS = (*DECODER_ERRORS, KeyError, TypeError, ZeroDivisionError)
 PREPARED = "; what a processor made already goes in as DataLoader(dataset.with_format('torch'), batch_size=32)"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Iterable
 from glob import escape, has_magic
@@ -30,25 +29,16 @@ from datasets import (
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 from datasets.load import EmptyDatasetError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from huggingface_hub import DatasetCardData, metadata_load
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from hf_kd.errors import InvalidValueError, UnreachableError, shortened
 
-from .image_source import LABEL_KEYS, is_string
+from .folder import Tree, configurations
+from .image_source import LABEL_KEYS, is_integer, is_string
 from .paths import folder_meant, refuse_missing_data
-from .read_files import SPLIT_WORD, choose_split, files_of_split, listed, log_read_files, with_files
+from .read_files import choose_split, files_of_split, listed, log_read_files, with_files
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS) - {".ps", ".eps", ".mpg", ".mpeg", ".bufr", ".grib"}
-"""Files that are one picture each."""
-
-_CONTAINERS = frozenset({".parquet", ".arrow", ".tar"})
-"""Files that hold whole data sets."""
-
-_SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout)[\W_\d]*", re.I)
-"""Names of splits and nothing else."""
 
 
 def load_source(
@@ -132,14 +122,14 @@ def _open(
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _no_configuration(config_name, spec)
         return _from_saved(path, split, streaming)
-    tree = _Tree(path)
+    tree = Tree(path)
     if tree.is_image_folder(split):
         _no_configuration(config_name, spec)
         return _from_image_folder(tree, split, streaming)
     if not (tree.containers or tree.has_metadata or tree.tables):
         raise InvalidValueError(
             f"{os.fspath(path)!r} holds no data set: nothing that datasets.load_dataset reads, and no folders of images "
-            "(one a class, CLASS/IMAGE or SPLIT/CLASS/IMAGE)."
+            f"(one a class, CLASS/IMAGE or SPLIT/CLASS/IMAGE).{tree.told_unread}"
         )
     return _by_library(tree, split, streaming, config_name)
 
@@ -149,7 +139,7 @@ def filter_by_labels(dataset: Dataset, label_column: str, ids: Iterable[int]) ->
 
     Args:
         dataset: Labelled rows.
-        label_column: Of integer ids.
+        label_column: Of integer ids; None and -1 are no label, and such rows are never kept.
         ids: Those to keep.
 
     Raises:
@@ -159,13 +149,16 @@ def filter_by_labels(dataset: Dataset, label_column: str, ids: Iterable[int]) ->
         raise InvalidValueError(
             f"The data set has no column {label_column!r}; it has {', '.join(map(repr, dataset.column_names))}."
         )
-    labels = np.asarray(dataset.select_columns([label_column]).with_format("numpy")[label_column][:])
-    if labels.dtype.kind not in "iub":
+    feature = dataset.features[label_column]
+    if not (isinstance(feature, ClassLabel) or is_integer(feature)):
+        kind = getattr(feature, "dtype", feature)
         raise InvalidValueError(
-            f"Column {label_column!r} holds {labels.dtype} values and not integer ids. For strings call "
+            f"Column {label_column!r} holds {kind} values and not integer ids. For strings call "
             f"dataset.class_encode_column({label_column!r}) first."
         )
-    return dataset.select(np.flatnonzero(np.isin(labels, list(ids))))
+    column = dataset.with_format(None)[label_column][:]
+    labels = np.asarray([-1 if label is None else label for label in column], dtype=np.int64)
+    return dataset.select(np.flatnonzero(np.isin(labels, [label for label in ids if label not in (None, -1)])))
 
 
 def _from_hub(
@@ -201,75 +194,16 @@ def _from_saved(path: Path, split: str | None, streaming: bool) -> Dataset | Ite
     saved = load_from_disk(os.fspath(path))
     if isinstance(saved, DatasetDict):
         saved = saved[choose_split([str(name) for name in saved], split, path)]
-    elif split is not None and saved.split is not None and str(saved.split) != split:
-        raise InvalidValueError(
-            f"{os.fspath(path)!r} holds the split {str(saved.split)!r} only, not {split!r}. Choose it: split=..."
-        )
+    else:  # one that was made in memory has no name of a split
+        choose_split([str(saved.split or "train")], split, path)
     saved = with_files(saved, path, [part["filename"] for part in saved.cache_files])
     return saved.to_iterable_dataset() if streaming else saved
 
 
-class _Tree:
-    """What lies in a folder: images by their folder, files that hold data sets, and the rest."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.images: dict[tuple[str, ...], list[Path]] = {}
-        self.containers: list[Path] = []
-        self.tables: list[Path] = []
-        self.has_metadata = False
-        for place, folders, names in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            inside = Path(place).relative_to(root).parts
-            for name in sorted(names):
-                suffix = Path(name).suffix.lower()
-                if name.startswith("."):
-                    continue
-                if suffix in IMAGE_SUFFIXES:
-                    self.images.setdefault(inside, []).append(Path(place, name))
-                elif Path(name).stem == "metadata" and suffix in (".csv", ".jsonl", ".parquet"):
-                    self.has_metadata = True
-                elif suffix in _CONTAINERS:
-                    self.containers.append(Path(place, name))
-                elif suffix in (".csv", ".json", ".jsonl"):
-                    self.tables.append(Path(place, name))
-
-    @property
-    def class_folders(self) -> list[str]:
-        """Folders right below with images in them."""
-        return [parts[0] for parts in self.images if len(parts) == 1]
-
-    def splits(self, wanted: str | None) -> list[str]:
-        """Folders right below that are splits: by their names, or because one of them is `wanted`.
-
-        Beside other folders only those are called just as splits are, one for training among them: "test" may be a class.
-        """
-        above = list(dict.fromkeys(parts[0] for parts in self.images if len(parts) >= 2))
-        if wanted in above:
-            return above
-        named = [name for name in above if SPLIT_WORD.search(name)]
-        if len(named) < len(above):
-            named = [name for name in above if _SPLIT.fullmatch(name)]
-            named = named if any(name.lower().startswith("train") for name in named) else []
-        if named:
-            return named
-        loose = self.class_folders
-        return (
-            loose if loose and all(SPLIT_WORD.search(name) for name in loose) and len(loose) == len(self.images) else []
-        )
-
-    def is_image_folder(self, split: str | None) -> bool:
-        """Whether images in folders are the data set: several folders of them outweigh a file that could be one too."""
-        if self.has_metadata or not self.images or ((self.root / "README.md").is_file() and _configurations(self.root)):
-            return False
-        folders = len([parts for parts in self.images if parts])
-        return not self.containers or (folders >= 2 and len(self.containers) == 1)
-
-
-def _by_library(tree: _Tree, split: str | None, streaming: bool, config_name: str | None) -> Dataset | IterableDataset:
+def _by_library(tree: Tree, split: str | None, streaming: bool, config_name: str | None) -> Dataset | IterableDataset:
     """As `load_dataset` reads a folder; it infers the kind of files from how many there are of each."""
     spec = os.fspath(tree.root)
-    if "://" in str(_configurations(tree.root)):
+    if "://" in str(configurations(tree.root)):
         raise InvalidValueError(
             f"{spec!r} has a README.md whose configurations name files elsewhere; nothing is fetched for a local folder. "
             "Download the files and name them by their paths, or give the data set's id on the Hub."
@@ -305,7 +239,7 @@ def _by_library(tree: _Tree, split: str | None, streaming: bool, config_name: st
         ) from error
 
 
-def _by_links(tree: _Tree, split: str | None, streaming: bool, config_name: str | None) -> Dataset | IterableDataset:
+def _by_links(tree: Tree, split: str | None, streaming: bool, config_name: str | None) -> Dataset | IterableDataset:
     """A folder whose path `datasets` would take for a pattern ("pets [v2]"): what it finds there under another name."""
     root = tree.root.resolve()
     with tempfile.TemporaryDirectory() as name:
@@ -325,15 +259,7 @@ def _by_links(tree: _Tree, split: str | None, streaming: bool, config_name: str 
     return with_files(found, tree.root, own)
 
 
-def _configurations(root: Path) -> Any:
-    """What a README.md says of configurations; None where it says nothing."""
-    readme = root / "README.md"
-    if not readme.is_file():
-        return None
-    return DatasetCardData(**(metadata_load(readme) or {})).to_dict().get("configs")
-
-
-def _from_image_folder(tree: _Tree, split: str | None, streaming: bool) -> Dataset | IterableDataset:
+def _from_image_folder(tree: Tree, split: str | None, streaming: bool) -> Dataset | IterableDataset:
     """CLASS/IMAGE, SPLIT/CLASS/IMAGE, or images without a class."""
     root, images = tree.root, tree.images
     splits, base = tree.splits(split), ()
@@ -368,6 +294,8 @@ def _from_image_folder(tree: _Tree, split: str | None, streaming: bool) -> Datas
             f"{os.fspath(root)!r} is read as {'class folders' if classes else 'images without classes'}; "
             f"{len(strays)} images elsewhere are left out: {listed(strays)}."
         )
+    if tree.unread:
+        logger.warning(f"{os.fspath(root)!r}:{tree.told_unread}")
     files = [file for part in classes.values() for file in part] or loose
     return load_dataset(
         "imagefolder",

@@ -21,6 +21,8 @@ SPLIT_WORD = re.compile(
 )
 """What the name of a folder or file of a split has in it."""
 
+_SAME_SPLITS = ({"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}, {"eval", "evaluation"})
+
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5}).*$")
 
 MOST_NAMES = 3
@@ -99,9 +101,9 @@ def files_of_split(file: Path, split: str | None) -> list[Path]:
 
 
 def _same_split(one: str, other: str) -> bool:
-    """train and training, val and validation."""
-    one, other = one.lower(), other.lower()
-    return one.startswith(other) or other.startswith(one)
+    """train and training, val and validation; but not train and trainval."""
+    pair = {one.lower(), other.lower()}
+    return len(pair) == 1 or any(pair <= names for names in _SAME_SPLITS)
 
 
 def _is_sharded(files: Sequence[Path]) -> bool:
