@@ -303,6 +303,59 @@ def test_an_unregistered_class_is_refused_at_save_and_welcome_once_registered(pr
         AutoModelForImageClassification._model_mapping._extra_content.pop(OwnConfig)
 
 
+class FlatConfig(PreTrainedConfig):
+    model_type = "flat_network"
+
+
+class FlatNetwork(PreTrainedModel):
+    """Takes images of the size that the fixture `processor` makes, and of no other; no configuration says so."""
+
+    config_class = FlatConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.body = torch.nn.Linear(3 * 16 * 16, 12)
+        self.answer = torch.nn.Linear(12, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values, return_dict=True):
+        from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+        return ImageClassifierOutputWithNoAttention(logits=self.answer(torch.tanh(self.body(pixel_values.flatten(1)))))
+
+
+def test_a_network_whose_configuration_states_no_size_loads_by_what_its_processor_makes(processor, forget, tmp_path):
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    AutoConfig.register("flat_network", FlatConfig)
+    AutoModelForImageClassification.register(FlatConfig, FlatNetwork)
+    try:
+        stock = FlatNetwork(FlatConfig(num_labels=5)).eval()
+        stock.save_pretrained(tmp_path / "base")
+        erased = ErasedModel.from_model(stock, processor).erase(forget, k=1, progress=False)
+        erased.save_pretrained(tmp_path / "m")
+        erased.save_eraser(tmp_path / "eraser")
+        again = ErasedModel.from_pretrained(tmp_path / "m")
+        behind = ErasedModel.from_pretrained(tmp_path / "base", eraser=tmp_path / "eraser")
+        pixels = torch.randn(2, 3, 16, 16)
+        for loaded in (again, behind):
+            assert torch.equal(logits_of(loaded, pixels), logits_of(erased, pixels))
+        (tmp_path / "m" / "preprocessor_config.json").unlink()
+        with pytest.raises(InvalidValueError, match="processor="):
+            ErasedModel.from_pretrained(tmp_path / "m")
+        assert ErasedModel.from_pretrained(tmp_path / "m", processor=processor).is_erased
+        edit_config(tmp_path / "m", lambda config: config["taps"][0]["places"][0].update(module="body", side="output"))
+        edit_config(tmp_path / "m", lambda config: config["taps"][0].update(heads=["body"]))
+        edit_config(tmp_path / "m", lambda config: config["erasures"][0].update(taps=["output of body (d = 12)"]))
+        with pytest.raises(InvalidValueError, match="contradicts"):
+            ErasedModel.from_pretrained(tmp_path / "m", processor=processor)
+    finally:
+        CONFIG_MAPPING._extra_content.pop("flat_network")
+        AutoModelForImageClassification._model_mapping._extra_content.pop(FlatConfig)
+
+
 class ReadConfig(PreTrainedConfig):
     """Stores the number of its classes by another name than its constructor takes, as TimmWrapperConfig does."""
 

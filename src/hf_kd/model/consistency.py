@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from hf_kd.errors import HfKdError, InvalidValueError
-from hf_kd.features.taps.inputs import probe_inputs, reduced
+from hf_kd.features.reader import probe_batch
+from hf_kd.features.taps.inputs import declared_size, probe_inputs, reduced
 from hf_kd.features.taps.intervention import check_taps
 from hf_kd.features.taps.text import check_text_tap
 from hf_kd.methods.erasers.base import Eraser, describe
@@ -150,7 +151,15 @@ def refuse_other_answers(model: Any) -> None:
         return
     try:
         found, of_texts = _around(model, reduced(model.inner, probe))
-    except (ValueError, RuntimeError, TypeError):  # only images of the model's own size say that it is wrong
+    except (ValueError, RuntimeError, TypeError) as error:  # only images of the model's own size say that it is wrong
+        if declared_size(model.inner.config) is None and not isinstance(error, HfKdError):
+            if model.processor is None:
+                raise InvalidValueError(
+                    f"{type(model.inner).__name__} takes images of a size that its configuration does not state, and there "
+                    "is no image processor with it, so nothing shows that it answers behind its eraser. Give one: "
+                    "from_pretrained(..., processor=...)."
+                ) from error
+            probe = probe_batch(model)  # as when it was erased: of the size that the processor makes
         try:
             found, of_texts = _around(model, probe)
         except HfKdError as error:

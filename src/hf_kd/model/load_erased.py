@@ -99,18 +99,21 @@ def _load_with(cls: Any, name: str, erasers: Sequence[StoredEraser], args: tuple
     asked = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
     quantized = kwargs.pop("quantization_config", None)
     own = {dtype for dtype in (eraser.base_dtype for eraser in erasers) if dtype is not None}
-    model = cls.from_pretrained(name, *args, **kwargs, dtype=next(iter(own), "auto"))
-    for eraser in erasers:
-        put_on(model, eraser)
+    processor = next((eraser.processor for eraser in erasers if eraser.processor is not None), None)
+
+    def standing_on(same_weights: bool = False, **more: Any) -> Any:
+        model = cls.from_pretrained(name, *args, **kwargs, **more)
+        if processor is not None and kwargs.get("processor") is None:
+            model.processor = processor
+        for eraser in erasers:
+            put_on(model, eraser, same_weights)
+        return model
+
+    model = standing_on(dtype=next(iter(own), "auto"))
     asked = getattr(torch, asked.removeprefix("torch."), asked) if isinstance(asked, str) else asked
     if quantized is not None or asked not in (None, "auto", *own):
         more = {} if quantized is None else {"quantization_config": quantized}
-        model = cls.from_pretrained(name, *args, **kwargs, **more, dtype=asked or "auto")
-        for eraser in erasers:
-            put_on(model, eraser, same_weights=True)
-    processor = next((eraser.processor for eraser in erasers if eraser.processor is not None), None)
-    if processor is not None and kwargs.get("processor") is None:
-        model.processor = processor
+        model = standing_on(same_weights=True, dtype=asked or "auto", **more)
     return model
 
 
@@ -128,8 +131,9 @@ def _load_erased(
         loading.align_memory(model)
         keep_in_memory(model.sites)
         keep_in_memory(model.text_sites)
-        consistency.check_loaded(model)
-    model._describe_erasers()
     whole = loading.reads_text(model.inner)
     loading.take_processor(model, processor or loading.load_processor(name, kwargs, whole=whole))
+    with files.checkpoint_errors(name):
+        consistency.check_loaded(model)
+    model._describe_erasers()
     return (model, info) if wants_info else model
