@@ -178,6 +178,46 @@ def test_an_error_on_the_way_leaves_the_old_model(models, pixels, tmp_path, monk
     assert not left_over(tmp_path / "m")
 
 
+def test_an_interruption_while_links_become_files_leaves_the_new_model(models, pixels, tmp_path, monkeypatch):
+    a, b = models
+    a.save_pretrained(tmp_path / "m")
+
+    def no_links(*args, **kwargs):
+        raise OSError("Operation not permitted")
+
+    def interrupted(source, target, *args, real=shutil.copy2, **kwargs):
+        if pathlib.Path(target).name == "file":
+            raise KeyboardInterrupt
+        return real(source, target, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", no_links)
+        patch.setattr(shutil, "copy2", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            b.save_pretrained(tmp_path / "m")
+    assert whole(tmp_path / "m", a, b, pixels) == "new"
+    a.save_pretrained(tmp_path / "m")
+    assert whole(tmp_path / "m", a, b, pixels) == "old"
+    assert not left_over(tmp_path / "m")
+
+
+def test_a_save_whose_folder_was_tidied_away_before_it_had_the_lock_takes_another(tmp_path, monkeypatch):
+    (tmp_path / "m").mkdir()
+    real, left = os.mkdir, [1]
+
+    def mkdir(path, *args, **kwargs):
+        real(path, *args, **kwargs)
+        if saving.MARK in str(path) and left[0]:
+            left[0] -= 1
+            saving.clean_up(tmp_path / "m")  # as another process does
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with saving.atomic_directory(tmp_path / "m") as folder:
+        (folder / "notes.txt").write_text("mine")
+    assert (tmp_path / "m" / "notes.txt").read_text() == "mine"
+    assert not left_over(tmp_path / "m")
+
+
 def test_without_symbolic_or_hard_links_the_save_still_happens(models, pixels, tmp_path, monkeypatch, caplog):
     a, b = models
     a.save_pretrained(tmp_path / "m", **SHARDS)

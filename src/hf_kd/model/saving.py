@@ -47,22 +47,25 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(directory).expanduser().resolve()
     if target.exists() and not target.is_dir():
         raise NotAFolderError(f"{directory} is a file; a model is saved into a folder. Choose another path.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not os.access(target, os.W_OK):
-            raise OutputError(f"Cannot write to {target}: choose a folder you may write to.")
-        clean_up(target)
-        work = _work_folder(target)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"Cannot write to {target} ({error.strerror}): choose a folder you may write to.") from error
-    try:
-        with _locked(work):
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists() and not os.access(target, os.W_OK):
+                raise OutputError(f"Cannot write to {target}: choose a folder you may write to.")
+            clean_up(target)
+            work = stack.enter_context(_work_folder(target))
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write to {target} ({error.strerror}): choose a folder you may write to."
+            ) from error
+        try:
             yield work / NEW
             _put_in_place(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        finally:
+            if not any(_links_through(work, target)):  # of an interruption while links become files: for the next save
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def clean_up(target: Path) -> None:
@@ -99,14 +102,22 @@ def refuse_other_model(directory: str | os.PathLike[str], folder: Path) -> None:
         )
 
 
-def _work_folder(target: Path) -> Path:
+@contextlib.contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """A new folder to work in, locked."""
     # inside a folder that is there, which may be a mount point or the only place that may be written to
     inside = target.is_dir()
     name = f".hf_kd{MARK}" if inside else f".{target.name}{MARK}"
-    work = (target if inside else target.parent) / f"{name}{secrets.token_hex(4)}"
-    work.mkdir()
-    (work / NEW).mkdir()
-    return work
+    while True:
+        work = (target if inside else target.parent) / f"{name}{secrets.token_hex(4)}"
+        work.mkdir()
+        with _locked(work):
+            try:
+                (work / NEW).mkdir()
+            except FileNotFoundError:  # another save tidied it away before it was locked
+                continue
+            yield work
+            return
 
 
 def _put_in_place(work: Path, target: Path) -> None:
