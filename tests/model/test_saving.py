@@ -27,6 +27,7 @@ from transformers import (
 from hf_kd import ErasedModel
 from hf_kd.errors import InvalidValueError
 from hf_kd.model.configuration import ErasedConfig
+from hf_kd.model.stored_eraser import read_eraser
 from hf_kd.model.verify import verify
 from tests.helpers import processes
 from tests.helpers.small import NAMES, picture
@@ -469,6 +470,18 @@ def test_a_timm_checkpoint_loads_again_once_erased(tmp_path):
 
 
 # What turns images and texts into inputs
+
+
+def test_a_path_that_begins_at_home_is_the_same_place_in_every_call(erased, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for name, save in (("m", erased.save_pretrained), ("e", erased.save_eraser)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text("mine")
+        save(f"~/{name}")
+        assert (tmp_path / name / "README.md").read_text() == "mine"
+        assert verify(f"~/{name}").ok
+    assert ErasedModel.from_pretrained("~/m").erasures == read_eraser("~/e").erasures == erased.erasures
 
 
 def test_a_folded_model_is_saved_with_its_image_processor(erased, pixels, tmp_path):

@@ -45,5 +45,5 @@ def draw_cut_scan(model: Any, path: str | Path) -> Path:
         axes.set_xlabel("last block kept")
         axes.set_ylabel("percent")
         axes.legend()
-        figure.savefig(path)
-    return Path(path)
+        figure.savefig(Path(path).expanduser())
+    return Path(path).expanduser()

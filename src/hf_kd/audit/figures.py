@@ -30,7 +30,7 @@ def draw_figures(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
     Raises ImportError, with the command to install it, without matplotlib.
     """
     rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
-    folder = Path(directory)
+    folder = Path(directory).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with rc_context(STYLE):

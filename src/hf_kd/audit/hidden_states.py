@@ -145,7 +145,7 @@ def grad_cam(
             "is no picture to lay a map over. Leave grad_cam out."
         )
     maps = class_maps(model, inputs, wanted)
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     panel(
         pictures.float().cpu(), maps, str(names[wanted]), [str(names.get(int(p), int(p))) for p in maps.predicted], path

@@ -153,7 +153,7 @@ class ReportData:
         """
         text = json.dumps(self.to_dict(), indent=indent, allow_nan=False)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            Path(path).expanduser().write_text(text + "\n", encoding="utf-8")
         return text
 
     @classmethod
@@ -200,7 +200,7 @@ class ReportData:
             ValueError: For what is no JSON, no report, or one of a later version.
         """
         try:
-            data = json.loads(text.read_text(encoding="utf-8") if isinstance(text, Path) else text)
+            data = json.loads(text.expanduser().read_text(encoding="utf-8") if isinstance(text, Path) else text)
         except ValueError as error:
             raise InvalidValueError(
                 f"{shortened(text)} is no JSON ({error}). Pass the text that to_json gave, or Path(...) of its file."

@@ -170,7 +170,7 @@ def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int]
         MissingFileError: There is no such file.
         InvalidValueError: Something in it is unknown, missing or out of range; the message names it.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise MissingFileError(f"There is no file {path}; name a YAML file, such as one of benchmarks/paper/.")
     text = path.read_text(encoding="utf-8")

@@ -156,7 +156,7 @@ def bench(
         raise InvalidValueError(
             f"No row is called {', '.join(strange)}.{near} The rows are {', '.join(sorted(named))}."
         )
-    folder, state = Path(output), process_state()
+    folder, state = Path(output).expanduser(), process_state()
     log = log if state.is_main_process else _nothing
     with only_bench_in(folder) if state.is_main_process else contextlib.nullcontext():
         with state.main_process_first():  # which mends a last line that was cut short

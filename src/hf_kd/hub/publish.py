@@ -171,7 +171,7 @@ def push(
             if kept == CARD or ("/" not in kept and is_answering(kept)):
                 (there / kept).write_bytes(read(kept) or b"")
         if beside is not None:
-            _take_text(there, Path(beside))
+            _take_text(there, Path(beside).expanduser())
         if handler:
             write_handler(folder, read)
         document(

@@ -163,7 +163,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             ValueError: An erased checkpoint lacks an eraser or another tensor, or has one of another shape.
             OSError: A weight file is damaged: it never loads as an un-erased model.
         """
-        return load(cls, super().from_pretrained, os.fspath(pretrained_model_name_or_path), args, kwargs)
+        return load(cls, super().from_pretrained, os.path.expanduser(pretrained_model_name_or_path), args, kwargs)
 
     def load_eraser(self, eraser: str | os.PathLike[str], **hub: Any) -> ErasedModel:
         """Put an eraser on this model that `save_eraser` saved, behind those that are there.

@@ -80,6 +80,7 @@ class Export:
         """
         if push_to_hub:
             raise InvalidValueError("save_pretrained does not push; call model.push_to_hub(repo_id).")
+        save_directory = Path(save_directory).expanduser()
         loading.refuse_unknown_class(self.inner)
         if not is_main_process:
             return
@@ -122,6 +123,7 @@ class Export:
                 converted since), or a model lies in the folder.
             OSError: The place cannot be written to.
         """
+        save_directory = Path(save_directory).expanduser()
         loading.refuse_unknown_class(self.inner)
         refuse_changed_base(self)
         refuse_model_there(save_directory)

@@ -117,7 +117,7 @@ def export_onnx(
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "onnx")
     _refuse(model, dtype)
-    places = dict(zip(towers(model), _places(model, Path(output), overwrite), strict=True))
+    places = dict(zip(towers(model), _places(model, Path(output).expanduser(), overwrite), strict=True))
     drop_caches(model.inner)
     clone = copy.deepcopy(model).cpu().float().eval()
     graphs = {tower: TowerGraph(clone, tower, images, reading) for tower in places}

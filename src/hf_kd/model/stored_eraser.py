@@ -194,7 +194,7 @@ def read_eraser(source: str | os.PathLike[str], hub: dict[str, Any] | None = Non
         CheckpointError: A file of it is damaged.
         InvalidValueError: It contradicts its records, or is of a later hf_kd.
     """
-    name, hub = with_revision(os.fspath(source), dict(hub or {}))
+    name, hub = with_revision(os.path.expanduser(source), dict(hub or {}))
     refuse_missing_model(name)
     stored = _read_config(name, hub)
     own = {key: stored.pop(key, None) for key in OWN}

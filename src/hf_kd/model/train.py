@@ -101,7 +101,7 @@ def train_original(
         other = with_labels(student.inner, names, chosen.seed)
         student = ErasedModel.from_model(other.eval(), student.processor)
     task = make_task(student, data, None, reading)
-    task.checkpoint = None if checkpoint is None else Path(checkpoint)
+    task.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
     left_out = _left_out(student, without)
     task.retain = task.forget = _seen(task.forget, left_out)
     test_reader = None if test is None else ImageReader(student, test, reading.of_test())

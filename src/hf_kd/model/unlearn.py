@@ -100,7 +100,8 @@ def unlearn(
         raise InvalidValueError(
             f"{method.name} cannot be resumed, so checkpoint={str(checkpoint)!r} is of no use to it: leave it out."
         )
-    if checkpoint is not None and Path(checkpoint).is_file():
+    checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
+    if checkpoint is not None and checkpoint.is_file():
         raise InvalidValueError(
             f"checkpoint={str(checkpoint)!r} is a file; name a folder for the state of the training."
         )
@@ -110,7 +111,7 @@ def unlearn(
         inner = reference_model.inner if isinstance(reference_model, ErasedModel) else reference_model
         dtype = torch.promote_types(inner.dtype, torch.float32)  # as that of the model while it is changed
         task.reference = copy.deepcopy(inner).to(task.device, dtype).eval()
-    task.checkpoint = None if checkpoint is None else Path(checkpoint)
+    task.checkpoint = checkpoint
     labels, before_answers = _answers(task, task.forget)
     warnings = outcome.check_recognised(
         outcome.pairs(labels, before_answers),

@@ -110,8 +110,8 @@ def verify(
 
 
 def _folder(source: str | Path, revision: str | None, token: str | None) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
+    if (folder := Path(source).expanduser()).is_dir():
+        return folder
     name, hub = with_revision(str(source), {} if revision is None else {"revision": revision})
     refuse_missing_model(name)
     return Path(snapshot_download(name, **hub, token=token, allow_patterns=[*ANSWERING, RECEIPT]))
