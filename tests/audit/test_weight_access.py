@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hf_kd.audit.whitebox.images import rows_of_fewer_classes
 from hf_kd.audit.whitebox.network import Network
 from hf_kd.cli import app
 from hf_kd.errors import InvalidValueError
+from tests.helpers.processes import in_two_processes
 from tests.helpers.small import NAMES, labelled, make_dataset, randomise
 
 
@@ -157,6 +159,34 @@ def test_of_many_classes_some_are_drawn_the_same_in_both_splits():
     assert len(classes[0]) == 21
     assert 7 in classes[0]
     assert 3 not in classes[0]
+
+
+IN_PROCESSES = """
+import json, torch
+from transformers import ViTImageProcessorPil
+from hf_kd import ErasedModel, ReadOptions
+from hf_kd.audit.whitebox.images import white_box_images
+from hf_kd.data import process_state
+from tests.audit.test_weight_access import resnet
+from tests.helpers.small import make_dataset
+
+state = process_state()
+model = ErasedModel.from_model(resnet(), ViTImageProcessorPil(size={"height": 16, "width": 16}))
+images = {"train": make_dataset([0, 2, 1] * 2), "test": make_dataset([2, 0])}
+labels = {split: torch.tensor(data["label"]) for split, data in images.items()}
+kept = {split: own >= 0 for split, own in labels.items()}
+made = white_box_images(model, images, labels, kept, [2], ReadOptions(batch_size=4, progress=False))
+parts = [[part.labels.tolist(), part.inputs["pixel_values"].sum((1, 2, 3)).tolist()] for part in (made.train, made.test)]
+if state.is_main_process:
+    print(json.dumps({"parts": parts}))
+state.destroy_process_group()
+"""
+
+
+def test_two_processes_hold_the_images_of_one_also_where_one_of_them_reads_none(capsys):
+    exec(compile(IN_PROCESSES.replace("state.destroy_process_group()", ""), "one", "exec"), {})
+    alone = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert in_two_processes("-c", IN_PROCESSES) == alone
 
 
 def test_the_command_line_says_what_access_there_is():

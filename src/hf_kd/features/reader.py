@@ -251,6 +251,10 @@ class ImageReader:
         """This process's batches {"inputs", "labels" (of the data set), "rows"}; `view`: a key of `VIEWS`."""
         return self._loader if view is None else apply_view(self._loader, main_input(self.model.inner), view)
 
+    def first_batch(self) -> dict[str, Any]:
+        """The first samples, two of images; the same in every process, also in one that gets none of its own."""
+        return next(iter(make_loader(self.images, self.preprocessor, batch_size=2, num_workers=0)))
+
     @property
     def reads_the_same_again(self) -> bool:
         """Whether a second pass sees the same images; a user's own loader may shuffle or augment."""
@@ -269,17 +273,13 @@ class ImageReader:
         )
 
     def find_taps(self) -> None:
-        """Find the model's taps, probing with the data where nothing else shows what its inputs look like.
-
-        Every process probes with the same batch, also one that gets none of its own.
-        """
+        """Find the model's taps, probing with the data where nothing else shows what its inputs look like."""
         if self.model.sites:
             return
         if isinstance(self.model.processor, ImageProcessingMixin) and self.images.kind != "loader":
             self.model.find_taps()
             return
-        first = next(iter(make_loader(self.images, self.preprocessor, batch_size=2, num_workers=0)))
-        self.model.find_taps(_probe_from_batch(first))
+        self.model.find_taps(_probe_from_batch(self.first_batch()))
 
     def run(
         self,

@@ -99,21 +99,21 @@ def _part(
     split: str,
     most: int,
 ) -> Images:
-    first = next(iter(ImageReader(model, _selected(data, torch.tensor([0])), reading).batches()))
-    size = sum(value[:1].nbytes for value in first["inputs"].values() if isinstance(value, Tensor))
+    first = ImageReader(model, data, reading).first_batch()["inputs"]
+    first = {name: value[:1] for name, value in first.items() if isinstance(value, Tensor)}
+    size = sum(value.nbytes for value in first.values())
     most = min(most, max(2, MOST_BYTES // max(1, size)))
     rows = sampled_rows(labels, kept, forget, most, FORGOTTEN_SHARE[split])
     chosen = _selected(data, rows)
     wanted = torch.arange(len(rows)) if chosen is not data else numbers[rows]
-    found: dict[str, list[Tensor]] = {}
-    seen = []
+    found = {name: [value[:0]] for name, value in first.items()}  # a process may get none of the rows
+    seen = [wanted[:0]]
     for batch in ImageReader(model, chosen, reading).batches():
         own = torch.isin(batch["rows"], wanted)
         if own.any():
             seen.append(batch["rows"][own])
-            for name, value in batch["inputs"].items():
-                if isinstance(value, Tensor):
-                    found.setdefault(name, []).append(value[own])
+            for name in found:
+                found[name].append(batch["inputs"][name][own])
     everywhere = gather_rows(torch.cat(seen), fill=-1).cpu()
     present = everywhere >= 0
     mixing = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
