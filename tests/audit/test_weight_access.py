@@ -10,15 +10,16 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 from typer.testing import CliRunner
 
-from hf_kd import AuditOptions, ErasedModel, Retrained
+from hf_kd import AuditOptions, ErasedModel, ReadOptions, Retrained
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.sections.weight_access import left_out_notes
+from hf_kd.audit.weight_access import AuditImages, measure_weight_access
 from hf_kd.audit.whitebox import battery
 from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.images import rows_of_fewer_classes
 from hf_kd.audit.whitebox.network import Network
 from hf_kd.cli import app
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, LabelMismatchError
 from tests.helpers.processes import in_two_processes
 from tests.helpers.small import NAMES, labelled, make_dataset, randomise
 
@@ -161,6 +162,34 @@ def test_of_many_classes_some_are_drawn_the_same_in_both_splits():
     assert 3 not in classes[0]
 
 
+def renamed(names) -> ErasedModel:
+    """The small network with other names of its classes."""
+    config = copy.deepcopy(resnet().config)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    return ErasedModel.from_model(randomise(ResNetForImageClassification(config)))
+
+
+@pytest.mark.parametrize("write", [str.upper, "{}, a synonym".format, lambda name: f"LABEL_{NAMES.index(name)}"])
+def test_columns_are_found_whatever_the_spelling_or_by_number_where_no_name_is_the_same(write):
+    network = Network.of(renamed([write(name) for name in NAMES]), dict(enumerate(NAMES)))
+    assert [network.column_of(label) for label in range(5)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("names", [[f"LABEL_{i}" for i in range(4)], [*NAMES[:4], "something else"]])
+@pytest.mark.parametrize("place", ["original", "references"])
+def test_a_network_that_lacks_a_retained_class_is_refused_before_it_is_attacked(names, place, processor):
+    """Else the class is given a row, or every image is answered class 0, and the column says what nobody's network does."""
+    labels = {split: torch.arange(20) % 5 for split in ("train", "test")}
+    everything = {split: own >= 0 for split, own in labels.items()}
+    forget = [NAMES.index("cat")]
+    images = AuditImages({}, labels=labels, kept=everything, numbers=labels, forget=forget, reading=ReadOptions())
+    other = renamed(names)
+    beside = {"original": other} if place == "original" else {"references": [other]}
+    with pytest.raises(LabelMismatchError, match=r"The (original|reference) \(ResNet.*id2label") as refused:
+        measure_weight_access(ErasedModel.from_model(resnet(), processor), images, **beside)
+    assert "'cat'" not in str(refused.value)
+
+
 IN_PROCESSES = """
 import json, torch
 from transformers import ViTImageProcessorPil
@@ -227,6 +256,11 @@ def test_a_model_in_half_precision_is_attacked_in_full(processor, dtype):
 def test_what_had_no_time_is_said_of_every_network():
     ran = NetworkFindings()
     late = NetworkFindings(left_out=["removal", "relearning"])
+    odd = NetworkFindings(impossible={"regrown": "no blocks", "relearning": "no row"})
+    assert left_out_notes({"erased": ran, "original": odd, "reference": odd}) == [
+        "Left out: regrown of the original, regrown of the first reference; no blocks.",
+        "Left out: relearning of the original, relearning of the first reference; no row.",
+    ]
     assert left_out_notes({"erased": ran, "reference 2": late}) == [
         "The budget had no time for removal, relearning of reference 2."
     ]

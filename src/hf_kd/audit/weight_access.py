@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_kd.errors import LabelMismatchError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ReadOptions
 from hf_kd.metrics.weight_signature import PartSignature, weight_signature
@@ -19,6 +20,9 @@ from .whitebox.battery import READ, run_battery
 from .whitebox.findings import NetworkFindings
 from .whitebox.images import rows_of_fewer_classes, white_box_images
 from .whitebox.network import Network, WhiteBoxData
+
+NAMED = 3
+"""Classes that a refusal names, at most."""
 
 SHOWN = ("erased", "original", "reference")
 """Networks that have a column; of further references only the converged probe is used."""
@@ -74,6 +78,9 @@ def measure_weight_access(
         references: Models that never saw the forgotten classes; the first stands in the column of the reference.
         budget: Minutes; None for all attacks, as long as they take.
         seed: Of all that is random.
+
+    Raises:
+        LabelMismatchError: For an original or a reference that lacks a retained class by its name.
     """
     kept = rows_of_fewer_classes(data.labels, data.kept, data.forget)
     data = replace(data, kept=kept)
@@ -83,6 +90,7 @@ def measure_weight_access(
     models |= {"reference" if n == 0 else f"reference {n + 1}": other for n, other in enumerate(references)}
     names = dict(model.class_names)
     networks = {name: Network.of(other, names) for name, other in models.items()}
+    _refuse_other_classes(networks, names, data)
     images = _images_of(models, data)
     found = run_battery(networks, images, budget=budget, seed=seed, together=SHOWN, progress=data.reading.progress)
     notes = [_sampled(images["erased"], data)]
@@ -99,6 +107,21 @@ def measure_weight_access(
     section = weight_access_section(shown, classes, len(data.forget), _signatures(networks), notes)
     n_forget = int(images["erased"].test_forget.sum())
     return WeightAccess(found, section, weight_access_data(found, n_forget), n_forget)
+
+
+def _refuse_other_classes(networks: Mapping[str, Network], names: Mapping[int, str], data: AuditImages) -> None:
+    """A network whose head has no row for a retained class would be given one, and its answers be those of the attacker."""
+    shown = data.labels["train"][data.kept["train"]].unique().tolist()
+    retained = [label for label in shown if label not in data.forget]
+    for name, network in networks.items():
+        missing = [label for label in retained if network.columns is not None and label not in network.columns]
+        if missing and network.heads:
+            told = ", ".join(repr(names.get(label, label)) for label in missing[:NAMED])
+            raise LabelMismatchError(
+                f"The {name} ({type(network.model).__name__}) has no class called {told}, {len(missing)} of the "
+                f"{len(retained)} retained ones that the images show: its answers cannot be read by the audited model's "
+                "classes. Name its classes as there (id2label and label2id of its config), or audit without it."
+            )
 
 
 def _images_of(models: Mapping[str, TappedModel], data: AuditImages) -> dict[str, WhiteBoxData]:

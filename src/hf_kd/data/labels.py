@@ -165,6 +165,25 @@ def in_numbering(labels: Tensor, names: Sequence[str], others: Sequence[str]) ->
     return ids[labels]
 
 
+def counterparts(names: Mapping[int, str], id2label: Mapping[Any, str]) -> dict[int, int]:
+    """The id that another model has for each class of one.
+
+    Args:
+        names: Name of each class id; compared as in `match_labels`.
+        id2label: Those of the other model.
+
+    Returns:
+        Its id by class id; classes that it has none or several names for are left out.
+
+    Example:
+        >>> counterparts({0: "tench", 1: "golden_retriever", 2: "cat"}, {0: "Golden retriever", 1: "tench, Tinca tinca"})
+        {0: 1, 1: 0}
+    """
+    by_key = _index({int(number): str(label) for number, label in id2label.items()})
+    found = {number: _hits(name, by_key) for number, name in names.items()}
+    return {number: hits[0] for number, hits in found.items() if len(hits) == 1}
+
+
 def check_class_ids(id2label: Mapping[Any, str]) -> None:
     """Refuse a model whose classes' ids are not those of its logits, 0 to C - 1.
 

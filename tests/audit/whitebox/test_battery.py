@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from hf_kd.audit.whitebox import battery
 from hf_kd.audit.whitebox.answers import answers_by_batchnorm
 from hf_kd.audit.whitebox.battery import run_battery
 from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.probes import probe_attacks
+from hf_kd.audit.whitebox.relearning import relearn
+from hf_kd.errors import InvalidValueError
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.testing.probes import planted
 
@@ -101,6 +104,39 @@ def test_what_ran_on_one_network_ran_on_those_beside_it(target, monkeypatch, min
     for own in found.values():
         assert [*own.seconds, *own.left_out] == ["answers", "probes", "removal", "regrown"]
     assert clock.ran.count("answers") >= 3
+
+
+def own_head(net):
+    """Somebody put a head of their own on the network."""
+    made = net.copied()
+    made.model.head = nn.Sequential(nn.Dropout(0.1), made.model.head)
+    return made
+
+
+def test_a_network_that_an_attack_cannot_be_asked_of_does_not_end_the_battery(target, monkeypatch):
+    monkeypatch.setattr(battery, "SHOTS", (5,))
+    monkeypatch.setattr(battery, "STEPS", (0, 2))
+    net, images = target
+    networks = {
+        "erased": net,
+        "original": own_head(net),
+        "reference": replace(own_head(net), columns={1: 0, 2: 1}),  # never had a row for class 0
+        "reference 2": replace(net, blocks=()),
+    }
+    found = run_battery(networks, images, attacks=["answers", "regrown", "relearning"])
+    assert {name: set(own.impossible) for name, own in found.items()} == {
+        "erased": set(),
+        "original": set(),
+        "reference": {"regrown", "relearning"},
+        "reference 2": {"regrown"},
+    }
+    assert found["original"].regrown.accuracy_retain > 50
+    assert "no row for 1 of 3" in found["reference"].impossible["relearning"]
+    assert [own.class_row.settings["row"] for own in found.values()] == ["own", "own", "none", "own"]
+    again = NetworkFindings.from_dict(json.loads(json.dumps(found["reference"].to_dict())))
+    assert again.impossible == found["reference"].impossible
+    with pytest.raises(InvalidValueError, match="no row"):
+        relearn(networks["reference"], images, 5)
 
 
 def test_rows_are_named_by_what_was_used_and_none_repeats_another(small):

@@ -77,9 +77,13 @@ def weight_access_section(
 
 
 def left_out_notes(found: Mapping[str, NetworkFindings]) -> list[str]:
-    """What the budget had no time for."""
+    """What the budget had no time for, and what a network could not be asked for."""
     told = left_out_words({version: own.left_out for version, own in found.items()})
-    return [told] if told else []
+    reasons: dict[str, list[str]] = {}
+    for version, own in found.items():
+        for attack, reason in own.impossible.items():
+            reasons.setdefault(reason, []).append(f"{attack} of {VERSIONS.get(version, version)}")
+    return ([told] if told else []) + [f"Left out: {', '.join(what)}; {reason}." for reason, what in reasons.items()]
 
 
 def _strongest_note(found: Mapping[str, NetworkFindings]) -> list[str]:

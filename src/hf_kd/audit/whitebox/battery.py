@@ -14,7 +14,7 @@ from .class_row import class_row_attack
 from .findings import NetworkFindings
 from .network import Network, WhiteBoxData, recalibrated
 from .probes import BATCHNORM_IMAGES, amounts, probe_attacks
-from .regrowing import regrow_attack
+from .regrowing import no_regrowing, regrow_attack
 from .relearning import SHOTS, STEPS, relearn
 from .removal import removal_attacks
 
@@ -32,6 +32,8 @@ class Attack:
     name: str
     run: Callable[[Network, WhiteBoxData, NetworkFindings, int], None]
     needs_head: bool = True
+    impossible: Callable[[Network, WhiteBoxData], str] = lambda network, data: ""
+    """Why a network cannot be attacked so; nothing where it can."""
 
 
 def _answers(network: Network, data: WhiteBoxData, found: NetworkFindings, seed: int) -> None:
@@ -69,8 +71,8 @@ ATTACKS = (
     Attack("answers", _answers),
     Attack("probes", _probes, needs_head=False),
     Attack("removal", _removal),
-    Attack("regrown", _regrown),
-    Attack("relearning", _relearning),
+    Attack("regrown", _regrown, impossible=no_regrowing),
+    Attack("relearning", _relearning, impossible=lambda network, data: network.without_rows(data.classes)),
 )
 """Cheapest first, but that every network is probed before any is trained."""
 
@@ -103,18 +105,23 @@ def run_battery(
         progress: Whether a bar is shown on a terminal.
 
     Returns:
-        What was found in each, and what was left out.
+        What was found in each, and what was left out, for want of time or because a network cannot be asked for it.
     """
     started = time.monotonic()
     results = {name: (found or {}).get(name) or NetworkFindings() for name in networks}
+    images = {name: data if isinstance(data, WhiteBoxData) else data[name] for name in networks}
     wanted = [attack for attack in ATTACKS if attacks is None or attack.name in attacks]
     with Steps(len(wanted) * len(networks), "weights", progress) as bar:
         for attack in wanted:
-            due = [
-                name
-                for name, network in networks.items()
-                if attack.name not in results[name].seconds and (network.heads or not attack.needs_head)
-            ]
+            due = []
+            for name, network in networks.items():
+                if attack.name in results[name].seconds or (attack.needs_head and not network.heads):
+                    continue
+                reason = attack.impossible(network, images[name])
+                if reason:
+                    results[name].impossible[attack.name] = reason
+                else:
+                    due.append(name)
             beside = [name for name in due if together is None or name in together]
             took: list[float] = []
             for name, network in networks.items():
@@ -129,7 +136,7 @@ def run_battery(
                     if begun - started + ahead * each > 60 * budget or (not took and name != due[0]):
                         result.left_out.append(attack.name)
                         continue
-                attack.run(network, data if isinstance(data, WhiteBoxData) else data[name], result, seed)
+                attack.run(network, images[name], result, seed)
                 took.append(time.monotonic() - begun)
                 result.seconds[attack.name] = round(took[-1], 2)
                 logger.info("%s: %s took %.1f s", name, attack.name, took[-1])

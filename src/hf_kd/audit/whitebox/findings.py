@@ -28,6 +28,8 @@ class NetworkFindings:
     relearning: list[RelearningCurve] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     """What the budget had no time for."""
+    impossible: dict[str, str] = field(default_factory=dict)
+    """Attacks that this network cannot be asked for, and why."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By attack."""
 

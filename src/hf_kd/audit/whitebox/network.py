@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kd.audit.hidden_states import blocks_of
+from hf_kd.data.labels import counterparts
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
@@ -21,6 +23,8 @@ from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import image_inputs, input_device, run
 from hf_kd.features.taps.site import TapSite, drop_caches, evaluating
 from hf_kd.metrics._inputs import few_of_each
+
+logger = logging.getLogger(__name__)
 
 BATCH = {"cpu": 64, "cuda": 512}
 """Images in a forward pass without gradients, by kind of device; caches of processors hold no more."""
@@ -125,7 +129,9 @@ class Network:
 
         Args:
             model: Not changed.
-            class_names: Names of the class ids of the data, where they may be others than the model's.
+            class_names: Names of the class ids of the data, where they may be others than the model's; compared without
+                regard to case and spelling. A model that has as many classes and none of these names is taken to have the
+                same ids.
         """
         blocks = blocks_of(model)
         heads = tuple(head for tap in model.taps for head in tap.heads) if has_head(model) else ()
@@ -137,8 +143,15 @@ class Network:
         _prefer_channels_last(inner, image_inputs(probe_batch(model)))
         columns = None
         if class_names and model.class_names and dict(class_names) != dict(model.class_names):
-            own = {name: column for column, name in model.class_names.items()}
-            columns = {label: own[name] for label, name in class_names.items() if name in own}
+            columns = counterparts(class_names, model.class_names)
+            if not columns and len(class_names) == len(model.class_names):
+                columns = None
+                logger.warning(
+                    "No class of this %s is called as in the audited model, and there are as many (%d): taking it that they "
+                    "are the same, in the same order. If they are not, give its config the names: id2label and label2id.",
+                    type(inner).__name__,
+                    len(class_names),
+                )
         return cls(inner, blocks, heads, columns, lambda: type(inner)(copy.deepcopy(inner.config)))
 
     @property
@@ -159,6 +172,16 @@ class Network:
         found = [self.model.get_submodule(name) for name in self.heads]
         linear = [head for head in found if isinstance(head, nn.Linear)]
         return linear if len(linear) == len(found) else []
+
+    def without_rows(self, classes: Tensor) -> str:
+        """Why the head cannot be trained to answer all of `classes`; nothing where each has a row, or can be given one."""
+        columns = [self.column_of(label) for label in classes.tolist()]
+        if None not in columns or (self.linear_heads() and any(column is not None for column in columns)):
+            return ""
+        return (
+            f"the head of this {type(self.model).__name__} has no row for {columns.count(None)} of {len(columns)} classes, "
+            "and is no Linear layer that a row could be added to"
+        )
 
     def column_of(self, label: int) -> int | None:
         """Of the logits, or None where the head has no row for the class or one that answers nothing."""
@@ -288,14 +311,14 @@ def with_rows(network: Network, data: WhiteBoxData, rows: Tensor) -> tuple[Netwo
 
     A row that is missing or answers nothing is made from the labelled images `rows` of train: along the mean of the class
     less that of all, as long as the others, its logit on them as high as the highest of the others. "own" where all rows
-    are the head's, or where the head is not Linear and cannot be changed.
+    are the head's, "none" where one is missing and the head cannot be changed (`Network.without_rows`).
     """
     heads = network.linear_heads()
     columns = [network.column_of(label) for label in data.classes.tolist()]
     alive = [c for c in columns if c is not None and all(_bias(head, c) > DISABLED_BIAS for head in heads)]
     made = network.copied()
-    if not heads or len(alive) == len(columns):
-        return made, "own"
+    if network.without_rows(data.classes) or len(alive) == len(columns) or not heads:
+        return made, "none" if None in columns else "own"
     shown = data.train.rows(rows)
     for name, old in zip(network.heads, heads, strict=True):
         features = network.head_inputs(shown, name)

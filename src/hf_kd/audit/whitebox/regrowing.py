@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -41,13 +42,11 @@ def regrow_attack(
         images: At most.
 
     Raises:
-        InvalidValueError: For a network without blocks, or one that cannot be made anew.
+        InvalidValueError: Where `no_regrowing` says why.
     """
-    if network.fresh is None or not network.blocks:
-        raise InvalidValueError(
-            f"{type(network.model).__name__} has no blocks that were found, or cannot be made anew: there is no upper part "
-            "to draw again."
-        )
+    reason = no_regrowing(network, data)
+    if reason:
+        raise InvalidValueError(f"Nothing can be grown anew here: {reason}. Leave this attack out.")
     block = network.blocks[max(0, int(len(network.blocks) * share) - 1)]
     made, _ = with_rows(network, data, data.shots(5, seed))
     model = made.model
@@ -82,11 +81,24 @@ def regrow_attack(
     return replace(head_answers(made, data, "regrown with all labels"), settings=told)
 
 
+def no_regrowing(network: Network, data: WhiteBoxData) -> str:
+    """Why a network cannot be attacked so; nothing where it can."""
+    if network.fresh is None or not network.blocks:
+        kind = type(network.model).__name__
+        return (
+            f"no blocks were found in this {kind}, or it cannot be made anew, so there is no upper part to draw again"
+        )
+    return network.without_rows(data.classes)
+
+
 def _fresh(network: Network, made: Network) -> nn.Module:
-    """A model that has seen nothing, with heads of the shape of `made`."""
+    """A model that has seen nothing, with heads of the kind and shape of those of `made`, whoever put them there."""
     fresh = cast("Callable[[], nn.Module]", network.fresh)()
-    for path, head in zip(made.heads, made.linear_heads(), strict=False):
+    for path in made.heads:
         parent, _, name = path.rpartition(".")
-        linear = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
-        setattr(fresh.get_submodule(parent), name, linear)
+        head = copy.deepcopy(made.model.get_submodule(path)).cpu()
+        for module in head.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        setattr(fresh.get_submodule(parent), name, head)
     return fresh

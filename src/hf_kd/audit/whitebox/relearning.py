@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.site import evaluating
 from hf_kd.metrics.attack_data import AttackResult
 from hf_kd.metrics.scores import area_under_roc
@@ -100,7 +101,13 @@ def relearn(
         steps: After which it is read, ascending from 0.
         rates: Learning rates.
         batch_size: Images a step.
+
+    Raises:
+        InvalidValueError: For a head without a row for every class that none can be added to.
     """
+    reason = network.without_rows(data.classes)
+    if reason:
+        raise InvalidValueError(f"Nothing can be relearned here: {reason}. Leave this attack out.")
     rows = data.shots(shots, seed)
     start, row = with_rows(network, data, rows)
     few = data.train.rows(rows)
