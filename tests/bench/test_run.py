@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import textwrap
@@ -12,7 +13,8 @@ import torch
 from hf_kd import AuditOptions, ErasedModel, RetentionReport
 from hf_kd.bench import write_tables
 from hf_kd.bench.build import make
-from hf_kd.bench.memory import PeakMemory
+from hf_kd.bench.config import Measures
+from hf_kd.bench.memory import PeakMemory, _give_back
 from hf_kd.bench.protocols import make_problem
 from hf_kd.bench.run import bench
 from hf_kd.bench.store import Store, cell_settings, key_of, only_bench_in
@@ -466,6 +468,15 @@ def test_panels_say_what_probe_and_head_still_tell_of_the_forgotten(one, tmp_pat
     probe, head = record["scores"]["KR D_ft"], record["scores"]["D_ft"]
     told = f"esc: a converged probe reads {probe:.0f} % of the forgotten, the head answers {head:.0f} %"
     assert titles == [told] * 3
+    seeds = one(methods=[{"method": "esc-t", "epochs": 1, "threshold": None, "seeds": [3, 4], "label": "esc-t"}])
+    shown = dataclasses.replace(
+        seeds, measures=Measures(knowledge_retention=False, membership=False, panels=("esc-t",))
+    )
+    run(shown, tmp_path / "seeds")
+    assert len(titles) == 5
+    assert all(title.startswith("esc-t, seed 3: the head answers ") for title in titles[3:]), (
+        "it is one seed's, no mean"
+    )
     assert panels.row_in_short("esc", {}) == "esc"
 
 
@@ -574,6 +585,7 @@ def test_a_second_bench_in_the_same_folder_is_refused_and_the_first_goes_on(one,
 
 
 def test_memory_of_a_method_is_what_it_took_above_what_was_held():
+    _give_back()  # what other tests left, which would go while this one watches
     with PeakMemory(torch.device("cpu")) as memory:
         before = torch.zeros(30 << 18)  # 30 MiB, held all the time
         with memory.of_method():

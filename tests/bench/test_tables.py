@@ -123,6 +123,19 @@ def test_several_lines_of_an_error_are_one(one, results):
     assert "- esc, seed 0: ValueError: first second" in text
 
 
+def test_the_strongest_attacker_is_named_of_all_seeds(one, results):
+    """Beside a mean over seeds stood the first seed's attacker alone."""
+
+    def attacked(**recalls):
+        found = {name: {"recall": value, "false_alarms": 0.0, "retained": 90.0} for name, value in recalls.items()}
+        return scores(1, 97, attacks={name.replace("_", "-"): each for name, each in found.items()})
+
+    experiment = one(methods=["esc", {"method": "esc-t", "label": "esc-t", "seeds": [0, 1, 2]}])
+    weak, strong = attacked(linear=20.0, knn_l2=10.0), attacked(linear=20.0, knn_l2=60.0)
+    text = markdown(experiment, results(experiment, {"esc": [weak], "esc-t": [weak, strong, strong]}))
+    assert text.count(": esc: linear, esc-t: knn-l2 (2 of 3 seeds) and linear (1 of 3 seeds).") == 2
+
+
 def test_memory_that_is_not_known_is_a_dash(one, results):
     experiment = one(methods=["esc"])
     table = markdown(experiment, results(experiment, {"esc": [scores(1, 97)]}, memory_mib={}))

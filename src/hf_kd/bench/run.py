@@ -307,7 +307,8 @@ def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory:
         found["joint"] = scores | {"rank removed": _rank(joint)}
         found["seconds"] |= {f"joint {name}": value for name, value in took.items()}
     if folder is not None:
-        found |= _drawn(shared, model, features, row, folder, row_in_short(row.label, found["scores"]))
+        label = row.label if len(row.seeds) == 1 else f"{row.label}, seed {seed}"
+        found |= _drawn(shared, model, features, row, folder, row_in_short(label, found["scores"]))
     return found
 
 

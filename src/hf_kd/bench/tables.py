@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -246,8 +247,7 @@ def markdown(experiment: Experiment, store: Store) -> str:
     if undrawn:
         blocks.append("**Not drawn**\n\n" + "\n".join(undrawn))
     for key, title in (("worst class", ONE_CLASS), ("worst", FALSE_ALARMS)):
-        named = [f"{line.label}: {line.records[0]['scores'][key]['name']}" for line in rows
-                 if line.records and key in line.records[0]["scores"]]  # fmt: skip
+        named = [f"{line.label}: {of_seeds}" for line in rows if (of_seeds := _strongest(line, key))]
         if named:
             blocks.append(f"{title}, by recall minus false alarms: {', '.join(named)}.")
     missing = [f"{line.label} ({line.missing})" for line in every if line.missing]
@@ -261,6 +261,14 @@ def markdown(experiment: Experiment, store: Store) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def _strongest(line: Line, key: str) -> str:
+    """The name of a row's strongest attacker; where it is another with other seeds, each with its share of them."""
+    names = Counter(record["scores"][key]["name"] for record in line.records if key in record["scores"])
+    if len(names) < 2:
+        return "".join(names)
+    return " and ".join(f"{name} ({count} of {names.total()} seeds)" for name, count in names.most_common())
+
+
 def _about(experiment: Experiment) -> str:
     settings = {key: value for key, value in experiment.protocol.items() if key != "kind"}
     protocol = ", ".join(
@@ -272,9 +280,10 @@ def _about(experiment: Experiment) -> str:
     )  # fmt: skip
     return (
         f"Protocol {experiment.protocol['kind']}{f' ({protocol})' if protocol else ''}.{limits} Accuracies in percent, mean "
-        "± standard deviation over seeds where there are several and they differ. A converged probe says what is left; the "
-        "head and the paper's probe do not. D_f and D_r are forgotten and retained training images, D_ft and D_rt (together "
-        "D_t) test images; HM and HM_t are harmonic means of 100 - D_f and D_r, of 100 - D_ft and D_rt. MIA: "
+        "± standard deviation over seeds where there are several and they differ; of times the mean, of their ratio to a "
+        "bare pass the median, of memory the most. A converged probe says what is left; the head and the paper's probe do "
+        "not. D_f and D_r are forgotten and retained training images, D_ft and D_rt (together D_t) test images; HM and "
+        "HM_t are harmonic means of 100 - D_f and D_r, of 100 - D_ft and D_rt. MIA: "
         f"{MIA['random' if experiment.protocol['kind'] == 'random' else 'class']}."
     )
 
