@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_kd import ErasedModel
+from hf_kd.errors import InvalidTypeError
 from tests.helpers import zoo
 from tests.helpers.small import make_dataset
 from tests.model.test_erase import logits_of
@@ -145,6 +146,24 @@ def test_lora_on_an_erased_model_trains_behind_the_eraser(peft, vit, processor, 
     merged = tuned.merge_and_unload()
     assert isinstance(merged, ErasedModel)
     assert merged.is_erased
+
+
+@pytest.mark.parametrize("where", ["around", "inside", "injected"])
+def test_a_model_with_adapters_in_it_is_not_saved_into_a_folder_that_would_not_load(peft, erased, tmp_path, where):
+    erased.save_pretrained(tmp_path / "m")
+    if where == "injected":
+        peft.get_peft_model(erased, peft.LoraConfig(r=2, target_modules="all-linear"))
+    else:
+        (erased if where == "around" else erased.inner).add_adapter(peft.LoraConfig(r=2, target_modules="all-linear"))
+    with pytest.raises(ValueError, match="get_peft_model"):
+        erased.save_pretrained(tmp_path / "m")
+    assert ErasedModel.from_pretrained(tmp_path / "m").erasures == erased.erasures
+
+
+def test_copies_of_data_parallel_are_refused_with_the_way_out(erased):
+    with pytest.raises(InvalidTypeError, match="torchrun"):
+        for module in erased.modules():  # what nn.DataParallel does before a forward on two GPUs
+            module._replicate_for_data_parallel()
 
 
 def test_a_loader_of_model_inputs_needs_no_processor(model, pixels):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from hf_kd.errors import InvalidTypeError
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.places import hidden_state_fields, without_fields
 from hf_kd.features.taps.site import check_passed, evaluating, follow, record
@@ -41,6 +42,13 @@ class Answering:
         """Erased image embeddings of a two-tower model (CLIP, SigLIP, MetaCLIP 2)."""
         inputs = kwargs | ({"pixel_values": pixel_values} if pixel_values is not None else {})
         return self._answer(self.inner.get_image_features, inputs)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise InvalidTypeError(
+            "torch.nn.DataParallel answers with copies of a model that are made anew for every forward, and they would not "
+            "pass the erasers. Trainer wraps a model in it where it sees several GPUs: start one process for each "
+            "(torchrun --nproc-per-node=gpu SCRIPT, or accelerate launch SCRIPT), or show it one (CUDA_VISIBLE_DEVICES=0)."
+        )
 
     def _answer(self, call: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         return self._swap.unchanged_while(lambda: self._answer_once(call, dict(inputs)))

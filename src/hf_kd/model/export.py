@@ -147,6 +147,7 @@ class Export:
             ValueError: As they do; what does not load again is not written.
         """
         loading.refuse_unknown_class(self.inner)
+        loading.refuse_adapters(self)
         consistency.refuse_contradictions(self.config)
         consistency.refuse_other_erasers(self)
         if eraser_only:

@@ -165,6 +165,17 @@ def refuse_other_heads(model: PreTrainedModel, heads: Iterable[str]) -> None:
             )
 
 
+def refuse_adapters(model: nn.Module) -> None:
+    """Raise ValueError for adapters inside a model: its weights have other names then, and do not load as the model."""
+    adapted = next((name for name, part in model.named_modules() if type(part).__module__.startswith("peft.")), None)
+    if adapted is not None:
+        raise InvalidValueError(
+            f"Adapters stand in this model ({adapted}), and what is saved with them does not load again. Put them around it "
+            "and not into it: tuned = peft.get_peft_model(model, config) instead of add_adapter; then save "
+            "tuned.merge_and_unload(), or the adapters alone with tuned.save_pretrained."
+        )
+
+
 def take_processor(model: Any, processor: Any) -> None:
     """Give an erased model its image processor, and what is around it that also reads texts."""
     model.processor = getattr(processor, "image_processor", processor)
