@@ -17,6 +17,7 @@ from hf_kd import ErasedModel
 from hf_kd.data.paths import ERASER_CONFIG
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.text_reader import TextReader
+from hf_kd.methods.concepts import ConceptMethod
 from hf_kd.model.concept import ReadConcept
 from hf_kd.model.verify import verify
 from tests.helpers import zoo
@@ -261,6 +262,13 @@ def test_what_is_close_and_not_named_is_told_before_anything_changes(clip, caplo
         ({"texts": ["cat"], "method": "leace"}, "forgotten by"),
         ({"texts": ["cat"], "variance": 2.0}, "variance"),
         ({"texts": ["cat"], "rank": 2}, "no setting"),
+        ({"texts": ["cat"], "method": ConceptMethod("esc"), "rank": 2}, "no setting"),
+        ({"texts": ["cat"], "mask_head": True}, "mask_head=True: with texts nothing is asked of a head"),
+        ({"texts": ["cat"], "erased_label": None}, "erased_label=None: with"),
+        (
+            {"texts": ["cat"], "whole_classes": False, "allow_unrecognised": True},
+            "whole_classes=False, allow_unrecognised=True",
+        ),
         ({"texts": ["cat"], "retain": [1]}, "give both"),
         ({}, "Nothing to forget"),
     ],

@@ -202,13 +202,13 @@ def erase_texts(
 
 
 def _method(method: Any, settings: Mapping[str, Any]) -> ConceptMethod:
-    if isinstance(method, ConceptMethod):
-        return replace(method, **settings)
     known = [field.name for field in fields(ConceptMethod) if field.name != "name"]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         near = did_you_mean(unknown[0], known)
         raise InvalidValueError(f"{unknown[0]} is no setting of a request by name.{near} They are {', '.join(known)}.")
+    if isinstance(method, ConceptMethod):
+        return replace(method, **settings)
     return ConceptMethod(name=getattr(method, "name", method), **settings)
 
 

@@ -37,7 +37,7 @@ from .load_erased import load
 from .stored_eraser import read_eraser
 from .summary import Summarised
 from .swap import Swap
-from .text_tower import TextTower
+from .text_tower import TextTower, refuse_settings_of_heads
 
 if TYPE_CHECKING:
     from hf_kd.audit.options import AuditOptions, Reference
@@ -272,7 +272,8 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             erased_label: What they are called then; None drops them from the labels and the logits.
             allow_unrecognised: Carry on where the head takes the images for other classes than their labels say.
             **method_options: Hyper-parameters of the method, such as p, k, threshold, lr. `texts`: forget a concept of a
-                two-tower model by its names, with or without images; see `erase_texts`, to which everything else then goes.
+                two-tower model by its names, with or without images; see `erase_texts`, to which everything else then goes
+                but what is asked of a head, which is refused.
 
         Returns:
             This model.
@@ -283,6 +284,8 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         """
         if forget is None or "texts" in method_options:
             reading = ReadOptions.given(reading, progress)
+            if "texts" in method_options:
+                refuse_settings_of_heads(whole_classes, mask_head, erased_label, allow_unrecognised)
             return self.erase_texts(images=forget, method=method, retain=retain, reading=reading, **method_options)
         method, options = method or "esc", ReadOptions.given(reading, progress, method_options)
         seen = self._swap.changes
@@ -328,9 +331,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         with self._swap.change():
             for site in [*self.sites, *self.text_sites]:
                 site.eraser = None
-            for site in self.text_sites:
-                site.detach()
-            self.text_sites = nn.ModuleList()  # what goes around it is looked for again with the place
+            self._hook_into_text()  # nowhere: what goes around a place is looked for again with it
             masking.unmask(self)
             self.config.erasures, self.config.weights_erased = [], None
             self._describe_erasers()

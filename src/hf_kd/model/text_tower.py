@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_kd.errors import InvalidTypeError
+from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.places import Tap, hidden_state_fields, without_fields
 from hf_kd.features.taps.site import TapSite, check_passed, follow
@@ -16,7 +16,11 @@ from hf_kd.methods.erasers.base import build, describe
 from hf_kd.methods.records import config_errors
 
 from .consistency import eraser_digest
+from .label_mask import ERASED
 from .swap import Swap
+
+OF_HEADS = {"whole_classes": True, "mask_head": None, "erased_label": ERASED, "allow_unrecognised": False}
+"""Arguments of `ErasedModel.erase` that no request by name reads, and what they are where nobody gives them."""
 
 
 class TextTower:
@@ -115,10 +119,10 @@ class TextTower:
         output = without_fields(output, [*self.text_withheld, *hidden_state_fields(output)])
         return output.to_tuple() if as_dict is False and hasattr(output, "to_tuple") else output
 
-    def _hook_into_text(self, tap: Tap) -> None:
+    def _hook_into_text(self, *taps: Tap) -> None:
         for site in self.text_sites:
             site.detach()
-        self.text_sites = nn.ModuleList([TapSite(tap).attach(self.inner)])
+        self.text_sites = nn.ModuleList(TapSite(tap).attach(self.inner) for tap in taps)
 
     def _stand_in_text_tower(self) -> None:
         """Put an empty eraser where the configuration says that there is one."""
@@ -143,3 +147,13 @@ class TextTower:
         }
 
     _text_leaks: tuple[str, ...] = ()
+
+
+def refuse_settings_of_heads(*given: Any) -> None:
+    """Raise InvalidValueError for arguments, in the order of `OF_HEADS`, that a request by name would leave unread."""
+    told = [f"{name}={value!r}" for (name, usual), value in zip(OF_HEADS.items(), given, strict=True) if value != usual]
+    if told:
+        raise InvalidValueError(
+            f"{', '.join(told)}: with texts nothing is asked of a head and its classes, so nothing would come of it. Leave "
+            "it out, or give images without texts."
+        )
