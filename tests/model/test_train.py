@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from hf_kd import ErasedModel, train_original, unlearn
 from hf_kd.features.heads import predictions
@@ -195,6 +196,35 @@ def test_test_images_that_cannot_be_measured_are_refused_before_the_training(vit
     for strange in (make_dataset([0, 1], names=["fox", "gnu", "hen", "ibis", "jay"]), data.select(range(0))):
         with pytest.raises(ValueError, match="labels of the data set do not match|empty"):
             train_original(vit, data, processor=processor, test=strange, **QUICK)
+
+
+class ConvConfig(PreTrainedConfig):
+    model_type = "conv_head"
+    image_size: int = 16
+
+
+class ConvHead(PreTrainedModel):
+    """Gives its logits by a convolution."""
+
+    config_class = ConvConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.body = torch.nn.Conv2d(3, 12, 3)
+        self.head = torch.nn.Conv2d(12, config.num_labels, 1)
+        self.post_init()
+
+    def forward(self, pixel_values, labels=None, return_dict=True):
+        pooled = torch.relu(self.body(pixel_values)).mean(dim=(2, 3), keepdim=True)
+        return ImageClassifierOutputWithNoAttention(logits=self.head(pooled).flatten(1))
+
+
+def test_labels_are_not_left_out_of_a_head_that_could_not_silence_them(processor, data):
+    model = randomise(ConvHead(labelled(ConvConfig)))
+    assert train_original(model, data, processor=processor, **QUICK).config.hf_kd_trained["without"] == []
+    with pytest.raises(ValueError, match=r"labels \[2\] cannot be left out"):
+        train_original(model, data, processor=processor, without="cat", **QUICK)
 
 
 def test_refusals(vit, processor, data):

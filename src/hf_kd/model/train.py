@@ -177,12 +177,15 @@ def _start_from(task: Task, weights: nn.Module | None, left_out: Sequence[int]) 
 
 
 def _silence(model: nn.Module, heads: Sequence[str], left_out: Sequence[int]) -> None:
-    for name in heads if left_out else ():
-        head = model.get_submodule(name)
-        if not isinstance(head, nn.Linear) or head.bias is None:
-            raise InvalidValueError(
-                f"The head {name} is no Linear with a bias, so no label can be left out of it. Train with all labels."
-            )
+    if not left_out:
+        return
+    linear = [head for head in map(model.get_submodule, heads) if isinstance(head, nn.Linear) and head.bias is not None]
+    if not heads or len(linear) < len(heads):
+        raise InvalidValueError(
+            f"The labels {list(left_out)} cannot be left out: it is done in the last Linear layer, by its bias, and "
+            f"{type(model).__name__} gives its logits otherwise. Train with all labels."
+        )
+    for head in linear:
         silence_rows(head, left_out)
 
 

@@ -259,12 +259,12 @@ def unwrapped(model: ErasedModel) -> PreTrainedModel:
 def student_of(model: Any, processor: Any) -> ErasedModel:
     """A copy that may be changed, of a model or of what an ErasedModel holds. Raises ValueError for an erased one."""
     if isinstance(model, ErasedModel):
-        if model.is_erased:
-            raise InvalidValueError(
-                "This model carries an eraser, and changing the weights below it would change what it erases. Change the "
-                "weights first, or fold the eraser: model.fold()."
-            )
         model, processor = model.inner, processor or model.processor
+    if any(site.eraser is not None for site in sites_on(model)):  # also of a model that was taken out of its wrapper
+        raise InvalidValueError(
+            "This model carries an eraser, and changing the weights below it would change what it erases. Change the "
+            "weights first, or fold the eraser: fold() of its ErasedModel."
+        )
     drop_caches(model)
     student = copy.deepcopy(model)
     for site in sites_on(student):

@@ -97,8 +97,9 @@ def test_a_wrapped_model_stays_wrapped_and_an_erased_one_is_refused(vit, process
     assert model.sites[0]._handles
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in changed.modules())
     model.erase(forget, progress=False)
-    with pytest.raises(ValueError, match="carries an eraser"):
-        unlearn(model, forget, "head-surgery", progress=False)
+    for given in (model, model.inner):
+        with pytest.raises(ValueError, match="carries an eraser"):
+            unlearn(given, forget, "head-surgery", processor=processor, progress=False)
 
 
 def test_refusals_say_what_is_possible(vit, processor, forget, retain):
