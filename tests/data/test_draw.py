@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Image, Value
 from torch.utils.data import DataLoader
 
 from hf_kd import ReadOptions
 from hf_kd.data.draw import Drawn, drawn, stratified_rows
 from hf_kd.data.image_source import inspect_images
-from hf_kd.errors import InvalidValueError
-from tests.helpers.small import make_dataset
+from hf_kd.data.loader import RowDataset
+from hf_kd.errors import InvalidValueError, UnreadableImageError
+from tests.helpers.small import make_dataset, picture
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -54,6 +56,20 @@ def test_lists_and_data_sets_are_drawn_from_and_streams_are_not():
 def test_a_limit_is_a_number_of_images(limit):
     with pytest.raises(InvalidValueError, match="limit_test="):
         ReadOptions(limit_test=limit)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "dataset"])
+def test_an_image_that_cannot_be_read_is_named_by_its_row_in_the_whole(kind):
+    bad = int(stratified_rows([0] * 100, 10)[-1])
+    images = [{"bytes": b"broken" if n == bad else picture(0, n)._repr_png_(), "path": None} for n in range(100)]
+    rows = [{"image": image, "label": 0} for image in images]
+    if kind == "dataset":
+        rows = Dataset.from_list(rows, features=Features({"image": Image(), "label": Value("int64")}))
+    read = RowDataset(drawn(inspect_images(rows), 10))
+    with pytest.raises(UnreadableImageError, match=f"row {bad} cannot be read"):
+        [read[n] for n in range(10)]
+    (error,) = [row for row in read.__getitems__(range(10)) if isinstance(row, UnreadableImageError)]
+    assert error.row == bad
 
 
 def test_what_was_drawn_beforehand_is_read_as_a_whole_and_says_of_how_many():

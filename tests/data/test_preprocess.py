@@ -159,6 +159,8 @@ def test_callables_on_one_image():
     for options in ({"return_tensors": "pt"}, {"return_tensors": "np"}, {}):
         batch = ImagePreprocessor(functools.partial(processor, **options))(images)
         assert torch.equal(batch["pixel_values"], processor(images, return_tensors="pt")["pixel_values"])
+    mirrored = ImagePreprocessor(lambda image: to_tensor(image).numpy()[:, :, ::-1])(images)
+    assert torch.equal(mirrored["pixel_values"], expected.flip(-1)), "a view with a negative stride"
 
 
 @pytest.mark.parametrize("mean", [[0.4], 0.4])

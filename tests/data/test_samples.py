@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hf_kd.data import loader
 from hf_kd.data.image_source import inspect_images
+from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.data.samples import Samples, consecutive, one_batch
 from hf_kd.errors import InvalidValueError
+from tests.conftest import image_processor
+from tests.helpers.small import make_dataset
 
 
 def test_inputs_of_different_sizes_are_refused_in_words():
@@ -28,6 +32,18 @@ def test_no_process_gets_a_single_sample_where_batches_are_larger(batch_size, pa
         if batch_size >= 2 * parts and n >= batch_size:
             assert all(len(chunk[part::parts]) > 1 for chunk in chunks for part in range(parts))
         assert all(len(chunk) == batch_size for chunk in chunks[:-1])
+
+
+def test_labels_of_a_set_that_memory_does_not_hold_are_read_without_its_images(monkeypatch):
+    decoded = []
+    read = loader.small_to_rgb
+    monkeypatch.setattr(
+        loader, "small_to_rgb", lambda value, row, *rest: decoded.append(row) or read(value, row, *rest)
+    )
+    data, prepare = make_dataset([0, 1, 2, 3, 4] * 4), ImagePreprocessor(image_processor())
+    samples = Samples.read(inspect_images(data), prepare, batch_size=2, num_workers=0, cache_bytes=1)
+    assert samples.labels.tolist() == data["label"][:]
+    assert decoded == [0, 1], "those of the batch that showed how large the set is"
 
 
 def test_a_set_of_one_sample_more_than_a_batch_is_one_batch():

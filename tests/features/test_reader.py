@@ -6,8 +6,10 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from hf_kd import ErasedModel
+from hf_kd.audit.hidden_states import blocks_of, read_layers
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.find import find_taps
@@ -74,3 +76,45 @@ def test_a_text_that_two_classes_of_the_model_are_called_is_neither(vit, process
     assert ImageReader(model, as_texts("stream", ["cat", "elk"]), options).read().labels.tolist() == [2, 4]
     with pytest.raises(InvalidValueError, match="row 0 is 'dog'"):
         ImageReader(model, as_texts("stream", ["dog"]), options).read()
+
+
+def test_what_a_batch_says_of_all_its_samples_reaches_the_model_in_every_pass(vit):
+    """Larger images than the model's go through it with `interpolate_pos_encoding` alone."""
+    rows = torch.randn(6, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+    def batch(part):
+        return {
+            "pixel_values": torch.stack([row for row, _ in part]),
+            "labels": torch.tensor([label for _, label in part]),
+            "interpolate_pos_encoding": True,
+        }
+
+    data = DataLoader([(row, n % 2) for n, row in enumerate(rows)], batch_size=4, collate_fn=batch)
+    model, options = ErasedModel.from_model(vit), ReadOptions(progress=False)
+    reader = ImageReader(model, data, options)
+    read = reader.read()
+    assert read.labels.tolist() == [0, 1] * 3
+    found = list(reader.inputs_with_labels([1]))
+    assert [inputs["interpolate_pos_encoding"] for inputs, _ in found] == [True, True]
+    assert torch.equal(torch.cat([inputs["pixel_values"] for inputs, _ in found]), rows[1::2])
+    blocks = blocks_of(model)
+    part, whole = (read_layers(model, data, options, blocks, own) for own in (read.rows[::2], read.rows))
+    for block in blocks:
+        torch.testing.assert_close(part[block], whole[block][::2])
+
+
+def test_a_data_set_that_may_augment_is_not_taken_to_read_the_same_again(vit, processor):
+    class Own(list):
+        pass
+
+    class Augmenting(TorchDataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, row):
+            return picture(0, row), 0
+
+    model = ErasedModel.from_model(vit, processor)
+    pairs = [(picture(0, n), 0) for n in range(4)]
+    told = [ImageReader(model, data).reads_the_same_again for data in (pairs, Own(pairs), Augmenting())]
+    assert told == [True, True, False]

@@ -58,7 +58,11 @@ class AuditData:
     def read(self, wanted: Sequence[int] | None) -> None:
         """The first pass: features before the erasers of the model; of all labels, or of the `wanted` ones."""
         read = {split: reader.read(own_labels=True) for split, reader in self._readers.items()}
-        self._numbers = {split: part.rows for split, part in read.items()}
+        # of what was drawn, later passes know nothing but what is left
+        streamed = {split for split, reader in self._readers.items() if reader.images.kind == "stream"}
+        self._numbers = {
+            split: part.rows if split in streamed else torch.arange(len(part.rows)) for split, part in read.items()
+        }
         self._all = {split: self._numbered(split, complete(part.labels, split)) for split, part in read.items()}
         keep = None if wanted is None else torch.tensor(list(wanted))
         self._rows = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_kd.data.distributed import gather_rows
 from hf_kd.data.progress import counted
-from hf_kd.data.samples import one_batch
+from hf_kd.data.samples import of_rows, one_batch
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
@@ -68,7 +68,7 @@ def read_layers(
         for batch in batches:
             chosen = torch.isin(batch["rows"], rows)
             if chosen.any():
-                run(model.inner, {name: value[chosen] for name, value in batch["inputs"].items()})
+                run(model.inner, of_rows(batch["inputs"], chosen))
                 for name, hidden in take(int(chosen.sum())).items():
                     taken[name].append(pooled(hidden).cpu())
                 numbers.append(batch["rows"][chosen])
@@ -235,7 +235,7 @@ def _images_of(reader: ImageReader, label: int, most: int) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     found = 0
     for inputs, rows in reader.inputs_with_labels([label]):
-        parts.append({name: value[: most - found] for name, value in inputs.items()})
+        parts.append(of_rows(inputs, slice(most - found)))
         found += len(rows)
         if found >= most:
             break
@@ -244,7 +244,8 @@ def _images_of(reader: ImageReader, label: int, most: int) -> dict[str, Any]:
             f"No image in the data has the label {label} ({reader.model.class_names.get(label)}). Give data that shows it, "
             "or name another label."
         )
-    return {name: one_batch([part[name] for part in parts]) for name in parts[0]}
+    shared = {name: value for name, value in parts[0].items() if not isinstance(value, Tensor) or not value.ndim}
+    return shared | {name: one_batch([part[name] for part in parts]) for name in parts[0] if name not in shared}
 
 
 def grid_of(hidden: Tensor, image: tuple[int, int]) -> tuple[int, int] | None:

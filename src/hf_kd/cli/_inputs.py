@@ -166,7 +166,7 @@ def load_processor(name: str) -> Any:
 
 
 def device_of(shared: Shared) -> torch.device:
-    """The device asked for, or the GPU if there is one; that of the process where there are several."""
+    """The device asked for, or CUDA if it is there; that of the process where there are several."""
     from hf_kd.data.devices import chosen_device
 
     return chosen_device(shared.device)

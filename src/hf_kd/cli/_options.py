@@ -131,7 +131,7 @@ class Shared:
             help="Carry on where the head takes the images for other classes than their labels say.",
         ),
     ] = False
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda if it is there.")] = None
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None
     imports: Annotated[
         list[Path] | None,

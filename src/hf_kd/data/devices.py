@@ -1,4 +1,4 @@
-"""The device that is computed on: the one asked for, if it is there, or the best there is."""
+"""The device that is computed on: the one asked for, if it is there, or CUDA, or the CPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .distributed import process_state
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """The device of a name, by default the accelerator if there is one; where there are several processes, that of this one.
+    """The device of a name, by default CUDA if it is there; where there are several processes, that of this one.
 
     Args:
-        name: As torch has it: "cpu", "cuda", "cuda:1".
+        name: As torch has it: "cpu", "cuda", "cuda:1", "mps". None takes no accelerator that is not called cuda.
 
     Raises:
         InvalidValueError: For a name that torch does not know, and for a device that is not there.
@@ -47,5 +47,5 @@ def refuse_missing_device(name: str) -> None:
     built = " It is built without CUDA." if name.startswith("cuda") and not torch.backends.cuda.is_built() else ""
     raise InvalidValueError(
         f"device={name!r} is not there: torch {torch.__version__} finds {found} here.{built} Name one of these, or leave it "
-        "out: the GPU is taken if there is one."
+        "out: cuda is taken if it is there."
     )

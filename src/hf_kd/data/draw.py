@@ -59,9 +59,9 @@ def drawn(images: ImageSource, limit: int | None) -> ImageSource:
     total = len(images.source)
     if limit >= total:
         return images
-    rows = stratified_rows(_labels(images), limit)
+    rows = stratified_rows(stored_labels(images), limit)
     source = images.source.select(rows) if images.kind == "dataset" else Subset(images.source, rows.tolist())
-    return replace(images, source=source, length=limit, drawn_of=total)
+    return replace(images, source=source, length=limit, drawn_of=total, rows=tuple(rows.tolist()))
 
 
 def stratified_rows(labels: Sequence[Any], limit: int, seed: int = SEED, least: int = 1) -> np.ndarray:
@@ -101,8 +101,8 @@ def stratified_rows(labels: Sequence[Any], limit: int, seed: int = SEED, least: 
     return np.sort(np.concatenate(chosen))
 
 
-def _labels(images: ImageSource) -> Sequence[Any]:
-    """Of every row; the same everywhere where there are none."""
+def stored_labels(images: ImageSource) -> Sequence[Any]:
+    """The label of every row, as the data has it, without its image; the same everywhere where there are none."""
     if images.label_column is None:
         return [0] * len(images.source)
     if images.kind == "dataset":

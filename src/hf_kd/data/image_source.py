@@ -55,6 +55,8 @@ class ImageSource:
     """The mode "1" or "L" that the image column says its images have, whatever their files hold."""
     drawn_of: int | None = None
     """Of how many samples these were drawn; None where they are all there are."""
+    rows: Sequence[int] | None = None
+    """Row numbers of the samples in what they were drawn from, ascending."""
 
     @property
     def has_labels(self) -> bool:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, UnreadableImageError, shortened
 
+from .draw import stored_labels
 from .image_source import LABEL_KEYS, ImageSource
 from .images import LargeImage, small_to_rgb
 from .preprocess import ImagePreprocessor, with_float_pixels
@@ -38,7 +39,7 @@ class RowDataset(Dataset):
     def __init__(self, forget_set: ImageSource, rank: int = 0, world_size: int = 1) -> None:
         _check_rank(rank, world_size)
         self.reader = _RowReader(forget_set)
-        self.source = forget_set.source
+        self.described, self.source = forget_set, forget_set.source
         self.is_columnar = forget_set.kind == "dataset"
         total = len(self.source)
         self.start, self.stop = total * rank // world_size, total * (rank + 1) // world_size
@@ -50,16 +51,27 @@ class RowDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"Row {index} of {len(self)}.")
         row = self.start + index
-        return self.reader(row, self.source[row])
+        return self.reader(self._number(row), self.source[row])
+
+    def _number(self, row: int) -> int:
+        """The row's number in the data, of which these rows may be drawn."""
+        return row if self.described.rows is None else self.described.rows[row]
+
+    def labels(self) -> Tensor:
+        """Labels [n] of the rows that this process reads, without their images."""
+        stored = stored_labels(self.described)[self.start : self.stop]
+        return torch.tensor([self.reader.label(self._number(self.start + n), own) for n, own in enumerate(stored)])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row | HfKdError]:
         """A whole batch in one look-up: DataLoader calls this where it exists. For a row that cannot be read, its error."""
         if not self.is_columnar:
-            return [self.reader.or_error(self.start + index, self.source[self.start + index]) for index in indices]
+            return [
+                self.reader.or_error(self._number(row), self.source[row]) for row in map(self.start.__add__, indices)
+            ]
         rows = [self.start + index for index in indices]
         columns = self.source[rows]
         values = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-        return [self.reader.or_error(row, value) for row, value in zip(rows, values, strict=True)]
+        return [self.reader.or_error(self._number(row), value) for row, value in zip(rows, values, strict=True)]
 
 
 class StreamDataset(IterableDataset):
@@ -260,7 +272,7 @@ class _RowReader:
         self.ids = _ids(forget_set)
 
     def __call__(self, number: int, row: Any) -> Row:
-        label = NO_LABEL if self.label_column is None else self._label(number, row[self.label_column])
+        label = NO_LABEL if self.label_column is None else self.label(number, row[self.label_column])
         if not self.is_prepared:
             image = row if self.image_column is None else row[self.image_column]
             return number, small_to_rgb(image, number, self.grey_mode), label
@@ -275,7 +287,8 @@ class _RowReader:
         except HfKdError as error:
             return error
 
-    def _label(self, number: int, value: Any) -> int:
+    def label(self, number: int, value: Any) -> int:
+        """The id that a stored label stands for."""
         if value is None:
             return NO_LABEL
         if isinstance(value, str):

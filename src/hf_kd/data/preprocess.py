@@ -334,7 +334,8 @@ def _as_tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value if value.flags.writeable else value.copy())
+        mirrored = any(stride < 0 for stride in value.strides)  # which torch does not take
+        return torch.from_numpy(value.copy() if mirrored or not value.flags.writeable else value)
     if isinstance(value, list) and len(value) == 1:  # a processor called without return_tensors
         return _as_tensor(value[0])
     raise InvalidTypeError(

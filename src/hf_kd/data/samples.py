@@ -11,12 +11,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from hf_kd.errors import InvalidValueError
 
 from .image_source import ImageSource
-from .loader import BatchLoader, Collate, RowDataset, make_loader
+from .loader import BatchLoader, Collate, RowDataset, default_num_workers, make_loader
 from .preprocess import ImagePreprocessor
 from .progress import counted
 
@@ -97,11 +96,7 @@ class Samples:
                 "random order. Pass a datasets.Dataset or a list, which can be read row by row."
             )
         rows, collate = RowDataset(described), Collate(None if described.is_prepared else preprocessor)
-        if labelled:
-            every = DataLoader(_LabelsOnly(rows), batch_size=1024, collate_fn=lambda part: torch.tensor(part))
-            known = _known(torch.cat(list(every)), mapping)
-        else:
-            known = torch.full((len(rows),), -1)
+        known = _known(rows.labels(), mapping) if labelled else torch.full((len(rows),), -1)
         return cls(known, fetch=lambda order: _fetched(rows, order, collate, num_workers))
 
     def __len__(self) -> int:
@@ -164,6 +159,11 @@ def one_batch(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
+def of_rows(inputs: Mapping[str, Any], rows: Any) -> dict[str, Any]:
+    """Inputs of some samples of a batch; what is said of all samples at once stays."""
+    return {name: value[rows] if isinstance(value, Tensor) and value.ndim else value for name, value in inputs.items()}
+
+
 def in_dtype(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs whose floats have the dtype of the model's weights; as they are where those are no floats."""
     dtype = next((parameter.dtype for parameter in model.parameters()), None)
@@ -185,25 +185,13 @@ def consecutive(order: Tensor, batch_size: int, parts: int = 1) -> list[Tensor]:
     return chunks
 
 
-class _LabelsOnly(Dataset[int]):
-    """The labels of a RowDataset."""
-
-    def __init__(self, rows: RowDataset) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> int:
-        return self.rows[index][2]
-
-
 def _fetched(
     rows: RowDataset, order: Sequence[list[int]], collate: Collate, num_workers: int | None
 ) -> Iterator[dict[str, Tensor]]:
     # a generator of its own: reading from disk draws nothing from the one that decides about orders
+    workers = default_num_workers() if num_workers is None else num_workers
     loader = BatchLoader(
-        rows, batch_sampler=order, collate_fn=collate, num_workers=num_workers or 0, generator=torch.Generator()
+        rows, batch_sampler=order, collate_fn=collate, num_workers=workers, generator=torch.Generator()
     )
     for batch in loader:
         yield {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor)}

@@ -22,9 +22,9 @@ from hf_kd.data.distributed import process_state
 from hf_kd.data.draw import SEED, Drawn, drawn
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMapping, has_no_names, match_labels
-from hf_kd.data.loader import DEFAULT_BATCH_SIZE, LoaderShare, make_loader
+from hf_kd.data.loader import DEFAULT_BATCH_SIZE, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
-from hf_kd.data.samples import Samples
+from hf_kd.data.samples import Samples, of_rows
 from hf_kd.data.views import apply_view
 from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, check_choice, shortened
 from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
@@ -126,7 +126,7 @@ class ReadFeatures:
     labels: Tensor
     """Class ids of the model [n], or of the data set (`ImageReader.mapping_where_known`); -1 where there is none."""
     rows: Tensor
-    """Row numbers [n], ascending: places in the data, except of a stream (`StreamDataset`)."""
+    """Row numbers [n] in the data, ascending; of a stream no places in it (`StreamDataset`)."""
 
     def erased(self, model: TappedModel) -> tuple[Tensor, ...]:
         """The features behind the erasers of `model`, [n, d] at each tap."""
@@ -257,8 +257,8 @@ class ImageReader:
 
     @property
     def reads_the_same_again(self) -> bool:
-        """Whether a second pass sees the same images; a user's own loader may shuffle or augment."""
-        return not isinstance(self._loader, LoaderShare)
+        """Whether a second pass sees the same images; a user's own loader may shuffle, and a torch Dataset augment."""
+        return self.images.kind in ("dataset", "stream") or isinstance(self.data, (list, tuple))
 
     def samples(self, labelled: bool = True) -> Samples:
         """All samples with labels of the model (or -1, not `labelled`), to be read in any order; see `Samples.read`."""
@@ -336,7 +336,7 @@ class ImageReader:
             own = batch["labels"] if self.mapping is None else self.mapping(batch["labels"])
             chosen = torch.isin(own, torch.tensor(list(labels)))
             if chosen.any():
-                yield {name: value[chosen] for name, value in batch["inputs"].items()}, batch["rows"][chosen]
+                yield of_rows(batch["inputs"], chosen), batch["rows"][chosen]
 
 
 def probe_batch(model: TappedModel, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -349,11 +349,10 @@ def probe_batch(model: TappedModel, inputs: Mapping[str, Any] | None = None) -> 
         inputs = noise_inputs(model, 2)
     if inputs is None:
         return probe_inputs(inner)
-    inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    inputs = dict(inputs)
     if hasattr(inner, "get_image_features") and "input_ids" not in inputs:
-        inputs |= {
-            name: value for name, value in probe_inputs(inner).items() if name in ("input_ids", "attention_mask")
-        }
+        made = probe_inputs(inner)
+        inputs |= {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
     return inputs
 
 
@@ -395,6 +394,7 @@ def _probe_from_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
     size = max((value.shape[0] for value in inputs.values()), default=0)
     for row in range(1, size):
         if any(not torch.equal(value[0], value[row]) for value in inputs.values()):
-            return {name: value[[0, row]] for name, value in inputs.items()}
+            return of_rows(batch["inputs"], [0, row])
     firsts = {name: value[:1] for name, value in inputs.items()}
-    return {n: torch.cat([v, v.flip(-1) if v.is_floating_point() else v]) for n, v in firsts.items()}
+    pairs = {n: torch.cat([v, v.flip(-1) if v.is_floating_point() else v]) for n, v in firsts.items()}
+    return {**batch["inputs"], **pairs}

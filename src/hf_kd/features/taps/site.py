@@ -370,8 +370,10 @@ def head_function(model: nn.Module, taps: Sequence[Tap], masked: Sequence[int] =
     )
 
 
-def plain_copy(model: nn.Module, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A frozen copy of a submodule in eval mode, without any hooks: its mathematics alone."""
+def plain_copy(
+    model: nn.Module, name: str, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> nn.Module:
+    """A frozen copy of a submodule in eval mode, without any hooks: its mathematics alone; by default where it is."""
     head = model.get_submodule(name)
     with contextlib.ExitStack() as stack:
         for module in head.modules():  # weights that are offloaded, for as long as they are copied
@@ -384,6 +386,7 @@ def plain_copy(model: nn.Module, name: str, dtype: torch.dtype = torch.float32) 
     for module in head.modules():
         module._forward_pre_hooks.clear()
         module._forward_hooks.clear()
+    head = head if device is None else head.to(device)
     return head.to(dtype).eval().requires_grad_(False)
 
 

@@ -90,8 +90,3 @@ def check_text_tap(model: nn.Module, inputs: Mapping[str, Any], tap: Tap) -> tup
 def text_features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     """What the text tower gives, as the model returns it."""
     return cast(Any, model).get_text_features(**inputs)
-
-
-def embedding_in(output: Any) -> Tensor:
-    """The embeddings [n, d] in what `get_text_features` or `get_image_features` returned."""
-    return output if isinstance(output, Tensor) else output.pooler_output

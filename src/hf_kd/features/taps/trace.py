@@ -139,11 +139,12 @@ def is_affine(call: Call) -> bool:
     """Whether f(a) + f(b) - f(0) = f(a + b), for a the recorded input and b from its entries; no if f needs more."""
     if not any(True for _ in call.module.parameters()):
         return False
-    a = call.taken.double()
+    a = call.taken
+    a = (a.cpu() if a.device.type == "mps" else a).double()  # mps has no float64
     # entries in reversed order: another vector of the same size, so that no ReLU stays in its linear part by chance
     b = -a.reshape(a.shape[0], -1).flip(1).reshape(a.shape)
     try:
-        module = plain_copy(call.module, "", torch.float64)
+        module = plain_copy(call.module, "", torch.float64, a.device)
         fa, fb, f0, fab = (module(x.clone()) for x in (a, b, torch.zeros_like(a), a + b))
     except (RuntimeError, TypeError, ValueError, AttributeError):  # it needs more than one tensor, or its surroundings
         return False
