@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from hf_kd.metrics import concepts
 from hf_kd.metrics.concepts import ConceptEmbeddings, by_name, concept_scores, neighbours_of, soft_prompt_scores
 
 CLASSES, DIM = 5, 16
@@ -52,6 +53,24 @@ def test_prompts_that_mean_nothing_find_nothing_and_images_are_still_alike(known
     assert told["optimised prompt: recall"] > 90
     assert told["optimised prompt: false alarms"] < 10
     assert drawn["optimised prompt: recall"] < 50
+
+
+def test_the_map_back_is_the_same_whatever_the_order_of_the_public_images(monkeypatch):
+    """Folders of images come class by class: a map of the first classes undoes little of what was turned."""
+    monkeypatch.setattr(concepts, "MOST_TRAIN", 400)
+    rng = torch.Generator().manual_seed(0)
+    means = normalize(torch.randn(20, 64, generator=rng), dim=1)
+    labels = torch.arange(2_000) // 100
+    public = normalize(means[labels] + 0.001 * torch.randn(2_000, 64, generator=rng), dim=1)
+    turn = torch.linalg.qr(torch.randn(64, 64, generator=rng)).Q
+    found = []
+    for order in (torch.arange(2_000), torch.randperm(2_000, generator=rng)):
+        before = ConceptEmbeddings(public[order], labels[order], public, labels, means[None], means[:1], 19)
+        after = replace(before, train=public[order] @ turn, test=public @ turn)
+        mapped = concepts._mapped_back(after, before)
+        found.append(float((mapped.test * public).sum(dim=1)[labels != 19].mean()))
+    assert min(found) > 0.95
+    assert abs(found[0] - found[1]) < 0.02
 
 
 def test_the_worst_wording_counts(known):

@@ -16,7 +16,7 @@ from hf_kd.features.taps.site import evaluating, record
 from hf_kd.features.taps.text import text_features
 from hf_kd.features.text_reader import TextReader
 from hf_kd.methods.records import all_records
-from hf_kd.metrics.concepts import ConceptEmbeddings, concept_scores, neighbours_of, soft_prompt_scores
+from hf_kd.metrics.concepts import ConceptEmbeddings, concept_scores, neighbours_of, random_rows, soft_prompt_scores
 
 from .schema import Section
 from .sections.concepts import concepts_section
@@ -128,7 +128,7 @@ def soft_prompt(model: Any, reader: TextReader, prompt: str, data: ConceptEmbedd
     """
     table = next((m for name, m in model.inner.named_modules() if name.endswith("token_embedding")), None)
     mine, others = (
-        data.train[rows.nonzero().flatten()[:SOFT_IMAGES]]
+        data.train[random_rows(rows, SOFT_IMAGES)]
         for rows in (data.train_labels == data.concept, data.train_labels != data.concept)
     )
     if table is None or len(mine) == 0:

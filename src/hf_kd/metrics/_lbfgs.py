@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+HISTORY = 20
+"""Steps that the curvature is taken from."""
+
 
 @dataclass(frozen=True, eq=False)
 class Solution:
@@ -38,19 +41,17 @@ def solve_multinomial(
     sample_weights: Tensor | None = None,
     tolerance: float = 1e-6,
     max_iterations: int = 2000,
-    start: Tensor | None = None,
-    history: int = 20,
 ) -> Solution:
     """Minimise sum_i w_i CE(x_i W + b, y_i) / sum_i w_i + l2/2 ||W||^2 to a gradient norm below `tolerance`.
 
-    `features` [n, r], `targets` [n] in 0..K-1, `sample_weights` [n] or None for equal ones, `start` [r + 1, K] (the
-    bias is the last row). The bias is not penalised. Stops early only where the line search can no longer lower the
-    loss in floating point; the caller compares the returned norm with its tolerance.
+    `features` [n, r], `targets` [n] in 0..K-1, `sample_weights` [n] or None for equal ones. The bias is not penalised.
+    Stops early only where the line search can no longer lower the loss in floating point; the caller compares the returned
+    norm with its tolerance.
     """
     n, r = features.shape
     weights = features.new_ones(n) if sample_weights is None else sample_weights.to(features)
     weights = (weights / weights.sum()).unsqueeze(1)
-    parameters = features.new_zeros(r + 1, num_classes) if start is None else start.clone()
+    parameters = features.new_zeros(r + 1, num_classes)  # the bias is the last row
     column = targets.unsqueeze(1)
 
     def forward(matrix: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def solve_multinomial(
     loss, derivative = residual(logits)
     loss = float(loss + l2 / 2 * parameters[:-1].square().sum())
     gradient = gradient_of(derivative, parameters)
-    pairs = _Pairs(gradient, history)
+    pairs = _Pairs(gradient)
     iterations = 0
     while iterations < max_iterations and float(gradient.norm()) > tolerance:
         direction = pairs.direction(gradient)
@@ -123,8 +124,8 @@ class _Pairs:
     a dozen products of matrices in place of a hundred of vectors, whose starts take all the time of a small probe.
     """
 
-    def __init__(self, like: Tensor, history: int) -> None:
-        self._like, self._history = like, history
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
         self.clear()
 
     def clear(self) -> None:
@@ -135,7 +136,7 @@ class _Pairs:
         return len(self._steps)
 
     def append(self, step: Tensor, difference: Tensor) -> None:
-        kept = slice(max(0, len(self) + 1 - self._history), None)
+        kept = slice(max(0, len(self) + 1 - HISTORY), None)
         difference = difference.flatten()
         self._steps = torch.cat([self._steps[kept], step.view(1, -1)])
         self._differences = torch.cat([self._differences[kept], difference.unsqueeze(0)])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ._inputs import generator
+from ._inputs import first_rows, generator
 from .linear_probe import fit_linear_probe
 from .nonlinear_probes import fit_mlp_probe
 from .scores import area_under_roc
@@ -81,7 +81,7 @@ def concept_scores(data: ConceptEmbeddings, original: ConceptEmbeddings, seed: i
         **by_name(data),
         **{f"original texts: {name}": value for name, value in by_name(data.with_texts(original)).items()},
         **by_images(data, seed),
-        "ridge map back, original texts: recall": _recall(_mapped_back(data, original)),
+        "ridge map back, original texts: recall": _recall(_mapped_back(data, original, seed)),
     }
 
 
@@ -134,7 +134,8 @@ def by_images(data: ConceptEmbeddings, seed: int = 0) -> dict[str, float]:
     similar = data.test[mine] @ data.train.T
     order = similar.topk(min(10, similar.shape[1]), dim=1).indices
     hits = data.train_labels[order] == data.concept
-    rows = torch.randperm(len(data.train), generator=generator(seed))[:MOST_TRAIN]
+    order = torch.randperm(len(data.train), generator=generator(seed))
+    rows = order[first_rows(data.train_labels[order], MOST_TRAIN)]
     x, y = data.train[rows], data.train_labels[rows]
     found = {"image to image R@1": _share(hits[:, 0]), "image to image P@10": _share(hits)}
     network = fit_mlp_probe(x, y, seed=seed)
@@ -222,15 +223,26 @@ def _few_shot(data: ConceptEmbeddings, shots: int, seed: int) -> float:
     return sum(found) / DRAWS
 
 
-def _mapped_back(data: ConceptEmbeddings, original: ConceptEmbeddings) -> ConceptEmbeddings:
+def _mapped_back(data: ConceptEmbeddings, original: ConceptEmbeddings, seed: int = 0) -> ConceptEmbeddings:
     """The version's test images mapped to the original space by a ridge regression on public images without the concept."""
-    public = (data.train_labels != data.concept).nonzero().flatten()[:MOST_TRAIN]
+    public = random_rows(data.train_labels != data.concept, MOST_TRAIN, seed)
     x, y = data.train[public].double(), original.train[public].double()
     gram = x.T @ x
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     back = torch.linalg.solve(gram + ridge, x.T @ y)
     mapped = normalize(data.test.double() @ back, dim=1).to(data.test.dtype)
     return replace(original, test=mapped, test_labels=data.test_labels)
+
+
+def random_rows(chosen: Tensor, most: int, seed: int = 0) -> Tensor:
+    """Numbers of at most `most` rows where a mask [n] holds, at random: data sets are often in the order of their classes.
+
+    Example:
+        >>> sorted(random_rows(torch.tensor([True, False, True]), most=5).tolist())
+        [0, 2]
+    """
+    rows = chosen.nonzero().flatten()
+    return rows[torch.randperm(len(rows), generator=generator(seed))[:most]]
 
 
 def neighbours_of(prompts: Tensor, concept: int, count: int = 2) -> tuple[int, ...]:
