@@ -10,8 +10,11 @@ import signal
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from hf_kd import ErasedModel
+from hf_kd.hub.card import BEGIN, END
+from hf_kd.hub.document import document
 from hf_kd.model import saving
 from hf_kd.model.verify import verify
 from tests.helpers.small import make_dataset
@@ -306,6 +309,22 @@ def test_another_name_of_the_processor_does_not_answer_for_the_new_model(models,
     assert list(ErasedModel.from_pretrained(tmp_path / "m").processor.image_mean) == [0] * 3
     b.save_pretrained(tmp_path / "m")
     assert ErasedModel.from_pretrained(tmp_path / "m").processor.to_dict() == b.processor.to_dict()
+
+
+def test_of_the_card_of_the_model_before_only_a_persons_text_stays(models, tmp_path):
+    a, _ = models
+    (tmp_path / "README.md").write_text("---\ntags:\n- mine\n---\n\n# Cats\n\nMine.\n")
+    a.save_pretrained(tmp_path)
+    document(a, tmp_path)
+    assert "machine-unlearning" in (tmp_path / "README.md").read_text()
+    a.reset().save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "Mine." in text
+    assert ModelCard(text).data.tags == ["mine"]
+    assert not any(word in text for word in (BEGIN, "unlearning", "orget", "erased"))
+    (tmp_path / "README.md").write_text(f"---\n{{[\n---\n{BEGIN}\n{END}\n")
+    a.save_pretrained(tmp_path)
+    assert BEGIN in (tmp_path / "README.md").read_text(), "metadata that cannot be read cost no save"
 
 
 def test_the_receipt_of_the_model_before_does_not_stay(models, tmp_path):

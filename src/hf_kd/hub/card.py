@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from jinja2 import Environment, Template
 
 from hf_kd.audit.report import RetentionReport
@@ -25,6 +24,8 @@ from .text import is_repo_id
 from .wording import FOLDED, HEADLINES, Request, classes_of, cover_limits, folded_into, methods_text, request_line
 
 TEMPLATE = "model_card_template.md"
+TAGS = ("hf-kd", "machine-unlearning", "concept-erasure")
+"""The last one where something is erased, and not only changed."""
 BEGIN, END = "<!-- hf-kd: begin -->", "<!-- hf-kd: end -->"
 STRAY = "<!-- hf-kd -->"
 """What a marker without its partner becomes: its text was somebody's and stays."""
@@ -91,7 +92,7 @@ def render(values: CardValues, existing: str | None = None) -> str:
 
     Raises ValueError for an existing README whose metadata is not YAML.
     """
-    card = ModelCard(existing, ignore_metadata_errors=True) if existing and _has_metadata(existing) else None
+    card = ModelCard(existing, ignore_metadata_errors=True) if existing and has_metadata(existing) else None
     data = metadata(values, card.data if card else ModelCardData())
     text = _compiled().render(
         front_matter=data.to_yaml(line_break="\n"),
@@ -120,27 +121,6 @@ def template() -> str:
     return Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8")
 
 
-def joined(published: str | None, local: str) -> str:
-    """The README of a repository with a person's text: its own, or where it has none that of the folder.
-
-    Args:
-        published: That of the repository; its metadata are kept, too. None where it has no README.
-        local: That of the folder.
-    """
-    if published is None:
-        return local
-    if own_text(published) or not own_text(local):
-        return published
-    metadata = REGEX_YAML_BLOCK.match(published)
-    return metadata[0] + REGEX_YAML_BLOCK.sub("", local) if metadata else local
-
-
-def own_text(readme: str) -> str:
-    """What a person wrote: all but the metadata and our section."""
-    before, begin, rest = REGEX_YAML_BLOCK.sub("", readme).partition(BEGIN)
-    return (before + (rest.partition(END)[2] if begin else "")).strip()
-
-
 @cache
 def _compiled() -> Template:
     return Environment(keep_trailing_newline=True, autoescape=False).from_string(template())  # noqa: S701 - no HTML
@@ -161,10 +141,10 @@ def metadata(values: CardValues, existing: ModelCardData) -> ModelCardData:
     }
     kept = existing.to_dict()
     theirs = {key: value for key, value in kept.items() if key not in (*own, "model-index", "eval_results")}
-    tags = _as_list(theirs.pop("tags", None))
-    datasets = _as_list(theirs.pop("datasets", None))
+    tags = as_list(theirs.pop("tags", None))
+    datasets = as_list(theirs.pop("datasets", None))
     licence = theirs.pop("license", None) or values.license
-    wanted = [*tags, "hf-kd", "machine-unlearning", *(["concept-erasure"] if values.erased else [])]
+    wanted = [*tags, *(TAGS if values.erased else TAGS[:-1])]
     named = [*datasets, *(name for name in values.datasets if is_repo_id(name))]
     others = [result for result in existing.eval_results or [] if result.dataset_split not in OUR_SPLITS]
     results = [*others, *eval_results(values.report, values.datasets)]
@@ -179,11 +159,13 @@ def metadata(values: CardValues, existing: ModelCardData) -> ModelCardData:
     )
 
 
-def _as_list(value: Any) -> list[str]:
+def as_list(value: Any) -> list[str]:
+    """What the metadata of a card have as a list or as its only entry."""
     return [str(item) for item in value] if isinstance(value, list) else [str(value)] if value else []
 
 
-def _has_metadata(text: str) -> bool:
+def has_metadata(text: str) -> bool:
+    """Whether a README begins with metadata."""
     return re.match(r"\s*---[\r\n]", text) is not None
 
 

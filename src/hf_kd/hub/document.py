@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from hf_kd.methods.registry import available_methods, method_info
 from .card import BEGIN, END, CardValues, render
 from .files import RECEIPT, checkpoint_files, is_eraser
 from .own_report import refuse_other_report
+from .readme import withdrawn
 from .receipt import commands_of, receipt, write_receipt
 from .wording import Request
 
@@ -132,7 +133,19 @@ def document(
         commands=tuple(commands),
         versions=versions(),
     )
-    (folder / CARD).write_bytes(_card(values, existing).encode("utf-8"))
+    (folder / CARD).write_bytes(_written(lambda: render(values, existing), existing).encode("utf-8"))
+
+
+def withdraw_card(folder: Path, beside: str | os.PathLike[str]) -> None:
+    """Write README.md into `folder` where that in `beside` has a section of ours, without it.
+
+    Args:
+        folder: Where a model was saved that forgot nothing.
+        beside: The folder it is about to be put into.
+    """
+    existing, _ = read_card([Path(beside)])
+    if existing is not None and BEGIN in existing:
+        (folder / CARD).write_bytes(_written(lambda: withdrawn(existing), existing).encode("utf-8"))
 
 
 def _write_report(report: RetentionReport, folder: Path) -> tuple[str, ...]:
@@ -175,9 +188,10 @@ def base_of(model: TappedModel) -> tuple[str | None, str | None]:
     return first.base_model, first.base_commit
 
 
-def _card(values: CardValues, existing: str | None) -> str:
+def _written(write: Callable[[], str], existing: str | None) -> str:
+    """The card, or where it cannot be written the one that is there: a card never costs the model."""
     try:
-        return render(values, existing)
+        return write()
     except (ValueError, TypeError, KeyError, AttributeError, OSError, TemplateError, YAMLError) as error:
         logger.warning(
             f"The model card could not be written ({type(error).__name__}: {error}); the model is not affected."

@@ -33,11 +33,11 @@ from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating, record
 from hf_kd.methods.records import weight_changes
 
-from .card import joined, own_text
 from .document import CARD, REPORT, base_of, document, has_own_class, read_card, records_of
 from .endpoint import write_handler
 from .files import WEIGHT_PATTERNS, is_answering, save_processor, superseded
 from .own_report import refuse_other_report
+from .readme import joined, own_text
 from .upload import Published, check_target, fetch, files_in, prepare, upload
 from .wording import BASE_KNOWS, WEIGHTS_KNOW
 

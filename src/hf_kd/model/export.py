@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.site import drop_caches
 from hf_kd.hub.files import save_processor
-from hf_kd.methods.records import Erasure, folded_erasures
+from hf_kd.methods.records import Erasure, all_records, folded_erasures
 
 from . import consistency, loading
 from .fold import fold_site, save_with_processor
@@ -84,13 +84,15 @@ class Export:
         loading.refuse_unknown_class(self.inner)
         if not is_main_process:
             return
-        from hf_kd.hub.document import document  # reports and figures, which only a saved model needs
+        from hf_kd.hub.document import document, withdraw_card  # reports and figures, which only a saved model needs
 
         with atomic_directory(save_directory) as folder:
             self.write_checkpoint(folder, **kwargs)
             refuse_other_model(save_directory, folder)
             if self.is_erased:
                 document(self, folder, beside=save_directory, add_card=False)
+            elif not all_records(self):
+                withdraw_card(folder, save_directory)
 
     def export_onnx(self, output: str | os.PathLike[str], **options: Any) -> list[ExportedFile]:
         """Write the model as ONNX, the erasers inside, once onnxruntime gives the same answers.
