@@ -10,6 +10,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hf_kd import ErasedModel
 from hf_kd.audit.hidden_states import blocks_of, read_layers
+from hf_kd.cli._inputs import by_labels
+from hf_kd.data.load import with_class_labels
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.find import find_taps
@@ -59,6 +61,16 @@ def test_labels_that_are_texts_are_the_classes_of_these_names(vit, processor, fo
     assert [NAMES[label] for label in reader.read().labels.tolist()] == ["dog", "cat", "dog"]
     if isinstance(labels, list):
         assert reader.label_names == reader.images.label_names == ("dog", "cat"), "numbered in the order that was given"
+
+
+@pytest.mark.parametrize("labels", ["model", ["dog", "cat"]], ids=str)
+def test_texts_that_were_numbered_when_they_were_opened_are_still_the_classes_of_these_names(vit, processor, labels):
+    """As on the command line: the numbers are places in sorted texts, which nobody chose."""
+    data = with_class_labels(as_texts("column", ["dog", "cat", "dog"])).select([0, 1])
+    reading = ReadOptions(labels=labels, progress=False)
+    model = ErasedModel.from_model(vit, processor)
+    assert [NAMES[label] for label in ImageReader(model, data, reading).read().labels.tolist()] == ["dog", "cat"]
+    assert by_labels(data, ["dog"], reading).in_model(model, reading) == [NAMES.index("dog")]
 
 
 @pytest.mark.parametrize("form", ["pairs", "column", "stream"])

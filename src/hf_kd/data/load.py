@@ -34,11 +34,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from hf_kd.errors import InvalidValueError, UnreachableError, shortened
 
 from .folder import Tree, configurations
-from .image_source import LABEL_KEYS, is_integer, is_string
+from .image_source import LABEL_KEYS, ImageSource, is_integer, is_string
 from .paths import folder_meant, refuse_missing_data
 from .read_files import choose_split, files_of_split, listed, log_read_files, with_files
 
 logger = logging.getLogger(__name__)
+
+_OF_TEXTS = "texts"
+"""The `id` of a `ClassLabel` whose numbers are places in sorted texts."""
 
 
 def load_source(
@@ -93,7 +96,13 @@ def with_class_labels(dataset: Dataset, column: str | None = None) -> Dataset:
     names = sorted({text for text in texts if text is not None})
     ids = {name: number for number, name in enumerate(names)}
     labels = [None if text is None else ids[text] for text in texts]
-    return dataset.remove_columns(column).add_column(column, labels, feature=ClassLabel(names=names))
+    return dataset.remove_columns(column).add_column(column, labels, feature=ClassLabel(names=names, id=_OF_TEXTS))
+
+
+def numbers_texts(images: ImageSource) -> bool:
+    """Whether labels were texts that `with_class_labels` numbered, so that no one else knows their ids."""
+    features = images.source.features if images.kind == "dataset" else {}
+    return getattr(features.get(images.label_column), "id", None) == _OF_TEXTS
 
 
 def _open(

@@ -22,6 +22,7 @@ from hf_kd.data.distributed import process_state
 from hf_kd.data.draw import SEED, Drawn, drawn
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMapping, has_no_names, match_labels
+from hf_kd.data.load import numbers_texts
 from hf_kd.data.loader import DEFAULT_BATCH_SIZE, make_loader
 from hf_kd.data.preprocess import ImagePreprocessor
 from hf_kd.data.samples import Samples, of_rows
@@ -150,8 +151,8 @@ class ImageReader:
         self.model = model
         self.data = data.data if isinstance(data, Drawn) else data
         self.options = own = options or ReadOptions()
-        name = main_input(model.inner)
-        images = inspect_images(self.data, own.image_column, own.label_column, name, *self._known_names)
+        known, name = self._known_names, main_input(model.inner)
+        images = inspect_images(self.data, own.image_column, own.label_column, name, *known)
         self._drawn_before = isinstance(data, Drawn)
         self.images = data.described(images) if isinstance(data, Drawn) else drawn(images, own.limit)
 
@@ -167,7 +168,7 @@ class ImageReader:
     def label_names(self) -> tuple[str, ...] | None:
         """Name of each label id of the data set, where it knows them or the options say so."""
         told = self.options.labels
-        if told is None or told == "dataset":
+        if told is None or told == "dataset" or numbers_texts(self.images):
             return self.images.label_names
         return None if told == "model" else tuple(told)
 
