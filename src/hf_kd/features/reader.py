@@ -350,11 +350,10 @@ def probe_batch(model: TappedModel, inputs: Mapping[str, Any] | None = None) -> 
         inputs = noise_inputs(model, 2)
     if inputs is None:
         return probe_inputs(inner)
-    inputs = dict(inputs)
     if hasattr(inner, "get_image_features") and "input_ids" not in inputs:
         made = probe_inputs(inner)
-        inputs |= {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
-    return inputs
+        inputs = {**inputs, **{name: made[name] for name in ("input_ids", "attention_mask") if name in made}}
+    return dict(inputs)
 
 
 def preprocessor_of(model: TappedModel, exact_shortcuts: bool = True) -> ImagePreprocessor:
