@@ -123,7 +123,7 @@ def network(seed: int = 0) -> dict[str, torch.Tensor]:
 
 def test_weight_distance_tells_head_from_backbone():
     original, current = network(), network()
-    unchanged = weight_distance(original, current)
+    unchanged = weight_distance(original, current, ["classifier"])
     assert unchanged.total.frobenius == 0
     current["classifier.1.weight"] = 1.5 * original["classifier.1.weight"]
     current["classifier.1.bias"] = original["classifier.1.bias"] + 1
@@ -136,6 +136,14 @@ def test_weight_distance_tells_head_from_backbone():
     assert changed.head.frobenius == changed.total.frobenius > 0
     assert changed.head.entries + changed.other.entries == changed.total.entries == 37
     assert "backbone.norm.num_batches_tracked" not in by_name
+
+
+def test_weight_distance_takes_a_module_of_the_body_with_the_heads_name_for_the_body():
+    """As the gates of a SENet, whose layers are called `fc` like its head."""
+    before = {"layer1.0.se.fc.weight": torch.ones(2, 2), "fc.weight": torch.ones(2, 2), "fc.1.bias": torch.ones(2)}
+    moved = weight_distance(before, before | {"layer1.0.se.fc.weight": torch.zeros(2, 2)}, head=["fc"])
+    assert (moved.head.frobenius, moved.head.entries) == (0.0, 6)
+    assert moved.other.relative == 1.0
 
 
 def test_weight_distance_leaves_out_removed_classes_and_says_so():

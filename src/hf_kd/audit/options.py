@@ -162,21 +162,7 @@ def checked_options(options: Any) -> AuditOptions:
 
 
 _NOW = (
-    {
-        name: f"options=AuditOptions({name}=...)"
-        for name in (
-            "attacks",
-            "seeds",
-            "draws",
-            "shots",
-            "identities",
-            "layer_profile",
-            "access",
-            "budget",
-            "membership_references",
-            "max_classes",
-        )
-    }
+    {option.name: f"options=AuditOptions({option.name}=...)" for option in fields(AuditOptions)}
     | {
         "reference_model": "reference=Retrained(model)",
         "unseen": "reference=Unseen(images)",

@@ -35,13 +35,22 @@ class Share:
 
     @classmethod
     def of(cls, score: Score, samples: int, compared: bool = True) -> Share | None:
-        """From a score whose settings may say how many samples changed sides; None where it has no value."""
+        """From a score whose settings may say of how many samples it is, and how many of them changed sides.
+
+        Args:
+            score: The score.
+            samples: Of how many test images it is where it does not say.
+            compared: Whether its original is one.
+
+        Returns:
+            The share; None where the score has no value.
+        """
         if score.value is None:
             return None
         before, size = score.original if compared else None, group_size(score)
         if size > 1:
             return cls(score.value, before, max(1, samples // size), of_groups=True)
-        about = score.settings if "lost" in score.settings else {}
+        about = score.settings
         return cls(score.value, before, int(about.get("samples", samples)), about.get("lost"), about.get("gained"))
 
     @property

@@ -25,8 +25,6 @@ from .config import Measures
 from .protocols import Problem
 
 MOST_FOR_CKA = 4000
-HEAD = "[head]"
-"""Stands before the names of the heads' tensors: a component that no module has."""
 FEWEST_FOR_MIA = 10
 
 
@@ -203,17 +201,11 @@ def _change(model, test: Tensor, original, problem: Problem, forget_test: Tensor
 
 def _weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], heads: Sequence[str]) -> dict[str, Any]:
     """||change||_F / ||original||_F of the heads, of everything else, and of each layer in the order of the state."""
-
-    def marked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        inside = {name: any(name.startswith(f"{head}.") for head in heads) for name in state}
-        return {f"{HEAD}.{name}" if inside[name] else name: tensor for name, tensor in state.items()}
-
-    before = marked(before)
-    moved = weight_distance(before, marked(after), head=[HEAD])
+    moved = weight_distance(before, after, head=heads)
     squares: dict[str, list[float]] = {}
     for tensor in moved.tensors:
         own = before[tensor.name].double()
-        layer = squares.setdefault(layer_of(tensor.name.removeprefix(f"{HEAD}.")), [0.0, 0.0])
+        layer = squares.setdefault(layer_of(tensor.name), [0.0, 0.0])
         layer[0] += tensor.frobenius**2
         layer[1] += float((own[torch.isfinite(own)] ** 2).sum())
     return {

@@ -67,8 +67,8 @@ def weight_distance(
     Args:
         original: State dict before.
         current: State dict after, with the same names and shapes.
-        head: Module names; a tensor belongs to the head when one of them is a component of its name ("classifier" matches
-            "classifier.1.weight" and "model.classifier.bias").
+        head: Full names of modules; a tensor belongs to the head when its name begins with one of them ("classifier" matches
+            "classifier.1.weight", not "model.classifier.bias" nor "gate.classifier.bias").
 
     Raises:
         InvalidValueError: When the state dicts differ in names or shapes, or no tensor belongs to the head.
@@ -100,10 +100,10 @@ def weight_distance(
         delta = (b - a)[finite]
         squares, size = float((delta**2).sum()), float((a[finite] ** 2).sum())
         rows.append((name, squares, size, float(delta.abs().sum()), delta.numel(), a.numel() - delta.numel()))
-    in_head = [bool(set(row[0].split(".")[:-1]) & set(head)) for row in rows]
+    in_head = [row[0].startswith(tuple(f"{name}." for name in head)) for row in rows]
     if not any(in_head):
         raise InvalidValueError(
-            f"No tensor has a module named {', '.join(map(repr, head))} in its name; name the classification head's "
+            f"No tensor lies in a module {', '.join(map(repr, head))}; give the full name of the classification head's "
             f"module in head=. The last tensor is {rows[-1][0] if rows else 'missing: no floating-point tensors'!r}."
         )
     return WeightDistance(

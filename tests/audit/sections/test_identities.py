@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_kd.audit.sections import identities
+from hf_kd.audit.verdict import share
 from tests.helpers.audited import LEAST, audited
 
 
@@ -30,3 +31,5 @@ def test_identities_are_sampled_and_say_so(monkeypatch):
     assert score.settings["queries"] == 40
     assert score.settings["enrolled"] == 30
     assert score.value > 90
+    asked = {name: share(report, "identities", name, True).samples for name in ("rank1", "rank1_retained")}
+    assert sum(asked.values()) == 40, "an interval is of the images that were asked, not of all there are"
