@@ -163,7 +163,7 @@ def test_before_projection_is_measured_where_it_differs():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a["train"].pop("erased"), "it needs 'original' and 'erased'"),
+        (lambda a: a["train"].pop("erased"), "it needs 'erased'"),
         (lambda a: a.update(forget=7), "No training sample"),
         (lambda a: a.update(forget=[0, 1, 2]), "Every training sample"),
         (lambda a: a["train"]["erased"].fill_(float("nan")), "not finite"),
@@ -219,8 +219,12 @@ def test_one_matrix_is_audited_with_nothing_beside_it_and_says_so():
     train, labels, test, test_labels = planted(n=300)
     report = audit_features(train, labels, test, test_labels, [2], options=AuditOptions(**LEAST))
     both_given = audited(eraser=torch.clone, forget=[2], logits=None, **LEAST)
-    assert report.score("converged", "D_ft") == both_given.score("converged", "D_ft")
-    assert "One matrix" in report.notes[0]
+    assert report.score("converged", "D_ft").value == both_given.score("converged", "D_ft").value
+    assert not [score for score in report if score.original is not None]
+    assert "No original was given" in report.notes[0]
+    assert "| original" not in report.to_markdown()
+    dicts = audit_features({"erased": train}, labels, {"erased": test}, test_labels, [2], options=AuditOptions(**LEAST))
+    assert list(dicts) == list(report)
     assert not any("nothing was erased" in note for note in report.section("converged").notes)
     with pytest.raises(ValueError, match="train is one matrix and test a dict of versions"):
         audit_features(train, labels, {"original": test, "erased": test}, test_labels, [2])
@@ -229,6 +233,7 @@ def test_one_matrix_is_audited_with_nothing_beside_it_and_says_so():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"texts": ["cat"]}, r"texts is said as options=AuditOptions\(texts=...\)"),
         ({"attacks": "full"}, r"attacks is said as options=AuditOptions\(attacks=...\)"),
         ({"unseen": 1}, r"unseen is said as reference=Unseen\("),
         ({"reference_model": 1}, r"reference_model is said as reference=Retrained\("),

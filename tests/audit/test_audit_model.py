@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
 from hf_kd import AuditOptions, ErasedModel, Retrained, Unseen, audit_features
-from hf_kd.audit.audit_data import AuditData
+from hf_kd.audit.other_models import wrapped
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
 from hf_kd.data.draw import stratified_rows
@@ -162,7 +162,7 @@ def test_a_model_that_is_named_goes_to_the_device_of_the_audited_one(vit, proces
     vit.save_pretrained(tmp_path / "other")
     audited = ErasedModel.from_model(vit, processor)
     audited.inner._hf_hook = SimpleNamespace(execution_device="meta")  # as accelerate says where a model runs
-    named = AuditData.wrapped(SimpleNamespace(model=audited), tmp_path / "other")
+    named = wrapped(audited, tmp_path / "other")
     assert {parameter.device.type for parameter in named.parameters()} == {"meta"}
     assert named.processor is processor, "a folder without one is read as the audited model is"
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from hf_kd.audit.figures import draw_recovery
 from hf_kd.audit.plotting import spread
+from hf_kd.audit.render import attackers
 from hf_kd.audit.report import RetentionReport
 from tests.helpers.audited import audited
 from tests.metrics.planted import planted
@@ -51,6 +52,8 @@ def test_embeddings_have_a_recovery_figure_without_a_head(tmp_path):
 
 def test_recovery_shows_accuracies_and_its_note_on_the_papers_probe(report):
     drawn = draw_recovery(report, Figure)
+    best = drawn.axes[0].get_xticklabels()[0].get_text().replace("\n", " ")
+    assert best == f"best attacker ({attackers(report.worst_case)})"
     assert drawn.axes[0].get_ylim()[1] < 110
     assert "stopped long before it converges" in " ".join(drawn.legends[0].get_title().get_text().split())
 

@@ -125,6 +125,11 @@ def test_where_nothing_is_compared_nothing_is_said_of_before():
     changed = made(compared="equal", context={"changes": [{"method": "scrub", "n_forget": 3}]}).verdict
     assert "the model before the change was not given" in changed
     assert "bit for bit" not in changed
+    both = {"changes": [{"method": "regrow", "n_forget": 9}], "erasures": [{"method": "esc", "n_forget": 9}]}
+    told = made(head=(0, 0), context=both).verdict
+    assert "the model before the change was not given" in told
+    assert "to begin with" not in told
+    assert "before" not in told.partition("What it was before is not known")[0]
     assert "bit for bit, and nothing was erased" in made(compared="equal").verdict
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,7 +36,17 @@ class AuditData:
     put by their names.
     """
 
-    def __init__(self, model: TappedModel, train: Any, test: Any, reading: ReadOptions):
+    def __init__(
+        self,
+        model: TappedModel,
+        train: Any,
+        test: Any,
+        reading: ReadOptions,
+        original: TappedModel | None = None,
+        changed: bool = False,
+    ):
+        """original: the model before its weights were changed, where it was given; changed: whether they were."""
+        self.original, self.changed = original, changed
         given = {"train": (train, reading), "test": (test, reading.of_test())}
         self._readers = {split: ImageReader(model, images, own) for split, (images, own) in given.items()}
         # what was drawn is drawn once: every later pass reads just that, as the labels are numbered
@@ -119,13 +128,17 @@ class AuditData:
         train, test = (apply_erasers(model, split) for split in before)
         return train, test
 
-    def wrapped(self, source: Any) -> TappedModel:
-        """Another model, wrapped as this one is where it is not yet; one that is named goes to where this one is."""
-        own = type(self.model)
-        if isinstance(source, str | os.PathLike):
-            source = own.from_pretrained(source).to(input_device(self.model.inner))
-            source.processor = source.processor or self.model.processor
-        return source if isinstance(source, own) else own.from_model(source, processor=self.model.processor)
+    def versions(self, view: str | None = None) -> dict[str, tuple[Split, Split]]:
+        """Features of each version that is known: of changed weights without the model before, there is no original."""
+        before = self.before if view is None else self.read_again(self.model, view)
+        found = {"erased": self.behind(self.model, before)}
+        if self.original is not None:
+            found["original"] = self.of_other(self.original, view)
+        elif not self.changed:
+            found["original"] = before
+        if self.model.erasures and found.get("original") is not before:
+            found["before_projection"] = before
+        return found
 
     def of_other(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
         """Features of another model behind its erasers."""
@@ -140,17 +153,25 @@ class AuditData:
         return AuditImages(self._images, self._all, self._rows, forget, self.reading, self._numbers)
 
     def layer_profile(self, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]) -> Section:
-        """The layer profile, and the tap beside it on the same samples."""
-        blocks = blocks_of(self.model)
+        """The layer profile beside the original's, and the tap beside it on the same samples."""
+        models = {"erased": self.model} | ({} if self.original is None else {"original": self.original})
+        blocks = {version: blocks_of(model) for version, model in models.items()}
+        blocks = {version: [name for name in own if name in blocks["erased"]] for version, own in blocks.items()}
         hidden, labels, tap = [], [], []
         for number, (split, images) in enumerate(self._images.items()):
             kept = self._rows[split]
             rows = sampled_rows(self._all[split], kept, forget, MOST_ROWS[split], FORGOTTEN_SHARE[split])
-            hidden.append(read_layers(self.model, images, self.reading, blocks, self._numbers[split][rows]))
+            numbers = self._numbers[split][rows]
+            read = {
+                version: read_layers(models[version], images, self.reading, own, numbers)
+                for version, own in blocks.items()
+            }
+            if self.original is None and not self.changed:  # an eraser alone leaves what is below it
+                read["original"] = read["erased"]
+            hidden.append(read)
             labels.append(self._all[split][rows])
             among = torch.isin(torch.nonzero(kept).flatten(), rows)
-            before = features.get("before_projection", features["original"])[number]
-            tap.append({"original": before[among], "erased": features["erased"][number][among]})
+            tap.append({version: pair[number][among] for version, pair in features.items()})
         with working("probing every block", self.reading.progress):
             return layer_profile_section(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
 

@@ -43,9 +43,10 @@ VARIES = (
     "and the data stay the same, and the converged probe does not depend on it."
 )
 
-ONE_MATRIX = (
-    "One matrix of features was given for each split and no original: both columns are that matrix, and this report cannot "
-    'tell what was forgotten. With {"original": ..., "erased": ...} it can.'
+NO_ORIGINAL = (
+    "No original was given, so nothing of before stands beside these numbers, and this report cannot tell what was "
+    'forgotten. It can with features of both, {"original": ..., "erased": ...}, or with the model before its weights were '
+    "changed, original=..."
 )
 
 
@@ -94,7 +95,8 @@ def audit_features(
     Args:
         train: Features of the training samples: a dict of matrices [n, d], those of the `original` model, the `erased` ones
             and, where the weights were changed too, those `before_projection`. Rows are the same samples in every version.
-            One matrix [n, d] alone is audited with nothing beside it, and the report says so.
+            Without an original, as one matrix [n, d] is, they are audited with nothing of before beside them, and the
+            report says so.
         train_labels: Class ids [n].
         test: Features of the test samples [m, d], in the same versions.
         test_labels: Class ids [m].
@@ -129,41 +131,41 @@ def audit_features(
             "layer_profile=True needs a model, whose blocks it reads: ErasedModel.audit. Here, hand over its section in "
             "extras=AuditExtras(extra_sections=[...])."
         )
-    one = not isinstance(train, Mapping) and not isinstance(test, Mapping)
     data = _checked(train, train_labels, test, test_labels, forget_labels, extras.views or {})
-    original, erased = data["original"], data["erased"]
+    original, erased = data.get("original"), data["erased"]
+    first = _first(data)
     retrained = None
     if isinstance(reference, Retrained):
         retrained = AuditData.of(reference.source, train_labels, reference.test, test_labels, forget_labels)
         if reference.logits is not None:
             logits = {**(logits or {}), "reference": reference.logits}
-    overlap = [*_not_measured(as_forget_labels(forget_labels), original), *_overlap(original)]
+    overlap = [*_not_measured(as_forget_labels(forget_labels), first), *_overlap(first)]
     fewer, drawn = of_fewer_classes(data if retrained is None else data | {"reference": retrained}, options.max_classes)
-    measurements, about = _measure(fewer, reference, options, one)
-    notes = [*([ONE_MATRIX] if one else ()), *overlap, *about]
+    measurements, about = _measure(fewer, reference, options)
+    notes = [*([NO_ORIGINAL] if original is None else ()), *overlap, *about]
     if options.seeds > 1:
         notes.append(VARIES.format(seeds=options.seeds))
-    answers = {name: head.Answers(name, *pair, original) for name, pair in (logits or {}).items()}
+    answers = {name: head.Answers(name, *pair, first) for name, pair in (logits or {}).items()}
     with working("membership, features", options.progress):
         found = [*_sections(measurements, answers, original, erased, options, extras), *extras.extra_sections]
     if options.identities:
-        versions = {"erased": erased, "original": original} | ({} if retrained is None else {"reference": retrained})
+        versions = {"erased": erased, "original": original, "reference": retrained}
         with working("identities", options.progress):
-            found.append(identities_section(versions))
+            found.append(identities_section({name: own for name, own in versions.items() if own is not None}))
     sampled = {**(extras.sampled or {}), **drawn}
     for section in found:
         sampled |= section.settings.get("sampled", {})
     notes += sampled_notes(sampled)
     return RetentionReport(
-        forget_labels=original.forget,
+        forget_labels=first.forget,
         reference="none" if reference is None else "unseen" if retrained is None else "retrained",
         samples={
-            "D_f": int(original.train_forget.sum()),
-            "D_r": int((~original.train_forget).sum()),
-            "D_ft": int(original.test_forget.sum()),
-            "D_rt": int((~original.test_forget).sum()),
+            "D_f": int(first.train_forget.sum()),
+            "D_r": int((~first.train_forget).sum()),
+            "D_ft": int(first.test_forget.sum()),
+            "D_rt": int((~first.test_forget).sum()),
         },
-        dimension=original.train.shape[1],
+        dimension=first.train.shape[1],
         seeds=options.seeds,
         sections=tuple(sorted(found, key=lambda section: SECTIONS.index(section.key))),
         class_names={int(label): str(name) for label, name in (extras.class_names or {}).items()},
@@ -178,11 +180,11 @@ def audit_features(
 
 
 def _measure(
-    data: Mapping[str, AuditData], reference: Reference, options: AuditOptions, one: bool
+    data: Mapping[str, AuditData], reference: Reference, options: AuditOptions
 ) -> tuple[Measurements, list[str]]:
     """Every version measured, those that are the same object once; and notes on the reference."""
-    original, retrained = data["original"], data.get("reference")
-    names = retention.attacks_to_run(attack_names(options.attacks, len(original.train_views)))
+    bare, retrained = _first(data), data.get("reference")
+    names = retention.attacks_to_run(attack_names(options.attacks, len(bare.train_views)))
     asked = {version: names if version != "reference" else _without_views(names) for version in data}
     parts = {id(part): asked[version] for version, part in data.items()}
     in_turn = torch.as_tensor(reference.labels).unique() if isinstance(reference, Unseen) else ()
@@ -194,16 +196,18 @@ def _measure(
             if id(part) not in made:
                 begin = partial(_begin, bar, SHOWN_AS[version])
                 made[id(part)] = measure(part, asked[version], options, begin)
-        first, second, third = (made[id(data[version])] for version in VERSIONS)
+        first, second, third = (made[id(data[version])] if version in data else None for version in VERSIONS)
         if retrained is not None:
             other = made[id(retrained)]
         elif isinstance(reference, Unseen):
-            best = [name for own in (second, first) for name in own.strongest(_without_views(names))]
-            other, note, few = _measure_unseen(original, reference, best, options, bar.begin)
+            asked_of = [own for own in (second, first) if own is not None]
+            best = [name for own in asked_of for name in own.strongest(_without_views(names))]
+            other, note, few = _measure_unseen(bare, reference, best, options, bar.begin)
             notes.append(note)
-    equal = second is first and not one
     before = None if third is first else third
-    return Measurements(second, first, other, before, original.classes.numel(), equal, few), notes
+    return Measurements(
+        made[id(data["erased"])], first, other, before, bare.classes.numel(), second is first, few
+    ), notes
 
 
 def _begin(bar: Steps, version: str, step: str) -> None:
@@ -213,7 +217,7 @@ def _begin(bar: Steps, version: str, step: str) -> None:
 def _sections(
     measurements: Measurements,
     answers: Mapping[str, head.Answers],
-    original: AuditData,
+    original: AuditData | None,
     erased: AuditData,
     options: AuditOptions,
     extras: AuditExtras,
@@ -246,27 +250,27 @@ def _checked(
         kinds = ["a dict of versions" if isinstance(split, Mapping) else "one matrix" for split in (train, test)]
         raise InvalidValueError(f"train is {kinds[0]} and test {kinds[1]}; give both in the same form.")
     if not isinstance(train, Mapping):
-        train, test = {"original": train, "erased": train}, {"original": test, "erased": test}
+        train, test = {"erased": train}, {"erased": test}
     for name, versions in (("train", train), ("test", test)):
-        missing = [version for version in VERSIONS[:2] if version not in versions]
-        unknown = [version for version in versions if version not in VERSIONS]
-        if missing or unknown:
+        if "erased" not in versions or not set(versions) <= set(VERSIONS):
             raise InvalidValueError(
-                f"{name} has the versions {list(versions)}; it needs 'original' and 'erased', may have "
+                f"{name} has the versions {list(versions)}; it needs 'erased', may have 'original' and "
                 "'before_projection', and nothing else. A reference goes into reference=."
             )
     if set(train) != set(test):
         raise InvalidValueError(f"train has the versions {sorted(train)} and test {sorted(test)}; give both the same.")
     data: dict[str, AuditData] = {}
-    for name in VERSIONS:
-        if name not in train:
-            data[name] = data["original"]
-            continue
+    for name in (name for name in VERSIONS if name in train):
         own = AuditData.of(
             train[name], train_labels, test[name], test_labels, forget_labels, *views.get(name, ((), ()))
         )
         data[name] = next((known for known in data.values() if _equal(known, own)), own)
     return data
+
+
+def _first(data: Mapping[str, AuditData]) -> AuditData:
+    """The version with the least done to it: what all of them share, and what unseen classes are put among."""
+    return next(data[name] for name in ("original", "before_projection", "erased") if name in data)
 
 
 def _equal(a: AuditData, b: AuditData) -> bool:
@@ -279,10 +283,10 @@ def _equal(a: AuditData, b: AuditData) -> bool:
     )
 
 
-def _not_measured(asked: Sequence[int], original: AuditData) -> list[str]:
+def _not_measured(asked: Sequence[int], data: AuditData) -> list[str]:
     """Notes, and warnings that say which they are, on forgotten classes that a split has no sample of."""
-    untrained = [label for label in asked if label not in original.forget]
-    untested = [label for label in original.forget if not bool((original.test_labels == label).any())]
+    untrained = [label for label in asked if label not in data.forget]
+    untested = [label for label in data.forget if not bool((data.test_labels == label).any())]
     notes = []
     for split, absent, what in (
         ("training", untrained, "this report is of the others alone"),
@@ -296,14 +300,14 @@ def _not_measured(asked: Sequence[int], original: AuditData) -> list[str]:
     return notes
 
 
-def _overlap(original: AuditData) -> list[str]:
+def _overlap(data: AuditData) -> list[str]:
     """A note, and a warning, where test rows are training rows."""
-    shared = count_shared_rows(original.train, original.test)
+    shared = count_shared_rows(data.train, data.test)
     if not shared:
         return []
     note = (
-        f"{shared} of {len(original.test)} test rows of the original features are exact copies of training rows: the splits "
-        "overlap, and test scores are too high."
+        f"{shared} of {len(data.test)} test rows are exact copies of training rows: the splits overlap, and test scores are "
+        "too high."
     )
     warnings.warn(f"{note} Pass splits without common images.", stacklevel=3)
     return [note]

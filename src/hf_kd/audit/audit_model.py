@@ -24,18 +24,18 @@ from hf_kd.features.taps.inputs import takes_pictures
 from hf_kd.methods.records import folded_erasures, weight_changes
 from hf_kd.metrics._inputs import trained_forget_labels
 from hf_kd.metrics.attacks import attack_names, views_needed
-from hf_kd.metrics.weights import weight_distance
 
 from .audit_data import AuditData, Split, complete
 from .audit_features import AuditExtras, audit_features
 from .by_name import measure_by_name
 from .classes import forgotten_labels, resolved_labels
 from .options import AuditOptions, Reference, Retrained, Unseen, checked_options, checked_reference
+from .other_models import wrapped
 from .report import RetentionReport
 from .schema import Section
 from .sections.features import class_fit
 from .sections.reference_level import ReadLevel, converged_point, reference_level_section
-from .sections.weights import of_other_weights, weights_section
+from .sections.weights import moved_weights, of_other_weights
 from .weight_access import measure_weight_access
 
 logger = logging.getLogger(__name__)
@@ -82,20 +82,20 @@ def audit_model(
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS) if takes_pictures(model.inner) else 0)
     _refuse_one_logit(model)
-    data = AuditData(model, train, test, reading)
-    forget = forgotten_labels(model, forget_labels, data.names)
     changes = [*weight_changes(model.config), *folded_erasures(model.config)]
+    original = None if original is None else wrapped(model, original)
+    data = AuditData(model, train, test, reading, original, bool(changes))
+    forget = forgotten_labels(model, forget_labels, data.names)
     if changes and original is None:
         logger.warning(
-            "The weights of this model were changed, and without the original model (original=...) what the report calls "
-            "the original is the changed model itself: it cannot tell what was forgotten."
+            "The weights of this model were changed, and without the original model (original=...) nothing of before stands "
+            "in the report: it cannot tell what was forgotten."
         )
     if forget_labels is None:
         data.check_recorded()
     data.read(None if retain_labels is None else [*forget, *resolved_labels(retain_labels, data.names)])
     asked, forget = forget, trained_forget_labels(forget, data.labels[0])
-    original = None if original is None else data.wrapped(original)
-    features, logits, sections = _versions(data, original)
+    features, logits, sections = _versions(data)
     if options.layer_profile:
         sections.append(data.layer_profile(forget, features))
     if options.texts is not None:
@@ -105,7 +105,9 @@ def audit_model(
     read, retrained = _read_reference(data, reference, features, forget, options.max_classes)
     weights, levels = {}, [retrained.level] if retrained.level else []
     if options.access == "weights":
-        measured = measure_weight_access(model, data.for_weights(forget), original, retrained.models, options.budget)
+        measured = measure_weight_access(
+            model, data.for_weights(forget), original, retrained.models, options.budget, changed=bool(changes)
+        )
         sections.append(measured.section)
         weights, levels = {"weights": measured.data}, [*levels, *measured.levels]
     if levels:
@@ -133,7 +135,7 @@ def audit_model(
         logits=logits,
         extras=AuditExtras(
             class_names=_names(data.names, data.labels, [b.argmax(dim=1) for _, b in logits.values()]),
-            views=_views(data, attacks, original),
+            views=_views(data, attacks),
             random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
             fit_class=class_fit(model),
             extra_sections=sections,
@@ -156,19 +158,16 @@ Pairs = dict[str, tuple[Tensor, Tensor]]
 """Train and test rows of each version."""
 
 
-def _versions(data: AuditData, original: TappedModel | None) -> tuple[Pairs, Pairs, list[Section]]:
+def _versions(data: AuditData) -> tuple[Pairs, Pairs, list[Section]]:
     """Features and logits of each version, and the section about moved weights where there is an original model."""
-    model, before = data.model, data.before
-    after = data.behind(model, before)
-    features = {"original": _joined(before), "erased": _joined(after)}
-    logits = {"original": _logits(model, before, masked=False), "erased": _logits(model, after)}
+    read = data.versions()
+    features = {version: _joined(pair) for version, pair in read.items()}
+    logits = {version: _logits(data.model, pair, masked=version == "erased") for version, pair in read.items()}
     sections: list[Section] = []
-    if original is not None:
-        first = data.of_other(original)
-        features |= {"before_projection": features["original"], "original": _joined(first)}
-        logits |= {"before_projection": logits["original"], "original": _logits(original, first)}
+    if data.original is not None:
+        logits["original"] = _logits(data.original, read["original"])
         _check_dimension(features)
-        sections += _weights(original, model)
+        sections += moved_weights(data.original, data.model)
     return features, {version: pair for version, pair in logits.items() if pair is not None}, sections
 
 
@@ -185,14 +184,14 @@ def _read_reference(
 ) -> tuple[Reference, _RetrainedModels]:
     """The reference as matrices of features, of several the one whose R is nearest to the audited model's."""
     if isinstance(reference, Unseen):
-        found = ImageReader(data.model, reference.source, data.reading).read(own_labels=True)
+        found = ImageReader(data.original or data.model, reference.source, data.reading).read(own_labels=True)
         return Unseen(_side_by_side(found.before), complete(found.labels, "unseen")), _RetrainedModels()
     if not isinstance(reference, Retrained):
         return None, _RetrainedModels()
     own = converged_point(features["erased"], data.labels, forget, most)
     read = []
     for source in reference.sources:
-        other = data.wrapped(source)
+        other = wrapped(data.model, source)
         behind = data.of_other(other)
         logits = _logits(other, behind) if other.class_names == data.model.class_names else None
         matrices = _joined(behind)
@@ -204,8 +203,8 @@ def _read_reference(
 
 def _reference_logits(data: AuditData, options: AuditOptions) -> list[tuple[Tensor, Tensor]]:
     """Train and test logits of the models that never saw D_f, those that have a head."""
-    models = map(data.wrapped, options.membership_references)  # one at a time: they may be large
-    pairs = [_logits(model, data.of_other(model)) for model in models]
+    models = (wrapped(data.model, source) for source in options.membership_references)
+    pairs = [_logits(model, data.of_other(model)) for model in models]  # one at a time: they may be large
     return [pair for pair in pairs if pair is not None]
 
 
@@ -222,20 +221,14 @@ def _logits(model: TappedModel, pair: tuple[Split, Split], masked: bool = True) 
     return train, test
 
 
-def _views(
-    data: AuditData, attacks: Sequence[str], original: TappedModel | None
-) -> dict[str, tuple[list[Tensor], list[Tensor]]] | None:
+def _views(data: AuditData, attacks: Sequence[str]) -> dict[str, tuple[list[Tensor], list[Tensor]]] | None:
     """Features of as many further views as the attacks need, for each version."""
     count = max(views_needed(name) for name in attacks)
     if not count:
         return None
     views: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for view in list(VIEWS)[:count]:
-        before = data.read_again(data.model, view)
-        versions = {"original": before, "erased": data.behind(data.model, before)}
-        if original is not None:
-            versions |= {"before_projection": before, "original": data.of_other(original, view)}
-        for version, pair in versions.items():
+        for version, pair in data.versions(view).items():
             for place, features in zip(views.setdefault(version, ([], [])), _joined(pair), strict=True):
                 place.append(features)
     return views
@@ -248,18 +241,6 @@ def _check_dimension(features: dict[str, tuple[Tensor, Tensor]]) -> None:
             f"The original model has features of dimension {found['original']} and this one of {found['erased']}: "
             "original has to be the same network before unlearning."
         )
-
-
-def _weights(original: TappedModel, model: TappedModel) -> list[Section]:
-    """Fig. 2, where both are the same architecture with a head."""
-    states = original.inner.state_dict(), model.inner.state_dict()
-    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
-    heads = {
-        next(part for part in reversed(head.split(".")) if not part.isdigit())
-        for tap in model.taps
-        for head in tap.heads
-    }
-    return [weights_section(weight_distance(*states, head=sorted(heads)))] if heads and shapes[0] == shapes[1] else []
 
 
 def _refuse_one_logit(model: TappedModel) -> None:

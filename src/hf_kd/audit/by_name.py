@@ -68,7 +68,8 @@ def measure_by_name(
     Args:
         model: A two-tower model with a tokenizer.
         texts: By which it is asked for.
-        features: Image embeddings of the versions `original` and `erased`.
+        features: Image embeddings of the version `erased`, and of the one before it: `original`, or `before_projection`, or
+            none, where no eraser stands in the model.
         labels: Their labels.
         forget: The label that is the concept.
         names: What each label is called in prompts.
@@ -92,7 +93,8 @@ def measure_by_name(
     column = {c: n for n, c in enumerate(classes)}
     train, test = (torch.tensor([column[label] for label in part.tolist()]) for part in labels)
     count, concept = len(asked.templates) * len(classes), column[forget[0]]
-    rows = {"original": before, "erased": reader.erased(before)}
+    first = next(version for version in ("original", "before_projection", "erased") if version in features)
+    rows = {first: before} | {"erased": reader.erased(before)}
     near = neighbours_of(_shaped(before, len(asked.templates), count), concept)
     versions = {
         version: ConceptEmbeddings(
@@ -103,14 +105,14 @@ def measure_by_name(
             concept,
             near,
         )
-        for version in ("original", "erased")
+        for version in rows
     }
-    scores = {version: concept_scores(data, versions["original"]) for version, data in versions.items()}
+    scores = {version: concept_scores(data, versions[first]) for version, data in versions.items()}
     seed = next(text for text in asked.texts)
     for version, data in versions.items():
-        prompt = soft_prompt(model, reader, f"a photo of a {seed}", data.with_texts(versions["original"]))
+        prompt = soft_prompt(model, reader, f"a photo of a {seed}", data.with_texts(versions[first]))
         if prompt is not None:
-            scores[version] |= soft_prompt_scores(data.with_texts(versions["original"]), prompt)
+            scores[version] |= soft_prompt_scores(data.with_texts(versions[first]), prompt)
     forgotten = {label for record in all_records(model) for label in record.classes or ()}  # by another request
     near_names = ", ".join(f"class {c}" if c in forgotten else names[c] for c in (classes[n] for n in near))
     notes = [

@@ -26,8 +26,8 @@ STATED = 8.5
 class ClassMaps:
     """Class maps [n, height, width], not negative, not normalised."""
 
-    original: Tensor
-    """Of the true class, before erasing."""
+    original: Tensor | None
+    """Of the true class, before erasing; None where no original is known."""
     erased: Tensor
     """Of the true class, after erasing."""
     answered: Tensor
@@ -46,9 +46,12 @@ def class_map(maps: Tensor, weights: Tensor) -> Tensor:
 
 
 NOTE = (
-    'Grad-CAM: bright is what speaks for "{name}", as a share of the maximum of its scale. On the scale of the original '
-    "dark means that little is left; on its own scale every map has a brightest place."
+    'Grad-CAM: bright is what speaks for "{name}", as a share of the maximum of its scale. On its own scale every map '
+    "has a brightest place"
 )
+
+
+OF_ORIGINAL = "; on the scale of the original dark means that little is left."
 
 
 def scaled(maps: Tensor, by: Tensor | None = None) -> Tensor:
@@ -67,7 +70,7 @@ def panel(
     title: str = "",
     treatment: str = "erased",
 ) -> None:
-    """One row for each image: the image and four maps over it.
+    """One row for each image: the image and four maps over it, without an original two.
 
     Args:
         images: As the model takes them, [n, channels, height, width].
@@ -84,15 +87,19 @@ def panel(
     rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
     title = title or f"{short(name)}: {answers.count(name)} of {len(answers)} images shown are still answered so"
     name = short(name, 18)
-    columns = [
-        (f"original: {name}", scaled(maps.original)),
-        (f"{treatment}: {name}\nscale of the original", scaled(maps.erased, maps.original)),
+    columns = []
+    if maps.original is not None:
+        columns += [
+            (f"original: {name}", scaled(maps.original)),
+            (f"{treatment}: {name}\nscale of the original", scaled(maps.erased, maps.original)),
+        ]
+    columns += [
         (f"{treatment}: {name}\nown scale", scaled(maps.erased)),
         (f"{treatment}: its answer\nown scale", scaled(maps.answered)),
     ]
     with rc_context(STYLE):
-        figure = Figure(figsize=(1.55 * 5, 1.6 * len(images) + 0.9))
-        axes = figure.subplots(len(images), 5, squeeze=False)
+        figure = Figure(figsize=(1.55 * max(4, len(columns) + 1), 1.6 * len(images) + 0.9))
+        axes = figure.subplots(len(images), len(columns) + 1, squeeze=False)
         for row, image in enumerate(images):
             picture = _picture(image)
             grey = picture.mean(axis=2)
@@ -103,7 +110,7 @@ def panel(
                     drawn[row].numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear",
                     extent=(-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5),
                 )  # fmt: skip
-            axes[row, 4].set_xlabel(f"answers {short(answers[row], 24)}", fontsize=7)
+            axes[row, -1].set_xlabel(f"answers {short(answers[row], 24)}", fontsize=7)
         for column, above in enumerate(["image", *(above for above, _ in columns)]):
             axes[0, column].set_title(above, fontsize=STATED)
         for ax in axes.flat:
@@ -111,7 +118,9 @@ def panel(
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
         bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=35)
-        bar.set_label(caption(figure, NOTE.format(name=name)), fontsize=7)
+        bar.set_label(
+            caption(figure, NOTE.format(name=name) + ("." if maps.original is None else OF_ORIGINAL)), fontsize=7
+        )
         add_title(figure, title)
         figure.savefig(path)
 

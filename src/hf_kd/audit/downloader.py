@@ -15,8 +15,8 @@ def downloader_sentence(weights: Mapping[str, Any], outside: float | None = None
 
     Args:
         weights: `best`: percent of the forgotten images, by `erased`, `original`, `reference`; maybe `name`, the attack.
-            `strongest`: details of the same, `R` among them: percent of the other classes' images. `n_forget`: how many
-            forgotten images were read. `left_out`: by network, the attacks that the budget had no time for.
+            `strongest`: details of the same, `R` among them: percent of the other classes' images. `left_out`: by network,
+            the attacks that the budget had no time for.
         outside: Percent that an attacker on the features reads, which whoever has the weights reads at least.
 
     Returns:
@@ -33,10 +33,7 @@ def downloader_sentence(weights: Mapping[str, Any], outside: float | None = None
             f"strongest attack on the bare network reads {own:.0f} %"
         )
     details = (weights.get("strongest") or {}).get("erased") or {}
-    about = (
-        [f"{round(own * weights['n_forget'] / 100):,} of {weights['n_forget']:,}"] if weights.get("n_forget") else []
-    )
-    about += [f"by {best['name']}"] if best.get("name") else []
+    about = [f"by {best['name']}"] if best.get("name") else []
     about += [f"at {details['false_alarms']:.0f} % false alarms"] if details.get("false_alarms") is not None else []
     beside = [
         f"{name} {best[key]:.0f} %"

@@ -12,6 +12,7 @@ from hf_kd.data.text import figure_text
 from hf_kd.errors import require
 
 from .plotting import BLACK, BLUE, GREY, ORANGE, STYLE, VERSIONS, add_title, caption, short, spread
+from .render import attackers
 from .report_data import ReportData
 from .schema import PAPER_NOTE
 from .verdict import verdict
@@ -46,7 +47,7 @@ def draw_figures(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
 def draw_recovery(report: ReportData, figure_class: Any) -> Any:
     """Knowledge retention: the forgotten test images that each reads, the best attacker first, beside the original."""
     worst = report.worst_case
-    bars = {f"best attacker\n({worst.group})": _values(worst)}
+    bars = {f"best attacker\n({attackers(worst)})".replace("; ", ";\n"): _values(worst)}
     if worst.group != "linear":
         bars["linear probe,\nconverged"] = _values(report.score("converged", "D_ft"))
     if report.section("head").scores:
@@ -183,9 +184,10 @@ def draw_norms(report: ReportData, figure_class: Any) -> Any:
     numbers = report.plots.get("norms")
     if not numbers:
         return None
+    shown = [version for version in ("original", "erased") if version in numbers]
     figure = figure_class(figsize=(6.2, 2.6))
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, version in zip(panels, ("original", "erased"), strict=True):
+    panels = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, version in zip(panels, shown, strict=True):
         counts = numbers[version]
         edges = np.asarray(numbers["edges"])
         axes.stairs(100 * np.asarray(counts["retain"]), edges, fill=True, color="#C9C9C9", label="retained (D_rt)")
@@ -199,12 +201,17 @@ def draw_norms(report: ReportData, figure_class: Any) -> Any:
 
 
 def draw_layer_profile(report: ReportData, figure_class: Any) -> Any:
-    """The converged probe at every block and at the tap, where alone the eraser acts: open markers."""
+    """The converged probe at every block and at the tap, where alone an eraser acts: open markers.
+
+    Where blocks of a given original read otherwise, theirs are thin lines without markers.
+    """
     section = next((section for section in report.sections if section.key == "layer_profile"), None)
     if section is None or not section.scores:
         return None
     rows = section.rows()
     names = list(rows)
+    erased = names[-1] == "tap" and report.treatment != "changed"
+    beside = any(s.original is not None and s.original != s.value for s in section.scores if s.group != "tap")
     figure = figure_class(figsize=(max(4.5, 0.34 * len(names) + 1.5), 3.2))
     axes = figure.subplots()
     for name, colour, marker, style, label in (
@@ -213,23 +220,24 @@ def draw_layer_profile(report: ReportData, figure_class: Any) -> Any:
         ("D_rt", GREY, "o", "--", "retained (D_rt)"),
     ):
         scores = [next(score for score in rows[layer] if score.name == name) for layer in names]
-        axes.plot(
-            [score.original for score in scores],
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linestyle=style,
-            label=label,
-        )
-        if names[-1] == "tap":
+        read = [score.value for score in scores]
+        if erased:  # the line goes on to what is read before the eraser
+            before = scores[-1].original if scores[-1].before_projection is None else scores[-1].before_projection
+            read[-1] = read[-1] if before is None else before
+        axes.plot(read, color=colour, marker=marker, markersize=4.5, linestyle=style, label=label)
+        if beside:
+            axes.plot([score.original for score in scores], color=colour, linewidth=0.7, linestyle=style)
+        if erased:
             axes.plot(len(names) - 1, scores[-1].value, color=colour, marker=marker, markersize=9, markerfacecolor="none",
                       markeredgewidth=1.4, linestyle="none")  # fmt: skip
-    if names[-1] == "tap":
+    if beside:
+        axes.plot([], [], color=BLACK, linewidth=0.7, label="thin: the original")
+    if erased:
         axes.plot([], [], color=BLACK, marker="o", markersize=9, markerfacecolor="none", linestyle="none",
                   label="open: behind the eraser")  # fmt: skip
         axes.axvline(len(names) - 1, color=GREY, linewidth=0.6, zorder=0)
     _draw_chance(axes, report.score("converged", "D_ft").chance)
-    lowest = min(score.original for score in section.scores)
+    lowest = min(v for score in section.scores for v in (score.value, score.original) if v is not None)
     axes.set_ylim(min(0, 1.1 * lowest), 104)
     axes.set_xticks(range(len(names)), _without_common_start(names), rotation=60, ha="right", rotation_mode="anchor",
                     fontsize=7)  # fmt: skip
@@ -255,16 +263,17 @@ def draw_tsne(report: ReportData, figure_class: Any) -> Any:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    both = np.concatenate([samples.original, samples.erased]).astype(np.float64)
+    shown = {name: own for name in ("original", "erased") if (own := getattr(samples, name)) is not None}
+    both = np.concatenate(list(shown.values())).astype(np.float64)
     if both.shape[1] > 50:
         both = PCA(50, random_state=0).fit_transform(both)
     perplexity = min(30, len(both) // 4)
     places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(both)
-    halves = {"original": places[: len(samples.labels)], "erased": places[len(samples.labels) :]}
+    parts = dict(zip(shown, np.split(places, len(shown)), strict=True))
     forgotten = np.isin(samples.labels, report.forget_labels)
     figure = figure_class(figsize=(7.6, 4.2))
-    panels = figure.subplots(1, 2)
-    for axes, (version, points) in zip(panels, halves.items(), strict=True):
+    panels = figure.subplots(1, len(parts), squeeze=False)[0]
+    for axes, (version, points) in zip(panels, parts.items(), strict=True):
         axes.scatter(*points[~forgotten].T, s=7, color="#B5B5B5", linewidths=0, label="retained (D_rt)")
         axes.scatter(
             *points[forgotten].T, s=18, color=ORANGE, marker="^", edgecolors="white", linewidths=0.3,
@@ -277,7 +286,7 @@ def draw_tsne(report: ReportData, figure_class: Any) -> Any:
         axes.set_yticks([])
         axes.spines[:].set_visible(True)
     handles, labels = panels[0].get_legend_handles_labels()
-    text = "t-SNE, both panels fitted together and each drawn at its own scale; distances between clusters mean little."
+    text = "t-SNE, panels fitted together and each drawn at its own scale; distances between clusters mean little."
     figure.legend(handles, labels, loc="outside lower center", ncols=2, title=caption(figure, text), title_fontsize=7)
     return figure
 

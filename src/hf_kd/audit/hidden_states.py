@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state, pooled
 from hf_kd.features.taps.inputs import image_inputs, main_input, run
 from hf_kd.features.taps.site import drop_caches, evaluating, head_function, masked_logits
+from hf_kd.methods.records import folded_erasures, weight_changes
 from hf_kd.metrics._inputs import first_rows
 
 from .class_maps import ClassMaps, class_map, panel
 from .classes import forgotten_labels
+from .other_models import wrapped
 
 MOST_ROWS = {"train": 4_000, "test": 2_000}
 """Samples of each split that the layer profile reads at most."""
@@ -107,19 +110,22 @@ def grad_cam(
     path: str | Path,
     label: int | str | None = None,
     *,
+    original: Any = None,
     most: int = 6,
     reading: ReadOptions | None = None,
 ) -> Path:
-    """Draw Grad-CAM maps (Fig. 6) of a few images of a forgotten class, before and after erasing, into the PNG `path`.
+    """Draw Grad-CAM maps (Fig. 6) of a few images of a forgotten class, before and after forgetting, into the PNG `path`.
 
     Weights and map are those of `class_maps`. The figure shows images of D_f: it is drawn only here, never for a model
     card.
 
     Args:
-        model: The model; maps are drawn of it and of what it is without its erasers.
+        model: The model whose maps are drawn.
         data: Labelled images, anything `erase` takes.
         path: The file to write; its folder is made.
         label: Name or id of the class; by default the first of the records.
+        original: The model before its weights were changed, as in an audit. Without it, maps of `model` without its erasers
+            stand in its place, and none where its weights were changed.
         most: Number of images.
         reading: How images are read, as in `erase`; by default without a bar.
 
@@ -145,11 +151,16 @@ def grad_cam(
             "is no picture to lay a map over. Leave grad_cam out."
         )
     maps = class_maps(model, inputs, wanted)
+    changed = bool(weight_changes(model.config) or folded_erasures(model.config))
+    if original is not None:
+        maps = replace(maps, original=class_maps(wrapped(model, original), inputs, wanted).original)
+    elif changed:
+        maps = replace(maps, original=None)
+    treatment = "changed" if changed and not model.erasures else "erased"
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    panel(
-        pictures.float().cpu(), maps, str(names[wanted]), [str(names.get(int(p), int(p))) for p in maps.predicted], path
-    )
+    answers = [str(names.get(int(p), int(p))) for p in maps.predicted]
+    panel(pictures.float().cpu(), maps, str(names[wanted]), answers, path, treatment=treatment)
     return path
 
 
@@ -173,6 +184,7 @@ def class_maps(model: TappedModel, inputs: dict[str, Any], label: int) -> ClassM
     """
     name = main_input(model.inner)
     count, *_, height, width = inputs[name].shape
+    model.find_taps()
     passing = [_Keep() for _ in model.sites]
     images = inputs[name].clone().requires_grad_(True)  # there is a graph even where all parameters are frozen
     try:

@@ -69,7 +69,8 @@ class Measurements:
     """What was measured on each version of the features."""
 
     erased: Measurement
-    original: Measurement
+    original: Measurement | None
+    """None where no original was given."""
     reference: Measurement | None
     before_projection: Measurement | None
     """Before the eraser, where that is not the original (weights were changed too)."""

@@ -109,7 +109,8 @@ def number(value: float | None, unit: str = "%", sd: float | None = None) -> str
 
 def screen(report: ReportData) -> Group:
     """The console form: the verdict, the strongest attack and converged KR, the rest in brief; at most 80 columns wide."""
-    columns = [("", "left"), (report.treatment, "right"), ("original", "right")]
+    beside = beside_column(report)
+    columns = [("", "left"), (report.treatment, "right"), *[(title, "right") for title, _ in beside]]
     if report.reference != "none":
         columns.append((report.reference, "right"))
     title = Text(one_line(f"Retention audit: what is left of {_forgotten(report)}"))
@@ -121,7 +122,7 @@ def screen(report: ReportData) -> Group:
             table.add_row(Text(title, style="bold"))
         for text, score in rows:
             sd = None if "sd_over" in score.settings else score.sd
-            cells = [number(score.value, score.unit, sd), _original(score)]
+            cells = [number(score.value, score.unit, sd), *(_value(score, attribute) for _, attribute in beside)]
             cells += [number(score.reference, score.unit)] * (report.reference != "none")
             table.add_row(f"  {text}", *cells)
         for note in filter(None, notes):
@@ -131,6 +132,15 @@ def screen(report: ReportData) -> Group:
     above += [Text(one_line(f"Warning: {warning}"), style="yellow") for warning in judged.warnings]
     below = [Text(note, style="dim") for note in _footnotes(report)]
     return Group(*above, Text(), table, *below)
+
+
+def beside_column(report: ReportData) -> list[tuple[str, str]]:
+    """Title and attribute of the column beside the audited numbers: the original, or else before the eraser, or none."""
+    if report.original_known and any(score.original is not None for score in report):
+        return [("original", "original")]
+    if report.treatment == "erased" and any(score.before_projection is not None for score in report):
+        return [("before the eraser", "before_projection")]
+    return []
 
 
 def _original(score: Score) -> str:
@@ -242,7 +252,8 @@ def in_one_line(report: ReportData) -> str:
     """What was forgotten and how, and the verdict in short, best attacker first."""
     done = [record["method"] for key in ("changes", "erasures") for record in report.context.get(key) or ()]
     by = f" by {', '.join(dict.fromkeys(done))}" if done else ""
-    return one_line(f"{_forgotten(report)} forgotten{by}; {verdict(report).short.partition(': ')[2]}")
+    what = "" if report.treatment == "audited" else f" forgotten{by}"
+    return one_line(f"{_forgotten(report)}{what}; {verdict(report).short.partition(': ')[2]}")
 
 
 def _footnotes(report: ReportData) -> list[str]:
@@ -256,7 +267,7 @@ def _footnotes(report: ReportData) -> list[str]:
         notes.append(HIGHEST)
     if report.reference == "none":
         notes.append("No reference: give a retrained model or unseen classes to have one.")
-    if any(score.value is not None and score.value == score.original for score in report):
+    if report.original_known and any(score.value is not None and score.value == score.original for score in report):
         notes.append("same: equal to the original's, not merely close.")
     if any(section.key == "paper" and section.scores for section in report.sections):
         notes.append(PAPER_NOTE)
@@ -365,9 +376,10 @@ def _wide(report: ReportData, section: Section) -> list[str]:
 
 def _versions(report: ReportData, scores: Iterable[Score]) -> list[tuple[str, str]]:
     scores = list(scores)
-    versions = [(report.treatment, "value"), ("original", "original")]
-    if report.treatment == "erased" and any(score.before_projection is not None for score in scores):
-        versions.append(("before the eraser", "before_projection"))
+    versions = [(report.treatment, "value"), *beside_column(report)]
+    before = ("before the eraser", "before_projection")
+    if report.treatment == "erased" and any(s.before_projection is not None for s in scores) and before not in versions:
+        versions.append(before)
     if any(score.reference is not None for score in scores):
         versions.append((f"reference ({report.reference})", "reference"))
     return versions

@@ -25,8 +25,8 @@ RENAMED = {"layers": "layer_profile", "recovery": "recovery_ratio"}
 class PlotSamples:
     """A few test features for the figures that need points; stays in memory and is not part of the JSON."""
 
-    original: np.ndarray
-    """[n, d]."""
+    original: np.ndarray | None
+    """[n, d]; None where no original was given."""
     erased: np.ndarray
     """[n, d], the same samples."""
     labels: np.ndarray
@@ -117,8 +117,12 @@ class ReportData:
 
     @property
     def treatment(self) -> str:
-        """What was done to the audited model: "changed" where its weights were and no eraser stands in it, else "erased"."""
-        return "changed" if self.context.get("changes") and not self.context.get("erasures") else "erased"
+        """What was done to the audited model: "changed" where its weights were and no eraser stands in it, "audited" where
+        its records name nothing, else "erased".
+        """
+        if self.context.get("erasures", True):  # matrices alone do not say
+            return "erased"
+        return "changed" if self.context.get("changes") else "audited"
 
     def label(self, label: int) -> str:
         """A class as the report names it.
@@ -131,6 +135,11 @@ class ReportData:
         """
         name = self.class_names.get(label)
         return f"{label} ({name})" if name else str(label)
+
+    @property
+    def original_known(self) -> bool:
+        """Whether the model before everything was at hand: not of changed weights (also by a folded eraser) alone."""
+        return not self.context.get("changes") or bool(self.context.get("original_given"))
 
     # Keeping
 

@@ -49,7 +49,8 @@ def _warning(warnings: Sequence[str]) -> str:
 def _done(report: ReportData) -> str:
     records = [record for key in ("changes", "erasures") for record in report.context.get(key) or ()]
     if not records:
-        return f"Forgotten: {subject(report)}."
+        nothing = "" if report.treatment == "erased" else " (no record says that the model was made to forget it)"
+        return f"Audited: {subject(report)}{nothing}."
     told = ", then ".join(
         f"{record['method']} from {fitted_from(record['n_forget'], record.get('n_texts'))}" for record in records
     )
@@ -151,11 +152,13 @@ def _white_box(report: ReportData) -> str:
         return ""
     best, attackers = report.worst_case, report.worst_case.settings.get("attackers", {})
     before = "original" if best.before_projection is None else "before_projection"
-    same = "; as from the original" if before == "original" and compares(report) else ""
+    if before == "original" and not compares(report):
+        return ""
+    same = "; as from the original" if before == "original" else ""
     found = [(score.value, "linear")]
     for version, value in (("erased", best.value), (before, getattr(best, before))):
         name = attackers.get(version, best.group)
-        if value is not None and not name.startswith("groups-") and (version == "erased" or compares(report)):
+        if value is not None and not name.startswith("groups-"):
             found.append((value, name))
     most, name = max(found, key=lambda pair: pair[0])
     return f"Whoever holds the weights can take the eraser away and then reads at least {math.floor(most)} % ({name}{same})."

@@ -151,9 +151,8 @@ def short_name(names: Mapping[int, str], label: int) -> str:
 
 
 def compares(report: ReportData) -> bool:
-    """Whether the column of the original is another model's: one matrix, or changed weights alone, say nothing of before."""
-    how, given = _settings(report, "worst_case").get("compared"), report.context.get("original_given")
-    return how != "alone" and not (how == "equal" and report.treatment == "changed" and not given)
+    """Whether there is an original to compare with: one matrix, or changed weights alone, say nothing of before."""
+    return report.original_known and _settings(report, "worst_case").get("compared") != "alone"
 
 
 def attack_change(report: ReportData, attack: Share) -> str:
@@ -300,9 +299,8 @@ def _labels_sentence(report: ReportData, compared: bool) -> str:
 def _alone(report: ReportData, compared: bool) -> str:
     if compared:
         return ""
-    if report.treatment == "changed":
-        return "What it was before is not known: the model before the change was not given."
-    return "What it was before is not known: only one set of features was given."
+    missing = "the model before the change was not" if report.context.get("changes") else "only one set of features was"
+    return f"What it was before is not known: {missing} given."
 
 
 def _downloader(report: ReportData, attack: Share | None) -> str:

@@ -50,7 +50,7 @@ class WeightAccess:
     section: Section
     data: Mapping[str, Any]
     n_forget: int
-    """Forgotten test images that were read."""
+    """Forgotten test images that the probes were read on; attacks that train read fewer."""
 
     @property
     def levels(self) -> list[ReadLevel]:
@@ -68,16 +68,19 @@ def measure_weight_access(
     references: Sequence[TappedModel] = (),
     budget: float | None = None,
     seed: int = 0,
+    changed: bool = False,
 ) -> WeightAccess:
     """Run the battery on a model beside its original and references.
 
     Args:
-        model: The audited model. Where no original is given its weights are the original's, and are attacked once for both.
+        model: The audited model. Where no original is given and its weights were not changed, they are the original's, and
+            are attacked once for both.
         data: Images and labels.
         original: The model before its weights were changed.
         references: Models that never saw the forgotten classes; the first stands in the column of the reference.
         budget: Minutes; None for all attacks, as long as they take.
         seed: Of all that is random.
+        changed: Whether its weights were changed: without an original nothing of before stands beside it then.
 
     Raises:
         LabelMismatchError: For an original or a reference that lacks a retained class by its name.
@@ -94,19 +97,21 @@ def measure_weight_access(
     images = _images_of(models, data)
     found = run_battery(networks, images, budget=budget, seed=seed, together=SHOWN, progress=data.reading.progress)
     notes = [_sampled(images["erased"], data)]
-    if original is None:
+    if original is None and changed:
+        notes.append("The weights were changed and no original was given: nothing of before stands beside them.")
+    elif original is None:
         found["original"] = found["erased"]
+        own = "whoever takes the eraser off has it back" if model.erasures else "nothing was done to them"
         notes.append(
-            "No other original was given: the weights are those of the original, and whoever takes the eraser off has it "
-            "back. Both columns are one and the same network."
+            f"No other original was given: the weights are those of the original, and {own}. Both columns are one and the "
+            "same network."
         )
     classes = len(data.labels["train"][data.kept["train"]].unique())
     shown = {version: found[version] for version in SHOWN if version in found}
     notes += left_out_notes({version: own for version, own in found.items() if version not in shown})
     notes += _among(networks["erased"], classes)
     section = weight_access_section(shown, classes, len(data.forget), _signatures(networks), notes)
-    n_forget = int(images["erased"].test_forget.sum())
-    return WeightAccess(found, section, weight_access_data(found, n_forget), n_forget)
+    return WeightAccess(found, section, weight_access_data(found), int(images["erased"].test_forget.sum()))
 
 
 def _refuse_other_classes(networks: Mapping[str, Network], names: Mapping[int, str], data: AuditImages) -> None:
@@ -150,7 +155,7 @@ def _sampled(images: WhiteBoxData, data: AuditImages) -> str:
     return (
         f"Read from {' and '.join(counts)}, of the forgotten and {classes} retained classes and drawn by a fixed seed. "
         "Features of all blocks come from one pass, pooled and as 4x4 maps of at most 64 principal channels; networks in "
-        f"training are read on {READ} test images."
+        f"training are read on {min(READ, len(images.test))} test images."
     )
 
 

@@ -144,7 +144,7 @@ def audit(
     if output is not None:
         _write(report, output, reading.progress)
     if grad_cam:
-        _draw_grad_cam(audited, test, output, forgotten, grad_cam, reading)
+        _draw_grad_cam(audited, test, output, forgotten, original, grad_cam, reading)
     if shared.as_json:
         print(report.to_json(indent=None))
         return
@@ -154,8 +154,8 @@ def audit(
     console.print(report)
     if original is None and report.context.get("changes"):
         console.print(
-            "Warning: the weights of this model were changed, and no --original was given. Both columns are the "
-            "changed model: this report cannot tell what was forgotten.",
+            "Warning: the weights of this model were changed, and no --original was given: nothing of before stands "
+            "beside these numbers, and this report cannot tell what was forgotten.",
             style="yellow",
             highlight=False,
         )
@@ -185,10 +185,17 @@ def _write(report: RetentionReport, output: Path, progress: bool) -> None:
 
 
 def _draw_grad_cam(
-    model: ErasedModel, test: Any, output: Path, forgotten: list[int] | None, most: int, reading: ReadOptions
+    model: ErasedModel,
+    test: Any,
+    output: Path,
+    forgotten: list[int] | None,
+    original: str | None,
+    most: int,
+    reading: ReadOptions,
 ) -> None:
     from hf_kd.audit.hidden_states import grad_cam
     from hf_kd.model.saving import atomic_directory
 
     with atomic_directory(output) as folder:
-        grad_cam(model, test, folder / "grad_cam.png", forgotten[0] if forgotten else None, most=most, reading=reading)
+        label = forgotten[0] if forgotten else None
+        grad_cam(model, test, folder / "grad_cam.png", label, original=original, most=most, reading=reading)

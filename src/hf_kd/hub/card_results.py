@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from huggingface_hub import EvalResult
 
-from hf_kd.audit.render import attackers, number, prose
+from hf_kd.audit.render import attackers, beside_column, number, prose
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.schema import PAPER_NOTE
 from hf_kd.audit.verdict import verdict
@@ -57,16 +57,17 @@ def _value(report: RetentionReport, section: str, name: str) -> float | None:
 
 def results_table(report: RetentionReport) -> str:
     """The headline numbers: converged and strongest attack first, the paper's protocol after the label efficiency."""
-    columns = ["", report.treatment, "original"] + (
-        [f"reference ({report.reference})"] if report.reference != "none" else []
-    )
+    beside = beside_column(report)
+    columns = ["", report.treatment, *(title for title, _ in beside)]
+    columns += [f"reference ({report.reference})"] if report.reference != "none" else []
     lines = [_row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]
 
     def add(text: str, section: str, name: str, group: str | None = None) -> None:
         for score in report.section(section).scores:
             if score.name == name and group in (None, score.group) and score.value is not None:
-                cells = [number(score.value, score.unit, score.sd), number(score.original, score.unit)]
-                cells += [number(score.reference, score.unit)] * (len(columns) > 3)
+                cells = [number(score.value, score.unit, score.sd)]
+                cells += [number(getattr(score, attribute), score.unit) for _, attribute in beside]
+                cells += [number(score.reference, score.unit)] * (report.reference != "none")
                 lines.append(_row([text, *cells]))
                 return
 

@@ -58,11 +58,13 @@ def class_fit(model: TappedModel) -> FitClass | None:
     return fit
 
 
-def similarity_section(original: AuditData, erased: AuditData) -> Section:
+def similarity_section(original: AuditData | None, erased: AuditData) -> Section:
     """How far the features of retained samples stayed as they were."""
+    title = "Retained features, before and after (D_rt)"
+    if original is None:
+        return Section("similarity", title, notes=("Not measured: no original was given.",))
     keep = ~original.test_forget
     before, after = original.test[keep], erased.test[keep]
-    title = "Retained features, before and after (D_rt)"
     if before.shape != after.shape:
         return Section("similarity", title, notes=("Not measured: the two have different dimensions.",))
     cosine = uncentred_cosine(before, after)
@@ -76,7 +78,7 @@ def similarity_section(original: AuditData, erased: AuditData) -> Section:
     return Section("similarity", title, scores, ("1 is unchanged. CKA does not see a removed mean; the cosine does.",))
 
 
-def inputs_section(original: AuditData, erased: AuditData) -> Section:
+def inputs_section(original: AuditData | None, erased: AuditData) -> Section:
     """How many inputs the eraser changes, and how many it sends to the same vector.
 
     Where it leaves some as they are, also how many different vectors those have that it changes: a map that replaces has
@@ -84,8 +86,8 @@ def inputs_section(original: AuditData, erased: AuditData) -> Section:
     """
     title = "Inputs changed and vectors shared (test)"
     scores: list[Score] = []
-    for name, mask in (("D_ft", original.test_forget), ("D_rt", ~original.test_forget)):
-        if original.test.shape == erased.test.shape:
+    for name, mask in (("D_ft", erased.test_forget), ("D_rt", ~erased.test_forget)):
+        if original is not None and original.test.shape == erased.test.shape:
             changed = share_changed(original.test[mask], erased.test[mask])
             scores.append(Score("changed", changed, "none", name, original=0.0, protocol="any entry differs"))
             rows = (original.test != erased.test.to(original.test.device)).any(dim=1)
@@ -94,23 +96,22 @@ def inputs_section(original: AuditData, erased: AuditData) -> Section:
                 scores.append(
                     Score("changed_vectors", vectors, "none", name, unit="vectors", protocol="of the changed")
                 )
-        versions = {
-            version: repeated_vectors(data.test[mask]) for version, data in (("original", original), ("erased", erased))
-        }
+        versions = {version: repeated_vectors(data.test[mask]) for version, data in _given(original, erased).items()}
         settings = {"rows": versions["erased"].rows, "distinct": versions["erased"].distinct}
         scores += scores_of(versions, REPEATED, name, protocol="equal bit for bit", settings=settings)
     notes = ["Attackers break exact ties at random and average, so shared vectors neither hide nor feign forgetting."]
     return Section("inputs", title, tuple(scores), tuple(notes))
 
 
-def norms_section(original: AuditData, erased: AuditData) -> Section:
+def _given(original: AuditData | None, erased: AuditData) -> dict[str, AuditData]:
+    return ({} if original is None else {"original": original}) | {"erased": erased}
+
+
+def norms_section(original: AuditData | None, erased: AuditData) -> Section:
     """Mean feature norms: erasing a direction shortens what pointed along it, and that alone can be read."""
     scores: list[Score] = []
-    for name, mask in (("D_ft", original.test_forget), ("D_rt", ~original.test_forget)):
-        lengths = {
-            version: data.test[mask].double().norm(dim=1)
-            for version, data in (("original", original), ("erased", erased))
-        }
+    for name, mask in (("D_ft", erased.test_forget), ("D_rt", ~erased.test_forget)):
+        lengths = {version: data.test[mask].double().norm(dim=1) for version, data in _given(original, erased).items()}
         scores += scores_of(
             lengths,
             [Quantity("mean_norm", "none", lambda values: float(values.mean()), unit="")],
@@ -129,30 +130,21 @@ def norms_section(original: AuditData, erased: AuditData) -> Section:
 # For the figures
 
 
-def plot_numbers(original: AuditData, erased: AuditData, fit_class: FitClass | None = None) -> dict[str, Any]:
-    """Cosines and lengths of class means (Fig. 3) of at most 20 classes, and histograms of the norms.
+def plot_numbers(original: AuditData | None, erased: AuditData, fit_class: FitClass | None = None) -> dict[str, Any]:
+    """Histograms of the norms and, beside an original, cosines and lengths of class means (Fig. 3) of at most 20 classes.
 
     fit_class: gives the eraser fitted on one class's training features; with it each class is also shown behind its own
         eraser, as in the paper's right panel.
     """
-    if original.test.shape != erased.test.shape:
+    if original is not None and original.test.shape != erased.test.shape:
         return {}
-    drawn = drawn_classes(original)
-    rows = torch.isin(original.test_labels, drawn)
-    labels = original.test_labels[rows]
-    cosines = class_mean_cosines(original.test[rows], erased.test[rows], labels)
-    each = None if fit_class is None else _each_erased(original, rows, drawn, fit_class)
-    own = None if each is None else class_mean_cosines(original.test[rows], each, labels)
     lengths = {
-        version: data.test.double().norm(dim=1).cpu().numpy()
-        for version, data in (("original", original), ("erased", erased))
+        version: data.test.double().norm(dim=1).cpu().numpy() for version, data in _given(original, erased).items()
     }
     top = max(float(values.max()) for values in lengths.values()) or 1.0
     edges = np.linspace(0.0, top, HISTOGRAM_BINS + 1)
-    forget = original.test_forget.cpu().numpy()
-    return {
-        "cosines": vars(cosines)
-        | ({} if own is None else {"after_each": own.after, "norms_after_each": own.norms_after}),
+    forget = erased.test_forget.cpu().numpy()
+    return ({} if original is None else {"cosines": _cosines(original, erased, fit_class)}) | {
         "norms": {
             "edges": edges,
             **{
@@ -164,6 +156,16 @@ def plot_numbers(original: AuditData, erased: AuditData, fit_class: FitClass | N
             },
         },
     }
+
+
+def _cosines(original: AuditData, erased: AuditData, fit_class: FitClass | None) -> dict[str, Any]:
+    drawn = drawn_classes(original)
+    rows = torch.isin(original.test_labels, drawn)
+    labels = original.test_labels[rows]
+    cosines = class_mean_cosines(original.test[rows], erased.test[rows], labels)
+    each = None if fit_class is None else _each_erased(original, rows, drawn, fit_class)
+    own = None if each is None else class_mean_cosines(original.test[rows], each, labels)
+    return vars(cosines) | ({} if own is None else {"after_each": own.after, "norms_after_each": own.norms_after})
 
 
 def _each_erased(data: AuditData, rows: Tensor, drawn: Tensor, fit_class: FitClass) -> Tensor | None:
@@ -190,15 +192,15 @@ def drawn_classes(data: AuditData) -> Tensor:
     return labels[distance.argsort()[:MOST_CLASSES_DRAWN].sort().values]
 
 
-def plot_samples(original: AuditData, erased: AuditData, most: int = 600) -> PlotSamples | None:
+def plot_samples(original: AuditData | None, erased: AuditData, most: int = 600) -> PlotSamples | None:
     """A few test samples of every drawn class, the same of both versions."""
-    if original.test.shape != erased.test.shape:
+    if original is not None and original.test.shape != erased.test.shape:
         return None
-    drawn = drawn_classes(original)
+    drawn = drawn_classes(original or erased)
     each = max(5, most // drawn.numel())
-    rows = torch.cat([torch.nonzero(original.test_labels == label).flatten()[:each] for label in drawn])
+    rows = torch.cat([torch.nonzero(erased.test_labels == label).flatten()[:each] for label in drawn])
     return PlotSamples(
-        original.test[rows].float().cpu().numpy(),
+        None if original is None else original.test[rows].float().cpu().numpy(),
         erased.test[rows].float().cpu().numpy(),
-        original.test_labels[rows].cpu().numpy(),
+        erased.test_labels[rows].cpu().numpy(),
     )

@@ -23,37 +23,48 @@ QUANTITIES = (
 """Of a layer."""
 
 
+Layers = Mapping[str, Mapping[str, ArrayLike]]
+"""By version, `erased` and where it is known `original`: pooled hidden states [n, d] by name of the layer."""
+
+
 def layer_profile_section(
-    train: Mapping[str, ArrayLike],
+    train: Layers,
     train_labels: ArrayLike,
-    test: Mapping[str, ArrayLike],
+    test: Layers,
     test_labels: ArrayLike,
     forget_labels: int | ArrayLike,
     tap: tuple[Mapping[str, ArrayLike], Mapping[str, ArrayLike]] | None = None,
 ) -> Section:
     """The section of a report with D_ft, D_rt and recall minus false alarms of the converged probe at every layer.
 
-    train, test: pooled hidden states [n, d] by name of the layer, in the order in which an image passes them; rows are
-        the same samples in all of them. Each layer may have its own d.
-    tap: train and test features at the tap for the versions `original` and `erased`, the same samples.
+    Args:
+        train: Hidden states in the order in which an image passes them, each layer with its own d. Rows are the same samples
+            in all of them. What is one object in both versions, as below an eraser, is read once.
+        train_labels: Class ids [n].
+        test: Those of the test images.
+        test_labels: Class ids [m].
+        forget_labels: The forgotten class ids.
+        tap: Train and test features at the tap by version, `before_projection` maybe among them; the same samples.
 
-    A layer below the tap is the same in the original and in the erased model. Raises ValueError on malformed input, as
-    `knowledge_retention` does.
+    Raises:
+        ValueError: On malformed input, as `knowledge_retention` does.
     """
     forget = as_forget_labels(forget_labels)
 
     def read(x: ArrayLike, x_test: ArrayLike) -> _Layer:
         return _read_layer(x, train_labels, x_test, test_labels, forget)
 
-    rows = {}
-    for name in train:
-        below = read(train[name], test[name])
-        rows[name] = {"erased": below, "original": below}
+    rows: dict[str, dict[str, _Layer]] = {}
+    for name, own in train["erased"].items():
+        first = train.get("original", {}).get(name)
+        rows[name] = {"erased": read(own, test["erased"][name])}
+        if first is not None:
+            rows[name]["original"] = rows[name]["erased"] if first is own else read(first, test["original"][name])
     if tap is not None:
-        rows["tap"] = {version: read(tap[0][version], tap[1][version]) for version in ("erased", "original")}
+        rows["tap"] = {version: read(tap[0][version], tap[1][version]) for version in tap[0]}
     found: list[Score] = []
     for depth, (layer, versions) in enumerate(rows.items()):
-        settings = versions["original"].settings | {"converged": all(v.converged for v in versions.values())}
+        settings = versions["erased"].settings | {"converged": all(v.converged for v in versions.values())}
         found += scores_of(
             {version: own.scores for version, own in versions.items()},
             QUANTITIES,
@@ -63,8 +74,7 @@ def layer_profile_section(
         )
     sizes = next(((score.settings["train"], score.settings["test"]) for score in found), (0, 0))
     notes = [
-        "Hidden states are pooled by their mean over positions. The eraser acts at the tap: every layer below it is as it "
-        "was, for whoever can read it.",
+        f"Hidden states are pooled by their mean over positions. {_beside(train)}",
         f"Read from {sizes[0]:,} training and {sizes[1]:,} test images, the tap too: from fewer images than the "
         "headline's, a probe reads less.",
     ]
@@ -72,6 +82,15 @@ def layer_profile_section(
     if slow:
         notes.append(f"Not converged, read as lower bounds: {', '.join(slow)}.")
     return Section("layer_profile", "Layer profile, converged linear probe", tuple(found), tuple(notes))
+
+
+def _beside(versions: Layers) -> str:
+    """What the column of the original is."""
+    if "original" not in versions:
+        return "The weights were changed and no original was given: nothing of before stands beside the layers."
+    if all(versions["original"].get(name) is own for name, own in versions["erased"].items()):
+        return "The eraser acts at the tap: every layer below it is as it was, for whoever can read it."
+    return "Every layer stands beside the same layer of the original model that was given."
 
 
 @dataclass(frozen=True)

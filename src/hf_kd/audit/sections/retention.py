@@ -41,7 +41,6 @@ def converged_section(measurements: Measurements) -> Section:
     """Knowledge Retention by the converged probe: the headline."""
     fit, comparable = measurements.erased.convergence, measurements.comparable
     base = comparable["reference"].converged.D_ft if "reference" in comparable else None
-    retention = normalised_retention(measurements.erased.converged.D_ft, measurements.original.converged.D_ft, base)
     scores = [
         *scores_of(
             comparable,
@@ -49,6 +48,20 @@ def converged_section(measurements: Measurements) -> Section:
             protocol="converged linear probe",
             settings={"converged": fit.converged, "geometry": fit.geometry, "l2": fit.l2, "rank": fit.rank},
         ),
+        *_normalised(measurements, base),
+        *scores_of(comparable, [Quantity("gradient_norm", "none", lambda m: m.convergence.gradient_norm, unit="nats")]),
+    ]
+    settings = {version: asdict(measured.convergence) for version, measured in measurements.versions.items()}
+    title = "Knowledge Retention, converged linear probe"
+    return Section("converged", title, tuple(scores), tuple(_converged_notes(measurements)), settings)
+
+
+def _normalised(measurements: Measurements, base: float | None) -> list[Score]:
+    """D_ft of the converged probe, 1 for the original's and 0 for the reference's (`base`); none without an original."""
+    if measurements.original is None:
+        return []
+    retention = normalised_retention(measurements.erased.converged.D_ft, measurements.original.converged.D_ft, base)
+    return [
         Score(
             "normalised_retention",
             retention,
@@ -58,12 +71,8 @@ def converged_section(measurements: Measurements) -> Section:
             reference=0.0 if base is not None and retention is not None else None,
             protocol="converged linear probe, D_ft",
             settings={"zero": "reference" if base is not None else "an accuracy of 0"},
-        ),
-        *scores_of(comparable, [Quantity("gradient_norm", "none", lambda m: m.convergence.gradient_norm, unit="nats")]),
+        )
     ]
-    settings = {version: asdict(measured.convergence) for version, measured in measurements.versions.items()}
-    title = "Knowledge Retention, converged linear probe"
-    return Section("converged", title, tuple(scores), tuple(_converged_notes(measurements)), settings)
 
 
 def _converged_notes(measurements: Measurements) -> list[str]:
@@ -99,31 +108,30 @@ def worst_case_section(measurements: Measurements, labels: Tensor, has_eraser: b
     highest_recall = {version: names[1] for version, names in best.items()}
     scores = _best_scores(comparable, strongest, ("recall", "false_alarms", "advantage"), rule)
     scores[0] = replace(scores[0], settings={**scores[0].settings, **_paired(comparable, strongest, labels)})
-    notes = [f"Strongest of {len(measurements.erased.attacks[0])} attacks by {rule}: {_by_version(strongest)}."]
     own = measurements.erased
+    notes = [f"Strongest of {len(own.attacks[0])} attacks by {rule}: {_by_version(strongest)}."]
     if own.recall(highest_recall["erased"]) > own.recall(strongest["erased"]):
         scores += _best_scores(comparable, highest_recall, ("recall", "false_alarms"), "highest recall")
         notes.append(f"Highest recall, whatever the false alarms: {_by_version(highest_recall)}.")
-    white = measurements.before_projection or measurements.original
-    if has_eraser:
+    first = measurements.original
+    white = measurements.before_projection or first
+    if has_eraser and white is not None:
         scores += scores_of(
-            {"erased": white, "original": measurements.original},
+            {"erased": white} | ({} if first is None else {"original": first}),
             [Quantity("recall_without_eraser", "lower", lambda m: m.converged.D_ft)],
             "white box: linear",
             protocol="converged linear probe before the projection",
         )
-    notes.append(
-        "Every column has its own best attacker: what is left is compared with the most that could be read before."
-    )
-    if has_eraser:
+    beside = "" if first is None else ": what is left is compared with the most that could be read before"
+    notes.append(f"Every column has its own best attacker{beside}.")
+    if has_eraser and white is not None:
         notes.append(
             "Whoever holds the weights can take the eraser away; the white-box row is what a linear probe then reads."
         )
-    alone = measurements.erased is measurements.original and not measurements.equal
     settings = {
         "strongest": strongest["erased"],
         "attackers": strongest,
-        "compared": "equal" if measurements.equal else "alone" if alone else "different",
+        "compared": "equal" if measurements.equal else "alone" if first is None else "different",
     }
     return Section("worst_case", "Strongest attack", tuple(scores), tuple(notes), settings)
 
@@ -156,7 +164,7 @@ def _best_scores(
 def _paired(versions: Mapping[str, Measurement], attacks: Mapping[str, str], labels: Tensor) -> dict[str, Any]:
     """How many images the attack reads, and how many of them changed sides against the original's own best attack."""
     hits = {version: measured.hits(attacks[version]) for version, measured in versions.items()}
-    now, before = hits["erased"], hits["original"]
+    now, before = hits["erased"], hits.get("original")
     if now is None or before is None or len(now) != len(before):
         return {}
     found: dict[str, Any] = {"samples": len(now), **changes(now, before)}
@@ -257,6 +265,8 @@ def label_efficiency_section(measurements: Measurements) -> Section:
     notes = ["Recall of the best attacker who has n labelled images of each forgotten class and all retained ones."]
     if measurements.reference is None:
         notes.append(NO_REFERENCE)
+    elif measurements.original is None:
+        notes.append("There is no area number: it needs the original.")
     else:
         score, reasons = _area(measurements)
         scores.append(score)

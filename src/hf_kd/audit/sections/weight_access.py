@@ -116,12 +116,11 @@ def _fewer_images(own: NetworkFindings, classes: int) -> Iterator[str]:
             )
 
 
-def weight_access_data(found: Mapping[str, NetworkFindings], n_forget: int = 0) -> dict[str, Any]:
+def weight_access_data(found: Mapping[str, NetworkFindings]) -> dict[str, Any]:
     """What verdict and figures need: `best` F by version and the attack's `name`, details, profiles, relearning curves.
 
     Args:
         found: By version, further references too.
-        n_forget: Forgotten test images that were read.
 
     Returns:
         Plain data.
@@ -142,7 +141,6 @@ def weight_access_data(found: Mapping[str, NetworkFindings], n_forget: int = 0) 
         "relearning": {version: [curve.to_dict() for curve in own.relearning] for version, own in found.items()},
         "seconds": {version: own.seconds for version, own in found.items()},
         "left_out": {version: own.left_out for version, own in found.items()},
-        "n_forget": n_forget,
     }
 
 

@@ -6,7 +6,7 @@ from hf_kd.audit.schema import Score, Section
 from hf_kd.data.digest import inner_digest
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import folded_erasures, weight_changes
-from hf_kd.metrics.weights import WeightDistance
+from hf_kd.metrics.weights import WeightDistance, weight_distance
 
 
 def of_other_weights(original: TappedModel, model: TappedModel) -> list[str]:
@@ -35,6 +35,19 @@ def of_other_weights(original: TappedModel, model: TappedModel) -> list[str]:
         f"({known[0][:12]}{base}): what is said of the original is said of another model. Audit again with the model before "
         "the request; one of the Hub is named with its revision, USER/NAME@REVISION."
     ]
+
+
+def moved_weights(original: TappedModel, model: TappedModel) -> list[Section]:
+    """The section (Fig. 2), where both are the same architecture with a head.
+
+    Args:
+        original: The model before.
+        model: The model after.
+    """
+    states = original.inner.state_dict(), model.inner.state_dict()
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
+    heads = [head for tap in model.taps for head in tap.heads]
+    return [weights_section(weight_distance(*states, head=heads))] if heads and shapes[0] == shapes[1] else []
 
 
 def weights_section(distance: WeightDistance, most: int = 12) -> Section:
