@@ -26,7 +26,7 @@ def silence_rows(linear: nn.Linear, classes: Sequence[int] | Tensor) -> None:
 
 @torch.no_grad()
 def silent_rows(linear: nn.Linear) -> Tensor:
-    """Ids of the classes that `silence_rows` took from a layer, also where it was rounded to another precision since."""
+    """Ids of the classes that `silence_rows` took from a layer, also where its weights were rounded or moved since."""
     if linear.bias is None:
         return torch.zeros(0, dtype=torch.long)
-    return torch.nonzero((linear.weight == 0).all(dim=1) & (linear.bias < MASKED_LOGIT / 10)).flatten().cpu()
+    return torch.nonzero(linear.bias < MASKED_LOGIT / 10).flatten().cpu()

@@ -19,7 +19,7 @@ from hf_kd.methods.unlearning.delete import without_classes
 from hf_kd.methods.unlearning.fisher import fisher_information
 from hf_kd.methods.unlearning.kodge import LayerInputs, editable, projection_of
 from hf_kd.methods.unlearning.lau import attacked
-from hf_kd.methods.unlearning.random_label import random_labels, relabelled, union
+from hf_kd.methods.unlearning.random_label import random_labels, union
 from hf_kd.methods.unlearning.retrain import augmented
 from hf_kd.methods.unlearning.salun import saliency_mask
 from hf_kd.methods.unlearning.ssd import dampening, importances
@@ -271,7 +271,7 @@ def test_bad_teaching_learns_each_sample_from_its_own_teacher(task, monkeypatch)
 
 
 def test_union_keeps_every_sample_with_its_label(task):
-    both = union(relabelled(task.forget, torch.full((16,), 3)), task.retain)
+    both = union(task.forget.relabelled(torch.full((16,), 3)), task.retain)
     batches = list(both.batches(7, torch.randperm(len(both))))
     assert sum(len(b) for b in batches) == len(both) == 34
     labels = torch.cat([b.labels for b in batches])

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from hf_kd import ErasedModel
 from hf_kd.data import progress
+from hf_kd.data.masked_classes import MASKED_LOGIT, silence_rows
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import make_unlearning_method
-from hf_kd.methods.unlearning import boundary
+from hf_kd.methods.unlearning import boundary, noise_distill
 from hf_kd.methods.unlearning.kodge import editable, projection_of
 from hf_kd.methods.unlearning.steps import GradientSteps
-from hf_kd.methods.unlearning.task import NORMS, parameters_from
+from hf_kd.methods.unlearning.task import NORMS, parameters_from, soft_divergence
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.data.test_progress import Terminal
 from tests.helpers.small import make_dataset, randomise
@@ -133,6 +134,40 @@ def test_fisher_takes_rows_only_of_classes_that_nobody_kept(resnet, processor):
         make_unlearning_method("fisher", alpha=0.0, samples=3).run(task)
         moved = (task.linear_heads()[0].weight != before).any(dim=1)
         assert torch.nonzero(moved).flatten().tolist() == gone
+
+
+def test_noise_distill_masks_only_classes_that_nobody_kept(resnet, processor, monkeypatch):
+    """With random samples, and a part of a class, the teacher gives retained images of it their own answer."""
+    for forget, retain, gone in (([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], []), ([2, 4], [0, 1, 2, 3], [4])):
+        model = ErasedModel.from_model(copy.deepcopy(resnet), processor)
+        task = make_task(model, make_dataset(forget), make_dataset(retain, seed=3), ReadOptions(progress=False))
+        losses_without_steps(monkeypatch)
+        taught = []
+
+        def spy(wanted, logits, temperature, taught=taught):
+            taught.append(wanted)
+            return soft_divergence(wanted, logits, temperature)
+
+        monkeypatch.setattr(noise_distill, "soft_divergence", spy)
+        make_unlearning_method("noise-distill", epochs=1).run(task)
+        (wanted,) = taught
+        assert torch.nonzero((wanted == MASKED_LOGIT).any(dim=0)).flatten().tolist() == gone
+
+
+@pytest.mark.parametrize(
+    "name", ["random-label", "amnesiac", "salun", "boundary-shrink", "bad-teaching", "noise-distill"]
+)
+def test_a_class_that_an_earlier_request_took_away_is_not_taught_again(resnet, processor, monkeypatch, name):
+    """Nothing goes down a loss against a logit that is masked, and the class stays unanswered."""
+    model = ErasedModel.from_model(copy.deepcopy(resnet), processor)
+    task = make_task(model, make_dataset([2] * 16), make_dataset([0, 1, 3] * 6, seed=3), ReadOptions(progress=False))
+    silence_rows(task.linear_heads()[0], [4])
+    assert task.kept_classes.tolist() == [0, 1, 3]
+    losses, step = [], GradientSteps.step
+    monkeypatch.setattr(GradientSteps, "step", lambda *given: losses.append(step(*given)))
+    make_unlearning_method(name, epochs=2).run(task)
+    assert max(losses) < 200
+    assert task.silent_classes.tolist() == [4]
 
 
 def test_fisher_noise_has_the_variance_it_says(task):

@@ -11,8 +11,8 @@ from torch import Tensor
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
-from .random_label import relabelled, union
-from .task import Task, check_range, soft_divergence
+from .random_label import union
+from .task import Task, check_range, soft_divergence, without_classes
 from .training import TrainedMethod
 
 
@@ -54,16 +54,16 @@ class BadTeaching(TrainedMethod):
         retain = retain.subset(retain.shuffled()[: max(1, round(self.retain_share * len(retain)))])
         # the label says which teacher a sample learns from; the divergence needs no other
         both = union(
-            relabelled(task.forget, torch.ones_like(task.forget.labels)),
-            relabelled(retain, torch.zeros_like(retain.labels)),
+            task.forget.relabelled(torch.ones_like(task.forget.labels)),
+            retain.relabelled(torch.zeros_like(retain.labels)),
         )
         good, bad = task.frozen_copy(), self.fresh_model(task).requires_grad_(False)
+        silent = task.silent_classes  # which fresh weights would answer, and the student cannot
 
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
-                wanted = torch.where(
-                    batch.labels[:, None] == 1, task.logits(batch.inputs, bad), task.logits(batch.inputs, good)
-                )
+                unknowing = without_classes(task.logits(batch.inputs, bad), batch.labels, silent, task.num_labels)
+                wanted = torch.where(batch.labels[:, None] == 1, unknowing, task.logits(batch.inputs, good))
             return soft_divergence(wanted / self.temperature, task.logits(batch.inputs) / self.temperature)
 
         return {"n_forget": len(task.forget), "n_retain": len(retain), **self.descend(task, both, loss)}

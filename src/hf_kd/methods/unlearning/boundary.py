@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
-from .random_label import relabelled
 from .retrain import image_name
 from .task import Task, check_range
 from .training import TrainedMethod
@@ -81,7 +80,7 @@ class BoundaryShrink(TrainedMethod):
         check_range(self.name, [("bound", self.bound, 0 < self.bound <= 1, "above 0 and at most 1")])
 
     def change(self, task: Task) -> TrainedMeasured:
-        nearest = relabelled(task.forget, nearest_labels(task, self.bound, self.batch_size))
+        nearest = task.forget.relabelled(nearest_labels(task, self.bound, self.batch_size))
 
         def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)

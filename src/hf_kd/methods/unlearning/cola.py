@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
-from .random_label import relabelled
 from .task import Task
 from .training import TrainedMethod
 
@@ -52,7 +51,7 @@ class Cola(TrainedMethod):
         likeness = own @ goals.T
         # where D_r holds classes of D_f too, none goes to its own
         likeness[task.forget.labels.to(task.device)[:, None] == labels.unique()] = -2
-        towards = relabelled(task.forget, likeness.argmax(dim=1).cpu())
+        towards = task.forget.relabelled(likeness.argmax(dim=1))
 
         def collapse(batch: Batch) -> Tensor:
             _, found = task.logits_and_features(batch.inputs)

@@ -76,8 +76,7 @@ class Fisher(UnlearningMethod):
         chosen = retain.subset(retain.shuffled()[: self.samples])
         information = fisher_information(task, chosen)
         last = {id(p) for head in task.linear_heads() for p in head.parameters()}
-        # D_f may hold samples of classes that D_r knows too: random samples, or a part of a class
-        gone = task.forget_classes[~torch.isin(task.forget_classes, retain.labels)].to(task.device)
+        gone = task.gone_classes.to(task.device)
         with torch.no_grad():
             parameters = [p for p in task.model.parameters() if p.requires_grad]
             for parameter, fisher in zip(parameters, information, strict=True):

@@ -17,7 +17,7 @@ from hf_kd.data.samples import Samples
 from hf_kd.methods.measured import KodgeMeasured
 
 from .base import UnlearningMethod
-from .task import Task, check_range
+from .task import Task, check_range, is_layer
 
 
 def projection_of(gram: Tensor, alpha: float) -> Tensor:
@@ -117,7 +117,7 @@ class Kodge(UnlearningMethod):
 
     def change(self, task: Task) -> KodgeMeasured:
         retain = task.needed_retain(self.name)
-        every = {n: m for n, m in task.model.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
+        every = {n: m for n, m in task.model.named_modules() if is_layer(m)}
         if self.last_layer_only:
             task.linear_heads()
             every = {name: task.model.get_submodule(name) for name in task.heads}

@@ -20,8 +20,8 @@ class NoiseDistill(TrainedMethod):
     """Corrupt all weights with noise of their own size, then distil the masked original into them on D_r (UNDO).
 
     W <- sqrt(1 - r^2) W + r N(0, sd(W)) for every kernel and matrix, then min T^2 KL(teacher || f) on D_r; the teacher is
-    the original with the classes of D_f masked. UNDO shrinks weights and adds noise; behind a normalisation shrinking does
-    nothing, so the noise is relative here.
+    the original with those classes of D_f masked that D_r does not hold. UNDO shrinks weights and adds noise; behind a
+    normalisation shrinking does nothing, so the noise is relative here.
 
     Attributes:
         noise: r, the share of noise.
@@ -55,7 +55,7 @@ class NoiseDistill(TrainedMethod):
 
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
-        teacher = task.frozen_copy()
+        teacher, gone = task.frozen_copy(), task.gone_classes
         with torch.no_grad():
             for weight in (p for p in task.model.parameters() if p.ndim > 1):
                 drawn = torch.randn(weight.shape).to(weight) * weight.std()
@@ -64,7 +64,7 @@ class NoiseDistill(TrainedMethod):
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
                 wanted = task.logits(batch.inputs, teacher)
-                wanted = without_classes(wanted, batch.labels, task.forget_classes, task.num_labels)
+                wanted = without_classes(wanted, batch.labels, gone, task.num_labels)
             return soft_divergence(wanted, task.logits(batch.inputs), self.temperature)
 
         return {"n_retain": len(retain), **self.descend(task, retain, loss)}

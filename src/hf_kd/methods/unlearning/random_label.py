@@ -39,13 +39,6 @@ def random_labels(labels: Tensor, allowed: Tensor) -> Tensor:
     return drawn
 
 
-def relabelled(samples: Samples, labels: Tensor) -> Samples:
-    """The same samples under other labels."""
-    other = samples.subset(torch.arange(len(samples)))
-    other.labels = labels
-    return other
-
-
 def union(*parts: Samples) -> Samples:
     """All samples of `parts` as one set, in their order. Each part reads its own, as one stream of batches."""
 
@@ -82,7 +75,7 @@ class RandomLabel(TrainedMethod):
     batch_size: int = 128
 
     def change(self, task: Task) -> TrainedMeasured:
-        wrong = relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes))
+        wrong = task.forget.relabelled(random_labels(task.forget.labels, task.kept_classes))
 
         def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
@@ -109,7 +102,7 @@ class Amnesiac(TrainedMethod):
 
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
-        both = union(relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes)), retain)
+        both = union(task.forget.relabelled(random_labels(task.forget.labels, task.kept_classes)), retain)
 
         def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)

@@ -354,7 +354,6 @@ class Regrow(UnlearningMethod):
 def _say_unknown(task: Task, targets: Tensor) -> None:
     """Warn where classes that stay are in no image: nothing above the cut will know them, whatever the model knew."""
     stay = task.kept_classes
-    stay = stay[~torch.isin(stay, torch.cat([silent_rows(head) for head in task.linear_heads()]))]
     unknown = int((~torch.isin(stay, targets.cpu())).sum())
     if unknown:
         text = (

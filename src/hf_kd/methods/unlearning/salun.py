@@ -16,7 +16,7 @@ from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import SalUnMeasured
 
-from .random_label import random_labels, relabelled, union
+from .random_label import random_labels, union
 from .task import Task, check_range
 from .training import TrainedMethod
 
@@ -73,7 +73,7 @@ class SalUn(TrainedMethod):
         parameters = [p for p in task.model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters]
         optimizer = self.make_optimizer(parameters)
-        both = union(relabelled(task.forget, random_labels(task.forget.labels, task.kept_classes)), retain)
+        both = union(task.forget.relabelled(random_labels(task.forget.labels, task.kept_classes)), retain)
 
         def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)

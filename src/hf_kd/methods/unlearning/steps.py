@@ -58,7 +58,7 @@ class GradientSteps:
         if not torch.isfinite(torch.tensor(value)):
             self.restore()
             raise DivergedError(
-                f"the loss became {value} in step {self.steps + 1}; the weights are those of step {self.steps - 1}"
+                f"the loss became {value} in step {self.steps + 1}; the weights are those of the last finite loss"
             )
         with torch.no_grad():
             torch._foreach_copy_(self._good, self._stored)  # pyright: ignore[reportPrivateImportUsage]

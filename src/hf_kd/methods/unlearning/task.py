@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd.data.distributed import MIXED_PRECISION, autocast, process_state, reduce_tensor
-from hf_kd.data.masked_classes import MASKED_LOGIT
+from hf_kd.data.masked_classes import MASKED_LOGIT, silent_rows
 from hf_kd.data.progress import Bar
 from hf_kd.data.samples import Batch, Samples, in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean
@@ -57,7 +57,6 @@ class Task:
     pixel_std: Tensor | None = None
     mixed_precision: str = "no"
     progress: bool = True
-    seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     """What a method noticed that the record should say, without names of classes."""
 
@@ -95,11 +94,25 @@ class Task:
         return self.forget.labels.unique()
 
     @property
+    def gone_classes(self) -> Tensor:
+        """Ids of the classes in D_f of which D_r has no image: not those of random samples, or of a part of a class."""
+        found = self.forget_classes
+        return found if self.retain is None else found[~torch.isin(found, self.retain.labels)]
+
+    @property
+    def silent_classes(self) -> Tensor:
+        """Ids of the classes that an earlier request took from the Linear heads."""
+        heads = [self.model.get_submodule(name) for name in self.heads]
+        rows = [silent_rows(head) for head in heads if isinstance(head, nn.Linear)]
+        return torch.cat(rows).unique() if rows else torch.zeros(0, dtype=torch.long)
+
+    @property
     def kept_classes(self) -> Tensor:
-        """Ids of the classes that D_f does not hold; of all where D_f holds samples of every class."""
+        """Ids of the classes that are answered and D_f does not hold; of all answered where D_f holds every one of them."""
         every = torch.arange(self.num_labels)
-        kept = every[~torch.isin(every, self.forget_classes)]
-        return kept if len(kept) else every
+        answered = every[~torch.isin(every, self.silent_classes)]
+        kept = answered[~torch.isin(answered, self.forget_classes)]
+        return kept if len(kept) else answered
 
     def batches(self, samples: Samples, batch_size: int, shuffle: bool = False) -> Iterator[Batch]:
         """This process's part of each batch, on the model's device.
