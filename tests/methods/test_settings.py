@@ -1,15 +1,39 @@
-"""Which settings of a record were chosen."""
+"""Which settings may be given, and which of a record were chosen."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Literal
 
 import pytest
 
+from hf_kd.errors import InvalidValueError
+from hf_kd.methods.choices import refuse_unfit, words_of
 from hf_kd.methods.concepts import ConceptMethod
-from hf_kd.methods.registry import available_methods, get_method
+from hf_kd.methods.registry import available_methods, get_method, make_method, make_unlearning_method, method_info
 from hf_kd.methods.settings import chosen_settings
+
+
+@pytest.mark.parametrize("name", available_methods(None))
+def test_whole_numbers_are_asked_for_before_anything_is_read(name):
+    make = make_method if method_info(name).kind == "eraser" else make_unlearning_method
+    for option in method_info(name).options:
+        if option.type in ("int", "int | None"):
+            for value in (1.5, 2.0, True, "2"):
+                with pytest.raises(InvalidValueError, match=rf"{option.name}={value!r} .* whole number"):
+                    make(name, **{option.name: value})
+                with pytest.raises(InvalidValueError, match=rf"{option.name}={value!r} .*out of range"):
+                    get_method(name)(**{option.name: value})
+
+
+def test_words_may_be_beside_none():
+    assert words_of('Literal["mean", "max"] | None') == ("mean", "max")
+    assert words_of('Literal["mean"] | float') == ()
+    refuse_unfit("mine", {"pooling": 'Literal["mean", "max"] | None'}, {"pooling": None})
+    refuse_unfit("mine", {"pooling": Literal["mean", "max"] | None, "k": int}, {"pooling": "max", "k": 2})
+    with pytest.raises(InvalidValueError, match="pooling='least': expected 'mean' or 'max'"):
+        refuse_unfit("mine", {"pooling": 'Literal["mean", "max"] | None'}, {"pooling": "least"})
 
 
 @pytest.mark.parametrize("name", available_methods(None))

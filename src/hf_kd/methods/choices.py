@@ -1,36 +1,53 @@
-"""Settings that are one of a few words, told by their annotation: `Literal["sgd", "adam"]`. Imports no torch."""
+"""Settings that are a whole number or one of a few words, told by their annotation: `int`, `Literal["sgd", "adam"]`.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from hf_kd.errors import check_choice
+from hf_kd.errors import InvalidValueError, check_choice
 
 
 def words_of(annotation: str) -> tuple[str, ...]:
     """The words that a setting may be; none where it may be anything else.
 
     Example:
-        >>> words_of('Literal["steps", "cosine"]'), words_of("float | str")
+        >>> words_of('Literal["steps", "cosine"] | None'), words_of("float | str")
         (('steps', 'cosine'), ())
     """
-    if not annotation.startswith("Literal["):
-        return ()
-    return ast.literal_eval(f"({annotation.removeprefix('Literal[').removesuffix(']')},)")
+    found = re.fullmatch(r"Literal\[([^\]]*)\]( \| None)?", annotation)
+    return ast.literal_eval(f"({found[1]},)") if found else ()
 
 
-def refuse_unknown_words(types: Mapping[str, str], given: Mapping[str, Any]) -> None:
-    """Refuse a setting that is none of the words it may be.
+def refuse_unfit(owner: str, types: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a setting that is no whole number where it has to be one, and one that is none of the words it may be.
 
     Args:
+        owner: Whose settings they are.
         types: Of all settings their annotation.
         given: Settings and their values.
 
     Raises:
-        InvalidValueError: With the words, and the one that was probably meant.
+        InvalidValueError: With the rule; of words with all of them, and the one that was probably meant.
     """
     for name, value in given.items():
-        if words := words_of(types[name]):
+        kind = types[name] if isinstance(types[name], str) else inspect.formatannotation(types[name])
+        if value is None and kind.endswith(" | None"):
+            continue
+        if kind.removesuffix(" | None") == "int" and type(value) is not int:
+            raise InvalidValueError(f"{owner}: {name}={value!r} is out of range: it has to be a whole number.")
+        if words := words_of(kind):
             check_choice(name, value, words)
+
+
+def check_fields(method: Any) -> None:
+    """`refuse_unfit` for all fields of a dataclass with a `name`."""
+    every = dataclasses.fields(method)
+    refuse_unfit(method.name, {f.name: f.type for f in every}, {f.name: getattr(method, f.name) for f in every})

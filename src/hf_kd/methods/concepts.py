@@ -24,6 +24,7 @@ from torch.nn.functional import normalize
 
 from hf_kd.errors import InvalidValueError
 
+from .choices import check_fields
 from .erasers.base import Eraser
 from .erasers.esc import Projection
 from .erasers.oblique import ObliqueProjection
@@ -61,6 +62,7 @@ class ConceptMethod:
                 f"method={self.name!r}: texts are forgotten by {' or '.join(map(repr, METHODS))}. Other methods are fitted "
                 "on images; give images alone for them."
             )
+        check_fields(self)
         if not 0 < self.variance <= 1 or (self.k is not None and self.k < 1):
             raise InvalidValueError(f"variance={self.variance}, k={self.k}: 0 < variance <= 1, and k is 1 or more.")
         if self.ridge < 0 or self.push < 0:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from hf_kd.errors import GIVE_RETAIN, InvalidTypeError, InvalidValueError, did_you_mean
 
 from .attribute_texts import attribute_texts
-from .choices import refuse_unknown_words
+from .choices import refuse_unfit
 from .entry_points import ENTRY_POINT_GROUP, entry_points_of_methods
 
 NEEDS = ("D_f", "D_r", "D_f and D_r")
@@ -196,7 +196,7 @@ def refuse_method(name: str, kind: str, options: Mapping[str, Any]) -> None:
         options: The hyper-parameters that are given.
 
     Raises:
-        InvalidValueError: For an unknown name, a method of the other kind, and a word that is none of an option's.
+        InvalidValueError: For an unknown name, a method of the other kind, and a value that an option cannot have.
         InvalidTypeError: For an unknown option.
     """
     _find(name, kind)
@@ -207,7 +207,7 @@ def refuse_method(name: str, kind: str, options: Mapping[str, Any]) -> None:
         raise InvalidTypeError(
             f"Method {name!r} has no option {', '.join(unknown)}.{near} It takes {', '.join(known) or 'none'}."
         )
-    refuse_unknown_words(known, options)
+    refuse_unfit(name, known, options)
 
 
 def make_method(method: Any, **options: Any) -> Any:

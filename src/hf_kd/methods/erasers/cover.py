@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.choices import check_fields
 from hf_kd.methods.measured import CoverMeasured
 
 from .base import Eraser, ForgetData, Head, Method
@@ -76,7 +77,8 @@ class Cover(Method):
     views: int = 2
 
     def __post_init__(self) -> None:
-        if self.m is not None and (isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1):
+        check_fields(self)
+        if self.m is not None and self.m < 1:
             raise InvalidValueError(
                 f"m={self.m!r} is out of range: it has to be a whole number of cover classes, 1 or more."
             )

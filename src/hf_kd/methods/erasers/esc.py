@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.choices import check_fields
 from hf_kd.methods.measured import ESCMeasured
 
 from .base import Eraser, ForgetData, Head, Method
@@ -161,7 +162,8 @@ class ESC(Method):
     def __post_init__(self) -> None:
         if self.p is not None and self.k is not None:
             raise InvalidValueError(f"Give p or k, not both (got p={self.p}, k={self.k}).")
-        if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
+        check_fields(self)
+        if self.k is not None and self.k < 1:
             raise InvalidValueError(
                 f"k={self.k!r} is out of range: it has to be a whole number of directions, 1 or more."
             )

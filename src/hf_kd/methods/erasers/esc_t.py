@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_kd.errors import DivergedError, InvalidValueError, check_choice
+from hf_kd.errors import DivergedError, InvalidValueError
+from hf_kd.methods.choices import check_fields
 from hf_kd.methods.measured import ESCTMeasured
 
 from .base import Eraser, ForgetData, Head, Method, condition_number
@@ -114,7 +115,7 @@ class ESCT(Method):
     clip: bool = True
 
     def __post_init__(self) -> None:
-        check_choice("loss", self.loss, ("pce", "ce"))
+        check_fields(self)
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise InvalidValueError(
                 f"threshold={self.threshold!r} is out of range: mask entries lie in [0, 1], 0 <= tau < 1."

@@ -20,6 +20,7 @@ from torch import nn
 from hf_kd.data.progress import at_work
 from hf_kd.data.samples import Samples
 from hf_kd.errors import DivergedError, InvalidValueError, did_you_mean
+from hf_kd.methods.choices import check_fields
 from hf_kd.methods.measured import UnlearningMeasured
 from hf_kd.methods.registry import missing_retain
 
@@ -70,6 +71,7 @@ class UnlearningMethod(ABC):
             raise InvalidValueError(
                 f"{self.name}: bn_mode={self.bn_mode!r} is unknown; choose {', '.join(BN_MODES)}.{near}"
             )
+        check_fields(self)
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = {name: value for name, value in values.items() if value is not None}
         for name in set(COUNTS) & set(given):
