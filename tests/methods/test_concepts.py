@@ -93,6 +93,25 @@ def test_with_images_no_mean_tells_them_from_others(world, names):
     assert float(both.norm()) < 1e-5
 
 
+@pytest.mark.parametrize("others", [[1], [1, 1, 1]], ids=["one", "equal ones"])
+def test_one_image_of_something_else_is_enough(world, names, others):
+    """Its spread says nothing, and the map takes the difference all the same."""
+    images, labels = world["images"], world["labels"]
+    seen = SeenImages(images[labels == 0], images[others])
+    maps = fit_concept(ConceptMethod(), names, images.mean(dim=0), seen)
+    difference = (seen.concept.mean(dim=0) - seen.others.mean(dim=0))[None]
+    assert float(maps.images(difference).norm()) < 1e-5 * float(difference.norm())
+
+
+def test_one_retained_name_is_enough(world):
+    """Less what it has in common with itself nothing is left of it, and the projection is orthogonal."""
+    names = NameVectors.of(prompts_of(world["prompts"][:1]), prompts_of(world["prompts"][1:2]))
+    maps = fit_concept(ConceptMethod(k=1, push=0.0), names, None, None)
+    directions, _ = concept_directions(names.concept, 0.9, 1)
+    assert float((maps.images(directions.T)).norm()) < 1e-5
+    assert torch.allclose(maps.images.matrix(), maps.images.matrix().T, atol=1e-6)
+
+
 def test_a_constant_stands_along_the_concept_and_tells_nothing(world, names):
     images, labels = world["images"], world["labels"]
     seen = SeenImages(images[:0], images[labels != 0])

@@ -220,7 +220,8 @@ def _means(rows: Tensor, groups: Tensor, count: int) -> Tensor:
 
 
 def _ridged(covariance: Tensor, ridge: float) -> Tensor:
-    floor = max(ridge, 1e-6) * covariance.diagonal().mean()
+    # of one vector, or of equal ones, nothing is left: the oblique projection is then the orthogonal one
+    floor = max(ridge, 1e-6) * covariance.diagonal().mean().clamp(min=1e-12)
     return covariance + floor * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
