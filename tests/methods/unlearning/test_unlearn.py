@@ -178,6 +178,34 @@ def test_each_step_is_taken_at_the_lr_of_its_schedule(vit, processor, forget, re
     assert seen == [[0.02 * factor, 0.3 * factor] for factor in factors], "to the last digit"
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("cola", {"epochs": 4, "schedule": "steps", "decay_epochs": (3,)}, [1, 1] + 2 * [1] * 2 + 2 * [0.1] * 2),
+        (
+            "unsir",
+            {"epochs": 2, "decay_epochs": (2,), "repair_lr": 2e-4, **QUICK["unsir"]},
+            3 * [1] + 3 * [0.1] + 2 * [2],
+        ),
+        ("scrub", {"epochs": 2, "max_epochs": 1, "warmup": 1}, [1e-3, 1 / 3, 2 / 3, 1, 1]),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_each_phase_has_the_schedule_of_the_settings(
+    vit, processor, forget, retain, monkeypatch, name, settings, expected
+):
+    """The decays lie within the epochs that were asked for, if not within those of every phase."""
+    seen, step = [], GradientSteps.step
+
+    def noted(self, *args):
+        seen.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(GradientSteps, "step", noted)
+    unlearn(vit, forget, name, retain=retain, processor=processor, progress=False, batch_size=16, lr=1e-4, **settings)
+    assert seen == pytest.approx([1e-4 * factor for factor in expected])
+
+
 def test_defaults_that_depend_on_another_option_follow_it():
     assert [make_unlearning_method("scrub", epochs=e).max_epochs for e in (1, 2, 3, 9)] == [1, 2, 2, 2]
     with pytest.raises(ValueError, match="max_epochs=2 is out of range"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -60,7 +60,7 @@ class Cola(TrainedMethod):
         def align(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
-        first = replace(self, epochs=self.collapse_epochs).descend(task, towards, collapse)
+        first = self.in_phase(epochs=self.collapse_epochs).descend(task, towards, collapse)
         second = self.descend(task, retain, align)
         return {
             "n_forget": len(task.forget),

@@ -11,7 +11,6 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import ScrubMeasured
@@ -85,20 +84,20 @@ class Scrub(TrainedMethod):
         forget_epochs = cast(int, self.max_epochs)  # __post_init__ put a number there
         teacher = task.frozen_copy()
         optimizer = self.make_optimizer(task.model.parameters())
-        steps = self.epochs * batch_count(retain, self.batch_size)
-        steps += forget_epochs * batch_count(forget, self.forget_batch_size)
-        schedule = LambdaLR(optimizer, self.lr_factor)
-        descent = GradientSteps(task, optimizer, steps=steps, name=self.name)
+        forgetting, retaining = (forget, self.forget_batch_size, self._away), (retain, self.batch_size, self._back)
+        passes = [[forgetting, retaining] if epoch < forget_epochs else [retaining] for epoch in range(self.epochs)]
+        steps = [sum(batch_count(samples, size) for samples, size, _ in each) for each in passes]
+        descent = GradientSteps(task, optimizer, steps=sum(steps), name=self.name)
         checkpoints = []
-        for epoch in range(self.epochs):
+        for epoch, each in enumerate(passes):
+            done = 0
             with task.mode(self.bn_mode):
-                if epoch < forget_epochs:
-                    for batch in task.batches(forget, self.forget_batch_size, shuffle=True):
-                        descent.step(-self._divergence(task, teacher, batch).clamp(max=self.cap))
-                for batch in task.batches(retain, self.batch_size, shuffle=True):
-                    kept = F.cross_entropy(task.logits(batch.inputs), batch.labels)
-                    descent.step(self.gamma * kept + self.alpha * self._divergence(task, teacher, batch))
-            schedule.step()
+                for samples, size, loss in each:
+                    for batch in task.batches(samples, size, shuffle=True):
+                        for group in optimizer.param_groups:
+                            group["lr"] = self.lr * self.lr_factor(epoch + done / steps[epoch])
+                        descent.step(loss(task, teacher, batch))
+                        done += 1
             if self.rewind:
                 state = {name: tensor.detach().cpu().clone() for name, tensor in task.model.state_dict().items()}
                 checkpoints.append((state, 100.0 - task.accuracy(forget)))
@@ -115,6 +114,13 @@ class Scrub(TrainedMethod):
             measured["rewound_to_epoch"] = chosen + 1
             measured["held_out_error"] = reference
         return measured
+
+    def _away(self, task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
+        return -self._divergence(task, teacher, batch).clamp(max=self.cap)
+
+    def _back(self, task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
+        kept = F.cross_entropy(task.logits(batch.inputs), batch.labels)
+        return self.gamma * kept + self.alpha * self._divergence(task, teacher, batch)
 
     def _divergence(self, task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad():

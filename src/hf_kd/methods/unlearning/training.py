@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ SCHEDULES = ("steps", "cosine")
 @dataclass(frozen=True, kw_only=True)
 class TrainedMethod(UnlearningMethod):
     """Epochs of gradient descent.
+
+    A method that trains in several phases has the schedule in each of them, counted from the phase's own start.
 
     Attributes:
         epochs: Passes over the data.
@@ -75,6 +78,17 @@ class TrainedMethod(UnlearningMethod):
                 ("warmup", self.warmup, self.warmup >= 0, "0 epochs or more"),
             ],
         )
+
+    def in_phase(self, **settings: Any) -> TrainedMethod:
+        """The method with other settings for one of its phases.
+
+        Args:
+            **settings: Those that differ. They are not checked against each other: decays may lie beyond a shorter phase.
+        """
+        phase = copy.copy(self)
+        for name, value in settings.items():
+            object.__setattr__(phase, name, value)
+        return phase
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer of the settings.

@@ -6,7 +6,6 @@ three of each batch, all under class 0).
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -75,7 +74,7 @@ class Unsir(TrainedMethod):
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
         impaired = self.descend(task, union(shown, retain), loss)
-        repair = dataclasses.replace(self, epochs=self.repair_epochs, lr=self.repair_lr)
+        repair = self.in_phase(epochs=self.repair_epochs, lr=self.repair_lr)
         repaired = repair.descend(task, retain, loss)
         return {
             "n_retain": len(retain),
