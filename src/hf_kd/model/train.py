@@ -131,7 +131,7 @@ def train_original(
         "without": left_out,
         "images": images,
         "measured": measured,
-        "warnings": warnings,
+        "warnings": [*warnings, *task.warnings],  # the task's were said already
         "sampled": sampled(
             {"train": ImageReader(student, data, reading)} | ({"test": test_reader} if test_reader else {})
         ),

@@ -11,8 +11,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from hf_kd import unlearn
 from hf_kd.errors import DivergedError
-from hf_kd.methods.unlearning import cut_scan, regrow
+from hf_kd.methods.unlearning import cut_scan, regrow, resume
 from hf_kd.methods.unlearning.cut_scan import scan
+from hf_kd.methods.unlearning.resume import KeptTraining, save_progress
 from hf_kd.testing.unlearning import CLASSES, SIDE, loader, planted_images
 from tests.methods.unlearning.test_regrow import FORGET, RETAINED, equal, measured, small_task
 
@@ -123,6 +124,37 @@ def test_a_retraining_on_other_images_with_the_same_labels_is_refused(original, 
     images, labels = planted_images(RETAINED, per_class=6)
     with pytest.raises(ValueError, match=r"another run \(data differ\)"):
         unlearn(original, data[0], "retrain", retain=loader(images.flip(-1), labels), checkpoint=tmp_path, **options)
+
+
+@pytest.mark.parametrize("kept_on", ["cpu", "cuda"])
+@pytest.mark.parametrize("form", [dict, list], ids=["by name", "in order"])
+def test_a_training_goes_on_on_another_kind_of_device(original, data, tmp_path, monkeypatch, caplog, kept_on, form):
+    """There is one generator more on a GPU, which no CPU can take over; a file of either kind is gone on with."""
+    own = KeptTraining._generators
+
+    def with_a_gpus(self):
+        names = own(self)
+        return {"cpu": names.pop("cpu"), "cuda": torch.Generator(), **names}
+
+    def written(*given):
+        *before, about = given
+        generators = about["generators"]
+        save_progress(*before, about | {"generators": generators if form is dict else list(generators.values())})
+        raise Killed
+
+    options = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "progress": False, "allow_unrecognised": True}
+    whole = unlearn(original, data[0], "retrain", retain=data[1], **options)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(resume, "save_progress", written)
+        if kept_on == "cuda":
+            patched.setattr(KeptTraining, "_generators", with_a_gpus)
+        unlearn(original, data[0], "retrain", retain=data[1], checkpoint=tmp_path, **options)
+    if kept_on == "cpu":
+        monkeypatch.setattr(KeptTraining, "_generators", with_a_gpus)
+    done = unlearn(original, data[0], "retrain", retain=data[1], checkpoint=tmp_path, **options)
+    assert equal(done, whole)
+    assert "another kind of device" in caplog.text
+    assert any("another kind of device" in text for text in done.config.hf_kd_unlearned[-1]["warnings"])
 
 
 def test_a_damaged_scan_is_said_to_be_one(original, data, tmp_path):

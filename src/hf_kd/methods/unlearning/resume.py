@@ -6,6 +6,7 @@ Each file is replaced by one rename, and says of which run it is: another model,
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 
 from .task import Task
+
+logger = logging.getLogger(__name__)
 
 FILE = "training.safetensors"
 SCAN = "scan.json"
@@ -180,9 +183,19 @@ class KeptTraining:
         done = load_progress(self.task.checkpoint, self.task.model, self.optimizer, self.same)
         if not done:
             return 0
-        for generator, states in zip(self._generators(), done["generators"], strict=True):
-            own = bytearray.fromhex(states[self.task.state.process_index])
-            generator.set_state(torch.frombuffer(own, dtype=torch.uint8))
+        stored, here = done["generators"], self._generators()
+        if isinstance(stored, list):  # older files: in order, with that of a GPU where there was one
+            names = [name for name in here if name != "cuda"]
+            stored = dict(
+                zip(names if len(stored) == len(names) else [names[0], "cuda", *names[1:]], stored, strict=True)
+            )
+        for name in here.keys() & stored.keys():
+            own = bytearray.fromhex(stored[name][self.task.state.process_index])
+            here[name].set_state(torch.frombuffer(own, dtype=torch.uint8))
+        if here.keys() != stored.keys():
+            text = "The training was kept on another kind of device: what a device draws itself, as dropout, is drawn anew."
+            logger.warning(text)
+            self.task.warnings.append(text)
         self.steps, self.last_loss = done["steps"], done["last_loss"]
         return done["epoch"]
 
@@ -190,18 +203,18 @@ class KeptTraining:
         """Keep the state at the end of an epoch; every process hands in the states of its generators."""
         if self.task.checkpoint is None:
             return
-        states = [
-            [
+        states = {
+            name: [
                 row.to(torch.uint8).numpy().tobytes().hex()
                 for row in gather_rows(generator.get_state()[None].long()).cpu()
             ]
-            for generator in self._generators()
-        ]
+            for name, generator in self._generators().items()
+        }
         about = {**self.same, "epoch": epoch, "steps": steps, "last_loss": last_loss, "generators": states}
         if self.task.state.is_main_process:
             save_progress(self.task.checkpoint, self.task.model, self.task.model.state_dict(), self.optimizer, about)
 
-    def _generators(self) -> list[torch.Generator]:
+    def _generators(self) -> dict[str, torch.Generator]:
         device = self.task.device
-        own = [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
-        return [torch.default_generator, *own, *self.draws]
+        own = {"cuda": torch.cuda.default_generators[device.index or 0]} if device.type == "cuda" else {}
+        return {"cpu": torch.default_generator, **own, **{f"draws.{i}": draws for i, draws in enumerate(self.draws)}}
