@@ -6,12 +6,15 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from hf_kd import unlearn
 from hf_kd.data.samples import Samples
+from hf_kd.errors import InvalidValueError
 from hf_kd.methods.unlearning import cut_scan
 from hf_kd.methods.unlearning.cut import cut_behind
 from hf_kd.methods.unlearning.regrow import Regrow
+from hf_kd.methods.unlearning.task import Task
 from hf_kd.testing.unlearning import loader, planted_images, trained_model
 from tests.methods.unlearning.test_regrow import FORGET, RETAINED, grown, measured, original, small_task
 
@@ -65,6 +68,28 @@ def test_a_reading_is_of_held_out_images():
     assert sd > 0
     bright = Samples(forget.labels, {"pixel_values": torch.randn(60, 3, 32, 32) + 2})
     assert cut_scan.read_class(task, bright, retain)[0] > 90
+
+
+def test_the_noise_of_a_reading_is_that_of_the_images_that_were_asked():
+    """Where all of 10 were recognised, whatever the number of others was."""
+    task = Task(
+        nn.Linear(4, 2), Samples(torch.ones(20).long(), {"x": torch.randn(20, 4) + 20}), num_labels=2, progress=False
+    )
+    for others in (40, 4000):
+        retain = Samples(torch.zeros(others).long(), {"x": torch.randn(others, 4)})
+        reading = cut_scan.read_class(task, task.forget, retain, lambda some: next(some.batches(10**6)).inputs["x"])
+        assert reading == (100.0, 5.0)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_reference_of_another_depth_is_refused(depth):
+    task = small_task("ViTForImageClassification")
+    task.forget = task.forget.subset(torch.arange(4).repeat(10))
+    config = copy.deepcopy(task.model.config)
+    assert config.num_hidden_layers not in (1, 3)
+    config.num_hidden_layers = depth
+    with pytest.raises(InvalidValueError, match=f"with {depth} and .* cannot be compared"):
+        cut_scan.where_profiles_part(task, task.retain, type(task.model)(config).eval())
 
 
 def test_with_a_reference_the_cut_is_where_both_begin_to_differ(original):

@@ -107,23 +107,25 @@ def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tu
     Args:
         task: Its model is the one to change.
         retain: D_r.
-        reference: Of the same class; it stays as it is.
+        reference: Of the same class and depth; it stays as it is.
 
     Returns:
         The cut, what was read at each block up to the one where they part, and whether they part at all.
 
     Raises:
-        InvalidValueError: For a reference of another class, and too few images of the forgotten classes.
+        InvalidValueError: For a reference of another class or depth, and too few images of the forgotten classes.
     """
-    if type(reference) is not type(task.model):
+    names = task.find_blocks()
+    own, other = (_beside(names, model) for model in (task.model, reference))
+    if type(reference) is not type(task.model) or own != other:
         raise InvalidValueError(
-            f"The reference is a {type(reference).__name__} and the model a {type(task.model).__name__}: their blocks "
-            "cannot be compared. Give one of the same class, or leave it out: the cut is then found by trying."
+            f"The reference is a {type(reference).__name__} and the model a {type(task.model).__name__}, with {len(other)} "
+            f"and {len(own)} modules where the blocks are: their blocks cannot be compared. Give one of the same class and "
+            "depth, or leave it out: the cut is then found by trying."
         )
     forget, kept = _drawn(task, retain)
     tried: list[CutTried] = []
     below = 0
-    names = task.find_blocks()
     for depth, block in enumerate(names, 1):
         reading, noise = read_class(task, forget, kept, partial(_pooled, task, task.model, block))
         level, spread = read_class(task, forget, kept, partial(_pooled, task, reference, block))
@@ -133,6 +135,12 @@ def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tu
         below = depth
     parted = below < len(names)
     return choose_block(task, names[min(max(below, 1), len(names) - 1) - 1]), tried, parted and below > 0
+
+
+def _beside(blocks: Sequence[str], model: nn.Module) -> set[str]:
+    """Names of the modules of a model that lie where some blocks do."""
+    places = {name.rpartition(".")[0] for name in blocks}
+    return {name for name, _ in model.named_modules() if name.rpartition(".")[0] in places}
 
 
 @torch.no_grad()
@@ -160,12 +168,11 @@ def read_class(
     fits = torch.arange(len(labels)) % 2 == 0
     probe = fit_linear_probe(features[fits], labels[fits])
     rows = ~fits & (torch.arange(len(labels)) < len(forget))
+    asked = int(rows.sum())
     own = (probe.predict(features[rows]) == labels[rows]).double().mean().reshape(1)
     # the mean over processes: what they decide by it has to be the same in all of them
     share = float(sum_over_processes(own)) / task.state.num_processes
-    return round(100 * share, 2), round(
-        100 * math.sqrt(max(share * (1 - share), 0.25 / len(rows)) / int(rows.sum())), 2
-    )
+    return round(100 * share, 2), round(100 * math.sqrt(max(share * (1 - share), 0.25 / asked) / asked), 2)
 
 
 def _depths(blocks: int) -> list[int]:
