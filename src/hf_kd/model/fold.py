@@ -55,7 +55,7 @@ def _fold(model: nn.Module, tap: Tap, eraser: nn.Module) -> None:
             f"An eraser of kind {getattr(eraser, 'kind', type(eraser).__name__)!r} is not linear and cannot be folded "
             "into a weight. Publish the model unfolded: save_pretrained keeps the eraser."
         )
-    matrix, constant = eraser.matrix().cpu(), eraser.offset().cpu()
+    matrix, constant = eraser.matrix(), eraser.offset()
     if tap.heads:
         for name in tap.heads:
             _fold_into_head(model, tap, name, matrix, constant)
@@ -63,13 +63,13 @@ def _fold(model: nn.Module, tap: Tap, eraser: nn.Module) -> None:
     place = tap.places[0]
     producer = model.get_submodule(place.module)
     if place.side == "output" and place.field is None and isinstance(producer, nn.Linear):
-        bias = constant if producer.bias is None else producer.bias.double().cpu() @ matrix + constant
+        bias = constant if producer.bias is None else producer.bias.cpu().double() @ matrix + constant
         if producer.bias is None and float(bias.abs().max()) > 0:
             raise InvalidValueError(
                 f"{place.module} makes the features without a bias that could take up the eraser's constant. Publish the "
                 "model unfolded: save_pretrained keeps the eraser."
             )
-        weight = matrix.T @ producer.weight.double().cpu()  # (x W^T + b) M + c: the features themselves are erased
+        weight = matrix.T @ producer.weight.cpu().double()  # (x W^T + b) M + c: the features themselves are erased
         producer.weight.copy_(weight)
         if producer.bias is not None:
             producer.bias.copy_(bias)
@@ -102,7 +102,7 @@ def _silence(model: nn.Module, name: str, classes: Sequence[int]) -> None:
 
 
 def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, constant: Tensor) -> None:
-    head = plain_copy(model, name, torch.float64).cpu()
+    head = plain_copy(model, name, torch.float64, torch.device("cpu"))
     path, linear = _only_linear(head, name)
     seen: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0].reshape(-1, linear.in_features)))

@@ -29,7 +29,7 @@ def comparable(published: Eraser, again: Eraser) -> list[tuple[Tensor, Tensor]]:
 
 def difference(published: Tensor, again: Tensor) -> float:
     """Norm of the difference, over that of the second; infinite entries have to be equal."""
-    a, b = published.double().cpu(), again.double().cpu()
+    a, b = published.cpu().double(), again.cpu().double()
     if torch.equal(a, b):
         return 0.0
     if not torch.equal(a.where(a.isinf(), 0.0), b.where(b.isinf(), 0.0)):

@@ -7,6 +7,7 @@ frozen dataclass of hyper-parameters. Both are open: a package of its own adds a
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -94,14 +95,16 @@ class Eraser(nn.Module, ABC):
         """
 
     def matrix(self) -> Tensor:
-        """M [d, d] with erase(h) = h M + c, in float64 (linear erasers only)."""
-        device = next(self.buffers()).device
-        return self.erase(torch.eye(self.dim, dtype=torch.float64, device=device)) - self.offset()
+        """M [d, d] with erase(h) = h M + c, in float64 on the CPU (linear erasers only)."""
+        return self._exact(torch.eye(self.dim, dtype=torch.float64)) - self.offset()
 
     def offset(self) -> Tensor:
-        """c [d] with erase(h) = h M + c, in float64: what becomes of a zero feature."""
-        device = next(self.buffers()).device
-        return self.erase(torch.zeros(1, self.dim, dtype=torch.float64, device=device))[0]
+        """c [d] with erase(h) = h M + c, in float64 on the CPU: what becomes of a zero feature."""
+        return self._exact(torch.zeros(1, self.dim, dtype=torch.float64))[0]
+
+    def _exact(self, features: Tensor) -> Tensor:
+        """The map of features [n, d] in float64, which not every device has: on the CPU."""
+        return copy.deepcopy(self).cpu().erase(features)
 
     def then(self, later: Eraser) -> Eraser:
         """One eraser that does this one first and another second.
@@ -287,7 +290,7 @@ def condition_number(matrix: Tensor) -> float:
     Args:
         matrix: [d, d].
     """
-    values = torch.linalg.svdvals(matrix.double())
+    values = torch.linalg.svdvals(matrix.cpu().double())
     smallest, largest = float(values[-1]), float(values[0])
     return float("inf") if smallest <= 1e-6 * largest else largest / smallest
 

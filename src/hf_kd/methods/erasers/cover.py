@@ -153,7 +153,7 @@ class Cover(Method):
                 f"Cover erasure is fitted on features [n, d], labels and the head, and {missing} is missing here. Without "
                 "them use method='esc', which needs the images alone."
             )
-        features, labels = forget.detach().double().cpu(), labels.cpu()
+        features, labels = forget.detach().cpu().double(), labels.cpu()
         weight, bias = affine_head(head, forget.detach().float())
         forgotten = checked_labels(features, labels, len(bias))
         retained = still_answered(head, len(bias), forgotten)
@@ -180,7 +180,7 @@ class Cover(Method):
         scores = affine_scores(logits[:, cover], weight[cover], bias[cover], shares, mass)
         close = -torch.inf
         if views:
-            scores = axis_scores(features, [v.double().cpu() for v in views], shares, scores, mass)
+            scores = axis_scores(features, [v.cpu().double() for v in views], shares, scores, mass)
             margins = logits[:, forgotten].amax(dim=1) - logits[:, retained].amax(dim=1)
             if bool(recognised.any()):
                 close = float(cuts_between(margins[recognised], margins.new_tensor([CLOSE_CALLS])))

@@ -115,11 +115,11 @@ class CoverMap(Eraser):
         roles = torch.full_like(self.roles, KEPT)
         roles[list(self.forgotten)] = FORGOTTEN
         roles[list(self.cover)] = torch.arange(len(self.cover)).to(roles)
-        logits = self.prototypes.double() @ self.weight.double().T + self.bias.double()
-        own = torch.tensor(self.cover, device=roles.device)
+        prototypes, weight, bias = (each.cpu().double() for each in (self.prototypes, self.weight, self.bias))
+        own = (prototypes @ weight.T + bias).argmax(dim=1).tolist() == list(self.cover)
         finite = all(bool(torch.isfinite(buffer).all()) for name, buffer in self.named_buffers() if name != "limits")
         finite = finite and not bool(torch.isnan(self.limits).any())
-        if not (finite and torch.equal(roles, self.roles) and torch.equal(logits.argmax(dim=1), own)):
+        if not (finite and torch.equal(roles, self.roles) and own):
             raise InvalidValueError(
                 "The prototypes of a cover eraser have to be answered as their own classes, and its roles to be those its "
                 "description names: the eraser was not loaded or is damaged."

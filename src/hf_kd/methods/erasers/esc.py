@@ -70,8 +70,8 @@ class Projection(Eraser):
         return {"dim": self.dim, "rank": self.rank_removed}
 
     def check(self) -> None:
-        gram = self.directions.double().T @ self.directions.double()
-        error = float((gram - torch.eye(self.rank_removed, dtype=gram.dtype, device=gram.device)).abs().max())
+        directions = self.directions.cpu().double()
+        error = float((directions.T @ directions - torch.eye(self.rank_removed, dtype=torch.float64)).abs().max())
         if not error < 1e-2:  # catches NaN too; a checkpoint stored in bfloat16 is off by 4e-3
             raise InvalidValueError(
                 f"The directions of a projection have to be orthonormal, but Q^T Q differs from I by {error:.3g}: the "
@@ -89,8 +89,8 @@ class Projection(Eraser):
         """
         if type(later) is not type(self):
             return super().then(later)
-        union = orthonormal_union([self.directions.double(), later.directions.to(self.directions.device).double()])
-        return type(self).onto_complement_of(union, **later.measured)
+        union = orthonormal_union([each.directions.cpu().double() for each in (self, later)])
+        return type(self).onto_complement_of(union, **later.measured).to(self.directions.device)
 
 
 class NormedProjection(Projection):

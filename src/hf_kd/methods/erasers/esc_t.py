@@ -48,18 +48,18 @@ class MaskedProjection(Eraser):
             masked_directions: E = U o M [d, d].
             **measured: What was measured while fitting.
         """
-        eraser = cls(masked_directions.shape[0]).to(masked_directions.device)
-        wide = masked_directions.double()
+        eraser = cls(masked_directions.shape[0])
+        wide = masked_directions.cpu().double()
         eraser.operator.copy_(wide @ wide.T)
         eraser.measured.update(measured)
-        return eraser
+        return eraser.to(masked_directions.device)
 
     def erase(self, features: Tensor) -> Tensor:
         return features @ self.operator.to(features.device, features.dtype)
 
     @property
     def rank_removed(self) -> int:
-        return self.dim - int(torch.linalg.matrix_rank(self.operator.double(), rtol=1e-6, hermitian=True))
+        return self.dim - int(torch.linalg.matrix_rank(self.operator.cpu().double(), rtol=1e-6, hermitian=True))
 
     @property
     def condition_number(self) -> float:
@@ -69,8 +69,8 @@ class MaskedProjection(Eraser):
         return {"dim": self.dim}
 
     def check(self) -> None:
-        norm = float(self.operator.double().norm())
-        asymmetry = float((self.operator - self.operator.T).double().norm())
+        operator = self.operator.cpu().double()
+        norm, asymmetry = float(operator.norm()), float((operator - operator.T).norm())
         if not (norm > 0 and asymmetry <= 1e-2 * norm):  # catches NaN too
             raise InvalidValueError(
                 f"The operator of ESC-T has to be symmetric and not zero, but its norm is {norm:.3g} and its asymmetry "

@@ -25,10 +25,10 @@ def affine_head(head: Head, like: Tensor) -> tuple[Tensor, Tensor]:
     dim = like.shape[1]
     probe = torch.cat([torch.zeros(1, dim), torch.eye(dim)]).to(like)
     with torch.no_grad():
-        answers = torch.cat([head(rows) for rows in probe.split(4096)]).double().cpu()
+        answers = torch.cat([head(rows) for rows in probe.split(4096)]).cpu().double()
         found, expected = answers[1:].T - answers[:1].T, answers[0]
         seen = like[:64]
-        wanted, got = head(seen).double().cpu(), seen.double().cpu() @ found.T + expected
+        wanted, got = head(seen).cpu().double(), seen.cpu().double() @ found.T + expected
     error = float((wanted - got).abs().max())
     if not error <= 1e-3 * max(1.0, float((wanted - expected).abs().max())):
         raise InvalidValueError(

@@ -31,7 +31,7 @@ class SecondMoment:
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
         self.dim = dim
         self.count = 0
-        self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=_float64_device(device))
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=float64_device(device))
         """S, [d, d]."""
         self.mean = torch.zeros(dim, dtype=torch.float64, device=self.scatter.device)
         """[d]; zero while nothing was added."""
@@ -92,7 +92,7 @@ class SecondMoment:
         """
         if batch.ndim != 2 or batch.shape[1] != self.dim:
             raise InvalidValueError(f"Expected features of shape [n, {self.dim}], got {tuple(batch.shape)}.")
-        wide = batch.detach().to(self.mean.device, torch.float64)
+        wide = batch.detach().to(self.mean.device).double()
         if not torch.isfinite(wide.square().sum(dim=0)).all():
             finite = torch.isfinite(wide).all(dim=1)
             rows = torch.nonzero(~finite).flatten().tolist()
@@ -263,7 +263,7 @@ class RetainMoments:
         """
         self.moment.update(batch)
         for label in labels.unique().tolist():
-            part = batch[(labels == label).to(batch.device)].detach().to(self.moment.mean.device, torch.float64)
+            part = batch[(labels == label).to(batch.device)].detach().to(self.moment.mean.device).double()
             self.sums[label] = self.sums.get(label, 0) + part.sum(dim=0)
             self.counts[label] = self.counts.get(label, 0) + len(part)
         return self
@@ -290,7 +290,8 @@ class RetainMoments:
         return self
 
 
-def _float64_device(device: torch.device | str) -> torch.device:
+def float64_device(device: torch.device | str) -> torch.device:
+    """The device, or the CPU in its place where it has no float64."""
     device = torch.device(device)
     return torch.device("cpu") if device.type in ("mps", "xla") else device
 

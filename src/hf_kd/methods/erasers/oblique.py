@@ -69,8 +69,8 @@ class ObliqueProjection(Eraser):
         return {"dim": self.dim, "rank": self.rank_removed}
 
     def check(self) -> None:
-        gram = self.read.double().T @ self.write.double()
-        error = float((gram - torch.eye(self.rank_removed, dtype=gram.dtype, device=gram.device)).abs().max())
+        gram = self.read.cpu().double().T @ self.write.cpu().double()
+        error = float((gram - torch.eye(self.rank_removed, dtype=gram.dtype)).abs().max())
         if not (error < 5e-2 and bool(torch.isfinite(self.center).all())):  # catches NaN too
             raise InvalidValueError(
                 f"R^T W of an oblique projection has to be I, but differs from it by {error:.3g}: the eraser was not loaded "

@@ -56,8 +56,8 @@ class KeptSpan(Eraser):
         return {"dim": self.dim, "rank": self.basis.shape[1]}
 
     def check(self) -> None:
-        gram = self.basis.double().T @ self.basis.double()
-        error = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
+        basis = self.basis.cpu().double()
+        error = float((basis.T @ basis - torch.eye(basis.shape[1], dtype=torch.float64)).abs().max())
         if not (error < 1e-2 and bool(torch.isfinite(self.center).all())):  # catches NaN too
             raise InvalidValueError(
                 f"The basis of a kept span has to be orthonormal, but B^T B differs from I by {error:.3g}: the eraser was "
@@ -116,7 +116,7 @@ class RetainedSpan(Method):
                 f"{len(retained)} retained classes span all d = {basis.shape[0]} dimensions, so keeping their span removes "
                 "nothing. Use another method."
             )
-        means = {f: forget[labels == f].double().cpu().mean(dim=0) for f in forgotten}
+        means = {f: forget[labels == f].cpu().double().mean(dim=0) for f in forgotten}
         center = torch.stack(list(mirrored_prototypes(weight, bias, means, retained).values())).mean(dim=0)
         eraser = KeptSpan(*basis.shape)
         eraser.basis.copy_(basis)

@@ -14,7 +14,7 @@ from hf_kd.data.samples import Samples
 from hf_kd.methods.measured import KodgeMeasured
 
 from .base import UnlearningMethod
-from .kodge import editable
+from .kodge import editable, wide
 from .task import Task, is_layer
 
 
@@ -52,7 +52,7 @@ class Damp(UnlearningMethod):
             for name, means in forget_means.items():
                 basis = own_directions(means, retain_means[name])
                 stored = cast(Tensor, modules[name].weight)
-                weight = stored.reshape(len(stored), -1).to(basis)
+                weight = wide(stored.reshape(len(stored), -1))
                 stored.copy_((weight - weight @ basis @ basis.T).reshape(stored.shape).to(stored))
                 edited += 1
         return {
@@ -101,11 +101,11 @@ def mean_rows(module: Any, inputs: Tensor, images: int) -> Tensor | None:
         rows = inputs.reshape(-1, module.in_features)
         if len(rows) % images:
             return None
-        return rows.reshape(images, -1, module.in_features).double().mean(dim=1)
+        return wide(rows.reshape(images, -1, module.in_features)).mean(dim=1)
     if len(inputs) != images:
         return None
     patches = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
-    return patches.double().mean(dim=2)
+    return wide(patches).mean(dim=2)
 
 
 def own_directions(forget: Tensor, retain: Tensor) -> Tensor:

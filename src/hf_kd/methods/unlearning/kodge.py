@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.samples import Samples
+from hf_kd.methods.erasers.moments import float64_device
 from hf_kd.methods.measured import KodgeMeasured
 
 from .base import UnlearningMethod
@@ -59,9 +60,14 @@ class LayerInputs:
             rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
         if len(rows) > self.columns:
             rows = rows[torch.randperm(len(rows))[: self.columns].to(rows.device)]
-        rows = rows.double() if rows.device.type != "mps" else rows.cpu().double()
+        rows = wide(rows)
         gram = rows.T @ rows
         self.grams[name] = self.grams[name] + gram if name in self.grams else gram
+
+
+def wide(rows: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none."""
+    return rows.to(float64_device(rows.device)).double()
 
 
 def editable(module: nn.Module) -> bool:
@@ -133,8 +139,7 @@ class Kodge(UnlearningMethod):
                 of_retain = projection_of(retain_grams[name], self.alpha_retain)
                 kept = torch.eye(len(of_forget), dtype=of_forget.dtype, device=of_forget.device)
                 kept = kept - of_forget @ (kept - of_retain)
-                weight = stored.reshape(stored.shape[0], -1)
-                edited = weight.to(kept) @ kept.T
+                edited = wide(stored.reshape(stored.shape[0], -1)) @ kept.T
                 stored.copy_(edited.reshape(stored.shape).to(stored))
         return {
             "n_forget": len(some_forget),
