@@ -32,6 +32,14 @@ def test_a_record_says_what_was_done_in_one_line():
     assert "energy" not in replace(RECORD, measured=({},)).summary
 
 
+def test_what_was_read_of_the_images_that_were_given_is_what_is_said():
+    values = RECORD.to_dict() | {"method": "kodge", "needs": "D_f and D_r", "n_retain": 80}
+    change = WeightChange.from_dict(values | {"measured": ({"n_forget": 10, "n_retain": 20},)})
+    assert change.read_from == "10 images and 20 retained ones"
+    assert (change.n_forget, change.n_retain) == (1200, 80), "what was given"
+    assert WeightChange.from_dict(values | {"measured": ({},)}).read_from == "1,200 images and 80 retained ones"
+
+
 def test_a_change_of_weights_names_no_tap():
     values = RECORD.to_dict() | {"method": "scrub", "taps": (), "measured": (), "rank_removed": (), "n_retain": 80}
     change = WeightChange.from_dict(values | {"base_model": "bob/base"})

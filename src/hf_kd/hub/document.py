@@ -215,7 +215,7 @@ def _retained_names(model: TappedModel, names: Mapping[int, str], audited: Itera
 def _request(model: TappedModel, erasure: Erasure, shown: Mapping[int, str], named: bool) -> Request:
     """A record as the card tells it; `shown`: the names of classes that may stand in it."""
     return Request(
-        images=erasure.n_forget,
+        images=erasure.n_read_forget,
         classes=None if erasure.classes is None else len(erasure.classes),
         names=tuple(str(shown.get(label, label)) for label in erasure.classes or ()) if named else None,
         method=erasure.method,

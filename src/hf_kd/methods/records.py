@@ -76,6 +76,11 @@ class Erasure:
         return sum(self.rank_removed)
 
     @property
+    def n_read_forget(self) -> int:
+        """Images of D_f that the method read, where that is a part of those that it was given; else all of them."""
+        return next((part["n_forget"] for part in self.measured if "n_forget" in part), self.n_forget)
+
+    @property
     def n_read_retain(self) -> int | None:
         """Images of D_r that the method read, where that is a part of those that it was given; else all of them."""
         return next((part["n_retain"] for part in self.measured if "n_retain" in part), self.n_retain)
@@ -106,9 +111,9 @@ class Erasure:
         of = {name: f" (a sample of {each['of']:,})" for name, each in (self.sampled or {}).items()}
         if self.needs == "D_r":
             return f"{self.n_read_retain or 0:,} retained images{of.get('retain', '')}"
-        images = f"{self.n_forget:,} images{of.get('forget', '')}"
-        if self.n_retain:
-            images += f" and {self.n_retain:,} retained ones{of.get('retain', '')}"
+        images = f"{self.n_read_forget:,} images{of.get('forget', '')}"
+        if self.n_read_retain:
+            images += f" and {self.n_read_retain:,} retained ones{of.get('retain', '')}"
         return fitted_from(self.n_forget, self.n_texts, images)
 
     def _what_changed(self) -> str:

@@ -331,6 +331,16 @@ def test_kodge_takes_the_answers_of_the_forgotten(task):
     assert after.norm() < 0.05 * (before - bias).norm()
 
 
+def test_damp_counts_the_layers_that_it_changes(task):
+    """Where retained means span those of D_f, as where both are of the same images, nothing is left to take out."""
+    before = weights(task)
+    measured = make_unlearning_method("damp").run(task)
+    moved = {name for name, tensor in weights(task).items() if not torch.equal(tensor, before[name])}
+    assert measured["layers_edited"] == len(moved) > 0
+    task.forget = task.retain
+    assert make_unlearning_method("damp").run(task)["layers_edited"] == 0
+
+
 def test_kodge_leaves_grouped_convolutions_biases_and_norms_alone(task):
     first = next(module for module in task.model.modules() if isinstance(module, nn.Conv2d) and module.in_channels > 3)
     first.groups, first.weight = 2, nn.Parameter(first.weight[:, : first.in_channels // 2].detach().clone())

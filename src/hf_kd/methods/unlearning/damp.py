@@ -54,7 +54,7 @@ class Damp(UnlearningMethod):
                 stored = cast(Tensor, modules[name].weight)
                 weight = wide(stored.reshape(len(stored), -1))
                 stored.copy_((weight - weight @ basis @ basis.T).reshape(stored.shape).to(stored))
-                edited += 1
+                edited += basis.shape[1] > 0
         return {
             "n_forget": len(some_forget),
             "n_retain": len(some_retain),

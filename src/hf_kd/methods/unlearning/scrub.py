@@ -102,7 +102,7 @@ class Scrub(TrainedMethod):
                 state = {name: tensor.detach().cpu().clone() for name, tensor in task.model.state_dict().items()}
                 checkpoints.append((state, 100.0 - task.accuracy(forget)))
         measured: ScrubMeasured = {
-            "n_forget": len(forget),
+            "n_forget": len(task.forget),
             "n_retain": len(retain),
             "epochs_run": self.epochs,
             **descent.close(),
