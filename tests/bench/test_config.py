@@ -43,6 +43,8 @@ def one(**changes):
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"mixed_precision": "fp8"}, "is unknown. Choose no, bf16, fp16"),
         ({"train_precision": "half"}, "train_precision='half'"),
+        ({"methods": ["finetune"], "train_precision": "fp16"}, "train_precision='fp16' .* where weights are changed"),
+        ({"methods": ["finetune"], "mixed_precision": "fp16"}, "mixed_precision='fp16' .* Give train_precision"),
         ({"measure": {"kr": True}}, "measure of"),
         ({"measure": {"attacks": ["guess"]}}, "Unknown attacks"),
         ({"measure": {"panels": ["esc-t"]}}, "name no row.*Did you mean 'esc'.*It takes original, esc"),

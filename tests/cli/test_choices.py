@@ -9,6 +9,7 @@ import sys
 import pytest
 import typer
 from transformers import ViTConfig
+from typer.testing import CliRunner
 
 from hf_kd import ReadOptions
 from hf_kd.audit.options import AuditOptions
@@ -106,6 +107,25 @@ def test_a_folder_that_a_command_cannot_take_is_refused_before_torch_is_imported
     done = subprocess.run([sys.executable, "-c", REFUSED, json.dumps(lines)], cwd=tmp_path, capture_output=True, text=True,
                           timeout=60, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["unlearn", "--forget-labels", "cat"], ["train-original", "--recipe", "vit-pretrained"]]
+)
+def test_float16_is_refused_by_commands_that_change_weights(tmp_path, words):
+    given = [
+        *words,
+        "user/name",
+        "--dataset",
+        "user/data",
+        "--output",
+        str(tmp_path / "out"),
+        "--mixed-precision",
+        "fp16",
+    ]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 1, done.output
+    assert "cannot be taken where weights are changed" in " ".join(done.stderr.split())
 
 
 def test_the_names_are_those_of_the_library():

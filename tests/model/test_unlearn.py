@@ -126,6 +126,26 @@ def test_frozen_parameters_make_no_difference_and_stay_marked(name, vit, process
     assert [p.requires_grad for p in second.parameters()] == [p.requires_grad for p in frozen.parameters()]
 
 
+def test_float16_is_refused_before_images_are_read(vit, processor, monkeypatch):
+    """Losses are not scaled, so gradients would be 0. What `accelerate launch` was told counts too."""
+    monkeypatch.setattr(ImageReader, "samples", lambda *a: pytest.fail("images are read"))
+    for reading, told in ((ReadOptions(mixed_precision="fp16"), "no"), (None, "fp16")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", told)
+        given = {"processor": processor, "reading": reading, "progress": False}
+        for change in (
+            lambda given=given: unlearn(vit, make_dataset([2] * 4), "finetune", retain=make_dataset([0, 1]), **given),
+            lambda given=given: train_original(vit, make_dataset([0, 1, 2, 3, 4]), **given),
+        ):
+            with pytest.raises(ValueError, match="fp16' cannot be taken where weights are changed.* 'bf16'"):
+                change()
+
+
+def test_the_precision_that_accelerate_was_told_is_trained_in_and_recorded(vit, processor, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    changed = unlearn(vit, make_dataset([2] * 4), "delete", processor=processor, **options("delete"))
+    assert changed.config.hf_kd_unlearned[-1]["dtype"] == "bf16"
+
+
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("retrain", "eu-k")])
 def test_tied_parameters_stay_tied(name, task):
     convolutions = [m for m in task.model.modules() if isinstance(m, nn.Conv2d)]

@@ -28,7 +28,7 @@ from hf_kd.methods.registry import available_methods, make_method, make_unlearni
 from hf_kd.metrics.attacks import ATTACKS
 
 from .published import Published
-from .shape import ConfigError, choices, count_of, line_of, listed
+from .shape import ConfigError, choices, count_of, line_of, listed, precisions_of
 
 PROTOCOLS: dict[str, frozenset[str]] = {
     "class": frozenset({"forget"}),
@@ -42,8 +42,6 @@ PROTOCOLS: dict[str, frozenset[str]] = {
 REQUIRED: dict[str, frozenset[str]] = {"subclass": frozenset({"forget", "fine_column"})}
 
 PLAIN_ROWS = ("original", "unseen")
-
-PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -249,6 +247,7 @@ def _experiment(
         raise ConfigError(
             f"Rows of {name!r} need different labels; give label: to one of {', '.join(twice)}.", "methods"
         )
+    precision, trained = precisions_of(content, name, any(row.kind == "weights" for row in rows))
     return Experiment(
         name=name,
         model=_place(content["model"], folder),
@@ -258,8 +257,8 @@ def _experiment(
         measures=_measures(content.get("measure") or {}, rows, folder, name),
         limit=limit if limit is not None else count_of(content, "limit", name),
         retain_limit=count_of(content, "retain_limit", name),
-        mixed_precision=_precision(content, "mixed_precision", name) or "no",
-        train_precision=_precision(content, "train_precision", name),
+        mixed_precision=precision or "no",
+        train_precision=trained,
         batch_size=count_of(content, "batch_size", name) or 64,
         revision=content.get("revision"),
     )
@@ -298,14 +297,6 @@ def _other(given: Any, folder: Path, name: str) -> dict[str, Any]:
     for key in ("resize", "limit"):
         count_of(where, key, name)
     return where | {"name": _place(where["name"], folder)} | {"classes": list(listed(where.get("classes")))}
-
-
-def _precision(content: Mapping[str, Any], key: str, name: str) -> str | None:
-    value = content.get(key)
-    value = "no" if value is False else value  # what YAML makes of a bare no
-    if value is not None and value not in PRECISIONS:
-        raise ConfigError(f"{key}={value!r} of {name!r} is unknown.{choices(value, PRECISIONS, 'Choose')}", key)
-    return value
 
 
 def _seeds(given: Any, name: str) -> tuple[int, ...]:

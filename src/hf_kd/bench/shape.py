@@ -8,6 +8,9 @@ from typing import Any
 import yaml
 
 from hf_kd.errors import InvalidValueError, did_you_mean
+from hf_kd.methods.choices import NO_FP16
+
+PRECISIONS = ("no", "bf16", "fp16")
 
 SHAPES = {
     "": "{model: FOLDER or USER/NAME, dataset: ..., protocol: ..., methods: [...], seeds: [0, 1, 2], measure: {...}}",
@@ -97,3 +100,26 @@ def count_of(content: Mapping[str, Any], key: str, name: str) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise ConfigError(f"{key}={value!r} of {name!r} has to be a whole number above 0.", key)
     return value
+
+
+def precisions_of(content: Mapping[str, Any], name: str, trains: bool) -> list[str | None]:
+    """`mixed_precision` and `train_precision`; None where they are not given.
+
+    Args:
+        content: Where they may be.
+        name: Of the experiment.
+        trains: Whether a row changes weights.
+
+    Raises:
+        ConfigError: For an unknown one, and for "fp16" where a row changes weights in it.
+    """
+    found = []
+    for key in ("mixed_precision", "train_precision"):
+        value = "no" if content.get(key) is False else content.get(key)  # what YAML makes of a bare no
+        if value is not None and value not in PRECISIONS:
+            raise ConfigError(f"{key}={value!r} of {name!r} is unknown.{choices(value, PRECISIONS, 'Choose')}", key)
+        found.append(value)
+    key = "mixed_precision" if found[1] is None else "train_precision"
+    if trains and (found[1] or found[0]) == "fp16":
+        raise ConfigError(f"{key}='fp16' of {name!r} {NO_FP16} Give train_precision.", key)
+    return found

@@ -106,7 +106,9 @@ class Shared:
     ] = None
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a forward pass; 64 by default.")] = None
     num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None
-    mixed_precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16 for the forward passes.")] = None
+    mixed_precision: Annotated[
+        str | None, typer.Option(help="no, bf16 or fp16 for the forward passes; not fp16 in training.")
+    ] = None
     limit: Annotated[
         int | None,
         typer.Option(

@@ -11,6 +11,7 @@ import typer
 from hf_kd.data.progress import working
 from hf_kd.data.text import one_line
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.choices import refuse_fp16
 from hf_kd.methods.registry import method_info, refuse_method
 from hf_kd.model.recipes import PRETRAINED, RECIPES
 
@@ -64,6 +65,7 @@ def train_original(
     refuse_without_test(test_split)
     _inputs.check_output(output, shared.overwrite)
     refuse_method("retrain", "weights", shared.settings)
+    refuse_fp16(shared.mixed_precision)
     _inputs.load_libraries(shared)
     from transformers import AutoConfig, AutoModelForImageClassification
 

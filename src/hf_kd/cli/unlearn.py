@@ -12,6 +12,7 @@ from hf_kd.data.paths import refuse_missing_data
 from hf_kd.data.progress import working
 from hf_kd.data.text import terminal
 from hf_kd.errors import InvalidValueError, UnreachableError
+from hf_kd.methods.choices import refuse_fp16
 from hf_kd.methods.registry import built_in_infos, refuse_method
 
 from . import _inputs
@@ -89,6 +90,7 @@ def unlearn(
     refuse_without_test(test_split)
     _inputs.check_output(output, shared.overwrite)
     refuse_method(method, "weights", shared.settings)
+    refuse_fp16(shared.mixed_precision)
     if retain is not None:
         refuse_missing_data(retain)
     _inputs.load_libraries(shared)

@@ -64,10 +64,15 @@ def gather_rows(tensor: Tensor, fill: int = 0) -> Tensor:
     return cast(Tensor, gather(moved)).cpu()
 
 
-def autocast(device: torch.device, mixed_precision: str | None) -> contextlib.AbstractContextManager[Any]:
-    """The forward pass in "no", "fp16" or "bf16"; by default what `accelerate launch` was told."""
+def precision_of(mixed_precision: str | None) -> str:
+    """Which of "no", "fp16" and "bf16" is meant; by default what `accelerate launch` was told."""
     name = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if name not in MIXED_PRECISION:
         raise InvalidValueError(f"mixed_precision={name!r} is unknown; choose {', '.join(map(repr, MIXED_PRECISION))}.")
-    dtype = MIXED_PRECISION[name]
+    return name
+
+
+def autocast(device: torch.device, mixed_precision: str | None) -> contextlib.AbstractContextManager[Any]:
+    """The forward pass in "no", "fp16" or "bf16"; by default what `accelerate launch` was told."""
+    dtype = MIXED_PRECISION[precision_of(mixed_precision)]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

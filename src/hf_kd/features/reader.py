@@ -44,7 +44,7 @@ class ReadOptions:
         label_column: Column of the labels, where there are several.
         label_mapping: From the data set's labels (names or ids) to the model's, where names do not match.
         batch_size: Images a forward pass; 64 by default. Without effect on a `DataLoader`.
-        mixed_precision: "no", "fp16" or "bf16" for the forward pass; by default what `accelerate launch` was told.
+        mixed_precision: "no", "bf16" or, except in training, "fp16"; by default what `accelerate launch` was told.
         num_workers: Processes that decode images.
         progress: Whether a bar is shown.
         labels: Whose ids the labels are where the data does not name them (pairs, a `DataLoader`, integer columns): "model"

@@ -51,3 +51,19 @@ def check_fields(method: Any) -> None:
     """`refuse_unfit` for all fields of a dataclass with a `name`."""
     every = dataclasses.fields(method)
     refuse_unfit(method.name, {f.name: f.type for f in every}, {f.name: getattr(method, f.name) for f in every})
+
+
+NO_FP16 = (
+    "cannot be taken where weights are changed: losses are not scaled here, and gradients that float16 is too coarse for "
+    "would be 0. Use 'bf16', or 'no'."
+)
+
+
+def refuse_fp16(mixed_precision: str | None) -> None:
+    """Refuse float16 for passes in which weights are changed.
+
+    Raises:
+        InvalidValueError: For "fp16".
+    """
+    if mixed_precision == "fp16":
+        raise InvalidValueError(f"mixed_precision='fp16' {NO_FP16}")

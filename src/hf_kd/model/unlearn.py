@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_kd.data.digest import tensors_digest
-from hf_kd.data.distributed import process_state
+from hf_kd.data.distributed import precision_of, process_state
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
@@ -28,6 +28,7 @@ from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
+from hf_kd.methods.choices import refuse_fp16
 from hf_kd.methods.records import WeightChange, versions
 from hf_kd.methods.registry import get_method, make_unlearning_method
 from hf_kd.methods.unlearning.base import UnlearningMethod
@@ -145,8 +146,8 @@ def unlearn(
         condition_number=(),
         sha256=(),
         dtype=str(next(stock.parameters()).dtype).removeprefix("torch.")
-        if options.mixed_precision in (None, "no")
-        else options.mixed_precision,
+        if task.mixed_precision == "no"
+        else task.mixed_precision,
         feature_seconds=round(between - started, 3),
         fit_seconds=round(finished - between, 3),
         processes=process_state().num_processes,
@@ -189,6 +190,8 @@ def _task(
     options: ReadOptions,
     method: UnlearningMethod | None = None,
 ) -> Task:
+    precision = precision_of(options.mixed_precision)
+    refuse_fp16(precision)  # before images are read
     labelled = method is None or method.reads_retained_labels
     samples = {name: reader.samples(labelled or name == "forget") for name, reader in readers.items()}
     readers["forget"].find_taps()
@@ -212,7 +215,7 @@ def _task(
         blocks=lambda inputs, every: find_blocks(student.inner, inputs, main_input(student.inner), every, at_most=None),
         pixel_mean=mean,
         pixel_std=std,
-        mixed_precision=options.mixed_precision or "no",
+        mixed_precision=precision,
         progress=options.progress,
     )
 

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_kd.data.distributed import MIXED_PRECISION, autocast, process_state, reduce_tensor
+from hf_kd.data.distributed import autocast, precision_of, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT, silent_rows
 from hf_kd.data.progress import Bar
 from hf_kd.data.samples import Batch, Samples, in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean
+from hf_kd.methods.choices import refuse_fp16
 from hf_kd.methods.registry import missing_retain
 
 BN_MODES = ("eval", "freeze", "train")
@@ -56,15 +57,13 @@ class Task:
     """Of the model's normalisation, for each channel in [0, 1]; None where it is unknown."""
     pixel_std: Tensor | None = None
     mixed_precision: str = "no"
+    """Of forward passes: "no" or "bf16"."""
     progress: bool = True
     warnings: list[str] = field(default_factory=list)
     """What a method noticed that the record should say, without names of classes."""
 
     def __post_init__(self) -> None:
-        if self.mixed_precision not in MIXED_PRECISION:
-            raise InvalidValueError(
-                f"mixed_precision={self.mixed_precision!r}: choose {', '.join(map(repr, MIXED_PRECISION))}."
-            )
+        refuse_fp16(precision_of(self.mixed_precision))
         self.state = process_state()
         self._bars = contextlib.ExitStack()
 
