@@ -92,6 +92,15 @@ def test_its_own_report_is_taken_also_of_the_folded_checkpoint_and_where_it_does
     refuse_other_report(report_of(twice), again)
 
 
+def test_verify_tells_the_verdict_also_where_something_was_folded_before(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_kd.hub.document.has_package", lambda name: False)
+    folded = ErasedModel.from_model(erased(base, (2, 2, 20)).fold(), image_processor())
+    again = folded.erase(make_dataset([0] * 20), k=1, progress=False)
+    again.save_pretrained(tmp_path)
+    document(again, tmp_path, report=report_of(again))
+    assert report_of(again).verdict[:40] in " ".join(hf_kd("verify", tmp_path).stdout.split())
+
+
 def test_what_lies_beside_a_model_from_the_one_before_is_told_nowhere(base, tmp_path, monkeypatch, caplog):
     """As after `erase --overwrite` into the folder of an audited model."""
     first, second = erased(base, (2, 2, 20)), erased(base, (0, 1, 20))

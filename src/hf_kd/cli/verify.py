@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from hf_kd.data.paths import CONFIG_NAME
 from hf_kd.errors import InvalidValueError
 from hf_kd.hub.files import RECEIPT, refuse_no_receipt
 
@@ -91,11 +92,19 @@ def verify(
         console.print(Text.assemble((claim + end, style), rest))
         console.print(table)
         if result.ok and Path(source).is_dir():
-            content = read_receipt(Path(source) / RECEIPT)
-            records = [*content.get("changes", []), *content["erasures"]]
+            records = _records(Path(source), read_receipt(Path(source) / RECEIPT))
             show_verdict(console, report_verdict(source, records, shared, base))
     if not result.ok:
         raise typer.Exit(IN_PART if result.undecided else 1)
+
+
+def _records(folder: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """All that the model in a folder was made to forget; a receipt does not hold what was folded into it before."""
+    config = folder / CONFIG_NAME
+    stored = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    folded = (stored.get("inner") or stored).get("hf_kd_folded") or []
+    standing = [] if content["folded"] and folded else content["erasures"]
+    return [*content.get("changes", []), *folded, *standing]
 
 
 def _of_eraser(source: str, base: str | None, erasers: Sequence[str]) -> tuple[str, str]:
