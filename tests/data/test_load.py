@@ -86,13 +86,13 @@ def test_saved_to_disk(tmp_path, streaming):
     assert values(load_source(tmp_path / "two", "test", streaming=streaming)) == values(data.select([0]))
 
 
-def test_what_was_saved_without_the_name_of_a_split_is_for_training(tmp_path):
+def test_what_was_saved_without_the_name_of_a_split_is_read_as_any_and_said_to_be_so(tmp_path, caplog):
     data = dataset()
     data.save_to_disk(tmp_path / "saved")
     assert values(load_source(tmp_path / "saved", "train")) == values(data)
-    for split in ("test", "nonsense"):
-        with pytest.raises(ValueError, match=f"has no split '{split}'.*There are: 'train'"):
-            load_source(tmp_path / "saved", split)
+    assert not caplog.messages
+    assert values(load_source(tmp_path / "saved", "test")) == values(data)
+    assert "all of it is read as 'test'" in caplog.text
 
 
 def test_a_missing_split_lists_those_there_are(tmp_path, images):
@@ -157,6 +157,8 @@ def test_a_missing_label_is_none_and_hinders_no_other(tmp_path):
     assert filter_by_labels(data, "label", {*data.unique("label"), -1})["label"][:] == [0, 1, 0], (
         "it belongs to no part"
     )
+    assert filter_by_labels(data, "label", [1], unlabelled=True)["label"][:].count(1) == 1
+    assert len(filter_by_labels(data, "label", [1], unlabelled=True)) == len(data) - 2
 
 
 @pytest.fixture

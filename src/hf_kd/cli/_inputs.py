@@ -7,6 +7,7 @@ import gc
 import importlib
 import importlib.util
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from hf_kd.features.reader import ImageReader, ReadOptions
     from hf_kd.model.erased_model import ErasedModel
+
+logger = logging.getLogger(__name__)
 
 
 def name_and_value(text: str, flag: str) -> tuple[str, Any]:
@@ -229,7 +232,7 @@ def without_forgotten(data: Any, parts: Parts, reading: ReadOptions) -> Any:
     else:
         both = own is None and parts.names is None and "int" in str(data.features[column].dtype)
         ids = set(parts.ids) if both else set()
-    return filter_by_labels(data, column, set(data.unique(column)) - ids) if ids else data
+    return filter_by_labels(data, column, set(data.unique(column)) - ids, unlabelled=True) if ids else data
 
 
 def at_most(data: Any, limit: int | None) -> Any:
@@ -268,7 +271,10 @@ def by_labels(
     ids = resolve_forget_labels(tuple(labels), images.label_names)
     retain = None
     if reads_retain:
-        retain = filter_by_labels(data, column, set(data.unique(column)) - set(ids))
+        found = set(data.unique(column))
+        retain = filter_by_labels(data, column, found - set(ids))
+        if found & {None, -1}:
+            logger.warning("Images without a label are left out: nobody knows whether they are to be forgotten.")
         retain = at_most(retain, limit) if len(retain) else None
     return Parts(data, filter_by_labels(data, column, ids), retain, tuple(ids), images.label_names)
 

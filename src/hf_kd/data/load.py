@@ -143,13 +143,14 @@ def _open(
     return _by_library(tree, split, streaming, config_name)
 
 
-def filter_by_labels(dataset: Dataset, label_column: str, ids: Iterable[int]) -> Dataset:
+def filter_by_labels(dataset: Dataset, label_column: str, ids: Iterable[int], unlabelled: bool = False) -> Dataset:
     """The rows of `dataset` whose label is one of `ids`, in their order. Reads the labels and nothing else.
 
     Args:
         dataset: Labelled rows.
-        label_column: Of integer ids; None and -1 are no label, and such rows are never kept.
+        label_column: Of integer ids; None and -1 are no label.
         ids: Those to keep.
+        unlabelled: Keep the rows without a label too.
 
     Raises:
         InvalidValueError: When the column does not exist or holds no integers.
@@ -167,7 +168,8 @@ def filter_by_labels(dataset: Dataset, label_column: str, ids: Iterable[int]) ->
         )
     column = dataset.with_format(None)[label_column][:]
     labels = np.asarray([-1 if label is None else label for label in column], dtype=np.int64)
-    return dataset.select(np.flatnonzero(np.isin(labels, [label for label in ids if label not in (None, -1)])))
+    keep = np.isin(labels, [label for label in ids if label not in (None, -1)])
+    return dataset.select(np.flatnonzero(keep | (labels == -1) if unlabelled else keep))
 
 
 def _from_hub(
@@ -203,8 +205,13 @@ def _from_saved(path: Path, split: str | None, streaming: bool) -> Dataset | Ite
     saved = load_from_disk(os.fspath(path))
     if isinstance(saved, DatasetDict):
         saved = saved[choose_split([str(name) for name in saved], split, path)]
-    else:  # one that was made in memory has no name of a split
-        choose_split([str(saved.split or "train")], split, path)
+    elif saved.split is not None:
+        choose_split([str(saved.split)], split, path)
+    elif split not in (None, "train"):  # one that was made in memory
+        logger.warning(
+            f"{os.fspath(path)!r} was saved without the name of a split: all of it is read as {split!r}, and as any other "
+            "split that is asked for."
+        )
     saved = with_files(saved, path, [part["filename"] for part in saved.cache_files])
     return saved.to_iterable_dataset() if streaming else saved
 

@@ -5,6 +5,7 @@ Inputs are kept in memory where they fit. Where they do not, images are decoded 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -188,11 +189,11 @@ def consecutive(order: Tensor, batch_size: int, parts: int = 1) -> list[Tensor]:
 def _fetched(
     rows: RowDataset, order: Sequence[list[int]], collate: Collate, num_workers: int | None
 ) -> Iterator[dict[str, Tensor]]:
-    # a generator of its own: reading from disk draws nothing from the one that decides about orders
+    # a generator of its own: reading from disk draws nothing from the one that decides about orders; of another seed for
+    # another order, so that what augments in workers is new in each epoch
     workers = default_num_workers() if num_workers is None else num_workers
-    loader = BatchLoader(
-        rows, batch_sampler=order, collate_fn=collate, num_workers=workers, generator=torch.Generator()
-    )
+    generator = torch.Generator().manual_seed(zlib.crc32(repr(order).encode()))
+    loader = BatchLoader(rows, batch_sampler=order, collate_fn=collate, num_workers=workers, generator=generator)
     for batch in loader:
         yield {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor)}
 

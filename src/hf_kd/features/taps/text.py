@@ -74,7 +74,10 @@ def check_text_tap(model: nn.Module, inputs: Mapping[str, Any], tap: Tap) -> tup
         around = depending_fields(output, run(model, other))
         around += depending_fields(*(text_features(model, in_dtype_of(model, given)) for given in texts))
     called = {call.name: call for call in calls if call.name in [place.module for place in tap.places]}
-    put = [place_value(place, called[place.module].value, called[place.module].output) for place in tap.places]
+    put = [
+        place_value(place, called[place.module].value, called[place.module].output) if place.module in called else None
+        for place in tap.places
+    ]
     if not all(is_equal(value, fields(output).get("text_embeds"), up_to_scale=True) for value in put):
         raise TapNotFoundError(f"What passes the {tap} is not what {type(model).__name__} returns as text_embeds.")
     finite = all(bool(value.isfinite().all()) for _, value in leaves(output) if isinstance(value, Tensor))
