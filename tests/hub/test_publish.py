@@ -265,9 +265,11 @@ def test_what_stays_in_the_repository_is_a_persons_and_what_changes_answers_is_i
     assert "# From the folder" not in card
     assert "Everything matches the receipt" in " ".join(run_client(["verify", "ana/m"]).out.split())
 
-    hub.write("ana/web", "README.md", b"---\nlicense: mit\n---\n")  # as a form of the Hub makes it
+    hub.write("ana/web", "README.md", b"---\nlicense: mit\n---")  # as a form of the Hub makes it, or a person
+    hub.write("ana/web", "model.safetensors", b"of an earlier model")
     run_client(["push", "model", "ana/web", "--no-verify"])
     run_client(["push", "model", "ana/new", "--no-verify"])
+    assert not hub.requests(r"GET /ana/web/resolve/.*safetensors"), "what is overwritten is not downloaded"
     for name in ("ana/web", "ana/new"):
         card = hub.files(name)["README.md"].decode()
         assert "# From the folder" in card

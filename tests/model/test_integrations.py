@@ -155,8 +155,9 @@ def test_a_model_with_adapters_in_it_is_not_saved_into_a_folder_that_would_not_l
         peft.get_peft_model(erased, peft.LoraConfig(r=2, target_modules="all-linear"))
     else:
         (erased if where == "around" else erased.inner).add_adapter(peft.LoraConfig(r=2, target_modules="all-linear"))
-    with pytest.raises(ValueError, match="get_peft_model"):
-        erased.save_pretrained(tmp_path / "m")
+    for write in (lambda: erased.save_pretrained(tmp_path / "m"), erased.fold, lambda: erased.push_to_hub("ana/m")):
+        with pytest.raises(ValueError, match="get_peft_model"):
+            write()
     assert ErasedModel.from_pretrained(tmp_path / "m").erasures == erased.erasures
 
 

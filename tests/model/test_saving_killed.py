@@ -17,6 +17,7 @@ from hf_kd.hub.card import BEGIN, END
 from hf_kd.hub.document import document
 from hf_kd.model import saving
 from hf_kd.model.verify import verify
+from tests.helpers.audited import LEAST, audited
 from tests.helpers.small import make_dataset
 from tests.model.test_erase import logits_of
 
@@ -315,13 +316,13 @@ def test_of_the_card_of_the_model_before_only_a_persons_text_stays(models, tmp_p
     a, _ = models
     (tmp_path / "README.md").write_text("---\ntags:\n- mine\n---\n\n# Cats\n\nMine.\n")
     a.save_pretrained(tmp_path)
-    document(a, tmp_path)
+    document(a, tmp_path, report=audited(context={}, **LEAST))
     assert "machine-unlearning" in (tmp_path / "README.md").read_text()
     a.reset().save_pretrained(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "Mine." in text
     assert ModelCard(text).data.tags == ["mine"]
-    assert not any(word in text for word in (BEGIN, "unlearning", "orget", "erased"))
+    assert not any(word in text for word in (BEGIN, "unlearning", "orget", "erased", "model"))
     (tmp_path / "README.md").write_text(f"---\n{{[\n---\n{BEGIN}\n{END}\n")
     a.save_pretrained(tmp_path)
     assert BEGIN in (tmp_path / "README.md").read_text(), "metadata that cannot be read cost no save"

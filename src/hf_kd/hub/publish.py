@@ -161,13 +161,14 @@ def push(
         full = prepare(repo_id, private=target.private, token=target.token, revision=target.revision)
         published = files_in(full, revision=target.revision, token=target.token)
         _refuse_what_stays(full, published, eraser_only)
-        gone = _outdated(published, os.listdir(folder))
+        new = set(os.listdir(folder))
+        gone = _outdated(published, new)
 
         def read(name: str) -> bytes | None:
             return fetch(full, name, revision=target.revision, token=target.token) if name in published else None
 
         there.mkdir()
-        for kept in published - gone:
+        for kept in published - gone - new:  # what is overwritten is not read: weights are gigabytes
             if kept == CARD or ("/" not in kept and is_answering(kept)):
                 (there / kept).write_bytes(read(kept) or b"")
         if beside is not None:

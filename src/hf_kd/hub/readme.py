@@ -21,7 +21,7 @@ def joined(published: str | None, local: str) -> str:
     if own_text(published) or not own_text(local):
         return published
     metadata = REGEX_YAML_BLOCK.match(published)
-    return metadata[0] + REGEX_YAML_BLOCK.sub("", local) if metadata else local
+    return metadata[0].rstrip() + "\n" + REGEX_YAML_BLOCK.sub("", local) if metadata else local
 
 
 def own_text(readme: str) -> str:
@@ -48,4 +48,6 @@ def withdrawn(existing: str) -> str:
     card.data.eval_results = [
         one for one in card.data.eval_results or [] if one.dataset_split not in OUR_SPLITS
     ] or None
+    if card.data.eval_results is None:
+        card.data.model_name = None  # that of the results
     return str(card)

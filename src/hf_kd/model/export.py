@@ -49,6 +49,7 @@ class Export:
         """
         if not self.is_erased:
             raise InvalidValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
+        loading.refuse_adapters(self)
         drop_caches(self.inner)
         clone = copy.deepcopy(self)
         for site in [*clone.sites, *clone.text_sites]:
@@ -172,6 +173,7 @@ class Export:
         """
         from hf_kd.hub.publish import push  # loads and compares what it published, so it knows this class
 
-        if options.get("eraser_only"):  # refused before there is a repository
+        loading.refuse_adapters(self)  # before there is a repository
+        if options.get("eraser_only"):
             refuse_changed_base(self)
         return push(self, repo_id, **options)

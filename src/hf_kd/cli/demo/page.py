@@ -19,6 +19,7 @@ from PIL import Image
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.verdict import NOT_AUDITED, verdict
 from hf_kd.data.images import to_rgb
+from hf_kd.data.paths import with_revision
 from hf_kd.data.text import LONGEST, escape_markdown, one_line
 from hf_kd.errors import HfKdError, InvalidValueError, has_package, require
 from hf_kd.features.heads import class_scores
@@ -156,7 +157,8 @@ def _beside(source: str | Path, name: str) -> Path | None:
     if Path(source).is_dir():
         return Path(source) / name if (Path(source) / name).is_file() else None
     try:
-        return Path(hf_hub_download(str(source), name))
+        repo, hub = with_revision(str(source), {})
+        return Path(hf_hub_download(repo, name, **hub))
     except EntryNotFoundError:
         return None
 
@@ -195,9 +197,9 @@ def _whole(value: Any) -> str:
 
 def numbers(source: str | Path) -> str:
     """The headline numbers of the model's card, as Markdown; nothing where it has none."""
-    path = Path(source) / "README.md"
     try:
-        card = ModelCard.load(path if path.is_file() else str(source), ignore_metadata_errors=True)
+        path = _beside(source, "README.md")
+        card = ModelCard("" if path is None else path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
     except OSError as error:
         return f"The model's card could not be read ({type(error).__name__}), so there are no numbers to show."
     results: list[EvalResult] = card.data.eval_results or []
