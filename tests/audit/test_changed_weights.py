@@ -47,6 +47,13 @@ def said(report):
     return f"{report.to_markdown()} {' '.join(printed(report).split())}"
 
 
+def test_an_original_of_another_width_is_refused_in_words(changed):
+    config = changed.inner.config.to_dict() | {"hidden_sizes": [4, 16], "hf_kd_unlearned": None}
+    wider = wrapped(type(changed.inner)(type(changed.inner.config).from_dict(config)))
+    with pytest.raises(ValueError, match="same network before unlearning"):
+        changed.audit(TRAIN, TEST, original=wider, options=options(), progress=False)
+
+
 def test_without_the_original_nothing_stands_in_its_place(changed):
     report = changed.audit(
         TRAIN, TEST, options=options(access="weights", budget=1e-6, layer_profile=True), progress=False

@@ -534,6 +534,8 @@ def test_whatever_decides_about_the_answers_makes_another_cell(one, place, tmp_p
         experiment = one(**(asked if "model" in asked else {"dataset": asked["data"]}))
         keys.append(key_of(cell_settings(experiment, experiment.rows[0], 0)))
         (folder / "model" / "README.md").write_text(f"{content}: another card")
+        if where.endswith(".parquet"):
+            (beside / "svhn.parquet").write_bytes(content)  # another data set in the folder
     assert keys[0] != keys[1] == keys[2]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_kd.data.labels import check_class_ids, match_labels, resolve_forget_labels
+from hf_kd.data.labels import check_class_ids, counterparts, match_labels, resolve_forget_labels
 from hf_kd.errors import LabelMismatchError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -169,3 +169,10 @@ def test_ids_that_a_head_does_not_have_are_named(ids):
         check_class_ids({n: str(n) for n in ids})
     check_class_ids(dict(enumerate("abc")))
     check_class_ids({"1": "b", "0": "a"})
+
+
+def test_classes_of_one_name_stand_for_those_of_that_name_in_their_order():
+    names = {134: "crane", 200: "tench", 517: "crane", 600: "deer"}
+    other = {0: "tench", 1: "crane", 2: "crane"}
+    assert counterparts(names, other) == {134: 1, 200: 0, 517: 2}
+    assert counterparts(names, {0: "tench", 1: "crane", 2: "crane", 3: "crane"}) == {200: 0}

@@ -150,7 +150,7 @@ class AuditData:
 
     def for_weights(self, forget: Sequence[int]) -> AuditImages:
         """The same samples for attacks on the network itself."""
-        return AuditImages(self._images, self._all, self._rows, forget, self.reading, self._numbers)
+        return AuditImages(self._images, self._all, self._rows, forget, self.reading, self._numbers, self.names)
 
     def layer_profile(self, forget: Sequence[int], features: Mapping[str, tuple[Tensor, Tensor]]) -> Section:
         """The layer profile beside the original's, and the tap beside it on the same samples."""

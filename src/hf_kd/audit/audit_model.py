@@ -162,12 +162,16 @@ def _versions(data: AuditData) -> tuple[Pairs, Pairs, list[Section]]:
     """Features and logits of each version, and the section about moved weights where there is an original model."""
     read = data.versions()
     features = {version: _joined(pair) for version, pair in read.items()}
-    logits = {version: _logits(data.model, pair, masked=version == "erased") for version, pair in read.items()}
     sections: list[Section] = []
     if data.original is not None:
-        logits["original"] = _logits(data.original, read["original"])
         _check_dimension(features)
         sections += moved_weights(data.original, data.model)
+    logits = {
+        version: _logits(data.original, pair)
+        if version == "original" and data.original is not None
+        else _logits(data.model, pair, masked=version == "erased")
+        for version, pair in read.items()
+    }
     return features, {version: pair for version, pair in logits.items() if pair is not None}, sections
 
 

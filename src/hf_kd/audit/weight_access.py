@@ -40,6 +40,8 @@ class AuditImages:
     reading: ReadOptions
     numbers: Mapping[str, Tensor] | None = None
     """Row number of each sample, where that is not its place."""
+    names: Mapping[int, str] | None = None
+    """Of the class ids, where they are not the model's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,7 @@ def measure_weight_access(
     if original is not None:
         models["original"] = original
     models |= {"reference" if n == 0 else f"reference {n + 1}": other for n, other in enumerate(references)}
-    names = dict(model.class_names)
+    names = dict(data.names or model.class_names)
     networks = {name: Network.of(other, names) for name, other in models.items()}
     _refuse_other_classes(networks, names, data)
     images = _images_of(models, data)

@@ -213,7 +213,7 @@ def _run_cells(
         key = key_of(settings)
         first = seed == row.seeds[0]
         kept = store.records[key] if store.done(key, retry_failed) else None
-        lacks = [] if kept is None else _lacking(kept, row, first, experiment)
+        lacks = [] if kept is None else _lacking(kept, row, first, experiment, folder)
         if kept is not None and not lacks:
             continue
         where = f"[{number}/{len(cells)}] {experiment.name}: {row.label}, seed {seed}"
@@ -238,15 +238,17 @@ def _run_cells(
         log(f"{where}: {record['status']}, {record['seconds']['cell']:.1f} s{_failure(record)}")
 
 
-def _lacking(record: Mapping[str, Any], row: Row, first: bool, experiment: Experiment) -> list[str]:
+def _lacking(record: Mapping[str, Any], row: Row, first: bool, experiment: Experiment, folder: Path) -> list[str]:
     """What is asked for and a cell's result does not have, for which its model has to be made again."""
     if record["status"] != "ok" or row.kind == "unseen":
         return []
     asked, drawn = experiment.measures, first and row.kind != "original"
     panels = {"class_means", "tsne"} | ({"grad_cam"} if asked.grad_cam else set())
+    report = folder / "reports" / experiment.name / file_name(row.label) / "report.json"
+    reported = "report" in record or report.is_file()  # 0.1.0 kept in the record only what failed
     lacks = {
         "bare pass": asked.bare_pass and row.is_method and "bare pass" not in record["seconds"],
-        "report": asked.report and first and not without_report(experiment) and "report" not in record,
+        "report": asked.report and first and not without_report(experiment) and not reported,
         "panels": row.label in asked.panels and drawn and not panels <= set(record.get("panels") or ()),
     }
     return [name for name, is_lacking in lacks.items() if is_lacking]

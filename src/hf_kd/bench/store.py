@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_kd.data.folder import IMAGE_SUFFIXES
+from hf_kd.data.read_files import files_of_split
 from hf_kd.errors import InvalidValueError
 from hf_kd.hub.files import checkpoint_files
 
@@ -30,12 +31,11 @@ def key_of(settings: Mapping[str, Any]) -> str:
 
 def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]:
     """Everything that decides about a cell's result, and nothing else (the label of its row does not)."""
-    where = str(experiment.dataset["name"])
     about = {
         "model": fingerprint(experiment.model),
         "revision": experiment.revision,
         # a folder may move, and keeps its results; USER/NAME of the Hub is a name as a whole
-        "dataset": dict(experiment.dataset) | _data(where),
+        "dataset": dict(experiment.dataset) | _data(experiment.dataset),
         "protocol": dict(experiment.protocol),
         "kind": row.kind,
         "method": row.name,
@@ -54,7 +54,7 @@ def cell_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]
     for name in ("transfer", "unseen"):
         other = getattr(experiment.measures, name)
         if other and (name == "transfer") == (row.kind != "unseen"):
-            about["measures"][name] = dict(other) | _data(str(other["name"])) | _least(other.get("limit"))
+            about["measures"][name] = dict(other) | _data(other) | _least(other.get("limit"))
     about |= _least(experiment.limit)
     if row.forget_limit is not None:
         about["forget_limit"] = row.forget_limit
@@ -74,18 +74,16 @@ def _least(limit: int | None) -> dict[str, int]:
     return {} if limit is None else {"least of a class": LEAST}
 
 
-def _data(where: str) -> dict[str, str]:
+def _data(dataset: Mapping[str, Any]) -> dict[str, str]:
     """What a data set is: of a folder or file its own name and a digest of what it holds, of the Hub its name as a whole.
 
     Pictures are told apart by name and size, everything else by its content: data sets, labels, names of classes.
     """
-    place = Path(where).expanduser()
+    place = Path(str(dataset["name"])).expanduser()
     if not place.exists():
-        return {"name": where}
-    folder = place if place.is_dir() else place.parent  # beside a file its other splits lie
-    files = sorted(
-        path for path in (place.rglob("*") if place.is_dir() else folder.glob("*.parquet")) if path.is_file()
-    )
+        return {"name": str(dataset["name"])}
+    folder = place if place.is_dir() else place.parent
+    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else _splits(place, dataset)
     names = [(path.relative_to(folder), path.stat().st_size) for path in files]
     listing = hashlib.sha256(json.dumps([(str(name), size) for name, size in names]).encode()).hexdigest()[:16]
     read = [
@@ -94,6 +92,15 @@ def _data(where: str) -> dict[str, str]:
         if name.suffix.lower() not in IMAGE_SUFFIXES and not any(part.startswith(".") for part in name.parts)
     ]
     return {"name": place.name, "files": listing, "tables": _digest(read)}
+
+
+def _splits(file: Path, dataset: Mapping[str, Any]) -> list[Path]:
+    """The files that are read of a data set which is named by one of them: beside it its other splits lie."""
+    found = {file}
+    for split in ("train", "test"):
+        with contextlib.suppress(InvalidValueError):  # one that is not there is refused where it is read
+            found |= set(files_of_split(file, dataset.get(split, split)))
+    return sorted(found)
 
 
 def fingerprint(model: str) -> str:

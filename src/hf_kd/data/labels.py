@@ -173,15 +173,23 @@ def counterparts(names: Mapping[int, str], id2label: Mapping[Any, str]) -> dict[
         id2label: Those of the other model.
 
     Returns:
-        Its id by class id; classes that it has none or several names for are left out.
+        Its id by class id; classes that it has none or several names for are left out. Classes of the same name (ImageNet
+        has two cranes) stand for those of that name in their order, where both have as many.
 
     Example:
         >>> counterparts({0: "tench", 1: "golden_retriever", 2: "cat"}, {0: "Golden retriever", 1: "tench, Tinca tinca"})
         {0: 1, 1: 0}
     """
     by_key = _index({int(number): str(label) for number, label in id2label.items()})
-    found = {number: _hits(name, by_key) for number, name in names.items()}
-    return {number: hits[0] for number, hits in found.items() if len(hits) == 1}
+    same: dict[str, list[int]] = {}
+    for number in sorted(names):
+        same.setdefault(names[number], []).append(number)
+    found = {}
+    for name, numbers in same.items():
+        hits = _hits(name, by_key)
+        if len(hits) == 1 or len(hits) == len(numbers):
+            found |= dict(zip(numbers, sorted(hits) if len(hits) > 1 else hits * len(numbers), strict=True))
+    return {number: found[number] for number in names if number in found}
 
 
 def check_class_ids(id2label: Mapping[Any, str]) -> None:

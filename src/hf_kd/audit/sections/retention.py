@@ -166,7 +166,7 @@ def _paired(versions: Mapping[str, Measurement], attacks: Mapping[str, str], lab
     hits = {version: measured.hits(attacks[version]) for version, measured in versions.items()}
     now, before = hits["erased"], hits.get("original")
     if now is None or before is None or len(now) != len(before):
-        return {}
+        return {"samples": len(labels)}  # an attack's own setting of that name counts what it learned from
     found: dict[str, Any] = {"samples": len(now), **changes(now, before)}
     if len(now) == len(labels):
         found["by_class"] = {
