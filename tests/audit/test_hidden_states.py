@@ -105,7 +105,7 @@ def test_the_profile_of_a_model_ends_at_its_tap(erased, splits):
 
 
 def test_the_profile_of_few_images_is_the_retention_on_these(erased, splits, monkeypatch):
-    from hf_kd.audit import audit_data as auditing
+    from hf_kd.audit import splits as auditing
 
     monkeypatch.setattr(auditing, "MOST_ROWS", {"train": 60, "test": 30})
     report = erased.audit(*splits, options=AuditOptions(**QUICK, layer_profile=True), progress=False)

@@ -25,7 +25,6 @@ from hf_kd.methods.records import folded_erasures, weight_changes
 from hf_kd.metrics._inputs import trained_forget_labels
 from hf_kd.metrics.attacks import attack_names, views_needed
 
-from .audit_data import AuditData, Split, complete
 from .audit_features import AuditExtras, audit_features
 from .by_name import measure_by_name
 from .classes import forgotten_labels, resolved_labels
@@ -36,6 +35,7 @@ from .schema import Section
 from .sections.features import class_fit
 from .sections.reference_level import ReadLevel, converged_point, reference_level_section
 from .sections.weights import moved_weights, of_other_weights
+from .splits import AuditSplits, Split, complete
 from .weight_access import measure_weight_access
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def audit_model(
     _refuse_one_logit(model)
     changes = [*weight_changes(model.config), *folded_erasures(model.config)]
     original = None if original is None else wrapped(model, original)
-    data = AuditData(model, train, test, reading, original, bool(changes))
+    data = AuditSplits(model, train, test, reading, original, bool(changes))
     forget = forgotten_labels(model, forget_labels, data.names)
     if changes and original is None:
         logger.warning(
@@ -158,7 +158,7 @@ Pairs = dict[str, tuple[Tensor, Tensor]]
 """Train and test rows of each version."""
 
 
-def _versions(data: AuditData) -> tuple[Pairs, Pairs, list[Section]]:
+def _versions(data: AuditSplits) -> tuple[Pairs, Pairs, list[Section]]:
     """Features and logits of each version, and the section about moved weights where there is an original model."""
     read = data.versions()
     features = {version: _joined(pair) for version, pair in read.items()}
@@ -184,7 +184,7 @@ class _RetrainedModels:
 
 
 def _read_reference(
-    data: AuditData, reference: Reference, features: Pairs, forget: Sequence[int], most: int | None
+    data: AuditSplits, reference: Reference, features: Pairs, forget: Sequence[int], most: int | None
 ) -> tuple[Reference, _RetrainedModels]:
     """The reference as matrices of features, of several the one whose R is nearest to the audited model's."""
     if isinstance(reference, Unseen):
@@ -205,7 +205,7 @@ def _read_reference(
     return read[0][2], _RetrainedModels(tuple(model for _, model, _ in read), level)
 
 
-def _reference_logits(data: AuditData, options: AuditOptions) -> list[tuple[Tensor, Tensor]]:
+def _reference_logits(data: AuditSplits, options: AuditOptions) -> list[tuple[Tensor, Tensor]]:
     """Train and test logits of the models that never saw D_f, those that have a head."""
     models = (wrapped(data.model, source) for source in options.membership_references)
     pairs = [_logits(model, data.of_other(model)) for model in models]  # one at a time: they may be large
@@ -225,7 +225,7 @@ def _logits(model: TappedModel, pair: tuple[Split, Split], masked: bool = True) 
     return train, test
 
 
-def _views(data: AuditData, attacks: Sequence[str]) -> dict[str, tuple[list[Tensor], list[Tensor]]] | None:
+def _views(data: AuditSplits, attacks: Sequence[str]) -> dict[str, tuple[list[Tensor], list[Tensor]]] | None:
     """Features of as many further views as the attacks need, for each version."""
     count = max(views_needed(name) for name in attacks)
     if not count:

@@ -28,7 +28,7 @@ Split = tuple[Tensor, ...]
 """Features [n, d] of one split at each tap."""
 
 
-class AuditData:
+class AuditSplits:
     """Train and test images, and the features that models read from them: always a pair, train first.
 
     Labels are class ids of the model wherever it knows the classes of the training images, as they are when it is erased.

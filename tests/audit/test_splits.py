@@ -10,8 +10,8 @@ from datasets import ClassLabel, Features, Image, IterableDataset
 from transformers import ViTConfig, ViTModel
 
 from hf_kd import AuditOptions, ErasedModel, ReadOptions
-from hf_kd.audit.audit_data import AuditData
 from hf_kd.audit.hidden_states import blocks_of, read_layers
+from hf_kd.audit.splits import AuditSplits
 from hf_kd.audit.weight_access import _images_of
 from hf_kd.cli._inputs import by_labels
 from hf_kd.errors import LabelMismatchError
@@ -54,13 +54,13 @@ def test_a_model_without_head_is_audited_for_the_class_that_was_erased():
 def test_test_images_are_numbered_as_the_training_images_are():
     model = backbone(id2label={0: "LABEL_0", 1: "LABEL_1"})
     few = [name for name in NAMES if name != "bee"]
-    data = AuditData(model, make_dataset([0, 1, 2, 3, 4]), make_dataset([0, 1, 2, 3], names=few), QUIET)
+    data = AuditSplits(model, make_dataset([0, 1, 2, 3, 4]), make_dataset([0, 1, 2, 3], names=few), QUIET)
     data.read(None)
     assert data.labels[1].tolist() == [0, 2, 3, 4], "and not 0 to 3, as the split itself numbers them"
-    more = AuditData(model, make_dataset([0, 1]), make_dataset([5], names=[*NAMES, "fox"]), QUIET)
+    more = AuditSplits(model, make_dataset([0, 1]), make_dataset([5], names=[*NAMES, "fox"]), QUIET)
     with pytest.raises(LabelMismatchError, match="'fox' of the test images is none of the training images'"):
         more.read(None)
-    unread = AuditData(model, make_dataset([0, 1]), make_dataset([0, 4], names=["ape", *NAMES[:0:-1], "fox"]), QUIET)
+    unread = AuditSplits(model, make_dataset([0, 1]), make_dataset([0, 4], names=["ape", *NAMES[:0:-1], "fox"]), QUIET)
     unread.read(None)
     assert unread.labels[1].tolist() == [0, 1], "a name that no image has harms nothing"
 
@@ -94,7 +94,7 @@ def test_later_passes_over_a_stream_take_the_samples_of_the_first():
     counts, images = {"train": 20, "test": 15}, {"train": stream(4, 20), "test": stream(3, 15)}
     read = ImageReader(model, images["train"], reading).read()
     assert read.rows.max() > len(read.rows), "their numbers are no places"
-    data = AuditData(model, *images.values(), reading)
+    data = AuditSplits(model, *images.values(), reading)
     data.read([0, 1])
     both = (data.before[0][0], data.before[1][0])
     assert data.layer_profile([0], {"original": both, "erased": both}).scores
