@@ -1,6 +1,5 @@
-"""Settings that are a whole number or one of a few words, told by their annotation: `int`, `Literal["sgd", "adam"]`.
-
-Imports no torch.
+"""What a method refuses before torch is imported: settings that are no whole number or none of a few words where their
+annotation asks for it (`int`, `Literal["sgd", "adam"]`), and float16 for training.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def refuse_unfit(owner: str, types: Mapping[str, Any], given: Mapping[str, Any])
         if kind.removesuffix(" | None") == "int" and type(value) is not int:
             raise InvalidValueError(f"{owner}: {name}={value!r} is out of range: it has to be a whole number.")
         if words := words_of(kind):
-            check_choice(name, value, words)
+            check_choice(f"{owner}: {name}", value, words)
 
 
 def check_fields(method: Any) -> None:

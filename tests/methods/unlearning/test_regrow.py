@@ -256,7 +256,7 @@ def test_refusals(original, resnet):
     with pytest.raises(ValueError, match="cannot be resumed"):
         unlearn(original, loader(*planted_images(FORGET)), "delete", progress=False, checkpoint="x")
     for wrong in ({"keep": 1.0}, {"keep": 0}, {"crops": 1}, {"cache": "cloud"}, {"labels": "none"}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+        with pytest.raises(ValueError, match=f"regrow: {next(iter(wrong))}"):
             Regrow(**wrong)
     assert Regrow(keep="0.5").keep == 0.5, "as a command line gives it"
 

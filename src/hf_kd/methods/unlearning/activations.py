@@ -28,8 +28,6 @@ from .task import Task
 
 logger = logging.getLogger(__name__)
 
-PLACES = ("auto", "memory", "disk", "none")
-
 READ_AT_ONCE = 256
 """Images in a forward pass that fills the cache."""
 
@@ -122,7 +120,7 @@ def source_of(
         block: Path of a module that hands on a hidden state.
         augment: As in `Retrain`.
         crops: Shifted views that are kept; with none of them, images are shifted anew in each epoch.
-        place: One of `PLACES`.
+        place: "memory", "disk", "none", or "auto", as `Regrow.cache`.
         share: Of free memory that activations may take, those of all processes together.
     """
     index, processes = task.state.process_index, task.state.num_processes

@@ -23,19 +23,15 @@ from hf_kd.data.samples import Samples
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError
 from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
-from .activations import PLACES, KeptActivations, Source, source_of
+from .activations import KeptActivations, Source, source_of
 from .base import UnlearningMethod
 from .cut import Cut, choose_block, draw_above, only_trainable, share_or_name
 from .cut_scan import scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
-from .retrain import AUGMENTATIONS
 from .steps import GradientSteps
 from .task import NORMS, Task, check_range, over_processes, soft_divergence, without_classes
 
 logger = logging.getLogger(__name__)
-
-LABELS = ("data", "teacher")
-OPTIMIZERS = ("auto", "sgd", "adamw")
 
 SOFT = (
     "The probabilities of the model as it was tell its successor what the forgotten class looks like, also with the class "
@@ -146,17 +142,13 @@ class Regrow(UnlearningMethod):
                     isinstance(share, str) or 0 < (share or 0) < 1,
                     "a share between 0 and 1, the name of a block, or 'auto'",
                 ),
-                ("labels", self.labels, self.labels in LABELS, " or ".join(LABELS)),
                 ("soft", self.soft, not self.soft or self.labels == "teacher", "False unless labels='teacher'"),
-                ("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
                 ("weight_decay", self.weight_decay, (self.weight_decay or 0) >= 0, "0 or more"),
                 ("temperature", self.temperature, self.temperature > 0, "positive"),
-                ("augment", self.augment, self.augment in AUGMENTATIONS, " or ".join(AUGMENTATIONS)),
                 ("crops", self.crops, self.crops >= 0, "0 or more"),
                 ("crops", self.crops, not self.crops or self.augment == "flip-crop", "0 unless augment='flip-crop'"),
                 ("release", self.release, self.release >= 0, "0 epochs or more"),
                 ("release_lr", self.release_lr, self.release_lr > 0, "positive"),
-                ("cache", self.cache, self.cache in PLACES, f"one of {', '.join(PLACES)}"),
                 ("cache_share", self.cache_share, 0 < self.cache_share <= 1, "above 0 and at most 1"),
             ],
         )

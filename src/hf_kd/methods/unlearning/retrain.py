@@ -17,10 +17,8 @@ from hf_kd.data.samples import Batch
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.measured import TrainedMeasured
 
-from .task import Task, check_range
+from .task import Task
 from .training import TrainedMethod
-
-AUGMENTATIONS = ("none", "flip", "flip-crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +47,6 @@ class Retrain(TrainedMethod):
     init: str | None = None
     augment: Literal["none", "flip", "flip-crop"] = "flip-crop"
     head_lr: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self.name, [("augment", self.augment, self.augment in AUGMENTATIONS, " or ".join(AUGMENTATIONS))])
 
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)

@@ -24,8 +24,6 @@ from hf_kd.errors import InvalidValueError, did_you_mean
 from hf_kd.methods.choices import refuse_fp16
 from hf_kd.methods.registry import missing_retain
 
-BN_MODES = ("eval", "freeze", "train")
-
 NORMS = (nn.modules.batchnorm._NormBase,)
 """Layers with running statistics."""
 
@@ -158,10 +156,14 @@ class Task:
 
     def two_images(self) -> dict[str, Tensor]:
         """Inputs of two images, on the model's device: to see how the model runs."""
-        first = next((self.forget if self.retain is None else self.retain).batches(2)).inputs
+        first = self._first_two().inputs
         pairs = {n: v if len(v) > 1 else torch.cat([v, v.flip(-1) if v.ndim > 2 else v]) for n, v in first.items()}
         pairs = {name: value.to(self.device) for name, value in pairs.items()}
         return in_dtype(self.model, pairs)
+
+    def _first_two(self) -> Batch:
+        samples = self.forget if self.retain is None else self.retain
+        return next(samples.subset(torch.arange(min(2, len(samples)))).batches(2))  # of no more: images may lie on disk
 
     def frozen_copy(self) -> nn.Module:
         """The model as it is now, in eval mode, without gradients: a teacher."""
@@ -227,7 +229,7 @@ class Task:
         _set_memory_format(self.model, torch.channels_last)
         try:
             with torch.no_grad(), self.mode("eval"):
-                first = next((self.forget if self.retain is None else self.retain).batches(2))
+                first = self._first_two()
                 self.logits({name: value.to(self.device) for name, value in first.inputs.items()})
         except RuntimeError:
             _set_memory_format(self.model, torch.contiguous_format)

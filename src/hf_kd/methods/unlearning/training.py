@@ -20,9 +20,6 @@ from .resume import KeptTraining
 from .steps import GradientSteps
 from .task import Task, batch_count, check_range
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("steps", "cosine")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedMethod(UnlearningMethod):
@@ -71,8 +68,6 @@ class TrainedMethod(UnlearningMethod):
                     not given or all(1 <= at <= self.epochs for at in self.decay_epochs),
                     f"within its {self.epochs} epochs",
                 ),
-                ("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-                ("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
                 ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
                 ("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1"),
                 ("warmup", self.warmup, self.warmup >= 0, "0 epochs or more"),
