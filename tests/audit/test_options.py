@@ -18,9 +18,11 @@ def test_options_are_checked_when_they_are_made():
     for wrong in ({"seeds": 0}, {"draws": 0}, {"seeds": 1.5}):
         with pytest.raises(ValueError, match="at least one"):
             hf_kd.AuditOptions(**wrong)
-    for wrong in ([], [0, 5]):
+    for wrong in ([], [0, 5], [1.5]):
         with pytest.raises(ValueError, match="shots"):
             hf_kd.AuditOptions(shots=wrong)
+    with pytest.raises(ValueError, match="budget='soon' minutes"):
+        hf_kd.AuditOptions(access="weights", budget="soon")
 
 
 def test_a_budget_names_what_it_is_for_in_python_and_on_the_command_line():

@@ -20,7 +20,16 @@ from tests.helpers.small import NAMES, picture
 
 
 @pytest.mark.parametrize(
-    "option", [{"batch_size": 0}, {"batch_size": "8"}, {"batch_size": 2.5}, {"num_workers": -1}, {"limit": 0}], ids=str
+    "option",
+    [
+        {"batch_size": 0},
+        {"batch_size": "8"},
+        {"batch_size": 2.5},
+        {"num_workers": -1},
+        {"limit": 0},
+        {"limit_test": True},
+    ],
+    ids=str,
 )
 def test_numbers_of_images_and_processes_are_whole(option):
     with pytest.raises(InvalidValueError, match="has to be a whole number"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any
 
 from hf_kd.errors import InvalidTypeError, InvalidValueError, check_choice, did_you_mean, shortened
@@ -65,13 +66,15 @@ class AuditOptions:
                 f"max_classes is {self.max_classes!r}; give a number of classes from 1 on, or None."
             )
         check_choice("access", self.access, ("features", "weights"))
-        if self.budget is not None and not self.budget > 0:
+        if self.budget is not None and not (isinstance(self.budget, int | float) and self.budget > 0):
             raise InvalidValueError(f"budget={self.budget!r} minutes: expected more than 0, or None for no limit.")
         if self.budget is not None and self.access != "weights":
             raise InvalidValueError(
                 f"budget={self.budget!r} is for the attacks of access='weights' alone: ask for those, or leave it out."
             )
-        if self.shots is not None and (not self.shots or min(self.shots) < 1):
+        if self.shots is not None and (
+            not self.shots or not all(isinstance(n, Integral) and n > 0 for n in self.shots)
+        ):
             raise InvalidValueError(
                 f"shots are {list(self.shots)}; expected numbers of labelled samples such as [1, 5, 20], each at least 1."
             )

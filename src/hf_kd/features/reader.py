@@ -69,7 +69,7 @@ class ReadOptions:
     def __post_init__(self) -> None:
         for name, least in (("limit", 1), ("limit_test", 1), ("batch_size", 1), ("num_workers", 0)):
             given, of = getattr(self, name), "processes" if name == "num_workers" else "images"
-            if given is not None and (not isinstance(given, int) or given < least):
+            if given is not None and (type(given) is not int or given < least):
                 rule = f"a whole number of {of} above {least - 1}"
                 raise InvalidValueError(f"{name}={shortened(given)} has to be {rule}, or None.")
         if self.mixed_precision is not None:
