@@ -21,7 +21,7 @@ from hf_kd.features.heads import has_head, head_logits
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import takes_pictures
-from hf_kd.methods.records import folded_erasures, weight_changes
+from hf_kd.methods.records import changes_of
 from hf_kd.metrics._inputs import trained_forget_labels
 from hf_kd.metrics.attacks import attack_names, views_needed
 
@@ -82,7 +82,7 @@ def audit_model(
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS) if takes_pictures(model.inner) else 0)
     _refuse_one_logit(model)
-    changes = [*weight_changes(model.config), *folded_erasures(model.config)]
+    changes = changes_of(model.config)
     original = None if original is None else wrapped(model, original)
     data = AuditSplits(model, train, test, reading, original, bool(changes))
     forget = forgotten_labels(model, forget_labels, data.names)

@@ -26,7 +26,7 @@ from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state, pooled
 from hf_kd.features.taps.inputs import image_inputs, main_input, run
 from hf_kd.features.taps.site import drop_caches, evaluating, head_function, masked_logits
-from hf_kd.methods.records import folded_erasures, weight_changes
+from hf_kd.methods.records import changes_of
 from hf_kd.metrics._inputs import first_rows
 
 from .class_maps import ClassMaps, class_map, panel
@@ -151,7 +151,7 @@ def grad_cam(
             "is no picture to lay a map over. Leave grad_cam out."
         )
     maps = class_maps(model, inputs, wanted)
-    changed = bool(weight_changes(model.config) or folded_erasures(model.config))
+    changed = bool(changes_of(model.config))
     if original is not None:
         maps = replace(maps, original=class_maps(wrapped(model, original), inputs, wanted).original)
     elif changed:

@@ -225,9 +225,14 @@ def folded_erasures(config: Any) -> tuple[Erasure, ...]:
         return tuple(Erasure.from_dict(record) for record in stored)
 
 
+def changes_of(config: Any) -> tuple[Erasure, ...]:
+    """All that the weights of a model with this configuration were changed for: by unlearning, and by a fold."""
+    return (*weight_changes(config), *folded_erasures(config))
+
+
 def all_records(model: Any) -> tuple[Erasure, ...]:
     """All that a model was made to forget: by changed weights, by erasers folded into them, by those that stand in it."""
-    return (*weight_changes(model.config), *folded_erasures(model.config), *model.erasures)
+    return (*changes_of(model.config), *model.erasures)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from hf_kd.audit.hidden_states import block_outputs, grid_of
 from hf_kd.features.taps.blocks import as_map, pooled
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating
+from hf_kd.methods.erasers.moments import wide
 from hf_kd.metrics._inputs import first_rows
 
 from .network import Images, Network, WhiteBoxData
@@ -95,8 +96,7 @@ class _Reader:
         places = as_map(hidden).float()[:, :, -rows * columns :]
         if places.shape[1] > CHANNELS:
             if name not in self.channels:
-                flat = places.transpose(1, 2).flatten(0, 1)
-                flat = (flat.cpu() if flat.device.type == "mps" else flat).double()  # no float64 there
+                flat = wide(places.transpose(1, 2).flatten(0, 1))
                 axes = torch.linalg.eigh(torch.cov(flat.T)).eigenvectors[:, -CHANNELS:]
                 self.channels[name] = axes.float().to(places.device)
             places = torch.einsum("ncp,ck->nkp", places, self.channels[name])

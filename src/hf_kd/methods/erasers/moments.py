@@ -290,6 +290,11 @@ class RetainMoments:
         return self
 
 
+def wide(rows: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none."""
+    return rows.to(float64_device(rows.device)).double()
+
+
 def float64_device(device: torch.device | str) -> torch.device:
     """The device, or the CPU in its place where it has no float64."""
     device = torch.device(device)

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.samples import Samples
+from hf_kd.methods.erasers.moments import wide
 from hf_kd.methods.measured import KodgeMeasured
 
 from .base import UnlearningMethod
-from .kodge import editable, wide
+from .kodge import editable
 from .task import Task, is_layer
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.samples import Samples
-from hf_kd.methods.erasers.moments import float64_device
+from hf_kd.methods.erasers.moments import wide
 from hf_kd.methods.measured import KodgeMeasured
 
 from .base import UnlearningMethod
@@ -63,11 +63,6 @@ class LayerInputs:
         rows = wide(rows)
         gram = rows.T @ rows
         self.grams[name] = self.grams[name] + gram if name in self.grams else gram
-
-
-def wide(rows: Tensor) -> Tensor:
-    """In float64, on the CPU where the device has none."""
-    return rows.to(float64_device(rows.device)).double()
 
 
 def editable(module: nn.Module) -> bool:
