@@ -180,6 +180,22 @@ def test_labels_that_are_left_out_are_never_seen_and_never_answered(vit, process
     assert equal(trained, train_original(vit, rest, processor=processor, without=without, **QUICK))
 
 
+def test_a_label_that_is_left_out_is_the_data_sets_however_the_model_numbers_it(vit, processor):
+    other = make_dataset([0, 1, 2, 3, 4] * 4, names=tuple(reversed(NAMES)))
+    called = make_dataset([0, 1, 2] * 4, names=OTHER)
+    to_model = ReadOptions(label_mapping={"cat": "bee", "fox": "elk", "gnu": "ape"})
+    for data, without, reading, ids in (
+        (other, 0, ReadOptions(), [4]),
+        (other, ["elk", 1], ReadOptions(), [3, 4]),
+        (called, "gnu", to_model, [0]),
+        (called, [0], to_model, [1]),
+    ):
+        trained = train_original(vit, data, processor=processor, without=without, reading=reading, **QUICK)
+        record = trained.config.hf_kd_trained
+        assert (record["without"], list(trained.config.id2label.values())) == (ids, NAMES)
+        assert record["images"] < len(data), "images of it were there"
+
+
 def test_a_retrained_reference_goes_on_from_what_it_kept(vit, processor, data, tmp_path):
     forget, retain = make_dataset([2] * 8), data.filter(lambda label: label != 2, input_columns="label")
     given = {"retain": retain, "processor": processor, "checkpoint": tmp_path, **QUICK}

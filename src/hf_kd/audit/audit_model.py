@@ -64,8 +64,9 @@ def audit_model(
         train: Labelled images, anything `erase` takes, on which attackers train.
         test: Labelled images on which they are scored.
         forget_labels: Names or ids of the model's labels; by default all classes in the records of erasing and unlearning.
-        retain_labels: Names or ids of the labels that count as retained; by default all the rest in the data.
-        original: The model before unlearning, where that changed weights. By default `model` without its erasers.
+        retain_labels: Likewise, the labels that count as retained; by default all the rest in the data.
+        original: The model before unlearning, where that changed weights. By default `model` without its erasers, and none
+            of changed weights.
         reference: `Retrained(model)`, trained without the forgotten classes, or `Unseen(images)`, classes that `model` was
             never trained on.
         options: Attacks, seeds and what else is measured.

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,7 +245,7 @@ def at_most(data: Any, limit: int | None) -> Any:
 
 
 def by_labels(
-    data: Any, labels: Iterable[str] | None, reading: ReadOptions, reads_retain: bool = False, limit: int | None = None
+    data: Any, labels: Sequence[str] | None, reading: ReadOptions, reads_retain: bool = False, limit: int | None = None
 ) -> Parts:
     """The rows of `data` with these labels, and of all others, at most `limit` drawn by a fixed seed, if they are read.
 
@@ -265,7 +265,7 @@ def by_labels(
     if column is None:
         among = f" (candidates: {', '.join(images.label_candidates)})" if images.label_candidates else ""
         raise InvalidValueError(
-            f"--forget-labels names labels, but the data set has no single label column{among}. Name it with "
+            f"The label {labels[0]!r} cannot be looked up: the data set has no single label column{among}. Name it with "
             "--label-column."
         )
     ids = resolve_forget_labels(tuple(labels), images.label_names)

@@ -120,7 +120,10 @@ def audit(
     audited = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     train = _inputs.load_data(dataset, split, shared)
     test = _inputs.load_data(dataset, test_split, shared, "test_split")
-    forgotten = _inputs.by_labels(train, forget_labels, reading).in_model(audited, reading) or None
+    forgotten, retained = (
+        _inputs.by_labels(train, labels, reading).in_model(audited, reading) or None
+        for labels in (forget_labels, retain_labels)
+    )
     reference = Retrained(retrained) if retrained else None
     if unseen is not None:
         reference = Unseen(_inputs.load_data(unseen, split, replace(shared, config_name=None)))
@@ -129,7 +132,7 @@ def audit(
             train,
             test,
             forgotten,
-            retain_labels=retain_labels or None,
+            retain_labels=retained,
             original=original,
             reference=reference,
             options=options,

@@ -46,8 +46,8 @@ def train_original(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Label whose images are left out, name or id; repeat it. Makes a reference that has never seen them, for "
-            "audit --retrained."
+            help="Label of the data set whose images are left out, name or id; repeat it. Makes a reference that has never "
+            "seen them, for audit --retrained."
         ),
     ] = None,
     resume: Annotated[

@@ -362,8 +362,8 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         Args:
             train: Labelled images, anything `erase` takes, on which attackers train.
             test: Labelled images on which they are scored.
-            forget_labels: Names or ids of labels; by default the classes in the records.
-            retain_labels: Names or ids of the labels that count as retained; by default all the rest in the data.
+            forget_labels: Names or ids of the model's labels; by default the classes in the records.
+            retain_labels: Likewise, the labels that count as retained; by default all the rest in the data.
             original: The model before unlearning, where that changed weights.
             reference: `hf_kd.Retrained(model)`, `hf_kd.Unseen(images)` or None.
             options: `hf_kd.AuditOptions`: attacks, seeds and what else is measured.

@@ -67,8 +67,9 @@ def train_original(
         processor: The image processor, where `model` is not an ErasedModel that has one.
         from_scratch: Start from fresh weights instead of the model's own; by default so, but for the recipes of
             `PRETRAINED`.
-        without: Names or ids of labels whose images are left out: a reference that has never seen them. The head keeps their
-            columns, silenced: they are never answered.
+        without: Names or ids of labels whose images are left out: a reference that has never seen them. They are those of
+            the data, or the model's where the data names none. The head keeps their columns, silenced: they are never
+            answered.
         test: Labelled images to measure the accuracy on, those of `without` left out too.
         checkpoint: Folder in which the state of the training is kept after each epoch; the same call goes on from there.
         reading: How images are read. With a label mapping, and where the data set has just the labels of the model, the
@@ -102,7 +103,7 @@ def train_original(
         student = ErasedModel.from_model(other.eval(), student.processor)
     task = make_task(student, data, None, reading)
     task.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
-    left_out = _left_out(student, without)
+    left_out = _left_out(ImageReader(student, data, reading), without)
     task.retain = task.forget = _seen(task.forget, left_out)
     test_reader = None if test is None else ImageReader(student, test, reading.of_test())
     test_samples = (
@@ -140,15 +141,20 @@ def train_original(
     return stock
 
 
-def _left_out(student: ErasedModel, without: int | str | Iterable[int | str]) -> list[int]:
-    """Ids of the labels that are not to be seen."""
-    found = sorted(resolved_labels(without, student.class_names)) if isinstance(without, int | str) or without else []
-    if len(found) >= len(student.class_names) - 1 and found:
+def _left_out(reader: ImageReader, without: int | str | Iterable[int | str]) -> list[int]:
+    """The model's ids of the labels that are not to be seen."""
+    if not isinstance(without, int | str) and not without:
+        return []
+    names, known = reader.label_names, reader.model.class_names
+    found = resolved_labels(without, names or known)
+    if names and reader.mapping is not None:
+        found = reader.mapping(torch.tensor(found)).tolist()
+    if len(found) >= len(known) - 1:
         raise InvalidValueError(
-            f"without={without!r} leaves {len(student.class_names) - len(found)} of {len(student.class_names)} labels; "
-            "a classifier needs two to choose from. Leave fewer out."
+            f"without={without!r} leaves {len(known) - len(found)} of {len(known)} labels; a classifier needs two to choose "
+            "from. Leave fewer out."
         )
-    return found
+    return sorted(found)
 
 
 def _seen(samples: Samples, left_out: Sequence[int]) -> Samples:
