@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
@@ -24,6 +24,21 @@ def apply_erasers(model: TappedModel, features: Sequence[Tensor]) -> tuple[Tenso
 def has_head(model: TappedModel) -> bool:
     """Whether the model classifies, as far as its taps say; looks for them first."""
     return all(tap.heads for tap in model.find_taps())
+
+
+def linear_heads(model: nn.Module, heads: Sequence[str]) -> list[str]:
+    """Paths of the Linear layers that give the logits: the last inside each of `heads`, behind a BatchNorm or a Dropout too.
+
+    Empty where a head has none, or another with as many outputs.
+    """
+    found = []
+    for name in heads:
+        inside = model.get_submodule(name).named_modules(prefix=name)
+        linear = [(path, module.out_features) for path, module in inside if isinstance(module, nn.Linear)]
+        if [outputs for _, outputs in linear].count(linear[-1][1] if linear else 0) != 1:
+            return []
+        found.append(linear[-1][0])
+    return found
 
 
 def predictions(model: TappedModel, features: Sequence[Tensor], masked: bool = True) -> Tensor:

@@ -24,6 +24,7 @@ from hf_kd.data.distributed import precision_of, process_state
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
+from hf_kd.features.heads import linear_heads
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
@@ -210,7 +211,7 @@ def _task(
         samples["forget"],
         samples.get("retain"),
         num_labels=student.config.num_labels,
-        heads=tuple(linear_heads(student)),
+        heads=tuple(linear_heads(student.inner, [head for tap in student.taps for head in tap.heads])),
         fresh=lambda seed, init: fresh_model(student.inner, seed, init),
         blocks=lambda inputs, every: find_blocks(student.inner, inputs, main_input(student.inner), every, at_most=None),
         pixel_mean=mean,
@@ -218,23 +219,6 @@ def _task(
         mixed_precision=precision,
         progress=options.progress,
     )
-
-
-def linear_heads(model: ErasedModel) -> list[str]:
-    """Paths of the Linear layers with C outputs inside the heads; empty where a head has not exactly one."""
-    found = []
-    for tap in model.taps:
-        for name in tap.heads:
-            head = model.inner.get_submodule(name)
-            linears = [
-                f"{name}.{path}" if path else name
-                for path, module in head.named_modules()
-                if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
-            ]
-            if len(linears) != 1:
-                return []
-            found += linears
-    return found
 
 
 def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> nn.Module:

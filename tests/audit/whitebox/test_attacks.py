@@ -7,16 +7,20 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+from hf_kd import ErasedModel
 from hf_kd.audit.whitebox import probes, regrowing, removal
 from hf_kd.audit.whitebox.answers import head_answers
 from hf_kd.audit.whitebox.class_row import class_row_attack
-from hf_kd.audit.whitebox.network import Images, recalibrated
+from hf_kd.audit.whitebox.network import Images, Network, recalibrated, with_rows
 from hf_kd.audit.whitebox.probes import few_labels_attack, knn_attack, linear_attack, map_attack, mlp_attack
 from hf_kd.audit.whitebox.regrowing import regrow_attack
 from hf_kd.audit.whitebox.relearning import relearn
+from hf_kd.data.masked_classes import silence_rows
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.testing.probes import AttackTester, planted
+from tests.helpers.zoo import build
 
 from .planted import network
 
@@ -88,6 +92,29 @@ class TestRemoval(AttackTester):
 @pytest.fixture(scope="module")
 def data():
     return AuditData.of(*planted(n=300), 0)
+
+
+def test_a_class_that_was_silenced_gets_a_row_whatever_stands_around_the_linear_layer(data):
+    plain, images = network(data, forgets=True)
+    wrapped = plain.copied()
+    wrapped.model.head = nn.Sequential(nn.Dropout(0.5), wrapped.model.head).eval()
+    assert wrapped.column_of(data.forget[0]) is None
+    opened, rows = [], images.shots(5, 0)
+    for net in (plain, wrapped):
+        made, row = with_rows(net, images, rows)
+        assert row == "made"
+        opened.append(made.class_logits(images.test, images.classes))
+    assert torch.equal(*opened)
+
+
+@pytest.mark.parametrize("name", ["LevitForImageClassification", "LevitForImageClassificationWithTeacher"])
+def test_a_head_behind_batchnorm_shows_that_a_class_was_silenced(name):
+    model = build(name)
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 5]
+    for head in heads:
+        silence_rows(head, [2])
+    net = Network.of(ErasedModel.from_model(model))
+    assert [net.column_of(label) for label in range(5)] == [0, 1, None, 3, 4]
 
 
 def test_stale_statistics_hide_a_class_and_recalibration_brings_it_back():

@@ -106,10 +106,21 @@ def test_what_ran_on_one_network_ran_on_those_beside_it(target, monkeypatch, min
     assert clock.ran.count("answers") >= 3
 
 
+class Unlike(nn.Module):
+    """A head that holds no Linear layer."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, rows):
+        return nn.functional.linear(rows, self.weight, self.bias)
+
+
 def own_head(net):
     """Somebody put a head of their own on the network."""
     made = net.copied()
-    made.model.head = nn.Sequential(nn.Dropout(0.1), made.model.head)
+    made.model.head = Unlike(made.model.head)
     return made
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hf_kd.audit.hidden_states import blocks_of
 from hf_kd.data.labels import counterparts
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.heads import has_head
+from hf_kd.features.heads import has_head, linear_heads
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import image_inputs, input_device, run
@@ -169,9 +169,7 @@ class Network:
 
     def linear_heads(self) -> list[nn.Linear]:
         """The Linear layers that give the logits; none where a head is anything else."""
-        found = [self.model.get_submodule(name) for name in self.heads]
-        linear = [head for head in found if isinstance(head, nn.Linear)]
-        return linear if len(linear) == len(found) else []
+        return [cast(nn.Linear, self.model.get_submodule(path)) for path in linear_heads(self.model, self.heads)]
 
     def without_rows(self, classes: Tensor) -> str:
         """Why the head cannot be trained to answer all of `classes`; nothing where each has a row, or can be given one."""
@@ -320,7 +318,7 @@ def with_rows(network: Network, data: WhiteBoxData, rows: Tensor) -> tuple[Netwo
     if network.without_rows(data.classes) or len(alive) == len(columns) or not heads:
         return made, "none" if None in columns else "own"
     shown = data.train.rows(rows)
-    for name, old in zip(network.heads, heads, strict=True):
+    for name, old in zip(linear_heads(network.model, network.heads), heads, strict=True):
         features = network.head_inputs(shown, name)
         new = cast(nn.Linear, nn.utils.skip_init(nn.Linear, old.in_features, len(columns))).to(old.weight)
         length = old.weight[alive].norm(dim=1).mean()
