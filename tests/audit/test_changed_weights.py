@@ -116,7 +116,9 @@ def test_grad_cam_draws_the_original_that_is_given_or_none(changed, tmp_path):
     assert maps.original is None
     assert treatment == "changed"
     original.processor = changed.processor
-    assert torch.equal(drawn(changed, original=original)[0].original, drawn(original)[0].erased)
+    maps, treatment = drawn(original)
+    assert torch.equal(drawn(changed, original=original)[0].original, maps.erased)
+    assert treatment == "audited", "as in the report of such a model"
 
 
 def test_grad_cam_without_an_original_has_no_column_of_it(changed, tmp_path):

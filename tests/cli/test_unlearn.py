@@ -142,6 +142,9 @@ def test_accuracy_of_the_head_before_and_after(place, tmp_path):
     assert accuracy["original"]["forget"] > 0, "this head answers dog; of another class the test would say nothing"
     text = hf_kd("unlearn", place / "model", *arguments[:-1], tmp_path / "again", "--method", "head-surgery").stdout
     assert "before its weights were changed" in " ".join(text.split())
+    arguments = [*arguments[:2], "--forget-labels", "cat", "--test-split", "test", "--output", tmp_path / "both"]
+    second = hf_kd("unlearn", tmp_path / "out", *arguments, "--method", "head-surgery", "--json").stdout
+    assert json.loads(second)["accuracy"]["classes"] == [2, 3], "what was forgotten before is none of the others"
 
 
 @pytest.mark.usefixtures("few_draws")

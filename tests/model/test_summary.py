@@ -18,3 +18,9 @@ def test_a_model_says_what_it_forgot_and_where(vit, processor, forget):
     config = model.inner.config
     config.hf_kd_unlearned = [model.erasures[0].to_dict() | {"method": "scrub", "classes": None}]
     assert "class 2 (cat) and samples forgotten by scrub, esc" in repr(model)
+
+
+def test_of_a_folded_model_too(vit, processor, forget):
+    model = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+    folded = ErasedModel.from_model(model.fold(), processor)
+    assert "class 2 (cat) forgotten by esc" in repr(folded)

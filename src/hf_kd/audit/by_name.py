@@ -15,7 +15,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.site import evaluating, record
 from hf_kd.features.taps.text import text_features
 from hf_kd.features.text_reader import TextReader
-from hf_kd.methods.records import all_records
+from hf_kd.methods.records import all_records, classes_in
 from hf_kd.metrics.concepts import ConceptEmbeddings, concept_scores, neighbours_of, random_rows, soft_prompt_scores
 
 from .schema import Section
@@ -113,7 +113,7 @@ def measure_by_name(
         prompt = soft_prompt(model, reader, f"a photo of a {seed}", data.with_texts(versions[first]))
         if prompt is not None:
             scores[version] |= soft_prompt_scores(data.with_texts(versions[first]), prompt)
-    forgotten = {label for record in all_records(model) for label in record.classes or ()}  # by another request
+    forgotten = classes_in(all_records(model))  # by another request
     near_names = ", ".join(f"class {c}" if c in forgotten else names[c] for c in (classes[n] for n in near))
     notes = [
         f"{len(classes)} candidates in {len(asked.templates)} templates, {len(asked.wordings())} wordings of the concept; "

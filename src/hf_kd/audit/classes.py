@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
-from hf_kd.methods.records import all_records
+from hf_kd.methods.records import all_records, classes_in
 
 
 def forgotten_labels(model: TappedModel, given: Any, names: Any) -> list[int]:
@@ -17,7 +17,6 @@ def forgotten_labels(model: TappedModel, given: Any, names: Any) -> list[int]:
     if given is not None:
         return resolved_labels(given, names)
     records = all_records(model)
-    classes = {label for record in records for label in record.classes or ()}
     if not records:
         raise InvalidValueError(
             "Nothing was erased from this model, so forget_labels has to say which classes to look for."
@@ -32,7 +31,7 @@ def forgotten_labels(model: TappedModel, given: Any, names: Any) -> list[int]:
             "An erasure record does not name its classes (the forget set had no labels that the model knows). "
             "Say which they are: forget_labels=[...]."
         )
-    return sorted(classes)
+    return sorted(classes_in(records))
 
 
 def resolved_labels(given: Any, names: Any) -> list[int]:

@@ -26,7 +26,7 @@ from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state, pooled
 from hf_kd.features.taps.inputs import image_inputs, main_input, run
 from hf_kd.features.taps.site import drop_caches, evaluating, head_function, masked_logits
-from hf_kd.methods.records import changes_of
+from hf_kd.methods.records import changes_of, treatment
 from hf_kd.metrics._inputs import first_rows
 
 from .class_maps import ClassMaps, class_map, panel
@@ -156,11 +156,10 @@ def grad_cam(
         maps = replace(maps, original=class_maps(wrapped(model, original), inputs, wanted).original)
     elif changed:
         maps = replace(maps, original=None)
-    treatment = "changed" if changed and not model.erasures else "erased"
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     answers = [str(names.get(int(p), int(p))) for p in maps.predicted]
-    panel(pictures.float().cpu(), maps, str(names[wanted]), answers, path, treatment=treatment)
+    panel(pictures.float().cpu(), maps, str(names[wanted]), answers, path, treatment=treatment(changed, model.erasures))
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from hf_kd.errors import InvalidValueError, UnknownNameError, did_you_mean, shortened
+from hf_kd.methods.records import treatment
 
 from .schema import Score, Section, json_ready
 
@@ -120,9 +121,7 @@ class ReportData:
         """What was done to the audited model: "changed" where its weights were and no eraser stands in it, "audited" where
         its records name nothing, else "erased".
         """
-        if self.context.get("erasures", True):  # matrices alone do not say
-            return "erased"
-        return "changed" if self.context.get("changes") else "audited"
+        return treatment(self.context.get("changes"), self.context.get("erasures", True))  # matrices alone do not say
 
     def label(self, label: int) -> str:
         """A class as the report names it.

@@ -21,6 +21,7 @@ from hf_kd.audit.sections.features import plot_numbers, plot_samples
 from hf_kd.data.distributed import process_state
 from hf_kd.features.heads import apply_erasers
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.methods.records import changes_of, treatment
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.model.erased_model import ErasedModel
 
@@ -101,7 +102,7 @@ def _numbers(model, features, problem, original) -> _Numbers | str:
 
 
 def _treatment(model: ErasedModel) -> str:
-    return "erased" if model.is_erased else "changed"
+    return treatment(changes_of(model.config), model.erasures)
 
 
 def _class_means(model, features, problem, original, settings, titles, path) -> str | None:

@@ -24,7 +24,7 @@ class HeadAccuracy:
         model: Before the work.
         data: The test split.
         split: Its name.
-        classes: Ids of the model; those that were erased earlier count as forgotten too.
+        classes: Ids of the model; those of all earlier requests count as forgotten too.
         reading: How images are read.
 
     Raises:
@@ -35,6 +35,7 @@ class HeadAccuracy:
     def __init__(self, model: ErasedModel, data: Any, split: str, classes: list[int], reading: ReadOptions) -> None:
         from hf_kd.features.heads import has_head, predictions
         from hf_kd.features.reader import ImageReader
+        from hf_kd.methods.records import all_records, classes_in
 
         if not has_head(model):
             raise InvalidValueError(
@@ -44,9 +45,8 @@ class HeadAccuracy:
             raise InvalidValueError(
                 "--test-split measures forgotten against other labels; name the forgotten ones with --forget-labels."
             )
-        earlier = {c for erasure in model.erasures for c in erasure.classes or ()}
         self.data, self.split, self.reading = data, split, reading.of_test()
-        self.forgotten = sorted(earlier | set(classes))
+        self.forgotten = sorted(classes_in(all_records(model)) | set(classes))
         self.reader = ImageReader(model, data, self.reading)
         try:
             self.read = self.reader.read()

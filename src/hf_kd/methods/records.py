@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
@@ -233,6 +233,22 @@ def changes_of(config: Any) -> tuple[Erasure, ...]:
 def all_records(model: Any) -> tuple[Erasure, ...]:
     """All that a model was made to forget: by changed weights, by erasers folded into them, by those that stand in it."""
     return (*changes_of(model.config), *model.erasures)
+
+
+def classes_in(records: Iterable[Erasure]) -> set[int]:
+    """Ids of all classes that these requests name."""
+    return {label for record in records for label in record.classes or ()}
+
+
+def treatment(changes: Any, erasures: Any) -> str:
+    """What was done to a model, in a word: "erased" where erasers stand in it, else "changed" where its weights were, else
+    "audited".
+
+    Args:
+        changes: As of `changes_of`, or whether there are any.
+        erasures: Of the erasers, likewise.
+    """
+    return "erased" if erasures else "changed" if changes else "audited"
 
 
 @contextlib.contextmanager

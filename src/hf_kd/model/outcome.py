@@ -19,7 +19,7 @@ from hf_kd.data.distributed import ABSENT, gather_rows
 from hf_kd.data.labels import LabelMapping
 from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.protocol import TappedModel
-from hf_kd.methods.records import weight_changes
+from hf_kd.methods.records import changes_of, classes_in
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +117,7 @@ def refuse_other_heads(model: TappedModel, name: str) -> None:
 
 def forgotten_before(model: TappedModel) -> set[int]:
     """Classes that weights were changed for: that the model does not answer them any more says nothing about labels."""
-    folded = getattr(model.config.inner, "hf_kd_folded", None) or []
-    changed = [c for record in weight_changes(model.config) for c in record.classes or ()]
-    return {*changed, *(c for record in folded for c in record.get("classes") or ())}
+    return classes_in(changes_of(model.config))
 
 
 def check_recognised(

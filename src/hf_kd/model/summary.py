@@ -6,17 +6,17 @@ from typing import Any, cast
 
 from hf_kd.data.text import escape_markdown, one_line
 from hf_kd.features.protocol import TappedModel
-from hf_kd.methods.records import class_list, weight_changes
+from hf_kd.methods.records import all_records, class_list, classes_in
 
 
 def summary(model: TappedModel) -> str:
     """What `repr` of a model says, without the brackets."""
-    records = [*weight_changes(model.config), *model.erasures]
+    records = all_records(model)
     names = model.class_names or {}
     if not records:
         done = "nothing forgotten"
     else:
-        classes = sorted({label for record in records for label in record.classes or ()})
+        classes = sorted(classes_in(records))
         what = [f"{label} ({names[label]})" if label in names else str(label) for label in classes]
         samples = "samples" if any(record.classes is None and not record.n_texts for record in records) else ""
         concept = "a concept" if any(record.n_texts for record in records) else ""
