@@ -7,6 +7,7 @@ import functools
 import pytest
 import torch
 from datasets import ClassLabel, Features, Image, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
 from hf_kd import AuditOptions, ErasedModel, ReadOptions
@@ -14,7 +15,7 @@ from hf_kd.audit.hidden_states import blocks_of, read_layers
 from hf_kd.audit.splits import AuditSplits
 from hf_kd.audit.weight_access import _images_of
 from hf_kd.cli._inputs import by_labels
-from hf_kd.errors import LabelMismatchError
+from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.reader import ImageReader, preprocessor_of
 from tests.conftest import image_processor, small_vit
 from tests.helpers.small import NAMES, make_dataset, picture, randomise
@@ -112,3 +113,40 @@ def test_later_passes_over_a_stream_take_the_samples_of_the_first():
         for pixels, label in zip(own.inputs["pixel_values"], own.labels.tolist(), strict=True):
             (place,) = [n for n in range(count) if torch.equal(every[n], pixels)]
             assert place % 5 == label
+
+
+def batches(labels, shuffle: bool) -> DataLoader:
+    """Inputs of the model, with texts as labels."""
+    prepare = preprocessor_of(erased())
+    rows = [(prepare([picture(label, n)])["pixel_values"][0], NAMES[label]) for n, label in enumerate(labels)]
+
+    def together(rows):
+        return {"pixel_values": torch.stack([row for row, _ in rows]), "labels": [name for _, name in rows]}
+
+    order = torch.Generator().manual_seed(0)
+    return DataLoader(rows, batch_size=8, shuffle=shuffle, generator=order, collate_fn=together)
+
+
+LATER = {
+    "another model": lambda data, tap: data.of_other(erased()),
+    "another view": lambda data, tap: data.versions("mirrored"),
+    "the layer profile": lambda data, tap: data.layer_profile([0], {"original": tap, "erased": tap}),
+    "the weights": lambda data, tap: _images_of({"erased": erased()}, data.for_weights([0])),
+    "the untrained model": lambda data, tap: data.untrained_logits([0]),
+}
+
+
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+def test_a_loader_that_shuffles_is_read_once_or_refused(later):
+    """The labels of the first pass beside the features of another order: every attack would read chance."""
+    data = AuditSplits(erased(), *(batches(labels, shuffle=True) for labels in (TRAIN, TEST)), QUIET)
+    data.read(None)
+    with pytest.raises(InvalidValueError, match="without shuffling"):
+        later(data, (data.before[0][0], data.before[1][0]))
+
+
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+def test_a_loader_that_gives_the_same_again_is_read_as_often_as_need_be(later):
+    data = AuditSplits(erased(), *(batches(labels, shuffle=False) for labels in (TRAIN, TEST)), QUIET)
+    data.read(None)
+    later(data, (data.before[0][0], data.before[1][0]))

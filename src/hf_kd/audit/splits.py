@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.data.again import ReadBefore, other_samples
 from hf_kd.data.distributed import gather_rows
 from hf_kd.data.labels import has_no_names, in_numbering
 from hf_kd.data.progress import working
@@ -73,6 +74,10 @@ class AuditSplits:
             split: part.rows if split in streamed else torch.arange(len(part.rows)) for split, part in read.items()
         }
         self._all = {split: self._numbered(split, complete(part.labels, split)) for split, part in read.items()}
+        for split, reader in self._readers.items():
+            if not reader.reads_the_same_again:
+                before = read[split].labels, reader.images.label_names
+                self._images[split] = ReadBefore(self._images[split], *before)
         keep = None if wanted is None else torch.tensor(list(wanted))
         self._rows = {
             split: torch.ones_like(labels, dtype=torch.bool) if keep is None else torch.isin(labels, keep)
@@ -95,19 +100,13 @@ class AuditSplits:
 
     def read_again(self, other: TappedModel, view: str | None = None) -> tuple[Split, Split]:
         """Another model, or another view, on the same samples; before the erasers."""
-        same = other is self.model
         read = {
-            split: (self._readers[split] if same else ImageReader(other, images, self.reading)).read(
-                view, own_labels=True
-            )
+            split: ImageReader(other, images, self.reading).read(view, own_labels=True)
             for split, images in self._images.items()
         }
         for split, part in read.items():
             if len(part.labels) != len(self._all[split]):
-                raise InvalidValueError(
-                    f"A second pass read {len(part.labels)} {split} samples and the first {len(self._all[split])}: the data "
-                    "gives different samples each time. Pass data that can be read again in the same order."
-                )
+                raise other_samples(f"{len(part.labels)} {split} samples and the first {len(self._all[split])}")
         return self._kept(read)
 
     @property
@@ -146,7 +145,7 @@ class AuditSplits:
 
     def untrained_logits(self, forget: Sequence[int]) -> Tensor | None:
         """What the architecture answers on D_f before any training, [n, C]."""
-        return untrained_logits(self._readers["train"], forget)
+        return untrained_logits(ImageReader(self.model, self._images["train"], self.reading), forget)
 
     def for_weights(self, forget: Sequence[int]) -> AuditImages:
         """The same samples for attacks on the network itself."""

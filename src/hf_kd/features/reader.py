@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
+from hf_kd.data.again import ReadBefore
 from hf_kd.data.distributed import process_state
 from hf_kd.data.draw import SEED, Drawn, drawn
 from hf_kd.data.image_source import inspect_images
@@ -140,7 +141,8 @@ class ImageReader:
     Args:
         model: The model; its processor makes inputs of images, and its class names say which labels there are.
         data: `datasets.Dataset` or `IterableDataset`, list of images or of (image, label) pairs, or a `DataLoader` of dict
-            batches with the model's own input names and optional `labels`; or one of them that was drawn from more.
+            batches with the model's own input names and optional `labels`; or one of them that was drawn from more, or read
+            before.
         options: How it is read.
 
     Raises:
@@ -149,7 +151,8 @@ class ImageReader:
 
     def __init__(self, model: TappedModel, data: Any, options: ReadOptions | None = None) -> None:
         self.model = model
-        self.data = data.data if isinstance(data, Drawn) else data
+        self.data = data.data if isinstance(data, (Drawn, ReadBefore)) else data
+        self._before = data if isinstance(data, ReadBefore) else None
         self.options = own = options or ReadOptions()
         known, name = self._known_names, main_input(model.inner)
         images = inspect_images(self.data, own.image_column, own.label_column, name, *known)
@@ -238,15 +241,10 @@ class ImageReader:
 
     @cached_property
     def _loader(self) -> Any:
-        state = process_state()
-        return make_loader(
-            self.images,
-            self.preprocessor,
-            batch_size=self.options.batch_size,
-            num_workers=self.options.num_workers,
-            rank=state.process_index,
-            world_size=state.num_processes,
-        )
+        state, own = process_state(), self.options
+        share = state.process_index, state.num_processes
+        loader = make_loader(self.images, self.preprocessor, own.batch_size, own.num_workers, *share)
+        return loader if self._before is None else self._before.checked(loader, self.images.label_names)
 
     def batches(self, view: str | None = None) -> Iterable[dict[str, Any]]:
         """This process's batches {"inputs", "labels" (of the data set), "rows"}; `view`: a key of `VIEWS`."""
