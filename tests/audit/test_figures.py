@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hf_kd.audit.figures import draw_recovery
+from hf_kd.audit.figures import FIGURES, draw_recovery
 from hf_kd.audit.plotting import spread
 from hf_kd.audit.render import attackers
 from hf_kd.audit.report import RetentionReport
@@ -34,6 +35,10 @@ def test_all_figures_are_written_and_show_something(report, tmp_path):
         pixels = np.asarray(Image.open(file).convert("RGB"))
         assert pixels.shape[1] >= 600
         assert 0.02 < (pixels < 200).any(axis=2).mean() < 0.9
+
+
+def test_every_figure_is_named_where_they_are_asked_for():
+    assert set(re.findall(r"`(\w+)\.png`", RetentionReport.figures.__doc__)) == set(FIGURES)
 
 
 def test_a_loaded_report_draws_all_but_the_points_it_no_longer_has(report, tmp_path):

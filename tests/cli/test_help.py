@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import typer
 import hf_kd.cli as hf_kd_cli
 from hf_kd.cli import app
 from hf_kd.cli._options import METHOD, PANEL_OF, PANELS
+from hf_kd.methods.registry import unlearning_methods
 from tests.cli.runner import hf_kd
 
 COMMANDS = typer.main.get_command(app).commands
@@ -35,6 +37,12 @@ def test_what_is_given_most_stands_first_and_settings_of_methods_last(command):
     assert titles[0] == "Data and labels"
     assert lines[lines.index("Data and labels") + 1].startswith("--dataset")
     assert (titles[-1] == METHOD) == (command != "audit")
+
+
+def test_checkpoint_names_the_methods_that_go_on_from_one():
+    (said,) = (option.help for option in COMMANDS["unlearn"].params if option.name == "checkpoint")
+    methods = unlearning_methods()
+    assert set(methods) & set(re.findall(r"[\w-]+", said)) == {name for name in methods if methods[name].resumes}
 
 
 def test_the_line_of_usage_names_the_command_once():

@@ -25,8 +25,7 @@ MOST_MARKED = 6
 def draw_figures(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
     """Draw every figure whose numbers the report has into `directory`, as PNG, and return the files.
 
-    `recovery.png` (Fig. 1), `label_efficiency.png`, `class_means.png` (Fig. 3), `norms.png`, `layer_profile.png`, and
-    `tsne.png`, which needs the features themselves: a report that was loaded from JSON does not have them.
+    They are those of `FIGURES`; `RetentionReport.figures` says what each needs.
 
     Raises ImportError, with the command to install it, without matplotlib.
     """

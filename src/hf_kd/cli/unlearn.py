@@ -75,7 +75,8 @@ def unlearn(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Folder in which regrow keeps its state after each epoch and each cut it tries, and goes on from it."
+            help="Folder in which regrow or retrain keeps its state after each epoch, and each cut that regrow tries, and "
+            "goes on from it."
         ),
     ] = None,
     *,
