@@ -11,7 +11,7 @@ import torch
 from datasets import load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from hf_kd import ErasedModel
+from hf_kd import ErasedModel, unlearn
 from tests.cli.runner import hf_kd
 from tests.helpers.small import make_dataset
 
@@ -332,3 +332,14 @@ def fails_the_second_time():
         return forget_retain_accuracy(*given, **named)
 
     return measure
+
+
+def test_what_was_unlearned_in_python_gets_its_receipt_by_card(place, tmp_path):
+    """As docs/what_to_tell.md says; what `save_pretrained` of transformers leaves is a model and nothing more."""
+    original = ErasedModel.from_pretrained(place / "model")
+    unlearn(original, make_dataset([2] * 8), "head-surgery", progress=False).save_pretrained(tmp_path)
+    original.processor.save_pretrained(tmp_path)
+    assert not (tmp_path / "erasures.json").exists()
+    assert "`hf-kd card` writes one" in " ".join(hf_kd("verify", tmp_path, code=1).stderr.split())
+    hf_kd("card", tmp_path)
+    assert "matches the receipt" in " ".join(hf_kd("verify", tmp_path).stdout.split())
