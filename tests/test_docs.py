@@ -45,3 +45,39 @@ def test_links_to_files_lead_somewhere(page):
         if "://" in target or target.startswith("mailto:"):
             continue
         assert (page.parent / target).exists(), target
+
+
+def said(page: str) -> str:
+    """The words of a page of the project, or of a module, on one line."""
+    return " ".join((DOCS.parent / page).read_text(encoding="utf-8").split())
+
+
+def test_what_groups_of_five_show_of_one_class_is_what_was_measured():
+    groups = []
+    for part in re.split(r"^##+ ", (DOCS / "cover.md").read_text(encoding="utf-8"), flags=re.M):
+        names, *rows = [line.split("|")[1:-1] for line in part.splitlines() if line.startswith("|")] or [[]]
+        column = next((n for n, name in enumerate(names) if "groups of 5" in name), None)
+        if column is not None and not part.startswith("Cat and ship"):  # two classes
+            groups += [row[column] for row in rows if row[0].strip() not in ("original", "unseen")]
+    shares = [float(share) for share in groups if re.search(r"\d", share)]
+    assert len(shares) > 30
+    assert f"one class, {min(shares):.0f} to {max(shares):.0f} %" in said("docs/concepts/threat_models.md")
+
+
+def test_the_drop_of_open_set_search_is_that_of_the_audit_on_real_networks():
+    rows = re.findall(
+        r"\| open set, FPIR 0\.1, (?:cosine|centred) [| ]+([\d.]+) / ([\d.]+) \|", said("benchmarks/RESULTS_audit.md")
+    )
+    (cosine, before), (centred, before_centred) = rows
+    module = said("src/hf_kd/metrics/identities.py")
+    assert f"from {before} to {cosine} % by the raw cosine, and from {before_centred} to {centred} % centred" in module
+    tutorial = said("docs/tutorials/person_in_a_gallery.md")
+    assert f"from {before} to {cosine} %" in tutorial
+    assert f"({before_centred}, then {centred} %)" in tutorial
+
+
+def test_what_a_small_network_pays_is_said_alike():
+    measured = r"from ([\d.]+) to ([\d.]+) %, with k = 1 to ([\d.]+)"
+    before, default, one = re.search(measured, said("benchmarks/RESULTS.md")).groups()
+    for page in ("docs/which_method.md", "docs/howto/troubleshooting.md"):
+        assert re.search(rf"from {before} to {default} % .*? to {one} % with `?k ?= ?1`?", said(page)), page

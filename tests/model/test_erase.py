@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +13,12 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from hf_kd import ESC, ESCT, ErasedModel, ReadOptions, SecondMoment
-from hf_kd.errors import LabelMismatchError, UnreadableImageError
+from hf_kd.errors import InvalidValueError, LabelMismatchError, UnreadableImageError
 from hf_kd.hub.document import document
+from hf_kd.methods.registry import built_in_infos, method_info
 from hf_kd.model.verify import verify
 from tests.helpers.small import make_dataset, picture, randomise
+from tests.helpers.zoo import build
 
 
 def logits_of(model, pixels):
@@ -326,3 +331,27 @@ def test_labels_that_the_model_does_not_have_are_told_and_kept_by_the_data_sets_
 def test_labels_that_the_model_has_are_kept_by_its_ids_alone(vit, processor, forget):
     (record,) = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False).erasures
     assert (record.classes, record.dataset_classes) == ((2,), None)
+
+
+def test_the_page_of_embedding_models_says_which_methods_work_on_them(processor):
+    """A model without a head, and people that its configuration does not name."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "embedding_models.md").read_text(encoding="utf-8")
+    works, refused = re.findall(r"^- (`esc.*?)\n(?=- )", page, flags=re.M | re.S)
+    named = [set(re.findall(r"`([a-z-]+)`", text)) for text in (works, refused)]
+    assert named[0] | named[1] == {info.name for info in built_in_infos("eraser")}
+    larger = type(processor)(size={"height": 32, "width": 32})
+    people = make_dataset([0] * 20, names=("ada", "bo", "cleo"))
+    others = make_dataset([1, 2] * 10, seed=1, names=("ada", "bo", "cleo"))
+
+    def done(data) -> set[str]:
+        found = set()
+        for name in named[0] | named[1]:
+            model = ErasedModel.from_model(build("ViTModel"), larger)
+            retain = {"retain": others} if method_info(name).needs_retain else {}
+            with contextlib.suppress(InvalidValueError, LabelMismatchError):
+                model.erase(data, name, **retain, progress=False)
+                found.add(name)
+        return found
+
+    assert done(people) == named[0]
+    assert done(people.remove_columns("label")) == {"esc"}
