@@ -12,8 +12,11 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig, PreT
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from hf_kd import ErasedModel, train_original, unlearn
+from hf_kd.audit.classes import forgotten_labels
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import predictions
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.methods.records import all_records
 from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.model.train import PRETRAINED, RECIPES, with_labels
 from tests.helpers.small import NAMES, labelled, make_dataset, randomise
@@ -120,6 +123,24 @@ def test_a_data_set_of_other_labels_can_be_trained_on(resnet, processor, tmp_pat
     assert model.processor is not None
     model.erase(data.filter(lambda label: label == 0, input_columns="label"), k=1, progress=False)
     assert model.erasures[0].classes == (0,), "cat is the first label of the new head"
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["changed weights", "folded eraser"])
+def test_records_hold_no_ids_of_a_head_that_was_replaced(resnet, processor, fold):
+    """Label 2 of the new head is a gnu, and nobody ever asked to forget gnus."""
+    cats = make_dataset([2] * 12)
+    if fold:
+        changed = ErasedModel.from_model(resnet, processor).erase(cats, k=1, progress=False).fold()
+    else:
+        changed = unlearn(resnet, cats, "head-surgery", processor=processor, progress=False)
+    data = make_dataset([0, 1, 2] * 12, names=("bee", "fox", "gnu"))
+    trained = train_original(changed, data, "resnet18-pretrained", processor=processor, **QUICK, warmup=0.0)
+    model = ErasedModel.from_model(trained, processor)
+    (record,) = all_records(model)
+    assert (record.classes, record.dataset_classes) == (None, ("cat",))
+    with pytest.raises(InvalidValueError, match="head of other labels since"):
+        forgotten_labels(model, None, model.class_names)
+    assert [own.classes for own in all_records(ErasedModel.from_model(changed, processor))] == [(2,)]
 
 
 def test_the_models_labels_stay_where_they_are_the_data_sets(vit, processor, data):

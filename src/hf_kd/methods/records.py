@@ -52,7 +52,8 @@ class Erasure:
     withheld: tuple[str, ...] | None = None
     """Fields of the output that bypass the erasers and are not returned; None in records of 0.1.0."""
     dataset_classes: tuple[str, ...] | None = None
-    """The data set's names of the forgotten labels, where the model has no such labels and `classes` is None for that.
+    """The data set's names of the forgotten labels, or those of a head that was replaced since, where the model has no such
+    labels and `classes` is None for that.
 
     They stand in the config.json of a saved model, as the model's own labels do; cards, receipts, and what is pushed to
     the Hub have them only where names of classes are asked for (`show_class_names`)."""

@@ -231,7 +231,17 @@ def _config_for(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedConfi
     config = copy.deepcopy(model.config)
     for setting, value in label_settings(names).items():
         setattr(config, setting, value)
+    for records in ("hf_kd_unlearned", "hf_kd_folded"):
+        if getattr(config, records, None):
+            setattr(config, records, [_named(record, model.config.id2label) for record in getattr(config, records)])
     return config
+
+
+def _named(record: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    """A record without ids of classes, which are others in another head; the names that they had stand beside it."""
+    if record.get("classes") is None:
+        return dict(record)
+    return {**record, "classes": None, "dataset_classes": [names.get(label, str(label)) for label in record["classes"]]}
 
 
 def _recipe(recipe: str | Retrain, options: Mapping[str, Any]) -> Retrain:
