@@ -34,12 +34,18 @@ def test_blocks_follow_each_other_and_thin_out_evenly():
     config = ViTConfig(hidden_size=8, num_hidden_layers=40, num_attention_heads=2, intermediate_size=8,
                        image_size=16, patch_size=8)  # fmt: skip
     model = randomise(ViTForImageClassification(config))
-    names = find_blocks(model, {"pixel_values": torch.randn(2, 3, 16, 16)})
+    images = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    names = find_blocks(model, images)
     depth = [int(name.rpartition(".")[2]) for name in names]
     assert len(depth) == 16
     assert depth == sorted(depth)
     assert depth[0] == 0
     assert depth[-1] == 39
+    left_out = next(f"{names[0][:-1]}{number}" for number in range(40) if number not in depth)
+    more = find_blocks(model, images, also=left_out)
+    assert sorted(more, key=lambda name: int(name.rpartition(".")[2])) == list(more)
+    assert set(more) == {*names, left_out}
+    assert find_blocks(model, images, also="no.such.block") == names
 
 
 class Branches(torch.nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 from typer.testing import CliRunner
 
-from hf_kd import AuditOptions, ErasedModel, ReadOptions, Retrained
+from hf_kd import AuditOptions, ErasedModel, ReadOptions, Retrained, unlearn
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.sections.weight_access import left_out_notes
 from hf_kd.audit.weight_access import AuditImages, measure_weight_access
@@ -18,6 +19,7 @@ from hf_kd.audit.whitebox import battery
 from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.images import rows_of_fewer_classes
 from hf_kd.audit.whitebox.network import Network
+from hf_kd.audit.whitebox.regrowing import no_regrowing
 from hf_kd.cli import app
 from hf_kd.errors import InvalidValueError, LabelMismatchError
 from tests.helpers.processes import in_two_processes
@@ -123,6 +125,40 @@ def test_references_at_equal_accuracy(report):
     assert [score.group.partition(",")[0] for score in section.scores] == ["features", "bare network"]
     assert len(section.scores[0].settings["references"]) == 2
     assert section.notes
+
+
+@pytest.mark.parametrize(("method", "keep"), [("regrow", 0.75), ("regrow", None), ("eu-k", 0.75)])
+def test_who_regrows_keeps_what_was_kept_in_every_network_beside_it(monkeypatch, processor, method, keep):
+    """A cut further down draws anew what the published model still has of the original."""
+    monkeypatch.setattr(battery, "ATTACKS", [attack for attack in battery.ATTACKS if attack.name == "regrown"])
+    train, test = make_dataset([0, 1, 2, 3, 4] * 8), make_dataset([0, 1, 2, 3, 4] * 6, seed=9)
+    config = labelled(ResNetConfig, hidden_sizes=[4, 8], depths=[2, 2], embedding_size=4, num_channels=3)
+    original, never_saw = (
+        ErasedModel.from_model(randomise(ResNetForImageClassification(config), seed), processor) for seed in (0, 1)
+    )
+    settings = {"epochs": 1} if keep is None else {"epochs": 1, "keep": keep}
+    changed = unlearn(
+        original, make_dataset([2] * 8), method, retain=make_dataset([0, 1, 3, 4] * 8), progress=False,
+        allow_unrecognised=True, **settings,
+    )  # fmt: skip
+    kept = changed.config.hf_kd_unlearned[-1]["measured"][0]["block"]
+    later = dict(changed.config.hf_kd_unlearned[-1], measured=[{}])  # weights may be changed once more, without a cut
+    changed.config.hf_kd_unlearned = [*changed.config.hf_kd_unlearned, later]
+    report = ErasedModel.from_model(changed, processor).audit(
+        train, test, "cat", original=original, reference=Retrained([never_saw]), progress=False,
+        options=AuditOptions(attacks=["linear"], draws=1, shots=[1], access="weights"),
+    )  # fmt: skip
+    section = report.section("weight_access")
+    recall = {score.name: score for score in section.rows()["regrown by the attacker"]}["F"]
+    assert recall.settings["kept_to"] == kept
+    assert any(kept in note for note in section.notes)
+    assert recall.value == recall.original, "the weights that are kept are the original's"
+    assert recall.reference is not None
+
+
+def test_a_network_that_has_no_such_block_is_not_regrown_behind_another_one(processor):
+    network = Network.of(ErasedModel.from_model(resnet(), processor), cut="layer4.2")
+    assert "no block 'layer4.2'" in no_regrowing(network, SimpleNamespace(classes=torch.arange(5)))
 
 
 def test_an_eraser_is_taken_off_and_columns_are_one_network(small_battery, processor):

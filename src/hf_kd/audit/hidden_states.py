@@ -23,7 +23,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
-from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state, pooled
+from hf_kd.features.taps.blocks import AT_MOST, as_map, find_blocks, hidden_state, pooled
 from hf_kd.features.taps.inputs import image_inputs, main_input, run
 from hf_kd.features.taps.site import drop_caches, evaluating, head_function, masked_logits
 from hf_kd.methods.records import changes_of, treatment
@@ -44,13 +44,15 @@ MOST_SPECIAL = 8
 """Tokens before the grid of a map (class, distillation, registers); with more of them there is no grid."""
 
 
-def blocks_of(model: TappedModel, every: bool = False) -> tuple[str, ...]:
+def blocks_of(
+    model: TappedModel, every: bool = False, at_most: int | None = AT_MOST, also: str | None = None
+) -> tuple[str, ...]:
     """Names of the blocks of the inner model, in order; see `taps.find_blocks`."""
     name, inputs = main_input(model.inner), probe_batch(model)
     if name != "input_ids":  # which are text, then
         inputs = image_inputs(inputs)
     with _in_place_of_erasers(model, [None] * len(model.sites)):
-        return find_blocks(model.inner, inputs, name, every)
+        return find_blocks(model.inner, inputs, name, every, at_most, also)
 
 
 def read_layers(

@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_kd.errors import LabelMismatchError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ReadOptions
+from hf_kd.methods.records import weight_changes
 from hf_kd.metrics.weight_signature import PartSignature, weight_signature
 
 from .schema import Section
@@ -94,7 +95,8 @@ def measure_weight_access(
         models["original"] = original
     models |= {"reference" if n == 0 else f"reference {n + 1}": other for n, other in enumerate(references)}
     names = dict(data.names or model.class_names)
-    networks = {name: Network.of(other, names) for name, other in models.items()}
+    cut = _last_kept(model)
+    networks = {name: Network.of(other, names, cut) for name, other in models.items()}
     _refuse_other_classes(networks, names, data)
     images = _images_of(models, data)
     found = run_battery(networks, images, budget=budget, seed=seed, together=SHOWN, progress=data.reading.progress)
@@ -112,8 +114,21 @@ def measure_weight_access(
     shown = {version: found[version] for version in SHOWN if version in found}
     notes += left_out_notes({version: own for version, own in found.items() if version not in shown})
     notes += _among(networks["erased"], classes)
+    regrown = found["erased"].regrown
+    if regrown is not None:
+        which = "the lower third" if cut is None else "the last block that was kept when the weights were changed"
+        notes.append(
+            f"Who regrows keeps every network up to {regrown.settings['kept_to']}, {which}: where two have the same weights "
+            "there, they have the same number."
+        )
     section = weight_access_section(shown, classes, len(data.forget), _signatures(networks), notes)
     return WeightAccess(found, section, weight_access_data(found), int(images["erased"].test_forget.sum()))
+
+
+def _last_kept(model: TappedModel) -> str | None:
+    """Up to which block a model was kept when the part above was drawn anew, by its records; None where it was not."""
+    parts = [part for change in weight_changes(model.config) for part in change.measured]
+    return next((part["block"] for part in reversed(parts) if "block" in part), None)
 
 
 def _refuse_other_classes(networks: Mapping[str, Network], names: Mapping[int, str], data: AuditImages) -> None:

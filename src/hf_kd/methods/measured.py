@@ -192,9 +192,11 @@ class LastLayersMeasured(TrainedMeasured, total=False):
 
     Attributes:
         layers: Names of the layers that were trained.
+        block: The last block that was kept, where `keep` says so.
     """
 
     layers: list[str]
+    block: str
 
 
 class PhaseMeasured(StepsMeasured):

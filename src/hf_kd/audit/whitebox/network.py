@@ -120,9 +120,11 @@ class Network:
     """Column of the logits of each class id; None where they are the same. A class may have none."""
     fresh: Callable[[], nn.Module] | None = None
     """The same architecture, as its class initialises it."""
+    cut: str | None = None
+    """The last block that whoever draws the rest anew keeps; None for the lower third."""
 
     @classmethod
-    def of(cls, model: TappedModel, class_names: Mapping[int, str] | None = None) -> Network:
+    def of(cls, model: TappedModel, class_names: Mapping[int, str] | None = None, cut: str | None = None) -> Network:
         """What is left of a model once everything that was added to it is taken off, in float32.
 
         An attacker trains in full precision: a step at 1e-4 is below what half precision can tell apart.
@@ -132,8 +134,9 @@ class Network:
             class_names: Names of the class ids of the data, where they may be others than the model's; compared without
                 regard to case and spelling. A model that has as many classes and none of these names is taken to have the
                 same ids.
+            cut: See the attribute; one of the blocks then, where there is such a module.
         """
-        blocks = blocks_of(model)
+        blocks = blocks_of(model, also=cut)
         heads = tuple(head for tap in model.taps for head in tap.heads) if has_head(model) else ()
         drop_caches(model.inner)
         bare = copy.deepcopy(cast(Any, model))
@@ -152,7 +155,7 @@ class Network:
                     type(inner).__name__,
                     len(class_names),
                 )
-        return cls(inner, blocks, heads, columns, lambda: type(inner)(copy.deepcopy(inner.config)))
+        return cls(inner, blocks, heads, columns, lambda: type(inner)(copy.deepcopy(inner.config)), cut)
 
     @property
     def device(self) -> torch.device:

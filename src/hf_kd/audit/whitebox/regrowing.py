@@ -28,7 +28,7 @@ BATCH = 128
 def regrow_attack(
     network: Network, data: WhiteBoxData, seed: int = 0, *, share: float = 1 / 3, epochs: int = 4, images: int = IMAGES
 ) -> AttackResult:
-    """Keep the lower `share` of the blocks frozen, start the rest anew, and train it on labelled images of every class.
+    """Keep the blocks up to `network.cut` frozen, start the rest anew, and train it on labelled images of every class.
 
     SGD at .1, Nesterov, one cycle with a fifth of warm-up (AdamW at 1e-3 where there is no BatchNorm). A lower bound of
     what the kept part can give: few epochs on at most `images` images, the same for all networks that are compared.
@@ -37,7 +37,7 @@ def regrow_attack(
         network: Whose lower part is kept.
         data: Its images.
         seed: Of the new weights and the order of images.
-        share: Of the blocks that are kept, at least one.
+        share: Of the blocks that are kept where the network has no `cut`, at least one.
         epochs: Passes.
         images: At most.
 
@@ -47,7 +47,7 @@ def regrow_attack(
     reason = no_regrowing(network, data)
     if reason:
         raise InvalidValueError(f"Nothing can be grown anew here: {reason}. Leave this attack out.")
-    block = network.blocks[max(0, int(len(network.blocks) * share) - 1)]
+    block = network.cut or network.blocks[max(0, int(len(network.blocks) * share) - 1)]
     made, _ = with_rows(network, data, data.shots(5, seed))
     model = made.model
     two = {name: value[:2].to(made.device) for name, value in data.train.inputs.items()}
@@ -88,6 +88,8 @@ def no_regrowing(network: Network, data: WhiteBoxData) -> str:
         return (
             f"no blocks were found in this {kind}, or it cannot be made anew, so there is no upper part to draw again"
         )
+    if network.cut is not None and network.cut not in network.blocks:
+        return f"this {type(network.model).__name__} has no block {network.cut!r}, behind which the others are cut"
     return network.without_rows(data.classes)
 
 

@@ -35,6 +35,7 @@ def find_blocks(
     main_input: str = "pixel_values",
     every: bool = False,
     at_most: int | None = AT_MOST,
+    also: str | None = None,
 ) -> tuple[str, ...]:
     """Names of the blocks in the order in which an image leaves them; none where there is none.
 
@@ -48,6 +49,7 @@ def find_blocks(
         every: All modules that hand on a hidden state, whatever holds them; of several that hand on the same one, the
             outermost.
         at_most: Of more, an even choice that keeps the first and the last; None for all of them.
+        also: A module that is among them whatever was chosen, if it hands on a hidden state.
     """
     passed = _hand_on_everything(model, inputs, main_input)
     if every:
@@ -64,7 +66,7 @@ def find_blocks(
     if at_most is not None and len(chosen) > at_most:
         last = len(chosen) - 1
         chosen = [chosen[round(i * last / (at_most - 1))] for i in range(at_most)]
-    return tuple(chosen)
+    return tuple(name for name in passed if name in chosen or name == also)
 
 
 def _hand_on_everything(model: nn.Module, inputs: Mapping[str, Any], main_input: str) -> dict[str, GradientEdge]:

@@ -34,13 +34,14 @@ class _LastLayers(TrainedMethod):
 
     def _train(self, task: Task, start_anew: bool, keep: float | str | None = None) -> LastLayersMeasured:
         retain = task.needed_retain(self.name)
-        if keep is None:
+        cut = None if keep is None else choose_block(task, keep)
+        if cut is None:
             layers, names = parameters_from(task.model, self.k)
             owners = {name.rpartition(".")[0] for name in names}
             # with their buffers: BatchNorm's statistics are of D_f too
             new = [name for name in task.model.state_dict() if name.rpartition(".")[0] in owners]
         else:
-            new = list(choose_block(task, keep).new)
+            new = list(cut.new)
             names = [name for name, parameter in task.model.named_parameters() if name in set(new)]
             owners = {name.rpartition(".")[0] for name in new}
             layers = [name for name, module in task.model.named_modules() if name in owners and is_layer(module)]
@@ -56,7 +57,11 @@ class _LastLayers(TrainedMethod):
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
         optimizer = self.make_optimizer([task.model.get_parameter(name) for name in names])
-        return {"n_retain": len(retain), "layers": layers, **self.descend(task, retain, loss, optimizer)}
+        done = self.descend(task, retain, loss, optimizer)
+        measured: LastLayersMeasured = {"n_retain": len(retain), "layers": layers, **done}
+        if cut is not None:
+            measured["block"] = cut.block
+        return measured
 
 
 @dataclass(frozen=True, kw_only=True)
