@@ -8,10 +8,11 @@ import shutil
 
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Value, load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from hf_kd import ErasedModel, unlearn
+from hf_kd import ErasedModel, ReadOptions, unlearn
+from hf_kd.cli._inputs import by_labels, without_forgotten
 from tests.cli.runner import hf_kd
 from tests.helpers.small import make_dataset
 
@@ -184,6 +185,29 @@ def test_retained_images_of_another_data_set_that_have_a_label_to_forget_are_lef
     assert "6 retained images had a label to forget" in " ".join(done.stdout.split())
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["hf_kd_unlearned"][-1]["measured"][0]["n_retain"] == 24
+
+
+CALLED = {
+    "synonyms": (["ape", "bee", "cat, Felis catus", "dog", "elk"], {}),
+    "underscores": (["ape", "bee", "CAT_", "dog", "elk"], {}),
+    "among others": (["fox", "gnu", "felis catus, cat", "hen", "ibex"], {}),
+    "by a mapping": (["ape", "bee", "katze", "dog", "elk"], {"label_mapping": {"katze": "cat"}}),
+    "by names given": (None, {"labels": ["elk", "dog", "cat", "bee", "ape"]}),
+    "by ids of the model": (None, {}),
+}
+
+
+@pytest.mark.parametrize("kind", CALLED)
+def test_a_label_to_forget_is_known_however_the_retained_data_set_calls_it(place, kind):
+    names, reads = CALLED[kind]
+    given = make_dataset([0, 1, 2, 3, 4] * 2, **({} if names is None else {"names": names}))
+    if names is None:
+        given = given.cast_column("label", Value("int64"))
+    reading, model = ReadOptions(**reads), ErasedModel.from_pretrained(place / "model")
+    data = given if kind == "by a mapping" else make_dataset([0, 1, 2, 3, 4])
+    parts = by_labels(data, ["katze" if kind == "by a mapping" else "cat"], reading)
+    left = without_forgotten(given, parts, model, reading)
+    assert left["label"][:] == [0, 1, 3, 4] * 2
 
 
 def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_kd.data.paths import refuse_missing_data, refuse_missing_model, refuse_no_model, with_revision
 from hf_kd.data.progress import working
-from hf_kd.errors import InvalidValueError, MissingFileError
+from hf_kd.errors import InvalidValueError, LabelMismatchError, MissingFileError
 
 from ._options import LIMITS, Shared
 
@@ -217,21 +217,26 @@ class Parts:
         return ImageReader(model, self.data, replace(reading, limit=None))
 
 
-def without_forgotten(data: Any, parts: Parts, reading: ReadOptions) -> Any:
-    """The rows of another data set that have none of the forgotten labels, as far as it says which they are."""
-    from hf_kd.data.image_source import inspect_images
+def without_forgotten(data: Any, parts: Parts, model: ErasedModel, reading: ReadOptions) -> Any:
+    """The rows of another data set that have none of the forgotten labels, as far as it says which they are.
+
+    They are told by the classes of the model; where it does not have all labels of that data set, by what they are called.
+    """
+    from hf_kd.data.labels import ids_named
     from hf_kd.data.load import filter_by_labels
 
-    column = inspect_images(data, reading.image_column, reading.label_column).label_column
+    reader = replace(parts, data=data)._reader(model, reading)
+    column = reader.images.label_column
     if column is None:
         return data
-    own = getattr(data.features[column], "names", None)
-    if own is not None and parts.names is not None:
-        forgotten = {parts.names[number].casefold() for number in parts.ids}
-        ids = {number for number, name in enumerate(own) if name.casefold() in forgotten}
-    else:
-        both = own is None and parts.names is None and "int" in str(data.features[column].dtype)
-        ids = set(parts.ids) if both else set()
+    forgotten = parts.in_model(model, reading)
+    try:
+        to_model = {} if reader.mapping is None else reader.mapping.to_model
+        ids = {own for own, label in to_model.items() if label in forgotten}
+    except LabelMismatchError:
+        called = [model.class_names[label] for label in forgotten]
+        called += [parts.names[label] for label in parts.ids if parts.names]
+        ids = set(ids_named(reader.label_names, [name for names in called for name in (names, *names.split(","))]))
     return filter_by_labels(data, column, set(data.unique(column)) - ids, unlabelled=True) if ids else data
 
 

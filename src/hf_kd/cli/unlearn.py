@@ -110,12 +110,12 @@ def unlearn(
     test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None
     parts = _inputs.by_labels(data, forget_labels, reading, retain is None, retain_limit)
     retained, left_out = parts.retain, 0
-    if retain is not None:
-        given = _retained_data(retain, split, shared)
-        retained = _inputs.without_forgotten(given, parts, reading)
+    given = None if retain is None else _retained_data(retain, split, shared)
+    original = _inputs.load_model(model, shared).to(device := _inputs.device_of(shared))
+    if given is not None:
+        retained = _inputs.without_forgotten(given, parts, original, reading)
         left_out = len(given) - len(retained)
         retained = _inputs.at_most(retained, retain_limit)
-    original = _inputs.load_model(model, shared).to(device := _inputs.device_of(shared))
     accuracy = None
     if test is not None:
         accuracy = HeadAccuracy(original, test, test_split, parts.in_model(original, reading), reading)
