@@ -12,6 +12,7 @@ from hf_kd.audit.report import RetentionReport
 from hf_kd.cli._app import IN_PART
 from hf_kd.data.paths import ERASER_CONFIG
 from tests.cli.runner import hf_kd
+from tests.helpers.small import make_dataset
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,28 @@ def test_what_cannot_be_both_is_refused(place, eraser, tmp_path):
     refused = " ".join(hf_kd("erase", unlearned, *given[1:], "--eraser-only", code=1).stderr.split())
     assert "were changed by head-surgery" in refused
     assert not (tmp_path / "out").exists()
+
+
+def test_what_says_nothing_against_the_receipt_is_not_held_against_it(place, eraser, tmp_path):
+    """A base that cannot be fetched, one that is another, a class that nobody registered: no reason to delete a receipt."""
+    model = ErasedModel.from_pretrained(place / "model")
+    model.config.base_model = "ana/base"
+    model.erase(make_dataset([2] * 20), k=1, progress=False).save_eraser(tmp_path / "far")
+    given = ["--dataset", place / "data", "--forget-labels", "cat"]
+    for more in ([], given):
+        shown = " ".join(hf_kd("verify", tmp_path / "far", *more, code=IN_PART).stdout.split())
+        assert "could not be verified: its base ana/base cannot be loaded" in shown
+        assert "DIFFERS" not in shown
+    assert hf_kd("verify", tmp_path / "far", "--base", place / "model").stdout.startswith("Everything matches")
+    other = ErasedModel.from_pretrained(place / "model").inner
+    with torch.no_grad():
+        other.classifier.weight.mul_(2)
+    other.save_pretrained(tmp_path / "other")
+    for arguments, told in (
+        ([tmp_path / "far"], "couldn't connect"),
+        ([eraser, "--base", tmp_path / "other"], "OtherBaseError"),
+    ):
+        for command in (["card", *arguments], ["push", arguments[0], "ana/x", *arguments[1:]]):
+            refused = " ".join(hf_kd(*command, code=1).stderr.split())
+            assert told in refused
+            assert "delete" not in refused

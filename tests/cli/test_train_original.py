@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from hf_kd.hub.receipt import RECEIPT, file_digest
 from hf_kd.model.train import RECIPES
 from tests.cli.runner import hf_kd
 from tests.helpers import processes
@@ -118,3 +119,10 @@ def test_a_model_of_a_class_that_nobody_knows_says_the_way_out_first(place, tmp_
     assert "is of type 'my_own', which transformers" in told
     assert "If its class is your own, run the file that registers it first: import it, or --import FILE" in told
     assert len(told) < 400
+    if erased:  # signed as it is: its receipt is right, and nothing says to delete it
+        receipt = json.loads((folder / RECEIPT).read_text())
+        receipt["files"]["config.json"] = file_digest(folder / "config.json")
+        (folder / RECEIPT).write_text(json.dumps(receipt))
+        told = " ".join(hf_kd("card", folder, code=1).stderr.split())
+        assert "is of type 'my_own', which transformers" in told
+        assert "delete" not in told

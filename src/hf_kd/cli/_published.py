@@ -90,7 +90,8 @@ def holds_eraser(folder: Path) -> bool:
 def refuse_contradicted(folder: Path, base: str | None = None) -> None:
     """Raise InvalidValueError where the receipt in a folder is not of the files beside it: a new one would hide that.
 
-    A receipt that cannot be read contradicts nothing, which is logged.
+    A receipt that cannot be read contradicts nothing, which is logged. Neither does what cannot be told here, or differs in
+    the base that was given: to load the model says that.
     """
     from hf_kd.hub.receipt import read_receipt
     from hf_kd.model.verify import verify
@@ -104,7 +105,7 @@ def refuse_contradicted(folder: Path, base: str | None = None) -> None:
         return
     with working("comparing with the receipt"):
         checks = verify(folder, base=base).checks
-    wrong = [f"{check.what}: {check.found}" for check in checks if not check.ok]
+    wrong = [f"{check.what}: {check.found}" for check in checks if check.ok is False and not check.of_given]
     if wrong:
         raise InvalidValueError(
             f"{RECEIPT} in {folder} is of other files than lie beside it ({'; '.join(wrong[:5])}), and a new one would hide "

@@ -53,7 +53,8 @@ def verify(
 ) -> None:
     """Check an erased model against its receipt; with --dataset, carry the erasure out again.
 
-    Exit code 1: it differs. 3: it cannot be told by the images and options that were given.
+    Exit code 1: it differs. 3: it cannot be told by the images and options that were given, or the base of an eraser
+    cannot be fetched.
     """
     refuse_without_data(dataset, "processor")
     if not forget_labels:

@@ -63,7 +63,8 @@ def verify(
     reading: how images are read, as in `ErasedModel.erase`; by default without a bar.
     texts: words that are said to have been forgotten by name: compared with the digest of such a request.
 
-    What is given and too little to carry the erasure out again leaves that check open, beside the others.
+    What is given and too little to carry the erasure out again leaves that check open, beside the others. So does the base
+    of an eraser on its own that cannot be fetched; one on the Hub is, unasked.
 
     Raises FileNotFoundError where there is no receipt or no weights, and ValueError for a damaged one.
     """
@@ -102,7 +103,7 @@ def verify(
         checks += _again(folder, content, loaded, original, processor, forget, retain, reading)
     elif forget is not None:
         unknown = any(check.what == ACTS and check.ok is None for check in checks)
-        why = "its class is not known here" if unknown else "it is another model than the receipt says"
+        why = "the model could not be loaded here" if unknown else "it is another model than the receipt says"
         checks.append(Check(AGAIN, None, f"not tried: {why}"))
     by_name = any(record.get("n_texts") for record in content["erasures"])
     repeated = any(check.what == AGAIN and check.ok is not None for check in checks)
@@ -187,6 +188,8 @@ def _load(folder: Path, base: str | None, stored: StoredEraser | None) -> tuple[
     except UnknownModelTypeError as error:  # the files say what is right, and who wrote the class can look
         return Check(ACTS, None, f"not tried: {error}"), None
     except (HfKdError, OSError, ValueError) as error:
+        if stored is not None and isinstance(error, (OSError, ImportError)):  # the eraser was read; its base was not
+            return Check(ACTS, None, f"not tried: its base {base} cannot be loaded: {error}"), None
         return Check(ACTS, False, f"refused: {error}"), None
 
 
