@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
 from hf_kd.cli import app
+from hf_kd.cli._options import Shared
+from hf_kd.cli._verdict import card_command
 from hf_kd.data.load import load_source
 from tests.cli.runner import hf_kd
 
@@ -23,11 +25,12 @@ def folders(place, tmp_path_factory):
     hf_kd("erase", *given, "--k", "1", "--output", out / "folded", "--fold")
     hf_kd("unlearn", *given, "--method", "head-surgery", "--output", out / "unlearned")
     ErasedModel.from_pretrained(out / "erased").fold().save_pretrained(out / "folded by hand")
+    hf_kd("erase", out / "folded", *given[1:3], "--forget-labels", "dog", "--k", "1", "--output", out / "erased again")
     return out
 
 
 @pytest.mark.parametrize("order", [("verify", "card", "verify"), ("card", "verify", "card")], ids="-".join)
-@pytest.mark.parametrize("kind", ["erased", "folded", "unlearned", "folded by hand", "model"])
+@pytest.mark.parametrize("kind", ["erased", "folded", "unlearned", "folded by hand", "erased again", "model"])
 def test_nobody_is_sent_round(folders, place, tmp_path, kind, order):
     folder = shutil.copytree(place / "model" if kind == "model" else folders / kind, tmp_path / "model")
 
@@ -40,6 +43,13 @@ def test_nobody_is_sent_round(folders, place, tmp_path, kind, order):
         if done.exit_code and f"hf-kd {other}" in done.stderr:
             assert run(other).exit_code == 0
             assert run(command).exit_code == 0, "and then it works"
+        assert not done.exit_code or kind in ("folded by hand", "model", "folded"), "what has an eraser has both"
+    for shown in (run("verify").stdout, run("inspect").stdout):
+        named = [word for word in ("hf-kd card", "hf-kd push ERASED_FOLDER") if word in " ".join(shown.split())]
+        assert "hf-kd card" not in named or run("card").exit_code == 0
+        assert named or kind == "model" or not shown
+    into = card_command(folder, "report", Shared())
+    assert into[:10] == {"model": "", "folded": "hf-kd push", "folded by hand": "hf-kd push"}.get(kind, "hf-kd card")
 
 
 def test_a_folded_checkpoint_has_receipt_card_and_processor(folders):

@@ -6,13 +6,15 @@ import json
 import shlex
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+from huggingface_hub.utils import httpx
 from rich.console import Console
 
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.verdict import NOT_AUDITED
 from hf_kd.cli._options import Shared
 from hf_kd.cli._tables import show_erasure
-from hf_kd.cli._verdict import accuracy_verdict, audit_command, record_names
+from hf_kd.cli._verdict import accuracy_verdict, audit_command, record_names, report_verdict
 from hf_kd.cli.audit import _write
 from hf_kd.errors import InvalidValueError
 from tests.cli.runner import hf_kd
@@ -96,6 +98,42 @@ def test_inspect_and_verify_say_that_nobody_audited_and_what_a_report_says(erase
     assert done.startswith("Everything matches the receipt.")
     assert NOT_AUDITED[:60] in done
     assert "verdict" not in json.loads(hf_kd("inspect", place / "model", "--json").stdout), "nothing was erased from it"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (None, ""),
+        (RemoteEntryNotFoundError("no", response=httpx.Response(404, request=httpx.Request("GET", "x"))), NOT_AUDITED),
+        (LocalEntryNotFoundError("no"), "could not be asked (LocalEntryNotFoundError)"),
+    ],
+    ids=["there", "not there", "no network"],
+)
+def test_of_a_repository_its_own_report_is_asked_for(tmp_path, monkeypatch, answer, told):
+    report = audited(**LEAST)
+    report.to_json(tmp_path / "retention_report.json")
+    asked = []
+
+    def download(repo, name, **hub):
+        asked.append((repo, name, hub))
+        if answer is not None:
+            raise answer
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("hf_kd.cli._published.hf_hub_download", download)
+    shared = Shared(revision="v1")
+    text = report_verdict(shared.documented("ana/m"), report.context.get("erasures") or (), shared)
+    assert (report.verdict if answer is None else told) in text
+    assert asked == [("ana/m", "retention_report.json", {"revision": "v1"})]
+
+
+def test_of_an_eraser_on_a_base_its_own_report_is_shown_and_of_several_none(tmp_path):
+    report = audited(**LEAST)
+    report.to_json(tmp_path / "retention_report.json")
+    shared = Shared(eraser=[str(tmp_path)])
+    assert report_verdict(shared.documented("ana/base"), (), shared) == report.verdict
+    shared = Shared(eraser=[str(tmp_path), "ana/other"])
+    assert report_verdict(shared.documented("ana/base"), (), shared).startswith("No report of an audit was looked for")
 
 
 def test_a_record_without_classes_has_the_names_of_the_data_set():

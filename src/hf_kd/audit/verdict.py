@@ -38,9 +38,8 @@ ASKED_OTHERWISE = (
 BY_NAMES = "accuracy of the others"
 """The same of images of the other classes."""
 
-NOT_AUDITED = (
-    "No report of an audit lies beside this model: assume that its features still reveal what it was made to forget."
-)
+ASSUME = "assume that its features still reveal what it was made to forget."
+NOT_AUDITED = f"No report of an audit lies beside this model: {ASSUME}"
 
 
 @dataclass(frozen=True)

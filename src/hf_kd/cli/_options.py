@@ -147,6 +147,12 @@ class Shared:
         """The model as it was loaded, for a command that is named to go on with."""
         return model if self.revision is None or "@" in model or Path(model).exists() else f"{model}@{self.revision}"
 
+    def documented(self, model: str) -> str:
+        """Where card and report of a model lie: with it, or with the one eraser on it; empty where there are several."""
+        if not self.eraser:
+            return self.at_revision(model)
+        return self.eraser[0] if len(self.eraser) == 1 else ""
+
     @property
     def import_words(self) -> list[str]:
         """`--import` and its files, for a command that is named to go on with."""

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
+from hf_kd.data.paths import with_revision
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.hub.files import RECEIPT, is_eraser, outcome_in
@@ -111,6 +115,21 @@ def refuse_contradicted(folder: Path, base: str | None = None) -> None:
             f"{RECEIPT} in {folder} is of other files than lie beside it ({'; '.join(wrong[:5])}), and a new one would hide "
             f"that. Save the model again, or, where you made the change and mean it, delete {RECEIPT} first."
         )
+
+
+def beside(source: str | Path, name: str) -> Path | None:
+    """A file that lies with a model, in a folder or a repository USER/NAME[@REVISION]; None where there is none.
+
+    Raises:
+        OSError: The Hub could not be asked.
+    """
+    if Path(source).is_dir():
+        return path if (path := Path(source) / name).is_file() else None
+    repo, hub = with_revision(str(source), {})
+    try:
+        return Path(hf_hub_download(repo, name, **hub))
+    except RemoteEntryNotFoundError:
+        return None
 
 
 def report_of(folder: Path, report: Path | None, records: Iterable[Mapping[str, Any]]) -> RetentionReport | None:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from hf_kd.data.text import one_line, shell_word
 from hf_kd.errors import InvalidValueError
+from hf_kd.hub.files import outcome_in
 
 from ._app import LOGGED, in_words
 
@@ -62,24 +63,35 @@ def record_names(record: Mapping[str, Any], names: Mapping[int, str]) -> list[st
 
 
 def audit_command(
-    model: str, dataset: str, *options: str, shared: Shared, split: str = "train", test_split: str | None = None
+    model: str, dataset: str | None, *options: str, shared: Shared, split: str = "train", test_split: str | None = None
 ) -> str:
-    """The command that measures what is left: it imports and reads what the command that was run did."""
-    described = shared.chosen("config_name", "image_column", "label_column", "label_mapping", "labels")
-    described |= {"split": split} if split != "train" else {}
-    described |= {"test_split": test_split} if test_split not in (None, "test") else {}
+    """The command that measures what is left: it imports and reads what the command that was run did.
+
+    None is a data set that is yet to be named: nothing is known of how it is read.
+    """
+    described: dict[str, Any] = {}
+    if dataset is not None:
+        described |= shared.chosen("config_name", "image_column", "label_column", "label_mapping", "labels")
+        described |= {"split": split} if split != "train" else {}
+        described |= {"test_split": test_split} if test_split not in (None, "test") else {}
     words = list(options)
     for name, value in described.items():
         for one in value if isinstance(value, list) else [value]:
             words += [f"--{name.replace('_', '-')}", str(one)]
     words += shared.import_words
-    return " ".join(map(shell_word, ["hf-kd", "audit", model, "--dataset", dataset, *words]))
+    return " ".join(map(shell_word, ["hf-kd", "audit", model, "--dataset", dataset or "DATASET", *words]))
 
 
 def card_command(folder: str | Path, report: str | Path, shared: Shared, base: str | None = None) -> str:
-    """The command that puts a report into the card of the model, or of the eraser for a `base`, in a folder."""
-    words = ["hf-kd", "card", str(folder), *([] if base is None else ["--base", base]), "--report", str(report)]
-    return " ".join(map(shell_word, [*words, *shared.import_words]))
+    """The command that puts a report into the card of the model, or of the eraser for a `base`, in a folder.
+
+    Empty where nothing was forgotten, so that there is no card. That of a folded model is made from what it was folded of.
+    """
+    outcome = outcome_in(Path(folder))
+    words = ["hf-kd", "card", str(folder), *([] if base is None else ["--base", base])]
+    if outcome == "folded":
+        words = ["hf-kd", "push", "ERASED_FOLDER", "USER/NAME", "--folded"]
+    return " ".join(map(shell_word, [*words, "--report", str(report), *shared.import_words])) if outcome else ""
 
 
 def show_verdict(console: Console, text: str, warnings: Sequence[str] = ()) -> None:
@@ -95,18 +107,34 @@ def _said(warning: str) -> bool:
 
 
 def report_verdict(
-    folder: str | Path, records: Sequence[Mapping[str, Any]], shared: Shared, base: str | None = None
+    source: str | Path, records: Sequence[Mapping[str, Any]], shared: Shared, base: str | None = None
 ) -> str:
-    """The verdict of the report beside a model, or an eraser for a `base`; where there is none, how one comes there."""
-    from hf_kd.audit.verdict import NOT_AUDITED
+    """The verdict of the report beside a model, or an eraser for a `base`; where there is none, how one comes there.
 
-    from ._published import holds_eraser, report_of
+    Args:
+        source: Folder or repository of the model or the eraser; empty where there are several.
+        records: All that it was made to forget.
+        shared: The options of the command.
+        base: Of an eraser.
+    """
+    from hf_kd.audit.verdict import ASSUME, NOT_AUDITED
+    from hf_kd.hub.document import REPORT
+    from hf_kd.hub.own_report import report_beside
 
+    from ._published import beside, holds_eraser
+
+    if not source:
+        return f"No report of an audit was looked for, since several erasers have none in common: {ASSUME}"
     try:
-        report = report_of(Path(folder), None, records)
+        path = beside(source, REPORT)
+        report = None if path is None else report_beside(path, records)
     except InvalidValueError as error:
         return f"The report beside this model says nothing: {error}"
-    if report is not None or not Path(folder).is_dir():
+    except OSError as error:
+        return (
+            f"Whether a report of an audit lies beside this model could not be asked ({type(error).__name__}): {ASSUME}"
+        )
+    if report is not None or not Path(source).is_dir():
         return NOT_AUDITED if report is None else report.verdict
-    command = card_command(folder, "REPORT_FOLDER", shared, (base or "BASE") if holds_eraser(Path(folder)) else None)
+    command = card_command(source, "REPORT_FOLDER", shared, (base or "BASE") if holds_eraser(Path(source)) else None)
     return f"{NOT_AUDITED} A report kept elsewhere is not seen here; to put it beside the model: {command}"

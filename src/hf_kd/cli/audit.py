@@ -164,11 +164,8 @@ def audit(
         )
     if output is not None:
         console.print(f"Written to [bold]{terminal(str(output))}[/]; {elapsed():.0f} s in all.", highlight=False)
-        owner = model if not shared.eraser else shared.eraser[0] if len(shared.eraser) == 1 else ""
-        if owner and Path(owner).is_dir():
-            into = card_command(
-                owner, output / "report.json", shared, shared.at_revision(model) if shared.eraser else None
-            )
+        owner, base = shared.documented(model), shared.at_revision(model) if shared.eraser else None
+        if owner and Path(owner).is_dir() and (into := card_command(owner, output / "report.json", shared, base)):
             console.print(f"Into the model's card: {into}", markup=False, highlight=False)
     if grad_cam:
         console.print(

@@ -40,7 +40,8 @@ def inspect(model: ModelArgument, *, shared: Shared) -> None:
         loaded.find_taps()
         facts = _facts(model, loaded)
     if records := [*facts["changes"], *facts["folded"], *facts["erasures"]]:
-        facts["verdict"] = report_verdict(model, records, shared)
+        base = shared.at_revision(model) if shared.eraser else None
+        facts["verdict"] = report_verdict(shared.documented(model), records, shared, base)
     if shared.as_json:
         print(json.dumps(facts))
         return

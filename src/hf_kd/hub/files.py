@@ -84,8 +84,9 @@ def outcome_in(folder: Path) -> str:
         return "erased"
     config = folder / CONFIG_NAME
     said = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
-    marks = (("folded", '"hf_kd_folded"'), ("changed", '"hf_kd_unlearned"'), ("erased", '"erasures"'))
-    return next((outcome for outcome, mark in marks if mark in said), "")
+    # an eraser that stands in the model is what push and card speak of, whatever was folded or changed below it
+    marks = (("erased", r'"erasures":\s*\[\s*\{'), ("folded", '"hf_kd_folded"'), ("changed", '"hf_kd_unlearned"'))
+    return next((outcome for outcome, mark in marks if re.search(mark, said)), "")
 
 
 def refuse_no_receipt(source: str | Path, folder: Path) -> None:

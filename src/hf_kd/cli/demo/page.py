@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.verdict import NOT_AUDITED, verdict
+from hf_kd.cli._published import beside
 from hf_kd.data.images import to_rgb
-from hf_kd.data.paths import with_revision
 from hf_kd.data.text import LONGEST, escape_markdown, one_line
 from hf_kd.errors import HfKdError, InvalidValueError, has_package, require
 from hf_kd.features.heads import class_scores
@@ -154,13 +154,10 @@ def label_efficiency(source: str | Path, report: RetentionReport | None) -> Path
 
 
 def _beside(source: str | Path, name: str) -> Path | None:
-    """A file that lies with the model, in a folder or on the Hub; None where there is none."""
-    if Path(source).is_dir():
-        return Path(source) / name if (Path(source) / name).is_file() else None
+    """A file that lies with the model, in a folder or on the Hub; None where none is found, or a Hub is not."""
     try:
-        repo, hub = with_revision(str(source), {})
-        return Path(hf_hub_download(repo, name, **hub))
-    except EntryNotFoundError:
+        return beside(source, name)
+    except LocalEntryNotFoundError:
         return None
 
 
