@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -185,6 +186,39 @@ def test_folded_output_is_a_stock_checkpoint(place, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert type(model).__name__ == "ViTForImageClassification"
     assert (tmp_path / "out" / "preprocessor_config.json").exists()
+
+
+def test_what_is_said_of_a_folded_class_is_what_the_checkpoint_does(place, tmp_path):
+    arguments = ["--dataset", place / "parquet", "--k", "1", "--mask-head", "--fold", "--forget-labels"]
+    shown = hf_kd("erase", place / "model", *arguments, "cat", "--output", tmp_path / "out").stdout
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.id2label[2] == "cat"
+    for told in (shown, hf_kd("inspect", tmp_path / "out").stdout):
+        assert "never answered; the label stays" in told
+        assert "(erased)" not in told
+    for option in (["--drop-label"], ["--erased-label", "x"]):
+        done = hf_kd("erase", place / "model", *arguments, "cat", *option, "--output", tmp_path / "no", code=1)
+        assert f"{' '.join(option)}: --fold writes a stock checkpoint" in " ".join(done.stderr.split())
+    (typed,) = json.loads((tmp_path / "out" / "erasures.json").read_text())["commands"]
+    assert "--erased-label" not in typed
+    without = [word for word in arguments if word != "--fold"]
+    hf_kd("erase", place / "model", *without, "cat", "--drop-label", "--output", tmp_path / "dropped")
+    hf_kd("erase", tmp_path / "dropped", *arguments, "dog", "--drop-label", "--output", tmp_path / "both")
+    typed = json.loads((tmp_path / "both" / "erasures.json").read_text())["commands"]
+    assert all("--drop-label" in command for command in typed), "which goes on as it began"
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.usefixtures("few_draws")
+def test_the_audit_named_after_a_whole_split_asks_for_what_it_lacks(place, tmp_path, labelled):
+    images = make_dataset([2] * 12)
+    (images if labelled else images.remove_columns("label")).to_parquet(tmp_path / "train.parquet")
+    arguments = ["--dataset", tmp_path / "train.parquet", "--k", "1", "--output", tmp_path / "out", "--json"]
+    reads = ["--image-column", "image", "--allow-unrecognised"]
+    words = shlex.split(json.loads(hf_kd("erase", place / "taught", *arguments, *reads).stdout)["next"])[1:]
+    unknown = [] if labelled else ["--forget-labels", "LABEL"]
+    assert words == ["audit", str(tmp_path / "out"), "--dataset", "DATASET", *unknown]
+    given = {"DATASET": place / "parquet", "LABEL": "cat"}
+    hf_kd(*(given.get(word, word) for word in words), "--attacks", "linear", "--summary")
 
 
 @pytest.mark.parametrize(

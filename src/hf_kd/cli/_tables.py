@@ -20,7 +20,7 @@ from ._verdict import show_verdict
 def show_erasure(console: Console, result: dict[str, Any]) -> None:
     """The verdict, the record of a carried-out request, the head's accuracies if measured, and what to keep in mind."""
     show_verdict(console, result["verdict"], result["erasure"].get("warnings") or ())
-    show_record(console, result["erasure"], result["class_names"])
+    show_record(console, result["erasure"], result["class_names"], folded=result["folded"])
     show_accuracy(console, result["accuracy"], "before any erasure", ("original", "erased"))
     if (result["accuracy"] or {}).get("hardest_hit"):
         console.print(
@@ -118,9 +118,16 @@ def named(label: int, names: dict[int, str] | None) -> str:
 
 
 def show_record(
-    console: Console, record: dict[str, Any], names: dict[int, str] | None = None, number: int | None = None
+    console: Console,
+    record: dict[str, Any],
+    names: dict[int, str] | None = None,
+    number: int | None = None,
+    folded: bool = False,
 ) -> None:
-    """One erasure as a table; `names` are the model's labels, `number` its place among several."""
+    """One erasure as a table; `names` are the model's labels, `number` its place among several.
+
+    `folded` into weights it masks answers, and labels stay.
+    """
     console.print(f"{'' if number is None else f'{number}. '}Erased by {terminal(record['method'])}:")
     table = Table(show_header=False)
     if record.get("n_texts"):
@@ -141,6 +148,7 @@ def show_record(
     if record.get("masked") is not None:
         label = record["erased_label"]
         how = "dropped from labels and logits" if label is None else f"never answered, called {one_line(label)}"
+        how = "never answered; the label stays" if folded else how
         table.add_row("masked", Text(how if record["masked"] else "no: the head may still answer them"))
     for tap, measured, rank, condition in zip(
         record["taps"], record["measured"], record["rank_removed"], record["condition_number"], strict=True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_kd.data.progress import working
+from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError, check_choice
 from hf_kd.methods.registry import built_in_infos, by_name_infos, refuse_method
 
@@ -149,6 +150,12 @@ def erase(
     test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None
     parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain, retain_limit)
     erased = _loaded(model, eraser_only, shared)
+    if fold and (erased_label is not None or (drop_label and not erased.config.dropped)):  # which has to go on so
+        given = "--drop-label" if drop_label else f"--erased-label {shell_word(erased_label)}"
+        raise InvalidValueError(
+            f"{given}: --fold writes a stock checkpoint, which keeps its labels. With --mask-head alone the class is never "
+            "answered, and still named there. Leave one of both out."
+        )
     accuracy = None
     if test is not None:
         accuracy = HeadAccuracy(erased, test, test_split, parts.in_model(erased, reading), reading)
@@ -184,9 +191,10 @@ def erase(
     given = shared.at_revision(model)
     audited, eraser = (given, ["--eraser", str(output)]) if eraser_only else (str(output), [])
     # labels that the model does not know stand in no record: the audit has to be told
-    unknown = forget_labels or () if erased.erasures[-1].classes is None else ()
+    unknown = (forget_labels or ["LABEL"]) if erased.erasures[-1].classes is None else ()
     options = [*eraser, *(["--original", given] if fold else []), *(w for f in unknown for w in ("--forget-labels", f))]
-    result["next"] = audit_command(audited, dataset, *options, shared=shared, split=split, test_split=test_split)
+    known = dataset if forget_labels else None  # of a split that was forgotten as a whole nothing stays to compare with
+    result["next"] = audit_command(audited, known, *options, shared=shared, split=split, test_split=test_split)
     result["verdict"] = accuracy_verdict(measured, result["erasure"], erased.class_names).text
     if shared.as_json:
         print(json.dumps(result))
@@ -239,7 +247,7 @@ def _erase_by_name(
     options = [*eraser, *(["--original", given] if fold else [])]
     options += [word for label in labels or ["LABEL"] for word in ("--forget-labels", label)]
     options += [word for text in named.texts for word in ("--texts", text)]
-    result["next"] = audit_command(audited, dataset or "DATASET", *options, shared=shared, split=split)
+    result["next"] = audit_command(audited, dataset, *options, shared=shared, split=split)
     result["verdict"] = accuracy_verdict(None, result["erasure"], {}).text
     if not _save(erased, output, fold, eraser_only):
         return

@@ -80,7 +80,7 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
             markup=False,
         )
     for number, erasure in enumerate(facts["erasures"] or facts["folded"], 1):
-        show_record(console, erasure, names, number)
+        show_record(console, erasure, names, number, folded=not facts["erasures"])
     show_masks(console, facts | {"class_names": names})
 
 

@@ -243,7 +243,8 @@ def commands_of(
         words += ["--method", record["method"]]
         for name, value in chosen_settings(record["method"], record["settings"], bool(record.get("n_texts"))).items():
             words += ["--option", f"{name}={'PROTOTYPES' if name == 'prototypes' else json.dumps(value)}"]
-        words += _masks(record) + _limits(record)
+        keeps_labels = "--fold" in saved_by and number == len(erasures) - 1 and not any(map(_drops, erasures[:number]))
+        words += _masks(record, keeps_labels) + _limits(record)
         model = "changed" if changed else "erased"
         words += saved_by if number == len(erasures) - 1 else []
         lines.append(" ".join(map(shell_word, [*words, "--output", model])))
@@ -273,11 +274,16 @@ def _limits(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _masks(record: Mapping[str, Any]) -> list[str]:
-    """What was asked of the forgotten classes' answers; nothing where nobody asked."""
+def _drops(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("masked")) and record.get("erased_label") is None
+
+
+def _masks(record: Mapping[str, Any], keeps_labels: bool = False) -> list[str]:
+    """What was asked of the answers and, unless those are kept, labels of forgotten classes; nothing where nobody asked."""
     if record.get("masked") is None:
         return []
     if not record["masked"]:
         return ["--no-mask-head"]
-    label = record.get("erased_label")
-    return ["--mask-head", *(["--drop-label"] if label is None else ["--erased-label", label])]
+    if keeps_labels:
+        return ["--mask-head"]
+    return ["--mask-head", *(["--drop-label"] if _drops(record) else ["--erased-label", record["erased_label"]])]

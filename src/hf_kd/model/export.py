@@ -40,6 +40,7 @@ class Export:
         """A stock model of the original class with the erasers written into its head weights.
 
         Its logits equal the erased model's; its features are NOT erased (hf_kd's threat model calls this a head edit).
+        Its labels and columns are those of the model inside: a masked or dropped class is never answered, and still named.
 
         Returns:
             A copy.
