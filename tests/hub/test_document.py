@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
@@ -11,6 +12,9 @@ from huggingface_hub import ModelCard
 from hf_kd import ErasedModel
 from hf_kd.hub.card import BEGIN, END
 from hf_kd.hub.document import REPORT, document
+from hf_kd.hub.files import RECEIPT
+from hf_kd.hub.publish import _drop_names
+from hf_kd.hub.receipt import read_receipt, write_receipt
 from hf_kd.model.verify import verify
 from tests.conftest import image_processor
 from tests.helpers.audited import LEAST, audited
@@ -83,6 +87,46 @@ def test_a_persons_text_keeps_its_line_ends_and_its_metadata(erased, tmp_path, e
     assert body in (tmp_path / "README.md").read_bytes()
     assert END in once.decode()
     assert os.listdir(tmp_path).count("README.md") == 1
+
+
+@pytest.mark.parametrize("kind", ["erasures", "hf_kd_unlearned", "hf_kd_folded"])
+def test_what_only_the_data_calls_by_name_is_not_pushed_from_any_record(tmp_path, kind):
+    config, records = (
+        tmp_path / "config.json",
+        {kind: [{"dataset_classes": ["cat"], "files": {"forget": {"cat.png": 1}}}]},
+    )
+    config.write_text(json.dumps({**records, "inner": records}))
+    _drop_names(config)
+    assert "cat" not in config.read_text()
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_request_that_was_folded_in_before_is_told_beside_the_later_one(erased, tmp_path, folded):
+    """The head is not the original's any more, and two classes were forgotten, not one."""
+    base = ErasedModel.from_model(erased.fold(), image_processor())
+    base.inner.save_pretrained(tmp_path / "base")
+    dogs = make_dataset([3] * 20)
+    model = base.erase(dogs, k=1, progress=False)
+    if folded:
+        model.fold().save_pretrained(tmp_path / "model")
+        document(model, tmp_path / "model", folded=True)
+    else:
+        model.save_pretrained(tmp_path / "model")
+    card = " ".join((tmp_path / "model" / "README.md").read_text().split())
+    content = read_receipt(tmp_path / "model" / RECEIPT)
+    assert "made to forget 2 classes" in card
+    assert "The weights were changed" in card
+    assert "The weights are the original's" not in card
+    assert "has the original model again" not in card
+    assert [len(content[kind]) for kind in ("changes", "folded_before", "erasures")] == [0, 1, 1]
+    assert content["weights"]["unchanged"] is None
+    assert ["--fold" in line for line in content["commands"]] == [True, folded]
+    again = verify(tmp_path / "model", dogs, base=str(tmp_path / "base") if folded else None)
+    assert again.ok, again
+    assert again.repeated
+    content["folded_before"] = []
+    write_receipt(tmp_path / "model", content)
+    assert folded or not verify(tmp_path / "model").ok
 
 
 @pytest.mark.parametrize("earlier", ["in the model", "folded"])

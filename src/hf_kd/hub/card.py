@@ -68,6 +68,11 @@ class CardValues:
         return tuple(dict.fromkeys(request.method for request in self.requests if request.source is not None))
 
     @property
+    def folded_before(self) -> bool:
+        """Whether an eraser was folded into the weights before the last request."""
+        return any(request.folded for request in self.requests)
+
+    @property
     def erased(self) -> bool:
         """Whether an eraser stands in the model, or is folded into its head."""
         return any(request.source is None for request in self.requests)
@@ -199,7 +204,7 @@ def _texts(values: CardValues) -> dict[str, Any]:
             "loads it without the eraser answers as the original."
             if values.eraser_only
             else "**Whoever holds the weights can take the eraser away** and has the model as its weights were changed."
-            if values.changed
+            if values.changed or values.folded_before
             else "**Whoever holds the weights can take the eraser away** and has the model as it was trained since."
             if values.since == "trained"
             else "**Whoever holds the weights can take the eraser away** and has the original model again."
@@ -233,7 +238,7 @@ def _held(values: CardValues) -> str:
     if values.eraser_only:
         return "eraser" if is_repo_id(values.base_model) else "eraser of a base elsewhere"
     if not values.changed:
-        return "changed" if values.since == "trained" else "original"
+        return "changed" if values.since == "trained" or values.folded_before else "original"
     return {"regrow": "regrown", "retrain": "retrained"}.get(values.changed[-1], "changed")
 
 
@@ -260,9 +265,11 @@ def _summary(values: CardValues) -> str:
             f"{what}, by changing its weights ({methods}), with {read}. No eraser stands in it: it is a stock checkpoint, "
             "and its features are what these weights make of an image."
         )
-    if values.changed:
+    if values.changed or values.folded_before:
         where = "folded into its head" if values.folded else "where its pooled features pass"
-        return f"{what}: its weights were changed ({methods}), then an eraser was put {where}, from {amount}."
+        done = [f"its weights were changed ({methods}), "] if values.changed else []
+        done += [f"an eraser was folded into {_folded(values)[0]}, "] if values.folded_before else []
+        return f"{what}: {''.join(done)}then an eraser was put {where}, from {amount}."
     how = (
         f"The erasure is folded into {_folded(values)[0]}: a stock checkpoint; {_folded(values)[1]}."
         if values.folded and not _folds_into_head(values)

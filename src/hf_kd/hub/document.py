@@ -19,7 +19,7 @@ from hf_kd.data.digest import inner_digest
 from hf_kd.errors import has_package
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
-from hf_kd.methods.records import Erasure, WeightChange, all_records, versions, weight_changes
+from hf_kd.methods.records import Erasure, WeightChange, all_records, folded_erasures, versions, weight_changes
 from hf_kd.methods.registry import available_methods, method_info
 
 from .card import BEGIN, END, CardValues, render
@@ -82,7 +82,10 @@ def document(
         known = {key: value for key, value in report.context.items() if key not in ("dataset", "files")}
         report = replace(report, context=known)
     figures = () if report is None else _write_report(report, folder)
-    (base, commit), records = base_of(model), records_of(model)
+    (base, commit), records = base_of(model), all_records(model)
+    changes, folded_before = weight_changes(model.config), folded_erasures(model.config)
+    kinds = {"changes": changes, "folded_before": folded_before, "erasures": model.erasures}
+    until = len(changes) + len(folded_before) if folded_before else 0
     alone = is_eraser(checkpoint_files(folder, None if beside is None else Path(beside)))
     model.find_taps()
     own_class = has_own_class(model)
@@ -92,6 +95,7 @@ def document(
         labels,
         own_class=own_class,
         saved_by=["--fold"] if folded else ["--eraser-only"] if alone else [],
+        folded_before=until,
     )
     published = repo_id is not None and not show_class_names
     since = weights_since(model)
@@ -99,11 +103,10 @@ def document(
         folder,
         receipt(
             folder,
-            [erasure.to_dict(names=show_class_names, files=not published) for erasure in model.erasures],
+            {kind: [one.to_dict(show_class_names, not published) for one in own] for kind, own in kinds.items()},
             _before(model),
             since=since,
             beside=None if beside is None else Path(beside),
-            changes=[change.to_dict(files=not published) for change in weight_changes(model.config)],
             folded=folded,
             base=(base, commit),
             commands=commands,
@@ -113,7 +116,9 @@ def document(
     if not changeable or (existing is not None and BEGIN not in existing and not add_card):
         return
     values = CardValues(
-        requests=tuple(_request(model, record, shown, show_class_names) for record in records),
+        requests=tuple(
+            _request(record, shown, show_class_names, folded=number < until) for number, record in enumerate(records)
+        ),
         architecture=type(model.inner).__name__,
         own_class=own_class,
         taps=tuple(str(tap) for tap in model.taps),
@@ -171,11 +176,6 @@ def read_card(places: Sequence[Path]) -> tuple[str | None, bool]:
     return None, True
 
 
-def records_of(model: TappedModel) -> tuple[Erasure, ...]:
-    """All requests carried out on a model: those that changed its weights, then those whose erasers stand in it."""
-    return (*weight_changes(model.config), *model.erasures)
-
-
 def has_own_class(model: TappedModel) -> bool:
     """Whether the class of the model inside is none of transformers, so that whoever loads it has to register it first."""
     return type(model.inner).__module__.partition(".")[0] != "transformers"
@@ -212,7 +212,7 @@ def _retained_names(model: TappedModel, names: Mapping[int, str], audited: Itera
     return {label: name for label, name in names.items() if label not in secret and name not in told}
 
 
-def _request(model: TappedModel, erasure: Erasure, shown: Mapping[int, str], named: bool) -> Request:
+def _request(erasure: Erasure, shown: Mapping[int, str], named: bool, folded: bool) -> Request:
     """A record as the card tells it; `shown`: the names of classes that may stand in it."""
     return Request(
         images=erasure.n_read_forget,
@@ -236,6 +236,7 @@ def _request(model: TappedModel, erasure: Erasure, shown: Mapping[int, str], nam
         cover_names=shown,
         texts=erasure.n_texts,
         words=erasure.texts,
+        folded=folded and not isinstance(erasure, WeightChange),
     )
 
 
@@ -256,14 +257,15 @@ def _labels(model: TappedModel) -> list[list[str]]:
     names = model.class_names
     return [
         [str(names.get(label, label)) for label in erasure.classes or erasure.dataset_classes or ("LABEL",)]
-        for erasure in records_of(model)
+        for erasure in all_records(model)
     ]
 
 
 def _before(model: TappedModel) -> str | None:
-    """Digest of the weights before the first of all requests; None where nobody took it then."""
-    changed = weight_changes(model.config)
-    return changed[0].weights_before if changed else model.config.weights_erased
+    """Digest of the weights before the first of all requests; None where nobody took it then, or a fold did not keep it."""
+    if changed := weight_changes(model.config):
+        return changed[0].weights_before
+    return None if folded_erasures(model.config) else model.config.weights_erased
 
 
 def weights_since(model: TappedModel) -> str:
@@ -271,7 +273,7 @@ def weights_since(model: TappedModel) -> str:
 
     Each request knows the digest of the weights that it found, and one that changes weights that of those it left.
     """
-    if getattr(model.config.inner, "hf_kd_folded", None):  # the fold wrote into the head, and no digest is of that
+    if folded_erasures(model.config):  # the fold wrote into the head, and no digest is of that
         return "unknown"
     changes = weight_changes(model.config)
     found, left = [change.weights_before for change in changes], [change.weights_after for change in changes]
@@ -282,5 +284,5 @@ def weights_since(model: TappedModel) -> str:
     if left == [*found[1:], inner_digest(model)]:
         return "unchanged"
     dtype = str(next(model.inner.parameters()).dtype).removeprefix("torch.")
-    asked = {record.weights_dtype for record in records_of(model)}
+    asked = {record.weights_dtype for record in all_records(model)}
     return "trained" if dtype in asked else "converted"

@@ -31,9 +31,9 @@ from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating, record
-from hf_kd.methods.records import weight_changes
+from hf_kd.methods.records import all_records, weight_changes
 
-from .document import CARD, REPORT, base_of, document, has_own_class, read_card, records_of
+from .document import CARD, REPORT, base_of, document, has_own_class, read_card
 from .endpoint import write_handler
 from .files import WEIGHT_PATTERNS, is_answering, save_processor, superseded
 from .own_report import refuse_other_report
@@ -49,7 +49,7 @@ OF_A_MODEL = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.
 OF_AN_AUDIT = {REPORT, *(f"figures/{name}.png" for name in FIGURES)}
 """What is told of an audit; whatever else lies among the figures is a person's."""
 
-RECORDS = ("erasures", "hf_kd_unlearned")
+RECORDS = ("erasures", "hf_kd_unlearned", "hf_kd_folded")
 """Where a configuration keeps records that have names of the data."""
 
 
@@ -201,7 +201,7 @@ def push(
 
 
 def _message(model: TappedModel) -> str:
-    methods = ", ".join(record.method for record in records_of(model))
+    methods = ", ".join(record.method for record in all_records(model))
     return f"{'Erased' if model.is_erased else 'Made to forget'} with hf_kd: {methods}"
 
 

@@ -42,12 +42,11 @@ SINCE = {
 
 def receipt(
     folder: Path,
-    erasures: Sequence[Mapping[str, Any]],
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
     before: str | None,
     *,
     since: str = "unknown",
     beside: Path | None = None,
-    changes: Sequence[Mapping[str, Any]] = (),
     folded: bool,
     base: tuple[str | None, str | None] = (None, None),
     commands: Sequence[str] = (),
@@ -57,14 +56,14 @@ def receipt(
 
     Args:
         folder: Where the checkpoint lies.
-        erasures: The records of erasers.
+        records: By its key in the receipt, each kind of records in order: "changes" of weights, "folded_before" (erasers
+            folded into the weights before those that stand were fitted), "erasures".
         before: Digest of the weights as the first request found them (`tensors_digest`); None where nobody took it then.
         since: What became of the weights since the first request, one of `SINCE`.
         beside: The folder that these files are about to be put into.
-        changes: The records of what changed the weights before any eraser was fitted.
         folded: Whether the checkpoint is a stock model with the erasers in its head.
         base: Hub id and commit of the model before the first request.
-        commands: One for each record, changes first, as `commands_of` writes them.
+        commands: One for each record, as `commands_of` writes them.
         weights: Digest of the weights of the base, where the folder holds an eraser on its own.
 
     Returns:
@@ -84,8 +83,7 @@ def receipt(
         "base_commit": base[1],
         "folded": folded,
         "eraser_only": weights is not None,
-        "erasures": [dict(record) for record in erasures],
-        "changes": [dict(record) for record in changes],
+        **{kind: [dict(record) for record in own] for kind, own in records.items()},
         "weights": {
             "before": before,
             "after": after,
@@ -94,7 +92,7 @@ def receipt(
         },
         "erasers": erasers_digest(files),
         "files": {name: file_digest(path) for name, path in files.items()},
-        "seeds": [record["settings"].get("seed") for record in (*changes, *erasures)],
+        "seeds": [record["settings"].get("seed") for own in records.values() for record in own],
         "commands": list(commands),
         "versions": versions(),
     }
@@ -146,6 +144,7 @@ def _of_a_wrong_type(found: Mapping[str, Any]) -> str | None:
         "eraser_only": isinstance(found.get("eraser_only", False), bool),
         "erasures": _are_records(found["erasures"], Erasure),
         "changes": _are_records(found.get("changes", []), WeightChange),
+        "folded_before": _are_records(found.get("folded_before", []), Erasure),
     }
     return next((name for name, is_right in right.items() if not is_right), None)
 
@@ -220,6 +219,7 @@ def commands_of(
     *,
     own_class: bool = False,
     saved_by: Sequence[str] = (),
+    folded_before: int = 0,
 ) -> list[str]:
     """`hf-kd erase` or `unlearn` for each record, in order; words in capitals stand for what is not said here.
 
@@ -232,6 +232,7 @@ def commands_of(
         labels: Names of the forgotten classes of each record, if they may be named.
         own_class: Whether the model's class is none of transformers.
         saved_by: Options of the last command that say what is saved.
+        folded_before: How many of them, from the first on, were done when erasers were folded in; the last of these says it.
     """
     lines, model = [], base_model or "BASE_MODEL"
     for number, record in enumerate(erasures):
@@ -246,7 +247,7 @@ def commands_of(
         keeps_labels = "--fold" in saved_by and number == len(erasures) - 1 and not any(map(_drops, erasures[:number]))
         words += _masks(record, keeps_labels) + _limits(record)
         model = "changed" if changed else "erased"
-        words += saved_by if number == len(erasures) - 1 else []
+        words += ["--fold"] if number == folded_before - 1 else saved_by if number == len(erasures) - 1 else []
         lines.append(" ".join(map(shell_word, [*words, "--output", model])))
     return lines
 

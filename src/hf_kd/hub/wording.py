@@ -131,6 +131,8 @@ class Request:
     """How many texts were forgotten by name; None for a request by images alone."""
     words: tuple[str, ...] | None = None
     """The texts, only where the request published them."""
+    folded: bool = False
+    """Whether its eraser was folded into the weights before a later request."""
 
     @property
     def amount(self) -> str:
@@ -188,7 +190,9 @@ def request_line(request: Request, folded: bool = False) -> str:
     if request.source is not None:
         ended = f" It stopped early: {escape_markdown(request.stopped, 200)}." if request.stopped else ""
         return f"{told}; it changed weights ({escape_markdown(request.source, 200)}).{ended}{_warnings(request)}"
-    return f"{told}; {', '.join(_facts(request))}.{_masked(request, folded)}{_warnings(request)}"
+    earlier = " Folded into the weights before the later requests." if request.folded else ""
+    masked = _masked(request, folded or request.folded)
+    return f"{told}; {', '.join(_facts(request))}.{earlier}{masked}{_warnings(request)}"
 
 
 def _warnings(request: Request) -> str:

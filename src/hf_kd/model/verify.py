@@ -29,7 +29,7 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser, refuse_no_receipt
 from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, read_receipt, weights_digest
-from hf_kd.methods.records import Erasure, WeightChange, texts_digest, weight_changes
+from hf_kd.methods.records import Erasure, WeightChange, all_records, texts_digest
 from hf_kd.methods.registry import make_method
 
 from .erased_model import ErasedModel
@@ -80,8 +80,11 @@ def verify(
         checks = [*_files(folder, content), *_weights(folder, content, stored, base)]
     original = None if base is None or alone else ErasedModel.from_pretrained(base, processor=processor)
     if original is not None:
-        same = _same("weights before erasing (base model)", content["weights"].get("before"), inner_digest(original))
-        checks.append(replace(same, of_given=True))
+        what, before = "weights before erasing (base model)", content["weights"].get("before")
+        unknown = Check(what, True, "not compared: the receipt has no digest of them")
+        checks.append(
+            replace(unknown if before is None else _same(what, before, inner_digest(original)), of_given=True)
+        )
     damaged = not all(check.ok or check.of_given for check in checks)
     other_base = not damaged and not all(check.ok for check in checks)
     if alone and base is None:
@@ -194,9 +197,10 @@ def _load(folder: Path, base: str | None, stored: StoredEraser | None) -> tuple[
 
 
 def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:
-    told = [WeightChange.from_dict(record) for record in content.get("changes", [])]
-    told += [Erasure.from_dict(record) for record in content["erasures"]]
-    found = [*weight_changes(model.config), *model.erasures]
+    told: list[Erasure] = [WeightChange.from_dict(record) for record in content.get("changes", [])]
+    told += [Erasure.from_dict(record) for record in content.get("folded_before", [])]
+    erasures = [Erasure.from_dict(record) for record in content["erasures"]]
+    told, found = [*told, *erasures], all_records(model)
     same = [record.to_dict() for record in found] == [record.to_dict() for record in told]
     text = f"{len(found)} in config.json, {'equal' if same else 'other'} than in the receipt"
     checks = [Check("erasure records", same, text.replace("equal than", "the same as"))]
@@ -204,7 +208,7 @@ def _records(model: ErasedModel, content: dict[str, Any]) -> list[Check]:
     if since != "unknown":
         told_since = content["weights"].get("since")
         checks.append(Check("weights since the erasure", since == told_since, SINCE[since]))
-    asked = sorted({label for record in told if record.masked for label in record.classes or ()})
+    asked = sorted({label for record in erasures if record.masked for label in record.classes or ()})
     masked = sorted(model.config.masked)
     if asked or masked:
         text = f"{masked} are never answered, and the receipt says {asked}"
