@@ -16,7 +16,9 @@ from hf_kd import AuditOptions, ErasedModel, Retrained, Unseen, audit_features
 from hf_kd.audit.other_models import wrapped
 from hf_kd.audit.report import RetentionReport
 from hf_kd.cli import app
+from hf_kd.cli._accuracy import HeadAccuracy
 from hf_kd.data.draw import stratified_rows
+from hf_kd.features.heads import head_logits, predictions
 from hf_kd.features.reader import ImageReader, ReadOptions
 from tests.conftest import image_processor, small_resnet, small_vit
 from tests.helpers.small import make_dataset, randomise
@@ -257,6 +259,36 @@ def test_a_first_look_is_the_audit_of_the_rows_that_were_drawn(erased, splits):
     assert looked.sampled["test"] == {"drawn": 15, "of": len(splits[1]), "seed": 0}
     assert "train 30 of" in "".join(looked.notes)
     assert not whole.sampled
+
+
+def test_a_head_for_several_labels_counts_what_its_users_see(vit, processor, splits):
+    """Other labels beside it do not hide a forgotten class, whose probability is its own."""
+    vit.config.problem_type = "multi_label_classification"
+    with torch.no_grad():
+        vit.classifier.bias[:] = torch.tensor([3.0, 0, 3.0, 0, 0])  # apes and cats are seen everywhere, apes most
+        vit.classifier.weight[2] = vit.classifier.weight[0] / 2
+    model = ErasedModel.from_model(vit, processor).erase(make_dataset([2] * 20), k=1, progress=False)
+    report = model.audit(*splits, **QUICK)
+    read = ImageReader(model, splits[1], ReadOptions(progress=False)).read()
+    seen = head_logits(model, read.erased(model)).sigmoid() > 0.5
+    rows = read.labels == 2
+    share = 100 * float(seen[rows, 2].double().mean())
+    scores = {score.name: score.value for score in report.section("head").scores if not score.group}
+    assert scores["D_ft"] == pytest.approx(share)
+    assert share > 50
+    assert float((predictions(model, read.erased(model))[rows] == 2).double().mean()) < share / 100
+    told = report.to_markdown()
+    assert "may give an image several labels" in told
+    assert "top-1" not in told.split("The model's own head", 1)[1].split("##", 1)[0]
+
+
+def test_a_regression_of_several_values_is_no_choice_of_classes(vit, processor, splits):
+    vit.config.problem_type = "regression"
+    model = ErasedModel.from_model(vit, processor)
+    with pytest.raises(ValueError, match="answers with 5 numbers"):
+        model.audit(*splits, forget_labels=[0])
+    with pytest.raises(ValueError, match="this one answers 5 numbers"):
+        HeadAccuracy(model, splits[1], "test", [0], ReadOptions(progress=False))
 
 
 def test_a_model_of_one_logit_is_refused_with_what_does_audit_it(vit, processor, splits):

@@ -64,6 +64,8 @@ class AuditExtras:
         sampled: Splits of which these features are a sample, as `RetentionReport.sampled` has it.
         context: What was audited: architecture, taps, erasures; kept in the report as it is.
         class_names: Name of each class id.
+        several_labels: Whether the heads may give an image several labels: it counts as answered where its own label has a
+            probability above 1/2, not where its logit is the largest.
     """
 
     views: Mapping[str, tuple[Sequence[ArrayLike], Sequence[ArrayLike]]] | None = None
@@ -73,6 +75,7 @@ class AuditExtras:
     sampled: Mapping[str, Mapping[str, int]] | None = None
     context: Mapping[str, Any] | None = None
     class_names: Mapping[int, str] | None = None
+    several_labels: bool = False
 
 
 def audit_features(
@@ -145,7 +148,7 @@ def audit_features(
     notes = [*([NO_ORIGINAL] if original is None else ()), *overlap, *about]
     if options.seeds > 1:
         notes.append(VARIES.format(seeds=options.seeds))
-    answers = {name: head.Answers(name, *pair, first) for name, pair in (logits or {}).items()}
+    answers = {name: head.Answers(name, *pair, first, extras.several_labels) for name, pair in (logits or {}).items()}
     with working("membership, features", options.progress):
         found = [*_sections(measurements, answers, original, erased, options, extras), *extras.extra_sections]
     if options.identities:

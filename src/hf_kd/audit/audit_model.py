@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_kd.data.views import VIEWS
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.heads import has_head, head_logits
+from hf_kd.features.heads import has_head, head_logits, no_choice, several_labels
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import takes_pictures
@@ -82,7 +82,7 @@ def audit_model(
     started, reading = time.perf_counter(), reading or ReadOptions()
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS) if takes_pictures(model.inner) else 0)
-    _refuse_one_logit(model)
+    _refuse_no_choice(model)
     changes = changes_of(model.config)
     original = None if original is None else wrapped(model, original)
     data = AuditSplits(model, train, test, reading, original, bool(changes))
@@ -141,6 +141,7 @@ def audit_model(
             fit_class=class_fit(model),
             extra_sections=sections,
             sampled=data.sampled,
+            several_labels=several_labels(model),
             context={
                 "architecture": type(model.inner).__name__,
                 "taps": [str(tap) for tap in model.taps],
@@ -248,11 +249,11 @@ def _check_dimension(features: dict[str, tuple[Tensor, Tensor]]) -> None:
         )
 
 
-def _refuse_one_logit(model: TappedModel) -> None:
-    if has_head(model) and len(model.class_names) == 1:
+def _refuse_no_choice(model: TappedModel) -> None:
+    if what := no_choice(model):
         raise InvalidValueError(
-            f"{type(model.inner).__name__} answers with one logit, a score and no choice among classes, so an audit cannot "
-            "say what its head answers. Audit its features with hf_kd.audit_features: `before`, `erased(model)` and "
+            f"{type(model.inner).__name__} answers with {what} and no choice among classes, so an audit cannot say what "
+            "its head answers. Audit its features with hf_kd.audit_features: `before`, `erased(model)` and "
             "`labels` of hf_kd.features.reader.ImageReader(model, images).read(own_labels=True)."
         )
 

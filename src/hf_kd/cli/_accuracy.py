@@ -33,13 +33,17 @@ class HeadAccuracy:
     """
 
     def __init__(self, model: ErasedModel, data: Any, split: str, classes: list[int], reading: ReadOptions) -> None:
-        from hf_kd.features.heads import has_head, predictions
+        from hf_kd.features.heads import has_head, no_choice, predictions
         from hf_kd.features.reader import ImageReader
         from hf_kd.methods.records import all_records, classes_in
 
         if not has_head(model):
             raise InvalidValueError(
                 "--test-split measures the head's accuracy, and this model has no classification head: leave it out."
+            )
+        if what := no_choice(model):
+            raise InvalidValueError(
+                f"--test-split measures which classes the head answers, and this one answers {what}: leave it out."
             )
         if not classes:
             raise InvalidValueError(
@@ -50,7 +54,7 @@ class HeadAccuracy:
         self.reader = ImageReader(model, data, self.reading)
         try:
             self.read = self.reader.read()
-            self.answers = predictions(model, self.read.before, masked=False)
+            self.answers = predictions(model, self.read.before, masked=False, labels=self.read.labels)
             self.before = self._rates(self.answers)
         except HfKdError as error:
             error.args = (f"--test-split {split}: {error}", *error.args[1:])
@@ -79,9 +83,10 @@ class HeadAccuracy:
         labels = self.read.labels
         try:
             if changed is None:
-                answers = predictions(self.reader.model, self.read.erased(self.reader.model))
+                answers = predictions(self.reader.model, self.read.erased(self.reader.model), labels=labels)
             else:
-                answers = predictions(changed, ImageReader(changed, self.data, self.reading).read().before)
+                read = ImageReader(changed, self.data, self.reading).read()
+                answers = predictions(changed, read.before, labels=labels)
             after = self._rates(answers)
         except HfKdError as error:
             error.args = (f"--test-split {self.split}: {error} (The model is saved in {output}.)", *error.args[1:])

@@ -41,9 +41,37 @@ def linear_heads(model: nn.Module, heads: Sequence[str]) -> list[str]:
     return found
 
 
-def predictions(model: TappedModel, features: Sequence[Tensor], masked: bool = True) -> Tensor:
-    """Class ids [n] that the model's heads answer for features [n, d] at each tap."""
-    return head_logits(model, features, masked).argmax(dim=1)
+def several_labels(model: TappedModel) -> bool:
+    """Whether the head may give an image several labels, each where its own probability is above 1/2."""
+    return getattr(model.config, "problem_type", None) == "multi_label_classification"
+
+
+def no_choice(model: TappedModel) -> str:
+    """What the head answers where that is no choice among classes, in words; empty where it is one, and without a head."""
+    values = len(model.class_names)
+    if not has_head(model) or (values > 1 and getattr(model.config, "problem_type", None) != "regression"):
+        return ""
+    return "one logit, a score" if values == 1 else f"{values} numbers (problem_type='regression')"
+
+
+def predictions(
+    model: TappedModel, features: Sequence[Tensor], masked: bool = True, labels: Tensor | None = None
+) -> Tensor:
+    """Class ids [n] that the model's heads answer for features [n, d] at each tap; `labels` [n]: as in `answered`."""
+    return answered(head_logits(model, features, masked), labels if several_labels(model) else None)
+
+
+def answered(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Class ids [n] that logits [n, C] answer: the largest.
+
+    Of a head that may give several labels, pass the `labels` [n] of the images: each is answered where its own probability
+    is above 1/2, whatever else is; the largest other logit stands where it is not.
+    """
+    if labels is None:
+        return logits.argmax(dim=1)
+    own = labels.to(logits.device).clamp_min(0)[:, None]  # -1: no label, answered rightly by nothing
+    others = logits.scatter(1, own, -torch.inf).argmax(dim=1)
+    return torch.where(logits.gather(1, own)[:, 0] > 0, own[:, 0], others)
 
 
 def head_logits(model: TappedModel, features: Sequence[Tensor], masked: bool = True) -> Tensor:
@@ -65,5 +93,4 @@ def head_logits(model: TappedModel, features: Sequence[Tensor], masked: bool = T
 
 def class_scores(model: TappedModel, logits: Tensor) -> Tensor:
     """Probabilities [n, C] of logits [n, C]: of each class on its own for one logit, and where an image may have several."""
-    several = getattr(model.config, "problem_type", None) == "multi_label_classification" or logits.shape[1] == 1
-    return logits.float().sigmoid() if several else logits.float().softmax(dim=1)
+    return logits.float().sigmoid() if several_labels(model) or logits.shape[1] == 1 else logits.float().softmax(dim=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_kd.audit.schema import Quantity, Score, Section, scores_of
 from hf_kd.errors import InvalidValueError
+from hf_kd.features.heads import answered
 from hf_kd.metrics._inputs import ArrayLike, as_classes, as_logits
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.membership_share import member_rate
@@ -24,12 +25,19 @@ from .retention import changes, rates
 NEAREST = 5
 """Retained classes named as answers to forgotten samples."""
 
+SEVERAL = (
+    "The head may give an image several labels: an image counts as answered where its own label has a probability above "
+    "1/2, whatever other labels it is given beside it. Agreement, membership and attacks on the weights, where they are "
+    "measured, take the logits for a choice of one class."
+)
+
 
 class Answers:
     """Checked logits of one version's own head, and what is read from them."""
 
-    def __init__(self, name: str, train: Any, test: Any, data: AuditData):
-        self.data = data
+    def __init__(self, name: str, train: Any, test: Any, data: AuditData, several: bool = False):
+        """several: whether the head may give an image several labels; see `answered`."""
+        self.data, self.several = data, several
         self.train, self.test = as_logits(train, f"{name} train logits"), as_logits(test, f"{name} test logits")
         for logits, labels, split in ((self.train, data.train_labels, "train"), (self.test, data.test_labels, "test")):
             if len(logits) != len(labels):
@@ -38,9 +46,11 @@ class Answers:
                     "sample, in the same order."
                 )
             as_classes(labels.cpu(), logits, f"{split} labels")
-        self.predictions, self.test_labels = self.test.argmax(dim=1).cpu(), data.test_labels.cpu()
+        train_labels, self.test_labels = data.train_labels.cpu(), data.test_labels.cpu()
+        of_train = answered(self.train, train_labels if several else None).cpu()
+        self.predictions = answered(self.test, self.test_labels if several else None).cpu()
         self.scores = ForgetRetainScores.from_predictions(
-            self.train.argmax(dim=1).cpu(), data.train_labels.cpu(), self.predictions, self.test_labels, data.forget
+            of_train, train_labels, self.predictions, self.test_labels, data.forget
         )
 
     def part(self, name: str) -> tuple[Tensor, Tensor]:
@@ -53,8 +63,10 @@ def head_section(answers: Mapping[str, Answers]) -> Section:
     title = "The model's own head"
     if "erased" not in answers:
         return Section("head", title, notes=("Not measured: no logits were given (an embedding model has none).",))
+    several = answers["erased"].several
+    protocol = "probability above 1/2" if several else "top-1 over all logits"
     scores = [
-        *_paired(scores_of(answers, rates(lambda a: [a.scores]), protocol="top-1 over all logits"), answers),
+        *_paired(scores_of(answers, rates(lambda a: [a.scores]), protocol=protocol), answers),
         *_class_scores(answers),
         *_nearest_scores(answers),
     ]
@@ -62,7 +74,7 @@ def head_section(answers: Mapping[str, Answers]) -> Section:
         "A head can be silenced without erasing anything (W_c = 0, b_c = -inf gives D_ft = 0): low accuracy here says "
         "nothing about what the features reveal.",
     )
-    return Section("head", title, tuple(scores), notes)
+    return Section("head", title, tuple(scores), (*notes, SEVERAL) if several else notes)
 
 
 def _paired(scores: list[Score], answers: Mapping[str, Answers]) -> list[Score]:
@@ -98,7 +110,7 @@ def _class_scores(answers: Mapping[str, Answers]) -> list[Score]:
             tables,
             [Quantity("accuracy", "lower" if row.forgotten else "higher", lambda table, n=label: table[n].accuracy)],
             f"class {label}",
-            protocol="top-1, test",
+            protocol="probability above 1/2, test" if answers["erased"].several else "top-1, test",
             settings=settings | _changed(answers, answers["erased"].test_labels == label),
         )
     return scores
