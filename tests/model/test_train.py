@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -318,3 +319,30 @@ def test_every_ready_config_is_accepted():
             assert all(row.seeds == (0, 1, 2) for row in experiment.rows if row.kind == "weights"), file.name
         text = file.read_text(encoding="utf-8")
         assert "hf-kd train-original" in text, f"{file.name} has to say how its original is made"
+
+
+def test_every_retrained_row_is_the_recipe_of_its_original(resnet, processor, data, monkeypatch):
+    """It is what the other rows are held beside: a gap between two recipes would be read as one of forgetting."""
+    from hf_kd.bench.config import read_config
+
+    class NotTrainedError(Exception):
+        pass
+
+    def stop(method, task):
+        made.append(method)
+        raise NotTrainedError
+
+    monkeypatch.setattr(Retrain, "run", stop)
+    compared = 0
+    for file in sorted((ROOT / "benchmarks" / "paper").glob("*.yaml")):
+        text = file.read_text(encoding="utf-8").replace("\\\n#", "")
+        for row in (row for experiment in read_config(file) for row in experiment.rows if row.name == "retrain"):
+            ((start, recipe),) = re.findall(r"hf-kd train-original (\S+) .*--recipe (\S+)", text)
+            made: list[Retrain] = []
+            with pytest.raises(NotTrainedError):
+                train_original(resnet, data, recipe, processor=processor, progress=False)
+            (method,) = made
+            init = start if recipe in PRETRAINED else None
+            assert row.settings(method.seed) == method.settings() | {"init": init}, file.name
+            compared += 1
+    assert compared >= 7
