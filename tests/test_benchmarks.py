@@ -1,6 +1,6 @@
 """The scripts of `benchmarks/` that a release is measured with run to their end on the smallest input."""
 
-import json
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from hf_kd.bench import Store, read_config
+from hf_kd.bench.store import cell_settings, key_of
 from tests.test_project_files import ROOT
 
 
@@ -29,18 +31,62 @@ def test_what_an_accelerator_is_asked_runs_on_the_cpu(tmp_path):
     assert {"allcnn-1-0", "allcnn-deer-1-0"} <= {path.name for path in (tmp_path / "out" / "networks").iterdir()}
 
 
-def test_the_papers_tables_stand_beside_the_printed_numbers(tmp_path):
-    """Means over the seeds that ran; a row that failed is no row."""
-    keys = ("HM", "HM_t", "KR_paper HM", "KR_paper HM_t", "KR D_ft", "KR D_rt", "D_ft", "D_rt", "MIA")
-    rows = [("esc", "ok", 90.0), ("esc", "ok", 92.0), ("leace", "ok", 80.0), ("delete", "failed", 1.0)]
-    lines = [
-        {"experiment": "table-1", "row": row, "status": status, "scores": dict.fromkeys(keys, value)}
-        for row, status, value in rows
-    ]
-    (tmp_path / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    command = [sys.executable, ROOT / "benchmarks" / "paper" / "table.py", tmp_path / "results.jsonl"]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    own = "91.0 / 91.0"
-    assert f"| esc | 93.4 / 87.4 | {own} | 94.4 / 89.1 | {own} | {own} | {own} | 91.0 | 2 |" in table
-    assert "| leace | - | 80.0 / 80.0 | - |" in table
-    assert "delete" not in table
+@pytest.fixture
+def papers_table(monkeypatch):
+    """The script `benchmarks/paper/table.py` as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "paper"))
+    yield importlib.import_module("table")
+    del sys.modules["table"]
+
+
+CONFIG = """
+model: m
+dataset: d
+seeds: [0, 1]
+experiments:
+  - name: table-1
+    protocol: {kind: class, forget: [deer]}
+    methods: [original, {method: esc, label: esc}, {method: esc-t, label: esc-t}, leace, delete]
+  - name: table-2
+    protocol: {kind: class, forget: [deer]}
+    methods: [{method: esc, p: 1.5, label: "p = 1.5 (k = 1)"}, {method: esc, p: 50}]
+"""
+KEYS = ("HM", "HM_t", "KR_paper HM", "KR_paper HM_t", "KR D_ft", "KR D_rt", "D_ft", "D_rt", "MIA")
+
+
+def test_the_papers_tables_have_every_row_of_the_file_once_a_seed(papers_table, tmp_path, capsys):
+    """A row that shares its cell with one of an earlier table; a cell that was made twice; other settings in the same
+    folder; a row that failed; a number that was not measured."""
+    config = tmp_path / "tables.yaml"
+    config.write_text(CONFIG)
+    store, (first, _), (small, _) = Store(tmp_path), read_config(config), read_config(config, limit=60)
+    esc, esct, leace, delete = first.rows[1:]
+    for experiment, row, seed, value, changes in (
+        (first, esc, 0, 50.0, {}),
+        (small, esc, 0, 1.0, {}),
+        (first, esc, 0, 90.0, {}),
+        (first, esct, 0, 70.0, {}),
+        (first, esct, 1, 72.0, {}),
+        (first, leace, 0, 80.0, {"scores": dict.fromkeys(KEYS[:-1], 80.0) | {"HM": None}}),
+        (first, delete, 0, 1.0, {"status": "failed", "error": "ValueError: no"}),
+    ):
+        key = key_of(cell_settings(experiment, row, seed))
+        record = {"key": key, "experiment": experiment.name, "row": row.label, "seed": seed, "status": "ok",
+                  "seconds": {"features": 0.0, "fit": 0.0}, "scores": dict.fromkeys(KEYS, value)}  # fmt: skip
+        store.add(record | changes)
+
+    papers_table.main(str(config), str(tmp_path))
+    first, second = capsys.readouterr().out.split("### table-2")
+    same = "90.0 / 90.0"
+    assert f"| esc | 93.4 / 87.4 | {same} | 94.4 / 89.1 | {same} | {same} | {same} | 90.0 | 1 |" in first
+    assert "| esc-t | 98.6 / 92.5 | 71.0 / 71.0 |" in first
+    assert "| 71.0 | 2 |" in first
+    assert "| leace | - | - / 80.0 | - | 80.0 / 80.0 | 80.0 / 80.0 | 80.0 / 80.0 | - | 1 |" in first
+    assert f"| p = 1.5 (k = 1) | {same} | {same} | {same} | {same} | 90.0 | 1 |" in second
+    assert not {name for name in ("original", "delete", "p=50") if name in first + second}
+
+
+def test_the_papers_table_of_another_file_says_that_nothing_is_there(papers_table, tmp_path):
+    (tmp_path / "tables.yaml").write_text(CONFIG)
+    with pytest.raises(SystemExit, match="has no result of"):
+        papers_table.main(str(tmp_path / "tables.yaml"), str(tmp_path))

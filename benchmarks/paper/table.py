@@ -1,16 +1,18 @@
-"""The paper's tables beside what was measured here, as Markdown: `python benchmarks/paper/table.py RESULTS/results.jsonl`.
+"""The paper's tables beside what was measured here, as Markdown: `python benchmarks/paper/table.py CONFIG.yaml RESULTS`.
 
-RESULTS is the output of `hf-kd bench benchmarks/real/allcnn.yaml`. Published numbers are those of the paper's Table 1,
-CIFAR-10 and All-CNN, as far as they were at hand.
+RESULTS is the folder that `hf-kd bench CONFIG.yaml --output RESULTS` wrote to. Run it where the bench ran: models and data
+of CONFIG are found again from there. Published numbers are those of the paper's Table 1, CIFAR-10 and All-CNN, as far as
+they were at hand; they stand beside the experiment `table-1`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
-from typing import Any
+
+from hf_kd.bench import Store, markdown, read_config
+from hf_kd.bench.tables import Line, lines
 
 PUBLISHED: dict[str, tuple[str, str]] = {
     "original": ("3.1 / 24.3", "-"),
@@ -23,41 +25,49 @@ PUBLISHED: dict[str, tuple[str, str]] = {
     "retrain": ("98.4 / 92.5", "72.9 / 67.0"),
 }
 """HM / HM_t of the model's own head, and of the paper's probe."""
-HEADS = (
-    "head HM/HM_t, published",
-    "head HM/HM_t",
-    "paper's probe HM/HM_t, published",
-    "paper's probe HM/HM_t",
-    "converged D_ft/D_rt",
-    "head D_ft/D_rt",
-    "MIA",
-    "seeds",
-)
+MEASURED: dict[str, tuple[str, ...]] = {
+    "head HM/HM_t": ("HM", "HM_t"),
+    "paper's probe HM/HM_t": ("KR_paper HM", "KR_paper HM_t"),
+    "converged D_ft/D_rt": ("KR D_ft", "KR D_rt"),
+    "head D_ft/D_rt": ("D_ft", "D_rt"),
+    "MIA": ("MIA",),
+}
+"""Columns: title -> keys of the scores."""
 
 
-def main(file: Path) -> None:
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record["status"] == "ok":
-            rows.setdefault(record["experiment"], {}).setdefault(record["row"], []).append(record["scores"])
-    for experiment, found in sorted(rows.items()):
-        first = experiment == "table-1"
-        heads = HEADS if first else tuple(head for head in HEADS if "published" not in head)
-        print(f"\n### {experiment}\n\n| | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
-        for label, scores in found.items():
-            own = [_pair(scores, "HM", "HM_t"), _pair(scores, "KR_paper HM", "KR_paper HM_t")]
-            if first:
-                known = PUBLISHED.get(label, ("-", "-"))
-                own = [known[0], own[0], known[1], own[1]]
-            own += [_pair(scores, *keys) for keys in (("KR D_ft", "KR D_rt"), ("D_ft", "D_rt"), ("MIA",))]
-            own.append(str(len(scores)))
-            print(f"| {label} | {' | '.join(own)} |")
+def main(config: str, results: str) -> None:
+    store = Store(Path(results), writes=False)
+    found = [(one, [line for line in lines(one, store) if line.records]) for one in read_config(config)]
+    if not any(rows for _, rows in found):
+        raise SystemExit(
+            f"{store.path} has no result of {config}: give the folder that the bench of this file wrote to, and run this "
+            "where the bench ran, since its models and data are found from there."
+        )
+    for experiment, rows in found:
+        if experiment.protocol["kind"] == "random":
+            print(markdown(experiment, store))  # Table 5, whose columns are others
+            continue
+        columns = _columns(experiment.name == "table-1")
+        print(f"\n### {experiment.name}\n\n| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+        for line in rows:
+            print(f"| {line.label} | {' | '.join(cell(line) for cell in columns.values())} |")
 
 
-def _pair(scores: list[dict[str, Any]], *keys: str) -> str:
-    return " / ".join(f"{mean(one[key] for one in scores):.1f}" for key in keys)
+def _columns(published: bool) -> dict[str, Callable[[Line], str]]:
+    """Title -> what stands below it in a row."""
+    found: dict[str, Callable[[Line], str]] = {}
+    for place, (title, keys) in enumerate(MEASURED.items()):
+        if published and place < 2:
+            found[f"{title}, published"] = lambda line, place=place: PUBLISHED.get(line.label, ("-", "-"))[place]
+        found[title] = lambda line, keys=keys: " / ".join(_number(line.mean(key)) for key in keys)
+    return found | {"seeds": lambda line: str(len(line.records))}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    main(*sys.argv[1:])
