@@ -393,9 +393,13 @@ def test_what_is_asked_for_later_is_as_if_it_had_been_asked_for_at_once(one, tmp
     """A bare pass and the report of the first seed, of cells that have their result; once, and at no risk for it."""
     import hf_kd.bench.run as running
 
-    monkeypatch.setattr(
-        running, "_report", lambda shared, model, row, place: reports.append(row.label) or "report.json"
-    )
+    def report(shared, model, row, place):
+        reports.append(row.label)
+        place.mkdir(parents=True)
+        (place / "report.json").touch()
+        return "report.json"
+
+    monkeypatch.setattr(running, "_report", report)
     reports: list[str] = []
     methods = ["original", {"method": "esc", "k": 1, "label": "esc"}]
     quick = {"knowledge_retention": False, "membership": False}
@@ -425,6 +429,29 @@ def test_what_is_asked_for_later_is_as_if_it_had_been_asked_for_at_once(one, tmp
     _, told = run(one(methods=methods, measure=quick | {"bare_pass": True}), tmp_path / "kept")
     assert told[-1].endswith("keeps the result that it had - RuntimeError: no memory for it")
     assert (tmp_path / "kept" / "results.jsonl").read_bytes() == before
+
+
+def test_experiments_that_share_a_cell_have_reports_and_panels_of_their_own(one, tmp_path, monkeypatch):
+    """Of one cell that several ask about; and what one of them lacks takes from no other what it has."""
+    import hf_kd.bench.run as running
+
+    def draw(model, features, problem, original, settings, label, place, **options):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "tsne.png").touch()
+        return {"tsne": "tsne.png", "class_means": "ValueError: nothing to draw"}
+
+    monkeypatch.setattr(running, "draw_panels", draw)
+    esc, quick = {"method": "esc", "k": 1}, {"knowledge_retention": False, "membership": False}
+    a = one(name="a", methods=[esc | {"label": "esc"}], measure=quick | {"panels": ["esc"], "bare_pass": True})
+    b = one(name="b", methods=[esc | {"label": "k = 1"}], measure=quick | {"panels": ["k = 1"]})
+    store, told = run([a, b], tmp_path)
+    assert started(told) == ["esc, seed 0", "k = 1, seed 0"]
+    drawn = {path.relative_to(tmp_path / "panels").as_posix() for path in (tmp_path / "panels").rglob("*.png")}
+    assert drawn == {"a/esc/tsne.png", "b/k-=-1/tsne.png"}
+    (record,) = store.records.values()
+    assert (record["experiment"], record["row"]) == ("a", "esc"), "where it was first asked for"
+    assert record["seconds"]["bare pass"] > 0
+    assert run([a, b], tmp_path)[1] == [], "what failed is not tried again"
 
 
 @pytest.mark.parametrize(

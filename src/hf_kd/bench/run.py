@@ -227,9 +227,13 @@ def _run_cells(
                 _ = shared.problem, shared.features
         except FAILURES as error:
             raise _NotOpened(f"{type(error).__name__}: {error}") from error
-        record = {"key": key, "experiment": experiment.name, "row": row.label, "seed": seed, "settings": settings}
+        # one that is made again for another experiment stays with its first, and keeps the times that were asked for there
+        stays = kept or {"experiment": experiment.name, "row": row.label, "seconds": {}}
+        record = {"key": key, "experiment": stays["experiment"], "row": stays["row"], "seed": seed}
+        record |= {"settings": settings}
+        timed = experiment.measures.bare_pass or "bare pass" in stays["seconds"]
         with at_work(row.label, shared.progress):
-            record |= _run(shared, row, seed, folder if first else None)
+            record |= _run(shared, row, seed, folder if first else None, timed)
         record |= {"versions": versions(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         if kept is not None and record["status"] != "ok":
             log(f"{where}: failed when made again, and keeps the result that it had{_failure(record)}")
@@ -239,28 +243,36 @@ def _run_cells(
 
 
 def _lacking(record: Mapping[str, Any], row: Row, first: bool, experiment: Experiment, folder: Path) -> list[str]:
-    """What is asked for and a cell's result does not have, for which its model has to be made again."""
+    """What is asked for and a cell's result does not have, for which its model has to be made again.
+
+    Experiments share cells and have reports and panels of their own, so these are there if their files are; what failed
+    stands in the record and is not tried again.
+    """
     if record["status"] != "ok" or row.kind == "unseen":
         return []
     asked, drawn = experiment.measures, first and row.kind != "original"
-    panels = {"class_means", "tsne"} | ({"grad_cam"} if asked.grad_cam else set())
-    report = folder / "reports" / experiment.name / file_name(row.label) / "report.json"
-    reported = "report" in record or report.is_file()  # 0.1.0 kept in the record only what failed
+    said = {"report": record.get("report", "report.json")} | (record.get("panels") or {})
+
+    def has(kind: str, *names: str) -> bool:
+        place = folder / kind / experiment.name / file_name(row.label)
+        return all((place / name).is_file() or said.get(Path(name).stem, name) != name for name in names)
+
+    panels = ["class_means.png", "tsne.png", *["grad_cam.png"] * asked.grad_cam]
     lacks = {
         "bare pass": asked.bare_pass and row.is_method and "bare pass" not in record["seconds"],
-        "report": asked.report and first and not without_report(experiment) and not reported,
-        "panels": row.label in asked.panels and drawn and not panels <= set(record.get("panels") or ()),
+        "report": asked.report and first and not without_report(experiment) and not has("reports", "report.json"),
+        "panels": row.label in asked.panels and drawn and not has("panels", *panels),
     }
     return [name for name, is_lacking in lacks.items() if is_lacking]
 
 
-def _run(shared: _Shared, row: Row, seed: int, folder: Path | None) -> dict[str, Any]:
+def _run(shared: _Shared, row: Row, seed: int, folder: Path | None, timed: bool) -> dict[str, Any]:
     """One cell: status, what went wrong or the scores after each stage, times and peak memory."""
     started = time.perf_counter()
     found: dict[str, Any] = {"status": "ok"}
     with PeakMemory(chosen_device(shared.device)) as memory:
         try:
-            found |= _measured(shared, row, seed, folder, memory)
+            found |= _measured(shared, row, seed, folder, timed, memory)
         except FAILURES as error:
             found |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     if found["status"] == "ok" and not _everywhere(True):
@@ -271,7 +283,9 @@ def _run(shared: _Shared, row: Row, seed: int, folder: Path | None) -> dict[str,
     return found | {"seconds": seconds, "memory_mib": memory.mib()}
 
 
-def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory: PeakMemory) -> dict[str, Any]:
+def _measured(
+    shared: _Shared, row: Row, seed: int, folder: Path | None, timed: bool, memory: PeakMemory
+) -> dict[str, Any]:
     if row.refused:
         raise InvalidValueError(row.refused)
     experiment, problem = shared.experiment, shared.problem
@@ -288,7 +302,7 @@ def _measured(shared: _Shared, row: Row, seed: int, folder: Path | None, memory:
     stages: list[dict[str, Any]] = []
     seconds, model, features = {"features": 0.0, "fit": 0.0}, None, None
     last = len(problem.stages) - 1
-    if experiment.measures.bare_pass and changes:
+    if timed and changes:
         seconds["bare pass"] = round(bare_pass(row, seed, problem, shared.original, shared.settings), 3)
     for stage in range(last + 1):
         if model is None or changes:
