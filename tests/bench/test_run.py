@@ -263,6 +263,19 @@ def test_a_fine_class_and_its_siblings(one, tmp_path):
     assert "siblings" in markdown(experiment, store)
 
 
+def test_a_class_that_is_forgotten_in_part_is_not_recorded_as_forgotten(one, tmp_path):
+    """Methods that read retained images fit the part against all others; those that mask a class have none to mask."""
+    fitted, masking = ["esc", "mean-difference", "leace", "prototype-orthogonal"], ["cover", "retained-span"]
+    protocol = {"kind": "subclass", "forget": ["tabby"], "fine_column": "fine"}
+    quick = {"knowledge_retention": False, "membership": False}
+    found = by_row(run(one(protocol=protocol, methods=fitted + masking, measure=quick), tmp_path)[0])
+    for name in fitted:
+        assert found[name, 0]["status"] == "ok", found[name, 0]
+        assert found[name, 0]["records"][0]["classes"] is None
+    for name in masking:
+        assert "takes whole classes out" in found[name, 0]["error"]
+
+
 def test_a_checkpoint_made_elsewhere_is_a_row(one, place, tmp_path):
     model = ErasedModel.from_pretrained(place / "model")
     problem = make_problem(one(), lambda names: match_labels(names, model.config.id2label, None))

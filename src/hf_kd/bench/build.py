@@ -71,7 +71,7 @@ def make(
             reading=settings,
             allow_unrecognised=True,  # the table shows what the original answers
             **options,
-            whole_classes=problem.probe_test is not None,
+            whole_classes=problem.forgets_whole_classes,
         )
     record = model.erasures[-1]
     return model, {"features": record.feature_seconds, "fit": record.fit_seconds}

@@ -52,6 +52,11 @@ class Problem:
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     """Further masks of test images whose accuracy is of interest, such as the siblings of a forgotten fine class."""
 
+    @property
+    def forgets_whole_classes(self) -> bool:
+        """Whether a class of the model that is asked about is forgotten as a whole: not a sample of it, and no part."""
+        return self.kind not in ("random", "subclass")
+
     def forget_rows(self, stage: int) -> Tensor:
         """All rows [k] of `train` to forget, ascending.
 

@@ -212,6 +212,21 @@ def test_forgotten_prototypes_vanish_and_retained_ones_stay(problem, classes):
     assert torch.allclose(eraser(outside), outside, atol=1e-5), "what lies outside all prototypes stays"
 
 
+def test_what_stays_of_a_class_that_is_forgotten_in_part_keeps_its_prototype(problem):
+    """A fine class goes, its siblings stay: both have the label of the class above them."""
+    features, fine = problem
+    above, forget = fine.clamp(min=1) - 1, fine == 0  # 0 and 1 are one class
+    retain = RetainMoments.of(features[~forget], above[~forget])
+    eraser = PrototypeOrthogonal().fit(features[forget], above[forget], retain=retain)
+    before = means(problem)
+    assert torch.allclose(eraser(before[1:]), before[1:], atol=1e-4)
+    assert torch.allclose(eraser(before[:1]), torch.zeros(1, D).double(), atol=1e-4)
+    some = torch.arange(len(fine)) % 2 == 0
+    retain = RetainMoments.of(features[~some], fine[~some])
+    with pytest.raises(ValueError, match="every class of the retained ones is forgotten in part"):
+        PrototypeOrthogonal().fit(features[some], fine[some], retain=retain)
+
+
 @pytest.mark.parametrize("classes", [(2,), (1, 3)])
 def test_remapped_prototypes_land_on_the_nearest_retained_one(problem, classes):
     eraser = fit(PrototypeOrthogonal(remap=True), problem, *classes)

@@ -55,16 +55,20 @@ class PrototypeOrthogonal(FittedByClass):
             The map; `measured` is a `PrototypeMeasured`.
 
         Raises:
-            InvalidValueError: Without retained features or classes, and where the prototypes are not linearly
-                independent (at most d classes).
+            InvalidValueError: Without retained features or classes, where no retained class stays whole, and where the
+                prototypes are not linearly independent (at most d classes).
         """
         groups = moments_by_class(forget, labels)
-        retained = {
-            label: mean.cpu() for label, mean in given_retain(self, retain).means().items() if label not in groups
-        }
+        # of a class that is forgotten in part, what stays of it has a mean of its own
+        retained = {label: mean.cpu() for label, mean in given_retain(self, retain).means().items()}
         if -1 in groups or -1 in retained or not retained:
             raise InvalidValueError(
                 "prototype-orthogonal needs the classes of all forgotten and retained images; some are unknown."
+            )
+        if groups.keys() >= retained.keys():
+            raise InvalidValueError(
+                "prototype-orthogonal tells forgotten from retained images by the means of their classes, and every class "
+                "of the retained ones is forgotten in part. Use method='esc', and audit what it leaves."
             )
         own = [mean_of(moment) for moment in groups.values()]
         prototypes = torch.stack([*own, *retained.values()], dim=1)
