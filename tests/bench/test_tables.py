@@ -154,6 +154,29 @@ def test_the_papers_probe_is_never_printed_without_its_note(one, results):
         assert PAPER_NOTE not in table(experiment, without)
 
 
+def test_rows_of_one_seed_beside_others_are_named_where_a_column_is_drawn_by_the_seed(one, results):
+    """The spread of the others holds that of the probe and the attack, which these have too."""
+    experiment = one(methods=["original", "esc", {"method": "esc-t", "label": "esc-t", "seeds": [0, 1]}])
+    found = {"original": [scores(90, 97)], "esc": [scores(1, 97)], "esc-t": [scores(1, 97), scores(2, 97)]}
+    assert "Measured with one seed: original, esc. The ± of" in markdown(experiment, results(experiment, found))
+    no_draw = {label: [each | {"MIA": None} for each in of_seeds] for label, of_seeds in found.items()}
+    alone = one(methods=["original", "esc"])
+    for asked, made in ((experiment, no_draw), (alone, found)):
+        assert "Measured with one seed" not in markdown(asked, results(asked, made))
+
+
+def test_results_of_several_versions_are_named_below_the_tables(one, results):
+    experiment = one(methods=["original", {"method": "esc-t", "label": "esc-t", "seeds": [0, 1]}])
+    found = {"original": [scores(90, 97)], "esc-t": [scores(1, 97), scores(2, 97)]}
+    store = results(experiment, found, versions={"hf-kd": "0.2.0"})
+    assert "versions of hf-kd" not in markdown(experiment, store)
+    last = list(store.records.values())[-1]
+    store.add({**last, "versions": {"hf-kd": "0.1.0"}})
+    assert "between which a method may have changed: 0.1.0 (esc-t); 0.2.0 (original, esc-t)." in markdown(
+        experiment, store
+    )
+
+
 def test_the_title_of_figures_is_what_they_say_in_short(one, results):
     experiment = one(methods=["original", "esc", {"method": "neggrad", "label": "neggrad"}])
     store = results(experiment, {"original": [scores(90, 97)], "esc": [scores(80, 97)], "neggrad": [scores(70, 90)]})

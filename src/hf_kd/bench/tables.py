@@ -242,6 +242,7 @@ def markdown(experiment: Experiment, store: Store) -> str:
         for name, said in {"report": record.get("report", ""), **(record.get("panels") or {})}.items()
         if said and said not in (f"{name}.png", f"{name}.json")
     ]
+    blocks += [said for said in (_one_seed(rows, columns), _several_versions(rows)) if said]
     if left := not_measured(experiment):
         blocks.append("**Not measured**\n\n" + "\n".join(f"- {said}" for said in left))
     if undrawn:
@@ -267,6 +268,33 @@ def _strongest(line: Line, key: str) -> str:
     if len(names) < 2:
         return "".join(names)
     return " and ".join(f"{name} ({count} of {names.total()} seeds)" for name, count in names.most_common())
+
+
+def _one_seed(rows: Sequence[Line], columns: Sequence[Column]) -> str:
+    """What ± does not say of rows of one seed that stand beside others; "" where nothing is drawn by the seed."""
+    alone = [line.label for line in rows if line.records and len(line.row.seeds) == 1]
+    drawn = any(column.key.startswith(("KR_paper", "MIA", "attacks", "worst")) for column in columns)
+    if not (alone and drawn and any(len(line.records) > 1 for line in rows)):
+        return ""
+    return (
+        f"Measured with one seed: {', '.join(alone)}. The ± of the other rows also holds what the paper's probe, membership "
+        "inference and attacks differ by from seed to seed; of these rows it is not known."
+    )
+
+
+def _several_versions(rows: Sequence[Line]) -> str:
+    """That results of several versions of the package stand beside each other; "" where they do not."""
+    found: dict[str, dict[str, None]] = {}
+    for line in rows:
+        for record in line.records:
+            if made := record.get("versions", {}).get("hf-kd"):
+                found.setdefault(made, {})[line.label] = None
+    if len(found) < 2:
+        return ""
+    named = "; ".join(f"{made} ({', '.join(found[made])})" for made in sorted(found))
+    return (
+        f"Made with several versions of hf-kd, between which a method may have changed: {named}. A new folder has one."
+    )
 
 
 def _about(experiment: Experiment) -> str:
