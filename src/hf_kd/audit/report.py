@@ -59,9 +59,9 @@ class RetentionReport(ReportData):
     def figures(self, directory: str | Path) -> tuple[Path, ...]:
         """Draw what the report can show, as PNG.
 
-        `recovery.png` (Fig. 1), `label_efficiency.png`, `class_means.png` (Fig. 3), `norms.png`, `layer_profile.png`,
-        `reference_level.png`, of attacks on weights `weight_profile.png` and `relearning.png`, and `tsne.png`, which needs
-        the features themselves: a report that was loaded from JSON does not have them.
+        `recovery.png` (after Fig. 1: accuracies), `label_efficiency.png`, `class_means.png` (Fig. 3), `norms.png`,
+        `layer_profile.png`, `reference_level.png`, of attacks on weights `weight_profile.png` and `relearning.png`, and
+        `tsne.png`, which needs the features themselves: a report that was loaded from JSON does not have them.
 
         Args:
             directory: Where to; it is made.

@@ -31,8 +31,8 @@ COLOURED = (1e-4, 1.0)
 def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
     """Draw what there are numbers for; the title of each figure is what they say in short.
 
-    The figures: `recovery.png` (Fig. 1), `weights.png` and `weights_by_layer.png` (Fig. 2), `time.png` (Fig. 5),
-    `pareto.png` and `attackers.png`.
+    The figures: `recovery.png` (after Fig. 1: accuracies, not their ratio to the original's head), `weights.png` and
+    `weights_by_layer.png` (Fig. 2), `time.png` (Fig. 5), `pareto.png` and `attackers.png`.
 
     Args:
         experiment: Whose rows are drawn.
@@ -102,7 +102,8 @@ def _bars(shown: Sequence[Line], figure_class: Any) -> tuple[Any, Any]:
 
 
 def recovery(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any:
-    """Knowledge retention: the share of D_ft that the best attacker, a converged probe and the paper's read.
+    """After Fig. 1, which shows ratios to the original's head: the share of D_ft that the best attacker, a converged probe
+    and the paper's read.
 
     The dashed line is what the best of them reads from the original.
     """

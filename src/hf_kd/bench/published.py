@@ -29,9 +29,11 @@ class Published:
 
     collect_in: str = "eval"
     """Mode of the model while an eraser's features are read. "train" normalises with each batch's statistics and overwrites
-    BatchNorm's own with those of the forget set; the model that is measured keeps them."""
+    BatchNorm's own with those of the forget set; the model that is measured keeps them. ESC-T trains its mask on what
+    this one pass reads; the published code reads anew in every epoch, after the first in eval mode."""
     collect_views: str = "plain"
-    """"mirrored": each image of the forget set is mirrored or not, as the training's augmentation draws it."""
+    """"mirrored": each image of the forget set is mirrored or not, as the training's augmentation draws it; once, for ESC-T
+    too."""
     k_rounding: str = "nearest"
     """"down": k = int(d p / 100), where the project takes the nearest and at least 1."""
 
