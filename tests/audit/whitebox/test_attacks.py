@@ -161,6 +161,7 @@ def test_a_rare_class_is_among_the_images_of_every_attack_that_reads_some(data, 
 
 def test_the_lower_part_is_kept_when_the_rest_is_drawn_anew(data, monkeypatch):
     net, images = network(data)
+    net = recalibrated(net, images.train)
     seen = []
     monkeypatch.setattr(regrowing, "head_answers", lambda made, *a: seen.append(made) or head_answers(made, *a))
     result = regrow_attack(net, images, epochs=1)
@@ -180,6 +181,22 @@ def test_relearning_keeps_the_worst_rate_and_says_when_half_is_back(data):
     assert 0.5 < curve.area <= 1
     assert curve.steps_to_half is not None
     assert curve.steps == (0, 10, 40)
+
+
+@pytest.mark.parametrize("attack", ["relearning", "regrown"])
+def test_what_a_trained_network_is_read_to_know_does_not_hang_on_its_last_batch(data, attack):
+    """MobileNets and EfficientNets come with a momentum by which the last images alone made the running statistics."""
+    found = []
+    for momentum in (0.1, 0.999):
+        net, images = network(data, forgets=True)
+        net = recalibrated(net, images.train)
+        for norm in net.norms:
+            norm.momentum = momentum
+        if attack == "regrown":
+            found.append(regrow_attack(net, images, epochs=2))
+        else:
+            found.append(relearn(net, images, 5, steps=(0, 5, 10), rates=(1e-2,)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("attack", ["fine-tuned", "regrown"])

@@ -410,6 +410,25 @@ def test_the_layers_before_the_last_k_keep_their_batchnorm_statistics(task, name
         assert torch.equal(tensor, before[key]) == (key.rpartition(".")[0] not in owners), key
 
 
+TRAINING = [("retrain", {}), ("noise-distill", {}), ("eu-k", {"k": 2}), ("layer-resets", {"layers": 2}), ("scrub", {})]
+
+
+@pytest.mark.parametrize(("name", "settings"), TRAINING)
+def test_statistics_of_batches_are_not_those_of_the_last_one(task, name, settings):
+    """A momentum of .99, as MobileNets and EfficientNets have it, gives the network that .5 gives."""
+    found = []
+    for momentum in (0.5, 0.99):
+        each = copy.copy(task)
+        each.model = copy.deepcopy(task.model)
+        for norm in (module for module in each.model.modules() if isinstance(module, NORMS)):
+            norm.momentum = momentum
+        given = {"epochs": 1, "batch_size": 7, "bn_mode": "train"} | settings
+        make_unlearning_method(name, **given).run(each)
+        assert {module.momentum for module in each.model.modules() if isinstance(module, NORMS)} == {momentum}
+        found.append(weights(each))
+    assert all(torch.equal(tensor, found[1][key]) for key, tensor in found[0].items())
+
+
 def test_exact_unlearning_knows_nothing_of_what_the_last_layers_were(task, monkeypatch):
     losses_without_steps(monkeypatch)
     before, (_, trained) = weights(task), parameters_from(task.model, 2)

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 BATCH = {"cpu": 64, "cuda": 512}
 """Images in a forward pass without gradients, by kind of device; caches of processors hold no more."""
 
+RECALIBRATION = 512
+"""Images from which BatchNorm statistics are taken after the weights changed."""
+
 DISABLED_BIAS = -1e3
 """A head's row with a bias below this, with zeros or with numbers that are not finite answers nothing."""
 

@@ -16,7 +16,8 @@ from hf_kd.methods.unlearning.cut import cut_behind, draw_above, only_trainable
 from hf_kd.metrics.attack_data import AttackResult
 
 from .answers import head_answers
-from .network import Network, WhiteBoxData, own_generators, train_step, with_rows
+from .network import Network, WhiteBoxData, own_generators, recalibrated, train_step, with_rows
+from .probes import BATCHNORM_IMAGES
 
 IMAGES = 5_000
 """Labelled images, of all classes together, at most."""
@@ -78,6 +79,8 @@ def regrow_attack(
                 schedule.step()
     model.eval()
     told = {"kept_to": block, "images": len(few), "epochs": epochs}
+    # from as many images as at the start: the statistics of the kept part stay as they were
+    made = recalibrated(made, data.train.rows(slice(BATCHNORM_IMAGES[-1])))
     return replace(head_answers(made, data, "regrown with all labels"), settings=told)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.taps.site import evaluating
 from hf_kd.metrics.attack_data import AttackResult
 from hf_kd.metrics.scores import area_under_roc
 
 from .class_row import margin
-from .network import Network, WhiteBoxData, answer, own_generators, train_step, with_rows
+from .network import RECALIBRATION, Network, WhiteBoxData, answer, own_generators, recalibrated, train_step, with_rows
 
 SHOTS = (5, 50, 500)
 RATES = tuple(10 ** (-4 + 0.75 * i) for i in range(5))
@@ -91,7 +90,7 @@ def relearn(
     """SGD with momentum on all weights, BatchNorm in train mode, at each learning rate; the worst for us is kept.
 
     All rates see the same batches. After `RACE` steps the best two go on. The rate is chosen by the area under the AUC
-    over steps on the test images, in favour of the attacker.
+    over steps on the test images, in favour of the attacker. BatchNorm is recalibrated before each reading, on a copy.
 
     Args:
         network: Where it starts; a class without a row in the head gets one, made of the same images.
@@ -173,8 +172,9 @@ class _Run:
     @torch.no_grad()
     def _read(self) -> tuple[float, ...] | None:
         data = self.data
-        with evaluating(self.model):
-            logits = torch.cat([answer(self.model, part.inputs) for part in data.test.batches()])
+        now = replace(self.start, model=self.model.eval())
+        read = recalibrated(now, data.train.rows(slice(RECALIBRATION))).model
+        logits = torch.cat([answer(read, part.inputs) for part in data.test.batches()])
         logits = logits[:, self.columns].to(data.test.labels.device)
         if not bool(torch.isfinite(logits).all()):
             return None if self.readings else (50.0, 0.0, 0.0, 0.0)

@@ -13,11 +13,8 @@ from hf_kd.metrics._inputs import first_rows
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 
 from .answers import head_answers
-from .network import Network, WhiteBoxData, own_generators, recalibrated, train_step
+from .network import RECALIBRATION, Network, WhiteBoxData, own_generators, recalibrated, train_step
 from .probes import few_labels_attack
-
-RECALIBRATION = 512
-"""Images from which BatchNorm statistics are taken after the weights changed."""
 
 SHOTS = 5
 """Labelled images of every class behind a new head."""

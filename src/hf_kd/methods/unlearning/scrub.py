@@ -17,7 +17,7 @@ from hf_kd.methods.measured import ScrubMeasured
 
 from .steps import GradientSteps
 from .task import Task, batch_count, check_range, soft_divergence
-from .training import TrainedMethod
+from .training import TrainedMethod, settle_norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,7 @@ class Scrub(TrainedMethod):
                             group["lr"] = self.lr * self.lr_factor(epoch + done / steps[epoch])
                         descent.step(loss(task, teacher, batch))
                         done += 1
+                settle_norms(task, retain, self.batch_size)
             if self.rewind:
                 state = {name: tensor.detach().cpu().clone() for name, tensor in task.model.state_dict().items()}
                 checkpoints.append((state, 100.0 - task.accuracy(forget)))

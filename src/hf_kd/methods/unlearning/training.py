@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,13 @@ from hf_kd.methods.measured import TrainedMeasured
 from .base import UnlearningMethod
 from .resume import KeptTraining
 from .steps import GradientSteps
-from .task import Task, batch_count, check_range
+from .task import NORMS, Task, batch_count, check_range
+
+SETTLE = 100
+"""Batches that statistics of norms are taken over."""
+
+USUAL_MOMENTUM = 0.1
+"""Of running statistics, torch's own: the mean over the last twenty batches or so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +166,7 @@ class TrainedMethod(UnlearningMethod):
                     schedule.step()
                     if after_step is not None:
                         after_step()
+                settle_norms(task, samples, self.batch_size)
             while (
                 schedule.last_epoch < (epoch + 1) * per_epoch
             ):  # a batch with fewer samples than processes was left out
@@ -169,3 +177,35 @@ class TrainedMethod(UnlearningMethod):
             if after_epoch is not None and after_epoch(done):
                 break
         return {"epochs_run": done, **descent.close()}
+
+
+@torch.no_grad()
+def settle_norms(task: Task, samples: Samples, batch_size: int) -> None:
+    """Take the statistics of norms in train mode anew, as the mean over batches, where the last few alone made them.
+
+    MobileNets and EfficientNets come with a momentum of .99 and more: their answers would be those to the last batch. With
+    torch's own momentum statistics stay as the training left them.
+
+    Args:
+        task: Its model is in the mode in which it was trained.
+        samples: Those it was trained on.
+        batch_size: Of all processes together.
+    """
+    norms = [
+        module
+        for module in task.model.modules()
+        if isinstance(module, NORMS) and module.training and (module.momentum or 0) > USUAL_MOMENTUM
+    ]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # of all batches alike
+    with task.mode("eval"):
+        for norm in norms:
+            norm.training = True
+        for batch in itertools.islice(task.batches(samples, batch_size, shuffle=True), SETTLE):
+            task.logits(batch.inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
