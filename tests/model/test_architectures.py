@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoModelForImageClassification, logging
 
 from hf_kd import ErasedModel
+from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.errors import InvalidTypeError
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
-from hf_kd.features.taps.site import MASKED_LOGIT
 from tests.helpers import zoo
 
 K = 2

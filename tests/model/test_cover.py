@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_kd import ESC, AuditOptions, ErasedModel
-from hf_kd.features.taps.site import MASKED_LOGIT
+from hf_kd import ESC, AuditOptions, ErasedModel, unlearn
+from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.methods.erasers.base import Composition
 from hf_kd.methods.erasers.cover import Cover, CoverMap
 from hf_kd.metrics.linear_probe import fit_linear_probe
@@ -185,6 +185,22 @@ def test_requests_compose_and_what_cannot_is_refused(vit, processor, forget, tmp
     assert (logits[:, [2, others[0]]] == MASKED_LOGIT).all()
     erased.save_pretrained(tmp_path)
     assert torch.equal(answer(ErasedModel.from_pretrained(tmp_path), pixels), logits)
+
+
+@pytest.mark.parametrize("earlier", ["esc", "neggrad"])
+def test_a_class_that_an_earlier_request_forgot_is_no_cover(vit, processor, forget, earlier):
+    """Its features are elsewhere by then, so nothing would lie on its point but what is forgotten."""
+    model = taught(vit, processor)
+    first = ErasedModel.from_model(copy.deepcopy(model), processor).erase(forget, method="cover", m=1, progress=False)
+    (nearest,) = first.sites[0].eraser.cover
+    images = make_dataset([nearest] * 20, seed=6)
+    if earlier == "esc":
+        second = ErasedModel.from_model(model, processor).erase(images, progress=False)
+    else:  # so little that the head answers as before
+        changed = unlearn(model, images, earlier, processor=processor, lr=1e-9, epochs=1, progress=False)
+        second = ErasedModel.from_model(changed, processor)
+    second.erase(forget, method="cover", m=1, progress=False)
+    assert nearest not in second.erasures[-1].measured[0]["cover_classes"]
 
 
 def test_a_damaged_cover_does_not_load(vit, processor, forget, tmp_path):

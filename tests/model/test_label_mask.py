@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, pipeline
 
 from hf_kd import ESC, AuditOptions, ErasedModel, ReadOptions
-from hf_kd.features.taps.site import MASKED_LOGIT
+from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.methods.erasers.cover import CoverMap
 from hf_kd.model import label_mask as masking
 from tests.helpers.small import NAMES, make_dataset, picture

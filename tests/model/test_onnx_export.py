@@ -13,8 +13,8 @@ import torch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from hf_kd import ErasedModel
+from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.errors import InvalidValueError, MissingPackageError, OutputError
-from hf_kd.features.taps.site import MASKED_LOGIT
 from hf_kd.model import onnx_export
 from hf_kd.model.graph import TowerGraph
 from hf_kd.model.graph_check import GraphReference

@@ -11,6 +11,14 @@ MASKED_LOGIT = -1e4
 """The logit of a class that is never answered: finite in every precision and in every loss, and its probability is 0."""
 
 
+def masked_logits(logits: Tensor, classes: Sequence[int] | Tensor) -> Tensor:
+    """Logits with `MASKED_LOGIT` for some classes: [n, C], also [n, 1, C] (Perceiver) and [n, C, 1, 1]."""
+    if not len(classes):
+        return logits
+    rows = logits.flatten(1).index_fill(1, torch.as_tensor(classes, device=logits.device), MASKED_LOGIT)
+    return rows.reshape(logits.shape)
+
+
 @torch.no_grad()
 def silence_rows(linear: nn.Linear, classes: Sequence[int] | Tensor) -> None:
     """Head surgery: W_c = 0 and b_c = `MASKED_LOGIT` for some classes, in place.

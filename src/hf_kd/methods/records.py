@@ -241,6 +241,11 @@ def classes_in(records: Iterable[Erasure]) -> set[int]:
     return {label for record in records for label in record.classes or ()}
 
 
+def forgotten_classes(model: Any) -> set[int]:
+    """Ids of the classes that `all_records` name. Changed weights that name every class were changed for samples."""
+    return classes_in(r for r in all_records(model) if len(r.classes or ()) < len(model.class_names))
+
+
 def treatment(changes: Any, erasures: Any) -> str:
     """What was done to a model, in a word: "erased" where erasers stand in it, else "changed" where its weights were, else
     "audited".

@@ -25,7 +25,7 @@ from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.taps.site import head_function
 from hf_kd.methods.erasers.base import Eraser, Method
-from hf_kd.methods.records import Erasure, versions
+from hf_kd.methods.records import Erasure, forgotten_classes, versions
 from hf_kd.methods.registry import MethodInfo, make_method, missing_retain
 
 from . import outcome
@@ -58,7 +58,8 @@ def fit_erasers(
         )
     reader = ImageReader(model, forget, options)
     reader.find_taps()
-    head = head_function(model.inner, model.taps, model.config.masked) if method.needs_head else None
+    told = (model.config.masked, forgotten_classes(model))
+    head = head_function(model.inner, model.taps, *told) if method.needs_head else None
     if method.needs_head and head is None:
         raise InvalidValueError(
             f"Method {method.name!r} needs a classification head, and {type(model.inner).__name__} has none: its pooled "

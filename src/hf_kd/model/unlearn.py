@@ -30,7 +30,7 @@ from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
 from hf_kd.methods.choices import refuse_fp16
-from hf_kd.methods.records import WeightChange, versions
+from hf_kd.methods.records import WeightChange, forgotten_classes, versions
 from hf_kd.methods.registry import get_method, make_unlearning_method
 from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
@@ -122,6 +122,7 @@ def unlearn(
         earlier=outcome.forgotten_before(student),
         refuse="D_f" in method.needs and not allow_unrecognised,
     )
+    warnings += _kept_again(task)
     retained = None if task.retain is None else _answers(task, task.retain)
     between = time.perf_counter()
     measured = method.run(task)
@@ -166,6 +167,17 @@ def unlearn(
     )
     stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict(names=True)]
     return stock
+
+
+def _kept_again(task: Task) -> list[str]:
+    """What to say where D_r holds classes that an earlier request forgot."""
+    earlier = torch.tensor(sorted(task.forgotten_before), dtype=torch.long)
+    if task.retain is None or not (again := int(torch.isin(task.retain.labels, earlier).sum())):
+        return []
+    return [
+        f"{again} of {len(task.retain)} retained images are of classes that an earlier request forgot, and these are "
+        "learnt again or kept with the others. Leave them out, or forget these classes in this request too."
+    ]
 
 
 def make_task(student: ErasedModel, forget: Any, retain: Any, options: ReadOptions) -> Task:
@@ -214,6 +226,7 @@ def _task(
         heads=tuple(linear_heads(student.inner, [head for tap in student.taps for head in tap.heads])),
         fresh=lambda seed, init: fresh_model(student.inner, seed, init),
         blocks=lambda inputs, every: find_blocks(student.inner, inputs, main_input(student.inner), every, at_most=None),
+        forgotten_before=forgotten_classes(student),
         pixel_mean=mean,
         pixel_std=std,
         mixed_precision=precision,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hf_kd import SecondMoment
-from hf_kd.features.taps.site import MASKED_LOGIT, HeadFunction
+from hf_kd.data.masked_classes import MASKED_LOGIT
+from hf_kd.features.taps.site import HeadFunction
 from hf_kd.methods.erasers.base import build, describe
 from hf_kd.methods.erasers.cover import Cover, CoverMap
 from hf_kd.methods.registry import make_method

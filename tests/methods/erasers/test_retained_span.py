@@ -107,6 +107,13 @@ def test_masked_classes_are_not_retained(problem):
         RetainedSpan().fit(features, labels, HeadFunction([(0, (DIM,), head)], [3]).of_tap(0))
 
 
+def test_classes_that_an_earlier_request_forgot_are_not_retained(problem):
+    """Though the head answers them. One that is forgotten once more is no exception."""
+    features, labels, head = of(problem, 3)
+    function = HeadFunction([(0, (DIM,), head)], forgotten=[3, 5]).of_tap(0)
+    assert RetainedSpan().fit(features, labels, function).measured["kept_dimensions"] == CLASSES - 3
+
+
 def test_what_is_missing_or_does_not_fit_is_refused(problem):
     features, labels, head = of(problem, 3)
     for given in ((features, labels, None), (features, None, head), (SecondMoment.of(features), labels, head)):

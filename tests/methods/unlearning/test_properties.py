@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_kd import ErasedModel, unlearn
+from hf_kd.data.samples import Samples
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.bad_teaching import BadTeaching
 from hf_kd.methods.unlearning.boundary import nearest_labels, pixel_range
-from hf_kd.methods.unlearning.delete import without_classes
 from hf_kd.methods.unlearning.fisher import fisher_information
 from hf_kd.methods.unlearning.kodge import LayerInputs, editable, projection_of
 from hf_kd.methods.unlearning.lau import attacked
@@ -23,7 +23,7 @@ from hf_kd.methods.unlearning.random_label import random_labels, union
 from hf_kd.methods.unlearning.retrain import augmented
 from hf_kd.methods.unlearning.salun import saliency_mask
 from hf_kd.methods.unlearning.ssd import dampening, importances
-from hf_kd.methods.unlearning.task import parameters_from, soft_divergence
+from hf_kd.methods.unlearning.task import Task, other_answers, parameters_from, soft_divergence
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.helpers.small import make_dataset, randomise
 
@@ -145,16 +145,35 @@ def test_boundary_expand_drops_its_shadow_class(task):
     assert task.logits(next(task.forget.batches(2)).inputs).shape == (2, 5)
 
 
-def test_delete_masks_all_forgotten_logits():
+def test_other_answers_keep_their_proportions_and_are_never_the_label():
     logits = torch.randn(6, 5)
     labels = torch.tensor([2, 4, 2, 4, 2, 2])
-    masked = without_classes(logits, labels, torch.tensor([2, 4]), 5).softmax(dim=1)
+    masked = other_answers(logits, torch.tensor([0, 1, 3]), labels).softmax(dim=1)
     assert float(masked[:, [2, 4]].sum()) == 0
     rest = logits[:, [0, 1, 3]].softmax(dim=1)
     assert torch.allclose(masked[:, [0, 1, 3]], rest), "the others keep their proportions"
-    every = without_classes(logits, labels, torch.arange(5), 5).softmax(dim=1)  # random samples: only the label's own
+    every = other_answers(logits, torch.arange(5), labels).softmax(dim=1)  # random samples: only the label's own
     assert float(every[torch.arange(6), labels].sum()) == 0
     assert (every.sum(dim=1) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "earlier", "kept"),
+    [
+        ([2], None, [4], [0, 1, 3]),
+        ([2], [0, 1, 3], [4], [0, 1, 3]),
+        ([2], [0, 1, 3, 4], [4], [0, 1, 3, 4]),  # learnt again
+        ([0, 1, 2, 3], None, [4], [0, 1, 2, 3]),  # random samples of all that is left
+        ([2], None, [0, 1, 2, 3, 4], [0, 1, 3, 4]),  # nothing else is left
+        ([2], None, [0, 1, 3, 4], [0, 1, 3, 4]),
+        ([2], None, [2, 9], [0, 1, 3, 4]),  # once more; a record of another head
+    ],
+)
+def test_classes_that_an_earlier_request_forgot_are_kept_only_where_they_are_learnt_again(
+    forget, retain, earlier, kept
+):
+    samples = [None if labels is None else Samples(torch.tensor(labels)) for labels in (forget, retain)]
+    assert Task(nn.Identity(), *samples, num_labels=5, forgotten_before=earlier).kept_classes.tolist() == kept
 
 
 def test_divergences_sum_over_classes_and_know_their_direction():

@@ -9,6 +9,7 @@ import torch
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
 from hf_kd.methods.registry import make_unlearning_method
+from hf_kd.methods.unlearning import random_label
 from hf_kd.methods.unlearning.steps import GradientSteps
 from hf_kd.methods.unlearning.training import TrainedMethod
 from tests.helpers.small import make_dataset
@@ -88,6 +89,35 @@ def test_requests_add_up_in_the_record(vit, processor, forget):
     twice = unlearn(once, make_dataset([4] * 4), "head-surgery", processor=processor, progress=False)
     assert [record["classes"] for record in twice.config.hf_kd_unlearned] == [(2,), (4,)]
     assert len(once.config.hf_kd_unlearned) == 1
+
+
+@pytest.mark.parametrize("first", ["unlearn", "fold"])
+def test_what_a_request_forgot_is_no_wrong_label_of_the_next(first, vit, processor, forget, monkeypatch):
+    erased = make_dataset([4] * 16, seed=3)
+    if first == "unlearn":
+        changed = unlearn(vit, erased, "neggrad", processor=processor, allow_unrecognised=True, **options("neggrad"))
+    else:
+        changed = ErasedModel.from_model(vit, processor).erase(erased, progress=False).fold()
+    allowed = []
+    drawn = random_label.random_labels
+    monkeypatch.setattr(random_label, "random_labels", lambda y, a: allowed.append(a.tolist()) or drawn(y, a))
+    unlearn(changed, forget, "random-label", processor=processor, allow_unrecognised=True, **options("random-label"))
+    assert allowed == [[0, 1, 3]]
+
+
+def test_it_is_said_where_retained_images_are_of_a_class_that_an_earlier_request_forgot(
+    vit, processor, forget, retain, caplog
+):
+    given = {"processor": processor, "allow_unrecognised": True}
+    once = unlearn(vit, make_dataset([4] * 16, seed=3), "neggrad", **given, **options("neggrad"))
+    again = unlearn(once, forget, "finetune", retain=retain, **given, **options("finetune"))
+    (said,) = [w for w in again.config.hf_kd_unlearned[-1]["warnings"] if "learnt again" in w]
+    assert said.startswith("8 of 32 retained images")
+    assert said in caplog.text
+    both = make_dataset([2, 4] * 8)
+    rest = make_dataset([0, 1, 3] * 8, seed=5)
+    other = unlearn(once, both, "finetune", retain=rest, **given, **options("finetune"))
+    assert not any("learnt again" in w for w in other.config.hf_kd_unlearned[-1]["warnings"])
 
 
 def test_a_wrapped_model_stays_wrapped_and_an_erased_one_is_refused(vit, processor, forget):

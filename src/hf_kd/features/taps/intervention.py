@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_kd.data.masked_classes import masked_logits
 from hf_kd.errors import TapNotFoundError
 
 from .inputs import image_inputs, run
 from .places import Tap
-from .site import TapSite, evaluating, masked_logits
+from .site import TapSite, evaluating
 from .trace import Call, fields, is_close, is_equal, leaves, record_calls
 
 EMBEDDING_FIELDS = ("image_embeds", "pooler_output")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,20 +18,12 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from hf_kd.data.masked_classes import MASKED_LOGIT
+from hf_kd.data.masked_classes import masked_logits
 from hf_kd.data.modes import evaluating as evaluating
 from hf_kd.errors import InvalidTypeError, InvalidValueError, NotErasedError
 
 from .hooks import THREAD, Kind, Reader, hooks_of, is_registered, register, remove_alike
 from .places import Place, Tap
-
-
-def masked_logits(logits: Tensor, classes: Sequence[int]) -> Tensor:
-    """Logits with `MASKED_LOGIT` for some classes: [n, C], also [n, 1, C] (Perceiver) and [n, C, 1, 1]."""
-    if not classes:
-        return logits
-    rows = logits.flatten(1).index_fill(1, torch.tensor(classes, device=logits.device), MASKED_LOGIT)
-    return rows.reshape(logits.shape)
 
 
 class TapSite(nn.Module):
@@ -325,10 +317,17 @@ class HeadFunction:
     its training mode stay as they are.
     """
 
-    def __init__(self, heads: Sequence[tuple[int, tuple[int, ...], nn.Module]], masked: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        heads: Sequence[tuple[int, tuple[int, ...], nn.Module]],
+        masked: Sequence[int] = (),
+        forgotten: Collection[int] = (),
+    ) -> None:
         self._heads = heads
         self.masked = tuple(masked)
         """Classes that are never answered."""
+        self.forgotten = frozenset(forgotten)
+        """Classes that earlier requests forgot, whether the head still answers them or not."""
 
     def __call__(self, features: Sequence[Tensor]) -> Tensor:
         outputs = []
@@ -341,7 +340,8 @@ class HeadFunction:
 
     def of_tap(self, number: int) -> OneHead:
         """The logits as the heads at one tap alone give them: features [n, d] -> [n, C]."""
-        return OneHead(HeadFunction([(0, shape, head) for i, shape, head in self._heads if i == number], self.masked))
+        own = [(0, shape, head) for i, shape, head in self._heads if i == number]
+        return OneHead(HeadFunction(own, self.masked, self.forgotten))
 
 
 class OneHead:
@@ -349,25 +349,27 @@ class OneHead:
 
     def __init__(self, function: HeadFunction) -> None:
         self._function = function
-        self.masked = function.masked
+        self.masked, self.forgotten = function.masked, function.forgotten
 
     def __call__(self, features: Tensor) -> Tensor:
         return self._function([features])
 
 
-def head_function(model: nn.Module, taps: Sequence[Tap], masked: Sequence[int] = ()) -> HeadFunction | None:
+def head_function(
+    model: nn.Module, taps: Sequence[Tap], masked: Sequence[int] = (), forgotten: Collection[int] = ()
+) -> HeadFunction | None:
     """The logits of a model as a function of features; None when some tap has no head.
 
     Args:
         model: Whose heads are copied.
         taps: All its taps.
         masked: Classes that are never answered.
+        forgotten: Classes that earlier requests forgot.
     """
     if not all(tap.heads for tap in taps):
         return None
-    return HeadFunction(
-        [(i, tap.head_input_shape, plain_copy(model, name)) for i, tap in enumerate(taps) for name in tap.heads], masked
-    )
+    heads = [(i, tap.head_input_shape, plain_copy(model, name)) for i, tap in enumerate(taps) for name in tap.heads]
+    return HeadFunction(heads, masked, forgotten)
 
 
 def plain_copy(

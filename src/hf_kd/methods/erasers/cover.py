@@ -181,7 +181,8 @@ class Cover(Method):
         close = -torch.inf
         if views:
             scores = axis_scores(features, [v.cpu().double() for v in views], shares, scores, mass)
-            margins = logits[:, forgotten].amax(dim=1) - logits[:, retained].amax(dim=1)
+            others = [c for c in range(len(bias)) if c not in forgotten]  # as the map decides
+            margins = logits[:, forgotten].amax(dim=1) - logits[:, others].amax(dim=1)
             if bool(recognised.any()):
                 close = float(cuts_between(margins[recognised], margins.new_tensor([CLOSE_CALLS])))
         for buffer, value in zip((eraser.share_weight, eraser.share_bias), scores, strict=True):

@@ -59,10 +59,10 @@ def checked_labels(features: Tensor, labels: Tensor, num_labels: int) -> list[in
 
 
 def still_answered(head: Head, num_labels: int, forgotten: Sequence[int]) -> list[int]:
-    """The retained classes: those that the head answers and that are not forgotten.
+    """The retained classes: those that the head answers and that are not forgotten, now or by an earlier request.
 
     Args:
-        head: Its `masked`, where it has that, are classes that it answers no more.
+        head: Its `masked`, where it has that, are classes that it answers no more, `forgotten` those of earlier requests.
         num_labels: C.
         forgotten: Ids of the forgotten classes.
 
@@ -70,13 +70,14 @@ def still_answered(head: Head, num_labels: int, forgotten: Sequence[int]) -> lis
         InvalidValueError: Where a forgotten class is masked already: there is nothing in the head that tells it.
     """
     masked = set(getattr(head, "masked", ()))
-    gone = [f for f in forgotten if f in masked]
-    if gone:
+    unanswered = [f for f in forgotten if f in masked]
+    if unanswered:
         raise InvalidValueError(
-            f"Classes {gone} are never answered since an earlier request, so the head tells nothing of them any more. Leave "
-            "them out, or call reset() and forget all classes together."
+            f"Classes {unanswered} are never answered since an earlier request, so the head tells nothing of them any more. "
+            "Leave them out, or call reset() and forget all classes together."
         )
-    return [c for c in range(num_labels) if c not in forgotten and c not in masked]
+    gone = {*forgotten, *masked, *getattr(head, "forgotten", ())}
+    return [c for c in range(num_labels) if c not in gone]
 
 
 def mirrored_prototypes(

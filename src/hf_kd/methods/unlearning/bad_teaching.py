@@ -8,11 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from hf_kd.data.masked_classes import masked_logits
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
 from .random_label import union
-from .task import Task, check_range, soft_divergence, without_classes
+from .task import Task, check_range, soft_divergence
 from .training import TrainedMethod
 
 
@@ -58,11 +59,11 @@ class BadTeaching(TrainedMethod):
             retain.relabelled(torch.zeros_like(retain.labels)),
         )
         good, bad = task.frozen_copy(), self.fresh_model(task).requires_grad_(False)
-        silent = task.silent_classes  # which fresh weights would answer, and the student cannot
+        earlier = task.earlier_classes  # which fresh weights would answer, and the student is not to
 
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
-                unknowing = without_classes(task.logits(batch.inputs, bad), batch.labels, silent, task.num_labels)
+                unknowing = masked_logits(task.logits(batch.inputs, bad), earlier)
                 wanted = torch.where(batch.labels[:, None] == 1, unknowing, task.logits(batch.inputs, good))
             return soft_divergence(wanted / self.temperature, task.logits(batch.inputs) / self.temperature)
 

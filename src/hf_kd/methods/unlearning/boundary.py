@@ -13,7 +13,7 @@ from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
 from .retrain import image_name
-from .task import Task, check_range
+from .task import Task, check_range, other_answers
 from .training import TrainedMethod
 
 
@@ -23,9 +23,7 @@ def nearest_labels(task: Task, bound: float, batch_size: int) -> Tensor:
     One step of FGSM on the model as it is: x' = x + bound sign(grad_x CE(f(x), y)) in pixels of [0, 1], clipped to them.
     Where that does not leave the forgotten classes, it is the best class that is left.
     """
-    found = []
-    allowed = torch.zeros(task.num_labels, dtype=torch.bool, device=task.device)
-    allowed[task.kept_classes.to(task.device)] = True
+    found, kept = [], task.kept_classes
     with task.mode("eval"):
         for batch in task.forget.batches(batch_size):
             inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
@@ -39,8 +37,7 @@ def nearest_labels(task: Task, bound: float, batch_size: int) -> Tensor:
                 moved = pixels + bound * scale * gradient.sign()
                 moved = torch.minimum(torch.maximum(moved, lowest), highest)
                 logits = task.logits({**inputs, name: moved})
-                usable = allowed & (torch.arange(task.num_labels, device=task.device) != labels[:, None])
-                found.append(logits.masked_fill(~usable, float("-inf")).argmax(dim=1).cpu())
+                found.append(other_answers(logits, kept, labels).argmax(dim=1).cpu())
     return torch.cat(found)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
-from .task import Task, soft_divergence, without_classes
+from .task import Task, other_answers, soft_divergence
 from .training import TrainedMethod
 
 
@@ -32,11 +32,11 @@ class Delete(TrainedMethod):
     batch_size: int = 128
 
     def change(self, task: Task) -> TrainedMeasured:
-        teacher, classes = task.frozen_copy(), task.forget_classes
+        teacher, kept = task.frozen_copy(), task.kept_classes
 
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
-                wanted = without_classes(task.logits(batch.inputs, teacher), batch.labels, classes, task.num_labels)
+                wanted = other_answers(task.logits(batch.inputs, teacher), kept, batch.labels)
             return soft_divergence(wanted, task.logits(batch.inputs))
 
         return {"n_forget": len(task.forget), **self.descend(task, task.forget, loss)}

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from hf_kd.methods.measured import TrainedMeasured
 
 from .steps import GradientSteps
-from .task import Task, check_range, soft_divergence, without_classes
+from .task import Task, check_range, other_answers, soft_divergence
 from .training import TrainedMethod
 
 
@@ -101,12 +101,13 @@ class LAU(TrainedMethod):
         optimizer = self.make_optimizer(head.parameters())
         descent = GradientSteps(task, optimizer, name=self.name)
         scale = float(features.std())
+        kept = task.kept_classes
         epochs, left = 0, True
         while left and epochs < self.epochs:
             teacher = copy.deepcopy(head).requires_grad_(False)
             moved = attacked(teacher, features, labels, self.bound * scale, self.step * scale, self.steps)
             with torch.no_grad():
-                wanted = without_classes(teacher(moved), labels, task.forget_classes, task.num_labels)
+                wanted = other_answers(teacher(moved), kept, labels)
             for rows in torch.randperm(len(labels)).to(task.device).split(self.batch_size):
                 answer = head(features[rows])
                 known = answer.argmax(dim=1) == labels[rows]

@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from hf_kd.data.masked_classes import masked_logits
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
-from .task import Task, check_range, soft_divergence, without_classes
+from .task import Task, check_range, soft_divergence
 from .training import TrainedMethod
 
 
@@ -20,8 +21,8 @@ class NoiseDistill(TrainedMethod):
     """Corrupt all weights with noise of their own size, then distil the masked original into them on D_r (UNDO).
 
     W <- sqrt(1 - r^2) W + r N(0, sd(W)) for every kernel and matrix, then min T^2 KL(teacher || f) on D_r; the teacher is
-    the original with those classes of D_f masked that D_r does not hold. UNDO shrinks weights and adds noise; behind a
-    normalisation shrinking does nothing, so the noise is relative here.
+    the original with those classes of D_f and of earlier requests masked that D_r does not hold. UNDO shrinks weights and
+    adds noise; behind a normalisation shrinking does nothing, so the noise is relative here.
 
     Attributes:
         noise: r, the share of noise.
@@ -55,7 +56,7 @@ class NoiseDistill(TrainedMethod):
 
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
-        teacher, gone = task.frozen_copy(), task.gone_classes
+        teacher, gone = task.frozen_copy(), torch.cat([task.gone_classes, task.earlier_classes])
         with torch.no_grad():
             for weight in (p for p in task.model.parameters() if p.ndim > 1):
                 drawn = torch.randn(weight.shape).to(weight) * weight.std()
@@ -63,8 +64,7 @@ class NoiseDistill(TrainedMethod):
 
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
-                wanted = task.logits(batch.inputs, teacher)
-                wanted = without_classes(wanted, batch.labels, gone, task.num_labels)
+                wanted = masked_logits(task.logits(batch.inputs, teacher), gone)
             return soft_divergence(wanted, task.logits(batch.inputs), self.temperature)
 
         return {"n_retain": len(retain), **self.descend(task, retain, loss)}

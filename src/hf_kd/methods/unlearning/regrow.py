@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_kd.data.masked_classes import silence_rows, silent_rows
+from hf_kd.data.masked_classes import masked_logits, silence_rows, silent_rows
 from hf_kd.data.samples import Samples
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError
 from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
@@ -29,7 +29,7 @@ from .cut import Cut, choose_block, draw_above, only_trainable, share_or_name
 from .cut_scan import scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .steps import GradientSteps
-from .task import NORMS, Task, check_range, over_processes, soft_divergence, without_classes
+from .task import NORMS, Task, check_range, over_processes, soft_divergence
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class Regrow(UnlearningMethod):
         batch_size: Images in each step, of all processes together.
         optimizer: "sgd" (Nesterov, momentum 0.9), "adamw", or "auto": sgd where the part above has BatchNorm.
         weight_decay: Of matrices and kernels alone; 5e-4 for sgd and 0.05 for adamw unless given.
-        labels: "data", or "teacher": those that the model as it was gives, with the classes of D_f masked. Retained images
-            then need no labels.
+        labels: "data", or "teacher": those that the model as it was gives, with the classes of D_f and of earlier requests
+            masked. Retained images then need no labels.
         soft: With labels="teacher": its probabilities instead. They leak the class.
         temperature: Of `soft`.
         augment: "none", "flip" (half of the images mirrored) or "flip-crop" (and shifted by up to an eighth of their size).
@@ -281,11 +281,12 @@ class Regrow(UnlearningMethod):
                     "was: labels='teacher'."
                 )
             return retain.labels.to(task.device)
-        found = []
+        every, found = torch.arange(task.num_labels), []
+        gone = every[~torch.isin(every, task.kept_classes)]
         with task.mode("eval"):
             for batch in retain.batches(256):
                 inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
-                logits = without_classes(task.logits(inputs), batch.labels, task.forget_classes, task.num_labels)
+                logits = masked_logits(task.logits(inputs), gone)
                 found.append(logits if self.soft else logits.argmax(dim=1))
         return torch.cat(found)
 

@@ -14,7 +14,7 @@ from hf_kd.methods.measured import TrainedMeasured
 
 from .boundary import pixel_range
 from .retrain import image_name
-from .task import Task, check_range, soft_divergence, without_classes
+from .task import Task, check_range, other_answers, soft_divergence
 from .training import TrainedMethod
 
 
@@ -62,14 +62,13 @@ class Spotter(TrainedMethod):
         )
 
     def change(self, task: Task) -> TrainedMeasured:
-        teacher = task.frozen_copy()
+        teacher, kept = task.frozen_copy(), task.kept_classes
 
         def loss(batch: Batch) -> Tensor:
             near = self._moved(task, teacher, batch)
             with torch.no_grad():
                 wanted, wanted_near = (
-                    without_classes(task.logits(x, teacher), batch.labels, task.forget_classes, task.num_labels)
-                    for x in (batch.inputs, near)
+                    other_answers(task.logits(x, teacher), kept, batch.labels) for x in (batch.inputs, near)
                 )
             logits, features = task.logits_and_features(batch.inputs)
             close = soft_divergence(wanted_near, task.logits(near))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Task:
     blocks: Callable[[dict[str, Tensor], bool], tuple[str, ...]] | None = None
     """(inputs, every) -> names of the model's blocks in the order in which an image leaves them, or of every module that
     hands on a hidden state."""
+    forgotten_before: Collection[int] = ()
+    """Ids of the classes that earlier requests forgot, by their records."""
     reference: nn.Module | None = None
     """A model of the same class that never saw the classes of D_f, where there is one."""
     checkpoint: Path | None = None
@@ -104,12 +106,27 @@ class Task:
         return torch.cat(rows).unique() if rows else torch.zeros(0, dtype=torch.long)
 
     @property
+    def earlier_classes(self) -> Tensor:
+        """Ids of the classes that earlier requests forgot: the silent ones, and those recorded of which D_r has no image."""
+        recorded = torch.tensor([c for c in self.forgotten_before if 0 <= c < self.num_labels], dtype=torch.long)
+        if self.retain is not None:  # a class may be learnt again
+            recorded = recorded[~torch.isin(recorded, self.retain.labels)]
+        return torch.cat([self.silent_classes, recorded]).unique()
+
+    @property
     def kept_classes(self) -> Tensor:
-        """Ids of the classes that are answered and D_f does not hold; of all answered where D_f holds every one of them."""
+        """Ids of the classes that D_f may be taught instead: answered, not forgotten before, and not in D_f.
+
+        Where that leaves a label of D_f no other class, those in D_f too (random samples), else those forgotten before.
+        """
         every = torch.arange(self.num_labels)
         answered = every[~torch.isin(every, self.silent_classes)]
-        kept = answered[~torch.isin(answered, self.forget_classes)]
-        return kept if len(kept) else answered
+        earlier, forget = self.earlier_classes, self.forget_classes
+        for gone in (torch.cat([earlier, forget]), earlier, forget):
+            kept = answered[~torch.isin(answered, gone)]
+            if len(kept) > int(torch.isin(kept, forget).any()):
+                return kept
+        return answered
 
     def batches(self, samples: Samples, batch_size: int, shuffle: bool = False) -> Iterator[Batch]:
         """This process's part of each batch, on the model's device.
@@ -318,11 +335,10 @@ def soft_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) 
     return temperature**2 * torch.nn.functional.kl_div(answer, target, reduction="batchmean", log_target=True)
 
 
-def without_classes(logits: Tensor, labels: Tensor, forget_classes: Tensor, num_labels: int) -> Tensor:
-    """Logits [b, C] with those of ALL forgotten classes masked; where D_f holds every class, those of the labels [b]."""
-    if len(forget_classes) < num_labels:
-        return logits.index_fill(1, forget_classes.to(logits.device), MASKED_LOGIT)
-    return logits.scatter(1, labels[:, None], MASKED_LOGIT)
+def other_answers(logits: Tensor, kept_classes: Tensor, labels: Tensor) -> Tensor:
+    """Logits [b, C] with all masked but those of the kept classes, and of these that of the label [b]."""
+    masked = torch.ones_like(logits, dtype=torch.bool).index_fill(1, kept_classes.to(logits.device), False)
+    return logits.masked_fill(masked.scatter(1, labels[:, None], True), MASKED_LOGIT)
 
 
 def endless(make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
