@@ -222,7 +222,8 @@ def upper_part_stands_alone(task: Task, block: str) -> bool:
         return False
     with task.mode("eval"):
         whole = task.logits(inputs)
-        hidden = hidden_at(task.model, block, inputs)
+        with task.autocast():  # as `whole` is computed, and as hidden states are kept
+            hidden = hidden_at(task.model, block, inputs)
         try:
             with upper_part(task, block) as above:
                 alone = above(hidden)

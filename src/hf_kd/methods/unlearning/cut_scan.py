@@ -149,7 +149,8 @@ def _pooled(task: Task, model: nn.Module, block: str, samples: Samples) -> Tenso
     found = []
     for batch in samples.batches(256):
         inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
-        found.append(pooled(hidden_at(model, block, inputs)))
+        with task.autocast():  # as `Task.head_inputs` reads
+            found.append(pooled(hidden_at(model, block, inputs)).float())
     return torch.cat(found)
 
 
