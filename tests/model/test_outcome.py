@@ -13,7 +13,14 @@ from transformers import ViTForImageClassification
 from hf_kd import ErasedModel, ReadOptions, unlearn
 from hf_kd.data.labels import LabelMapping
 from hf_kd.errors import LabelMismatchError
-from hf_kd.model.outcome import accuracy_warnings, changed_features, check_recognised, refuse_unchanged
+from hf_kd.features.heads import class_scores
+from hf_kd.model.outcome import (
+    accuracy_warnings,
+    changed_features,
+    check_recognised,
+    refuse_other_heads,
+    refuse_unchanged,
+)
 from tests.helpers.small import NAMES, picture
 
 PAIRS_OF_CATS = [(picture(2, i), 0) for i in range(20)]  # 0 is "ape" in the model
@@ -144,8 +151,25 @@ def test_heads_that_choose_no_class_are_refused_where_the_head_is_asked(vit, pro
     ):
         with pytest.raises(ValueError, match=f"problem_type='{problem}'"):
             call()
-    erased = ErasedModel.from_model(other, processor).erase(data, k=1, progress=False)
+    erased = ErasedModel.from_model(other, processor)
+    with pytest.raises(ValueError, match="^mask_head=True .*Leave mask_head out"):
+        erased.erase(data, k=1, mask_head=True, progress=False)
+    erased.erase(data, k=1, progress=False)
     assert erased.erasures[0].classes == (None if len(names) == 1 else (0,))
+
+
+def test_what_a_head_is_made_for_is_what_the_error_says_to_set(vit, processor):
+    vit.config.problem_type = "multi_label_classification"
+    model = ErasedModel.from_model(vit, processor)
+    with pytest.raises(ValueError, match=r"model\.config\.problem_type = 'single_label_classification'"):
+        refuse_other_heads(model, "esc-t")
+    model.config.problem_type = "single_label_classification"
+    refuse_other_heads(model, "esc-t")
+    assert float(class_scores(model, torch.zeros(1, 5)).sum()) == pytest.approx(1), "whoever asks is told the same"
+    later = ErasedModel.from_model(copy.deepcopy(vit), processor)
+    later.config.problem_type = None  # transformers writes into the model inside what labels of floats are taken for
+    with pytest.raises(ValueError, match="several labels an image"):
+        refuse_other_heads(later, "esc-t")
 
 
 def test_what_got_worse_is_said():

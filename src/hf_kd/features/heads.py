@@ -41,15 +41,21 @@ def linear_heads(model: nn.Module, heads: Sequence[str]) -> list[str]:
     return found
 
 
+def problem_type(model: TappedModel) -> str | None:
+    """What the head is made for, in the words of transformers; None where neither wrapper nor model says it."""
+    own = getattr(model.config, "problem_type", None)
+    return own or getattr(model.inner.config, "problem_type", None)
+
+
 def several_labels(model: TappedModel) -> bool:
     """Whether the head may give an image several labels, each where its own probability is above 1/2."""
-    return getattr(model.config, "problem_type", None) == "multi_label_classification"
+    return problem_type(model) == "multi_label_classification"
 
 
 def no_choice(model: TappedModel) -> str:
     """What the head answers where that is no choice among classes, in words; empty where it is one, and without a head."""
     values = len(model.class_names)
-    if not has_head(model) or (values > 1 and getattr(model.config, "problem_type", None) != "regression"):
+    if not has_head(model) or (values > 1 and problem_type(model) != "regression"):
         return ""
     return "one logit, a score" if values == 1 else f"{values} numbers (problem_type='regression')"
 

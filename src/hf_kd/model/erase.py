@@ -68,7 +68,7 @@ def fit_erasers(
     masks = method.masks_head if mask_head is None else mask_head
     uses_labels = method.needs_head or method.needs_labels
     if (uses_labels or masks) and model.taps[0].heads:
-        outcome.refuse_other_heads(model, method.name)
+        outcome.refuse_other_heads(model, method.name if uses_labels else None)
     mapping = label_mapping(reader, required=uses_labels or method.by_class, known=uses_labels)
 
     started = time.perf_counter()

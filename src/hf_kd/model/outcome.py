@@ -18,6 +18,7 @@ from torch import Tensor
 from hf_kd.data.distributed import ABSENT, gather_rows
 from hf_kd.data.labels import LabelMapping
 from hf_kd.errors import InvalidValueError, LabelMismatchError
+from hf_kd.features.heads import problem_type
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import changes_of, classes_in
 
@@ -100,18 +101,22 @@ def pairs(labels: Tensor, answers: Tensor) -> Pairs:
     return Counter(zip(labels.tolist(), answers.tolist(), strict=True))
 
 
-def refuse_other_heads(model: TappedModel, name: str) -> None:
-    """Raise ValueError where the head answers something else than one class of several, for a method that asks it."""
-    config = model.inner.config
-    problem = getattr(config, "problem_type", None)
+def refuse_other_heads(model: TappedModel, name: str | None) -> None:
+    """Raise ValueError where the head answers something else than one class of several, for a method that asks it.
+
+    name: Of the method; None where it is mask_head=True alone that does.
+    """
+    problem = problem_type(model)
     if len(model.class_names) > 1 and problem in (None, "single_label_classification"):
         return
     what = "a regression" if len(model.class_names) < 2 or problem == "regression" else "several labels an image"
+    who, way = f"Method {name!r}", "Erase with method='esc', which needs the images alone"
+    if name is None:
+        who, way = "mask_head=True", "Leave mask_head out"
     raise InvalidValueError(
-        f"Method {name!r} takes the head for a choice of one class among several, and that of this "
-        f"{type(model.inner).__name__} is made for {what} (problem_type={problem!r}, {len(model.class_names)} labels). "
-        "Erase with method='esc', which needs the images alone; if it does choose one class, say so: "
-        "model.config.problem_type = 'single_label_classification'."
+        f"{who} takes the head for a choice of one class among several, and that of this {type(model.inner).__name__} is "
+        f"made for {what} (problem_type={problem!r}, {len(model.class_names)} labels). {way}; if it does choose one class, "
+        "say so: model.config.problem_type = 'single_label_classification'."
     )
 
 
