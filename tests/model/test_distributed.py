@@ -97,14 +97,18 @@ import torch
 from hf_kd.data import process_state
 from datasets import load_from_disk
 from hf_kd import ErasedModel, ReadOptions
+from tests.helpers.two_towers import NAMES, TEMPLATES, two_towers
 
 model_dir, data_dir, retain_dir, out = sys.argv[1:5]
 state = process_state()
 torch.set_num_threads(1)
 given = {"reading": ReadOptions(batch_size=4), "progress": False}
 said = {}
-for method, more in (("leace", {"retain": load_from_disk(retain_dir)}), ("cover", {"m": 3})):
-    model = ErasedModel.from_pretrained(model_dir)
+words = {"texts": ["tabby cat"], "retain_texts": NAMES, "templates": TEMPLATES}
+retained = {"retain": load_from_disk(retain_dir)}
+for method, more in (("leace", retained), ("cover", {"m": 3}), ("oblique", retained | words)):
+    clip = method == "oblique"
+    model = ErasedModel.from_model(*two_towers("CLIPModel")) if clip else ErasedModel.from_pretrained(model_dir)
     model.erase(load_from_disk(data_dir), method, **given, **more)
     model.save_pretrained(f"{out}/{method}", is_main_process=state.is_main_process)
     said[method] = [model.erasures[0].n_forget, model.erasures[0].n_retain, model.erasures[0].processes]
@@ -123,7 +127,7 @@ def test_retained_images_and_further_views_are_read_by_two_processes_as_by_one(f
     said = in_two_processes(
         folders / "passes.py", folders / "model", folders / "both", folders / "retain", folders / "out"
     )
-    assert said == {"leace": [19, 25, 2], "cover": [19, None, 2]}
+    assert said == {"leace": [19, 25, 2], "cover": [19, None, 2], "oblique": [19, 25, 2]}
     pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for method, more in (("leace", {"retain": load_from_disk(folders / "retain")}), ("cover", {"m": 3})):
         alone = ErasedModel.from_model(copy.deepcopy(vit), processor)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_kd.data.digest import inner_digest
+from hf_kd.data.distributed import process_state
 from hf_kd.data.labels import ids_named
 from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError, did_you_mean
@@ -173,6 +174,7 @@ def erase_texts(
         dtype=str(next(model.inner.parameters()).dtype).removeprefix("torch."),
         feature_seconds=round(between - started, 3),
         fit_seconds=round(time.perf_counter() - between, 3),
+        processes=process_state().num_processes,
         versions=versions(),
         n_retain=None if seen is None else len(seen.others),
         needs="texts" if seen is None else "texts and images",
