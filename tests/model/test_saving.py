@@ -495,6 +495,17 @@ def test_a_folded_model_is_saved_with_its_image_processor(erased, pixels, tmp_pa
         assert torch.equal(again(pixel_values=pixels).logits, stock(pixel_values=pixels).logits)
 
 
+def test_a_folded_model_is_copied_and_pickled_with_its_way_of_saving(erased, pixels, tmp_path):
+    stock = erased.fold()
+    torch.save(stock, tmp_path / "stock.pt")
+    for number, other in enumerate([copy.deepcopy(stock), torch.load(tmp_path / "stock.pt", weights_only=False)]):
+        list(other.parameters())[-1].data += 1  # of the head: what is saved is the copy
+        other.save_pretrained(tmp_path / f"{number}")
+        again = ErasedModel.from_pretrained(tmp_path / f"{number}")
+        assert again.processor is not None
+        assert torch.allclose(logits_of(again, pixels), logits_of(stock, pixels) + 1, atol=1e-5)
+
+
 def test_a_model_of_images_and_texts_keeps_its_tokenizer_and_its_task(forget, tmp_path):
     words = {
         word: n for n, word in enumerate(["<s>", "<pad>", "</s>", "a", "photo", "of", "cat", "dog", "This", "is", "."])

@@ -7,7 +7,8 @@ the head before its Linear, such as LeViT's BatchNorm, are folded through by the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import MethodType, SimpleNamespace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,14 +26,14 @@ from hf_kd.methods.erasers.base import Eraser
 def save_with_processor(stock: nn.Module, model: TappedModel) -> None:
     """Let `stock.save_pretrained` write the processor of the erased model too, without which no pipeline takes a folder."""
     source = SimpleNamespace(processor=model.processor, whole_processor=getattr(model, "whole_processor", None))
+    stock.save_pretrained = partial(_save_pretrained, stock, source)  # which copies and pickles with the model
 
-    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        done = type(self).save_pretrained(self, save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", args[0] if args else True):
-            save_processor(source, save_directory)
-        return done
 
-    stock.save_pretrained = MethodType(save_pretrained, stock)
+def _save_pretrained(stock: Any, source: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    done = type(stock).save_pretrained(stock, save_directory, *args, **kwargs)
+    if kwargs.get("is_main_process", args[0] if args else True):
+        save_processor(source, save_directory)
+    return done
 
 
 @torch.no_grad()
