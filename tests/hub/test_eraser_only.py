@@ -116,6 +116,37 @@ assert torch.equal(found(pixels).logits, model(pixels).logits)
     assert str(place) not in everything(hub)
 
 
+def test_a_base_is_named_where_its_repository_gives_the_weights(hub, run_client, place):
+    pytest.importorskip("peft")
+    run_client(START + """
+import peft
+from hf_kd import unlearn
+api.create_repo("ana/base")
+commit = api.upload_folder(folder_path="base", repo_id="ana/base").oid
+def base(model):
+    return model.config.base_model, model.config.base_commit
+plain = ErasedModel.from_pretrained("ana/base")
+assert base(plain) == ("ana/base", commit)
+record = unlearn(plain, make_dataset([2] * 20), "head-surgery", progress=False).config.hf_kd_unlearned[0]
+assert (record["base_model"], record["base_commit"]) == base(plain), "the weights before are the base's"
+tuned = peft.get_peft_model(plain.inner, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+tuned.save_pretrained("adapter")
+api.create_repo("ana/lora")
+api.upload_folder(folder_path="adapter", repo_id="ana/lora")
+trained = ErasedModel.from_pretrained("ana/base").train().eval()
+for model in (
+    ErasedModel.from_pretrained("ana/lora"),
+    ErasedModel.from_pretrained("ana/base", num_labels=3, ignore_mismatched_sizes=True),
+    ErasedModel.from_model(ErasedModel.from_pretrained("ana/base").inner),
+    trained,
+):
+    assert base(model) == (None, None), base(model)
+trained.inner.classifier.bias.data += 1
+trained.erase(make_dataset([2] * 20), k=2, progress=False).save_eraser("eraser")
+assert "a base that is not on the Hub" in refused(lambda: ErasedModel.from_pretrained("eraser"))
+""")  # fmt: skip
+
+
 def test_a_repository_holds_a_model_or_an_eraser(hub, run_client, place):
     run_client(START + """
 model = erased("base")

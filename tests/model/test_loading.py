@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_kd import ErasedModel
+from hf_kd import ErasedModel, unlearn
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
 from tests.helpers import zoo
@@ -149,6 +149,34 @@ def test_an_adapter_of_an_erased_model_stays_behind_the_eraser(saved, pixels, tm
     again = ErasedModel.from_pretrained(tmp_path / "adapter")
     assert again.is_erased
     assert torch.allclose(logits_of(again, pixels), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("task_type", [None, "FEATURE_EXTRACTION"])
+def test_an_adapter_of_a_model_that_was_erased_in_memory_names_no_base(stock, forget, tmp_path, task_type):
+    peft = pytest.importorskip("peft")
+    model = ErasedModel.from_pretrained(stock).erase(forget, k=2, progress=False)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type=task_type)
+    tuned = peft.get_peft_model(model, config)
+    tuned.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="names no base model"):
+        ErasedModel.from_pretrained(tmp_path / "adapter")
+    # what earlier versions left: the stock model as the base, on which nothing of the adapter fits
+    told = tmp_path / "adapter" / "adapter_config.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"base_model_name_or_path": str(stock)}))
+    with pytest.raises(OSError, match="was not trained on .*save it with save_pretrained, load it"):
+        ErasedModel.from_pretrained(tmp_path / "adapter")
+
+
+def test_a_model_with_other_weights_than_its_checkpoint_has_not_its_name(stock, saved, forget, tmp_path):
+    """PEFT writes it into the configuration of an adapter, which would come back on a model that forgot nothing."""
+    model = ErasedModel.from_pretrained(stock)
+    assert model.name_or_path == model.inner.name_or_path == str(stock)
+    changed = unlearn(model, forget, "head-surgery", progress=False)
+    reset = ErasedModel.from_pretrained(saved).reset()
+    model.erase(forget, k=2, progress=False).save_eraser(tmp_path / "eraser")
+    beside = ErasedModel.from_pretrained(stock, eraser=tmp_path / "eraser")
+    others = [changed, reset, reset.inner, model, model.inner, model.fold(), beside, beside.inner]
+    assert [(other.name_or_path, other.config.name_or_path) for other in others] == [("", "")] * len(others)
 
 
 # What the search has to see.

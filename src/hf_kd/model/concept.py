@@ -27,7 +27,7 @@ from hf_kd.methods.concepts import ConceptMethod, NameVectors, Prompts, SeenImag
 from hf_kd.methods.records import Erasure, texts_digest, versions
 
 from . import outcome
-from .erase import files_read, fingerprint, forget_compiled_graphs, open_readers, sampled
+from .erase import files_read, fingerprint, leave_checkpoint, open_readers, sampled
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def erase_texts(
         model.config.weights_erased = weights
         model._describe_erasers()
         model.config.erasures = [*model.config.erasures, erasure.to_dict(names=True)]
-        forget_compiled_graphs()
+        leave_checkpoint(model)
     return model
 
 

@@ -5,7 +5,6 @@ Imports what a configuration needs and no more: it is loaded wherever both `hf_k
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -54,6 +53,14 @@ def label_names(config: PreTrainedConfig) -> dict[int, str]:
     """The classes of a model: what its configuration names them, or what transformers does where it does not (PVT)."""
     names = config.id2label or {c: f"LABEL_{c}" for c in range(config.num_labels or 0)}
     return {int(label): str(name) for label, name in names.items()}
+
+
+def take_name(model: Any) -> None:
+    """Take off the name of the checkpoint that a model was loaded from, once it is another model.
+
+    PEFT names that as the base of adapters, which would then come back on what never forgot anything.
+    """
+    model.name_or_path = model.config.name_or_path = ""
 
 
 def without_attention(stored: Any) -> Any:
@@ -118,7 +125,8 @@ class ErasedConfig(PreTrainedConfig):
         eraser_sha256: Digest of what stands at each tap.
         leaking: Fields of the inner model's output that carry knowledge past the taps and are withheld.
         erasures: One record per request.
-        base_model: Where the model inside came from, on the Hub; None where it came from somewhere else.
+        base_model: Where the model inside came from, on the Hub; None where that is not known: it came from somewhere else,
+            adapters were merged into it, or it may have been trained since (in memory, or in training mode).
         base_commit: Its commit there.
         masked: Ids of the model inside that are never answered.
         dropped: Whether they also leave no column in the logits.
@@ -233,15 +241,7 @@ class ErasedConfig(PreTrainedConfig):
         if inner.id2label is None:
             labels["id2label"] = label_names(inner)
             labels["label2id"] = {name: c for c, name in labels["id2label"].items()}
-        name = inner.name_or_path or None
-        on_hub = name is not None and not os.path.exists(name)
-        return cls(
-            inner=inner,
-            inner_class=type(model).__name__,
-            base_model=name if on_hub else None,
-            base_commit=getattr(inner, "_commit_hash", None) if on_hub else None,
-            **labels,
-        )
+        return cls(inner=inner, inner_class=type(model).__name__, **labels)
 
     @property
     def tap_list(self) -> tuple[Tap, ...]:

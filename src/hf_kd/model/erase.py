@@ -29,6 +29,7 @@ from hf_kd.methods.records import Erasure, forgotten_classes, versions
 from hf_kd.methods.registry import MethodInfo, make_method, missing_retain
 
 from . import outcome
+from .configuration import take_name
 from .fit_data import MappedLabels, MomentsByTap, forget_views, label_mapping, retained_moments
 
 logger = logging.getLogger(__name__)
@@ -224,7 +225,9 @@ def fingerprint(eraser: Eraser) -> str:
     return digest.hexdigest()
 
 
-def forget_compiled_graphs() -> None:
-    """Graphs that torch.compile made of the un-erased model must not answer any more."""
+def leave_checkpoint(model: Any) -> None:
+    """A model whose erasers changed has no checkpoint's name any more, and no graph of torch.compile answers as before."""
+    for part in (model, model.inner):
+        take_name(part)
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

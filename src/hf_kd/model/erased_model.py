@@ -28,9 +28,10 @@ from hf_kd.methods.records import Erasure
 
 from . import consistency, loading
 from . import label_mask as masking
+from .adapters import merge_adapters
 from .answering import Answering
 from .configuration import ErasedConfig, label_names
-from .erase import fit_erasers, forget_compiled_graphs
+from .erase import fit_erasers, leave_checkpoint
 from .eraser_on_base import put_on
 from .export import Export
 from .load_erased import load
@@ -112,7 +113,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
 
     @classmethod
     def from_model(cls, model: Any, processor: Callable[..., Any] | None = None, tap: str | None = None) -> ErasedModel:
-        """Wrap a model that is already in memory. The model itself is used, not a copy.
+        """Wrap a model in memory, itself and not a copy. It may have been trained, so records and cards name no base.
 
         Args:
             model: Any `PreTrainedModel` that takes images, or a `PeftModel` of one (its adapters are merged).
@@ -132,7 +133,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
                 "This is an ErasedModel already. Call erase on it again: requests compose, and the union of what they "
                 "remove is kept as one."
             )
-        model = loading.merge_adapters(model)
+        model = merge_adapters(model)
         if isinstance(model, ErasedModel):
             return model
         loading.refuse_to_wrap(model)
@@ -148,9 +149,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any):
-        """Load a stock checkpoint, a PEFT adapter repository (merged) or an erased model, from the Hub or a folder.
-
-        Remote code is never run.
+        """Load a stock checkpoint, a PEFT adapter (merged) or an erased model, from Hub or folder. Remote code is never run.
 
         Args:
             pretrained_model_name_or_path: Hub id, USER/NAME or USER/NAME@REVISION, or folder.
@@ -297,8 +296,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         with self._swap.change():
             if self._swap.changes != seen + 1:
                 raise InvalidValueError(
-                    "This model was erased or reset while this request was fitted, so it fits what is no longer there. "
-                    "Nothing was changed: call erase again."
+                    "This model was erased or reset while this request was fitted. Nothing was changed: call erase again."
                 )
             erasers = [e if s.eraser is None else s.eraser.then(e) for s, e in zip(self.sites, fitted, strict=True)]
             erasure = masking.apply_mask_request(self, erasure, mask_head, erased_label)  # the last that can fail
@@ -308,7 +306,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
                 site.eraser = eraser
             self._describe_erasers()
             self.config.erasures = [*self.config.erasures, erasure.to_dict(names=True)]
-            forget_compiled_graphs()
+            leave_checkpoint(self)
         return self
 
     def reset(self) -> ErasedModel:
@@ -335,7 +333,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             masking.unmask(self)
             self.config.erasures, self.config.weights_erased = [], None
             self._describe_erasers()
-            forget_compiled_graphs()
+            leave_checkpoint(self)
         return self
 
     def _describe_erasers(self) -> None:
@@ -391,7 +389,9 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> ErasedModel:
-        if mode and getattr(self, "sites", None) and self.is_erased:
+        if mode and hasattr(self, "sites") and not self.is_erased:  # what is trained is not its base any more
+            self.config.base_model = self.config.base_commit = None
+        elif mode and hasattr(self, "sites"):
             logger.warning_once(
                 "This model is erased and is being put into training mode: further training, on the forgotten images or "
                 "on related ones, can restore what was erased. Audit it again afterwards."

@@ -18,7 +18,7 @@ from . import consistency
 from . import label_mask as masking
 from .checkpoint_files import checkpoint_errors
 from .configuration import ATTENTION, without_settings
-from .erase import forget_compiled_graphs
+from .erase import leave_checkpoint
 from .stored_eraser import StoredEraser
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def put_on(model: Any, stored: StoredEraser, same_weights: bool = False) -> None
         )
         consistency.refuse_contradictions(model.config)
         consistency.refuse_other_answers(model)
-        forget_compiled_graphs()
+        leave_checkpoint(model)
 
 
 def refuse_other_base(model: Any, stored: StoredEraser, same_weights: bool = False) -> None:

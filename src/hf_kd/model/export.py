@@ -16,6 +16,8 @@ from hf_kd.hub.files import save_processor
 from hf_kd.methods.records import Erasure, all_records, folded_erasures
 
 from . import consistency, loading
+from .adapters import refuse_adapters
+from .configuration import take_name
 from .fold import fold_site, save_with_processor
 from .saving import atomic_directory, refuse_other_model
 from .stored_eraser import refuse_changed_base, refuse_model_there, write_eraser
@@ -46,17 +48,20 @@ class Export:
             A copy.
 
         Raises:
-            ValueError: Nothing was erased, an eraser is not linear, or there is no weight to take it.
+            ValueError: Nothing was erased, an eraser is not linear, there is no weight to take it, or weights are offloaded
+                or quantised.
         """
         if not self.is_erased:
             raise InvalidValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
-        loading.refuse_adapters(self)
+        refuse_adapters(self)
+        loading.refuse_unreachable_weights(self, "fold()")
         drop_caches(self.inner)
         clone = copy.deepcopy(self)
         for site in [*clone.sites, *clone.text_sites]:
             site.detach()
             fold_site(clone.inner, site)
         stock = clone.inner
+        take_name(stock)
         stock.config.hf_kd_folded = [erasure.to_dict() for erasure in (*folded_erasures(self.config), *self.erasures)]
         save_with_processor(stock, self)
         return stock
@@ -77,7 +82,8 @@ class Export:
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: The inner class could not be found again, or its head is another than its configuration says.
+            ValueError: The inner class could not be found again, its head is another than its configuration says, or it was
+                quantised before it was erased.
             OSError: The place cannot be written to.
         """
         if push_to_hub:
@@ -151,13 +157,17 @@ class Export:
             ValueError: As they do; what does not load again is not written.
         """
         loading.refuse_unknown_class(self.inner)
-        loading.refuse_adapters(self)
+        refuse_adapters(self)
         consistency.refuse_contradictions(self.config)
         consistency.refuse_other_erasers(self)
         if eraser_only:
             write_eraser(self, folder)
             return
+        if getattr(self.inner, "hf_quantizer", None) is not None:  # which transformers looks for in the outermost model
+            loading.refuse_unreachable_weights(self, "save_pretrained")
         loading.refuse_other_heads(self.inner, [head for tap in self.taps for head in tap.heads])
+        if (placed := getattr(self.inner, "hf_device_map", None)) is not None:  # by which what is offloaded is saved
+            self.hf_device_map = {f"inner.{name}".rstrip("."): device for name, device in placed.items()}
         super().save_pretrained(folder, **kwargs)
         save_processor(self, folder)
 
@@ -174,7 +184,7 @@ class Export:
         """
         from hf_kd.hub.publish import push  # loads and compares what it published, so it knows this class
 
-        loading.refuse_adapters(self)  # before there is a repository
+        refuse_adapters(self)  # before there is a repository
         if options.get("eraser_only"):
             refuse_changed_base(self)
         return push(self, repo_id, **options)

@@ -26,6 +26,10 @@ from .stored_eraser import StoredEraser, find_eraser, read_eraser
 logger = logging.getLogger(__name__)
 
 
+OTHER_THAN_BASE = (*loading.LABEL_ARGUMENTS, "subfolder", "variant")
+"""Arguments with which a model is not what its repository gives by its name and commit alone."""
+
+
 def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What `ErasedModel.from_pretrained` does; `from_pretrained` is that of transformers, for the class `cls`."""
     name, kwargs = with_revision(name, kwargs)
@@ -58,9 +62,12 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
                     loading.take_processor(inner, processor)
                 return inner
             model = cls.from_model(inner, processor, tap)
+            if stored is None:  # adapters were merged into a base: no checkpoint has these weights
+                return model
             model.name_or_path = model.config.name_or_path = name
-            if model.config.base_model == name and model.config.base_commit is None:  # as later transformers leave it
-                model.config.base_commit = files.commit_of(name, hub)
+            if config is None and not set(OTHER_THAN_BASE) & set(kwargs) and not os.path.exists(name):
+                model.config.base_model = name
+                model.config.base_commit = getattr(inner.config, "_commit_hash", None) or files.commit_of(name, hub)
             return model
     if tap is not None:
         raise InvalidValueError(

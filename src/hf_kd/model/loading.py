@@ -6,7 +6,6 @@ No remote code is ever run: a checkpoint that needs it is refused with the way o
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import transformers
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,21 +26,31 @@ from transformers import (
 from transformers.image_processing_utils import ImageProcessingMixin
 
 from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, no_model
-from hf_kd.errors import CheckpointError, InvalidTypeError, InvalidValueError, require
+from hf_kd.errors import InvalidTypeError, InvalidValueError, require
 from hf_kd.features.taps.site import sites_on
 from hf_kd.hub.files import PROCESSORS
 
+from .adapters import adapter_config, labels_of_adapter, merge_adapters, other_base, with_adapter
 from .checkpoint_files import (
-    ADAPTER_WEIGHTS,
     find_file,
     hub_arguments,
     refuse_other_files,
     refuse_pickled_adapter,
     refuse_strange_weights,
 )
-from .configuration import MODEL_TYPE, refuse_strange_settings
+from .configuration import ARCHITECTURE, MODEL_TYPE, refuse_strange_settings
 
 logger = logging.getLogger(__name__)
+
+KEEP_HEAD = (
+    "put back that of which the records speak and save, and keep the new one in a file of its own "
+    "(safetensors.torch.save_file(head.state_dict(), FILE)), to be put behind the eraser again after loading"
+)
+FRESH_HEAD = (
+    "For other classes load it as it is and put a fresh head behind the eraser, by the name that model.taps gives, such as "
+    f"model.inner.classifier = torch.nn.Linear(d, classes). To save it: {KEEP_HEAD}."
+)
+"""What can be done for other classes, whose ids are not those of the records."""
 
 LABEL_ARGUMENTS = ("num_labels", "id2label", "label2id")
 
@@ -160,19 +168,21 @@ def refuse_other_heads(model: PreTrainedModel, heads: Iterable[str]) -> None:
         if key.startswith(parts) and key in made and value.numel() and value.shape != made[key].shape:
             raise InvalidValueError(
                 f"{key} of this {type(model).__name__} is {list(value.shape)}, and its configuration makes "
-                f"{list(made[key].shape)}: the saved model could not be loaded again. Name the classes that the head has "
-                "before erasing: config.id2label = dict(enumerate(names)), and label2id likewise."
+                f"{list(made[key].shape)}: the saved model could not be loaded again. If it had this head before it was "
+                "wrapped, name its classes there: config.id2label = dict(enumerate(names)), and label2id likewise. If the "
+                f"head is new: {KEEP_HEAD}."
             )
 
 
-def refuse_adapters(model: nn.Module) -> None:
-    """Raise ValueError for adapters inside a model: its weights have other names then, and do not load as the model."""
-    adapted = next((name for name, part in model.named_modules() if type(part).__module__.startswith("peft.")), None)
-    if adapted is not None:
+def refuse_unreachable_weights(model: Any, what: str) -> None:
+    """Raise ValueError where weights are offloaded (what is written into one is lost without an error) or packed."""
+    offloaded = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    if offloaded is not None or any(getattr(part, "hf_quantizer", None) is not None for part in model.modules()):
+        why, cause = ("quantised", "quantization_config") if offloaded is None else ("offloaded", "device_map")
         raise InvalidValueError(
-            f"Adapters stand in this model ({adapted}), and what is saved with them does not load again. Put them around it "
-            "and not into it: tuned = peft.get_peft_model(model, config) instead of add_adapter; then save "
-            "tuned.merge_and_unload(), or the adapters alone with tuned.save_pretrained."
+            f"{what} needs the weights in memory and in full precision, and this model is {why}"
+            f"{'' if offloaded is None else f' ({offloaded})'}. Load it without {cause}, do it there, and save that; what "
+            f"is saved loads with {cause} again."
         )
 
 
@@ -212,7 +222,7 @@ def load_processor(name_or_path: str, kwargs: dict[str, Any], whole: bool = Fals
         if isinstance(images, ImageProcessingMixin):  # the file may name any class of transformers
             return processor if whole else images
         reason = f"{type(processor).__name__} is none"
-    if (adapter := _adapter_config(name_or_path, hub)) is not None and adapter.get("base_model_name_or_path"):
+    if (adapter := adapter_config(name_or_path, hub)) is not None and adapter.get("base_model_name_or_path"):
         base = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
         return load_processor(adapter["base_model_name_or_path"], base, whole)  # an adapter as peft saves it has none
     is_there = any(find_file(name_or_path, name, hub) is not None for name in PROCESSORS)
@@ -255,8 +265,7 @@ def refuse_other_labels(config: PreTrainedConfig, asked: dict[str, Any]) -> None
         if value is not None and value != told[name]:
             raise InvalidValueError(
                 f"{name}={str(value)[:100]}: an erased model keeps its labels, because its records and masks speak of them. "
-                "For other classes load it without and put a fresh head behind the eraser: model.inner.classifier = "
-                "torch.nn.Linear(d, classes), by the name that model.taps gives."
+                + FRESH_HEAD
             )
 
 
@@ -275,47 +284,12 @@ def align_memory(model: nn.Module) -> None:
                 module._buffers[name] = buffer.clone()
 
 
-def merge_adapters(model: Any) -> PreTrainedModel:
-    """The plain model with its PEFT adapters merged into the weights, for a `PeftModel` or loaded adapters.
-
-    Raises ValueError for adapters that cannot be merged.
-    """
-    if hasattr(model, "merge_and_unload"):
-        logger.warning("The adapters are merged into the weights before erasing: erasers act on the merged model.")
-        try:
-            return model.merge_and_unload()
-        except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
-            raise InvalidValueError(
-                f"These adapters cannot be merged into the weights ({type(error).__name__}: {error}), and erasers are "
-                "fitted on one plain model. Wrap the base model instead, and train the adapters behind its erasers."
-            ) from error
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise InvalidValueError(
-            "This model carries adapters loaded by load_adapter, which cannot be merged in place. Load it as a "
-            "PeftModel (peft.PeftModel.from_pretrained(base, adapter)) and pass that."
-        )
-    return model
-
-
-def _adapter_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    found = find_file(name_or_path, ADAPTER_CONFIG, hub)
-    if found is None:
-        return None
-    try:
-        settings = json.loads(Path(found).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{ADAPTER_CONFIG} of {name_or_path} is damaged ({error}); save it again.") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{ADAPTER_CONFIG} of {name_or_path} is no object of settings; save the adapter again.")
-    return settings
-
-
 def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     hub = hub_arguments(kwargs)
-    adapter = _adapter_config(name_or_path, hub)
+    adapter = adapter_config(name_or_path, hub)
     if adapter is None:
         raise no_model(name_or_path)
-    PeftModel = require("peft", "peft").PeftModel
+    require("peft", "peft")
     refuse_pickled_adapter(name_or_path, hub)
     base = adapter.get("base_model_name_or_path")
     if not base:
@@ -327,6 +301,8 @@ def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     stored = PreTrainedConfig.get_config_dict(base, **hub_arguments(options))[0]
     config = AutoConfig.from_pretrained(base, trust_remote_code=False, **hub_arguments(options))
     wanted = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    if wanted == ARCHITECTURE and config.model_type != MODEL_TYPE:
+        raise other_base(name_or_path, base, f"{wanted} is the class of the model that it stood on")
     if wanted and config.model_type != MODEL_TYPE:
         config.architectures = [wanted]
     cls = class_for(config, base)
@@ -335,33 +311,7 @@ def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     else:
         refuse_other_files(base, stored, options)
         if not set(LABEL_ARGUMENTS) & set(options):
-            labels = _labels_of_adapter(name_or_path, adapter, cls, config, hub)
+            labels = labels_of_adapter(name_or_path, adapter, cls, config, hub)
             options |= {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
         model = _load_class(cls, base, config, options)
-    return merge_adapters(PeftModel.from_pretrained(model, name_or_path, **hub))
-
-
-def _labels_of_adapter(
-    name_or_path: str,
-    adapter: dict[str, Any],
-    cls: type[PreTrainedModel],
-    config: PreTrainedConfig,
-    hub: dict[str, Any],
-) -> int | None:
-    """Number of labels of the head that an adapter brings whole; None where it brings none, or one as wide as the base's.
-
-    Whole are the modules of its `modules_to_save`; a head among them is wider or narrower than the base's in its classes.
-    """
-    saved = adapter.get("modules_to_save") or []
-    with init_empty_weights():
-        own = {key: tuple(parameter.shape) for key, parameter in cls(copy.deepcopy(config)).named_parameters()}
-    widths = set()
-    with safe_open(find_file(name_or_path, ADAPTER_WEIGHTS, hub), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-            name = key.removeprefix("base_model.model.").replace(".modules_to_save", "")
-            shape, at_base = tuple(file.get_slice(key).get_shape()), own.get(name)
-            if at_base is None or not any(f".{module}." in f".{name}" for module in saved):
-                continue
-            if shape != at_base and shape[1:] == at_base[1:] and at_base[0] == config.num_labels:
-                widths.add(shape[0])
-    return widths.pop() if len(widths) == 1 else None
+    return merge_adapters(with_adapter(model, name_or_path, base, hub))

@@ -36,8 +36,10 @@ from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
 
 from . import outcome
+from .configuration import take_name
 from .erase import files_read, open_readers, sampled
 from .erased_model import ErasedModel
+from .loading import refuse_unreachable_weights
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,8 @@ def unlearn(
 
     Raises:
         ValueError: For an unknown method or option, missing labels or retained images, labels the model does not know or
-            contradicts, an erased model, a model without a head that chooses a class, and where nothing changed.
+            contradicts, an erased model, one whose weights are offloaded or quantised, a model without a head that chooses a
+            class, and where nothing changed.
     """
     own = [field.name for field in fields(get_method(method, "weights"))] if isinstance(method, str) else []
     options = ReadOptions.given(reading, progress, method_options, own=own)
@@ -111,6 +114,7 @@ def unlearn(
     task = _task(student, readers, options, method)
     if reference_model is not None:
         inner = reference_model.inner if isinstance(reference_model, ErasedModel) else reference_model
+        refuse_unreachable_weights(inner, "reference_model")
         dtype = torch.promote_types(inner.dtype, torch.float32)  # as that of the model while it is changed
         task.reference = copy.deepcopy(inner).to(task.device, dtype).eval()
     task.checkpoint = checkpoint
@@ -257,14 +261,20 @@ def unwrapped(model: ErasedModel) -> PreTrainedModel:
 
 
 def student_of(model: Any, processor: Any) -> ErasedModel:
-    """A copy that may be changed, of a model or of what an ErasedModel holds. Raises ValueError for an erased one."""
+    """A copy that may be changed, of a model or of what an ErasedModel holds.
+
+    Raises ValueError for an erased one, and for weights that are offloaded or quantised.
+    """
+    base = None, None
     if isinstance(model, ErasedModel):
+        base = model.config.base_model, model.config.base_commit
         model, processor = model.inner, processor or model.processor
     if any(site.eraser is not None for site in sites_on(model)):  # also of a model that was taken out of its wrapper
         raise InvalidValueError(
             "This model carries an eraser, and changing the weights below it would change what it erases. Change the "
             "weights first, or fold the eraser: fold() of its ErasedModel."
         )
+    refuse_unreachable_weights(model, "A change of weights")
     drop_caches(model)
     student = copy.deepcopy(model)
     for site in sites_on(student):
@@ -274,7 +284,10 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
             for key, hook in list(hooks.items()):
                 if type(getattr(getattr(hook, "func", None), "__self__", None)).__name__ == "TapSite":
                     del hooks[key]
-    return ErasedModel.from_model(student.eval(), processor)
+    take_name(student)
+    wrapped = ErasedModel.from_model(student.eval(), processor)
+    wrapped.config.base_model, wrapped.config.base_commit = base
+    return wrapped
 
 
 def _normalisation(processor: Any) -> tuple[Tensor | None, Tensor | None]:
