@@ -16,6 +16,7 @@ from hf_kd import ErasedModel
 from hf_kd.errors import NotErasedError
 from hf_kd.features.taps.places import Tap, hidden_state_fields
 from hf_kd.model.configuration import ErasedConfig
+from hf_kd.model.unlearn import unlearn
 from tests.conftest import make_dataset
 from tests.helpers import zoo
 from tests.model.test_architectures import images, loader
@@ -262,6 +263,25 @@ def test_a_replaced_head_stays_behind_the_eraser(erased, pixels):
     assert component(erased, seen) < 1e-4
 
 
+def test_a_fresh_head_is_kept_as_the_error_says(erased, pixels, tmp_path):
+    own, fresh = erased.inner.classifier, torch.nn.Linear(32, 3)
+    erased.inner.classifier = fresh
+    expected = logits_of(erased, pixels)
+    labels = erased.inner.config.id2label
+    for names in (labels, dict(enumerate("abc"))):  # which earlier errors asked for
+        erased.inner.config.id2label = names
+        with pytest.raises(ValueError, match="put back that of which the records speak .* file of its own"):
+            erased.save_pretrained(tmp_path / "erased")
+    erased.inner.config.id2label = labels
+    save_file(fresh.state_dict(), tmp_path / "head.safetensors")
+    erased.inner.classifier = own
+    erased.save_pretrained(tmp_path / "erased")
+    again = ErasedModel.from_pretrained(tmp_path / "erased")
+    again.inner.classifier = torch.nn.Linear(32, 3)
+    again.inner.classifier.load_state_dict(load_file(tmp_path / "head.safetensors"))
+    assert torch.allclose(logits_of(again, pixels), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("call", [lambda m, x: m(pixel_values=x), lambda m, x: m.inner(pixel_values=x),
                                   lambda m, x: m.pooled_features(x)])  # fmt: skip
 def test_a_forward_that_does_not_pass_the_eraser_raises(erased, pixels, call):
@@ -366,6 +386,32 @@ def test_a_model_that_is_partly_offloaded_is_erased_and_loads(vit, processor, fo
     )
     assert not any(buffer.is_meta for buffer in again.sites.buffers())
     assert torch.allclose(logits_of(again, pixels), logits_of(expected, pixels), atol=1e-5)
+
+
+def test_offloaded_weights_are_saved_and_never_changed_in_vain(vit, processor, forget, pixels, tmp_path):
+    vit.save_pretrained(tmp_path / "stock")
+    processor.save_pretrained(tmp_path / "stock")
+    model = ErasedModel.from_pretrained(
+        tmp_path / "stock",
+        device_map={"vit": "cpu", "classifier": "disk"},
+        offload_folder=str(tmp_path / "offload"),
+    )
+    with pytest.raises(ValueError, match=r"offloaded \(classifier.*without device_map"):
+        unlearn(model, forget, "head-surgery", progress=False)
+    model.erase(forget, k=2, progress=False)
+    with pytest.raises(ValueError, match=r"fold.* offloaded \(inner\.classifier.*without device_map"):
+        model.fold()
+    model.save_pretrained(tmp_path / "erased")
+    again = ErasedModel.from_pretrained(tmp_path / "erased")
+    assert torch.allclose(logits_of(again, pixels), logits_of(model, pixels), atol=1e-5)
+
+
+def test_a_quantised_model_inside_is_not_saved_as_what_cannot_be_loaded(erased, tmp_path):
+    erased.inner.hf_quantizer = object()  # as transformers leaves it; the packages that pack weights are none of ours
+    for call in (erased.fold, lambda: erased.save_pretrained(tmp_path / "packed")):
+        with pytest.raises(ValueError, match="quantised.*without quantization_config"):
+            call()
+    assert not (tmp_path / "packed").exists()
 
 
 @pytest.mark.parametrize("name", ["SwinForImageClassification", "CLIPModel"])

@@ -24,6 +24,7 @@ from hf_kd.methods.erasers.esc import NormedProjection
 
 from .configuration import ErasedConfig, label_names
 from .erase import fingerprint
+from .loading import FRESH_HEAD
 
 
 def eraser_digest(eraser: Eraser | None) -> str | None:
@@ -71,8 +72,7 @@ def _refuse_labels(config: ErasedConfig, masked: Sequence[Any]) -> None:
     if config.taps and shown != wanted:
         raise InvalidValueError(
             f"The configuration has {shown} labels, and the model answers {wanted}: an erased model keeps its labels: "
-            "its records speak of them. For other classes load it as it is and put a fresh head behind the eraser, by the "
-            "name that model.taps gives, such as model.inner.classifier = torch.nn.Linear(d, classes)."
+            f"its records speak of them. {FRESH_HEAD}"
         )
     for record in masked:
         for c in record.classes or ():

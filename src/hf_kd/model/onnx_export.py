@@ -29,6 +29,7 @@ from hf_kd.methods.records import weight_changes
 
 from .graph import TowerGraph, first_line, towers
 from .graph_check import BATCHES, GraphReference
+from .loading import refuse_unreachable_weights
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ def export_onnx(
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "onnx")
     _refuse(model, dtype)
+    refuse_unreachable_weights(model, "ONNX")
     places = dict(zip(towers(model), _places(model, Path(output).expanduser(), overwrite), strict=True))
     drop_caches(model.inner)
     clone = copy.deepcopy(model).cpu().float().eval()
