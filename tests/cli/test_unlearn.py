@@ -12,7 +12,7 @@ from datasets import Value, load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 from hf_kd import ErasedModel, ReadOptions, unlearn
-from hf_kd.cli._inputs import by_labels, without_forgotten
+from hf_kd.cli._inputs import by_labels, without_classes
 from tests.cli.runner import hf_kd
 from tests.helpers.small import make_dataset
 
@@ -206,8 +206,8 @@ def test_a_label_to_forget_is_known_however_the_retained_data_set_calls_it(place
     reading, model = ReadOptions(**reads), ErasedModel.from_pretrained(place / "model")
     data = given if kind == "by a mapping" else make_dataset([0, 1, 2, 3, 4])
     parts = by_labels(data, ["katze" if kind == "by a mapping" else "cat"], reading)
-    left = without_forgotten(given, parts, model, reading)
-    assert left["label"][:] == [0, 1, 3, 4] * 2
+    left, count = without_classes(given, parts.in_model(model, reading), parts, model, reading)
+    assert (left["label"][:], count) == ([0, 1, 3, 4] * 2, 2)
 
 
 def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
@@ -219,7 +219,21 @@ def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
     record = json.loads(hf_kd("unlearn", place / "model", *arguments, *more, *teacher).stdout)
     assert record["measured"][0]["n_retain"] == 24
     refused = hf_kd("unlearn", place / "model", *arguments, *more, "--output", tmp_path / "other", code=1)
-    assert "label" in refused.stderr
+    assert "--labels teacher" in " ".join(refused.stderr.split()), "the way out"
+
+
+@pytest.mark.parametrize("others", [[], ["--retain"]])
+def test_a_second_request_does_not_train_on_what_the_first_was_to_forget(place, tmp_path, others):
+    arguments = ["--dataset", place / "data", "--forget-labels"]
+    hf_kd("unlearn", place / "model", *arguments, "cat", "--method", "head-surgery", "--output", tmp_path / "one")
+    more = ["--method", "finetune", "--option", "epochs=1", "--output", tmp_path / "two"]
+    others = [*others, place / "data"] if others else []
+    told = " ".join(hf_kd("unlearn", tmp_path / "one", *arguments, "dog", *more, *others).stdout.split())
+    assert "12 retained images are of classes that an earlier request was to forget, and were left out." in told
+    assert ("12 retained images had a label to forget, and were left out." in told) == bool(others)
+    record = json.loads((tmp_path / "two" / "config.json").read_text())["hf_kd_unlearned"][-1]
+    assert record["n_retain"] == 36
+    assert not any("earlier request" in text for text in record["warnings"])
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class HeadAccuracy:
     def __init__(self, model: ErasedModel, data: Any, split: str, classes: list[int], reading: ReadOptions) -> None:
         from hf_kd.features.heads import has_head, no_choice, predictions
         from hf_kd.features.reader import ImageReader
-        from hf_kd.methods.records import all_records, classes_in
+        from hf_kd.methods.records import forgotten_classes
 
         if not has_head(model):
             raise InvalidValueError(
@@ -50,7 +50,7 @@ class HeadAccuracy:
                 "--test-split measures forgotten against other labels; name the forgotten ones with --forget-labels."
             )
         self.data, self.split, self.reading = data, split, reading.of_test()
-        self.forgotten = sorted(classes_in(all_records(model)) | set(classes))
+        self.forgotten = sorted(forgotten_classes(model) | set(classes))
         self.reader = ImageReader(model, data, self.reading)
         try:
             self.read = self.reader.read()

@@ -10,14 +10,14 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_kd.data.paths import refuse_missing_data, refuse_missing_model, refuse_no_model, with_revision
 from hf_kd.data.progress import working
-from hf_kd.errors import InvalidValueError, LabelMismatchError, MissingFileError
+from hf_kd.errors import InvalidValueError, MissingFileError
 
 from ._options import LIMITS, Shared
 
@@ -194,57 +194,55 @@ class Parts:
     forget: Any
     retain: Any
     ids: tuple[int, ...]
-    names: tuple[str, ...] | None
 
     def in_model(self, model: ErasedModel, reading: ReadOptions) -> list[int]:
         """The forgotten labels as ids of the model, or of the data set: `ImageReader.mapping_where_known`."""
         import torch
 
-        mapping = self._reader(model, reading).mapping_where_known if self.ids else None
+        mapping = self.reader(model, reading).mapping_where_known if self.ids else None
         return list(self.ids) if mapping is None else mapping(torch.tensor(self.ids)).tolist()
 
     def classes(self, model: ErasedModel, reading: ReadOptions) -> set[int] | None:
         """The classes of the model that the whole split has an image of; None where it has no labels, or the model none."""
-        reader = self._reader(model, reading)
+        reader = self.reader(model, reading)
         if reader.mapping is None:
             return None
         found = reader.images.source.unique(reader.images.label_column)
         return {reader.mapping.to_model[label] for label in found if label in reader.mapping.to_model}
 
-    def _reader(self, model: ErasedModel, reading: ReadOptions) -> ImageReader:
+    def reader(self, model: ErasedModel, reading: ReadOptions) -> ImageReader:
+        """Of the whole split, whatever the limit."""
         from hf_kd.features.reader import ImageReader
 
         return ImageReader(model, self.data, replace(reading, limit=None))
 
 
-def without_forgotten(data: Any, parts: Parts, model: ErasedModel, reading: ReadOptions) -> Any:
-    """The rows of another data set that have none of the forgotten labels, as far as it says which they are.
+def without_classes(
+    data: Any, classes: Collection[int], parts: Parts, model: ErasedModel, reading: ReadOptions
+) -> tuple[Any, int]:
+    """The rows of a data set that are of none of some classes of the model, as far as it says so, and how many are left out.
 
-    They are told by the classes of the model; where it does not have all labels of that data set, by what they are called.
+    None where that leaves no row.
     """
-    from hf_kd.data.labels import ids_named
     from hf_kd.data.load import filter_by_labels
+    from hf_kd.model.unlearn import labels_of
 
-    reader = replace(parts, data=data)._reader(model, reading)
+    if data is None or not classes:
+        return data, 0
+    reader = replace(parts, data=data).reader(model, reading)
+    labels = labels_of(classes, reader, parts.reader(model, reading))
+    if not labels:
+        return data, 0
     column = reader.images.label_column
-    if column is None:
-        return data
-    forgotten = parts.in_model(model, reading)
-    try:
-        to_model = {} if reader.mapping is None else reader.mapping.to_model
-        ids = {own for own, label in to_model.items() if label in forgotten}
-    except LabelMismatchError:
-        called = [model.class_names[label] for label in forgotten]
-        called += [parts.names[label] for label in parts.ids if parts.names]
-        ids = set(ids_named(reader.label_names, [name for names in called for name in (names, *names.split(","))]))
-    return filter_by_labels(data, column, set(data.unique(column)) - ids, unlabelled=True) if ids else data
+    kept = filter_by_labels(data, column, set(data.unique(column)) - set(labels), unlabelled=True)
+    return kept if len(kept) else None, len(data) - len(kept)
 
 
 def at_most(data: Any, limit: int | None) -> Any:
     """So many rows, drawn by a fixed seed, from which no other limit draws once more; the data itself without a limit."""
     from hf_kd.data.draw import SEED, Drawn
 
-    if limit is None:
+    if limit is None or data is None:
         return data
     return Drawn(data.shuffle(seed=SEED).select(range(limit)) if limit < len(data) else data, len(data))
 
@@ -264,7 +262,7 @@ def by_labels(
     from hf_kd.data.load import filter_by_labels
 
     if not labels:
-        return Parts(data, data, None, (), None)
+        return Parts(data, data, None, ())
     images = inspect_images(data, image_column=reading.image_column, label_column=reading.label_column)
     column = images.label_column
     if column is None:
@@ -281,7 +279,7 @@ def by_labels(
         if found & {None, -1}:
             logger.warning("Images without a label are left out: nobody knows whether they are to be forgotten.")
         retain = at_most(retain, limit) if len(retain) else None
-    return Parts(data, filter_by_labels(data, column, ids), retain, tuple(ids), images.label_names)
+    return Parts(data, filter_by_labels(data, column, ids), retain, tuple(ids))
 
 
 def save_stock(model: Any, processor: Any, output: Path) -> None:

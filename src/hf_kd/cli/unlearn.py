@@ -82,7 +82,7 @@ def unlearn(
     *,
     shared: Shared,
 ) -> None:
-    """Forget labels by changing weights: the other methods of the field. The images of all other labels are D_r.
+    """Forget labels by changing weights: the other methods of the field. D_r: images of all labels never forgotten.
 
     **Example:** `hf-kd unlearn user/pets-classifier --dataset user/pets --forget-labels tabby --output scrubbed`
     """
@@ -96,6 +96,7 @@ def unlearn(
         refuse_missing_data(retain)
     _inputs.load_libraries(shared)
     from hf_kd.data.distributed import process_state
+    from hf_kd.methods.records import forgotten_classes
     from hf_kd.methods.registry import make_unlearning_method
     from hf_kd.model.erased_model import ErasedModel
     from hf_kd.model.unlearn import unlearn as change_weights
@@ -108,14 +109,16 @@ def unlearn(
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None
-    parts = _inputs.by_labels(data, forget_labels, reading, retain is None, retain_limit)
-    retained, left_out = parts.retain, 0
-    given = None if retain is None else _retained_data(retain, split, shared)
+    parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain and retain is None)
+    retained = parts.retain if retain is None else _retained_data(retain, split, shared)
     original = _inputs.load_model(model, shared).to(device := _inputs.device_of(shared))
-    if given is not None:
-        retained = _inputs.without_forgotten(given, parts, original, reading)
-        left_out = len(given) - len(retained)
-        retained = _inputs.at_most(retained, retain_limit)
+    unwanted = {"are of classes that an earlier request was to forget": forgotten_classes(original)}
+    if retain is not None:
+        unwanted = {"had a label to forget": set(parts.in_model(original, reading))} | unwanted
+    left_out = {}
+    for why, classes in unwanted.items():
+        retained, left_out[why] = _inputs.without_classes(retained, classes, parts, original, reading)
+    retained = _inputs.at_most(retained, retain_limit)
     accuracy = None
     if test is not None:
         accuracy = HeadAccuracy(original, test, test_split, parts.in_model(original, reading), reading)
@@ -158,8 +161,9 @@ def unlearn(
     )
     for name, part in (record.get("sampled") or {}).items():
         console.print(f"A sample: {part['drawn']:,} of {part['of']:,} images of the {name} set.", highlight=False)
-    if left_out:
-        console.print(f"{left_out:,} retained images had a label to forget and were left out.", highlight=False)
+    for why, count in left_out.items():
+        if count:
+            console.print(f"{count:,} retained images {why}, and were left out.", highlight=False)
     show_measured(console, record["measured"][0])
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
     console.print(f"Written to [bold]{terminal(str(output))}[/]. Its weights changed.", highlight=False)

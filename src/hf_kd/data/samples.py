@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, LabelMismatchError
 
 from .image_source import ImageSource
 from .loader import BatchLoader, Collate, RowDataset, default_num_workers, make_loader
@@ -62,16 +62,16 @@ class Samples:
         num_workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         progress: bool = False,
-        labelled: bool = True,
+        known: Mapping[int, int] | None = None,
     ) -> Samples:
         """Read a set that `inspect_images` has looked at; `mapping` puts its labels into the model's ids.
 
-        Raises ValueError for a set without labels, with a sample without one, and for a stream or DataLoader that is
-        larger than `cache_bytes`: those cannot be read in another order. Not `labelled`, all labels are -1, whatever the
-        set says.
+        Raises LabelMismatchError for a set without labels and with a sample without one, and ValueError for a stream or
+        DataLoader that is larger than `cache_bytes`: those cannot be read in another order. With `known` no labels are
+        needed: class ids by those labels of the set that are known, -1 for all others.
         """
-        if labelled and not described.has_labels:
-            raise InvalidValueError(
+        if known is None and not described.has_labels:
+            raise LabelMismatchError(
                 "This method needs the labels of its images, and there are none. Name it with label_column=..."
             )
         parts: dict[str, list[Tensor]] = {}
@@ -90,15 +90,16 @@ class Samples:
         found = torch.cat(labels)
         if size <= cache_bytes:
             cached = {name: one_batch(values) for name, values in parts.items()}
-            return cls(_known(found, mapping) if labelled else torch.full_like(found, -1), cached)
+            return cls(_class_ids(found, mapping, known), cached)
         if described.kind not in ("dataset", "rows"):
             raise InvalidValueError(
                 f"This {described.kind} holds more than {cache_bytes >> 20} MiB of inputs, and training has to read them in "
                 "random order. Pass a datasets.Dataset or a list, which can be read row by row."
             )
         rows, collate = RowDataset(described), Collate(None if described.is_prepared else preprocessor)
-        known = _known(rows.labels(), mapping) if labelled else torch.full((len(rows),), -1)
-        return cls(known, fetch=lambda order: _fetched(rows, order, collate, num_workers))
+        return cls(
+            _class_ids(rows.labels(), mapping, known), fetch=lambda order: _fetched(rows, order, collate, num_workers)
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -198,10 +199,15 @@ def _fetched(
         yield {name: value for name, value in batch["inputs"].items() if isinstance(value, Tensor)}
 
 
-def _known(labels: Tensor, mapping: Callable[[Tensor], Tensor] | None) -> Tensor:
+def _class_ids(labels: Tensor, mapping: Callable[[Tensor], Tensor] | None, known: Mapping[int, int] | None) -> Tensor:
+    if known is not None:
+        found = torch.full_like(labels, -1)
+        for own, class_id in known.items():
+            found[labels == own] = class_id
+        return found
     missing = int((labels < 0).sum())
     if missing:
-        raise InvalidValueError(
+        raise LabelMismatchError(
             f"{missing} of {len(labels)} samples have no label; training needs one for every image. Name the label "
             "column with label_column=..., or filter these samples out."
         )

@@ -259,16 +259,16 @@ class ImageReader:
         """Whether a second pass sees the same images; a user's own loader may shuffle, and a torch Dataset augment."""
         return self.images.kind in ("dataset", "stream") or isinstance(self.data, (list, tuple))
 
-    def samples(self, labelled: bool = True) -> Samples:
-        """All samples with labels of the model (or -1, not `labelled`), to be read in any order; see `Samples.read`."""
+    def samples(self, known: Mapping[int, int] | None = None) -> Samples:
+        """All samples with labels of the model (of the data's labels in `known` alone), in any order; see `Samples.read`."""
         return Samples.read(
             self.images,
             self.preprocessor,
-            self.mapping if labelled else None,
+            self.mapping if known is None else None,
             batch_size=self.options.batch_size or DEFAULT_BATCH_SIZE,
             num_workers=self.options.num_workers,
             progress=self.options.progress and process_state().is_main_process,
-            labelled=labelled,
+            known=known,
         )
 
     def find_taps(self) -> None:

@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import precision_of, process_state
+from hf_kd.data.labels import ids_named
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.heads import linear_heads
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.blocks import find_blocks
@@ -209,8 +210,8 @@ def _task(
 ) -> Task:
     precision = precision_of(options.mixed_precision)
     refuse_fp16(precision)  # before images are read
-    labelled = method is None or method.reads_retained_labels
-    samples = {name: reader.samples(labelled or name == "forget") for name, reader in readers.items()}
+    forget = readers["forget"].samples()
+    retain = _retained(readers, {*forget.labels.tolist(), *forgotten_classes(student)}, method)
     readers["forget"].find_taps()
     if not all(tap.heads for tap in student.taps):
         raise InvalidValueError(
@@ -224,8 +225,8 @@ def _task(
     mean, std = _normalisation(student.processor)
     return Task(
         student.inner,
-        samples["forget"],
-        samples.get("retain"),
+        forget,
+        retain,
         num_labels=student.config.num_labels,
         heads=tuple(linear_heads(student.inner, [head for tap in student.taps for head in tap.heads])),
         fresh=lambda seed, init: fresh_model(student.inner, seed, init),
@@ -236,6 +237,40 @@ def _task(
         mixed_precision=precision,
         progress=options.progress,
     )
+
+
+def _retained(
+    readers: Mapping[str, ImageReader], forgotten: Collection[int], method: UnlearningMethod | None
+) -> Samples | None:
+    """D_r; for a method that needs no labels of it, with those of forgotten classes all the same, as far as it says them."""
+    reader = readers.get("retain")
+    if reader is None or method is None:
+        return None if reader is None else reader.samples()
+    try:
+        known = None if method.reads_retained_labels else labels_of(forgotten, reader, readers["forget"])
+        return reader.samples(known)
+    except LabelMismatchError as error:
+        raise LabelMismatchError(f"{error} {method.unlabelled}".strip()) from error
+
+
+def labels_of(classes: Collection[int], reader: ImageReader, other: ImageReader) -> dict[int, int]:
+    """Which labels of a data set are some classes of the model, as far as it says so: ids of the model by those labels.
+
+    Args:
+        classes: Ids of the model.
+        reader: Of the data set. Where the model does not have all its labels, they are told by what they are called.
+        other: Of a data set whose labels the model knows, which may call them otherwise than the model.
+    """
+    if not reader.images.has_labels:
+        return {}
+    try:
+        found = {} if reader.mapping is None else reader.mapping.to_model
+    except LabelMismatchError:
+        known = {} if other.mapping is None else {n: other.mapping.to_model.get(n) for n in other.mapping.names}
+        called = [(reader.model.class_names[c], c) for c in classes]
+        called += [(other.mapping.names[n], c) for n, c in known.items() if c in classes]
+        found = {own: c for name, c in called for own in ids_named(reader.label_names, [name, *name.split(",")])}
+    return {label: class_id for label, class_id in found.items() if class_id in classes}
 
 
 def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> nn.Module:

@@ -20,6 +20,7 @@ from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import fresh_model, make_task
 from hf_kd.testing.unlearning import CLASSES, loader, planted_images, trained_model
 from tests.helpers import processes, zoo
+from tests.helpers.small import NAMES, make_dataset
 
 FORGET, RETAINED = [2], [0, 1, 3, 4]
 QUICK = {"epochs": 2, "batch_size": 16}
@@ -223,7 +224,7 @@ def test_unlabelled_images_get_the_labels_of_the_model_as_it_was(original):
     images = planted_images(RETAINED)[0]
     rows = [{"pixel_values": image} for image in images]
     unlabelled = torch.utils.data.DataLoader(rows, batch_size=16, generator=torch.Generator())
-    with pytest.raises(ValueError, match="label"):
+    with pytest.raises(ValueError, match=r"labels of its images.*labels='teacher'"):
         grown(original, retain=unlabelled)
     changed = grown(original, retain=unlabelled, labels="teacher", epochs=8)
     with torch.no_grad():
@@ -272,8 +273,28 @@ def test_the_learning_rate_rises_and_falls():
 
 def test_retained_images_of_a_forgotten_class_are_refused(original):
     """The network would be trained on what it has to forget, against an answer that it cannot give."""
-    with pytest.raises(ValueError, match="16 of 80 retained images"):
-        grown(original, retain=loader(*planted_images([0, 1, 2, 3, 4])))
+    for labels in ("data", "teacher"):
+        with pytest.raises(ValueError, match="16 of 80 retained images"):
+            grown(original, retain=loader(*planted_images([0, 1, 2, 3, 4])), labels=labels)
+
+
+@pytest.mark.parametrize("names", [["2", "x", "cat"], None], ids=["by name", "by id"])
+def test_a_forgotten_class_is_found_among_images_whose_labels_are_not_needed(vit, processor, names):
+    data = make_dataset([0, 1, 2, 2], names=names or NAMES)
+    rows = data if names else [(row["image"], row["label"]) for row in data]
+    given = {"retain": rows, "labels": "teacher", "processor": processor, "allow_unrecognised": True, "progress": False}
+    with pytest.raises(ValueError, match="2 of 4 retained images"):
+        unlearn(vit, make_dataset([2] * 4), "regrow", keep="vit.layers.0", **given)
+
+
+def test_unlabelled_images_that_the_model_took_for_what_is_forgotten_are_counted(original):
+    images = planted_images([0, 1, 2, 3, 4])[0]
+    unlabelled = torch.utils.data.DataLoader([{"pixel_values": image} for image in images], batch_size=16)
+    with torch.no_grad():
+        taken = int((original(images).logits.argmax(dim=1) == 2).sum())
+    warnings = grown(original, retain=unlabelled, labels="teacher", epochs=1).config.hf_kd_unlearned[-1]["warnings"]
+    assert taken > 10
+    assert any(f"Of 80 retained images the model as it was took {taken} for what is forgotten" in w for w in warnings)
 
 
 def test_the_optimizer_follows_the_part_that_is_trained():

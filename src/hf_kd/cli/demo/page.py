@@ -28,7 +28,7 @@ from hf_kd.features.taps.inputs import explaining, in_dtype_of, run
 from hf_kd.hub.card import BEGIN
 from hf_kd.hub.document import REPORT
 from hf_kd.hub.own_report import records_told, refuse_other_report, report_beside
-from hf_kd.methods.records import all_records, classes_in
+from hf_kd.methods.records import all_records, forgotten_classes
 from hf_kd.model.erased_model import ErasedModel
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def judged(report: RetentionReport | None) -> str:
 
 def offered(folder: Path, model: ErasedModel) -> list[Path]:
     """A few images of a folder to click on: those of forgotten classes, by the names in their file names, come first."""
-    names = {model.class_names.get(label) for label in classes_in(all_records(model))}
+    names = {model.class_names.get(label) for label in forgotten_classes(model)}
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     return sorted(found, key=lambda path: path.stem.partition("-")[2] not in names)[:EXAMPLES]
 

@@ -84,6 +84,9 @@ class UnlearningMethod(ABC):
         """The error where it reads retained images and was given none."""
         return missing_retain(self.name, "weights")
 
+    unlabelled: ClassVar[str] = ""
+    """What else there is for retained images without labels that the model knows: the end of what is said of them."""
+
     @property
     def reads_retained_labels(self) -> bool:
         """Whether retained images need labels."""

@@ -110,6 +110,7 @@ class Regrow(UnlearningMethod):
 
     needs_head: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
+    unlabelled: ClassVar[str] = "Or take the labels of the model as it was: labels='teacher'."
 
     bn_mode: Literal["eval", "freeze", "train"] = "train"
     keep: float | str = 1 / 3
@@ -170,8 +171,7 @@ class Regrow(UnlearningMethod):
         self._check_whole_classes(task, retain)
         same = run_identity(task, self.settings(), retain)
         if self.soft:
-            logger.warning(SOFT)
-            task.warnings.append(SOFT)
+            _warn(task, SOFT)
         targets = self._targets(task, retain)
         if not self.soft:
             _say_unknown(task, targets)
@@ -203,8 +203,7 @@ class Regrow(UnlearningMethod):
                 "The scan could not tell where to cut: the reading fell up to the last cut it tried, which was taken."
             )
         if not told:
-            logger.warning(text)
-            task.warnings.append(text)
+            _warn(task, text)
         return cut
 
     def _grow(
@@ -260,10 +259,11 @@ class Regrow(UnlearningMethod):
         classes = len(task.forget_classes)
         check_range(self.name, [("forget classes", classes, classes < task.num_labels, "fewer than all")])
         forgotten = int(torch.isin(retain.labels, task.forget_classes).sum())
-        if forgotten and self.labels == "data":
+        if forgotten:
             raise InvalidValueError(
                 f"{self.name}: {forgotten} of {len(retain)} retained images have a label that is to be forgotten, and the "
                 "network would be trained on them. Leave them out; whole classes are forgotten here, not single images."
+                + ("" if self.labels == "data" else " If their labels mean something else, give them without labels.")
             )
         if any(head.bias is None for head in task.linear_heads()):
             raise InvalidValueError(
@@ -275,19 +275,22 @@ class Regrow(UnlearningMethod):
     def _targets(self, task: Task, retain: Samples) -> Tensor:
         """Class ids [n] or, with `soft`, logits [n, C] for all retained samples, on the model's device."""
         if self.labels == "data":
-            if bool((retain.labels < 0).any()):
-                raise InvalidValueError(
-                    f"{self.name}: some retained images have no label. Give them labels, or take those of the model as it "
-                    "was: labels='teacher'."
-                )
             return retain.labels.to(task.device)
-        every, found = torch.arange(task.num_labels), []
-        gone = every[~torch.isin(every, task.kept_classes)]
+        every, found, taken = torch.arange(task.num_labels), [], 0
+        gone, forgotten = every[~torch.isin(every, task.kept_classes)], task.forget_classes.to(task.device)
         with task.mode("eval"):
             for batch in retain.batches(256):
                 inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
-                logits = masked_logits(task.logits(inputs), gone)
+                logits = task.logits(inputs)
+                taken += int(torch.isin(logits.argmax(dim=1), forgotten).sum())
+                logits = masked_logits(logits, gone)
                 found.append(logits if self.soft else logits.argmax(dim=1))
+        if taken:
+            _warn(
+                task,
+                f"Of {len(retain):,} retained images the model as it was took {taken:,} for what is forgotten; they were "
+                "trained on as what it took them for next. Leave out those that do show it.",
+            )
         return torch.cat(found)
 
     def _optimizer(self, task: Task, cut: Cut, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, float]:
@@ -353,8 +356,12 @@ def _say_unknown(task: Task, targets: Tensor) -> None:
             f"No retained image is of {unknown} of the {len(stay)} classes that stay: the network that is grown does not "
             "know them any more. Give images of all classes."
         )
-        logger.warning(text)
-        task.warnings.append(text)
+        _warn(task, text)
+
+
+def _warn(task: Task, text: str) -> None:
+    logger.warning(text)
+    task.warnings.append(text)
 
 
 @torch.no_grad()
