@@ -94,7 +94,7 @@ def test_incremental_requests_come_one_class_after_another(one):
     assert problem.classes == ((3,), (0,), (2,))
     for stage, so_far in enumerate(([3], [0, 3], [0, 2, 3])):
         assert problem.forget_classes(stage) == so_far
-        assert set(problem.images_to_forget(stage)["label"]) == set(problem.classes[stage])
+        assert set(problem.train_labels[problem.stages[stage]].tolist()) == set(problem.classes[stage])
         assert set(problem.train_labels[problem.forget_rows(stage)].tolist()) == set(so_far)
         assert not set(problem.images_to_keep(stage, None)["label"]) & set(so_far)
 
@@ -141,7 +141,7 @@ def test_kept_images_are_never_forgotten_ones(one):
         numbered = problem.train.add_column("row", list(range(len(problem.train))))
         problem.train = numbered
         forgotten = set(problem.forget_rows(0).tolist())
-        assert set(problem.images_to_forget(0)["row"]) == forgotten
+        assert set(problem.stages[0].tolist()) == forgotten
         assert set(problem.images_to_keep(0, None)["row"]) == set(range(len(numbered))) - forgotten
         few = problem.images_to_keep(0, 7)["row"]
         assert len(few) == 7

@@ -279,7 +279,9 @@ def test_a_class_that_is_forgotten_in_part_is_not_recorded_as_forgotten(one, tmp
 def test_a_checkpoint_made_elsewhere_is_a_row(one, place, tmp_path):
     model = ErasedModel.from_pretrained(place / "model")
     problem = make_problem(one(), lambda names: match_labels(names, model.config.id2label, None))
-    model.erase(problem.images_to_forget(0), k=1, reading=ReadOptions(label_column="label", progress=False))
+    model.erase(
+        problem.train.select(problem.stages[0].tolist()), k=1, reading=ReadOptions(label_column="label", progress=False)
+    )
     model.save_pretrained(tmp_path / "erased")
     methods = [{"method": "esc", "k": 1}, {"checkpoint": str(tmp_path / "erased"), "label": "made elsewhere"}]
     store, _ = run(one(methods=methods), tmp_path)

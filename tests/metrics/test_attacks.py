@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hf_kd.errors import InvalidValueError
-from hf_kd.metrics.attack_data import AttackResult, AuditData
-from hf_kd.metrics.attacks import ATTACKS, attack_names, run_attacks, strongest, views_needed
+from hf_kd.metrics.attack_data import AuditData
+from hf_kd.metrics.attacks import ATTACKS, attack_names, run_attacks, views_needed
 from hf_kd.metrics.neighbours import prototype_predictions
 from hf_kd.metrics.similarity import repeated_vectors, share_changed
 from hf_kd.testing.probes import INVARIANCES, AttackTester, planted
@@ -114,7 +114,7 @@ def test_cover_hides_from_single_readers_and_not_from_those_who_accept_false_ala
     assert results["knn-l2"].recall_forget < 20
     assert results["weighted-3"].recall_forget > 95
     assert results["weighted-3"].false_alarms > 60
-    assert strongest(list(results.values())).by_advantage.advantage > 25
+    assert max(result.advantage for result in results.values()) > 25
 
 
 def test_full_runs_the_views_attacks_that_there_are_views_for():
@@ -133,16 +133,6 @@ def test_unknown_names_and_missing_views_are_refused():
         run_attacks(train, y, test, test_y, 0, "full", train_views=[train], test_views=[])
     with pytest.raises(ValueError, match="a row for each image"):
         run_attacks(train, y, test, test_y, 0, "full", train_views=[train[1:]], test_views=[test])
-
-
-def test_strongest_names_the_rule():
-    flags_all = AttackResult("flags everybody", 100.0, 0.0, 100.0)
-    good = AttackResult("good", 80.0, 95.0, 2.0)
-    worst = strongest([flags_all, good])
-    assert (worst.by_advantage, worst.by_recall) == (good, flags_all)
-    assert "minus false alarms" in worst.rule
-    with pytest.raises(ValueError, match="at least one"):
-        strongest([])
 
 
 def test_changed_and_repeated_rows_are_counted():

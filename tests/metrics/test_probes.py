@@ -14,7 +14,7 @@ from hf_kd.metrics.knowledge_retention import knowledge_retention
 from hf_kd.metrics.linear_probe import _geometry_by_held_out_loss, fit_linear_probe, fit_paper_probe
 from hf_kd.metrics.neighbours import knn_predictions, prototype_predictions, tie_shares
 from hf_kd.metrics.nonlinear_probes import _ridge, fit_mlp_probe, fit_rbf_probe
-from hf_kd.metrics.scaling import fit_whitening
+from hf_kd.metrics.scaling import principal_scales
 from hf_kd.testing.probes import INVARIANCES, ProbeTester, noise, planted
 
 
@@ -32,7 +32,7 @@ def digits():
 def test_agrees_with_scikit_learn(digits):
     train, y, test, test_y = digits
     probe = fit_linear_probe(train, y, geometry="whitened")
-    scale = fit_whitening(train)
+    scale = principal_scales(train)["whitened"]
     # scikit-learn minimises sum CE + ||W||^2 / (2 C): ours times n with l2 = 1/n and C = 1
     other = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(scale(train).numpy(), y.numpy())
     ours = (probe.predict(test) == test_y).double().mean()
@@ -47,7 +47,7 @@ def test_agrees_with_scikit_learn(digits):
 def test_gradient_norm_is_the_gradient_norm(digits):
     train, y, _, _ = digits
     probe = fit_linear_probe(train, y, geometry="whitened", tolerance=1e-4)
-    scale = fit_whitening(train)
+    scale = principal_scales(train)["whitened"]
     weight = torch.linalg.lstsq(scale.transform, probe.weight).solution.requires_grad_()
     bias = (probe.bias + scale.mean @ probe.weight).requires_grad_()
     loss = torch.nn.functional.cross_entropy(scale(train) @ weight + bias, y)
@@ -141,7 +141,7 @@ def test_whitening_sees_nothing_in_what_does_not_vary(constant, nearly):
     units = torch.full((len(train), 2), constant)
     if nearly:
         units[::2] = torch.nextafter(units[::2], units[::2] + 1)
-    plain, scale = fit_whitening(train), fit_whitening(torch.cat([train, units], dim=1))
+    plain, scale = principal_scales(train)["whitened"], principal_scales(torch.cat([train, units], dim=1))["whitened"]
     assert scale.rank == plain.rank == train.shape[1]
     jolted = torch.cat([train, units + 0.01], dim=1)
     assert float((scale(jolted) - scale(torch.cat([train, units], dim=1))).abs().max()) < 1e-3
@@ -152,21 +152,24 @@ def test_whitening_sees_nothing_in_what_does_not_vary(constant, nearly):
 @pytest.mark.parametrize("offset", [1.0, 1e3, 1e5])
 def test_whitening_does_not_depend_on_an_offset(offset):
     train = planted()[0].double()
-    plain, moved = fit_whitening(train)(train), fit_whitening(train + offset)(train + offset)
+    plain, moved = (
+        principal_scales(train)["whitened"](train),
+        principal_scales(train + offset)["whitened"](train + offset),
+    )
     assert moved.shape == plain.shape
     assert torch.allclose(moved @ moved.T, plain @ plain.T, atol=1e-6)
 
 
 def test_whitened_features_are_white():
     train, *_ = planted(d=6)
-    white = fit_whitening(train)(train)
+    white = principal_scales(train)["whitened"](train)
     torch.testing.assert_close(white.T @ white / len(white), torch.eye(6).double(), rtol=0, atol=1e-9)
 
 
 def test_sample_weights_count_as_repetition():
     train, y, _, _ = planted(strength=0.5)
     weights = torch.where(y == 0, 2.0, 1.0)
-    scales = {name: fit_whitening(train) for name in ("whitened", "principal")}
+    scales = dict.fromkeys(("whitened", "principal"), principal_scales(train)["whitened"])
     weighted = fit_linear_probe(train, y, sample_weights=weights, scales=scales, l2=1e-3)
     rows = torch.cat([torch.arange(len(y)), torch.nonzero(y == 0).flatten()])
     repeated = fit_linear_probe(train[rows], y[rows], scales=scales, l2=1e-3)

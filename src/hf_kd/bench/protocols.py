@@ -93,14 +93,6 @@ class Problem:
             return None
         return torch.isin(self.probe_test, torch.tensor(self.forget_classes(stage)))
 
-    def images_to_forget(self, stage: int) -> Dataset:
-        """D_f of one stage alone.
-
-        Args:
-            stage: From 0.
-        """
-        return self.train.select(self.stages[stage].tolist())
-
     def images_to_keep(self, stage: int, most: int | None) -> Dataset:
         """D_r after a stage.
 

@@ -7,7 +7,7 @@ picture, `similarity` and `weights` how far features and weights moved.
 """
 
 from .attack_data import AttackResult, AuditData
-from .attacks import ATTACKS, Attack, StrongestAttacks, run_attacks, strongest
+from .attacks import ATTACKS, Attack, run_attacks
 from .knowledge_retention import KnowledgeRetentionResult, knowledge_retention
 from .label_efficiency import LabelEfficiency, RelativeArea, label_efficiency, relative_area
 from .linear_probe import Convergence, LinearProbe, fit_linear_probe, fit_paper_probe
@@ -36,7 +36,6 @@ __all__ = [
     "LinearProbe",
     "RelativeArea",
     "RepeatedVectors",
-    "StrongestAttacks",
     "average_gap",
     "fit_linear_probe",
     "fit_paper_probe",
@@ -53,5 +52,4 @@ __all__ = [
     "run_attacks",
     "scores_over_seeds",
     "share_changed",
-    "strongest",
 ]

@@ -307,36 +307,3 @@ def run_attacks(
         train_features, train_labels, test_features, test_labels, forget_labels, train_views, test_views
     )
     return tuple(ATTACKS[name].function(data, seed) for name in attack_names(names, len(data.train_views)))
-
-
-@dataclass(frozen=True)
-class StrongestAttacks:
-    """The worst case among several attacks, by two rules, because recall alone rewards flagging everybody."""
-
-    by_advantage: AttackResult
-    """Highest recall minus false alarms: the headline worst case."""
-    by_recall: AttackResult
-    """Highest recall of the forgotten classes, whatever the false alarms."""
-    rule: str = "headline: highest recall minus false alarms; also: highest recall whatever the false alarms"
-
-
-def strongest(results: Sequence[AttackResult]) -> StrongestAttacks:
-    """The strongest attackers, by advantage and by recall.
-
-    Args:
-        results: Those of the attacks to compare.
-
-    Raises:
-        InvalidValueError: On no results.
-
-    Example:
-        >>> careful, flags_all = AttackResult("careful", 80.0, 95.0, 2.0), AttackResult("flags all", 100.0, 0.0, 100.0)
-        >>> worst = strongest([careful, flags_all])
-        >>> worst.by_advantage.name, worst.by_recall.name
-        ('careful', 'flags all')
-    """
-    if not results:
-        raise InvalidValueError("There are no attack results to compare; run at least one attack.")
-    return StrongestAttacks(
-        max(results, key=lambda result: result.advantage), max(results, key=lambda result: result.recall_forget)
-    )

@@ -98,7 +98,6 @@ def fit_linear_probe(
     max_iterations: int = 2000,
     sample_weights: ArrayLike | None = None,
     geometry: Geometry = "auto",
-    rank_tolerance: float | None = None,
     scales: Mapping[str, FeatureScale] | None = None,
     seed: int = 0,
 ) -> LinearProbe:
@@ -120,7 +119,6 @@ def fit_linear_probe(
         max_iterations: After so many the probe counts as not converged.
         sample_weights: How much each sample counts [n]; 1 by default.
         geometry: Which scale to fit on.
-        rank_tolerance: As in `fit_whitening`.
         scales: `principal_scales` fitted elsewhere, e.g. on more, unlabelled samples.
         seed: Of the held-out fifth.
 
@@ -142,7 +140,7 @@ def fit_linear_probe(
         raise InvalidValueError(f"l2 is {l2}; the optimum is only finite for a penalty above 0 (default 1/n).")
     check_choice("geometry", geometry, ("auto", "whitened", "principal"))
     if scales is None:
-        scales = principal_scales(features, rank_tolerance)
+        scales = principal_scales(features)
     n, rank = features.shape[0], scales["whitened"].rank
     if rank == 0:
         raise InvalidValueError("The training features do not vary beyond rounding: all rows are the same vector.")

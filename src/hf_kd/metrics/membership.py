@@ -38,7 +38,6 @@ class Separation:
     auc_sd: float
     tpr: float
     """Members found at the false-positive rate `fpr`, percent; chance is 100 * `fpr`."""
-    tpr_sd: float
     tpr_reversed: float
     """The same when a lower score claims membership: what the attacker finds by turning the test around."""
     fpr: float
@@ -171,17 +170,15 @@ def separate(
     members, nonmembers = _scores(member_scores, "member_scores"), _scores(nonmember_scores, "nonmember_scores")
     positive = np.repeat([True, False], [len(members), len(nonmembers)])
     scores = np.concatenate([members, nonmembers])
-    aucs, tprs = [], []
+    aucs = []
     for generator in np.random.default_rng(seed).spawn(draws):
         resampled = [side[generator.integers(len(side), size=len(side))] for side in (members, nonmembers)]
         resampled = np.concatenate(resampled)
         aucs.append(area_under_roc(resampled, positive))
-        tprs.append(recall_at(resampled, positive, fpr))
     return Separation(
         auc=area_under_roc(scores, positive),
         auc_sd=float(np.std(aucs)),
         tpr=recall_at(scores, positive, fpr),
-        tpr_sd=float(np.std(tprs)),
         tpr_reversed=recall_at(-scores, positive, fpr),
         fpr=fpr,
         members=len(members),

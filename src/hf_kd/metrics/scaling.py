@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_kd.errors import InvalidValueError
-
 from ._inputs import ROWS_PER_CHUNK, chunks
 
 
@@ -83,45 +81,16 @@ class FeatureScale:
         return out
 
 
-def fit_whitening(features: Tensor, rank_tolerance: float | None = None) -> FeatureScale:
-    """Centre and decorrelate to unit variance, keeping only directions above the rounding floor.
-
-    The result is unique up to a rotation whatever invertible affine map the features went through.
-
-    Args:
-        features: [n, d].
-        rank_tolerance: In place of the floor, the smallest standard deviation kept, relative to the root mean square
-            feature norm.
-
-    Raises:
-        InvalidValueError: On a tolerance outside [0, 1).
-
-    Example:
-        >>> x = torch.tensor([[0.0, 0.0, 5.0], [2.0, 0.0, 5.0], [0.0, 4.0, 5.0], [2.0, 4.0, 5.0]])
-        >>> scale = fit_whitening(x)
-        >>> scale.rank
-        2
-        >>> white = scale(x)
-        >>> bool(torch.allclose(white.T @ white / 4, torch.eye(2).double()))
-        True
-    """
-    return principal_scales(features, rank_tolerance)["whitened"]
-
-
-def principal_scales(features: Tensor, rank_tolerance: float | None = None) -> dict[str, FeatureScale]:
+def principal_scales(features: Tensor) -> dict[str, FeatureScale]:
     """Two scales from one eigendecomposition of the covariance, with the same directions kept.
 
     Args:
         features: [n, d].
-        rank_tolerance: As in `fit_whitening`.
 
     Returns:
-        `whitened`: every direction at unit variance. `principal`: relative spread as it is, one common factor that brings
-        the mean variance of the kept directions to 1; a ridge penalty then trusts wide directions more, which matters
-        where samples are few.
-
-    Raises:
-        InvalidValueError: On a tolerance outside [0, 1).
+        `whitened`: every direction at unit variance, unique up to a rotation whatever invertible affine map the features
+        went through. `principal`: relative spread as it is, one common factor that brings the mean variance of the kept
+        directions to 1; a ridge penalty then trusts wide directions more, which matters where samples are few.
 
     Example:
         >>> x = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]])
@@ -130,7 +99,7 @@ def principal_scales(features: Tensor, rank_tolerance: float | None = None) -> d
         [0.4, 1.6]
     """
     mean, covariance = moments(features)
-    floor = _floor(features, mean, covariance, rank_tolerance)
+    floor = rounding_floor(features, mean, covariance)
     variances, directions = torch.linalg.eigh(covariance)
     keep = variances > floor**2
     variances, directions = variances[keep], directions[:, keep]
@@ -141,15 +110,11 @@ def principal_scales(features: Tensor, rank_tolerance: float | None = None) -> d
     }
 
 
-def fit_standardisation(features: Tensor, rank_tolerance: float | None = None) -> FeatureScale:
+def fit_standardisation(features: Tensor) -> FeatureScale:
     """Centre and scale each coordinate to unit variance, dropping coordinates below the rounding floor.
 
     Args:
         features: [n, d].
-        rank_tolerance: As in `fit_whitening`.
-
-    Raises:
-        InvalidValueError: On a tolerance outside [0, 1).
 
     Example:
         >>> x = torch.tensor([[0.0, 7.0, 1.0], [4.0, 7.0, 3.0]])
@@ -157,20 +122,12 @@ def fit_standardisation(features: Tensor, rank_tolerance: float | None = None) -
         [[-1.0, -1.0], [1.0, 1.0]]
     """
     mean, covariance = moments(features)
-    floor = _floor(features, mean, covariance, rank_tolerance)
+    floor = rounding_floor(features, mean, covariance)
     deviation = covariance.diagonal().clamp_min(0).sqrt()
     keep = torch.nonzero(deviation > floor).flatten()
     transform = torch.zeros(features.shape[1], keep.numel(), dtype=torch.float64, device=features.device)
     transform[keep, torch.arange(keep.numel(), device=features.device)] = 1 / deviation[keep]
     return FeatureScale(mean, transform, floor)
-
-
-def _floor(features: Tensor, mean: Tensor, covariance: Tensor, rank_tolerance: float | None) -> float:
-    if rank_tolerance is None:
-        return rounding_floor(features, mean, covariance)
-    if not 0 <= rank_tolerance < 1:
-        raise InvalidValueError(f"rank_tolerance is {rank_tolerance}; expected a share of the feature norm in [0, 1).")
-    return rank_tolerance * math.sqrt(float(mean.square().sum() + covariance.diagonal().sum()))
 
 
 def unit_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:

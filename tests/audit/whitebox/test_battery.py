@@ -16,7 +16,7 @@ from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.probes import probe_attacks
 from hf_kd.audit.whitebox.relearning import relearn
 from hf_kd.errors import InvalidValueError
-from hf_kd.metrics.attack_data import AuditData
+from hf_kd.metrics.attack_data import AttackResult, AuditData
 from hf_kd.testing.probes import planted
 
 from .planted import network
@@ -192,3 +192,10 @@ def test_a_head_with_more_answers_than_the_classes_that_are_read_says_so_in_the_
     among = f", among {len(images.classes) - 1} classes"
     assert all(result.name.endswith(among) for result in answers_by_batchnorm(made, fewer))
     assert not any("among" in result.name for result in answers_by_batchnorm(made, images))
+
+
+def test_the_strongest_attack_is_by_recall_minus_false_alarms():
+    flags_all = AttackResult("flags everybody", 100.0, 0.0, 100.0)
+    good = AttackResult("good", 80.0, 95.0, 2.0)
+    assert NetworkFindings(answers=[flags_all, good]).strongest_attack == good
+    assert NetworkFindings().strongest_attack is None

@@ -283,10 +283,8 @@ def test_l1_penalty_is_the_sum_over_all_parameters_and_fades_by_epoch(task, monk
 
 
 def test_boundary_expand_keeps_the_rows_it_trained_and_teaches_the_shadow_class(task, monkeypatch):
-    wide, put = [], boundary._put
-    monkeypatch.setattr(
-        "hf_kd.methods.unlearning.boundary._put", lambda task, heads: (wide.append(heads), put(task, heads))
-    )
+    wide, widened = [], boundary._widened
+    monkeypatch.setattr(boundary, "_widened", lambda head: (wide.append(widened(head)), wide[-1])[1])
     before = weights(task)
     labels, whole = [], F.cross_entropy
     monkeypatch.setattr(
@@ -295,8 +293,8 @@ def test_boundary_expand_keeps_the_rows_it_trained_and_teaches_the_shadow_class(
     make_unlearning_method("boundary-expand", epochs=2, lr=0.05, batch_size=8).run(task)
     assert set(map(str, labels)) == {str((6, {5}))}, "always the shadow class, of C + 1"
     head = task.linear_heads()[0]
-    assert torch.equal(head.weight, wide[0][0].weight[:5])
-    assert torch.equal(head.bias, wide[0][0].bias[:5])
+    assert torch.equal(head.weight, wide[0].weight[:5])
+    assert torch.equal(head.bias, wide[0].bias[:5])
     assert not torch.equal(head.weight, before[f"{task.heads[0]}.weight"])
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from hf_kd.metrics.attack_data import AttackResult
-from hf_kd.metrics.attacks import strongest
 
 from .relearning import RelearningCurve
 
@@ -36,7 +35,7 @@ class NetworkFindings:
     @property
     def best(self) -> AttackResult | None:
         """The strongest probe, by recall minus false alarms."""
-        return strongest(self.probes).by_advantage if self.probes else None
+        return _strongest(self.probes)
 
     @property
     def strongest_attack(self) -> AttackResult | None:
@@ -44,12 +43,12 @@ class NetworkFindings:
         once = [result for result in (self.class_row, self.regrown) if result is not None]
         relearned = [curve.result() for curve in self.relearning]
         every = [*self.probes, *self.answers, *self.removal, *once, *relearned]
-        return strongest(every).by_advantage if every else None
+        return _strongest(every)
 
     def best_at(self, block: str) -> AttackResult | None:
         """The strongest probe at one block."""
         there = [result for result in self.probes if result.settings["block"] == block]
-        return strongest(there).by_advantage if there else None
+        return _strongest(there)
 
     def best_of(self, name: str, labels: str = "all", batchnorm: str | None = None) -> AttackResult | None:
         """The strongest of one kind of probe over all blocks, in one state of BatchNorm or any."""
@@ -60,7 +59,7 @@ class NetworkFindings:
             and result.settings["labels"] == labels
             and batchnorm in (None, result.settings["batchnorm"])
         ]
-        return strongest(same).by_advantage if same else None
+        return _strongest(same)
 
     @property
     def blocks(self) -> list[str]:
@@ -108,3 +107,8 @@ class NetworkFindings:
             for curve in values["relearning"]
         ]
         return cls(**values)
+
+
+def _strongest(results: Sequence[AttackResult]) -> AttackResult | None:
+    """By recall minus false alarms, because recall alone rewards flagging everybody."""
+    return max(results, key=lambda result: result.advantage, default=None)

@@ -339,8 +339,7 @@ def with_rows(network: Network, data: WhiteBoxData, rows: Tensor) -> tuple[Netwo
             direction = features[own].mean(dim=0) - features.mean(dim=0)
             new.weight[k] = length * direction / direction.norm().clamp_min(1e-12)
             new.bias[k] = (best[own] - features[own] @ new.weight[k].float()).mean()
-        parent, _, child = name.rpartition(".")
-        setattr(made.model.get_submodule(parent), child, new)
+        made.model.set_submodule(name, new)
     return replace(made, columns={label: k for k, label in enumerate(data.classes.tolist())}), "made"
 
 

@@ -100,10 +100,9 @@ def _fresh(network: Network, made: Network) -> nn.Module:
     """A model that has seen nothing, with heads of the kind and shape of those of `made`, whoever put them there."""
     fresh = cast("Callable[[], nn.Module]", network.fresh)()
     for path in made.heads:
-        parent, _, name = path.rpartition(".")
         head = copy.deepcopy(made.model.get_submodule(path)).cpu()
         for module in head.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-        setattr(fresh.get_submodule(parent), name, head)
+        fresh.set_submodule(path, head)
     return fresh

@@ -43,11 +43,7 @@ class BadTeaching(TrainedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(
-            self.name,
-            [
-                ("retain_share", self.retain_share, 0 < self.retain_share <= 1, "above 0 and at most 1"),
-                ("temperature", self.temperature, self.temperature > 0, "positive"),
-            ],
+            self.name, [("retain_share", self.retain_share, 0 < self.retain_share <= 1, "above 0 and at most 1")]
         )
 
     def change(self, task: Task) -> TrainedMeasured:

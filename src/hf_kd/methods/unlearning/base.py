@@ -31,8 +31,14 @@ logger = logging.getLogger(__name__)
 COUNTS = (
     "epochs", "batch_size", "forget_batch_size", "k", "samples", "forget_samples", "retain_samples", "columns",
     "noise_images", "noise_repeats", "noise_steps", "repair_epochs", "per_class", "steps", "scan_epochs", "collapse_epochs",
+    "layers", "cycles",
 )  # fmt: skip
 """Settings that are whole numbers above 0 wherever a method has them; None stands for no limit."""
+POSITIVE = (
+    "lr", "repair_lr", "noise_lr", "head_lr", "release_lr", "clip_norm", "cap", "temperature", "alpha_forget",
+    "alpha_retain", "selection", "strength",
+)  # fmt: skip
+"""Settings that are above 0 wherever a method has them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,7 @@ class UnlearningMethod(ABC):
         for name in set(COUNTS) & set(given):
             holds = isinstance(given[name], int) and given[name] >= 1
             check_range(self.name, [(name, given[name], holds, "a whole number above 0")])
-        for name in {"lr", "repair_lr", "noise_lr", "head_lr", "clip_norm", "cap"} & set(given):
+        for name in set(POSITIVE) & set(given):
             check_range(self.name, [(name, given[name], given[name] > 0, "positive")])
 
     @property

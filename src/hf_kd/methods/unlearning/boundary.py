@@ -79,10 +79,7 @@ class BoundaryShrink(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         nearest = task.forget.relabelled(nearest_labels(task, self.bound, self.batch_size))
 
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(task.logits(batch.inputs), batch.labels)
-
-        return {"n_forget": len(task.forget), **self.descend(task, nearest, loss)}
+        return {"n_forget": len(task.forget), **self.descend(task, nearest, task.cross_entropy)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,8 @@ class BoundaryExpand(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         narrow = task.linear_heads()
         wide = [_widened(head) for head in narrow]
-        _put(task, wide)
+        for name, head in zip(task.heads, wide, strict=True):
+            task.model.set_submodule(name, head)
         try:
 
             def loss(batch: Batch) -> Tensor:
@@ -112,7 +110,8 @@ class BoundaryExpand(TrainedMethod):
 
             measured = self.descend(task, task.forget, loss)
         finally:
-            _put(task, narrow)
+            for name, head in zip(task.heads, narrow, strict=True):
+                task.model.set_submodule(name, head)
             with torch.no_grad():
                 for head, wider in zip(narrow, wide, strict=True):
                     head.weight.copy_(wider.weight[:-1])
@@ -130,9 +129,3 @@ def _widened(head: nn.Linear) -> nn.Linear:
             wide.bias[:-1] = head.bias
             wide.bias[-1] = 0
     return wide
-
-
-def _put(task: Task, heads: list[nn.Linear]) -> None:
-    for name, head in zip(task.heads, heads, strict=True):
-        parent, _, child = name.rpartition(".")
-        setattr(task.model.get_submodule(parent), child, head)

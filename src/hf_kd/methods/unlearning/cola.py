@@ -57,11 +57,8 @@ class Cola(TrainedMethod):
             _, found = task.logits_and_features(batch.inputs)
             return (1 - F.cosine_similarity(found, goals[batch.labels], dim=1)).mean()
 
-        def align(batch: Batch) -> Tensor:
-            return F.cross_entropy(task.logits(batch.inputs), batch.labels)
-
         first = self.in_phase(epochs=self.collapse_epochs).descend(task, towards, collapse)
-        second = self.descend(task, retain, align)
+        second = self.descend(task, retain, task.cross_entropy)
         return {
             "n_forget": len(task.forget),
             "n_retain": len(retain),

@@ -5,10 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-from torch.nn import functional as F
-
-from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
 from .task import Task
@@ -32,7 +28,4 @@ class Finetune(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
 
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(task.logits(batch.inputs), batch.labels)
-
-        return {"n_retain": len(retain), **self.descend(task, retain, loss)}
+        return {"n_retain": len(retain), **self.descend(task, retain, task.cross_entropy)}

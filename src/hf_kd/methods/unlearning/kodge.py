@@ -18,7 +18,7 @@ from hf_kd.methods.erasers.moments import wide
 from hf_kd.methods.measured import KodgeMeasured
 
 from .base import UnlearningMethod
-from .task import Task, check_range, is_layer
+from .task import Task, is_layer
 
 
 def projection_of(gram: Tensor, alpha: float) -> Tensor:
@@ -105,16 +105,6 @@ class Kodge(UnlearningMethod):
     columns: int = 10_000
     batch_size: int = 100
     last_layer_only: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(
-            self.name,
-            [
-                ("alpha_forget", self.alpha_forget, self.alpha_forget > 0, "positive"),
-                ("alpha_retain", self.alpha_retain, self.alpha_retain > 0, "positive"),
-            ],
-        )
 
     def change(self, task: Task) -> KodgeMeasured:
         retain = task.needed_retain(self.name)

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
@@ -64,7 +63,7 @@ class L1Sparse(TrainedMethod):
 
         def loss(batch: Batch) -> Tensor:
             norm = torch.stack([p.abs().sum() for p in parameters]).sum()
-            return F.cross_entropy(task.logits(batch.inputs), batch.labels) + strength * norm
+            return task.cross_entropy(batch) + strength * norm
 
         def fade(epoch: int) -> bool:
             nonlocal strength

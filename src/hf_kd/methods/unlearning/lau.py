@@ -78,7 +78,6 @@ class LAU(TrainedMethod):
             self.name,
             [
                 ("distillation", self.distillation, 0 <= self.distillation <= 1, "between 0 and 1"),
-                ("temperature", self.temperature, self.temperature > 0, "positive"),
                 *(
                     (
                         name,

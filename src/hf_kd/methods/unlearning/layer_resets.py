@@ -13,7 +13,7 @@ from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import LastLayersMeasured
 
 from .cut import take_over
-from .task import Task, check_range, is_layer
+from .task import Task, is_layer
 from .training import TrainedMethod
 
 SHORTCUTS = ("shortcut", "downsample")
@@ -47,16 +47,6 @@ class LayerResets(TrainedMethod):
     schedule: Literal["steps", "cosine"] = "cosine"
     layers: int = 6
     cycles: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(
-            self.name,
-            [
-                ("layers", self.layers, self.layers >= 1, "a whole number above 0"),
-                ("cycles", self.cycles, self.cycles >= 1, "a whole number above 0"),
-            ],
-        )
 
     def change(self, task: Task) -> LastLayersMeasured:
         retain = task.needed_retain(self.name)

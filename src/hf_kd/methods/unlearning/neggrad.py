@@ -60,7 +60,7 @@ class NegGrad(TrainedMethod):
             return -each.clamp(max=cap).mean()
 
         def enough(epoch: int) -> bool:
-            return task.forget_accuracy() <= self.target
+            return task.accuracy(task.forget) <= self.target
 
         return {
             "n_forget": len(task.forget),

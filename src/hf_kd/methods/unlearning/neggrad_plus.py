@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
@@ -54,8 +53,8 @@ class NegGradPlus(TrainedMethod):
 
         def loss(batch: Batch) -> Tensor:
             other = next(forget)
-            kept = F.cross_entropy(task.logits(batch.inputs), batch.labels)
-            lost = F.cross_entropy(task.logits(other.inputs), other.labels)
+            kept = task.cross_entropy(batch)
+            lost = task.cross_entropy(other)
             total = self.alpha * kept - (1 - self.alpha) * lost
             if start:
                 moved = torch.stack([((p - q) ** 2).sum() for p, q in zip(parameters, start, strict=True)]).sum()

@@ -46,13 +46,7 @@ class NoiseDistill(TrainedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(
-            self.name,
-            [
-                ("noise", self.noise, 0 < self.noise <= 1, "above 0 and at most 1"),
-                ("temperature", self.temperature, self.temperature > 0, "positive"),
-            ],
-        )
+        check_range(self.name, [("noise", self.noise, 0 < self.noise <= 1, "above 0 and at most 1")])
 
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)

@@ -11,9 +11,8 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from hf_kd.data.samples import Batch, Samples
+from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.measured import TrainedMeasured
 
@@ -77,10 +76,7 @@ class RandomLabel(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         wrong = task.forget.relabelled(random_labels(task.forget.labels, task.kept_classes))
 
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(task.logits(batch.inputs), batch.labels)
-
-        return {"n_forget": len(task.forget), **self.descend(task, wrong, loss)}
+        return {"n_forget": len(task.forget), **self.descend(task, wrong, task.cross_entropy)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +100,4 @@ class Amnesiac(TrainedMethod):
         retain = task.needed_retain(self.name)
         both = union(task.forget.relabelled(random_labels(task.forget.labels, task.kept_classes)), retain)
 
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(task.logits(batch.inputs), batch.labels)
-
-        return {"n_forget": len(task.forget), "n_retain": len(retain), **self.descend(task, both, loss)}
+        return {"n_forget": len(task.forget), "n_retain": len(retain), **self.descend(task, both, task.cross_entropy)}

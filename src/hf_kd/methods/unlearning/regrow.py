@@ -145,11 +145,9 @@ class Regrow(UnlearningMethod):
                 ),
                 ("soft", self.soft, not self.soft or self.labels == "teacher", "False unless labels='teacher'"),
                 ("weight_decay", self.weight_decay, (self.weight_decay or 0) >= 0, "0 or more"),
-                ("temperature", self.temperature, self.temperature > 0, "positive"),
                 ("crops", self.crops, self.crops >= 0, "0 or more"),
                 ("crops", self.crops, not self.crops or self.augment == "flip-crop", "0 unless augment='flip-crop'"),
                 ("release", self.release, self.release >= 0, "0 epochs or more"),
-                ("release_lr", self.release_lr, self.release_lr > 0, "positive"),
                 ("cache_share", self.cache_share, 0 < self.cache_share <= 1, "above 0 and at most 1"),
             ],
         )

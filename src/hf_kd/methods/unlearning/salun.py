@@ -10,10 +10,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hf_kd.data.distributed import reduce_tensor
-from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import SalUnMeasured
 
 from .random_label import random_labels, union
@@ -30,7 +28,7 @@ def saliency_mask(task: Task, ratio: float, batch_size: int) -> list[Tensor]:
     total = [torch.zeros_like(p) for p in parameters]
     with task.mode("eval"):
         for batch in task.batches(task.forget, batch_size):
-            loss = F.cross_entropy(task.logits(batch.inputs), batch.labels)
+            loss = task.cross_entropy(batch)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for sum_, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:
@@ -75,9 +73,6 @@ class SalUn(TrainedMethod):
         optimizer = self.make_optimizer(parameters)
         both = union(task.forget.relabelled(random_labels(task.forget.labels, task.kept_classes)), retain)
 
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(task.logits(batch.inputs), batch.labels)
-
         def mask_gradients() -> None:
             for parameter, mask in zip(parameters, masks, strict=True):
                 if parameter.grad is not None:
@@ -91,6 +86,8 @@ class SalUn(TrainedMethod):
                 if momentum is not None:
                     momentum *= mask
 
-        measured = self.descend(task, both, loss, optimizer, change_gradients=mask_gradients, after_step=put_back)
+        measured = self.descend(
+            task, both, task.cross_entropy, optimizer, change_gradients=mask_gradients, after_step=put_back
+        )
         share = float(sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks))
         return {"n_forget": len(task.forget), "n_retain": len(retain), "share_that_may_move": share, **measured}

@@ -10,7 +10,6 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import ScrubMeasured
@@ -69,7 +68,6 @@ class Scrub(TrainedMethod):
             self.name,
             [
                 ("max_epochs", forget_epochs, 0 <= forget_epochs <= self.epochs, "at least 0 and at most epochs"),
-                ("temperature", self.temperature, self.temperature > 0, "positive"),
                 ("rewind_share", self.rewind_share, 0 < self.rewind_share < 1, "between 0 and 1"),
             ],
         )
@@ -120,7 +118,7 @@ class Scrub(TrainedMethod):
         return -self._divergence(task, teacher, batch).clamp(max=self.cap)
 
     def _back(self, task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
-        kept = F.cross_entropy(task.logits(batch.inputs), batch.labels)
+        kept = task.cross_entropy(batch)
         return self.gamma * kept + self.alpha * self._divergence(task, teacher, batch)
 
     def _divergence(self, task: Task, teacher: nn.Module, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from hf_kd.methods.measured import SSDMeasured
 
 from .base import UnlearningMethod
 from .random_label import union
-from .task import Task, check_range
+from .task import Task
 
 
 def importances(task: Task, samples: Samples, batch_size: int, label_free: bool) -> list[Tensor]:
@@ -70,16 +70,6 @@ class SSD(UnlearningMethod):
     strength: float = 1.0
     batch_size: int = 64
     label_free: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(
-            self.name,
-            [
-                ("selection", self.selection, self.selection > 0, "positive"),
-                ("strength", self.strength, self.strength > 0, "positive"),
-            ],
-        )
 
     def change(self, task: Task) -> SSDMeasured:
         retain = task.needed_retain(self.name)

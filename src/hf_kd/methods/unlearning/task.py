@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hf_kd.data.distributed import autocast, precision_of, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT, silent_rows
@@ -154,6 +155,14 @@ class Task:
             output = model(**in_dtype(model, inputs))
         return output.logits.float()
 
+    def cross_entropy(self, batch: Batch) -> Tensor:
+        """Of the labels of a batch, its mean.
+
+        Args:
+            batch: Of `batches`.
+        """
+        return F.cross_entropy(self.logits(batch.inputs), batch.labels)
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of forward passes, as the task says."""
         return autocast(self.device, self.mixed_precision)
@@ -185,14 +194,6 @@ class Task:
     def frozen_copy(self) -> nn.Module:
         """The model as it is now, in eval mode, without gradients: a teacher."""
         return copy.deepcopy(self.model).eval().requires_grad_(False)
-
-    def forget_accuracy(self, batch_size: int = 256) -> float:
-        """Percent of D_f that is still classified as labelled, by all processes together.
-
-        Args:
-            batch_size: Of all processes together.
-        """
-        return self.accuracy(self.forget, batch_size)
 
     @torch.no_grad()
     def accuracy(self, samples: Samples, batch_size: int = 256) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_kd.data.samples import Batch, Samples
+from hf_kd.data.samples import Samples
 from hf_kd.methods.measured import UnsirMeasured
 
 from .random_label import union
@@ -70,12 +70,9 @@ class Unsir(TrainedMethod):
         noise = self._noise(task, retain)
         shown = noise.subset(torch.arange(len(noise)).repeat(self.noise_repeats))
 
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(task.logits(batch.inputs), batch.labels)
-
-        impaired = self.descend(task, union(shown, retain), loss)
+        impaired = self.descend(task, union(shown, retain), task.cross_entropy)
         repair = self.in_phase(epochs=self.repair_epochs, lr=self.repair_lr)
-        repaired = repair.descend(task, retain, loss)
+        repaired = repair.descend(task, retain, task.cross_entropy)
         return {
             "n_retain": len(retain),
             "noise_images": len(noise),
