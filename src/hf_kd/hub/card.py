@@ -15,9 +15,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, Template
+from yaml import YAMLError
 
 from hf_kd.audit.report import RetentionReport
 from hf_kd.data.text import code, code_block, escape_markdown
+from hf_kd.errors import InvalidValueError
 
 from .card_results import OUR_SPLITS, eval_results, results_notes, results_table, verdict_text
 from .text import is_repo_id
@@ -95,9 +97,15 @@ ALT = {
 def render(values: CardValues, existing: str | None = None) -> str:
     """The README: a new one, or `existing` with its metadata and our section refreshed and everything else kept.
 
-    Raises ValueError for an existing README whose metadata is not YAML.
+    Raises InvalidValueError for an existing README whose metadata is no mapping in YAML.
     """
-    card = ModelCard(existing, ignore_metadata_errors=True) if existing and has_metadata(existing) else None
+    try:
+        card = ModelCard(existing, ignore_metadata_errors=True) if existing and has_metadata(existing) else None
+    except (ValueError, YAMLError) as error:
+        raise InvalidValueError(
+            f"The metadata of the README, between its first two lines of ---, is no mapping in YAML ({error}): mend it, or "
+            "take it out."
+        ) from error
     data = metadata(values, card.data if card else ModelCardData())
     text = _compiled().render(
         front_matter=data.to_yaml(line_break="\n"),
