@@ -81,9 +81,12 @@ def test_the_rule_of_strongest_is_said_once_on_screen_and_page(report):
 
 def test_two_numbers_of_the_same_kind_stand_with_the_rule_that_parts_them(report):
     rule = "An attack with a higher recall takes more of the other images for the forgotten."
-    shown = {score.group for score in report.section("worst_case").scores if score.name == "recall"}
-    for text in (printed(report), report.to_markdown()):
-        assert (rule in text) == (len(shown) > 1)
+    worst, shown = report.section("worst_case"), report.worst_case
+    of_one = tuple(score for score in worst.scores if score.group == shown.group)
+    for scores in (of_one, (*of_one, Score("recall", shown.value + 5, shown.direction, "of another attack"))):
+        made = tuple(replace(worst, scores=scores) if section is worst else section for section in report.sections)
+        for text in (printed(replace(report, sections=made)), replace(report, sections=made).to_markdown()):
+            assert (rule in text) == (scores is not of_one)
 
 
 def test_a_summary_of_an_audit_of_the_weights_has_their_line_and_does_not_say_that_no_layer_was_read(report):

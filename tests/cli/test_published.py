@@ -1,4 +1,4 @@
-"""`hf-kd verify` and `hf-kd card`, in any order: whatever one of them sends a user to, works."""
+"""`hf-kd verify` and `hf-kd card`, in any order: where one of them sends a user to the other, that works."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import shutil
 
 import pytest
 from transformers import AutoImageProcessor
-from typer.testing import CliRunner
 
 from hf_kd import ErasedModel
-from hf_kd.cli import app
 from hf_kd.cli._options import Shared
 from hf_kd.cli._verdict import card_command
 from hf_kd.data.load import load_source
@@ -29,24 +27,27 @@ def folders(place, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("order", [("verify", "card", "verify"), ("card", "verify", "card")], ids="-".join)
-@pytest.mark.parametrize("kind", ["erased", "folded", "unlearned", "folded by hand", "erased again", "model"])
-def test_nobody_is_sent_round(folders, place, tmp_path, kind, order):
+CODES = {
+    "erased": (0, 0),
+    "folded": (0, 1),
+    "unlearned": (0, 0),
+    "folded by hand": (1, 1),
+    "erased again": (0, 0),
+    "model": (1, 1),
+}
+"""What verify and card exit with: what has an eraser, or changed weights, has both."""
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_nobody_is_sent_round(folders, place, tmp_path, kind):
     folder = shutil.copytree(place / "model" if kind == "model" else folders / kind, tmp_path / "model")
-
-    def run(command):
-        return CliRunner().invoke(app, [command, str(folder)])
-
-    for command in order:
-        other = "card" if command == "verify" else "verify"
-        done = run(command)
-        if done.exit_code and f"hf-kd {other}" in done.stderr:
-            assert run(other).exit_code == 0
-            assert run(command).exit_code == 0, "and then it works"
-        assert not done.exit_code or kind in ("folded by hand", "model", "folded"), "what has an eraser has both"
-    for shown in (run("verify").stdout, run("inspect").stdout):
+    codes = dict(zip(("verify", "card"), CODES[kind], strict=True))
+    for command, other in (("verify", "card"), ("card", "verify"), ("verify", "card")):
+        done = hf_kd(command, folder, code=codes[command])
+        assert not codes[other] or f"hf-kd {other}" not in done.stderr, "what is named works"
+    for shown in (done.stdout, hf_kd("inspect", folder).stdout):
         named = [word for word in ("hf-kd card", "hf-kd push ERASED_FOLDER") if word in " ".join(shown.split())]
-        assert "hf-kd card" not in named or run("card").exit_code == 0
+        assert not codes["card"] or "hf-kd card" not in named
         assert named or kind == "model" or not shown
     into = card_command(folder, "report", Shared())
     assert into[:10] == {"model": "", "folded": "hf-kd push", "folded by hand": "hf-kd push"}.get(kind, "hf-kd card")

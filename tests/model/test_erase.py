@@ -138,7 +138,6 @@ def test_requests_compose_to_the_union(model, processor, forget, pixels):
     assert [record.classes for record in erased.erasures] == [(2,), (0,)]
     erased.erase(make_dataset([1] * 20, seed=6), k=1, renorm=True, progress=False)
     assert len(erased.erasures) == 3
-    assert float((erased.pooled_features(pixels, stage="before") @ both).abs().max()) > 0
 
 
 def test_per_class_keeps_k_directions_for_each(vit, processor):
@@ -164,12 +163,13 @@ def test_reset_gives_the_original_answers_back(model, processor, forget, pixels)
 def test_fold_gives_a_stock_model_with_the_same_logits(model, processor, forget, pixels):
     kind = type(model)
     erased = ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+    answers = logits_of(erased, pixels)
     stock = erased.fold()
     assert type(stock) is kind
-    assert torch.allclose(logits_of(stock, pixels), logits_of(erased, pixels), atol=1e-5)
+    assert torch.allclose(logits_of(stock, pixels), answers, atol=1e-5)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in stock.modules())
     assert stock.config.hf_kd_folded[0]["method"] == "esc"
-    assert torch.equal(logits_of(erased, pixels), logits_of(erased, pixels)), "the erased model still stands"
+    assert torch.equal(logits_of(erased, pixels), answers), "the erased model still stands"
 
 
 def test_a_copy_has_erasers_of_its_own(model, processor, forget, pixels):

@@ -67,6 +67,12 @@ def _undisturbed(run: Callable[[], object]) -> object:
     return result
 
 
+def _skip_without_claims(invariances: tuple[str, ...]) -> None:
+    """A pass of what was not asked would read as a property that holds."""
+    if not invariances:
+        pytest.skip("claims no invariance")
+
+
 class ProbeTester:
     """Inherit, name the class `Test...`, and define `scores`.
 
@@ -117,6 +123,7 @@ class ProbeTester:
 
     def test_keeps_its_invariances(self) -> None:
         """Nearly all predictions stay under each map that the probe claims to be blind to."""
+        _skip_without_claims(self.invariances)
         train, y, test, _ = planted(n=300, strength=1.0)
         before = self.scores(train, y, test, 0).argmax(dim=1)
         for name in self.invariances:
@@ -180,7 +187,13 @@ class AttackTester:
         raise InvalidTypeError(f"{type(self).__name__} has to define attack(data, seed).")
 
     def test_finds_a_planted_signal(self) -> None:
-        """Positive control, for one forgotten class of three and for two of four."""
+        """Positive control, for one forgotten class of three and for two of four.
+
+        Without the views that the attack needs it is a ValueError, not an attack on fewer views under the same name.
+        """
+        if self.views:
+            with pytest.raises(ValueError):
+                self.attack(AuditData.of(*planted(n=60), 0), 0)
         for forget, classes in (((0,), 3), ((0, 2), 4)) if self.several else (((0,), 3),):
             result = self.attack(_data(600, classes, 4.0, forget), 0)
             _check_plain(result)
@@ -204,17 +217,12 @@ class AttackTester:
 
     def test_keeps_its_invariances(self) -> None:
         """Recall and false alarms move by 2 points at most under each map that the attack claims to be blind to."""
+        _skip_without_claims(self.invariances)
         before = self.attack(_data(300, 3, 1.0, (0,)), 0)
         for name in self.invariances:
-            after = self.attack(_fresh(300, 3, 1.0, (0,), INVARIANCES[name]), 0)
+            after = self.attack(_data(300, 3, 1.0, (0,), INVARIANCES[name]), 0)
             moved = max(abs(getattr(after, n) - getattr(before, n)) for n in ("recall_forget", "false_alarms"))
             expect(moved <= 2, f"recall or false alarms move by {moved:.1f} points under {name}")
-
-    def test_refuses_to_run_without_the_views_it_needs(self) -> None:
-        """A ValueError, not an attack on fewer views under the same name."""
-        if self.views:
-            with pytest.raises(ValueError):
-                self.attack(AuditData.of(*planted(n=60), 0), 0)
 
 
 def _fresh(

@@ -125,16 +125,16 @@ class UnlearningTester:
         expect(all(p.requires_grad and p.grad is None for p in original.parameters()), "flags or gradients were left")
 
     def test_the_result_is_a_stock_model_that_differs(self, original, before, changed):
-        """Of the same class, in eval mode, finite, without hooks, and not the model it was."""
+        """Of the same class, in eval mode, finite, without hooks, and not the model it was.
+
+        BatchNorm's statistics are those it had unless `bn_mode` is "train".
+        """
         expect(type(changed) is type(original), f"a {type(original).__name__} became a {type(changed).__name__}")
         expect(not changed.training, "the result is in training mode")
         expect(all(bool(torch.isfinite(t).all()) for t in changed.state_dict().values()), "values are not finite")
         expect(not equal_states(changed.state_dict(), before), "no weight changed")
         hooked = any(module._forward_pre_hooks or module._forward_hooks for module in changed.modules())
         expect(not hooked, "hooks were left on the result")
-
-    def test_statistics_of_batch_norm_are_those_bn_mode_says(self, before, changed):
-        """Untouched unless `bn_mode` is "train"."""
         if self.method.bn_mode != "train":
             after = changed.state_dict()
             names = [name for name in before if "running_" in name or "num_batches" in name]

@@ -19,7 +19,7 @@ from hf_kd.audit.whitebox.regrowing import regrow_attack
 from hf_kd.audit.whitebox.relearning import relearn
 from hf_kd.data.masked_classes import silence_rows
 from hf_kd.metrics.attack_data import AuditData
-from hf_kd.testing.probes import AttackTester, planted
+from hf_kd.testing.probes import INVARIANCES, AttackTester, planted
 from tests.helpers.zoo import build
 
 from .planted import network
@@ -37,6 +37,14 @@ class TestProbes(AttackTester):
     @pytest.fixture(autouse=True, params=list(PROBES))
     def _each(self, request):
         self.name = request.param
+        for names, invariances in (
+            (("linear",), tuple(INVARIANCES)),
+            (("maps", "10 labels, linear"), ("shift", "scale", "rotation")),
+            (("mlp", "10 labels, mlp"), ("shift", "scale")),
+            (("k-nn", "10 labels, k-nn"), ("scale", "rotation")),
+        ):
+            if self.name in names:
+                self.invariances = invariances
 
     def attack(self, data, seed):
         return PROBES[self.name](data, seed)
