@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import struct
@@ -19,6 +20,7 @@ from hf_kd import ErasedModel
 from hf_kd.errors import InvalidValueError
 from hf_kd.model import endpoint
 from hf_kd.model.endpoint import EndpointHandler
+from tests.conftest import image_processor, small_vit
 from tests.helpers.small import make_dataset, picture
 from tests.helpers.two_towers import two_towers
 
@@ -40,15 +42,18 @@ def claiming(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-@pytest.fixture
-def saved(vit, processor, forget, tmp_path):
-    model = ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False, mask_head=True)
-    model.save_pretrained(tmp_path / "erased")
-    return model.eval(), tmp_path / "erased"
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    model = ErasedModel.from_model(copy.deepcopy(small_vit()), image_processor())
+    model.erase(make_dataset([2] * 20), k=2, progress=False, mask_head=True)
+    folder = tmp_path_factory.mktemp("endpoint") / "erased"
+    model.save_pretrained(folder)
+    return model.eval(), folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def handler(saved):
+    """One for all requests, as an endpoint has; a test that changes it makes its own."""
     return EndpointHandler(str(saved[1]))
 
 
@@ -163,7 +168,8 @@ def test_large_images_are_decoded_one_after_the_other(handler):
     assert peaks[1] < 1.5 * peaks[0]
 
 
-def test_images_that_the_processor_makes_no_batch_of_are_answered_alone(handler):
+def test_images_that_the_processor_makes_no_batch_of_are_answered_alone(saved):
+    handler = EndpointHandler(str(saved[1]))
     handler._prepare.processor.do_resize = False  # sizes differ, and one of them is not the model's
     good, other = picture(3, 5).resize((32, 32)), picture(3, 5).resize((40, 32))
     first, second = handler({"inputs": [encoded(good), encoded(other)]})
@@ -181,7 +187,8 @@ def test_in_half_precision_it_answers_as_in_full(resnet, processor, forget, pixe
     assert answer[0]["score"] == pytest.approx(float(score), abs=1e-3)
 
 
-def test_an_answer_that_is_not_finite_is_an_error_and_no_nan(handler):
+def test_an_answer_that_is_not_finite_is_an_error_and_no_nan(saved):
+    handler = EndpointHandler(str(saved[1]))
     handler.model.inner.classifier.weight.data[0] = float("inf")
     answers = handler({"inputs": [encoded(picture(3, 5))] * 2})
     assert all("not finite" in answer["error"] for answer in answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -29,21 +30,31 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.model.configuration import ErasedConfig
 from hf_kd.model.stored_eraser import read_eraser
 from hf_kd.model.verify import verify
+from tests.conftest import image_processor, small_resnet, small_vit
 from tests.helpers import processes
-from tests.helpers.small import NAMES, picture
+from tests.helpers.small import NAMES, make_dataset, picture
 from tests.helpers.zoo import build
 from tests.model.test_erase import logits_of
 
 
-@pytest.fixture
-def erased(model, processor, forget):
-    return ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+@pytest.fixture(scope="module", params=[small_vit, small_resnet], ids=["vit", "resnet"])
+def once(request, tmp_path_factory):
+    """An erased model and the folder it was saved to, of which each test gets a copy."""
+    model = ErasedModel.from_model(copy.deepcopy(request.param()), image_processor())
+    model.erase(make_dataset([2] * 20), k=2, progress=False)
+    folder = tmp_path_factory.mktemp("saving") / "erased"
+    model.save_pretrained(folder)
+    return model, folder
 
 
 @pytest.fixture
-def saved(erased, tmp_path):
-    erased.save_pretrained(tmp_path / "erased")
-    return tmp_path / "erased"
+def erased(once):
+    return copy.deepcopy(once[0])
+
+
+@pytest.fixture
+def saved(once, tmp_path):
+    return shutil.copytree(once[1], tmp_path / "erased")
 
 
 @pytest.mark.parametrize("loader", [ErasedModel, AutoModelForImageClassification])

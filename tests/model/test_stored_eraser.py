@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hf_kd.hub.files import ERASER_WEIGHTS, RECEIPT
 from hf_kd.hub.receipt import read_receipt
 from hf_kd.model.stored_eraser import read_eraser
 from hf_kd.model.verify import verify
+from tests.conftest import image_processor, small_vit
 from tests.helpers import zoo
 from tests.helpers.small import make_dataset
 from tests.helpers.two_towers import two_towers
@@ -56,15 +58,23 @@ def base(model, processor, tmp_path):
     return saved_base(model, processor, tmp_path / "base")
 
 
-@pytest.fixture
-def vit_base(vit, processor, tmp_path):
-    return saved_base(vit, processor, tmp_path / "base")
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A base and an eraser of it, of which each test gets a copy."""
+    folder = tmp_path_factory.mktemp("stored")
+    base = saved_base(small_vit(), image_processor(), folder / "base")
+    ErasedModel.from_pretrained(base).erase(CAT, k=2, progress=False).save_eraser(folder / "eraser")
+    return folder
 
 
 @pytest.fixture
-def eraser(vit_base, tmp_path):
-    ErasedModel.from_pretrained(vit_base).erase(CAT, k=2, progress=False).save_eraser(tmp_path / "eraser")
-    return tmp_path / "eraser"
+def vit_base(once, tmp_path):
+    return shutil.copytree(once / "base", tmp_path / "base")
+
+
+@pytest.fixture
+def eraser(once, vit_base, tmp_path):
+    return shutil.copytree(once / "eraser", tmp_path / "eraser")
 
 
 def state(model):

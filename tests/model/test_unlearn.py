@@ -18,15 +18,15 @@ from hf_kd.methods.unlearning.task import Task
 from hf_kd.model.unlearn import _normalisation, fresh_model, make_task
 from tests.helpers import zoo
 from tests.helpers.small import make_dataset
+from tests.helpers.unlearning import task_of
 from tests.methods.unlearning.test_unlearn import METHODS, TRAINED, options
 
 TEACHER = "DeiTForImageClassificationWithTeacher"
 
 
 @pytest.fixture
-def task(resnet, processor):
-    model = ErasedModel.from_model(resnet, processor)
-    return make_task(model, make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3), ReadOptions(progress=False))
+def task() -> Task:
+    return task_of([2] * 16, [0, 1, 3, 4] * 5)
 
 
 def run(task, name: str, **more) -> dict:
@@ -250,7 +250,7 @@ class OneOf:
         self.process_index, self.num_processes = process_index, num_processes
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("head-surgery", "lau")])
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("head-surgery", "lau", "regrow")])
 def test_processes_agree_on_every_order(name, resnet, processor, monkeypatch):
     """Their batches differ in size, so none may draw from the shared generator for a batch of its own."""
     orders = []
@@ -269,7 +269,7 @@ def test_processes_agree_on_every_order(name, resnet, processor, monkeypatch):
             patch.setattr(torch, "randperm", spy)
             run(task, name, **({"epochs": 2} if name in TRAINED else {"columns": 10_000} if name == "kodge" else {}))
         orders.append([order for order in drawn if len(order) in (15, 21, 36)])
-    assert orders[0] == orders[1]
+    assert orders[0] == orders[1] != []
 
 
 @pytest.mark.parametrize("name", METHODS)

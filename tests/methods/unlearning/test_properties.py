@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from hf_kd import ErasedModel, unlearn
 from hf_kd.data.samples import Samples
-from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.bad_teaching import BadTeaching
 from hf_kd.methods.unlearning.boundary import nearest_labels, pixel_range
@@ -24,16 +23,14 @@ from hf_kd.methods.unlearning.retrain import augmented
 from hf_kd.methods.unlearning.salun import saliency_mask
 from hf_kd.methods.unlearning.ssd import dampening, importances
 from hf_kd.methods.unlearning.task import Task, other_answers, parameters_from, soft_divergence
-from hf_kd.model.unlearn import fresh_model, make_task
+from hf_kd.model.unlearn import fresh_model
 from tests.helpers.small import make_dataset, randomise
+from tests.helpers.unlearning import task_of
 
 
 @pytest.fixture
-def task(resnet, processor):
-    model = ErasedModel.from_model(resnet, processor)
-    made = make_task(model, make_dataset([2] * 12 + [4] * 4), make_dataset([0, 1, 3] * 6, seed=3), ReadOptions())
-    made.progress = False
-    return made
+def task() -> Task:
+    return task_of([2] * 12 + [4] * 4, [0, 1, 3] * 6)
 
 
 def test_random_labels_are_never_the_own_and_never_forgotten():

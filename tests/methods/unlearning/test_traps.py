@@ -20,18 +20,16 @@ from hf_kd.methods.unlearning import bad_teaching, boundary, delete, lau, noise_
 from hf_kd.methods.unlearning.kodge import editable, projection_of
 from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.steps import GradientSteps
-from hf_kd.methods.unlearning.task import NORMS, parameters_from, soft_divergence
+from hf_kd.methods.unlearning.task import NORMS, Task, parameters_from, soft_divergence
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.data.test_progress import Terminal
 from tests.helpers.small import make_dataset, randomise
+from tests.helpers.unlearning import task_of
 
 
 @pytest.fixture
-def task(resnet, processor):
-    model = ErasedModel.from_model(resnet, processor)
-    return make_task(
-        model, make_dataset([2] * 12 + [4] * 4), make_dataset([0, 1, 3] * 6, seed=3), ReadOptions(progress=False)
-    )
+def task() -> Task:
+    return task_of([2] * 12 + [4] * 4, [0, 1, 3] * 6)
 
 
 def weights(task) -> dict[str, torch.Tensor]:
