@@ -28,6 +28,7 @@ from transformers import (
 
 from hf_kd import ErasedModel
 from hf_kd.audit.options import AuditOptions
+from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.sections import membership
 from tests.helpers.small import NAMES, labelled, make_dataset, picture, randomise  # noqa: F401
 
@@ -175,6 +176,19 @@ def few_draws(monkeypatch) -> None:
     init = AuditOptions.__init__
     few = {"draws": 1, "shots": [1, 5]}
     monkeypatch.setattr(AuditOptions, "__init__", lambda self, **settings: init(self, **few | settings))
+
+
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """Reports leave an empty file for their figures: to draw them takes most of the time of a command."""
+
+    def figures(self, directory):
+        file = Path(directory) / "class_means.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        return (file,)
+
+    monkeypatch.setattr(RetentionReport, "figures", figures)
 
 
 @pytest.fixture(scope="session")

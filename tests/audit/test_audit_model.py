@@ -66,6 +66,11 @@ def family(request):
     return request.param
 
 
+def on(family: str):
+    """For what lies behind the reading of features, where no family makes a difference."""
+    return pytest.mark.parametrize("family", [family], indirect=True)
+
+
 @pytest.fixture
 def model(family, request):
     return request.getfixturevalue(family)
@@ -107,6 +112,7 @@ def test_the_head_in_the_report_is_the_models_own(erased, report, splits):
     assert report.score("head", "D_rt").value == pytest.approx(100 * float(right[~cats].float().mean()))
 
 
+@on("vit")
 def test_an_untouched_model_and_head_surgery_keep_what_the_original_has(model, processor, splits):
     wrapped = ErasedModel.from_model(model, processor)
     report = wrapped.audit(*splits, "cat", **QUICK)
@@ -121,6 +127,7 @@ def test_an_untouched_model_and_head_surgery_keep_what_the_original_has(model, p
         assert surgery.score("converged", name).value == report.score("converged", name).value
 
 
+@on("resnet")
 def test_a_retrained_model_and_unseen_classes_as_reference(erased, splits):
     retrained = copy.deepcopy(erased).reset()
     report = erased.audit(*splits, reference=Retrained(retrained), **QUICK)
@@ -151,6 +158,7 @@ def test_full_reads_three_views_and_asks_an_untrained_model(full):
     assert 0 < full.score("agreement", "zrf").value <= 1
 
 
+@on("resnet")
 def test_only_the_labels_that_count_as_retained(erased, splits):
     report = erased.audit(*splits, **QUICK, retain_labels=["dog", 4])
     assert report.samples == {"D_f": 16, "D_r": 32, "D_ft": 10, "D_rt": 20}
@@ -202,6 +210,7 @@ def test_labels_of_a_model_without_head_and_names_are_those_of_the_data(vit, pro
     assert report.class_names[2] == splits[0].features["label"].names[2]
 
 
+@on("vit")
 def test_refusals_say_the_way_out(erased, model, processor, splits):
     train, test = splits
     untouched = ErasedModel.from_model(type(model)(model.config).eval(), processor)
@@ -228,7 +237,7 @@ def test_refusals_say_the_way_out(erased, model, processor, splits):
         erased.audit(train, train, **QUICK)
 
 
-@pytest.mark.usefixtures("few_draws")
+@pytest.mark.usefixtures("few_draws", "no_figures")
 def test_the_command_prints_one_screen_and_leaves_report_and_figures(vit, processor, forget, splits, tmp_path):
     ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False).save_pretrained(tmp_path / "model")
     (tmp_path / "data").mkdir()
@@ -247,6 +256,7 @@ def test_the_command_prints_one_screen_and_leaves_report_and_figures(vit, proces
     assert json.loads(done.stdout)["forget_labels"] == [3]
 
 
+@on("vit")
 def test_a_first_look_is_the_audit_of_the_rows_that_were_drawn(erased, splits):
     reading = ReadOptions(limit=30, limit_test=15)
     looked = erased.audit(*splits, **quick(layer_profile=True), reading=reading)

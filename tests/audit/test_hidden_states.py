@@ -265,9 +265,11 @@ def test_maps_of_every_architecture_that_has_any(name):
         pytest.skip("its images are no pixels [n, c, h, w]")
     if name.startswith("Perceiver"):
         pytest.skip("its 512 latents have no place in the image; the 8 of the tiny model look like a grid")
-    found = [class_maps(model, inputs, label) for label in range(zoo.NUM_LABELS)]
-    for maps in found:
+    for label in range(zoo.NUM_LABELS):
+        maps = class_maps(model, inputs, label)
         assert maps.original.shape[0] == 3
         assert maps.original.shape[1] == maps.original.shape[2] > 1
         assert torch.equal(maps.original, maps.erased), "nothing was erased"
-    assert max(maps.original.max() for maps in found) > 0
+        if maps.original.max() > 0:
+            return
+    pytest.fail("no class has a map")

@@ -373,6 +373,7 @@ def test_without_forget_labels_it_says_that_all_were_forgotten(place, tmp_path, 
     assert "Every label of the data set was forgotten, 2 in all" in caplog.text
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_what_is_left_of_a_folded_model_is_measured_beside_the_original(place, tmp_path):
     arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--k", "2", "--output", tmp_path / "out"]
     told = "".join(hf_kd("erase", place / "model", *arguments, "--fold").stdout.split())

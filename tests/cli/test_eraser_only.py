@@ -94,6 +94,7 @@ def test_card_and_push_take_it_and_its_base(place, eraser):
     assert "leave it out" in refused
 
 
+@pytest.mark.usefixtures("few_draws", "no_figures")
 def test_audit_and_the_page_put_it_on_the_model(place, eraser, tmp_path):
     given = [place / "model", "--eraser", eraser, "--dataset", place / "data", "--attacks", "linear"]
     done = hf_kd("audit", *given, "--output", tmp_path / "report", "--quiet")

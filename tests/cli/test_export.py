@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
+from hf_kd import ErasedModel
+from hf_kd.model import onnx_export
 from tests.cli.runner import hf_kd
 
-pytest.importorskip("onnx", reason="needs the extra hf-kd[onnx]")
+onnx = pytest.importorskip("onnx", reason="needs the extra hf-kd[onnx]")
 pytest.importorskip("onnxruntime", reason="needs the extra hf-kd[onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra hf-kd[onnx]")
 
 
-def test_an_erased_model_becomes_a_file(place, tmp_path):
+def test_an_erased_model_becomes_a_file(place, tmp_path, monkeypatch):
     erased, file = tmp_path / "erased", tmp_path / "out.onnx"
     hf_kd(
         "erase", place / "model", "--dataset", place / "data", "--forget-labels", "cat", "--output", erased, "--quiet"
@@ -28,9 +31,14 @@ def test_an_erased_model_becomes_a_file(place, tmp_path):
     done = hf_kd("export", erased, "--output", file, code=1)
     assert "or replace it with --overwrite" in " ".join(done.stderr.split())
     assert file.read_bytes() == before
+    asked, export, graph = [], ErasedModel.export_onnx, shutil.copy(file, tmp_path / "graph.onnx")
+    monkeypatch.setattr(onnx_export, "_proto", lambda _: onnx.load(graph))  # capturing it takes seconds
+    monkeypatch.setattr(
+        ErasedModel, "export_onnx", lambda *a, dtype, **more: asked.append(dtype) or export(*a, dtype="float32", **more)
+    )
     done = hf_kd("export", erased, "--output", file, "--overwrite", "--dtype", "float16", "--json")
     (told,) = json.loads(done.stdout)
-    assert told["dtype"] == "float16"
+    assert asked == ["float16"]
     assert told["erased"]
     assert max(told["deviation"].values()) <= told["tolerance"]
     done = hf_kd("export", place / "model", "--output", tmp_path / "bare.onnx", code=1)

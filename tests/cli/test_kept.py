@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from transformers import ViTImageProcessorPil
 
-from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.verdict import NOT_AUDITED
 from hf_kd.cli._options import Shared
 from hf_kd.cli._verdict import card_command
@@ -83,9 +82,8 @@ def test_records_say_which_files_were_read_and_no_place_of_this_machine(place, t
         hf_kd("verify", tmp_path / folder)
 
 
-@pytest.mark.usefixtures("few_draws")
-def test_a_report_kept_elsewhere_is_told_how_to_come_to_the_model(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(RetentionReport, "figures", lambda *_: [])  # most of the time of this test
+@pytest.mark.usefixtures("few_draws", "no_figures")
+def test_a_report_kept_elsewhere_is_told_how_to_come_to_the_model(place, tmp_path):
     out, report = tmp_path / "out", tmp_path / "report"
     hf_kd("erase", place / "model", "--dataset", place / "data", "--forget-labels", "cat", "--k", "2", "--output", out)
     done = hf_kd("audit", out, "--dataset", place / "data", "--attacks", "linear", "--output", report)

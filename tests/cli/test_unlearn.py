@@ -17,7 +17,7 @@ from tests.cli.runner import hf_kd
 from tests.helpers.small import make_dataset
 
 
-@pytest.mark.usefixtures("few_draws")
+@pytest.mark.usefixtures("few_draws", "no_figures")
 def test_unlearn_then_audit_then_card(place, tmp_path):
     out, report = tmp_path / "out", tmp_path / "report"
     arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--output", out]
@@ -148,7 +148,7 @@ def test_accuracy_of_the_head_before_and_after(place, tmp_path):
     assert json.loads(second)["accuracy"]["classes"] == [2, 3], "what was forgotten before is none of the others"
 
 
-@pytest.mark.usefixtures("few_draws")
+@pytest.mark.usefixtures("few_draws", "no_figures")
 def test_a_report_without_the_original_says_that_it_cannot_tell(place, tmp_path):
     arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]
     hf_kd("unlearn", place / "model", *arguments, "--method", "head-surgery")

@@ -38,6 +38,7 @@ def test_erase_says_first_what_the_head_answers_and_what_is_not_measured(erased)
     assert text.index("The other classes:") < text.index("Erased by esc")
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_the_command_that_is_named_next_runs_and_reads_the_same_data(place, tmp_path):
     reads = ["--label-mapping", "cat=cat", "--label-column", "label", "--image-column", "image", "--split", "test"]
     arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--test-split", "train", *reads]
@@ -68,7 +69,7 @@ def test_a_model_is_named_next_as_it_was_loaded(place):
     assert Shared().at_revision("user/m") == "user/m"
 
 
-@pytest.mark.usefixtures("few_draws")
+@pytest.mark.usefixtures("few_draws", "no_figures")
 def test_audit_prints_the_verdict_first_and_with_summary_ten_lines_and_nothing_else(erased, place, tmp_path):
     arguments = ["audit", erased[1], "--dataset", place / "data", "--attacks", "linear"]
     shown = hf_kd(*arguments, "--output", tmp_path / "report").stdout

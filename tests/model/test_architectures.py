@@ -6,7 +6,6 @@ the table names.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import inspect
@@ -31,18 +30,6 @@ N_FORGET = 10
 every_classifier = pytest.mark.parametrize("name", zoo.CLASSIFIERS)
 every_embedder = pytest.mark.parametrize("name", zoo.EMBEDDERS)
 every_model = pytest.mark.parametrize("name", zoo.CASES)
-some_families = pytest.mark.parametrize(
-    "name",
-    [
-        "ViTForImageClassification",
-        "ResNetForImageClassification",
-        "SwinForImageClassification",
-        "LevitForImageClassification",
-        "SwiftFormerForImageClassification",
-        "CLIPForImageClassification",
-        "Dinov2ForImageClassification",
-    ],
-)
 
 
 @pytest.fixture(autouse=True)
@@ -357,6 +344,27 @@ def covered(name: str, **options) -> tuple[ErasedModel, int]:
     return model.erase(loader(inputs, labels), method="cover", progress=False, **options), forgotten
 
 
+ONE_OF_EACH_HEAD = [
+    *(
+        f"{name}ForImageClassification"
+        for name in (
+            "ViT",
+            "ResNet",
+            "PPLCNet",
+            "ImageGPT",
+            "Siglip2",
+            "TextNet",
+            "Levit",
+            "SwiftFormer",
+            "MobileNetV2",
+        )
+    ),
+    *("LevitForImageClassificationWithTeacher", "DeiTForImageClassificationWithTeacher"),
+    "PerceiverForImageClassificationLearned",
+]
+"""What files, copies, the loss and `reset` do with a cover depends on the heads and on what is read for them alone."""
+
+
 @every_classifier
 def test_cover_keeps_the_contract(name, tmp_path):
     model, forgotten = covered(name)
@@ -376,6 +384,8 @@ def test_cover_keeps_the_contract(name, tmp_path):
     assert (output[key][:, forgotten] == MASKED_LOGIT).all()
     assert (output[key].softmax(dim=1)[:, forgotten] == 0).all()
     assert torch.isfinite(output[key]).all()
+    if name not in ONE_OF_EACH_HEAD:
+        return
     model.save_pretrained(tmp_path)
     for other in (ErasedModel.from_pretrained(tmp_path), copy.deepcopy(model)):
         assert_bit_equal(answers(other, inputs), output)
@@ -447,7 +457,13 @@ def balance(model: nn.Module, logits: Tensor) -> None:
 # Compiled and exported.
 
 
-@some_families
+FIELD_AND_TWO_HEADS = ["LevitForImageClassification", "SwiftFormerForImageClassification"]
+"""Erasers in a field of an output, and at two sites."""
+
+
+@pytest.mark.parametrize(
+    "name", ["ViTForImageClassification", "ResNetForImageClassification", *FIELD_AND_TWO_HEADS]
+)  # an eraser at each kind of place: of an input, and of a map
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_it_gives_the_erased_answers(name):
     model, inputs = erased(name), images(name, 2)
@@ -456,7 +472,7 @@ def test_compiled_it_gives_the_erased_answers(name):
     assert torch.allclose(logits, answers(model, inputs)["logits"], atol=1e-5)
 
 
-@some_families
+@pytest.mark.parametrize("name", FIELD_AND_TWO_HEADS)  # the other two: test_graph.py, at every batch size
 def test_exported_it_gives_the_erased_answers(name):
     model, inputs = erased(name), images(name, 2)
     with torch.no_grad():
@@ -583,12 +599,16 @@ def test_calls_past_the_wrapper_are_erased_as_well(name):
     for key, value in embeddings(model.inner, name).items():
         assert torch.equal(value, expected[key]), key
     call = model.inner.get_image_features if name in TWO_TOWERS else model.inner
-    given: object = ()
-    with torch.no_grad(), contextlib.suppress(InvalidTypeError):  # where a tuple has no field to erase, it says so
-        given = call(**images(name, 4), return_dict=False)
-    for value in given if isinstance(given, tuple) else (given,):
-        if value.ndim == 2:
-            assert share_along(value, directions) < 2e-5
+    try:
+        with torch.no_grad():
+            given = call(**images(name, 4), return_dict=False)
+    except InvalidTypeError:  # a tuple has no field to erase
+        assert any(place.field for place in model.taps[0].places)
+        return
+    pooled = [value for value in (given if isinstance(given, tuple) else (given,)) if value.ndim == 2]
+    assert pooled
+    for value in pooled:
+        assert share_along(value, directions) < 2e-5
 
 
 @pytest.mark.parametrize("name", [name for name, case in zoo.CLASSIFIERS.items() if case.tower])

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
+
 from hf_kd import unlearning_methods
 from hf_kd.methods import unlearning as u
 from hf_kd.testing import UnlearningTester
+from hf_kd.testing.unlearning import trained_model
 
 QUICK = {"epochs": 1, "batch_size": 16}
 
 
-class TestAmnesiac(UnlearningTester):
+class OnOneNetwork(UnlearningTester):
+    """A loss and steps along its gradient, whatever the layers are: on a transformer in tests/model/test_unlearn.py."""
+
+    @pytest.fixture(scope="class")
+    def original(self):
+        return copy.deepcopy(trained_model("convolutional")).train()
+
+
+class TestAmnesiac(OnOneNetwork):
     method = u.Amnesiac(**QUICK)
 
 
-class TestBadTeaching(UnlearningTester):
+class TestBadTeaching(OnOneNetwork):
     method = u.BadTeaching(**QUICK)
 
 
-class TestBoundaryExpand(UnlearningTester):
+class TestBoundaryExpand(OnOneNetwork):
     method = u.BoundaryExpand(**QUICK)
 
 
-class TestBoundaryShrink(UnlearningTester):
+class TestBoundaryShrink(OnOneNetwork):
     method = u.BoundaryShrink(**QUICK)
 
 
@@ -38,7 +51,7 @@ class TestDamp(UnlearningTester):
     keeps = 0.0  # it edits every layer of a tiny network
 
 
-class TestDelete(UnlearningTester):
+class TestDelete(OnOneNetwork):
     method = u.Delete(**QUICK)
 
 
@@ -50,7 +63,7 @@ class TestExactUnlearningAboveABlock(UnlearningTester):
     method = u.ExactUnlearning(epochs=8, batch_size=16, keep=0.5)
 
 
-class TestFinetune(UnlearningTester):
+class TestFinetune(OnOneNetwork):
     method = u.Finetune(**QUICK)
 
 
@@ -66,7 +79,7 @@ class TestKodge(UnlearningTester):
     method = u.Kodge(forget_samples=12, retain_samples=48)
 
 
-class TestL1Sparse(UnlearningTester):
+class TestL1Sparse(OnOneNetwork):
     method = u.L1Sparse(**QUICK)
 
 
@@ -78,11 +91,11 @@ class TestLAU(UnlearningTester):
     method = u.LAU(epochs=2, batch_size=16)
 
 
-class TestNegGrad(UnlearningTester):
+class TestNegGrad(OnOneNetwork):
     method = u.NegGrad(epochs=2, batch_size=16)
 
 
-class TestNegGradPlus(UnlearningTester):
+class TestNegGradPlus(OnOneNetwork):
     method = u.NegGradPlus(**QUICK)
 
 
@@ -90,7 +103,7 @@ class TestNoiseDistill(UnlearningTester):
     method = u.NoiseDistill(epochs=8, batch_size=16, optimizer="adam", lr=5e-3)
 
 
-class TestRandomLabel(UnlearningTester):
+class TestRandomLabel(OnOneNetwork):
     method = u.RandomLabel(**QUICK)
 
 
@@ -98,19 +111,19 @@ class TestRegrow(UnlearningTester):
     method = u.Regrow(batch_size=16)
 
 
-class TestRetrain(UnlearningTester):
+class TestRetrain(OnOneNetwork):
     method = u.Retrain(epochs=12, batch_size=16, augment="flip", lr=0.05)
 
 
-class TestSalUn(UnlearningTester):
+class TestSalUn(OnOneNetwork):
     method = u.SalUn(**QUICK)
 
 
-class TestScrub(UnlearningTester):
+class TestScrub(OnOneNetwork):
     method = u.Scrub(epochs=2, max_epochs=1, batch_size=16)
 
 
-class TestScrubRewind(UnlearningTester):
+class TestScrubRewind(OnOneNetwork):
     method = u.Scrub(epochs=2, max_epochs=2, batch_size=16, rewind=True)
 
 
@@ -118,11 +131,11 @@ class TestSSD(UnlearningTester):
     method = u.SSD()
 
 
-class TestSpotter(UnlearningTester):
+class TestSpotter(OnOneNetwork):
     method = u.Spotter(**QUICK, lr=1e-3)
 
 
-class TestUnsir(UnlearningTester):
+class TestUnsir(OnOneNetwork):
     method = u.Unsir(**QUICK, noise_images=8, noise_steps=3, noise_repeats=2, per_class=12)
 
 
