@@ -88,16 +88,34 @@ def test_the_verdict_comes_first_then_strongest_and_converged_and_the_papers_aft
     assert "Not audited" in render(values())
 
 
-def test_the_headline_says_what_a_downloader_holds():
-    def changed_by(method):
-        return render(
-            replace(values(), requests=(replace(values().requests[0], method=method, source="D_r"),), taps=())
-        )
+NO_ERASER = "There is no eraser to take away"
+HELD = {
+    "erased": ([], {}, ["The weights are the original's"], [NO_ERASER]),
+    "folded": ([], {"folded": True}, ["Below its head the weights are the original's"], ["leave the eraser out"]),
+    "scrub": (["scrub"], {}, ["starting from the original's"], [NO_ERASER]),
+    "regrow": (["regrow"], {}, [NO_ERASER, "retained images alone. The lower part is the original's."], []),
+    "released": ([("regrow", {"release": 1})], {}, [NO_ERASER, "it was trained too"], ["part is the original's"]),
+    "soft": ([("regrow", {"soft": True})], {}, ["which tell of what"], ["images alone. The lower"]),
+    "second": (["scrub", "regrow"], {}, [NO_ERASER, "as the request before left it"], ["part is the original's"]),
+    "retrain": (["retrain"], {}, ["the network was trained anew"], []),
+    "from another": ([("retrain", {"init": "x"})], {}, ["starting from another checkpoint"], ["trained anew"]),
+    "regrown, erased": (["regrow", None], {}, ["then an eraser was put in", "leave out"], [NO_ERASER]),
+    "regrown, folded": (["regrow", None], {"folded": True}, ["folded into its head"], [NO_ERASER, "leave out"]),
+    "regrown, trained": (["regrow"], {"since": "trained"}, ["starting from the original's"], [NO_ERASER]),
+}
 
-    assert "The weights are the original's" in render(values()).split(BEGIN)[1]
-    assert "starting from the original's" in changed_by("scrub")
-    assert "upper part of the network was drawn anew" in changed_by("regrow")
-    assert "the network was trained anew" in changed_by("retrain")
+
+@pytest.mark.parametrize("kind", HELD)
+def test_the_headline_says_what_a_downloader_holds(kind):
+    done, given, told, untold = HELD[kind]
+    pairs = [one if isinstance(one, tuple) else (one, {}) for one in done or [None]]
+    requests = tuple(
+        replace(values().requests[0], **({"method": method, "source": "D_r", "settings": settings} if method else {}))
+        for method, settings in pairs
+    )
+    text = render(replace(values(**given), requests=requests)).split(BEGIN)[1].split("\n\n")[1]
+    assert all(words in text for words in told)
+    assert not any(words in text for words in untold)
 
 
 @pytest.mark.parametrize("kind", ["eraser", "folded", "changed", "alone"])

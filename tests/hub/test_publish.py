@@ -504,8 +504,20 @@ def test_push_says_before_anything_is_sent_that_the_eraser_can_be_taken_away(pla
     monkeypatch.setattr(publish, "prepare", refuse)
     with pytest.raises(PushError):
         ErasedModel.from_pretrained(place / "model").push_to_hub("ana/forgetful")
-    assert "take the eraser away" in caplog.text
+    assert "has the original again" in caplog.text
     assert "'regrow'" in caplog.text
+    model = ErasedModel.from_pretrained(place / "model")
+    for folded, changes, told in (
+        (False, [{"method": "regrow"}], "were changed"),
+        (True, [], "folded in erases logits"),
+    ):
+        caplog.clear()
+        record = model.erasures[0].to_dict()
+        model.inner.config.hf_kd_unlearned = [record | change for change in changes]
+        with pytest.raises(PushError):
+            model.push_to_hub("ana/forgetful", folded=folded)
+        assert told in caplog.text
+        assert "has the original again" not in caplog.text
 
 
 def test_a_handler_is_published_only_when_asked_for_and_never_over_a_persons_own(hub, run_client, place):

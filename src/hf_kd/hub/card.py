@@ -23,7 +23,7 @@ from hf_kd.errors import InvalidValueError
 
 from .card_results import OUR_SPLITS, eval_results, results_notes, results_table, verdict_text
 from .text import is_repo_id
-from .wording import FOLDED, HEADLINES, Request, classes_of, cover_limits, folded_into, methods_text, request_line
+from .wording import FOLDED, Request, classes_of, cover_limits, folded_into, headline, methods_text, request_line
 
 TEMPLATE = "model_card_template.md"
 TAGS = ("hf-kd", "machine-unlearning", "concept-erasure")
@@ -65,9 +65,14 @@ class CardValues:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def changes(self) -> tuple[Request, ...]:
+        """Requests that changed weights."""
+        return tuple(request for request in self.requests if request.source is not None)
+
+    @property
     def changed(self) -> tuple[str, ...]:
-        """Methods that changed weights."""
-        return tuple(dict.fromkeys(request.method for request in self.requests if request.source is not None))
+        """Their methods."""
+        return tuple(dict.fromkeys(request.method for request in self.changes))
 
     @property
     def folded_before(self) -> bool:
@@ -189,7 +194,8 @@ def _texts(values: CardValues) -> dict[str, Any]:
     report = values.report
     return {
         "title": escape_markdown(_name(values)),
-        "summary": f"{HEADLINES[_held(values)]}\n\n{_summary(values)}" + SINCE_NOTES.get(values.since, ""),
+        "summary": f"{headline(_held(values), values.changes, _folded(values)[0])}\n\n{_summary(values)}"
+        + SINCE_NOTES.get(values.since, ""),
         "verdict": None if report is None else verdict_text(report),
         "results": None if report is None else results_table(report),
         "results_notes": None if report is None else results_notes(report),
@@ -245,9 +251,17 @@ def _held(values: CardValues) -> str:
     """What whoever downloads this model holds, as `HEADLINES` has it."""
     if values.eraser_only:
         return "eraser" if is_repo_id(values.base_model) else "eraser of a base elsewhere"
-    if not values.changed:
-        return "changed" if values.since == "trained" or values.folded_before else "original"
-    return {"regrow": "regrown", "retrain": "retrained"}.get(values.changed[-1], "changed")
+    before = bool(values.changed) or values.folded_before
+    if any(request.source is None and not request.folded for request in values.requests):
+        if values.folded:
+            return "changed, then folded" if before or values.since == "trained" else "folded"
+        return "changed, then erased" if before else "changed" if values.since == "trained" else "original"
+    if values.folded_before or values.since == "trained":
+        return "changed"
+    last = values.changes[-1]
+    if last.method == "retrain" and last.settings.get("init") is not None:
+        return "retrained from another"
+    return {"regrow": "regrown", "retrain": "retrained"}.get(last.method, "changed")
 
 
 def _summary(values: CardValues) -> str:

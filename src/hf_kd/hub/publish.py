@@ -31,7 +31,7 @@ from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating, record
-from hf_kd.methods.records import all_records, weight_changes
+from hf_kd.methods.records import all_records, changes_of, weight_changes
 
 from .document import CARD, REPORT, base_of, document, has_own_class, read_card
 from .endpoint import write_handler
@@ -150,8 +150,8 @@ def push(
         )
     if eraser_only:
         logger.warning(BASE_KNOWS)
-    elif model.is_erased and not weight_changes(model.config):
-        logger.warning(WEIGHTS_KNOW)
+    elif model.is_erased:
+        logger.warning(WEIGHTS_KNOW["folded" if folded else "changed" if changes_of(model.config) else "original"])
     check_target(repo_id, target.token)
     with tempfile.TemporaryDirectory(prefix="hf-kd-push-") as name:
         folder, there = Path(name) / "model", Path(name) / "there"

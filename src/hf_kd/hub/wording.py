@@ -44,12 +44,20 @@ BY_NAME = (
     "alike, and who has labelled images of it, or a map to the original embeddings, finds it again."
 )
 
-WEIGHTS_KNOW = (
-    "The weights in this model are those of the original: whoever downloads it can take the eraser away and has the "
-    "original again. For weights that never saw it above some block: hf_kd.unlearn(model, images, 'regrow', retain=...), or "
+FORGET_IN_WEIGHTS = (
+    " For weights that never saw it above some block: hf_kd.unlearn(model, images, 'regrow', retain=...), or "
     "hf-kd unlearn --method regrow."
 )
-"""Said before anything is sent to the Hub."""
+
+WEIGHTS_KNOW = {
+    "original": "The weights in this model are those of the original: whoever downloads it can take the eraser away and has "
+    "the original again." + FORGET_IN_WEIGHTS,
+    "changed": "The weights in this model were changed, and then an eraser was put in: whoever downloads it can take the "
+    "eraser away, and the weights know all that it alone erases." + FORGET_IN_WEIGHTS,
+    "folded": "An eraser that is folded in erases logits or embeddings alone: what lies below is as it was, and whoever "
+    "downloads the model reads there what was to be forgotten." + FORGET_IN_WEIGHTS,
+}
+"""Said before anything is sent to the Hub, by what an eraser stands in or is folded into."""
 
 BASE_KNOWS = (
     "This eraser is a layer in front of a base that stays as it is: whoever has the base has the original model. It "
@@ -66,9 +74,17 @@ HEADLINES = {
     "leave the eraser out.",
     "changed": "**The weights were changed, starting from the original's.** What they still tell is for an audit to say "
     "(`hf-kd audit --access weights`).",
+    "changed, then erased": "**The weights were changed, and then an eraser was put in, which whoever downloads them can "
+    "leave out.** They know all that it alone erases.",
+    "folded": "**Below {where} the weights are the original's: they still know what was to be forgotten.** The eraser is "
+    "folded into {where}; whoever downloads them reads what lies below.",
+    "changed, then folded": "**The weights were changed, and then an eraser was folded into {where}.** Below it they know "
+    "all that it alone erases, and whoever downloads them reads it there.",
     "regrown": "**There is no eraser to take away: the upper part of the network was drawn anew** and trained on retained "
-    "images alone. The lower part is the original's.",
+    "images{alone}. The lower part {lower}.",
     "retrained": "**There is no eraser to take away: the network was trained anew** on retained images alone.",
+    "retrained from another": "**There is no eraser to take away: the network was trained on retained images alone, "
+    "starting from another checkpoint.** What that one knew is for an audit to say (`hf-kd audit --access weights`).",
 }
 """By what a downloader holds."""
 
@@ -157,6 +173,26 @@ class Request:
     def covers(self) -> tuple[Mapping[str, Any], ...]:
         """What cover erasure measured at each tap; empty for other methods."""
         return tuple(part for part in self.measured if "cover_classes" in part)
+
+
+def headline(held: str, changes: Sequence[Request], where: str) -> str:
+    """What whoever downloads a model holds, in a sentence or two.
+
+    Args:
+        held: A key of `HEADLINES`.
+        changes: The requests that changed its weights.
+        where: Into what its eraser is folded.
+    """
+    settings = changes[-1].settings if changes else {}
+    leaks = ", to the probabilities of the model before, which tell of what was to be forgotten"
+    lower = (
+        "is not the original's: it was trained too"
+        if settings.get("release")
+        else "is as the request before left it"
+        if len(changes) > 1
+        else "is the original's"
+    )
+    return HEADLINES[held].format(where=where, alone=leaks if settings.get("soft") else " alone", lower=lower)
 
 
 def classes_of(requests: Sequence[Request]) -> str:
