@@ -1,10 +1,11 @@
 """Regrown networks of CIFAR-10: the same original, cut at several depths, on labels or the answers of the original.
 
     python benchmarks/cifar/regrow.py --original FOLDER --data DIR --output RUNS \
-        deer:1/3:data:8 deer:1/2:data:4:1 cat:auto:teacher:8:2 cat:1/3:foreign:8 [--foreign F.parquet] [--part 0/4]
+        deer:1/3:data:8 deer:1/2:data:4:1 cat:auto:data:8:2 cat:1/3:foreign:8 [--foreign F.parquet] [--part 0/4]
 
-A network is named CLASS:KEEP:LABELS:EPOCHS[:SEED]. LABELS: data (those of the retained images), teacher (the original's
-answers on them, the class masked), soft (its probabilities), foreign (its answers on the unlabelled images of --foreign).
+A network is named CLASS:KEEP:LABELS:EPOCHS[:SEED]. KEEP: a share, or, with LABELS data, auto. LABELS: data (those of the
+retained images), teacher (the original's answers on them, the class masked), soft (its probabilities), foreign (its answers
+on the unlabelled images of --foreign).
 Each lands in RUNS/regrow-CLASS-KEEP-LABELS-EPOCHS-SEED with the accuracy of its head on the test images in `result.json`.
 One that is there is skipped, one that was cut off goes on from its last epoch. DIR holds train, train_rest, test.parquet.
 """

@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 from hf_kd import ErasedModel, ReadOptions, unlearn
 from hf_kd.cli._inputs import by_labels, without_classes
+from hf_kd.methods.unlearning import cut_scan
 from tests.cli.runner import hf_kd
 from tests.helpers.small import make_dataset
 
@@ -278,11 +279,15 @@ def test_a_label_given_as_the_retained_data_set_and_the_other_way_round_are_told
     arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]
     refused = " ".join(hf_kd("unlearn", place / "model", *arguments, "--retain", "dog", code=1).stderr.split())
     assert "--retain names a data set" in refused
+    auto = ["--method", "regrow", "--keep", "auto", "--retain", place / "data"]
+    refused = " ".join(hf_kd("unlearn", place / "model", *arguments, *auto, code=1).stderr.split())
+    assert "--keep 0.33" in refused, "a probe tells where images come from"
     refused = hf_kd("audit", place / "model", *arguments[:4], "--retain", place / "other", code=2).stderr
     assert "--retain-labels" in refused
 
 
-def test_a_network_that_never_saw_the_class_says_where_to_cut(place, tmp_path):
+def test_a_network_that_never_saw_the_class_says_where_to_cut(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(cut_scan, "FEWEST", 20)
     (tmp_path / "data").mkdir()
     make_dataset([0, 1, 2, 3, 4] * 24).to_parquet(tmp_path / "data" / "train.parquet")
     arguments = ["--dataset", tmp_path / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]

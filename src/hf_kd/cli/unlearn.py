@@ -106,6 +106,11 @@ def unlearn(
         refuse_unused(
             ("retain", "retain_limit"), f"says which images stay, and {method} reads none of them: leave it out."
         )
+    if retain is not None and getattr(chosen, "keep", None) == "auto":
+        raise InvalidValueError(
+            "--keep auto reads the class from among the retained images, and those of another data set (--retain) are told "
+            "from it whatever a network knows. Say the share that is kept, --keep 0.33, or retain other labels of --dataset."
+        )
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None

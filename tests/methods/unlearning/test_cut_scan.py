@@ -12,7 +12,7 @@ from hf_kd import unlearn
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.unlearning import cut_scan
-from hf_kd.methods.unlearning.cut import cut_behind
+from hf_kd.methods.unlearning.cut import Cut, cut_behind
 from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.task import Task
 from hf_kd.testing.unlearning import loader, planted_images, trained_model
@@ -23,7 +23,7 @@ __all__ = ["original"]
 
 def test_auto_tries_cuts_from_the_top_and_takes_the_deeper_where_readings_are_alike():
     task = small_task("ViTForImageClassification")
-    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
+    task.forget = Samples(torch.full((500,), 2), {"pixel_values": torch.randn(500, 3, 32, 32)})
     before = copy.deepcopy(task.model.state_dict())
     made = Regrow(keep="auto", scan_epochs=1, epochs=1, batch_size=6).run(task)
     tried = made["scan"]
@@ -34,28 +34,48 @@ def test_auto_tries_cuts_from_the_top_and_takes_the_deeper_where_readings_are_al
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_a_scan_reads_unlabelled_images_by_the_answers_they_are_trained_to(soft):
-    """As `unlearn` reads them where labels are the teacher's: without any."""
-    task = small_task("ViTForImageClassification")
-    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
-    task.retain = Samples(torch.full((60,), -1), {"pixel_values": torch.randn(60, 3, 32, 32)})
-    made = Regrow(keep="auto", labels="teacher", soft=soft, scan_epochs=1, epochs=1, batch_size=6).run(task)
-    assert made["block"] == made["scan"][-1]["block"]
-    assert bool((task.retain.labels == -1).all()), "the samples themselves stay as they were"
+def test_no_cut_is_looked_for_among_images_that_may_be_foreign(soft):
+    """A probe tells where pictures come from at any depth, so that no reading would fall."""
+    with pytest.raises(InvalidValueError, match=r"keep='auto' .* share such as 0\.33 .* with labels='teacher'"):
+        Regrow(keep="auto", labels="teacher", soft=soft)
 
 
 def test_a_scan_stops_where_the_reading_stops_falling(monkeypatch):
     task = small_task("ResNetForImageClassification")
-    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
+    task.forget = Samples(torch.full((500,), 2), {"pixel_values": torch.randn(500, 3, 32, 32)})
     names = task.find_blocks()
     assert len(names) == 3
     grown_at = []
-    for readings, taken, told in (([80.0, 79.0], names[0], True), ([80.0, 60.0], names[0], False)):
+    for readings, noise, told in (([80.0, 79.0], 1.0, True), ([80.0, 81.0], 2.0, True), ([80.0, 60.0], 1.0, False)):
         left = iter(readings)
-        monkeypatch.setattr(cut_scan, "read_class", lambda *args, left=left: (next(left), 2.0))
+        monkeypatch.setattr(cut_scan, "read_class", lambda *args, left=left, noise=noise: (next(left), noise))
         cut, tried, could_tell = cut_scan.scan(task, task.retain, lambda cut: grown_at.append(cut.block) or 90.0)
-        assert (cut.block, could_tell) == (taken, told)
+        assert (cut.block, could_tell) == (names[0], told)
         assert [one["reading"] for one in tried] == readings
+
+
+@pytest.mark.parametrize(("noise", "fall"), [(10.0, 2.0), (2.5, 0.0), (1.5, 1.6)])
+def test_a_fall_that_noise_would_hide_is_no_reason_to_stop(monkeypatch, noise, fall):
+    """Of few images readings of any two cuts are within their noise: the second from the top would always be taken."""
+    task = Task(nn.Linear(4, 2), Samples(torch.ones(600).long(), {"x": torch.zeros(600, 4)}), num_labels=2)
+    names = [f"block{i}" for i in range(7)]
+    task.blocks = lambda inputs, every: tuple(names)
+    readings = iter(100.0 - fall * i for i in range(9))
+    monkeypatch.setattr(cut_scan, "choose_block", lambda task, block: Cut(block, None, tuple(names), (), (), ()))
+    monkeypatch.setattr(cut_scan, "read_class", lambda *args: (next(readings), noise))
+    cut, tried, could_tell = cut_scan.scan(task, task.forget, lambda cut: 90.0)
+    assert (cut.block, len(tried), could_tell) == (names[0], 6, False)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_images_too_few_to_tell_readings_apart_are_refused(reference):
+    task = small_task("ResNetForImageClassification")
+    task.forget = task.forget.subset(torch.arange(4).repeat(124))
+    with pytest.raises(InvalidValueError, match=r"readings of 496 .*at least 500.* keep=0\.33"):
+        if reference:
+            cut_scan.where_profiles_part(task, task.retain, copy.deepcopy(task.model))
+        else:
+            cut_scan.scan(task, task.retain, lambda cut: 90.0)
 
 
 def test_a_reading_is_of_held_out_images():
@@ -71,20 +91,20 @@ def test_a_reading_is_of_held_out_images():
 
 
 def test_the_noise_of_a_reading_is_that_of_the_images_that_were_asked():
-    """Where all of 10 were recognised, whatever the number of others was."""
+    """Where all of 20 were recognised, whatever the number of others was."""
     task = Task(
         nn.Linear(4, 2), Samples(torch.ones(20).long(), {"x": torch.randn(20, 4) + 20}), num_labels=2, progress=False
     )
     for others in (40, 4000):
         retain = Samples(torch.zeros(others).long(), {"x": torch.randn(others, 4)})
         reading = cut_scan.read_class(task, task.forget, retain, lambda some: next(some.batches(10**6)).inputs["x"])
-        assert reading == (100.0, 5.0)
+        assert reading == (100.0, 2.5)
 
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_reference_of_another_depth_is_refused(depth):
     task = small_task("ViTForImageClassification")
-    task.forget = task.forget.subset(torch.arange(4).repeat(10))
+    task.forget = task.forget.subset(torch.arange(4).repeat(125))
     config = copy.deepcopy(task.model.config)
     assert config.num_hidden_layers not in (1, 3)
     config.num_hidden_layers = depth
@@ -94,7 +114,7 @@ def test_a_reference_of_another_depth_is_refused(depth):
 
 def test_with_a_reference_the_cut_is_where_both_begin_to_differ(original):
     """A reference that is the model itself differs nowhere."""
-    many = loader(*planted_images(FORGET, per_class=60)), loader(*planted_images(RETAINED, per_class=30))
+    many = loader(*planted_images(FORGET, per_class=500)), loader(*planted_images(RETAINED, per_class=30))
 
     def cut_by(reference):
         return unlearn(original, many[0], "regrow", retain=many[1], progress=False, keep="auto", epochs=1,
@@ -113,7 +133,7 @@ def test_with_a_reference_the_cut_is_where_both_begin_to_differ(original):
 
 def test_the_cut_lies_below_the_first_block_that_tells_more_than_the_reference(monkeypatch):
     task = small_task("ResNetForImageClassification")
-    task.forget = Samples(torch.full((40,), 2), {"pixel_values": torch.randn(40, 3, 32, 32)})
+    task.forget = Samples(torch.full((500,), 2), {"pixel_values": torch.randn(500, 3, 32, 32)})
     names = task.find_blocks()
     readings = iter([(50.0, 1.0), (50.0, 1.0), (70.0, 1.0), (69.0, 1.0), (90.0, 1.0), (70.0, 1.0)])
     monkeypatch.setattr(cut_scan, "read_class", lambda *args: next(readings))
@@ -124,7 +144,7 @@ def test_the_cut_lies_below_the_first_block_that_tells_more_than_the_reference(m
 
 def test_a_reference_in_half_precision_is_read_like_the_model():
     original = copy.deepcopy(trained_model("convolutional")).to(torch.bfloat16)
-    forget, retain = loader(*planted_images(FORGET, per_class=24)), loader(*planted_images(RETAINED, per_class=12))
+    forget, retain = loader(*planted_images(FORGET, per_class=500)), loader(*planted_images(RETAINED, per_class=12))
     changed = unlearn(original, forget, "regrow", retain=retain, progress=False, keep="auto", epochs=1,
                       reference_model=original)  # fmt: skip
     assert changed.dtype == torch.bfloat16

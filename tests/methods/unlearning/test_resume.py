@@ -39,6 +39,12 @@ def data():
     return loader(*planted_images(FORGET, per_class=24)), loader(*planted_images(RETAINED, per_class=6))
 
 
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """What readings are worth is asked in test_cut_scan.py."""
+    monkeypatch.setattr(cut_scan, "FEWEST", 20)
+
+
 def scanned(model, data, **settings):
     options = SCAN | settings
     return unlearn(model, data[0], "regrow", retain=data[1], progress=False, allow_unrecognised=True, **options)
@@ -105,12 +111,12 @@ def test_what_was_kept_of_another_run_is_refused(original, data, tmp_path, monke
     with torch.no_grad():
         next(model.parameters()).add_(1e-3)
     forget, retain = data
+    others_of_it = loader(*planted_images(FORGET, per_class=24, seed=1))
     retained = planted_images(RETAINED, per_class=6)
     others = {
         "model": lambda: scanned(model, data, checkpoint=tmp_path),
         "settings": lambda: scanned(original, data, checkpoint=tmp_path, lr=1e-4),
-        "forget": lambda: scanned(original, (loader(*planted_images([1], per_class=24)), retain), checkpoint=tmp_path,
-                                  labels="teacher"),
+        "forget": lambda: scanned(original, (others_of_it, retain), checkpoint=tmp_path),
         "data": lambda: scanned(original, (forget, loader(retained[0].flip(-1), retained[1])), checkpoint=tmp_path),
     }  # fmt: skip
     for name, run in others.items():

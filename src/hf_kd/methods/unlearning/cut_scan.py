@@ -31,17 +31,20 @@ logger = logging.getLogger(__name__)
 AT_MOST = 6
 """Cuts that are tried."""
 
-IMAGES = {"forget": 1_000, "retain": 4_000}
-"""Of each set, read for the probe at most: one half to fit it, the other to ask it."""
+IMAGES = {"forget": 2_000, "retain": 8_000}
+"""Of each set, read for the probe at most: each half is asked by the probe of the other."""
 
-FEWEST = 20
-"""Images of the forgotten classes that a reading needs."""
+ALIKE = 3.0
+"""Points that two readings which count as alike are apart at most, the noise of both included."""
+
+FEWEST = 500
+"""Images of the forgotten classes: two readings of fewer are apart by more than `ALIKE` by chance."""
 
 
 def scan(
     task: Task, retain: Samples, grow: Callable[[Cut], float], same: Mapping[str, Any] | None = None
 ) -> tuple[Cut, list[CutTried], bool]:
-    """Try cuts from the top down until the reading of the class stops falling by more than its noise.
+    """Try cuts from the top down until the reading of the class stops falling, as far as its noise lets one say so.
 
     With `Task.checkpoint` what was read is kept after each cut, and the same call goes on behind the last one.
 
@@ -53,8 +56,8 @@ def scan(
         same: What has to be as it was for the scan to go on (`run_identity`); where it is empty, nothing is kept.
 
     Returns:
-        The cut, what was read at each, and whether the scan could tell: where the reading fell up to the last cut, that is
-        taken, and where it stopped, the deeper of the two that read alike.
+        The cut, what was read at each, and whether the scan could tell: where no two readings were alike, the last cut is
+        taken, else the deeper of the first two that were.
 
     Raises:
         InvalidValueError: Where there are too few images of the forgotten classes to read anything, and where what was kept
@@ -86,11 +89,14 @@ def scan(
 
 
 def _stopped_falling(tried: Sequence[CutTried]) -> bool:
-    """Whether the last of these cuts reads no less of the class than the one before, by more than the noise of both."""
+    """Whether the last of these cuts reads no less of the class than the one before.
+
+    Noise that would hide a fall counts as one: where the two cannot be told apart for it, the scan goes on.
+    """
     if len(tried) < 2:
         return False
     before, last = tried[-2], tried[-1]
-    return before["reading"] - last["reading"] <= math.hypot(before["noise"], last["noise"])
+    return max(before["reading"] - last["reading"], 0.0) + math.hypot(before["noise"], last["noise"]) <= ALIKE
 
 
 @torch.no_grad()
@@ -160,19 +166,21 @@ def read_class(
 ) -> tuple[float, float]:
     """Percent of held-out forgotten images that a converged linear probe on pooled features recognises, and its sd.
 
-    What stands before the first head is read unless `read` gives other features [n, d]; every second image fits the probe.
+    What stands before the first head is read unless `read` gives other features [n, d]. Two probes are fitted, each on every
+    second image, and each is asked for the others.
     """
     with task.mode("eval"):
         parts = [task.head_inputs(some)[0] if read is None else read(some) for some in (forget, retain)]
     features = torch.cat(parts).cpu()
     labels = torch.cat([forget.labels, retain.labels])
-    fits = torch.arange(len(labels)) % 2 == 0
-    probe = fit_linear_probe(features[fits], labels[fits])
-    rows = ~fits & (torch.arange(len(labels)) < len(forget))
-    asked = int(rows.sum())
-    own = (probe.predict(features[rows]) == labels[rows]).double().mean().reshape(1)
+    hits, asked = torch.zeros(1, dtype=torch.float64), len(forget)
+    for half in (0, 1):
+        fits = torch.arange(len(labels)) % 2 == half
+        probe = fit_linear_probe(features[fits], labels[fits])
+        rows = ~fits & (torch.arange(len(labels)) < asked)
+        hits += (probe.predict(features[rows]) == labels[rows]).sum()
     # the mean over processes: what they decide by it has to be the same in all of them
-    share = float(sum_over_processes(own)) / task.state.num_processes
+    share = float(sum_over_processes(hits)) / (asked * task.state.num_processes)
     return round(100 * share, 2), round(100 * math.sqrt(max(share * (1 - share), 0.25 / asked) / asked), 2)
 
 
@@ -188,8 +196,8 @@ def _drawn(task: Task, retain: Samples) -> tuple[Samples, Samples]:
     """Images of D_f and D_r that the class is read from."""
     if len(task.forget) < FEWEST:
         raise InvalidValueError(
-            f"keep='auto' reads the class from networks cut at different depths, and {len(task.forget)} images of it are "
-            f"too few (at least {FEWEST}). Give more, or say the share that is kept: keep=0.33."
+            f"keep='auto' compares how much of the class is read at different depths, and readings of {len(task.forget)} "
+            f"images of it differ by chance (at least {FEWEST}). Give more, or say the share that is kept: keep=0.33."
         )
     draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     return _some(task.forget, IMAGES["forget"], draws), _some(retain, IMAGES["retain"], draws)

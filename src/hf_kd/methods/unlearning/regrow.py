@@ -77,8 +77,8 @@ class Regrow(UnlearningMethod):
 
     Attributes:
         keep: Which part is kept: a share of the blocks (rounded down to the end of a stage one block away), the name of
-            the last block, or "auto": cuts are tried from the top down until a converged probe reads no less of the class.
-            More is cheaper and leaves more of the class.
+            the last block, or, with labels="data", "auto": cuts are tried from the top down until a converged probe reads no
+            less of the class. More is cheaper and leaves more of the class.
         epochs: Passes over D_r; unless given 8, or 4 where almost half of the blocks or more are kept.
         lr: Learning rate at its highest; 0.1 for sgd and 1e-3 for adamw unless given.
         batch_size: Images in each step, of all processes together.
@@ -143,6 +143,13 @@ class Regrow(UnlearningMethod):
                     isinstance(share, str) or 0 < (share or 0) < 1,
                     "a share between 0 and 1, the name of a block, or 'auto'",
                 ),
+                (
+                    "keep",
+                    share,
+                    share != "auto" or self.labels == "data",
+                    "a share such as 0.33 or the name of a block with labels='teacher': the class is read from among the "
+                    "retained images, and foreign ones are told from it whatever a network knows",
+                ),
                 ("soft", self.soft, not self.soft or self.labels == "teacher", "False unless labels='teacher'"),
                 ("weight_decay", self.weight_decay, (self.weight_decay or 0) >= 0, "0 or more"),
                 ("crops", self.crops, self.crops >= 0, "0 or more"),
@@ -185,8 +192,7 @@ class Regrow(UnlearningMethod):
     def _scanned(
         self, task: Task, retain: Samples, targets: Tensor, found: dict[str, Any], same: Mapping[str, Any]
     ) -> Cut:
-        """The cut that a scan finds; what it read goes into `found`. Labels are those that are trained to."""
-        retain = retain.relabelled(targets.argmax(dim=1) if self.soft else targets)
+        """The cut that a scan finds; what it read goes into `found`."""
         if task.reference is not None:
             cut, found["scan"], told = where_profiles_part(task, retain, task.reference)
             text = "The profiles of model and reference do not part where one could cut; the nearest cut was taken."
@@ -198,7 +204,8 @@ class Regrow(UnlearningMethod):
                 same,
             )
             text = (
-                "The scan could not tell where to cut: the reading fell up to the last cut it tried, which was taken."
+                "The scan could not tell where to cut: up to the last cut it tried, which was taken, the reading fell or "
+                "was too noisy to say that it did not."
             )
         if not told:
             _warn(task, text)
