@@ -9,7 +9,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_kd import ErasedModel
+from hf_kd import ErasedModel, unlearn
 from hf_kd.hub.card import BEGIN, END
 from hf_kd.hub.document import REPORT, document
 from hf_kd.hub.files import RECEIPT
@@ -26,6 +26,20 @@ TEXT = "---\nlicense: mit\ntags:\n- pets\n---\n\n# Café pets\n\nMy own words.\n
 @pytest.fixture
 def erased(vit, processor, forget):
     return ErasedModel.from_model(vit, processor).erase(forget, k=2, progress=False)
+
+
+def test_the_card_shows_the_scan_that_chose_a_cut_and_a_broken_one_does_not_cost_it(
+    vit, processor, forget, tmp_path, caplog
+):
+    changed = unlearn(vit, forget, "head-surgery", processor=processor, progress=False)
+    tried = [{"block": f"b{n}", "blocks_kept": n, "reading": 60.0, "noise": 1.0, "retained": 80.0} for n in (2, 1)]
+    for name, scan in (("whole", tried), ("broken", [{"block": "b1"}])):
+        changed.config.hf_kd_unlearned[-1]["measured"][0]["scan"] = scan
+        changed.save_pretrained(tmp_path / name)
+        document(ErasedModel.from_model(changed, processor), tmp_path / name)
+        is_drawn = "](figures/cut_scan.png)" in (tmp_path / name / "README.md").read_text()
+        assert is_drawn == (tmp_path / name / "figures" / "cut_scan.png").is_file() == (name == "whole")
+    assert "could not be drawn" in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "shift-jis", "cp1252"])

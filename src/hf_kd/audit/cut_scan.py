@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_kd.data.text import figure_text
 from hf_kd.errors import InvalidValueError, require
+from hf_kd.methods.measured import CutTried
 from hf_kd.methods.records import weight_changes
 
 from .plotting import BLUE, GREEN, ORANGE, STYLE
+
+
+def scan_of(model: Any) -> Sequence[CutTried]:
+    """What `regrow` tried with `keep="auto"` in the last change of a model's weights; empty where it made no scan."""
+    last = weight_changes(model.config)[-1:]
+    return next((part["scan"] for change in last for part in change.measured if "scan" in part), ())
 
 
 def draw_cut_scan(model: Any, path: str | Path) -> Path:
@@ -25,8 +33,7 @@ def draw_cut_scan(model: Any, path: str | Path) -> Path:
     Raises:
         InvalidValueError: Where the model's last change of weights made no scan.
     """
-    changes = weight_changes(model.config)
-    scan = changes[-1].measured[0].get("scan") if changes else None
+    scan = scan_of(model)
     if not scan:
         raise InvalidValueError("This model has no scan: hf_kd.unlearn(..., 'regrow', keep='auto') makes one.")
     rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure

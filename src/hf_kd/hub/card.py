@@ -94,9 +94,10 @@ ALT = {
     "tsne": "t-SNE of test features before and after erasing",
     "weight_profile": "What probes read at every block of the network, before and after recalibrating BatchNorm",
     "relearning": "Recall of the forgotten classes while the network is trained on few of their images",
+    "cut_scan": "What a probe read of the forgotten classes, by the last block that was kept, when the cut was chosen",
     "reference_level": "Recall of references that never saw the forgotten classes, against their accuracy on the others",
 }
-"""What is to be seen in the figures of a report, by their names (those of `hf_kd.audit.figures.FIGURES`)."""
+"""What is to be seen in figures, by their names: `hf_kd.audit.figures.FIGURES` and that of a scan for a cut."""
 
 
 def render(values: CardValues, existing: str | None = None) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from jinja2 import TemplateError
 from yaml import YAMLError
 
+from hf_kd.audit.cut_scan import draw_cut_scan, scan_of
 from hf_kd.audit.report import RetentionReport
 from hf_kd.data.digest import inner_digest
 from hf_kd.errors import has_package
@@ -81,7 +82,7 @@ def document(
         # by the names of a folder and its files only whom it was handed to knows the data
         known = {key: value for key, value in report.context.items() if key not in ("dataset", "files")}
         report = replace(report, context=known)
-    figures = () if report is None else _write_report(report, folder)
+    figures = (*(() if report is None else _write_report(report, folder)), *_draw_scan(model, folder))
     (base, commit), records = base_of(model), all_records(model)
     changes, folded_before = weight_changes(model.config), folded_erasures(model.config)
     kinds = {"changes": changes, "folded_before": folded_before, "erasures": model.erasures}
@@ -160,6 +161,18 @@ def _write_report(report: RetentionReport, folder: Path) -> tuple[str, ...]:
         return tuple(path.relative_to(folder).as_posix() for path in report.figures(folder / "figures"))
     logger.warning("The card has no figures: matplotlib is not installed. Install it: pip install 'hf-kd[figures]'.")
     return ()
+
+
+def _draw_scan(model: TappedModel, folder: Path) -> tuple[str, ...]:
+    """The figure of the scan that says where the model was cut, where there was one and it can be drawn."""
+    if not scan_of(model) or not has_package("matplotlib"):
+        return ()
+    (folder / "figures").mkdir(exist_ok=True)
+    try:
+        return (draw_cut_scan(model, folder / "figures" / "cut_scan.png").relative_to(folder).as_posix(),)
+    except (KeyError, TypeError, ValueError) as error:
+        logger.warning(f"The scan in the record could not be drawn ({type(error).__name__}: {error}).")
+        return ()
 
 
 def read_card(places: Sequence[Path]) -> tuple[str | None, bool]:

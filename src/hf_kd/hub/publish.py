@@ -23,7 +23,6 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 from torch import Tensor
 
-from hf_kd.audit.figures import FIGURES
 from hf_kd.audit.report import RetentionReport
 from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG
 from hf_kd.errors import InvalidValueError, NotVerifiedError
@@ -33,6 +32,7 @@ from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating, record
 from hf_kd.methods.records import all_records, changes_of, weight_changes
 
+from .card import ALT
 from .document import CARD, REPORT, base_of, document, has_own_class, read_card
 from .endpoint import write_handler
 from .files import WEIGHT_PATTERNS, is_answering, save_processor, superseded
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 OF_A_MODEL = (*WEIGHT_PATTERNS, "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 """Weights, which would be another model's if they stayed where a push does not bring them itself."""
 
-OF_AN_AUDIT = {REPORT, *(f"figures/{name}.png" for name in FIGURES)}
+OF_AN_AUDIT = {REPORT, *(f"figures/{name}.png" for name in ALT)}
 """What is told of an audit; whatever else lies among the figures is a person's."""
 
 RECORDS = ("erasures", "hf_kd_unlearned", "hf_kd_folded")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_kd import unlearn
+from hf_kd import ReadOptions, unlearn
 from hf_kd.errors import DivergedError
 from hf_kd.methods.unlearning import cut_scan, regrow, resume
 from hf_kd.methods.unlearning.cut_scan import scan
@@ -18,6 +18,9 @@ from hf_kd.testing.unlearning import CLASSES, SIDE, loader, planted_images
 from tests.methods.unlearning.test_regrow import FORGET, RETAINED, equal, measured, small_task
 
 SCAN = {"keep": "auto", "scan_epochs": 1, "epochs": 1, "batch_size": 16, "augment": "flip-crop", "crops": 1}
+
+
+BF16 = ReadOptions(mixed_precision="bf16", progress=False)
 
 
 class Killed(BaseException):
@@ -46,8 +49,8 @@ def few_images(monkeypatch):
 
 
 def scanned(model, data, **settings):
-    options = SCAN | settings
-    return unlearn(model, data[0], "regrow", retain=data[1], progress=False, allow_unrecognised=True, **options)
+    options = SCAN | {"reading": ReadOptions(progress=False)} | settings
+    return unlearn(model, data[0], "regrow", retain=data[1], allow_unrecognised=True, **options)
 
 
 def dies_at(monkeypatch, module, name, call):
@@ -117,6 +120,7 @@ def test_what_was_kept_of_another_run_is_refused(original, data, tmp_path, monke
         "model": lambda: scanned(model, data, checkpoint=tmp_path),
         "settings": lambda: scanned(original, data, checkpoint=tmp_path, lr=1e-4),
         "forget": lambda: scanned(original, (others_of_it, retain), checkpoint=tmp_path),
+        "precision": lambda: scanned(original, data, checkpoint=tmp_path, reading=BF16),
         "data": lambda: scanned(original, (forget, loader(retained[0].flip(-1), retained[1])), checkpoint=tmp_path),
     }  # fmt: skip
     for name, run in others.items():

@@ -49,6 +49,7 @@ def run_identity(task: Task, settings: Mapping[str, Any], samples: Samples) -> d
         "forget": _digest_of(task.forget),
         "data": _digest_of(samples),
         "processes": task.state.num_processes,
+        "precision": task.mixed_precision,
     }
 
 
@@ -145,6 +146,7 @@ def _damaged(path: Path, error: Exception) -> InvalidValueError:
 
 
 def _refuse_another(path: Path, about: Mapping[str, Any], same: Mapping[str, Any]) -> None:
+    about = {"precision": same.get("precision"), **about}  # which older files do not say
     different = sorted(key for key, value in same.items() if about.get(key) != json.loads(json.dumps(value)))
     if different:
         raise InvalidValueError(
