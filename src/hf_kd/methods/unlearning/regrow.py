@@ -147,8 +147,7 @@ class Regrow(UnlearningMethod):
                     "keep",
                     share,
                     share != "auto" or self.labels == "data",
-                    "a share such as 0.33 or the name of a block with labels='teacher': the class is read from among the "
-                    "retained images, and foreign ones are told from it whatever a network knows",
+                    "a share such as 0.33 with labels='teacher': from foreign images any network tells the class",
                 ),
                 ("soft", self.soft, not self.soft or self.labels == "teacher", "False unless labels='teacher'"),
                 ("weight_decay", self.weight_decay, (self.weight_decay or 0) >= 0, "0 or more"),
@@ -203,10 +202,7 @@ class Regrow(UnlearningMethod):
                 lambda cut: self._grow(task, retain, cut, targets, self.scan_epochs, {})["retained_accuracy"][-1],
                 same,
             )
-            text = (
-                "The scan could not tell where to cut: up to the last cut it tried, which was taken, the reading fell or "
-                "was too noisy to say that it did not."
-            )
+            text = "The scan could not tell where to cut: readings fell or were too noisy; the last cut it tried was taken."
         if not told:
             _warn(task, text)
         return cut
