@@ -36,7 +36,7 @@ def test_auto_tries_cuts_from_the_top_and_takes_the_deeper_where_readings_are_al
 @pytest.mark.parametrize("soft", [False, True])
 def test_no_cut_is_looked_for_among_images_that_may_be_foreign(soft):
     """A probe tells where pictures come from at any depth, so that no reading would fall."""
-    with pytest.raises(InvalidValueError, match=r"keep='auto' .* share such as 0\.33 .* with labels='teacher'"):
+    with pytest.raises(InvalidValueError, match=r"keep='auto' .* share such as 0\.33 with labels='teacher'"):
         Regrow(keep="auto", labels="teacher", soft=soft)
 
 
