@@ -23,6 +23,7 @@ from datasets import load_dataset
 
 from hf_kd import ErasedModel
 from hf_kd.audit.sections.weight_access import idi
+from hf_kd.audit.weight_access import last_kept
 from hf_kd.audit.whitebox.battery import ATTACKS, run_battery
 from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.images import MOST_IMAGES, white_box_images
@@ -96,7 +97,11 @@ def _attack(
     names = _names(data)
     for attack in wanted:  # saved after each, for who is stopped
         done = run_battery(
-            {name: Network.of(model, names)}, images, attacks=[attack], found={name: done}, seed=arguments.seed
+            {name: Network.of(model, names, last_kept(model))},
+            images,
+            attacks=[attack],
+            found={name: done},
+            seed=arguments.seed,
         )[name]
         part = file.with_suffix(".part")
         part.write_text(json.dumps(done.to_dict()))

@@ -7,7 +7,7 @@ import torch
 
 from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.class_maps import class_map
-from hf_kd.audit.hidden_states import blocks_of, class_maps, grad_cam, grid_of, sampled_rows
+from hf_kd.audit.hidden_states import blocks_of, blocks_read, class_maps, grad_cam, grid_of, sampled_rows
 from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state
 from hf_kd.features.taps.inputs import image_inputs, main_input
@@ -26,6 +26,16 @@ def splits():
 @pytest.fixture
 def erased(model, processor, forget):
     return ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)
+
+
+def test_blocks_that_were_left_out_are_counted():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(hidden_size=8, num_hidden_layers=18, num_attention_heads=2, intermediate_size=8,
+                       image_size=16, patch_size=8)  # fmt: skip
+    model = ErasedModel.from_model(randomise(ViTForImageClassification(config)))
+    assert blocks_read(model, blocks_of(model)) == "16 of 18 blocks"
+    assert blocks_read(model, blocks_of(model, at_most=None)[:9]) == "9 of 9 blocks"
 
 
 def test_blocks_follow_each_other_and_thin_out_evenly():

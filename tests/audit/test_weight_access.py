@@ -114,6 +114,15 @@ def test_no_row_of_the_table_is_stronger_than_what_verdict_and_summary_call_the_
         assert top["F"] - top["false_alarms"] >= max(gains) - 1e-9
 
 
+def test_the_section_says_what_was_read_where_and_in_which_state(report):
+    notes = " ".join(report.section("weight_access").notes)
+    assert (
+        "with BatchNorm as it is and from 10 images and from 80 images; every other probe from 80 images alone" in notes
+    )
+    assert "Maps are read by a linear probe" in notes
+    assert "Features of 2 of 2 blocks" in notes
+
+
 def test_figures(report, tmp_path):
     pytest.importorskip("matplotlib")
     names = {path.stem for path in report.figures(tmp_path)}

@@ -56,6 +56,12 @@ def blocks_of(
         return find_blocks(model.inner, inputs, name, every, at_most, also)
 
 
+def blocks_read(model: TappedModel, blocks: Sequence[str]) -> str:
+    """How many of a model's blocks are read, in words: "9 of 9 blocks"."""
+    count = len(blocks) if len(blocks) < AT_MOST else len(blocks_of(model, at_most=None))
+    return f"{len(blocks)} of {max(count, len(blocks))} blocks"
+
+
 def read_layers(
     model: TappedModel, data: Any, options: ReadOptions, blocks: Sequence[str], rows: Tensor
 ) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions
 from hf_kd.features.taps.inputs import input_device, run
 
-from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, read_layers, sampled_rows
+from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, blocks_read, read_layers, sampled_rows
 from .schema import Section
 from .sections.layers import layer_profile_section
 from .weight_access import AuditImages
@@ -172,7 +172,9 @@ class AuditSplits:
             among = torch.isin(torch.nonzero(kept).flatten(), rows)
             tap.append({version: pair[number][among] for version, pair in features.items()})
         with working("probing every block", self.reading.progress):
-            return layer_profile_section(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
+            section = layer_profile_section(hidden[0], labels[0], hidden[1], labels[1], forget, (tap[0], tap[1]))
+        told = f"Read at {blocks_read(self.model, blocks['erased'])} and at the tap."
+        return replace(section, notes=(*section.notes, told))
 
 
 def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | None:

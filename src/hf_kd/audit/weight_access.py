@@ -14,6 +14,7 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.records import weight_changes
 from hf_kd.metrics.weight_signature import PartSignature, weight_signature
 
+from .hidden_states import blocks_read
 from .schema import Section
 from .sections.reference_level import ReadLevel
 from .sections.weight_access import left_out_notes, weight_access_data, weight_access_section
@@ -95,12 +96,12 @@ def measure_weight_access(
         models["original"] = original
     models |= {"reference" if n == 0 else f"reference {n + 1}": other for n, other in enumerate(references)}
     names = dict(data.names or model.class_names)
-    cut = _last_kept(model)
+    cut = last_kept(model)
     networks = {name: Network.of(other, names, cut) for name, other in models.items()}
     _refuse_other_classes(networks, names, data)
     images = _images_of(models, data)
     found = run_battery(networks, images, budget=budget, seed=seed, together=SHOWN, progress=data.reading.progress)
-    notes = [_sampled(images["erased"], data)]
+    notes = [_sampled(images["erased"], data, blocks_read(model, networks["erased"].blocks))]
     if original is None and changed:
         notes.append("The weights were changed and no original was given: nothing of before stands beside them.")
     elif original is None:
@@ -125,7 +126,7 @@ def measure_weight_access(
     return WeightAccess(found, section, weight_access_data(found), int(images["erased"].test_forget.sum()))
 
 
-def _last_kept(model: TappedModel) -> str | None:
+def last_kept(model: TappedModel) -> str | None:
     """Up to which block a model was kept when the part above was drawn anew, by its records; None where it was not."""
     parts = [part for change in weight_changes(model.config) for part in change.measured]
     return next((part["block"] for part in reversed(parts) if "block" in part), None)
@@ -162,7 +163,7 @@ def _images_of(models: Mapping[str, TappedModel], data: AuditImages) -> dict[str
     return found
 
 
-def _sampled(images: WhiteBoxData, data: AuditImages) -> str:
+def _sampled(images: WhiteBoxData, data: AuditImages, blocks: str) -> str:
     """Of how much everything here was measured."""
     counts = []
     for split, own in (("training", images.train), ("test", images.test)):
@@ -171,7 +172,7 @@ def _sampled(images: WhiteBoxData, data: AuditImages) -> str:
     classes = int((~images.forget_columns).sum())
     return (
         f"Read from {' and '.join(counts)}, of the forgotten and {classes} retained classes and drawn by a fixed seed. "
-        "Features of all blocks come from one pass, pooled and as 4x4 maps of at most 64 principal channels; networks in "
+        f"Features of {blocks} come from one pass, pooled and as 4x4 maps of at most 64 principal channels; networks in "
         f"training are read on {min(READ, len(images.test))} test images."
     )
 

@@ -13,7 +13,7 @@ LEAST_SPAN = 10.0
 
 
 def draw_weight_profile(report: ReportData, figure_class: Any) -> Any:
-    """F and AUC of the converged probe at every block of the bare networks; references beyond the first are thin."""
+    """F and AUC of the converged probe at blocks of the bare networks; references beyond the first are thin."""
     profile = (report.context.get("weights") or {}).get("profile") or {}
     if not profile.get("erased"):
         return None
@@ -34,7 +34,7 @@ def draw_weight_profile(report: ReportData, figure_class: Any) -> Any:
                 label=None if more else _called(report, version),
             )  # fmt: skip
         axes.set_xticks(range(len(blocks)), [_short(block) for block in blocks], rotation=60, ha="right", fontsize=7)
-        axes.set_title("a converged probe on each block")
+        axes.set_title("a converged probe, block by block")
         axes.set_ylabel(title)
         _whole_scale(axes, quantity)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)

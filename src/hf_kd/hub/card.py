@@ -92,8 +92,8 @@ ALT = {
     "norms": "Histograms of feature norms of forgotten and retained images, before and after erasing",
     "layer_profile": "What a converged probe reads at every layer",
     "tsne": "t-SNE of test features before and after erasing",
-    "weight_profile": "What probes read at every block of the network, before and after recalibrating BatchNorm",
-    "relearning": "Recall of the forgotten classes while the network is trained on few of their images",
+    "weight_profile": "F and AUC of a converged probe, block by block, of this network, the original and references",
+    "relearning": "AUC and recall of the forgotten classes while networks are trained on few of their images",
     "cut_scan": "What a probe read of the forgotten classes, by the last block that was kept, when the cut was chosen",
     "reference_level": "Recall of references that never saw the forgotten classes, against their accuracy on the others",
 }

@@ -63,6 +63,7 @@ def weight_access_section(
         "the forgotten test images, R accuracy on the retained ones, AUC that of forgotten against retained. Each number is "
         "the best for the attacker over blocks and, for relearning, over five learning rates.",
         *_strongest_note(found),
+        *_states_note(found["erased"]),
         *notes,
         *left_out_notes(found),
         *_fewer_images(found["erased"], classes),
@@ -95,6 +96,20 @@ def _strongest_note(found: Mapping[str, NetworkFindings]) -> list[str]:
         told += [f"Strongest {what}: {'; '.join(names)}."] if names else []
     rule = "Strongest is, of each network by itself, what has the highest recall minus false alarms."
     return [" ".join([rule, *told])] if told else []
+
+
+def _states_note(own: NetworkFindings) -> list[str]:
+    """Which probes were read in which state of BatchNorm, and what starts from which."""
+    states = list(dict.fromkeys(str(result.settings["batchnorm"]) for result in own.probes))
+    told = []
+    if len(states) > 1:
+        told.append(
+            f"The linear probe with all labels is read with BatchNorm {states[0]} and from {' and from '.join(states[1:])}; "
+            f"every other probe from {states[-1]} alone, where the class's row, removal, regrowing and relearning start too."
+        )
+    if own.best_of("linear on maps") is not None:
+        told.append("Maps are read by a linear probe with all labels alone.")
+    return [" ".join(told)] if told else []
 
 
 def called(attack: AttackResult) -> str:
