@@ -7,6 +7,7 @@
 Folders hold checkpoints that `ErasedModel.from_pretrained` loads. A network whose file is complete is not attacked again:
 a run that was stopped goes on. Several processes (`--part 0/4` to `--part 3/4`) share the networks of one device. Every run
 prints the table of the files that there are. Each network also stands beside the level of the references at its own R.
+The attacker who regrows keeps of each network what its own record says was kept, else the lower third.
 """
 
 from __future__ import annotations
