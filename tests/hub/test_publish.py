@@ -25,6 +25,7 @@ from hf_kd.hub.upload import upload
 from tests.conftest import image_processor, small_vit
 from tests.helpers import processes
 from tests.helpers.small import make_dataset
+from tests.helpers.taught import taught
 from tests.hub.conftest import OTHER, READER, WRITER
 
 TOKEN = WRITER
@@ -283,8 +284,9 @@ def test_what_stays_in_the_repository_is_a_persons_and_what_changes_answers_is_i
     assert hub.repo("ana/lora").refs["main"] == before
 
 
-def test_a_model_that_cannot_be_saved_makes_no_repository(place, monkeypatch):
-    model = ErasedModel.from_pretrained(place / "model").erase(make_dataset([3] * 40), "cover", progress=False)
+def test_a_model_that_cannot_be_saved_makes_no_repository(monkeypatch):
+    model = ErasedModel.from_model(taught(copy.deepcopy(small_vit()), image_processor()), image_processor())
+    model.erase(make_dataset([3] * 40), "cover", progress=False)
     monkeypatch.setattr(publish, "check_target", lambda *_: None)
     monkeypatch.setattr(publish, "prepare", lambda *_, **__: pytest.fail("a repository was made"))
     with pytest.raises(ValueError, match="fold"):

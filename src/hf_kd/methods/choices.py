@@ -14,6 +14,17 @@ from typing import Any
 from hf_kd.errors import InvalidValueError, check_choice
 
 
+def annotated(annotation: Any) -> str:
+    """An annotation as its text, whether it is one already or not, without the None that may stand beside it.
+
+    Example:
+        >>> annotated("int | None"), annotated(float)
+        ('int', 'float')
+    """
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return text.removesuffix(" | None")
+
+
 def words_of(annotation: str) -> tuple[str, ...]:
     """The words that a setting may be; none where it may be anything else.
 
@@ -40,7 +51,7 @@ def refuse_unfit(owner: str, types: Mapping[str, Any], given: Mapping[str, Any])
         kind = types[name] if isinstance(types[name], str) else inspect.formatannotation(types[name])
         if value is None and kind.endswith(" | None"):
             continue
-        if kind.removesuffix(" | None") == "int" and type(value) is not int:
+        if annotated(kind) == "int" and type(value) is not int:
             raise InvalidValueError(f"{owner}: {name}={value!r} is out of range: it has to be a whole number.")
         if words := words_of(kind):
             check_choice(f"{owner}: {name}", value, words)

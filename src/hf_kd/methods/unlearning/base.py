@@ -20,7 +20,7 @@ from torch import nn
 from hf_kd.data.progress import at_work
 from hf_kd.data.samples import Samples
 from hf_kd.errors import DivergedError, InvalidValueError
-from hf_kd.methods.choices import check_fields
+from hf_kd.methods.choices import annotated, check_fields
 from hf_kd.methods.measured import UnlearningMeasured
 from hf_kd.methods.registry import missing_retain
 
@@ -33,12 +33,12 @@ COUNTS = (
     "noise_images", "noise_repeats", "noise_steps", "repair_epochs", "per_class", "steps", "scan_epochs", "collapse_epochs",
     "layers", "cycles",
 )  # fmt: skip
-"""Settings that are whole numbers above 0 wherever a method has them; None stands for no limit."""
+"""Settings that are whole numbers above 0 wherever a method has them as numbers; None stands for no limit."""
 POSITIVE = (
     "lr", "repair_lr", "noise_lr", "head_lr", "release_lr", "clip_norm", "cap", "temperature", "alpha_forget",
     "alpha_retain", "selection", "strength",
 )  # fmt: skip
-"""Settings that are above 0 wherever a method has them."""
+"""Settings that are above 0 wherever a method has them as numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ class UnlearningMethod(ABC):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        given = {name: value for name, value in values.items() if value is not None}
+        numbers = {field.name for field in dataclasses.fields(self) if annotated(field.type) in ("int", "float")}
+        given = {name: value for name in numbers if (value := getattr(self, name)) is not None}
         for name in set(COUNTS) & set(given):
             holds = isinstance(given[name], int) and given[name] >= 1
             check_range(self.name, [(name, given[name], holds, "a whole number above 0")])
