@@ -7,7 +7,6 @@ changed sides speak, and the interval holds 0 exactly where McNemar's exact test
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from statistics import NormalDist
 
 from hf_kd.errors import InvalidValueError
@@ -129,29 +128,9 @@ def unpaired_difference(now: float, samples: int, before: float, samples_before:
 
 
 def _clopper_pearson(hits: int, samples: int, tail: float) -> tuple[float, float]:
-    """Ends of the exact interval of a share, as fractions."""
-    low = 0.0 if hits == 0 else _root(lambda p: 1 - _at_most(hits - 1, samples, p) - tail)
-    high = 1.0 if hits == samples else _root(lambda p: tail - _at_most(hits, samples, p))
-    return low, high
+    """Ends of the exact interval of a share, as fractions: quantiles of beta distributions."""
+    from scipy.special import betaincinv
 
-
-def _root(rising: Callable[[float], float]) -> float:
-    """Where a rising function of a fraction passes 0."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
-    return (low + high) / 2
-
-
-def _at_most(hits: int, samples: int, share: float) -> float:
-    """P(X <= hits) of a binomial variable."""
-    if share <= 0 or share >= 1:
-        return 1.0 if share <= 0 or hits >= samples else 0.0
-    odds = math.log(share) - math.log1p(-share)
-    term = samples * math.log1p(-share)
-    total = math.exp(term)
-    for k in range(hits):
-        term += math.log((samples - k) / (k + 1)) + odds
-        total += math.exp(term)
-    return min(1.0, total)
+    low = betaincinv(hits, samples - hits + 1, tail) if hits else 0.0
+    high = betaincinv(hits + 1, samples - hits, 1 - tail) if hits < samples else 1.0
+    return float(low), float(high)
