@@ -1,6 +1,7 @@
 """The paper's scores: formulas on its printed rows, and properties of the rest."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -157,3 +158,10 @@ def test_recall_counts_samples_by_their_weights():
     assert recall_at(score, positive, 0.1, weights) == pytest.approx(
         recall_at(score[repeated], positive[repeated], 0.1)
     )
+
+
+@pytest.mark.parametrize("positive", [[True, True, True], [False, False, False], [True, False]])
+def test_a_curve_of_other_shapes_or_of_one_kind_alone_is_refused(positive):
+    for read in (area_under_roc, partial(recall_at, rate=0.1)):
+        with pytest.raises(ValueError, match="samples of both kinds"):
+            read([3.0, 2.0, 1.0], positive)

@@ -326,15 +326,14 @@ def area_under_roc(score: ArrayLike, positive: ArrayLike) -> float:
         positive: Bool [n], with at least one of each.
 
     Raises:
-        ValueError: Of scikit-learn, on shapes that differ.
+        InvalidValueError: On shapes that differ, or where one of the two kinds is missing.
 
     Example:
         >>> area_under_roc([3.0, 2.0, 2.0, 1.0], [True, True, False, False])
         87.5
     """
-    from sklearn.metrics import roc_auc_score
-
-    return 100 * float(roc_auc_score(_flat(positive, bool), _flat(score, float)))
+    alarms, recall = _accepted(score, positive)
+    return 100 * float(np.diff(alarms) @ (recall[1:] + recall[:-1])) / (2 * float(alarms[-1]) * float(recall[-1]))
 
 
 def recall_at(score: ArrayLike, positive: ArrayLike, rate: float, weights: ArrayLike | None = None) -> float:
@@ -350,7 +349,7 @@ def recall_at(score: ArrayLike, positive: ArrayLike, rate: float, weights: Array
         weights: How much each sample counts [n]; 1 by default.
 
     Raises:
-        ValueError: Of scikit-learn, on shapes that differ.
+        InvalidValueError: On shapes that differ, or where one of the two kinds is missing.
 
     Example:
         >>> recall_at([3.0, 1.0, 2.0, 0.0], [True, True, False, False], rate=0.25)
@@ -358,13 +357,26 @@ def recall_at(score: ArrayLike, positive: ArrayLike, rate: float, weights: Array
         >>> recall_at([0.0, 0.0, 0.0, 0.0], [True, True, False, False], rate=0.25)
         25.0
     """
-    from sklearn.metrics import roc_curve
+    alarms, recall = _accepted(score, positive, weights)
+    return 100 * float(np.interp(rate, alarms / alarms[-1], recall / recall[-1]))
 
-    weights = None if weights is None else _flat(weights, float)
-    alarms, recall, _ = roc_curve(
-        _flat(positive, bool), _flat(score, float), sample_weight=weights, drop_intermediate=False
-    )
-    return 100 * float(np.interp(rate, alarms, recall))
+
+def _accepted(score: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Negatives and positives at or above each distinct score, from none of them on down to all [distinct + 1].
+
+    The counts of a ROC curve; scikit-learn's checks of a few hundred scores take fifty times as long as counting them.
+    """
+    score, positive = _flat(score, float), _flat(positive, bool)
+    weights = np.ones(len(positive)) if weights is None else _flat(weights, float)
+    if score.ndim != 1 or not score.shape == positive.shape == weights.shape or positive.all() or not positive.any():
+        raise InvalidValueError(
+            f"score {list(score.shape)}, positive {list(positive.shape)} with {int(positive.sum())} that hold, weights "
+            f"{list(weights.shape)}; there has to be one of each for every sample [n], and samples of both kinds."
+        )
+    values, place = np.unique(-score, return_inverse=True)
+    counts = [np.bincount(place[own], weights[own], minlength=len(values)) for own in (~positive, positive)]
+    negatives, positives = (np.concatenate([[0.0], np.cumsum(own)]) for own in counts)
+    return negatives, positives
 
 
 def _flat(values: ArrayLike, dtype: type) -> np.ndarray:
