@@ -21,7 +21,7 @@ from hf_kd.model.outcome import (
     refuse_other_heads,
     refuse_unchanged,
 )
-from tests.helpers.small import NAMES, picture
+from tests.helpers.small import NAMES, make_dataset, picture
 
 PAIRS_OF_CATS = [(picture(2, i), 0) for i in range(20)]  # 0 is "ape" in the model
 SAME_IDS = LabelMapping({n: n for n in range(5)}, {}, "same ids")
@@ -166,6 +166,11 @@ def test_what_a_head_is_made_for_is_what_the_error_says_to_set(vit, processor):
     model.config.problem_type = "single_label_classification"
     refuse_other_heads(model, "esc-t")
     assert float(class_scores(model, torch.zeros(1, 5)).sum()) == pytest.approx(1), "whoever asks is told the same"
+    cats = make_dataset([2] * 8)
+    folded = copy.deepcopy(model).erase(cats, k=1, progress=False).fold()
+    changed = unlearn(model, cats, "head-surgery", progress=False)
+    assert {made.config.problem_type for made in (folded, changed)} == {"single_label_classification"}, "so too after"
+    assert vit.config.problem_type == "multi_label_classification", "of the model that was given nothing changes"
     later = ErasedModel.from_model(copy.deepcopy(vit), processor)
     later.config.problem_type = None  # transformers writes into the model inside what labels of floats are taken for
     with pytest.raises(ValueError, match="several labels an image"):

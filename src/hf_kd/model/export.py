@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_kd.errors import InvalidValueError
+from hf_kd.features.heads import problem_type
 from hf_kd.features.taps.site import drop_caches
 from hf_kd.hub.files import save_processor
 from hf_kd.methods.records import Erasure, all_records, folded_erasures
@@ -62,6 +63,8 @@ class Export:
             fold_site(clone.inner, site)
         stock = clone.inner
         take_name(stock)
+        if (problem := problem_type(self)) is not None:  # which may have been said of the wrapper alone
+            stock.config.problem_type = problem
         stock.config.hf_kd_folded = [erasure.to_dict() for erasure in (*folded_erasures(self.config), *self.erasures)]
         save_with_processor(stock, self)
         return stock

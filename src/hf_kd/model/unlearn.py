@@ -25,7 +25,7 @@ from hf_kd.data.labels import ids_named
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError, LabelMismatchError
-from hf_kd.features.heads import linear_heads
+from hf_kd.features.heads import linear_heads, problem_type
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
@@ -300,9 +300,9 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
 
     Raises ValueError for an erased one, and for weights that are offloaded or quantised.
     """
-    base = None, None
+    base, problem = (None, None), None
     if isinstance(model, ErasedModel):
-        base = model.config.base_model, model.config.base_commit
+        base, problem = (model.config.base_model, model.config.base_commit), problem_type(model)
         model, processor = model.inner, processor or model.processor
     if any(site.eraser is not None for site in sites_on(model)):  # also of a model that was taken out of its wrapper
         raise InvalidValueError(
@@ -320,6 +320,8 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
                 if type(getattr(getattr(hook, "func", None), "__self__", None)).__name__ == "TapSite":
                     del hooks[key]
     take_name(student)
+    if problem is not None:  # which may have been said of the wrapper alone
+        student.config.problem_type = problem
     wrapped = ErasedModel.from_model(student.eval(), processor)
     wrapped.config.base_model, wrapped.config.base_commit = base
     return wrapped
