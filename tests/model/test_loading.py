@@ -14,6 +14,7 @@ from hf_kd import ErasedModel, unlearn
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
 from tests.helpers import zoo
+from tests.helpers.two_towers import two_towers
 from tests.model.test_erase import logits_of
 from tests.model.test_saving import edit_config
 
@@ -149,6 +150,18 @@ def test_an_adapter_of_an_erased_model_stays_behind_the_eraser(saved, pixels, tm
     again = ErasedModel.from_pretrained(tmp_path / "adapter")
     assert again.is_erased
     assert torch.allclose(logits_of(again, pixels), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["CLIPModel", "SiglipModel"])
+def test_an_adapter_of_an_erased_two_tower_model_stays_behind_the_eraser(tmp_path, name):
+    peft = pytest.importorskip("peft")
+    ErasedModel.from_model(*two_towers(name)).erase(texts=["cat"], progress=False).save_pretrained(tmp_path / "erased")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    tuned = peft.get_peft_model(ErasedModel.from_pretrained(tmp_path / "erased"), config)
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = ErasedModel.from_pretrained(tmp_path / "adapter")
+    assert again.is_erased
+    assert len(again.erasures) == 1
 
 
 @pytest.mark.parametrize("task_type", [None, "FEATURE_EXTRACTION"])

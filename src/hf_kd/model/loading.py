@@ -38,7 +38,7 @@ from .checkpoint_files import (
     refuse_pickled_adapter,
     refuse_strange_weights,
 )
-from .configuration import ARCHITECTURE, MODEL_TYPE, refuse_strange_settings
+from .configuration import ARCHITECTURE, ErasedConfig, refuse_strange_settings
 
 logger = logging.getLogger(__name__)
 
@@ -301,12 +301,13 @@ def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     stored = PreTrainedConfig.get_config_dict(base, **hub_arguments(options))[0]
     config = AutoConfig.from_pretrained(base, trust_remote_code=False, **hub_arguments(options))
     wanted = (adapter.get("auto_mapping") or {}).get("base_model_class")
-    if wanted == ARCHITECTURE and config.model_type != MODEL_TYPE:
+    erased = isinstance(config, ErasedConfig)  # by its class: of SigLIP it has a model_type of its own
+    if wanted == ARCHITECTURE and not erased:
         raise other_base(name_or_path, base, f"{wanted} is the class of the model that it stood on")
-    if wanted and config.model_type != MODEL_TYPE:
+    if wanted and not erased:
         config.architectures = [wanted]
     cls = class_for(config, base)
-    if config.model_type == MODEL_TYPE:  # trained behind the erasers of a model that keeps them
+    if erased:  # trained behind the erasers of a model that keeps them
         model = cls.from_pretrained(base, **options)
     else:
         refuse_other_files(base, stored, options)
