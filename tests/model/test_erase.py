@@ -160,6 +160,16 @@ def test_reset_gives_the_original_answers_back(model, processor, forget, pixels)
         again.reset()
 
 
+def test_after_reset_the_base_is_named_where_the_weights_are_still_its_own(vit, processor, forget):
+    erased = ErasedModel.from_model(vit, processor)
+    erased.config.base_model = "ana/base"
+    assert erased.erase(forget, k=2, progress=False).reset().config.base_model == "ana/base"
+    erased.erase(forget, k=2, progress=False).train()
+    with torch.no_grad():
+        next(erased.inner.parameters()).add_(1)
+    assert erased.eval().reset().config.base_model is None
+
+
 def test_fold_gives_a_stock_model_with_the_same_logits(model, processor, forget, pixels):
     kind = type(model)
     erased = ErasedModel.from_model(model, processor).erase(forget, k=2, progress=False)

@@ -319,10 +319,9 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             ValueError: Nothing was erased yet, or the erasure was folded into the weights, where nothing undoes it.
         """
         if not self.is_erased:
-            folded = getattr(self.config.inner, "hf_kd_folded", None)
             reason = (
                 "its erasure is folded into the weights, and a projection has no inverse. Load the original checkpoint."
-                if folded
+                if getattr(self.config.inner, "hf_kd_folded", None)
                 else "nothing has been erased, so the model already answers as the original."
             )
             raise InvalidValueError(f"There is no eraser to take away: {reason}")
@@ -331,6 +330,8 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
                 site.eraser = None
             self._hook_into_text()  # nowhere: what goes around a place is looked for again with it
             masking.unmask(self)
+            if inner_digest(self) != self.config.weights_erased:  # trained since, so not its base any more
+                self.config.base_model = self.config.base_commit = None
             self.config.erasures, self.config.weights_erased = [], None
             self._describe_erasers()
             leave_checkpoint(self)
