@@ -120,6 +120,7 @@ def test_a_request_that_was_folded_in_before_is_told_beside_the_later_one(erased
     base = ErasedModel.from_model(erased.fold(), image_processor())
     base.inner.save_pretrained(tmp_path / "base")
     dogs = make_dataset([3] * 20)
+    base.config.base_model = "ana/folded"  # as if it had been loaded from there
     model = base.erase(dogs, k=1, progress=False)
     if folded:
         model.fold().save_pretrained(tmp_path / "model")
@@ -135,6 +136,8 @@ def test_a_request_that_was_folded_in_before_is_told_beside_the_later_one(erased
     assert [len(content[kind]) for kind in ("changes", "folded_before", "erasures")] == [0, 1, 1]
     assert content["weights"]["unchanged"] is None
     assert ["--fold" in line for line in content["commands"]] == [True, folded]
+    assert content["base_model"] is None, "the model before the first request, and not the folded one"
+    assert content["commands"][0].split()[2] == "BASE_MODEL"
     again = verify(tmp_path / "model", dogs, base=str(tmp_path / "base") if folded else None)
     assert again.ok, again
     assert again.repeated

@@ -195,8 +195,13 @@ def has_own_class(model: TappedModel) -> bool:
 
 
 def base_of(model: TappedModel) -> tuple[str | None, str | None]:
-    """Hub id and commit of the model before the first request; None for one that came from somewhere else."""
+    """Hub id and commit of the model before the first request; None for one that came from somewhere else.
+
+    So too where a fold was the first, which keeps neither: the model that this one was loaded from is the folded one.
+    """
     changed = weight_changes(model.config)
+    if not changed and folded_erasures(model.config):
+        return None, None
     first = changed[0] if changed else model.config
     return first.base_model, first.base_commit
 

@@ -244,10 +244,11 @@ def commands_of(
         words += ["--method", record["method"]]
         for name, value in chosen_settings(record["method"], record["settings"], bool(record.get("n_texts"))).items():
             words += ["--option", f"{name}={'PROTOTYPES' if name == 'prototypes' else json.dumps(value)}"]
-        keeps_labels = "--fold" in saved_by and number == len(erasures) - 1 and not any(map(_drops, erasures[:number]))
-        words += _masks(record, keeps_labels) + _limits(record)
+        saved = ["--fold"] if number == folded_before - 1 else saved_by if number == len(erasures) - 1 else []
+        since = folded_before if number >= folded_before else 0  # a fold brings dropped labels back
+        keeps_labels = "--fold" in saved and not any(map(_drops, erasures[since:number]))
+        words += [*_masks(record, keeps_labels), *_limits(record), *saved]
         model = "changed" if changed else "erased"
-        words += ["--fold"] if number == folded_before - 1 else saved_by if number == len(erasures) - 1 else []
         lines.append(" ".join(map(shell_word, [*words, "--output", model])))
     return lines
 
