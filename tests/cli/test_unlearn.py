@@ -235,6 +235,13 @@ def test_a_second_request_does_not_train_on_what_the_first_was_to_forget(place, 
     record = json.loads((tmp_path / "two" / "config.json").read_text())["hf_kd_unlearned"][-1]
     assert record["n_retain"] == 36
     assert not any("earlier request" in text for text in record["warnings"])
+    rest = [word for name in ("bee", "elk", "ape") for word in ("--forget-labels", name)]
+    output = ["--output", tmp_path / "three"]
+    done = hf_kd("unlearn", tmp_path / "two", *arguments, "dog", *rest, *more[:4], *others, *output, code=1)
+    told = " ".join(done.stderr.split())
+    assert "No retained image is left: " in told
+    assert "12 are of classes that an earlier request was to forget" in told or others
+    assert "none were given" not in told
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,7 @@ def test_a_record_without_classes_has_the_names_of_the_data_set():
 
 def test_a_forgotten_class_that_is_answered_more_often_is_said_in_capitals():
     accuracy = {
+        "classes": [3],
         "original": {"forget": 20.0, "retain": 50.0},
         "erased": {"forget": 80.0, "retain": 50.0},
         "changes": {
@@ -158,6 +159,8 @@ def test_a_forgotten_class_that_is_answered_more_often_is_said_in_capitals():
     text = accuracy_verdict(accuracy, record, names).text
     assert text.startswith("cat: the head answers 16 of 20, MORE than before (4)")
     assert "A sample, not everything: forget 20 of 90." in text
+    both = accuracy_verdict(accuracy | {"classes": [2, 3]}, record, names).text
+    assert both.startswith("2 and cat: the head answers 16 of 20"), "images of an earlier request count among them"
 
 
 @pytest.mark.parametrize("hit", [True, False])

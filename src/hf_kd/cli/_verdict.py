@@ -49,7 +49,8 @@ def accuracy_verdict(
         if accuracy.get("sampled"):
             sampled[accuracy["split"]] = accuracy["sampled"]
     chance = 100 / len(names) if names else None
-    who = record_names(record, names)
+    # what the accuracy counts is of all requests
+    who = record_names(record if not accuracy else {**record, "classes": accuracy["classes"]}, names)
     by_name = bool(record.get("n_texts"))
     return measured_verdict(who, *shares, hardest=hardest, chance=chance, sampled=sampled, by_name=by_name)
 

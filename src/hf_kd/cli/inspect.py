@@ -15,7 +15,7 @@ from . import _inputs
 from ._app import command, console
 from ._options import ModelArgument, Shared
 from ._tables import show_masks, show_record
-from ._verdict import report_verdict, show_verdict
+from ._verdict import record_names, report_verdict, show_verdict
 
 if TYPE_CHECKING:
     from hf_kd.model.erased_model import ErasedModel
@@ -73,9 +73,9 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
         where, what = FOLDED[folded_into(all(place["heads"] for place in facts["taps"]), by_name)]
         console.print(f"{len(facts['folded'])} erasure(s) are folded into {where}: {what}.")
     for change in facts["changes"]:
-        classes = ", ".join(names.get(label, str(label)) for label in change["classes"])
+        what = ", ".join(record_names(change, names)) or "a set of images"
         console.print(
-            one_line(f"Its weights were changed by {change['method']}, to forget {classes}")
+            one_line(f"Its weights were changed by {change['method']}, to forget {what}")
             + f" ({change['read_from']}).",
             markup=False,
         )
@@ -96,7 +96,7 @@ def _facts(name: str, model: ErasedModel | StoredEraser) -> dict[str, Any]:
         "withheld": list(model.config.leaking),
         "erased": model.is_erased,
         "erasures": [erasure.to_dict(names=True) for erasure in model.erasures],
-        "changes": [change.to_dict(files=True) | {"read_from": change.read_from} for change in changes],
+        "changes": [change.to_dict(names=True) | {"read_from": change.read_from} for change in changes],
         "masked": {
             "classes": list(model.config.masked),
             "dropped": model.config.dropped,

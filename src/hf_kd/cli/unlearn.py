@@ -123,6 +123,12 @@ def unlearn(
     left_out = {}
     for why, classes in unwanted.items():
         retained, left_out[why] = _inputs.without_classes(retained, classes, parts, original, reading)
+    if retained is None and any(left_out.values()):
+        told = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
+        raise InvalidValueError(
+            f"No retained image is left: {told}, and what was forgotten is not trained on. Give images of classes that stay "
+            "with --retain DATASET, or take a method that reads the forget set alone (hf-kd methods)."
+        )
     retained = _inputs.at_most(retained, retain_limit)
     accuracy = None
     if test is not None:
