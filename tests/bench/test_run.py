@@ -469,6 +469,27 @@ def test_experiments_that_share_a_cell_have_reports_and_panels_of_their_own(one,
     assert run([a, b], tmp_path)[1] == [], "what failed is not tried again"
 
 
+def test_what_failed_for_each_of_two_experiments_is_tried_once_by_each(one, tmp_path, monkeypatch):
+    """One report and one panel that cannot be drawn, of one cell: neither makes the other forgotten."""
+    import hf_kd.bench.run as running
+
+    def fails(*given, **options):
+        raise ValueError("nothing to draw")
+
+    monkeypatch.setattr(running, "_report", fails)
+    monkeypatch.setattr(
+        running, "draw_panels", lambda *given, **options: dict.fromkeys(("tsne", "class_means"), "ValueError: nothing")
+    )
+    esc, quick = {"method": "esc", "k": 1}, {"knowledge_retention": False, "membership": False}
+    a = one(name="a", methods=[esc | {"label": "esc"}], measure=quick | {"report": True})
+    b = one(name="b", methods=[esc | {"label": "k = 1"}], measure=quick | {"panels": ["k = 1"]})
+    store, _ = run([a, b], tmp_path)
+    (record,) = store.records.values()
+    assert record["report"] == "ValueError: nothing to draw"
+    assert set(record["panels"]) == {"tsne", "class_means"}
+    assert run([a, b], tmp_path)[1] == []
+
+
 @pytest.mark.parametrize(
     "protocol", [{"kind": "random"}, {"kind": "subclass", "forget": ["tabby"], "fine_column": "fine"}]
 )

@@ -227,7 +227,8 @@ def _run_cells(
                 _ = shared.problem, shared.features
         except FAILURES as error:
             raise _NotOpened(f"{type(error).__name__}: {error}") from error
-        # one that is made again for another experiment stays with its first, and keeps the times that were asked for there
+        # one that is made again for another experiment stays with its first, and keeps the times that were asked for there,
+        # and what of its drawings failed
         stays = kept or {"experiment": experiment.name, "row": row.label, "seconds": {}}
         record = {"key": key, "experiment": stays["experiment"], "row": stays["row"], "seed": seed}
         record |= {"settings": settings}
@@ -238,6 +239,9 @@ def _run_cells(
         if kept is not None and record["status"] != "ok":
             log(f"{where}: failed when made again, and keeps the result that it had{_failure(record)}")
             continue
+        record = {key: stays[key] for key in ("report", "panels") if key in stays} | record
+        if "panels" in stays:
+            record["panels"] = stays["panels"] | record["panels"]
         store.add(record)
         log(f"{where}: {record['status']}, {record['seconds']['cell']:.1f} s{_failure(record)}")
 
