@@ -142,10 +142,12 @@ def test_a_retrained_model_and_unseen_classes_as_reference(erased, splits):
     assert any("2 classes that were never trained on" in note for note in report.notes)
 
 
+@on("resnet")
 def test_full_reads_mirrored_images_too(full):
     assert full.score("attacks", "recall", "views-2-linear").settings["views"] == 2
 
 
+@on("resnet")
 def test_full_reads_the_views_of_an_original_too(erased, full, splits):
     report = erased.audit(*splits, original=copy.deepcopy(erased).reset(), **quick(attacks=["views-2-linear"]))
     score = report.score("attacks", "recall", "views-2-linear")
@@ -153,6 +155,7 @@ def test_full_reads_the_views_of_an_original_too(erased, full, splits):
     assert score.original == full.score("attacks", "recall", "views-2-linear").original
 
 
+@on("resnet")
 def test_full_reads_three_views_and_asks_an_untrained_model(full):
     assert full.score("attacks", "recall", "views-3-mlp").settings["views"] == 3
     assert 0 < full.score("agreement", "zrf").value <= 1

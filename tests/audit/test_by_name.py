@@ -35,10 +35,24 @@ def model() -> ErasedModel:
     )
 
 
-def test_a_report_has_the_section_only_where_texts_are_given(model):
+@pytest.fixture
+def bars(monkeypatch) -> set[tuple[str, bool]]:
+    """What texts were read with a bar, or with none."""
+    names = set()
+
+    def noted(items, what, unit, shown=True):
+        names.add((what, shown))
+        return nullcontext(items)
+
+    monkeypatch.setattr("hf_kd.features.text_reader.counted", noted)
+    return names
+
+
+def test_a_report_has_the_section_only_where_texts_are_given(model, bars):
     asked = TextAudit(("cat", "tabby cat", "what is tabby and the kitten"), tuple(TEMPLATES))
     options = AuditOptions(texts=asked, attacks=["linear"])
     report = model.audit(data(48, 0), data(30, 1), 0, options=options, progress=False)
+    assert bars == {("reading names", False)}
     section = report.section("concepts")
     found = {(score.group, score.name): score for score in section.scores}
     assert found["", "recall, worst wording"].original is not None
@@ -181,21 +195,9 @@ def test_a_name_that_is_markup_stays_text_and_no_text_that_was_asked_with_is_tol
     assert "[red]tench" in printed(report)
 
 
-@pytest.mark.parametrize("visible", [True, False])
-def test_bars_are_shown_where_they_are_asked_for_alone(model, monkeypatch, visible):
-    names = []
-
-    def noted(items, what, unit, shown=True):
-        names.append((what, shown))
-        return nullcontext(items)
-
-    monkeypatch.setattr("hf_kd.features.text_reader.counted", noted)
-    model.audit(data(48, 0), data(30, 1), 0, options=AuditOptions(texts=["cat"], attacks=["linear"]), progress=visible)
-    assert set(names) == {("reading names", visible)}
-
-
-def test_an_audit_by_texts_says_the_name_of_the_label_and_never_the_texts(model):
+def test_an_audit_by_texts_says_the_name_of_the_label_and_never_the_texts(model, bars):
     options = AuditOptions(texts=["whiskered purrer"], attacks=["linear"])
-    report = model.audit(data(48, 0), data(30, 1), 0, options=options, progress=False)
+    report = model.audit(data(48, 0), data(30, 1), 0, options=options, progress=True)
+    assert bars == {("reading names", True)}
     assert verdict(report).sentences[0].startswith("cat by its name: ")
     assert "purrer" not in report.summary() + printed(report)

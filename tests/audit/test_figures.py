@@ -41,14 +41,16 @@ def test_every_figure_is_named_where_they_are_asked_for():
     assert set(re.findall(r"`(\w+)\.png`", RetentionReport.figures.__doc__)) == set(FIGURES)
 
 
-def test_a_loaded_report_draws_all_but_the_points_it_no_longer_has(report, tmp_path):
+def test_a_loaded_report_draws_all_but_the_points_it_no_longer_has(report):
     loaded = RetentionReport.from_json(report.to_json())
-    assert [file.stem for file in loaded.figures(tmp_path)] == ["recovery", "label_efficiency", "class_means", "norms"]
+    drawn = [name for name, drawer in FIGURES.items() if drawer(loaded, Figure) is not None]
+    assert drawn == ["recovery", "label_efficiency", "class_means", "norms"]
 
 
-def test_embeddings_have_a_recovery_figure_without_a_head(tmp_path):
+def test_embeddings_have_a_recovery_figure_without_a_head(tmp_path, monkeypatch):
     report = audited(planted(n=60), logits=None)
-    assert "recovery" in [file.stem for file in report.figures(tmp_path)]
+    monkeypatch.setattr("hf_kd.audit.figures.FIGURES", {"recovery": draw_recovery})
+    assert [file.stem for file in report.figures(tmp_path)] == ["recovery"]
     drawn = draw_recovery(report, Figure)
     labels = [tick.get_text().replace("\n", " ") for tick in drawn.axes[0].get_xticklabels()]
     assert labels[0].startswith("best attacker")
