@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import pytest
@@ -117,14 +118,20 @@ def test_later_passes_over_a_stream_take_the_samples_of_the_first():
 
 def batches(labels, shuffle: bool) -> DataLoader:
     """Inputs of the model, with texts as labels."""
+    rows, together = prepared(labels)
+    order = torch.Generator().manual_seed(0)
+    return DataLoader(rows, batch_size=8, shuffle=shuffle, generator=order, collate_fn=together)
+
+
+def prepared(labels):
+    """Rows of inputs with texts as labels, and what makes batches of them."""
     prepare = preprocessor_of(erased())
     rows = [(prepare([picture(label, n)])["pixel_values"][0], NAMES[label]) for n, label in enumerate(labels)]
 
     def together(rows):
         return {"pixel_values": torch.stack([row for row, _ in rows]), "labels": [name for _, name in rows]}
 
-    order = torch.Generator().manual_seed(0)
-    return DataLoader(rows, batch_size=8, shuffle=shuffle, generator=order, collate_fn=together)
+    return rows, together
 
 
 LATER = {
@@ -150,3 +157,32 @@ def test_a_loader_that_gives_the_same_again_is_read_as_often_as_need_be(later):
     data = AuditSplits(erased(), *(batches(labels, shuffle=False) for labels in (TRAIN, TEST)), QUIET)
     data.read(None)
     later(data, (data.before[0][0], data.before[1][0]))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_labels_are_compared_by_name_where_another_model_numbers_them_otherwise(shuffle):
+    data = AuditSplits(erased(), *(batches(labels, shuffle) for labels in (TRAIN, TEST)), QUIET)
+    data.read(None)
+    other = backbone(id2label=dict(enumerate(OTHER)), label2id={name: n for n, name in enumerate(OTHER)})
+    with pytest.raises(InvalidValueError, match="without shuffling") if shuffle else contextlib.nullcontext():
+        data.of_other(other)
+
+
+@pytest.mark.parametrize("later", ["the layer profile", "the weights"])
+def test_a_loader_that_gives_fewer_samples_later_is_refused(later):
+    left_out = {"now": 0}
+
+    class Fewer(torch.utils.data.IterableDataset):
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __iter__(self):
+            return iter(self.rows[left_out["now"] :])
+
+    made = [prepared(labels) for labels in ([0] * 40, TEST)]
+    loaders = [DataLoader(Fewer(rows), batch_size=8, collate_fn=together) for rows, together in made]
+    data = AuditSplits(erased(), *loaders, QUIET)
+    data.read(None)
+    left_out["now"] = 9
+    with pytest.raises(InvalidValueError, match="A second pass read 31 samples and the first 40"):
+        LATER[later](data, (data.before[0][0], data.before[1][0]))

@@ -6,9 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
+
+from .distributed import process_state
+
+UNKNOWN = -2
+"""Of a label that another numbering has no name for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +32,20 @@ class ReadBefore:
 
         Args:
             loader: Batches as `make_loader` gives them.
-            names: As `self.names`, of its labels; where they are others, nothing can be compared.
+            names: As `self.names`, of its labels; where only one of them has any, nothing can be compared.
         """
-        return _SameLabels(loader, self.labels) if names == self.names else loader
+        if (names is None) != (self.names is None):
+            return loader
+        labels = self.labels
+        if names is not None and self.names is not None and tuple(names) != tuple(self.names):
+            ids = {name: number for number, name in enumerate(names)}
+            own = torch.tensor([*(ids.get(name, UNKNOWN) for name in self.names), -1])
+            labels = own[labels]  # the last is what -1 finds: no label
+        return _SameLabels(loader, labels)
 
 
 class _SameLabels:
-    """Batches of a loader that have just these labels, row by row."""
+    """Batches of a loader that have just these labels, row by row, as far as they are not `UNKNOWN`."""
 
     def __init__(self, loader: Any, labels: Tensor) -> None:
         self.loader, self.labels = loader, labels
@@ -41,11 +54,17 @@ class _SameLabels:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        count = 0
         for batch in self.loader:
             known = batch["rows"] < len(self.labels)
-            if not bool(known.all()) or not bool((batch["labels"] == self.labels[batch["rows"]]).all()):
+            wanted = self.labels[batch["rows"][known]]
+            same = (batch["labels"].cpu()[known] == wanted) | (wanted == UNKNOWN)
+            if not bool(known.all()) or not bool(same.all()):
                 raise other_samples("other labels than the first")
+            count += len(known)
             yield batch
+        if process_state().num_processes == 1 and count < len(self.labels):  # of several, each reads a part
+            raise other_samples(f"{count} samples and the first {len(self.labels)}")
 
 
 def other_samples(what: str) -> InvalidValueError:
