@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Literal
 
 import pytest
@@ -16,9 +17,15 @@ from hf_kd.methods.settings import chosen_settings
 
 
 @pytest.mark.parametrize("name", available_methods(None))
-def test_whole_numbers_are_asked_for_before_anything_is_read(name):
+def test_numbers_are_asked_for_before_anything_is_read(name):
     make = make_method if method_info(name).kind == "eraser" else make_unlearning_method
     for option in method_info(name).options:
+        if option.type in ("float", "float | None"):
+            for value in ("1e-3", True, [0.1]):  # the first is a text in YAML
+                with pytest.raises(
+                    InvalidValueError, match=rf"{option.name}={re.escape(repr(value))} .* to be a number"
+                ):
+                    make(name, **{option.name: value})
         if option.type in ("int", "int | None"):
             for value in (1.5, 2.0, True, "2"):
                 with pytest.raises(InvalidValueError, match=rf"{option.name}={value!r} .* whole number"):

@@ -1,5 +1,5 @@
-"""What a method refuses before torch is imported: settings that are no whole number or none of a few words where their
-annotation asks for it (`int`, `Literal["sgd", "adam"]`), and float16 for training.
+"""What a method refuses before torch is imported: settings that are no number, no whole one or none of a few words where
+their annotation asks for it (`float`, `int`, `Literal["sgd", "adam"]`), and float16 for training.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from hf_kd.errors import InvalidValueError, check_choice
@@ -37,7 +38,7 @@ def words_of(annotation: str) -> tuple[str, ...]:
 
 
 def refuse_unfit(owner: str, types: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a setting that is no whole number where it has to be one, and one that is none of the words it may be.
+    """Refuse a setting that is no number, or no whole one, where it has to be, and one that is none of the words it may be.
 
     Args:
         owner: Whose settings they are.
@@ -53,6 +54,12 @@ def refuse_unfit(owner: str, types: Mapping[str, Any], given: Mapping[str, Any])
             continue
         if annotated(kind) == "int" and type(value) is not int:
             raise InvalidValueError(f"{owner}: {name}={value!r} is out of range: it has to be a whole number.")
+        if (
+            annotated(kind) == "float"
+            and value is not None
+            and (isinstance(value, bool) or not isinstance(value, Real))
+        ):
+            raise InvalidValueError(f"{owner}: {name}={value!r} is out of range: it has to be a number.")
         if words := words_of(kind):
             check_choice(f"{owner}: {name}", value, words)
 
