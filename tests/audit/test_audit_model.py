@@ -290,6 +290,12 @@ def test_a_head_for_several_labels_counts_what_its_users_see(vit, processor, spl
     assert scores["D_ft"] == pytest.approx(share)
     assert share > 50
     assert float((predictions(model, read.erased(model))[rows] == 2).double().mean()) < share / 100
+    given = {
+        score.settings["label"]: score.value for score in report.section("head").scores if score.name == "answered"
+    }
+    every = 100 * seen[rows].double().mean(dim=0)
+    assert given == pytest.approx({c: float(every[c]) for c in (0, 1, 3, 4) if every[c] > 0})
+    assert sum(given.values()) > 100, "an image has several"
     told = report.to_markdown()
     assert "may give an image several labels" in told
     assert "top-1" not in told.split("The model's own head", 1)[1].split("##", 1)[0]

@@ -135,7 +135,7 @@ def audit_model(
         ),
         logits=logits,
         extras=AuditExtras(
-            class_names=_names(data.names, data.labels, [b.argmax(dim=1) for _, b in logits.values()]),
+            class_names=_names(data.names, data.labels, [_given(model, b) for _, b in logits.values()]),
             views=_views(data, attacks),
             random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
             fit_class=class_fit(model),
@@ -262,6 +262,11 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """Features at all taps as one matrix: [n, sum of d]."""
     parts = [part.cpu().float() for part in parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _given(model: TappedModel, logits: Tensor) -> Tensor:
+    """Class ids that logits [n, C] give to any sample."""
+    return (logits > 0).any(dim=0).nonzero().flatten() if several_labels(model) else logits.argmax(dim=1)
 
 
 def _names(names: Any, labels: Iterable[Tensor], answers: Iterable[Tensor]) -> dict[int, str]:

@@ -57,6 +57,15 @@ class Answers:
         """Logits and labels of D_f, D_r, D_ft or D_rt."""
         return part_of(self.data, name, self.train, self.test)
 
+    def nearest(self) -> dict[int, float]:
+        """Percent of D_ft that each retained class is answered for, the most frequent first."""
+        if not self.several:
+            rows = nearest_retained_classes(self.predictions, self.test_labels, self.data.forget)
+            return {row.label: row.share for row in rows}
+        given = 100 * (self.part("D_ft")[0] > 0).double().mean(dim=0)  # none, one or several for each image
+        shares = {c: share for c, share in enumerate(given.tolist()) if share and c not in self.data.forget}
+        return dict(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0])))
+
 
 def head_section(answers: Mapping[str, Answers]) -> Section:
     """The model's own head: the four accuracies, every class, and where forgotten samples go."""
@@ -118,17 +127,15 @@ def _class_scores(answers: Mapping[str, Answers]) -> list[Score]:
 
 def _nearest_scores(answers: Mapping[str, Answers]) -> list[Score]:
     """The retained classes that forgotten samples are most often given."""
-    shares = {
-        version: {row.label: row.share for row in nearest_retained_classes(a.predictions, a.test_labels, a.data.forget)}
-        for version, a in answers.items()
-    }
+    shares = {version: a.nearest() for version, a in answers.items()}
+    rule = ", with a probability above 1/2" if answers["erased"].several else ""
     scores: list[Score] = []
     for label in list(shares["erased"])[:NEAREST]:
         scores += scores_of(
             shares,
             [Quantity("answered", "none", lambda own, n=label: own.get(n, 0.0))],
             f"as class {label}",
-            protocol="share of D_ft that the head gives this retained class",
+            protocol=f"share of D_ft that the head gives this retained class{rule}",
             settings={"label": label},
         )
     return scores
