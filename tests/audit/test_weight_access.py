@@ -15,7 +15,7 @@ from hf_kd import AuditOptions, ErasedModel, ReadOptions, Retrained, unlearn
 from hf_kd.audit import figures
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.sections.weight_access import left_out_notes
-from hf_kd.audit.weight_access import AuditImages, measure_weight_access
+from hf_kd.audit.weight_access import AuditImages, last_kept, measure_weight_access
 from hf_kd.audit.whitebox import battery
 from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.images import rows_of_fewer_classes
@@ -166,6 +166,21 @@ def test_who_regrows_keeps_what_was_kept_in_every_network_beside_it(monkeypatch,
     assert any(kept in note for note in section.notes)
     assert recall.value == recall.original, "the weights that are kept are the original's"
     assert recall.reference is not None
+
+
+def test_what_an_earlier_request_kept_is_not_kept_by_one_that_draws_everything_anew():
+    def kept(*methods):
+        of = {"n_forget": 1, "classes": [2], "taps": [], "rank_removed": [], "condition_number": [], "sha256": []}
+        of |= {"dtype": "float32", "feature_seconds": 0.0, "fit_seconds": 0.0}
+        blocks = {"regrow": [{"block": "stages.0"}], "eu-k": [{"block": "stages.1"}]}
+        records = [of | {"method": name, "settings": {}, "measured": blocks.get(name, [{}])} for name in methods]
+        return last_kept(SimpleNamespace(config=SimpleNamespace(hf_kd_unlearned=records)))
+
+    assert kept() is None
+    assert kept("regrow", "finetune") == "stages.0"
+    assert kept("regrow", "eu-k") == "stages.1"
+    assert kept("regrow", "retrain") is None
+    assert kept("retrain", "regrow") == "stages.0"
 
 
 def test_a_network_that_has_no_such_block_is_not_regrown_behind_another_one(processor):

@@ -12,6 +12,7 @@ from hf_kd.errors import LabelMismatchError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.records import weight_changes
+from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.metrics.weight_signature import PartSignature, weight_signature
 
 from .hidden_states import blocks_read
@@ -128,8 +129,11 @@ def measure_weight_access(
 
 def last_kept(model: TappedModel) -> str | None:
     """Up to which block a model was kept when the part above was drawn anew, by its records; None where it was not."""
-    parts = [part for change in weight_changes(model.config) for part in change.measured]
-    return next((part["block"] for part in reversed(parts) if "block" in part), None)
+    for change in reversed(weight_changes(model.config)):
+        block = next((part["block"] for part in change.measured if "block" in part), None)
+        if block is not None or change.method == Retrain.name:  # which draws everything anew
+            return block
+    return None
 
 
 def _refuse_other_classes(networks: Mapping[str, Network], names: Mapping[int, str], data: AuditImages) -> None:
