@@ -177,6 +177,17 @@ def test_what_a_head_is_made_for_is_what_the_error_says_to_set(vit, processor):
         refuse_other_heads(later, "esc-t")
 
 
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_images_of_a_head_that_chooses_no_class_are_not_called_unknown_for_its_largest_output(vit, processor, problem):
+    """Beside a label that is surer of all images the forgotten one is given too, and a regression gives none."""
+    vit.config.problem_type = problem
+    with torch.no_grad():
+        vit.classifier.weight[[0, 2]] = 0.0
+        vit.classifier.bias[:] = torch.tensor([9.0, 0, 3.0, 0, 0])
+    model = ErasedModel.from_model(vit, processor).erase(make_dataset([2] * 20), k=1, progress=False)
+    assert model.erasures[0].warnings == ()
+
+
 def test_what_got_worse_is_said():
     labels = torch.tensor([0] * 10)
     right, wrong = labels.clone(), labels + 1

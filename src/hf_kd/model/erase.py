@@ -20,6 +20,7 @@ from hf_kd.data.progress import working
 from hf_kd.data.read_files import files_of
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.forward import FeatureStore
+from hf_kd.features.heads import answered, no_choice, several_labels
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import input_device
@@ -73,9 +74,10 @@ def fit_erasers(
     mapping = label_mapping(reader, required=uses_labels or method.by_class, known=uses_labels)
 
     started = time.perf_counter()
-    asked = answering_head(model, model.config.masked) if mapping is not None else None
+    asked = answering_head(model, model.config.masked) if mapping is not None and not no_choice(model) else None
     original = asked if not model.config.masked else answering_head(model)
-    witness, retained = outcome.Witness(None if asked is None else original), outcome.Witness()
+    several = several_labels(model)
+    witness, retained = outcome.Witness(None if asked is None else original, several), outcome.Witness()
     store = FeatureStore() if method.needs_features else MomentsByTap(method.by_class)
     consumer = MappedLabels(model, store, mapping, witness)
     count = reader.run(consumer, stage="before", description="forget set")
@@ -116,7 +118,10 @@ def fit_erasers(
     if asked is not None:
         after = head_function(model.inner, model.taps, {*model.config.masked, *(classes or () if masks else ())})
         told = [
-            (seen.labels, _answers(model, asked, seen.features), _answers(model, after, features))
+            (
+                seen.labels,
+                *(_answers(model, *pair, seen.labels) for pair in ((asked, seen.features), (after, features))),
+            )
             if len(seen.labels)
             else None
             for seen, features in zip((witness, retained), erased, strict=True)
@@ -181,11 +186,12 @@ def _through(fitted: Sequence[Eraser], features: Sequence[Tensor]) -> list[Tenso
         return [eraser(part.to(next(eraser.buffers()).device)).cpu() for eraser, part in pairs]
 
 
-def _answers(model: TappedModel, head: Any, features: Sequence[Tensor]) -> Tensor:
-    """Class ids [n] that the head answers for features [n, d] at each tap."""
+def _answers(model: TappedModel, head: Any, features: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Class ids [n] that the head answers for features [n, d] at each tap, of samples with `labels` [n]."""
     device = input_device(model.inner)
     with torch.no_grad():
-        return head([part.to(device) for part in features]).argmax(dim=1).cpu()
+        logits = head([part.to(device) for part in features])
+    return answered(logits, labels if several_labels(model) else None).cpu()
 
 
 def _refuse_every_class(model: TappedModel, classes: tuple[int, ...] | None) -> None:

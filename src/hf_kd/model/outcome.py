@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_kd.data.distributed import ABSENT, gather_rows
 from hf_kd.data.labels import LabelMapping
 from hf_kd.errors import InvalidValueError, LabelMismatchError
-from hf_kd.features.heads import problem_type
+from hf_kd.features.heads import answered, problem_type
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import changes_of, classes_in
 
@@ -50,10 +50,11 @@ class Witness:
     Args:
         original: From features at each tap to the logits of the model before any erasure, which labels are judged by; None
             where it has none.
+        several: Whether an image may be given several labels by them.
     """
 
-    def __init__(self, original: Any = None):
-        self.original = original
+    def __init__(self, original: Any = None, several: bool = False):
+        self.original, self.several = original, several
         self.answers: Pairs = Counter()
         self.features: list[Tensor] = []
         self.labels = torch.zeros(0, dtype=torch.long)
@@ -71,7 +72,7 @@ class Witness:
                     f"Class {int(labels.max())} is named by the model's configuration, and its head has the ids 0 to "
                     f"{logits.shape[1] - 1}. Correct model.config.id2label."
                 )
-            answers = logits.argmax(dim=1).cpu()
+            answers = answered(logits, labels if self.several else None).cpu()
             self.answers.update(zip(labels.tolist(), answers.tolist(), strict=True))
         rows = []
         for row, label in enumerate(labels.tolist()):
