@@ -62,10 +62,13 @@ def main() -> None:
     data, forget = _images(experiment, model)
     candidates = torch.nonzero(~data[0].train_forget) if arguments.retained else torch.arange(len(data[0].train))
     images = candidates.flatten()[: arguments.images]
-    for row in experiment.rows:
-        wanted = row.kind in ("original", "weights") and row.label not in arguments.skip
-        if not wanted or (arguments.only and row.label not in arguments.only):
+    rows = {row.label: row for row in experiment.rows if row.kind in ("original", "weights")}
+    if strange := [label for label in (*arguments.only, *arguments.skip) if label not in rows]:
+        raise SystemExit(f"{strange[0]!r} is no row of weights in {arguments.config}: {'; '.join(rows)}")
+    for label in arguments.only or rows:
+        if label in arguments.skip:
             continue
+        row = rows[label]
         if row.label not in {each["row"] for each in done}:
             started = time.time()
             network = (
