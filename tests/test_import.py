@@ -68,7 +68,10 @@ print(json.dumps(said))
 """
 """Runs each of several programs in a fork of an interpreter that has neither transformers nor hf_kd, but the packages that
 it or one before it names."""
-PACKAGES = "accelerate datasets PIL.Image safetensors.torch scipy.special sklearn.linear_model tokenizers"
+PACKAGES = (
+    "accelerate datasets PIL.ImageOps safetensors.torch tokenizers regex jinja2.meta jinja2.ext jinja2.sandbox "
+    "huggingface_hub._snapshot_download torch.distributed.checkpoint torch.nn.attention.flex_attention"
+)
 
 
 def forked(programs: dict[str, tuple[str, str]]) -> dict[str, tuple[int, str]]:
@@ -105,47 +108,55 @@ def test_every_public_name_is_there_and_where_it_says():
     assert names == {name: f"hf_kd.{home}" for name, home in hf_kd._HOME.items()}, "tools see what runs"
 
 
-BROUGHT = f"""
-import sys
-from transformers import PreTrainedModel, AutoModel, AutoImageProcessor
-before = set(sys.modules)
-from hf_kd import ErasedModel
-above = {(*(name for name in ABOVE if name != "hf_kd.hub"), "hf_kd.hub.document", "hf_kd.hub.card")!r}
-brought = {{name for name in {HEAVY!r} + above if name in sys.modules and name not in before}}
-assert brought <= {{"datasets"}}, brought  # readers of images know the data sets of `datasets`
-print("no more")
-"""
-"""A model brings what a model needs, in a process that has torch alone."""
-
-AFTER = {
-    "KNOWLEDGE_RETENTION": "/hub/spaces/knowledge_retention",
-    "metrics.run_attacks.__name__": "run_attacks",
-    "audit.RetentionReport.__name__": "RetentionReport",
-    "__version__": hf_kd.__version__,
-}
-"""What is found after importing the package and nothing else of it, and how it ends."""
-
 LOAD = """
 assert type(AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
 assert type(AutoModelForImageClassification.from_pretrained(FOLDER)).__name__ == "ErasedModel"
 assert type(AutoModel.from_pretrained(FOLDER)).__name__ == "ErasedFeatureModel"
 print("loaded")
 """
+BROUGHT = f"""
+before = set(sys.modules)
+from hf_kd import ErasedModel
+above = {(*(name for name in ABOVE if name != "hf_kd.hub"), "hf_kd.hub.document", "hf_kd.hub.card")!r}
+brought = {{name for name in {HEAVY!r} + above if name in sys.modules and name not in before}}
+assert brought <= {{"datasets"}}, brought  # readers of images know the data sets of `datasets`
+{LOAD}
+Path(PICKLED).write_bytes(pickle.dumps(AutoConfig.from_pretrained(FOLDER)))
+"""
+"""A model brings what a model needs, in a process that has torch and transformers alone."""
+UNPICKLED = """
+config = pickle.loads(Path(PICKLED).read_bytes())
+assert type(AutoModel.from_config(config)).__name__ == "ErasedFeatureModel"
+"""
+TRANSFORMERS_FIRST = f"""
+import os, pickle, sys
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoImageProcessor, PreTrainedModel
+if os.fork() == 0:
+    exec({BROUGHT!r})
+else:
+    assert os.wait()[1] == 0
+    exec({UNPICKLED!r})
+"""
+
+AFTER = {
+    "KNOWLEDGE_RETENTION": "/hub/spaces/knowledge_retention",
+    "metrics.run_attacks.__name__": "run_attacks",
+    "__version__": hf_kd.__version__,
+}
+"""What is found after importing the package and nothing else of it, and how it ends."""
+
 PIPELINE = """
-from transformers import pipeline
+from transformers import AutoConfig, pipeline
 assert type(pipeline("image-classification", model=FOLDER).model).__name__ == "ErasedModel"
 """
 
 ORDERS = {
-    "hf_kd first": "import hf_kd; from transformers import {names}",
-    "transformers first": "from transformers import {names}; import hf_kd",
-    "in the middle of processors": "import hf_kd; from transformers import AutoProcessor; from transformers import {names}",
     "in the middle of layers": "import hf_kd, transformers.modeling_layers; from transformers import {names}",
     "our model first": "from hf_kd.model.erased_model import ErasedModel; from transformers import {names}",
 }
 
 RELOADED = """
-import importlib, pickle, sys
+import importlib, sys
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 
@@ -165,25 +176,19 @@ sys.meta_path.insert(0, Delegating())
 sys.meta_path.insert(2, Delegating())
 from transformers import AutoConfig
 from transformers.models.auto import configuration_auto, modeling_auto
-stored = pickle.dumps(AutoConfig.from_pretrained(FOLDER))
+assert type(AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
 assert configuration_auto.__spec__.loader is configuration_auto.__loader__
 assert type(configuration_auto.__loader__).__name__ == "SourceFileLoader"
 importlib.reload(configuration_auto), importlib.reload(modeling_auto), importlib.reload(hf_kd)
 assert type(configuration_auto.AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
 assert type(modeling_auto.AutoModel.from_pretrained(FOLDER)).__name__ == "ErasedFeatureModel"
 assert sum(type(finder).__name__ == "AutoConfigFinder" for finder in sys.meta_path) == 1
-Path(PICKLED).write_bytes(stored)
-print("loaded")
-"""
-UNPICKLED = """
-import pickle
-from transformers import AutoModel
-config = pickle.loads(Path(PICKLED).read_bytes())
-assert type(AutoModel.from_config(config)).__name__ == "ErasedFeatureModel"
 print("loaded")
 """
 THREADS = """
 import hf_kd
+from transformers import AutoProcessor  # which imports configurations in the middle of what it needs
+assert hf_kd.audit.RetentionReport.__name__ == "RetentionReport"
 from concurrent.futures import ThreadPoolExecutor
 from transformers import AutoModel, AutoModelForImageClassification
 autos = AutoModelForImageClassification, AutoModel
@@ -193,7 +198,6 @@ with ThreadPoolExecutor(4) as pool:
 classes = [type(model) for model in models]
 assert classes[0] is classes[2] is hf_kd.ErasedModel and issubclass(classes[1], hf_kd.ErasedModel)
 assert classes[1] is not hf_kd.ErasedModel and classes[:3] == classes[3:]
-print("loaded")
 """
 
 
@@ -202,14 +206,16 @@ def test_fresh_processes_find_public_names_and_load_a_saved_model_by_auto_classe
     """Whoever is imported first, after reloads and behind other finders, in a process that unpickles, and in threads; and
     what importing a model brings."""
     names = "AutoConfig, AutoModel, AutoModelForImageClassification"
-    given = f"FOLDER, PICKLED = {str(SAVED / 'projection')!r}, {str(tmp_path / 'config')!r}"
-    codes = {order: start.format(names=names) + LOAD for order, start in ORDERS.items()}
-    codes["hf_kd first"] = ORDERS["hf_kd first"].format(names=names) + PIPELINE + LOAD
-    codes |= {"reloaded": RELOADED, "unpickled": UNPICKLED, "threads": THREADS}
-    wanted = {"brought": "no more"} | dict.fromkeys(codes, "loaded") | AFTER
+    places = str(SAVED / "projection"), str(tmp_path / "config")
+    given = f"from pathlib import Path\nFOLDER, PICKLED = {places}\n"
+    codes = {"hf_kd first": THREADS + PIPELINE + LOAD, "reloaded": RELOADED}
+    codes |= {order: start.format(names=names) + LOAD for order, start in ORDERS.items()}
+    wanted = {"transformers first": "loaded"} | dict.fromkeys(codes, "loaded") | AFTER
     codes |= {name: f"import hf_kd; print(hf_kd.{name})" for name in AFTER}
-    programs = {name: (PACKAGES, f"from pathlib import Path\n{given}\n{code}") for name, code in codes.items()}
-    said = forked({"brought": ("", BROUGHT)} | programs)
+    said = forked(
+        {"transformers first": ("", given + TRANSFORMERS_FIRST)}
+        | {name: (PACKAGES, given + code) for name, code in codes.items()}
+    )
     assert list(said) == list(wanted)
     assert not {name: text for name, (code, text) in said.items() if code or not text.strip().endswith(wanted[name])}
 
