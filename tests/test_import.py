@@ -124,9 +124,22 @@ assert brought <= {{"datasets"}}, brought  # readers of images know the data set
 Path(PICKLED).write_bytes(pickle.dumps(AutoConfig.from_pretrained(FOLDER)))
 """
 """A model brings what a model needs, in a process that has torch and transformers alone."""
+STOCK = """
+model = AutoModelForImageClassification.from_pretrained(FOLDED)
+assert type(model).__name__ == "ViTForImageClassification"
+try:
+    AutoModelForImageClassification.from_pretrained(FOLDER)
+except ValueError as error:
+    assert "hf_kd_erased" in str(error), error
+else:
+    raise SystemExit("loaded without hf_kd")
+assert not any(name.startswith("hf_kd") for name in sys.modules)
+"""
+"""A folded model needs no hf_kd, and nothing imports it for one that does."""
 UNPICKLED = """
 config = pickle.loads(Path(PICKLED).read_bytes())
 assert type(AutoModel.from_config(config)).__name__ == "ErasedFeatureModel"
+print("loaded")
 """
 TRANSFORMERS_FIRST = f"""
 import os, pickle, sys
@@ -135,7 +148,7 @@ if os.fork() == 0:
     exec({BROUGHT!r})
 else:
     assert os.wait()[1] == 0
-    exec({UNPICKLED!r})
+    exec({STOCK + UNPICKLED!r})
 """
 
 AFTER = {
@@ -185,6 +198,15 @@ assert type(modeling_auto.AutoModel.from_pretrained(FOLDER)).__name__ == "Erased
 assert sum(type(finder).__name__ == "AutoConfigFinder" for finder in sys.meta_path) == 1
 print("loaded")
 """
+INSPECT = """
+import os, runpy
+os.dup2(os.open(SAID, os.O_WRONLY | os.O_CREAT), 2)
+sys.argv = ["hf-kd", "inspect", FOLDED, "--json"]
+try:
+    runpy.run_module("hf_kd", run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+"""
 THREADS = """
 import hf_kd
 from transformers import AutoProcessor  # which imports configurations in the middle of what it needs
@@ -204,13 +226,14 @@ assert classes[1] is not hf_kd.ErasedModel and classes[:3] == classes[3:]
 @pytest.mark.processes
 def test_fresh_processes_find_public_names_and_load_a_saved_model_by_auto_classes(tmp_path):
     """Whoever is imported first, after reloads and behind other finders, in a process that unpickles, and in threads; and
-    what importing a model brings."""
+    what importing a model brings, and what the command prints."""
     names = "AutoConfig, AutoModel, AutoModelForImageClassification"
-    places = str(SAVED / "projection"), str(tmp_path / "config")
-    given = f"from pathlib import Path\nFOLDER, PICKLED = {places}\n"
+    places = [str(path) for path in (SAVED / "projection", SAVED / "folded", tmp_path / "config", tmp_path / "said")]
+    given = f"import sys\nfrom pathlib import Path\nFOLDER, FOLDED, PICKLED, SAID = {places}\n"
     codes = {"hf_kd first": THREADS + PIPELINE + LOAD, "reloaded": RELOADED}
     codes |= {order: start.format(names=names) + LOAD for order, start in ORDERS.items()}
-    wanted = {"transformers first": "loaded"} | dict.fromkeys(codes, "loaded") | AFTER
+    wanted = {"transformers first": "loaded"} | dict.fromkeys(codes, "loaded") | {"inspect": "}"} | AFTER
+    codes["inspect"] = INSPECT
     codes |= {name: f"import hf_kd; print(hf_kd.{name})" for name in AFTER}
     said = forked(
         {"transformers first": ("", given + TRANSFORMERS_FIRST)}
@@ -218,6 +241,9 @@ def test_fresh_processes_find_public_names_and_load_a_saved_model_by_auto_classe
     )
     assert list(said) == list(wanted)
     assert not {name: text for name, (code, text) in said.items() if code or not text.strip().endswith(wanted[name])}
+    assert json.loads(said["inspect"][1])["class"] == "ViTForImageClassification", "JSON and nothing else"
+    told = (tmp_path / "said").read_text().splitlines()
+    assert all(line.endswith(" ...") for line in told), "what it is at, and no warning"
 
 
 def test_help_and_errors_in_usage_import_nothing_heavy():

@@ -29,7 +29,8 @@ from tests.helpers import hub_server
 
 PRELOADED = ["torch", "transformers", "datasets", "sklearn.linear_model", "matplotlib.pyplot", "hf_kd.cli", "hf_kd.bench",
              "hf_kd.audit", "hf_kd.hub.publish", "hf_kd.model.erased_model", "hf_kd.model.unlearn", "hf_kd.model.verify",
-             "transformers.models.vit", "transformers.models.resnet", "tests.helpers.processes"]  # fmt: skip
+             "transformers.models.vit", "transformers.models.resnet", "typer._adapters", "tests.helpers.processes",
+             "tests.helpers.warm"]  # fmt: skip
 KEPT = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "SYSTEMROOT", "TMPDIR")
 """What a process has of the environment of the tests."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +25,7 @@ def hub():
 def run_client(hub, tmp_path):
     """Runs Python source, or `hf-kd` with arguments, in a process whose Hub is the one on loopback.
 
-    It has to exit with `code`. With `plain`, it is a process that has imported nothing.
+    It has to exit with `code`.
     """
 
     def run(
@@ -35,18 +33,11 @@ def run_client(hub, tmp_path):
         *,
         code: int | None = 0,
         token: str | None = WRITER,
-        plain: bool = False,
         **environment: str,
     ) -> Done:
         given = processes.surroundings(**({} if token is None else {"HF_TOKEN": token}), **environment)
         command = ["-c", source] if isinstance(source, str) else ["-m", "hf_kd", *source]
-        if plain:
-            started = subprocess.run(
-                [sys.executable, *command], capture_output=True, text=True, env=given, cwd=tmp_path, timeout=240
-            )
-            done = Done(started.returncode, started.stdout, started.stderr)
-        else:
-            (done,) = processes.run(command, environments=[given], folder=tmp_path, timeout=240)
+        (done,) = processes.run(command, environments=[given], folder=tmp_path, timeout=240)
         assert code is None or done.code == code, done.out[-3000:] + done.err[-6000:]
         return done
 

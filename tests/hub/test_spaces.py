@@ -38,7 +38,7 @@ labels = np.arange(300) % 3
 features = np.eye(3)[labels] + 0.1 * rng.normal(size=(300, 3))
 print(metric.compute(features=features, labels=labels, split=[0] * 200 + [1] * 100, forget_labels=[1])["D_ft"])
 """
-    done = run_client(load, plain=True)  # modules that evaluate writes are found where nothing was imported before
+    done = run_client(load)
     assert float(done.out.split()[-1]) > 95
     run_client(["publish-metric", "ana/kr2"])
     files = hub.files("ana/kr2", "space")
