@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.image_processing_utils import ImageProcessingMixin
+from transformers.initialization import no_init_weights
 
 from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, no_model
 from hf_kd.errors import InvalidTypeError, InvalidValueError, require
@@ -162,7 +163,7 @@ def refuse_other_heads(model: PreTrainedModel, heads: Iterable[str]) -> None:
     parts = tuple(f"{head}." for head in heads)
     if not parts or getattr(model.config, "quantization_config", None) is not None:  # whose weights are packed
         return
-    with init_empty_weights():
+    with init_empty_weights(), no_init_weights():  # shapes alone: drawing values takes most of the time, on meta too
         made = type(model)(copy.deepcopy(model.config)).state_dict()
     for key, value in model.state_dict().items():
         if key.startswith(parts) and key in made and value.numel() and value.shape != made[key].shape:
