@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ if gc.isenabled():  # until all is collected: little of it is garbage, and looki
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -30,6 +32,7 @@ from hf_kd import ErasedModel
 from hf_kd.audit.options import AuditOptions
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.sections import membership
+from hf_kd.model.onnx_export import ExportedFile
 from tests.helpers.small import NAMES, labelled, make_dataset, picture, randomise  # noqa: F401
 
 # small models gain nothing from threads, and with several test processes they only get in each other's way
@@ -193,12 +196,20 @@ def no_figures(monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """An erased ViT that never answers "cat", and the file of ONNX that it became: of what takes seconds, one."""
+    """An erased ViT that never answers "cat", and the file of ONNX that it became: of what takes seconds, one, for all
+    processes of tests. Nobody changes either."""
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="needs the extra hf-kd[onnx]")
     model = ErasedModel.from_model(copy.deepcopy(small_vit()), image_processor())
     model.erase(make_dataset([2] * 20), k=2, mask_head=True, progress=False)
-    return model, *model.export_onnx(tmp_path_factory.mktemp("exported") / "new" / "model.onnx")
+    own, run = tmp_path_factory.getbasetemp(), os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    folder = (own if run is None else own.parent) / "exported"  # processes of one run have the folder above in common
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            (file,) = model.export_onnx(folder / "new" / "model.onnx")
+            (folder / "file.json").write_text(json.dumps(file.to_dict()))
+    told = json.loads((folder / "file.json").read_text())
+    return model, ExportedFile(**told | {"path": Path(told["path"])})
 
 
 @pytest.fixture
