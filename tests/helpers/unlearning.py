@@ -23,7 +23,11 @@ def _read(forget: tuple[int, ...], retain: tuple[int, ...]) -> Task:
 
 def task_of(forget: list[int], retain: list[int]) -> Task:
     """A task with a model of its own; the samples are those of every task with these labels."""
-    task = _read(tuple(forget), tuple(retain))
+    return own(_read(tuple(forget), tuple(retain)))
+
+
+def own(task: Task) -> Task:
+    """The same task with a copy of its model."""
     model = copy.deepcopy(task.model)
     return replace(
         task,

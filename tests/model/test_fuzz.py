@@ -23,7 +23,7 @@ def bases():
 
 
 def test_mutated_folders_act_as_their_records_say_or_are_refused_in_words(bases, tmp_path):
-    results = fuzz.run(3, range(150), bases, tmp_path)
+    results = fuzz.run(3, range(70), bases, tmp_path)
     faults = [
         f"{result.outcome}: {result.base}, {result.mutation}: {result.found}" for result in results if result.is_fault
     ]
@@ -34,7 +34,7 @@ def test_mutated_folders_act_as_their_records_say_or_are_refused_in_words(bases,
 
 def test_mutated_erasers_act_as_their_records_say_on_their_base_or_are_refused_in_words(tmp_path):
     erasers = [base.learn() for base in eraser_bases(tmp_path / "saved")]
-    results = fuzz.run(5, range(120), erasers, tmp_path)
+    results = fuzz.run(5, range(50), erasers, tmp_path)
     faults = [
         f"{result.outcome}: {result.base}, {result.mutation}: {result.found}" for result in results if result.is_fault
     ]

@@ -312,6 +312,7 @@ def test_another_name_of_the_processor_does_not_answer_for_the_new_model(models,
     assert ErasedModel.from_pretrained(tmp_path / "m").processor.to_dict() == b.processor.to_dict()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_of_the_card_of_the_model_before_only_a_persons_text_stays(models, tmp_path):
     a, _ = models
     (tmp_path / "README.md").write_text("---\ntags:\n- mine\n---\n\n# Cats\n\nMine.\n")

@@ -53,11 +53,6 @@ def saved_base(model, processor, folder):
     return folder
 
 
-@pytest.fixture
-def base(model, processor, tmp_path):
-    return saved_base(model, processor, tmp_path / "base")
-
-
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
     """A base and an eraser of it, of which each test gets a copy."""
@@ -81,8 +76,13 @@ def state(model):
     return {name: getattr(model.config, name) for name in STATE} | {"labels": model.config.id2label}
 
 
-@pytest.mark.parametrize("kind", REQUESTS)
-def test_on_its_base_it_is_the_model_of_a_full_save(base, pixels, tmp_path, kind):
+# every kind at the input of a head, and one of each that stands elsewhere in a model, too: in a field, as a mask, as a map
+@pytest.mark.parametrize(
+    ("inner", "kind"),
+    [*(("vit", kind) for kind in REQUESTS), *(("resnet", k) for k in ("dropped", "oblique", "cover"))],
+)
+def test_on_its_base_it_is_the_model_of_a_full_save(request, processor, pixels, tmp_path, inner, kind):
+    base = saved_base(request.getfixturevalue(inner), processor, tmp_path / "base")
     model = ErasedModel.from_pretrained(base).erase(CAT, progress=False, **REQUESTS[kind])
     model.save_pretrained(tmp_path / "full")
     model.save_eraser(tmp_path / "eraser")

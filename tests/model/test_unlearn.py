@@ -16,9 +16,10 @@ from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.random_label import union
 from hf_kd.methods.unlearning.task import Task
 from hf_kd.model.unlearn import _normalisation, fresh_model, make_task
+from tests.conftest import image_processor
 from tests.helpers import zoo
 from tests.helpers.small import make_dataset
-from tests.helpers.unlearning import task_of
+from tests.helpers.unlearning import own, task_of
 from tests.methods.unlearning.test_unlearn import METHODS, TRAINED, options
 
 TEACHER = "DeiTForImageClassificationWithTeacher"
@@ -65,25 +66,19 @@ def test_weights_in_bfloat16_are_changed_as_finely_as_in_float32(name, task):
         assert torch.equal(tensor, wanted.to(tensor.dtype)), key
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_mixed_precision_gives_finite_float32_weights(name, vit, processor):
-    forget, retain = make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3)
-    changed = unlearn(
-        vit, forget, name, retain=retain, processor=processor, reading=ReadOptions(mixed_precision="bf16"), **options(name)
-    )  # fmt: skip
-    state = changed.state_dict()
-    assert all(tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in state.values())
-    assert not all(torch.equal(tensor, state[key]) for key, tensor in vit.state_dict().items())
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_both_heads_of_a_distilled_model_are_changed(name, processor):
-    model = zoo.build(TEACHER)
+@pytest.fixture(scope="module")
+def distilled() -> Task:
+    """Of which each test gets a copy."""
+    processor = image_processor()
     processor.size = {"height": 32, "width": 32}
-    names = {f"{head}.{kind}" for head in zoo.CASES[TEACHER].heads for kind in ("weight", "bias")}
     forget, retain = make_dataset([2] * 12 + [4] * 4), make_dataset([0, 1, 3] * 6, seed=3)
-    wrapped = ErasedModel.from_model(copy.deepcopy(model), processor)
-    task = make_task(wrapped, forget, retain, ReadOptions(progress=False))
+    return make_task(ErasedModel.from_model(zoo.build(TEACHER), processor), forget, retain, ReadOptions(progress=False))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_both_heads_of_a_distilled_model_are_changed(name, distilled):
+    model, task = zoo.built(TEACHER), own(distilled)
+    names = {f"{head}.{kind}" for head in zoo.CASES[TEACHER].heads for kind in ("weight", "bias")}
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     run(task, name, **({"k": 2} if name in ("cf-k", "eu-k") else {}))
     assert {key: tensor.shape for key, tensor in task.model.state_dict().items()} == shapes
@@ -115,14 +110,16 @@ def test_random_samples_of_every_class(name, resnet, processor):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_frozen_parameters_make_no_difference_and_stay_marked(name, vit, processor):
+def test_frozen_parameters_make_no_difference_and_mixed_precision_gives_finite_float32_weights(name, vit, processor):
     forget, retain = make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3)
     frozen = copy.deepcopy(vit)
     frozen.vit.requires_grad_(False)
-    first, second = (
-        unlearn(each, forget, name, retain=retain, processor=processor, **options(name)) for each in (vit, frozen)
-    )
-    assert all(torch.equal(tensor, second.state_dict()[key]) for key, tensor in first.state_dict().items())
+    asked = options(name, retain=retain, processor=processor, reading=ReadOptions(mixed_precision="bf16"))
+    first, second = (unlearn(each, forget, name, **asked) for each in (vit, frozen))
+    state = first.state_dict()
+    assert all(torch.equal(tensor, second.state_dict()[key]) for key, tensor in state.items())
+    assert all(tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    assert not all(torch.equal(tensor, state[key]) for key, tensor in vit.state_dict().items())
     assert [p.requires_grad for p in second.parameters()] == [p.requires_grad for p in frozen.parameters()]
 
 
@@ -251,13 +248,11 @@ class OneOf:
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("head-surgery", "lau", "regrow")])
-def test_processes_agree_on_every_order(name, resnet, processor, monkeypatch):
+def test_processes_agree_on_every_order(name, monkeypatch):
     """Their batches differ in size, so none may draw from the shared generator for a batch of its own."""
     orders = []
     for process in range(2):
-        model = ErasedModel.from_model(copy.deepcopy(resnet), processor)
-        data = make_dataset([2] * 15), make_dataset([0, 1, 3, 4] * 5 + [0], seed=3)
-        task = make_task(model, *data, ReadOptions(progress=False))
+        task = task_of([2] * 15, [0, 1, 3, 4] * 5 + [0])
         task.state = OneOf(process, 2)
         drawn, randperm = [], torch.randperm
 
