@@ -11,6 +11,8 @@ import pytest
 from datasets import ClassLabel, Dataset
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
+from hf_kd.audit import plotting
+from hf_kd.bench import row_figures
 from hf_kd.bench.config import Experiment, experiments
 from hf_kd.bench.store import Store, cell_settings, key_of
 from tests.helpers.small import labelled, make_dataset, randomise
@@ -25,6 +27,13 @@ def quick_collection() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def small_figures(monkeypatch) -> None:
+    """Files of figures are of few pixels and of one image: how they look is asked of the figures themselves."""
+    monkeypatch.setitem(plotting.STYLE, "savefig.dpi", 30)
+    monkeypatch.setattr(row_figures, "MOST_IMAGES", 1)
 
 
 @pytest.fixture(scope="session")

@@ -518,8 +518,15 @@ def test_the_report_of_a_row(one, tmp_path, monkeypatch):
     }
 
 
-def test_panels_say_what_probe_and_head_still_tell_of_the_forgotten(one, tmp_path, monkeypatch):
+@pytest.fixture
+def no_files(monkeypatch) -> None:
+    """Figures are made and not written: that they become files is asked above, of panels and reports."""
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: None)
+
+
+@pytest.mark.usefixtures("no_files")
+def test_panels_say_what_probe_and_head_still_tell_of_the_forgotten(one, tmp_path, monkeypatch):
     import hf_kd.audit.class_maps as maps
     import hf_kd.bench.row_figures as panels
 
@@ -543,8 +550,8 @@ def test_panels_say_what_probe_and_head_still_tell_of_the_forgotten(one, tmp_pat
     assert panels.row_in_short("esc", {}) == "esc"
 
 
+@pytest.mark.usefixtures("no_files")
 def test_a_figure_that_fails_costs_no_result(one, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
     import hf_kd.bench.row_figures as panels
 
     def refuse(*arguments):

@@ -222,24 +222,17 @@ def many(one, results):
     return experiment, results(experiment, found)
 
 
-def test_every_figure_is_drawn(many, tmp_path):
-    pytest.importorskip("matplotlib")
-    written = draw(*many, tmp_path / "figures")
-    assert [path.name for path in written] == [
-        f"{name}.png" for name in ("recovery", "weights", "weights_by_layer", "time", "pareto")
-    ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
-
-
 @pytest.mark.filterwarnings("error:.*layout")
 @pytest.mark.parametrize("count", [1, 2])
-def test_few_rows_leave_space_for_titles_and_captions(one, results, tmp_path, count):
+def test_every_figure_is_drawn_and_few_rows_leave_space_for_titles_and_captions(one, results, tmp_path, count):
     pytest.importorskip("matplotlib")
     labels = ["a method with a name of many words", "another"][:count]
     experiment = one(methods=["original", *({"method": "esc", "k": 1 + i, "label": f} for i, f in enumerate(labels))])
-    moved = {"weights head": 1.0, "weights other": 1.0, "weights": {"layer": 1.0}, "KR_paper D_ft": 20.0}
+    moved = {"weights head": 1.0, "weights other": 1.0, "weights by layer": {"layer": 1.0}, "KR_paper D_ft": 20.0}
     found = {"original": [scores(90, 90)]} | {label: [scores(80, 90, **moved)] for label in labels}
-    assert len(draw(experiment, results(experiment, found), tmp_path)) >= 4
+    written = draw(experiment, results(experiment, found), tmp_path / "figures")
+    assert [path.stem for path in written] == ["recovery", "weights", "weights_by_layer", "time", "pareto"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
 
 def test_rows_that_were_not_run_are_named_below_the_tables_and_not_in_them(one, results):
