@@ -15,7 +15,10 @@ QUICK = {"epochs": 1, "batch_size": 16}
 
 
 class OnOneNetwork(UnlearningTester):
-    """A loss and steps along its gradient, whatever the layers are: on a transformer in tests/model/test_unlearn.py."""
+    """Whatever the layers are, or with layers that another class or test_regrow.py looks for in both networks.
+
+    A loss and steps along its gradient are taken on a transformer in tests/model/test_unlearn.py.
+    """
 
     @pytest.fixture(scope="class")
     def original(self):
@@ -38,7 +41,7 @@ class TestBoundaryShrink(OnOneNetwork):
     method = u.BoundaryShrink(**QUICK)
 
 
-class TestCatastrophicForgetting(UnlearningTester):
+class TestCatastrophicForgetting(OnOneNetwork):
     method = u.CatastrophicForgetting(**QUICK, k=2)
 
 
@@ -59,7 +62,7 @@ class TestExactUnlearning(UnlearningTester):
     method = u.ExactUnlearning(epochs=8, batch_size=16, k=2)
 
 
-class TestExactUnlearningAboveABlock(UnlearningTester):
+class TestExactUnlearningAboveABlock(OnOneNetwork):
     method = u.ExactUnlearning(epochs=8, batch_size=16, keep=0.5)
 
 
@@ -87,7 +90,7 @@ class TestLayerResets(UnlearningTester):
     method = u.LayerResets(epochs=6, batch_size=16, layers=1, cycles=2, optimizer="adam", lr=5e-3)
 
 
-class TestLAU(UnlearningTester):
+class TestLAU(OnOneNetwork):
     method = u.LAU(epochs=2, batch_size=16)
 
 
@@ -99,7 +102,7 @@ class TestNegGradPlus(OnOneNetwork):
     method = u.NegGradPlus(**QUICK)
 
 
-class TestNoiseDistill(UnlearningTester):
+class TestNoiseDistill(OnOneNetwork):
     method = u.NoiseDistill(epochs=8, batch_size=16, optimizer="adam", lr=5e-3)
 
 
@@ -107,7 +110,7 @@ class TestRandomLabel(OnOneNetwork):
     method = u.RandomLabel(**QUICK)
 
 
-class TestRegrow(UnlearningTester):
+class TestRegrow(OnOneNetwork):
     method = u.Regrow(batch_size=16)
 
 

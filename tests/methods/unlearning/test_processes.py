@@ -71,17 +71,17 @@ state.destroy_process_group()
 
 REQUESTS = {
     "finetune": ("finetune", {"epochs": 2, "batch_size": 8, "lr": 0.02}),
-    "delete": ("delete", {"epochs": 2, "batch_size": 8, "lr": 0.02}),
+    "delete": ("delete", {"epochs": 1, "batch_size": 8, "lr": 0.02}),
     "ssd": ("ssd", {"batch_size": 8, "selection": 1.5}),
     "kodge": ("kodge", {"batch_size": 8, "forget_samples": 12, "retain_samples": 20, "columns": 100000}),
     "fisher": ("fisher", {"samples": 8}),
-    "lau": ("lau", {"epochs": 3, "batch_size": 8}),
-    "original": ("train-original", {"recipe": "resnet18-cifar10", "epochs": 2, "batch_size": 8, "lr": 0.01,
+    "lau": ("lau", {"epochs": 2, "batch_size": 8}),
+    "original": ("train-original", {"recipe": "resnet18-cifar10", "epochs": 1, "batch_size": 8, "lr": 0.01,
                                     "augment": "none", "bn_mode": "eval"}),
 }  # fmt: skip
 """Gradient descent on D_r and on D_f, closed forms, cached features, and the training of an original."""
 
-KEPT = {"batch_size": 8, "epochs": 3, "checkpoint": "in the folder of the results"}
+KEPT = {"batch_size": 8, "epochs": 2, "checkpoint": "in the folder of the results"}
 SHARED_ALIKE = {"regrow": ("regrow", KEPT), "retrain": ("retrain", KEPT)}
 """Each process keeps the activations of its own images, so batches are other ones than those of one process; and each takes
 statistics of BatchNorm of its own images alone."""
@@ -149,7 +149,7 @@ def test_two_processes_give_what_one_gives(together, name):
 def test_processes_with_images_of_their_own_end_with_one_network(together, name):
     _, said = together
     assert said[name]["same everywhere"]
-    assert said[name]["steps"] == 3 * 3, "20 retained images: 10 for each process, 4 a step"
+    assert said[name]["steps"] == 2 * 3, "20 retained images: 10 for each process, 4 a step"
 
 
 @pytest.mark.parametrize("name", list(SHARED_ALIKE))
