@@ -70,7 +70,6 @@ SLOW = {
     "methods/unlearning/test_regrow",
     "methods/unlearning/test_resume",
     "metrics/test_attacks",
-    "metrics/test_import",
     "model/test_architectures",
     "model/test_concept",
     "model/test_consistency",

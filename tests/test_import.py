@@ -141,6 +141,11 @@ config = pickle.loads(Path(PICKLED).read_bytes())
 assert type(AutoModel.from_config(config)).__name__ == "ErasedFeatureModel"
 print("loaded")
 """
+METRICS = """
+import sys, hf_kd.metrics
+assert "sklearn" not in sys.modules, "it takes a second; the functions that need it import it"
+print("no more")
+"""
 TRANSFORMERS_FIRST = f"""
 import os, pickle, sys
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoImageProcessor, PreTrainedModel
@@ -232,11 +237,12 @@ def test_fresh_processes_find_public_names_and_load_a_saved_model_by_auto_classe
     given = f"import sys\nfrom pathlib import Path\nFOLDER, FOLDED, PICKLED, SAID = {places}\n"
     codes = {"hf_kd first": THREADS + PIPELINE + LOAD, "reloaded": RELOADED}
     codes |= {order: start.format(names=names) + LOAD for order, start in ORDERS.items()}
-    wanted = {"transformers first": "loaded"} | dict.fromkeys(codes, "loaded") | {"inspect": "}"} | AFTER
+    wanted = {"metrics": "no more", "transformers first": "loaded"} | dict.fromkeys(codes, "loaded")
+    wanted |= {"inspect": "}"} | AFTER
     codes["inspect"] = INSPECT
     codes |= {name: f"import hf_kd; print(hf_kd.{name})" for name in AFTER}
     said = forked(
-        {"transformers first": ("", given + TRANSFORMERS_FIRST)}
+        {"metrics": ("", METRICS), "transformers first": ("", given + TRANSFORMERS_FIRST)}
         | {name: (PACKAGES, given + code) for name, code in codes.items()}
     )
     assert list(said) == list(wanted)
