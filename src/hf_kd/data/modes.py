@@ -1,4 +1,4 @@
-"""Eval mode for as long as a model is read, and every module's own mode afterwards."""
+"""Eval mode for as long as a model is read, and every module's own mode afterwards; what is cached in it, and dropped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import nn
+from transformers import PreTrainedModel
 
 
 @contextlib.contextmanager
@@ -26,3 +27,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.train()
         for module, training in modes:
             module.training = training
+
+
+def drop_caches(model: nn.Module) -> None:
+    """Let modules drop what they cached in eval mode (LeViT).
+
+    With its graph it could not be copied, nor gone back through twice, and after a step it is of older weights.
+
+    Args:
+        model: Its modules keep their modes.
+    """
+    # none has a way of its own into training mode, in which it would drop anything
+    if all(type(module).train in (nn.Module.train, PreTrainedModel.train) for module in model.modules()):
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in modes:
+        module.training = training

@@ -12,7 +12,8 @@ from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning import random_label
 from hf_kd.methods.unlearning.steps import GradientSteps
 from hf_kd.methods.unlearning.training import TrainedMethod
-from tests.helpers.small import make_dataset
+from tests.helpers import zoo
+from tests.helpers.small import NAMES, make_dataset
 
 QUICK = {
     "retrain": {"epochs": 1},
@@ -245,3 +246,19 @@ def test_defaults_that_depend_on_another_option_follow_it():
 @pytest.mark.parametrize("name", [name for name in METHODS if "epochs" in make_unlearning_method(name).settings()])
 def test_one_epoch_is_enough_for_every_method(name):
     assert make_unlearning_method(name, epochs=1).epochs == 1
+
+
+@pytest.mark.parametrize("method", ["random-label", "scrub", "ssd"])
+def test_what_a_network_caches_in_eval_mode_is_not_gone_back_through_twice(processor, method):
+    """LeViT keeps its attention biases, with their graph and as the weights made them, until it is trained."""
+    levit = zoo.build("LevitForImageClassification")
+    levit.config.id2label, levit.config.label2id = dict(enumerate(NAMES)), {name: n for n, name in enumerate(NAMES)}
+    processor.size = {"height": 32, "width": 32}
+    settings = {} if method == "ssd" else {"epochs": 1}
+    changed = unlearn(
+        levit, make_dataset([2] * 6), method, retain=make_dataset([0, 1, 3, 4] * 3), processor=processor, progress=False,
+        allow_unrecognised=True, batch_size=4, **settings,
+    )  # fmt: skip
+    before, after = levit.state_dict(), changed.state_dict()
+    moved = [name for name in before if "attention_biases" in name and not torch.equal(before[name], after[name])]
+    assert moved, "and every step asks for their gradient"

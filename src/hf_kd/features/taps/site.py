@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from hf_kd.data.masked_classes import masked_logits
+from hf_kd.data.modes import drop_caches as drop_caches
 from hf_kd.data.modes import evaluating as evaluating
 from hf_kd.errors import InvalidTypeError, InvalidValueError, NotErasedError
 
@@ -296,18 +297,6 @@ def record(
         yield take
     finally:
         THREAD.readers = before
-
-
-def drop_caches(model: nn.Module) -> None:
-    """Let modules drop what they cached in eval mode: what was cached with its graph (LeViT) could not be copied.
-
-    Args:
-        model: Its modules keep their modes.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    for module, training in modes:
-        module.training = training
 
 
 class HeadFunction:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.distributed import autocast, precision_of, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT, silent_rows
+from hf_kd.data.modes import drop_caches
 from hf_kd.data.progress import Bar
 from hf_kd.data.samples import Batch, Samples, in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean
@@ -151,6 +152,7 @@ class Task:
             model: Another than the one that is being changed.
         """
         model = self.model if model is None else model
+        drop_caches(model)
         with self.autocast():
             output = model(**in_dtype(model, inputs))
         return output.logits.float()
@@ -206,10 +208,8 @@ class Task:
         with self.mode("eval"):
             hits = torch.zeros(2, dtype=torch.float64)
             for batch in self.batches(samples, batch_size):
-                hits += torch.tensor(
-                    [float((self.logits(batch.inputs).argmax(dim=1) == batch.labels).sum()), len(batch)],
-                    dtype=torch.float64,
-                )
+                right = float((self.logits(batch.inputs).argmax(dim=1) == batch.labels).sum())
+                hits += torch.tensor([right, len(batch)], dtype=torch.float64)
         hits = over_processes(self.state, hits.to(self.device, torch.float32), "sum")
         return 100.0 * float(hits[0] / hits[1].clamp(min=1))
 
