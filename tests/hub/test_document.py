@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -12,8 +13,8 @@ from huggingface_hub import ModelCard
 from hf_kd import ErasedModel, unlearn
 from hf_kd.hub.card import BEGIN, END
 from hf_kd.hub.document import REPORT, document
-from hf_kd.hub.files import RECEIPT
-from hf_kd.hub.publish import _drop_names
+from hf_kd.hub.files import RECEIPT, outcome_in
+from hf_kd.hub.publish import _drop_names, publishable
 from hf_kd.hub.receipt import read_receipt, write_receipt
 from hf_kd.model.verify import verify
 from tests.conftest import image_processor
@@ -144,6 +145,34 @@ def test_a_request_that_was_folded_in_before_is_told_beside_the_later_one(erased
     content["folded_before"] = []
     write_receipt(tmp_path / "model", content)
     assert folded or not verify(tmp_path / "model").ok
+
+
+def test_weights_that_were_changed_after_a_fold_are_told_in_that_order_and_published(erased, tmp_path):
+    """No eraser stands in such a model, and none is folded in last: it is what `unlearn` left."""
+    folded = erased.fold()
+    folded.save_pretrained(tmp_path / "base")
+    dogs, rest = make_dataset([3] * 8), make_dataset([0, 1, 4] * 4)
+    changed = unlearn(folded, dogs, "finetune", retain=rest, processor=image_processor(), epochs=1, progress=False)
+    changed.save_pretrained(tmp_path / "model")
+    model = ErasedModel.from_model(changed, image_processor())
+    assert publishable(model)
+    assert outcome_in(tmp_path / "model") == "changed"
+    document(model, tmp_path / "model")
+    card = " ".join((tmp_path / "model" / "README.md").read_text().split())
+    assert "by folding an eraser into its head and changing its weights (`finetune`)" in card
+    assert "library_name: transformers" in card
+    assert "take the eraser away" not in card
+    assert "ErasedModel" not in card
+    assert card.index("method `esc`") < card.index("method `finetune`")
+    content = read_receipt(tmp_path / "model" / RECEIPT)
+    assert [line.split()[1] for line in content["commands"]] == ["erase", "unlearn"]
+    assert "--fold" in content["commands"][0]
+    assert (content["base_model"], content["weights"]["before"]) == (None, None), "of the folded one, not of the first"
+    assert verify(tmp_path / "model").ok
+    again = ErasedModel.from_model(copy.deepcopy(changed), image_processor()).erase(dogs, k=1, progress=False).fold()
+    again.save_pretrained(tmp_path / "again")
+    assert outcome_in(tmp_path / "again") == "folded"
+    assert not publishable(ErasedModel.from_model(again, image_processor()))
 
 
 @pytest.mark.parametrize("earlier", ["in the model", "folded"])

@@ -69,12 +69,12 @@ def test_the_last_command_saves_what_was_saved_and_each_registers_a_class_of_one
 def test_a_command_that_folds_says_nothing_of_labels_which_a_stock_checkpoint_keeps(label):
     """`erase` refuses both together, also where a later request followed on the fold."""
     masked = {"method": "esc", "settings": {}, "n_forget": 9, "masked": True, "erased_label": label}
-    first, second = commands_of([masked, masked], None, folded_before=1)
+    first, second = commands_of([masked, masked], None, folded=[True, False])
     assert "--fold" in first
     assert "--mask-head --fold" in first
     assert "label" not in first.partition("--mask-head")[2]
     assert ("--drop-label" if label is None else "--erased-label") in second
-    last = commands_of([masked, masked], None, folded_before=1, saved_by=["--fold"])[-1]
+    last = commands_of([masked, masked], None, folded=[True, False], saved_by=["--fold"])[-1]
     assert "--mask-head --fold" in last, "what was dropped before the fold has its label again"
     apart = commands_of([masked, masked], None, saved_by=["--fold"])[-1]
     assert ("--drop-label" in apart) == (label is None), "what was dropped stays so"

@@ -81,8 +81,8 @@ class CardValues:
 
     @property
     def erased(self) -> bool:
-        """Whether an eraser stands in the model, or is folded into its head."""
-        return any(request.source is None for request in self.requests)
+        """Whether an eraser stands in the model, or the last was folded into its head."""
+        return any(request.source is None and not request.folded for request in self.requests)
 
 
 ALT = {
@@ -253,7 +253,7 @@ def _held(values: CardValues) -> str:
     if values.eraser_only:
         return "eraser" if is_repo_id(values.base_model) else "eraser of a base elsewhere"
     before = bool(values.changed) or values.folded_before
-    if any(request.source is None and not request.folded for request in values.requests):
+    if values.erased:
         if values.folded:
             return "changed, then folded" if before or values.since == "trained" else "folded"
         return "changed, then erased" if before else "changed" if values.since == "trained" else "original"
@@ -269,32 +269,32 @@ def _summary(values: CardValues) -> str:
     base = (
         f"[{values.base_model}](https://huggingface.co/{values.base_model})" if is_repo_id(values.base_model) else None
     )
-    fitted, changes = (
-        [request for request in values.requests if (request.source is not None) == changed] for changed in (False, True)
-    )
+    fitted = [request for request in values.requests if request.source is None]
     images, retained = sum(request.images for request in fitted), sum(request.retained or 0 for request in fitted)
     amount = " and ".join(request.amount for request in fitted if request.texts) or f"{images:,} images"
     amount += f" and {retained:,} retained ones" if retained else ""
     what = f"{base or escape_markdown(values.architecture)} that was made to forget {classes_of(values.requests)}"
-    methods, read = ", ".join(map(code, values.changed)), "; then ".join(request.reads for request in changes)
+    methods, read = ", ".join(map(code, values.changed)), "; then ".join(request.reads for request in values.changes)
     if values.eraser_only:
         return (
             f"An eraser for {base or escape_markdown(values.architecture)}, to forget {classes_of(values.requests)}, from "
             f"{amount} and without training. It stands where pooled features pass; the weights of the base are not in "
             "here, and only a base with the same weights takes it."
         )
+    place = _folded(values)[0]
     if not values.erased:
+        also = f"folding an eraser into {place} and " if values.folded_before else ""
         return (
-            f"{what}, by changing its weights ({methods}), with {read}. No eraser stands in it: it is a stock checkpoint, "
-            "and its features are what these weights make of an image."
+            f"{what}, by {also}changing its weights ({methods}), with {read}. No eraser stands in it: it is a stock "
+            "checkpoint, and its features are what these weights make of an image."
         )
     if values.changed or values.folded_before:
-        where = "folded into its head" if values.folded else "where its pooled features pass"
-        done = [f"its weights were changed ({methods}), "] if values.changed else []
-        done += [f"an eraser was folded into {_folded(values)[0]}, "] if values.folded_before else []
-        return f"{what}: {''.join(done)}then an eraser was put {where}, from {amount}."
+        where = f"folded into {place}" if values.folded else "where its pooled features pass"
+        done = {True: f"an eraser was folded into {place}, ", False: f"its weights were changed ({methods}), "}
+        told = dict.fromkeys(done[one.folded] for one in values.requests if one.folded or one.source is not None)
+        return f"{what}: {''.join(told)}then an eraser was put {where}, from {amount}."
     how = (
-        f"The erasure is folded into {_folded(values)[0]}: a stock checkpoint; {_folded(values)[1]}."
+        f"The erasure is folded into {place}: a stock checkpoint; {_folded(values)[1]}."
         if values.folded and not _folds_into_head(values)
         else "The erasure is folded into its head: a stock checkpoint whose logits are erased and whose features are not."
         if values.folded

@@ -20,7 +20,15 @@ from hf_kd.data.digest import inner_digest
 from hf_kd.errors import has_package
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
-from hf_kd.methods.records import Erasure, WeightChange, all_records, folded_erasures, versions, weight_changes
+from hf_kd.methods.records import (
+    Erasure,
+    WeightChange,
+    all_records,
+    carried_out,
+    folded_erasures,
+    versions,
+    weight_changes,
+)
 from hf_kd.methods.registry import available_methods, method_info
 
 from .card import BEGIN, END, CardValues, render
@@ -83,20 +91,19 @@ def document(
         known = {key: value for key, value in report.context.items() if key not in ("dataset", "files")}
         report = replace(report, context=known)
     figures = (*(() if report is None else _write_report(report, folder)), *_draw_scan(model, folder))
-    (base, commit), records = base_of(model), all_records(model)
+    (base, commit), records = base_of(model), carried_out(model)
     changes, folded_before = weight_changes(model.config), folded_erasures(model.config)
     kinds = {"changes": changes, "folded_before": folded_before, "erasures": model.erasures}
-    until = len(changes) + len(folded_before) if folded_before else 0
     alone = is_eraser(checkpoint_files(folder, None if beside is None else Path(beside)))
     model.find_taps()
     own_class = has_own_class(model)
     commands = commands_of(
-        [record.to_dict(names=True) for record in records],
+        [record.to_dict(names=True) for record, _ in records],
         base,
         labels,
         own_class=own_class,
         saved_by=["--fold"] if folded else ["--eraser-only"] if alone else [],
-        folded_before=until,
+        folded=[gone for _, gone in records],
     )
     published = repo_id is not None and not show_class_names
     since = weights_since(model)
@@ -117,9 +124,7 @@ def document(
     if not changeable or (existing is not None and BEGIN not in existing and not add_card):
         return
     values = CardValues(
-        requests=tuple(
-            _request(record, shown, show_class_names, folded=number < until) for number, record in enumerate(records)
-        ),
+        requests=tuple(_request(record, shown, show_class_names, gone) for record, gone in records),
         architecture=type(model.inner).__name__,
         own_class=own_class,
         taps=tuple(str(tap) for tap in model.taps),
@@ -194,14 +199,18 @@ def has_own_class(model: TappedModel) -> bool:
     return type(model.inner).__module__.partition(".")[0] != "transformers"
 
 
+def _folded_first(model: TappedModel) -> bool:
+    return any(gone for _, gone in carried_out(model)[:1])
+
+
 def base_of(model: TappedModel) -> tuple[str | None, str | None]:
     """Hub id and commit of the model before the first request; None for one that came from somewhere else.
 
     So too where a fold was the first, which keeps neither: the model that this one was loaded from is the folded one.
     """
-    changed = weight_changes(model.config)
-    if not changed and folded_erasures(model.config):
+    if _folded_first(model):
         return None, None
+    changed = weight_changes(model.config)
     first = changed[0] if changed else model.config
     return first.base_model, first.base_commit
 
@@ -254,7 +263,7 @@ def _request(erasure: Erasure, shown: Mapping[int, str], named: bool, folded: bo
         cover_names=shown,
         texts=erasure.n_texts,
         words=erasure.texts,
-        folded=folded and not isinstance(erasure, WeightChange),
+        folded=folded,
     )
 
 
@@ -275,15 +284,16 @@ def _labels(model: TappedModel) -> list[list[str]]:
     names = model.class_names
     return [
         [str(names.get(label, label)) for label in erasure.classes or erasure.dataset_classes or ("LABEL",)]
-        for erasure in all_records(model)
+        for erasure, _ in carried_out(model)
     ]
 
 
 def _before(model: TappedModel) -> str | None:
     """Digest of the weights before the first of all requests; None where nobody took it then, or a fold did not keep it."""
-    if changed := weight_changes(model.config):
-        return changed[0].weights_before
-    return None if folded_erasures(model.config) else model.config.weights_erased
+    if _folded_first(model):
+        return None
+    changed = weight_changes(model.config)
+    return changed[0].weights_before if changed else model.config.weights_erased
 
 
 def weights_since(model: TappedModel) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable
@@ -86,7 +87,17 @@ def outcome_in(folder: Path) -> str:
     said = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
     # an eraser that stands in the model is what push and card speak of, whatever was folded or changed below it
     marks = (("erased", r'"erasures":\s*\[\s*\{'), ("folded", '"hf_kd_folded"'), ("changed", '"hf_kd_unlearned"'))
-    return next((outcome for outcome, mark in marks if re.search(mark, said)), "")
+    found = next((outcome for outcome, mark in marks if re.search(mark, said)), "")
+    return "changed" if found == "folded" and _changed_since(said) else found
+
+
+def _changed_since(config: str) -> bool:
+    """Whether weights were changed after the last fold; not where that cannot be read, which is refused where it is."""
+    try:
+        stored = json.loads(config)
+        return stored["hf_kd_unlearned"][-1]["folded_before"] >= len(stored["hf_kd_folded"])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return False
 
 
 def refuse_no_receipt(source: str | Path, folder: Path) -> None:

@@ -30,7 +30,7 @@ from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.site import evaluating, record
-from hf_kd.methods.records import all_records, changes_of, weight_changes
+from hf_kd.methods.records import all_records, changes_of, folded_erasures, weight_changes
 
 from .card import ALT
 from .document import CARD, REPORT, base_of, document, has_own_class, read_card
@@ -258,8 +258,8 @@ def _refuse_nothing_to_publish(model: TappedModel) -> None:
 
 def publishable(model: TappedModel) -> bool:
     """Whether erasers stand in a model, or its weights were changed by `unlearn` and nothing was folded into them since."""
-    folded = getattr(model.config.inner, "hf_kd_folded", None)
-    return model.is_erased or (bool(weight_changes(model.config)) and not folded)
+    changes, folded = weight_changes(model.config), folded_erasures(model.config)
+    return model.is_erased or (bool(changes) and changes[-1].folded_before >= len(folded))
 
 
 def _save(model: Any, folder: Path, folded: bool, eraser_only: bool) -> torch.nn.Module:

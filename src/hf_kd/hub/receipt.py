@@ -219,7 +219,7 @@ def commands_of(
     *,
     own_class: bool = False,
     saved_by: Sequence[str] = (),
-    folded_before: int = 0,
+    folded: Sequence[bool] = (),
 ) -> list[str]:
     """`hf-kd erase` or `unlearn` for each record, in order; words in capitals stand for what is not said here.
 
@@ -227,14 +227,15 @@ def commands_of(
     and the FILE that registers a class of the user's own. Settings are those that differ from the method's defaults.
 
     Args:
-        erasures: The records, changes of weights first.
+        erasures: The records, in the order in which they were carried out.
         base_model: Hub id of the model before the first of them.
         labels: Names of the forgotten classes of each record, if they may be named.
         own_class: Whether the model's class is none of transformers.
         saved_by: Options of the last command that say what is saved.
-        folded_before: How many of them, from the first on, were done when erasers were folded in; the last of these says it.
+        folded: Of each, whether its eraser was folded in before a later one; the last of those that were together says it.
     """
     lines, model = [], base_model or "BASE_MODEL"
+    folds = [number for number, one in enumerate(folded, 1) if one and not any(folded[number : number + 1])]
     for number, record in enumerate(erasures):
         changed = "weights_before" in record
         words = ["hf-kd", "unlearn" if changed else "erase", model]
@@ -244,8 +245,8 @@ def commands_of(
         words += ["--method", record["method"]]
         for name, value in chosen_settings(record["method"], record["settings"], bool(record.get("n_texts"))).items():
             words += ["--option", f"{name}={'PROTOTYPES' if name == 'prototypes' else json.dumps(value)}"]
-        saved = ["--fold"] if number == folded_before - 1 else saved_by if number == len(erasures) - 1 else []
-        since = folded_before if number >= folded_before else 0  # a fold brings dropped labels back
+        saved = ["--fold"] if number + 1 in folds else saved_by if number == len(erasures) - 1 else []
+        since = max((fold for fold in folds if fold <= number), default=0)  # a fold brings dropped labels back
         keeps_labels = "--fold" in saved and not any(map(_drops, erasures[since:number]))
         words += [*_masks(record, keeps_labels), *_limits(record), *saved]
         model = "changed" if changed else "erased"

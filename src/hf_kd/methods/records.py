@@ -183,6 +183,12 @@ class WeightChange(Erasure):
     """Digest of its weights, as in the receipt."""
     weights_after: str | None = None
     """Digest of the weights that it left; None in records of 0.1.0."""
+    folded_before: int = 0
+    """How many erasers had been folded into the weights before it; 0 too in records of versions that did not count them."""
+
+    def __post_init__(self) -> None:
+        if type(self.folded_before) is not int or self.folded_before < 0:
+            raise InvalidValueError(f"folded_before={self.folded_before!r} is no number of erasers.")
 
     def _what_changed(self) -> str:
         return f"weights of {self.base_model} changed" if self.base_model else "weights changed"
@@ -234,6 +240,16 @@ def changes_of(config: Any) -> tuple[Erasure, ...]:
 def all_records(model: Any) -> tuple[Erasure, ...]:
     """All that a model was made to forget: by changed weights, by erasers folded into them, by those that stand in it."""
     return (*changes_of(model.config), *model.erasures)
+
+
+def carried_out(model: Any) -> list[tuple[Erasure, bool]]:
+    """`all_records` in the order in which they were carried out, each with whether its eraser was folded in since."""
+    found: list[tuple[Erasure, bool]] = []
+    folded, done = folded_erasures(model.config), 0
+    for change in weight_changes(model.config):
+        found += [*((one, True) for one in folded[done : change.folded_before]), (change, False)]
+        done = max(done, change.folded_before)
+    return [*found, *((one, True) for one in folded[done:]), *((one, False) for one in model.erasures)]
 
 
 def classes_in(records: Iterable[Erasure]) -> set[int]:

@@ -31,7 +31,7 @@ from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
 from hf_kd.methods.choices import refuse_fp16
-from hf_kd.methods.records import WeightChange, forgotten_classes, versions
+from hf_kd.methods.records import WeightChange, folded_erasures, forgotten_classes, versions
 from hf_kd.methods.registry import get_method, make_unlearning_method
 from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
@@ -164,6 +164,7 @@ def unlearn(
         base_commit=student.config.base_commit,
         weights_before=before,
         weights_after=after,
+        folded_before=len(folded_erasures(stock.config)),
         needs=method.needs,
         source=method.source or None,
         n_retain=None if task.retain is None else len(task.retain),
