@@ -202,6 +202,8 @@ def test_what_is_said_of_a_folded_class_is_what_the_checkpoint_does(place, tmp_p
     assert "--erased-label" not in typed
     without = [word for word in arguments if word != "--fold"]
     hf_kd("erase", place / "model", *without, "cat", "--drop-label", "--output", tmp_path / "dropped")
+    done = hf_kd("erase", tmp_path / "dropped", *arguments, "dog", "--output", tmp_path / "no", code=1)
+    assert done.stderr.split()[-2:] == ["Pass", "--drop-label."], "which is the way out here"
     hf_kd("erase", tmp_path / "dropped", *arguments, "dog", "--drop-label", "--output", tmp_path / "both")
     typed = json.loads((tmp_path / "both" / "erasures.json").read_text())["commands"]
     assert all("--drop-label" in command for command in typed), "which goes on as it began"

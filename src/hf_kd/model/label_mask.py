@@ -47,7 +47,8 @@ def mask_classes(model: TappedModel, classes: Sequence[int] | None, label: str |
     if config.masked and config.dropped != (label is None):
         raise InvalidValueError(
             f"Classes {config.masked} were masked {'and dropped' if config.dropped else 'under a label'} before; one model "
-            f"does one of both. Pass erased_label={'None' if config.dropped else repr(ERASED)}."
+            "does one of both. Pass erased_label="
+            + ("None (--drop-label on the command line)." if config.dropped else f"{ERASED!r}.")
         )
     masked = sorted({*config.masked, *classes})
     names = model.class_names
