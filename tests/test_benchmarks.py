@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 from hf_kd.bench import Store, read_config
 from hf_kd.bench.store import cell_settings, key_of
+from tests.helpers import processes
 from tests.test_project_files import ROOT
 
 
@@ -22,13 +24,20 @@ def test_what_an_accelerator_is_asked_runs_on_the_cpu(tmp_path):
         arrays[f"{split}_y"] = np.arange(count) % 10
     np.savez(tmp_path / "cifar.npz", **arrays)
 
-    command = [ROOT / "benchmarks" / "gpu.sh", tmp_path / "cifar.npz", tmp_path / "out", "--small"]
-    ran = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    out = tmp_path / "out"
+    command = [ROOT / "benchmarks" / "gpu.sh", tmp_path / "cifar.npz", out, "--small"]
+    told = subprocess.run(command, env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert (out / "gpu.md").read_text() == told.stdout.splitlines(keepends=True)[0], "what the first one prints is kept"
+    scripts = [shlex.split(line) for line in told.stdout.splitlines()]
+    assert [script[0] for script in scripts] == ["benchmarks/gpu.py", "benchmarks/cifar/train.py"]
+    given = processes.surroundings(PYTHONPATH=str(ROOT / "benchmarks" / "cifar"))
+    ran = processes.run(*scripts, environments=[given] * len(scripts), folder=ROOT, timeout=240)
 
-    assert ran.returncode == 0, ran.stderr
+    assert [done.code for done in ran] == [0, 0], [done.err[-3000:] for done in ran]
     for part in ("Forward pass", "Erasing", "Audit of", "CPU and device"):
-        assert f"### {part}" in ran.stdout
-    assert {"allcnn-1-0", "allcnn-deer-1-0"} <= {path.name for path in (tmp_path / "out" / "networks").iterdir()}
+        assert f"### {part}" in ran[0].out
+    assert {"allcnn-1-0", "allcnn-deer-1-0"} <= {path.name for path in (out / "networks").iterdir()}
 
 
 @pytest.fixture
