@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     return place, namespace
 
 
-@pytest.mark.usefixtures("few_draws")
+@pytest.mark.usefixtures("few_draws", "no_figures")
 def test_its_python_runs(folder, monkeypatch, tmp_path):
     place, namespace = folder
     monkeypatch.chdir(tmp_path)
@@ -51,7 +51,7 @@ def test_its_python_runs(folder, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_draws")
+@pytest.mark.usefixtures("few_draws", "no_figures")
 def test_its_commands_run(folder, monkeypatch):
     place, _ = folder
     monkeypatch.chdir(place)

@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch, processor):
     return tmp_path
 
 
-@pytest.mark.usefixtures("few_draws")
+@pytest.mark.usefixtures("few_draws", "no_figures")
 def test_its_commands_run(folder):
     ran = [command for command in commands() if "push" not in command]  # the one that needs a network
     assert {command[0] for command in ran} >= {"erase", "audit", "verify"}
@@ -60,6 +60,7 @@ def test_its_commands_run(folder):
     assert (folder / "report" / "report.md").is_file()
 
 
+@pytest.mark.usefixtures("few_draws", "no_figures")
 def test_its_python_runs(folder):
     namespace: dict[str, object] = {}
     assert blocks("python")

@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from hf_kd import AuditOptions, ErasedModel
+from hf_kd.audit import figures as figures_module
 from hf_kd.audit.verdict import NOT_AUDITED, verdict
 from hf_kd.cli.demo import page as page_module
 from hf_kd.cli.demo import run as demo_module
-from hf_kd.cli.demo.run import audit_demo, run_demo
+from hf_kd.cli.demo.command import EXAMPLE
 from hf_kd.hub.document import REPORT
+from tests.cli.runner import hf_kd
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo's folder, audited as the command does it, with a third of the digits, one attacker and few draws."""
-    every = demo_module.digits
+    """The demo's folder and what the command told of it, on a third of the digits, audited with one attacker, few draws
+    and the page's own figure alone."""
+    every, folder = demo_module.digits, tmp_path_factory.mktemp("page") / "demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_module, "digits", lambda: [part.select(range(0, len(part), 3)) for part in every()])
-        result = run_demo(tmp_path_factory.mktemp("page") / "demo", log=lambda text: None)
+        told = json.loads(hf_kd("demo", "--json", "--output", folder).stdout)
         few = AuditOptions(attacks=["linear"], draws=1, shots=[1, 5])
         patch.setattr(demo_module, "AuditOptions", lambda **settings: few)
-        audit_demo(result)
-    return result
+        figure = Path(page_module.FIGURE).stem
+        patch.setattr(figures_module, "FIGURES", {figure: figures_module.FIGURES[figure]})
+        made = SimpleNamespace(folder=folder, examples=folder / EXAMPLE.parent, told=told)
+        demo_module.audit_demo(made)
+    return made
+
+
+def test_the_command_tells_both_numbers_and_reloads(demo):
+    assert demo.told["reloaded_equal"]
+    rows = {row["method"]: row for row in demo.told["rows"]}
+    assert rows["original"]["head"]["D_ft"] > 90
+    assert rows["original"]["head"]["D_rt"] > 95
+    for method in ("ESC", "ESC-T"):
+        assert rows[method]["head"]["D_ft"] < 15
+        assert rows[method]["head"]["D_rt"] > 90
+        assert rows[method]["probe_converged"]
+        assert rows[method]["converged_probe"]["D_ft"] > 80, "and nobody is misled"
+    assert ErasedModel.from_pretrained(demo.folder).is_erased
+    assert (demo.folder / EXAMPLE).is_file(), "by which the demo knows its own folder again"
 
 
 def test_it_says_what_was_forgotten_and_what_the_audit_found(demo):
@@ -63,7 +86,9 @@ def test_three_images_are_offered_and_a_forgotten_one_is_the_first(demo):
 
 def test_the_figure_is_drawn_from_the_report_or_lies_with_the_model(demo, tmp_path):
     report = page_module.RetentionReport.from_json(demo.folder / REPORT)
-    assert page_module.label_efficiency(demo.folder, report).name == "label_efficiency.png"
+    drawn = page_module.label_efficiency(demo.folder, report)
+    assert drawn.name == "label_efficiency.png"
+    assert list(drawn.parent.iterdir()) == [drawn], "no figure that is not shown"
     assert page_module.label_efficiency(demo.folder, None) == demo.folder / page_module.FIGURE
     assert page_module.label_efficiency(tmp_path, None) is None
 

@@ -91,6 +91,7 @@ def test_push_load_push_again(hub, run_client, place):
     assert {"README.md", RECEIPT, "retention_report.json", "config.json", "model.safetensors", "preprocessor_config.json",
             "figures/label_efficiency.png"} <= set(files)  # fmt: skip
     assert "auto_map" not in json.loads(files["config.json"])
+    assert "handler.py" not in files
     report = RetentionReport.from_json(files["retention_report.json"].decode())
     assert "cat" not in report.class_names.values(), "the others keep their names"
     assert not re.search(r"\bcat\b", files["retention_report.json"].decode())
@@ -504,8 +505,6 @@ def test_push_says_before_anything_is_sent_that_the_eraser_can_be_taken_away(pla
 
 
 def test_a_handler_is_published_only_when_asked_for_and_never_over_a_persons_own(hub, run_client, place):
-    run_client(["push", "model", "ana/plain", "--private", "--no-verify"])
-    assert "handler.py" not in hub.files("ana/plain")
     run_client(["push", "model", "ana/served", "--private", "--handler"])
     files = hub.files("ana/served")
     assert files["requirements.txt"] == b"hf-kd\n"

@@ -22,10 +22,10 @@ MOST_MARKED = 6
 """Classes beside the forgotten ones that t-SNE names."""
 
 
-def draw_figures(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
+def draw_figures(report: ReportData, directory: str | Path, only: str | None = None) -> tuple[Path, ...]:
     """Draw every figure whose numbers the report has into `directory`, as PNG, and return the files.
 
-    They are those of `FIGURES`; `RetentionReport.figures` says what each needs.
+    They are those of `FIGURES`, or `only` the one of that name; `RetentionReport.figures` says what each needs.
 
     Raises ImportError, with the command to install it, without matplotlib.
     """
@@ -34,8 +34,8 @@ def draw_figures(report: ReportData, directory: str | Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with rc_context(STYLE):
-        for name, drawer in FIGURES.items():
-            figure = drawer(report, Figure)
+        for name in FIGURES if only is None else (only,):
+            figure = FIGURES[name](report, Figure)
             if figure is not None:
                 add_title(figure, verdict(report).short)
                 figure.savefig(folder / f"{name}.png")

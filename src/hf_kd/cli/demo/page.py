@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
+from hf_kd.audit.figures import draw_figures
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.verdict import NOT_AUDITED, verdict
 from hf_kd.cli._published import beside
@@ -148,8 +149,7 @@ def offered(folder: Path, model: ErasedModel) -> list[Path]:
 def label_efficiency(source: str | Path, report: RetentionReport | None) -> Path | None:
     """The figure of label efficiency: drawn from the report, or the one that lies with the model; None without either."""
     if report is not None and has_package("matplotlib"):
-        drawn = report.figures(tempfile.mkdtemp(prefix="hf-kd-page-"))
-        return next((path for path in drawn if path.name == Path(FIGURE).name), None)
+        return next(iter(draw_figures(report, tempfile.mkdtemp(prefix="hf-kd-page-"), Path(FIGURE).stem)), None)
     return _beside(source, FIGURE)
 
 
