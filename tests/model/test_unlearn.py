@@ -12,6 +12,7 @@ from torch import nn
 from hf_kd import ErasedModel, train_original, unlearn, unlearning_methods
 from hf_kd.data.samples import Samples
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.methods.records import all_records, forgotten_classes
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.random_label import union
 from hf_kd.methods.unlearning.task import Task
@@ -99,6 +100,7 @@ def test_random_samples_of_every_class(name, resnet, processor):
             unlearn(resnet, forget, name, retain=retain, processor=processor, **options(name))
         return
     changed = unlearn(resnet, forget, name, retain=retain, processor=processor, **options(name))
+    assert forgotten_classes(ErasedModel.from_model(changed, processor)) == set()
     state = changed.state_dict()
     assert not all(torch.equal(tensor, state[key]) for key, tensor in resnet.state_dict().items())
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
@@ -107,6 +109,17 @@ def test_random_samples_of_every_class(name, resnet, processor):
         "retrain",
         "eu-k",
     )
+
+
+@pytest.mark.parametrize(("retained", "classes"), [([0, 1, 4], (2, 3)), ([0, 1, 3, 4], (2,)), ([2, 3, 4], None)])
+def test_a_class_that_retained_images_have_is_not_named_as_forgotten(retained, classes, resnet, processor):
+    """Or a second request would leave all of its images out, and the card say that it is gone."""
+    changed = unlearn(
+        resnet, make_dataset([2, 3] * 6), "finetune", retain=make_dataset(retained * 5, seed=3), processor=processor
+    )
+    model = ErasedModel.from_model(changed, processor)
+    assert all_records(model)[-1].classes == classes
+    assert forgotten_classes(model) == set(classes or ())
 
 
 @pytest.mark.parametrize("name", METHODS)

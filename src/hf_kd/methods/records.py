@@ -23,7 +23,8 @@ class Erasure:
     taps: tuple[str, ...]
     n_forget: int
     classes: tuple[int, ...] | None
-    """Ids of the forgotten classes in the `class_names` of the model; None when the labels are unknown to the model."""
+    """Ids of the forgotten classes in the `class_names` of the model; None for samples of classes that stay, and where the
+    model does not know the labels."""
     measured: tuple[dict[str, Any], ...]
     """What was measured while fitting, for each tap: k, share of forget energy removed, hits before and after, ..."""
     rank_removed: tuple[int, ...]

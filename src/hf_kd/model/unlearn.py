@@ -69,7 +69,8 @@ def unlearn(
 
     Args:
         model: A classifier; its weights are read, not changed.
-        forget: Labelled images, anything `ErasedModel.erase` takes: D_f.
+        forget: Labelled images, anything `ErasedModel.erase` takes: D_f. A class that `retain` has images of, too, stays,
+            and the record does not name it as forgotten.
         method: A name in `hf_kd.unlearning_methods()`, or a method with its settings.
         retain: Labelled images of the classes that stay, D_r or the part of it that may be used; for methods that read them.
         processor: The image processor, where `model` is not an ErasedModel that has one.
@@ -147,7 +148,7 @@ def unlearn(
         settings=method.settings(),
         taps=(),
         n_forget=len(task.forget),
-        classes=tuple(task.forget_classes.tolist()),
+        classes=_whole_classes(task, method),
         measured=(measured,),
         rank_removed=(),
         condition_number=(),
@@ -173,6 +174,12 @@ def unlearn(
     )
     stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict(names=True)]
     return stock
+
+
+def _whole_classes(task: Task, method: UnlearningMethod) -> tuple[int, ...] | None:
+    """Ids of the forgotten classes; a class with retained images stays, and only samples of it were forgotten."""
+    stay = () if task.retain is None or not method.reads_retained_labels else set(task.retain.labels.tolist())
+    return tuple(label for label in task.forget_classes.tolist() if label not in stay) or None
 
 
 def _kept_again(task: Task) -> list[str]:
