@@ -199,16 +199,17 @@ def exported(tmp_path_factory):
     processes of tests. Nobody changes either."""
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="needs the extra hf-kd[onnx]")
-    model = ErasedModel.from_model(copy.deepcopy(small_vit()), image_processor())
-    model.erase(make_dataset([2] * 20), k=2, mask_head=True, progress=False)
     own, run = tmp_path_factory.getbasetemp(), os.environ.get("PYTEST_XDIST_TESTRUNUID")
     folder = (own if run is None else own.parent) / "exported"  # processes of one run have the folder above in common
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
+            model = ErasedModel.from_model(copy.deepcopy(small_vit()), image_processor())
+            model.erase(make_dataset([2] * 20), k=2, mask_head=True, progress=False)
+            model.save_pretrained(folder / "model")
             (file,) = model.export_onnx(folder / "new" / "model.onnx")
             (folder / "file.json").write_text(json.dumps(file.to_dict()))
     told = json.loads((folder / "file.json").read_text())
-    return model, ExportedFile(**told | {"path": Path(told["path"])})
+    return ErasedModel.from_pretrained(folder / "model"), ExportedFile(**told | {"path": Path(told["path"])})
 
 
 @pytest.fixture

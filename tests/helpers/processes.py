@@ -108,6 +108,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str], folder: str, sa
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    # a fork is given the path of the process of tests, to which libraries add folders of code that they fetched
+    sys.path[:] = [folder for folder in sys.path if not Path(folder, "evaluate_modules").is_dir()]
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.path_importer_cache.clear()  # folders were listed when the server started, and modules have come since
     gc.freeze()  # what the server imported need not be gone through, and copied by that, whenever garbage is collected

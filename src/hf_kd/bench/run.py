@@ -227,11 +227,10 @@ def _run_cells(
                 _ = shared.problem, shared.features
         except FAILURES as error:
             raise _NotOpened(f"{type(error).__name__}: {error}") from error
-        # one that is made again for another experiment stays with its first, and keeps the times that were asked for there,
-        # and what of its drawings failed
+        # one made again for another experiment stays with its first, and keeps its times and what failed of its drawings
         stays = kept or {"experiment": experiment.name, "row": row.label, "seconds": {}}
-        record = {"key": key, "experiment": stays["experiment"], "row": stays["row"], "seed": seed}
-        record |= {"settings": settings}
+        record = {name: stays[name] for name in ("experiment", "row", "report") if name in stays}
+        record |= {"key": key, "seed": seed, "settings": settings}
         timed = experiment.measures.bare_pass or "bare pass" in stays["seconds"]
         with at_work(row.label, shared.progress):
             record |= _run(shared, row, seed, folder if first else None, timed)
@@ -239,9 +238,8 @@ def _run_cells(
         if kept is not None and record["status"] != "ok":
             log(f"{where}: failed when made again, and keeps the result that it had{_failure(record)}")
             continue
-        record = {key: stays[key] for key in ("report", "panels") if key in stays} | record
         if "panels" in stays:
-            record["panels"] = stays["panels"] | record["panels"]
+            record["panels"] = stays["panels"] | record.get("panels", {})
         store.add(record)
         log(f"{where}: {record['status']}, {record['seconds']['cell']:.1f} s{_failure(record)}")
 
