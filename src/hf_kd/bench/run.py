@@ -238,8 +238,7 @@ def _run_cells(
         if kept is not None and record["status"] != "ok":
             log(f"{where}: failed when made again, and keeps the result that it had{_failure(record)}")
             continue
-        if "panels" in stays:
-            record["panels"] = stays["panels"] | record.get("panels", {})
+        record["panels"] = stays.get("panels", {}) | record.get("panels", {})
         store.add(record)
         log(f"{where}: {record['status']}, {record['seconds']['cell']:.1f} s{_failure(record)}")
 
