@@ -235,11 +235,13 @@ def test_erased_after_loading_the_plain_checkpoint_it_reloads_bit_for_bit_too(na
 def test_a_copy_answers_the_same_and_lives_its_own_life(name):
     model, inputs = erased_once(name), zoo.inputs(name, 3)
     expected = answers(model, inputs)
-    clone = copy.deepcopy(model)
+    plain, clone = zoo.built(name), copy.deepcopy(model)
     assert_bit_equal(answers(clone, inputs), expected)
+    assert_bit_equal(
+        clone.inner.state_dict(), plain.state_dict()
+    )  # erasing left float32 weights and buffers as they were
     clone.reset()
     clone.double()
-    plain = zoo.built(name)
     key = answer_name(name) if zoo.CASES[name].heads else next(iter(expected))
     double = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     assert torch.allclose(answers(clone, double)[key].float(), answers(plain, inputs)[key], rtol=1e-3, atol=1e-3)
@@ -481,6 +483,19 @@ def test_compiled_and_exported_it_gives_the_erased_answers(name):
         program = torch.export.export(model, (), dict(inputs), strict=False)
         logits = program.module()(**inputs).logits
     assert torch.allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("LevitForImageClassification", "esc"), ("SwiftFormerForImageClassification", "cover")]
+)
+def test_a_tap_of_several_places_is_exported_and_answers_the_same_afterwards(name, method):
+    """An input and a field of an output, with what LeViT caches in eval mode; and two heads that a cover masks."""
+    model, inputs = erased(name) if method == "esc" else covered(name)[0], images(name, 2)
+    expected = answers(model, inputs)
+    with torch.no_grad():
+        logits = torch.export.export(model, (), dict(inputs), strict=False).module()(**inputs).logits
+    assert torch.allclose(logits, expected["logits"], atol=1e-5)
+    assert_bit_equal(answers(model, inputs), expected)
 
 
 # Faults of the plain models: what fails here fails without us, and is marked so that it is noticed when it is mended.
