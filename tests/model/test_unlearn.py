@@ -122,12 +122,16 @@ def test_a_class_that_retained_images_have_is_not_named_as_forgotten(retained, c
     assert forgotten_classes(model) == set(classes or ())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_frozen_parameters_make_no_difference_and_mixed_precision_gives_finite_float32_weights(name, vit, processor):
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "bf16") for name in METHODS), ("finetune", "no"), ("ssd", "no")]
+)  # in full precision a descent and a closed form: what is frozen is thawed for all methods alike
+def test_frozen_parameters_make_no_difference_and_any_precision_gives_finite_float32_weights(
+    name, precision, vit, processor
+):
     forget, retain = make_dataset([2] * 16), make_dataset([0, 1, 3, 4] * 5, seed=3)
     frozen = copy.deepcopy(vit)
     frozen.vit.requires_grad_(False)
-    asked = options(name, retain=retain, processor=processor, reading=ReadOptions(mixed_precision="bf16"))
+    asked = options(name, retain=retain, processor=processor, reading=ReadOptions(mixed_precision=precision))
     first, second = (unlearn(each, forget, name, **asked) for each in (vit, frozen))
     state = first.state_dict()
     assert all(torch.equal(tensor, second.state_dict()[key]) for key, tensor in state.items())
