@@ -68,6 +68,17 @@ def test_an_exported_program_answers_erased(graph, monkeypatch):
     assert max(found.values()) < NEAR, found
 
 
+def test_an_eraser_in_the_text_tower_of_a_siglip_is_in_its_graph():
+    """It has neither a mask of tokens nor a projection, and no file of ONNX is made of it with an eraser in this tower."""
+    erased = ErasedModel.from_model(*two_towers("SiglipModel", vision_layers=1))
+    erased.erase(texts=["cat"], retain_texts=["dog", "car"], templates=["a photo of a {}", "{}"], k=1)
+    graph = TowerGraph(erased.eval(), "text")
+    reference = GraphReference.of(graph)
+    assert reference.acts
+    found = reference.deviations(answers_of(graph, graph.program().module()))
+    assert max(found.values()) < NEAR, found
+
+
 @pytest.mark.parametrize("graph", ["CLIPModel"], indirect=True)  # classifiers: test_architectures.py
 def test_a_compiled_tower_answers_erased(graph):
     graph, reference = graph
