@@ -139,6 +139,7 @@ assert not any(name.startswith("hf_kd") for name in sys.modules)
 UNPICKLED = """
 config = pickle.loads(Path(PICKLED).read_bytes())
 assert type(AutoModel.from_config(config)).__name__ == "ErasedFeatureModel"
+assert type(AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
 print("loaded")
 """
 METRICS = """
@@ -192,6 +193,7 @@ class Delegating(MetaPathFinder):  # as instrumentation does it: asks all others
 import hf_kd
 sys.meta_path.insert(0, Delegating())
 sys.meta_path.insert(2, Delegating())
+from transformers import AutoProcessor  # which imports configurations in the middle of what it needs
 from transformers import AutoConfig
 from transformers.models.auto import configuration_auto, modeling_auto
 assert type(AutoConfig.from_pretrained(FOLDER)).__name__ == "ErasedConfig"
@@ -214,8 +216,6 @@ except SystemExit as end:
 """
 THREADS = """
 import hf_kd
-from transformers import AutoProcessor  # which imports configurations in the middle of what it needs
-assert hf_kd.audit.RetentionReport.__name__ == "RetentionReport"
 from concurrent.futures import ThreadPoolExecutor
 from transformers import AutoModel, AutoModelForImageClassification
 autos = AutoModelForImageClassification, AutoModel
@@ -225,7 +225,9 @@ with ThreadPoolExecutor(4) as pool:
 classes = [type(model) for model in models]
 assert classes[0] is classes[2] is hf_kd.ErasedModel and issubclass(classes[1], hf_kd.ErasedModel)
 assert classes[1] is not hf_kd.ErasedModel and classes[:3] == classes[3:]
+assert "hf_kd.audit" not in sys.modules and hf_kd.audit.RetentionReport.__name__ == "RetentionReport"
 """
+"""Four threads find the package as it is imported: nothing before them has imported a model's modules."""
 
 
 @pytest.mark.processes
