@@ -259,7 +259,7 @@ def test_no_name_covers_another_or_a_point(many):
     from hf_kd.bench.figures import FIGURES
 
     rows = lines(*many)
-    for name in ("pareto", "recovery", "time", "weights_by_layer"):
+    for name in ("pareto", "recovery", "time", "weights", "weights_by_layer"):
         with rc_context(STYLE):
             figure = FIGURES[name](rows, rows[0], Figure)
             canvas = FigureCanvasAgg(figure)
