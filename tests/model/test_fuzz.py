@@ -22,8 +22,11 @@ def bases():
     return [base.learn() for base in fuzz.old_bases()]
 
 
+# Numbers behind the ranges draw a kind of mutation, or meet a refusal, that none within them does.
+
+
 def test_mutated_folders_act_as_their_records_say_or_are_refused_in_words(bases, tmp_path):
-    results = fuzz.run(3, range(70), bases, tmp_path)
+    results = fuzz.run(3, [*range(70), 72, 87, 95, 104, 117, 135, 138], bases, tmp_path)
     faults = [
         f"{result.outcome}: {result.base}, {result.mutation}: {result.found}" for result in results if result.is_fault
     ]
@@ -34,7 +37,7 @@ def test_mutated_folders_act_as_their_records_say_or_are_refused_in_words(bases,
 
 def test_mutated_erasers_act_as_their_records_say_on_their_base_or_are_refused_in_words(tmp_path):
     erasers = [base.learn() for base in eraser_bases(tmp_path / "saved")]
-    results = fuzz.run(5, range(50), erasers, tmp_path)
+    results = fuzz.run(5, [*range(50), 54, 59, 68, 69, 79, 86, 93, 102], erasers, tmp_path)
     faults = [
         f"{result.outcome}: {result.base}, {result.mutation}: {result.found}" for result in results if result.is_fault
     ]
