@@ -31,9 +31,9 @@ def quick_collection() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def small_figures(monkeypatch) -> None:
-    """Files of figures are of few pixels and of one image: how they look is asked of the figures themselves."""
+    """Files of figures are of few pixels and of two images: how they look is asked of the figures themselves."""
     monkeypatch.setitem(plotting.STYLE, "savefig.dpi", 30)
-    monkeypatch.setattr(row_figures, "MOST_IMAGES", 1)
+    monkeypatch.setattr(row_figures, "MOST_IMAGES", 2)
 
 
 @pytest.fixture(scope="session")
