@@ -120,7 +120,7 @@ def test_what_was_kept_of_another_run_is_refused(original, data, tmp_path, monke
         if stage == "scan":
             dies_at(patched, cut_scan, "read_class", 2)
         else:
-            dies_at(patched, regrow, "_settle_norms", 4)
+            dies_at(patched, regrow, "mean_statistics", 4)
         scanned(original, data, checkpoint=tmp_path)
     assert (tmp_path / "scan.json").is_file()
     assert (tmp_path / "grown").is_dir() == (stage == "training")
@@ -193,7 +193,7 @@ def test_a_resumed_training_says_what_the_whole_of_it_took(original, data, tmp_p
     settings = {"keep": 1 / 3, "epochs": 3}
     whole = measured(scanned(original, data, **settings))
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        dies_at(patched, regrow, "_settle_norms", 1)
+        dies_at(patched, regrow, "mean_statistics", 1)
         scanned(original, data, checkpoint=tmp_path, **settings)
     done = measured(scanned(original, data, checkpoint=tmp_path, **settings))
     assert (done["steps"], done["last_loss"]) == (whole["steps"], whole["last_loss"])

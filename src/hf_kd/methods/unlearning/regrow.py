@@ -6,11 +6,10 @@ depth. What lies below is kept and frozen; what lies above has never seen the cl
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -30,6 +29,7 @@ from .cut_scan import scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .steps import GradientSteps
 from .task import NORMS, Task, check_range, over_processes, soft_divergence
+from .training import mean_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,6 @@ SOFT = (
     "The probabilities of the model as it was tell its successor what the forgotten class looks like, also with the class "
     "taken out of them. Leave soft=False where the class has to go."
 )
-
-SETTLE = 100
-"""Batches that statistics of norms are taken over."""
 
 MANY = 0.45
 """Share of the blocks from which on half of the epochs are run unless the settings say how many."""
@@ -341,7 +338,8 @@ class Regrow(UnlearningMethod):
                 save_progress(folder, task.model, phase.names, phase.optimizer, {**phase.same, **about})
         torch.manual_seed(self.seed * 1_000_003 + phase.epochs)
         if self.bn_mode == "train":
-            _settle_norms(task, frozen, source, batch)
+            norms = [m for m in task.model.modules() if isinstance(m, NORMS) and m.track_running_stats]
+            mean_statistics(task, [norm for norm in norms if norm not in set(frozen)], source.batches(batch))
         return {"epochs_run": phase.epochs, "retained_accuracy": accuracies, **descent.close()}
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -363,28 +361,6 @@ def _say_unknown(task: Task, targets: Tensor) -> None:
 def _warn(task: Task, text: str) -> None:
     logger.warning(text)
     task.warnings.append(text)
-
-
-@torch.no_grad()
-def _settle_norms(task: Task, frozen: Sequence[nn.Module], source: Source, batch_size: int) -> None:
-    """Statistics of the norms that were trained become the mean over batches, as the last weights make them.
-
-    Some networks (MobileNets) come with a momentum by which the last batch alone would decide about them.
-    """
-    norms = [m for m in task.model.modules() if isinstance(m, NORMS) and m.track_running_stats and m not in set(frozen)]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # of all batches alike
-    with task.mode("eval"):
-        for norm in norms:
-            norm.training = True
-        for _ in itertools.islice(source.batches(batch_size), SETTLE):
-            pass
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def one_cycle(share: float, rise: float = 0.2) -> float:

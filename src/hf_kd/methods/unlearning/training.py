@@ -179,7 +179,6 @@ class TrainedMethod(UnlearningMethod):
         return {"epochs_run": done, **descent.close()}
 
 
-@torch.no_grad()
 def settle_norms(task: Task, samples: Samples, batch_size: int) -> None:
     """Take the statistics of norms in train mode anew, as the mean over batches, where the last few alone made them.
 
@@ -196,6 +195,19 @@ def settle_norms(task: Task, samples: Samples, batch_size: int) -> None:
         for module in task.model.modules()
         if isinstance(module, NORMS) and module.training and (module.momentum or 0) > USUAL_MOMENTUM
     ]
+    if norms:
+        mean_statistics(task, norms, (task.logits(b.inputs) for b in task.batches(samples, batch_size, shuffle=True)))
+
+
+@torch.no_grad()
+def mean_statistics(task: Task, norms: Sequence[nn.modules.batchnorm._NormBase], passes: Iterable[Any]) -> None:
+    """Running statistics become the mean over batches, as the weights make them now.
+
+    Args:
+        task: Of their model, the rest of which is in eval mode meanwhile.
+        norms: Those whose statistics are meant.
+        passes: Sends a batch through the model whenever the next is asked for; at most `SETTLE` are.
+    """
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -205,7 +217,7 @@ def settle_norms(task: Task, samples: Samples, batch_size: int) -> None:
     with task.mode("eval"):
         for norm in norms:
             norm.training = True
-        for batch in itertools.islice(task.batches(samples, batch_size, shuffle=True), SETTLE):
-            task.logits(batch.inputs)
+        for _ in itertools.islice(passes, SETTLE):
+            pass
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
