@@ -107,7 +107,7 @@ class Regrow(UnlearningMethod):
 
     needs_head: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
-    unlabelled: ClassVar[str] = "Or take the labels of the model as it was: labels='teacher'."
+    unlabelled: ClassVar[str] = "Or take the labels of the model as it was: labels='teacher', with a share as keep."
 
     bn_mode: Literal["eval", "freeze", "train"] = "train"
     keep: float | str = 1 / 3
