@@ -128,14 +128,13 @@ def _held_out_accuracy(losses: Sequence[np.ndarray], size: int, generator: np.ra
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedShuffleSplit
 
-    targets = np.repeat([True, False], size)
+    targets = np.repeat([1, 0], size)
     inputs = np.concatenate([side[generator.permutation(len(side))[:size]] for side in losses])[:, None]
     splits = StratifiedShuffleSplit(n_splits=5, test_size=0.1, random_state=int(generator.integers(2**31)))
-    scores = []
-    for fit, held_out in splits.split(inputs, targets):
-        fitted = LogisticRegression().fit(inputs[fit], targets[fit])
-        claimed = inputs[held_out, 0] * fitted.coef_[0, 0] + fitted.intercept_[0] > 0  # its score, without its checks
-        scores.append(np.mean(claimed == targets[held_out]))
+    scores = [
+        LogisticRegression().fit(inputs[fit], targets[fit]).score(inputs[held_out], targets[held_out])
+        for fit, held_out in splits.split(inputs, targets)
+    ]
     return 100 * float(np.mean(scores))
 
 

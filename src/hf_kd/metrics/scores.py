@@ -332,8 +332,9 @@ def area_under_roc(score: ArrayLike, positive: ArrayLike) -> float:
         >>> area_under_roc([3.0, 2.0, 2.0, 1.0], [True, True, False, False])
         87.5
     """
-    alarms, recall = _accepted(score, positive)
-    return 100 * float(np.diff(alarms) @ (recall[1:] + recall[:-1])) / (2 * float(alarms[-1]) * float(recall[-1]))
+    from sklearn.metrics import auc
+
+    return 100 * float(auc(*_roc(score, positive)))
 
 
 def recall_at(score: ArrayLike, positive: ArrayLike, rate: float, weights: ArrayLike | None = None) -> float:
@@ -357,26 +358,24 @@ def recall_at(score: ArrayLike, positive: ArrayLike, rate: float, weights: Array
         >>> recall_at([0.0, 0.0, 0.0, 0.0], [True, True, False, False], rate=0.25)
         25.0
     """
-    alarms, recall = _accepted(score, positive, weights)
-    return 100 * float(np.interp(rate, alarms / alarms[-1], recall / recall[-1]))
+    return 100 * float(np.interp(rate, *_roc(score, positive, weights)))
 
 
-def _accepted(score: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Negatives and positives at or above each distinct score, from none of them on down to all [distinct + 1].
+def _roc(score: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of negatives and of positives at or above each distinct score, from none of them on down to all."""
+    from sklearn.metrics import roc_curve
 
-    The counts of a ROC curve; scikit-learn's checks of a few hundred scores take fifty times as long as counting them.
-    """
     score, positive = _flat(score, float), _flat(positive, bool)
-    weights = np.ones(len(positive)) if weights is None else _flat(weights, float)
-    if score.ndim != 1 or not score.shape == positive.shape == weights.shape or positive.all() or not positive.any():
+    weights = None if weights is None else _flat(weights, float)
+    shapes = {own.shape for own in (score, positive, weights) if own is not None}
+    if score.ndim != 1 or len(shapes) > 1 or positive.all() or not positive.any():
         raise InvalidValueError(
             f"score {list(score.shape)}, positive {list(positive.shape)} with {int(positive.sum())} that hold, weights "
-            f"{list(weights.shape)}; there has to be one of each for every sample [n], and samples of both kinds."
+            f"{None if weights is None else list(weights.shape)}; there has to be one of each for every sample [n], and "
+            "samples of both kinds."
         )
-    values, place = np.unique(-score, return_inverse=True)
-    counts = [np.bincount(place[own], weights[own], minlength=len(values)) for own in (~positive, positive)]
-    negatives, positives = (np.concatenate([[0.0], np.cumsum(own)]) for own in counts)
-    return negatives, positives
+    alarms, recall, _ = roc_curve(positive, score, sample_weight=weights, drop_intermediate=False)
+    return alarms, recall
 
 
 def _flat(values: ArrayLike, dtype: type) -> np.ndarray:
