@@ -1,10 +1,12 @@
-"""Eval mode for as long as a model is read, and every module's own mode afterwards; what is cached in it, and dropped."""
+"""Modes of a model: eval as long as it is read, and every module's own afterwards; caches dropped, running statistics anew."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -44,3 +46,27 @@ def drop_caches(model: nn.Module) -> None:
     model.train()
     for module, training in modes:
         module.training = training
+
+
+@torch.no_grad()
+def mean_statistics(model: nn.Module, norms: Sequence[nn.modules.batchnorm._NormBase], passes: Iterable[Any]) -> None:
+    """Running statistics become the mean over batches, as the weights make them now.
+
+    Args:
+        model: All but the norms is in eval mode meanwhile, dropout too, which `torch.optim.swa_utils.update_bn` trains.
+        norms: Of its norms those that are meant; where there are none, nothing is run.
+        passes: Sends a batch through the model whenever the next is asked for.
+    """
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # of all batches alike
+    with evaluating(model):
+        for norm in norms:
+            norm.training = True
+        for _ in passes:
+            pass
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

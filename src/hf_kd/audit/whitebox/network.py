@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hf_kd.audit.hidden_states import blocks_of
 from hf_kd.data.labels import counterparts
+from hf_kd.data.modes import mean_statistics
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head, linear_heads
 from hf_kd.features.protocol import TappedModel
@@ -294,18 +295,9 @@ def recalibrated(network: Network, images: Images) -> Network:
     if not network.norms:
         return network
     made = network.copied()
-    norms = cast("list[nn.modules.batchnorm._BatchNorm]", made.norms)
-    momenta = [norm.momentum for norm in norms]
     made.model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over batches
-        norm.train()
-    for part in images.batches(256 if len(images) % 256 != 1 else 255):  # a single image has no variance
-        run(made.model, part.inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    made.model.eval()
+    size = 256 if len(images) % 256 != 1 else 255  # a single image has no variance
+    mean_statistics(made.model, made.norms, (run(made.model, part.inputs) for part in images.batches(size)))
     return made
 
 

@@ -6,6 +6,7 @@ depth. What lies below is kept and frozen; what lies above has never seen the cl
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kd.data.masked_classes import masked_logits, silence_rows, silent_rows
+from hf_kd.data.modes import mean_statistics
 from hf_kd.data.samples import Samples
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError
 from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
@@ -29,7 +31,7 @@ from .cut_scan import scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .steps import GradientSteps
 from .task import NORMS, Task, check_range, over_processes, soft_divergence
-from .training import mean_statistics
+from .training import SETTLE
 
 logger = logging.getLogger(__name__)
 
@@ -339,7 +341,8 @@ class Regrow(UnlearningMethod):
         torch.manual_seed(self.seed * 1_000_003 + phase.epochs)
         if self.bn_mode == "train":
             norms = [m for m in task.model.modules() if isinstance(m, NORMS) and m.track_running_stats]
-            mean_statistics(task, [norm for norm in norms if norm not in set(frozen)], source.batches(batch))
+            trained = [norm for norm in norms if norm not in set(frozen)]
+            mean_statistics(task.model, trained, itertools.islice(source.batches(batch), SETTLE))
         return {"epochs_run": phase.epochs, "retained_accuracy": accuracies, **descent.close()}
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from hf_kd.data.modes import mean_statistics
 from hf_kd.data.samples import Batch, Samples
 from hf_kd.methods.measured import TrainedMeasured
 
@@ -196,28 +197,5 @@ def settle_norms(task: Task, samples: Samples, batch_size: int) -> None:
         if isinstance(module, NORMS) and module.training and (module.momentum or 0) > USUAL_MOMENTUM
     ]
     if norms:
-        mean_statistics(task, norms, (task.logits(b.inputs) for b in task.batches(samples, batch_size, shuffle=True)))
-
-
-@torch.no_grad()
-def mean_statistics(task: Task, norms: Sequence[nn.modules.batchnorm._NormBase], passes: Iterable[Any]) -> None:
-    """Running statistics become the mean over batches, as the weights make them now.
-
-    Args:
-        task: Of their model, the rest of which is in eval mode meanwhile.
-        norms: Those whose statistics are meant.
-        passes: Sends a batch through the model whenever the next is asked for; at most `SETTLE` are.
-    """
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # of all batches alike
-    with task.mode("eval"):
-        for norm in norms:
-            norm.training = True
-        for _ in itertools.islice(passes, SETTLE):
-            pass
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        batches = itertools.islice(task.batches(samples, batch_size, shuffle=True), SETTLE)
+        mean_statistics(task.model, norms, (task.logits(batch.inputs) for batch in batches))
