@@ -28,8 +28,8 @@ def forgotten_labels(model: TappedModel, given: Any, names: Any) -> list[int]:
         )
     if any(record.classes is None for record in records):
         raise InvalidValueError(
-            "An erasure record does not name its classes (the forget set had no labels that the model knows, "
-            "or the model got a head of other labels since). Say which they are: forget_labels=[...]."
+            "A record does not name its classes (samples of classes that stay were forgotten, the forget set had no labels "
+            "that the model knows, or the model got a head of other labels since). Say which they are: forget_labels=[...]."
         )
     return sorted(classes_in(records))
 

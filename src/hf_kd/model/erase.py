@@ -117,15 +117,13 @@ def fit_erasers(
     outcome.refuse_unchanged(method.name, changed, fitted[0].measured)
     if asked is not None:
         after = head_function(model.inner, model.taps, {*model.config.masked, *(classes or () if masks else ())})
-        told = [
-            (
-                seen.labels,
-                *(_answers(model, *pair, seen.labels) for pair in ((asked, seen.features), (after, features))),
-            )
-            if len(seen.labels)
-            else None
-            for seen, features in zip((witness, retained), erased, strict=True)
-        ]
+        told = []
+        for seen, features in zip((witness, retained), erased, strict=True):
+            if not len(seen.labels):
+                told.append(None)
+                continue
+            before = _answers(model, asked, seen.features, seen.labels)
+            told.append((seen.labels, before, _answers(model, after, features, seen.labels)))
         warnings += outcome.accuracy_warnings(*told)
     for text in warnings:
         logger.warning(text)

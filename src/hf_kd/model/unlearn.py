@@ -178,7 +178,7 @@ def unlearn(
 
 def _whole_classes(task: Task, method: UnlearningMethod) -> tuple[int, ...] | None:
     """Ids of the forgotten classes; a class with retained images stays, and only samples of it were forgotten."""
-    stay = () if task.retain is None or not method.reads_retained_labels else set(task.retain.labels.tolist())
+    stay = () if task.retain is None or not method.reads_retained_labels else task.retain.labels.unique().tolist()
     return tuple(label for label in task.forget_classes.tolist() if label not in stay) or None
 
 
