@@ -1,4 +1,4 @@
-"""Modes of a model: eval as long as it is read, and every module's own afterwards; caches dropped, running statistics anew."""
+"""Modes of a model: eval as long as it is read, and every module's own afterwards; caches dropped, statistics anew."""
 
 from __future__ import annotations
 
