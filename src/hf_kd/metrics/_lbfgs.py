@@ -48,32 +48,13 @@ def solve_multinomial(
     Stops early only where the line search can no longer lower the loss in floating point; the caller compares the returned
     norm with its tolerance.
     """
-    n, r = features.shape
-    weights = features.new_ones(n) if sample_weights is None else sample_weights.to(features)
-    weights = (weights / weights.sum()).unsqueeze(1)
-    parameters = features.new_zeros(r + 1, num_classes)  # the bias is the last row
-    column = targets.unsqueeze(1)
-
-    def forward(matrix: Tensor) -> Tensor:
-        return torch.addmm(matrix[-1], features, matrix[:-1])
-
-    def residual(logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted cross-entropy and its derivative by the logits [n, K]."""
-        log_probabilities = logits.log_softmax(dim=1)
-        loss = -(weights * log_probabilities.gather(1, column)).sum()
-        derivative = log_probabilities.exp_()
-        derivative.scatter_add_(1, column, derivative.new_full(column.shape, -1.0))
-        return loss, derivative.mul_(weights)
-
-    def gradient_of(derivative: Tensor, at: Tensor) -> Tensor:
-        out = torch.cat([features.T @ derivative, derivative.sum(dim=0, keepdim=True)])
-        out[:-1] += l2 * at[:-1]
-        return out
-
-    logits = forward(parameters)
-    loss, derivative = residual(logits)
+    weights = features.new_ones(len(features)) if sample_weights is None else sample_weights.to(features)
+    objective = _Objective(features, targets.unsqueeze(1), (weights / weights.sum()).unsqueeze(1), l2)
+    parameters = features.new_zeros(features.shape[1] + 1, num_classes)  # the bias is the last row
+    logits = objective.logits(parameters)
+    loss, derivative = objective.cross_entropy(logits)
     loss = float(loss + l2 / 2 * parameters[:-1].square().sum())
-    gradient = gradient_of(derivative, parameters)
+    gradient = objective.gradient(derivative, parameters)
     pairs = _Pairs(gradient)
     iterations = 0
     while iterations < max_iterations and float(gradient.norm()) > tolerance:
@@ -82,19 +63,8 @@ def solve_multinomial(
         if slope >= 0:  # curvature information spoilt by rounding: start over from steepest descent
             pairs.clear()
             direction, slope = -gradient, -float(gradient.square().sum())
-        moved = forward(direction)
-        quadratic = (
-            float((parameters[:-1] * direction[:-1]).sum()) * l2,
-            float(direction[:-1].square().sum()) * l2,
-            float(parameters[:-1].square().sum()) * l2,
-        )
-
-        def along(step: float) -> tuple[float, float, Tensor]:
-            value, by_logits = residual(torch.add(logits, moved, alpha=step))  # noqa: B023 - used within this iteration
-            slope_here = float((by_logits * moved).sum()) + quadratic[0] + step * quadratic[1]  # noqa: B023
-            penalty = quadratic[2] / 2 + step * quadratic[0] + step**2 / 2 * quadratic[1]  # noqa: B023
-            return float(value) + penalty, slope_here, by_logits
-
+        moved = objective.logits(direction)
+        along = objective.along(parameters, direction, logits, moved)
         found = _line_search(along, loss, slope, 1.0 if pairs else min(1.0, 1.0 / float(gradient.norm())))
         if found is None:
             if not pairs:
@@ -106,15 +76,59 @@ def solve_multinomial(
         logits = logits + step * moved
         iterations += 1
         if iterations % 50 == 0:  # logits are updated in place of recomputed; do not let rounding pile up
-            logits = forward(parameters)
-            derivative = residual(logits)[1]
-        new_gradient = gradient_of(derivative, parameters)
+            logits = objective.logits(parameters)
+            derivative = objective.cross_entropy(logits)[1]
+        new_gradient = objective.gradient(derivative, parameters)
         difference = new_gradient - gradient
         curvature = float((difference * direction).sum()) * step
         if curvature > 1e-14 * float(difference.square().sum()):
             pairs.append(step * direction, difference)
         gradient = new_gradient
     return Solution(parameters[:-1], parameters[-1], loss, float(gradient.norm()), iterations)
+
+
+@dataclass(frozen=True, eq=False)
+class _Objective:
+    """Weighted mean cross-entropy plus penalty, of parameters [r + 1, K] whose last row is the bias."""
+
+    features: Tensor
+    targets: Tensor
+    """[n, 1]."""
+    weights: Tensor
+    """[n, 1], 1 in all."""
+    l2: float
+
+    def logits(self, parameters: Tensor) -> Tensor:
+        return torch.addmm(parameters[-1], self.features, parameters[:-1])
+
+    def cross_entropy(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss without its penalty, and its derivative by the logits [n, K]."""
+        log_probabilities = logits.log_softmax(dim=1)
+        loss = -(self.weights * log_probabilities.gather(1, self.targets)).sum()
+        derivative = log_probabilities.exp_()
+        derivative.scatter_add_(1, self.targets, derivative.new_full(self.targets.shape, -1.0))
+        return loss, derivative.mul_(self.weights)
+
+    def gradient(self, derivative: Tensor, parameters: Tensor) -> Tensor:
+        """The gradient by the parameters, from that of the cross-entropy by the logits."""
+        out = torch.cat([self.features.T @ derivative, derivative.sum(dim=0, keepdim=True)])
+        out[:-1] += self.l2 * parameters[:-1]
+        return out
+
+    def along(
+        self, parameters: Tensor, direction: Tensor, logits: Tensor, moved: Tensor
+    ) -> Callable[[float], tuple[float, float, Tensor]]:
+        """From a step to loss, slope and derivative by the logits there; `moved`: the logits of the direction."""
+        mixed = float((parameters[:-1] * direction[:-1]).sum()) * self.l2
+        squared = float(direction[:-1].square().sum()) * self.l2
+        here = float(parameters[:-1].square().sum()) * self.l2
+
+        def at(step: float) -> tuple[float, float, Tensor]:
+            value, by_logits = self.cross_entropy(torch.add(logits, moved, alpha=step))
+            slope = float((by_logits * moved).sum()) + mixed + step * squared
+            return float(value) + (here / 2 + step * mixed + step**2 / 2 * squared), slope, by_logits
+
+        return at
 
 
 class _Pairs:
