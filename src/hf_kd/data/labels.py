@@ -78,48 +78,55 @@ def match_labels(
     names = dict(enumerate(dataset_names or ()))
     given = _given(mapping or {}, names, labels)
     if not names:
-        if own_ids and not given:
-            raise LabelMismatchError(
-                "The label ids are the data set's own and have no names, so nothing says which classes of the model they "
-                "are. Say so: reading=ReadOptions(label_mapping={0: 'MODEL_LABEL', ...})."
-            )
-        same = {} if own_ids else {number: number for number in labels}
-        return LabelMapping(same | given, {}, "mapping" if given else "same ids")
-    numbers = _numbers(names.values())
-    by_key = _index(labels)
+        return _by_ids(labels, given, own_ids)
+    numbers, by_key = _numbers(names.values()), _index(labels)
     unnamed = not given and numbers is None and has_no_names(labels) and len(labels) == len(names)
     if unnamed and not any(_hits(name, by_key) for name in names.values()):
         logger.warning(
             "The model names its labels LABEL_0, LABEL_1, ...: taking it that they are the data set's, in the same "
-            "order "
-            "(LABEL_0 is %r). If they are not, say which is which with label_mapping=...",
+            "order (LABEL_0 is %r). If they are not, say which is which with label_mapping=...",
             names[0],
         )
         return LabelMapping({number: number for number in names}, names, "same ids")
+    hits = {number: _hits(name, by_key) for number, name in names.items() if number not in given}
+    by_number = {
+        number: [numbers[names[number]]]
+        for number, own in hits.items()
+        if numbers is not None and not own and numbers[names[number]] in labels
+    }
+    hits |= by_number
+    if not given:
+        _refuse_unmatched(names, labels, hits)
+    found = {number: own[0] for number, own in hits.items() if len(own) == 1}
+    return LabelMapping(found | given, names, "mapping" if given else "numbers" if by_number else "names")
 
-    found: dict[int, int] = {}
-    by_number = False
-    missing: list[str] = []
-    ambiguous: list[str] = []
-    for number, name in names.items():
-        if number in given:
-            continue
-        hits = _hits(name, by_key)
-        if not hits and numbers is not None and numbers[name] in labels:
-            hits, by_number = [numbers[name]], True
-        if len(hits) == 1:
-            found[number] = hits[0]
-        elif hits:
-            ambiguous.append(f"{name!r} (could be {', '.join(f'{hit}: {labels[hit]!r}' for hit in hits[:3])})")
-        else:
-            missing.append(repr(name))
+
+def _by_ids(labels: Mapping[int, str], given: dict[int, int], own_ids: bool) -> LabelMapping:
+    """The mapping of a data set without names."""
+    if own_ids and not given:
+        raise LabelMismatchError(
+            "The label ids are the data set's own and have no names, so nothing says which classes of the model they "
+            "are. Say so: reading=ReadOptions(label_mapping={0: 'MODEL_LABEL', ...})."
+        )
+    same = {} if own_ids else {number: number for number in labels}
+    return LabelMapping(same | given, {}, "mapping" if given else "same ids")
+
+
+def _refuse_unmatched(names: Mapping[int, str], labels: Mapping[int, str], hits: Mapping[int, Sequence[int]]) -> None:
+    """Refuse names that none, several or the same of the model's labels were found for."""
+    missing = [repr(names[number]) for number, own in hits.items() if not own]
+    ambiguous = [
+        f"{names[number]!r} (could be {', '.join(f'{hit}: {labels[hit]!r}' for hit in own[:3])})"
+        for number, own in hits.items()
+        if len(own) > 1
+    ]
     first: dict[int, int] = {}
     twice = [
-        f"{names[first[hit]]!r} and {names[number]!r} (both {labels[hit]!r})"
-        for number, hit in found.items()
-        if first.setdefault(hit, number) != number
+        f"{names[first[own[0]]]!r} and {names[number]!r} (both {labels[own[0]]!r})"
+        for number, own in hits.items()
+        if len(own) == 1 and first.setdefault(own[0], number) != number
     ]
-    if (missing or ambiguous or twice) and not given:
+    if missing or ambiguous or twice:
         raise LabelMismatchError(
             "The labels of the data set do not match the model's. "
             + "".join(
@@ -130,7 +137,6 @@ def match_labels(
             + f"The model has {len(labels)} labels, such as {_some(map(repr, labels.values()), 3)}. "
             + _way_out((missing or ambiguous or twice)[0].split(" (")[0].strip("'\""))
         )
-    return LabelMapping(found | given, names, "mapping" if given else "numbers" if by_number else "names")
 
 
 def in_numbering(labels: Tensor, names: Sequence[str], others: Sequence[str]) -> Tensor:
