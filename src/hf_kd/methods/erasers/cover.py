@@ -23,7 +23,7 @@ from hf_kd.methods.choices import check_fields
 from hf_kd.methods.measured import CoverMeasured
 
 from .base import Eraser, ForgetData, Head, Method
-from .cover_map import FORGOTTEN, CoverMap
+from .cover_map import CoverMap
 from .heads import affine_head, checked_labels, mirrored_prototypes, recognised_by, settled, still_answered
 from .sharing import affine_scores, axis_scores, cuts_between, refuse_points, snapped
 
@@ -169,39 +169,32 @@ class Cover(Method):
                 f"{len(cover)} cover classes for {len(forgotten)} forgotten: with classes of equal size over a third of "
                 f"what lies on a point is forgotten, and attackers read some of it. Take {2 * len(forgotten)} or more."
             )
-
-        eraser = CoverMap(forget.shape[1], len(bias), forgotten, cover)
-        eraser.weight.copy_(weight)
-        eraser.bias.copy_(bias)
-        eraser.prototypes.copy_(torch.stack(list(chosen.values())))
-        eraser.roles[forgotten] = FORGOTTEN
-        eraser.roles[cover] = torch.arange(len(cover)).to(eraser.roles)
         shares, mass = self._wanted_shares(cover), self._mass(labels)
         scores = affine_scores(logits[:, cover], weight[cover], bias[cover], shares, mass)
-        close = -torch.inf
         if views:
-            scores = axis_scores(features, [v.cpu().double() for v in views], shares, scores, mass)
-            others = [c for c in range(len(bias)) if c not in forgotten]  # as the map decides
-            margins = logits[:, forgotten].amax(dim=1) - logits[:, others].amax(dim=1)
-            if bool(recognised.any()):
-                close = float(cuts_between(margins[recognised], margins.new_tensor([CLOSE_CALLS])))
-        for buffer, value in zip((eraser.share_weight, eraser.share_bias), scores, strict=True):
-            buffer.copy_(value)
+            scores = axis_scores(features, [view.cpu().double() for view in views], shares, scores, mass)
+        close = _close_calls(logits[recognised], forgotten) if views else -torch.inf
         quantile, margin = self._guard(logits[recognised])
-        eraser.limits.copy_(torch.tensor([self.tau, margin, close]))
+        eraser = CoverMap(forget.shape[1], len(bias), forgotten, cover)
+        eraser.load_state_dict(
+            {
+                "weight": weight,
+                "bias": bias,
+                "prototypes": torch.stack(list(chosen.values())),
+                "share_weight": scores[0],
+                "share_bias": scores[1],
+                "limits": torch.tensor([self.tau, margin, close]),
+                "roles": eraser.own_roles(),
+            }
+        )
         eraser.check()
-        measured |= _sharing(eraser, features, views, mass)
-        with torch.no_grad():
-            replaced = float(eraser.decide(features.float())[1].double().mean())
-        sizes = self.class_sizes or dict.fromkeys(range(len(bias)), 1)
-        total = sum(sizes.values())
-        hit = sum(sizes[f] for f in forgotten) * replaced + sum(sizes[c] for c in cover)
-        measured |= {
+        shared, replaced = _sharing(eraser, features, views, mass)
+        measured |= shared | {
             "n_forget": len(labels),
             "cover_classes": cover,
             "share_of_forget_recognised": float(recognised.double().mean()),
             "share_of_forget_replaced": replaced,
-            "share_of_inputs_expected": hit / total,
+            "share_of_inputs_expected": self._share_of_inputs(eraser, replaced),
         }
         if quantile is not None:
             measured |= {"guard_quantile": quantile, "guard_margin": margin}
@@ -312,6 +305,12 @@ class Cover(Method):
         mass = (sizes / counts)[index]
         return mass / mass.sum()
 
+    def _share_of_inputs(self, eraser: CoverMap, replaced: float) -> float:
+        """Of all inputs, forgotten and retained, the share that is expected to be put on a point."""
+        sizes = self.class_sizes or dict.fromkeys(range(len(eraser.bias)), 1)
+        hit = sum(sizes[f] for f in eraser.forgotten) * replaced + sum(sizes[c] for c in eraser.cover)
+        return hit / sum(sizes.values())
+
     def _guard(self, logits: Tensor) -> tuple[float | None, float]:
         """The quantile and its margin, from logits of recognised forget features; -inf where nothing is held back."""
         if self.guard is None or not len(logits):
@@ -327,14 +326,24 @@ class Cover(Method):
         return guard, float(cuts_between(margins, margins.new_tensor([guard])))
 
 
-def _sharing(eraser: CoverMap, features: Tensor, views: Sequence[Tensor], mass: Tensor) -> dict[str, Any]:
-    """How the mass of D_f is shared out, and how much of D_f lands elsewhere in another view."""
+def _close_calls(logits: Tensor, forgotten: Sequence[int]) -> float:
+    """The margin up to which recognised forget features are close calls; -inf where none are recognised."""
+    if not len(logits):
+        return -torch.inf
+    others = [c for c in range(logits.shape[1]) if c not in forgotten]  # as the map decides
+    margins = logits[:, forgotten].amax(dim=1) - logits[:, others].amax(dim=1)
+    return float(cuts_between(margins, margins.new_tensor([CLOSE_CALLS])))
+
+
+def _sharing(eraser: CoverMap, features: Tensor, views: Sequence[Tensor], mass: Tensor) -> tuple[dict[str, Any], float]:
+    """How the mass of D_f is shared out, how much of D_f lands elsewhere in another view, and how much is replaced."""
     with torch.no_grad():
-        rows = eraser.decide(features.float().to(eraser.weight.device))[0].cpu()
-        others = [eraser.decide(view.float().to(eraser.weight.device))[0].cpu() for view in views]
+        rows, replaced = eraser.decide(features.float())
+        others = [eraser.decide(view.float().cpu())[0] for view in views]
     counts = torch.bincount(rows, weights=mass, minlength=len(eraser.cover))
-    return {
+    shared = {
         "shared_by": "views" if views else "logits",
         "shares": [round(share, 4) for share in counts.tolist()],
         "moved_by_views": [round(float((rows != other).double().mean()), 4) for other in others],
     }
+    return shared, float(replaced.double().mean())

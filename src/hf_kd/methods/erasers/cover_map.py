@@ -111,15 +111,19 @@ class CoverMap(Eraser):
             "cover": list(self.cover),
         }
 
-    def check(self) -> None:
+    def own_roles(self) -> Tensor:
+        """The roles [C] that follow from the forgotten and the cover classes."""
         roles = torch.full_like(self.roles, KEPT)
         roles[list(self.forgotten)] = FORGOTTEN
         roles[list(self.cover)] = torch.arange(len(self.cover)).to(roles)
+        return roles
+
+    def check(self) -> None:
         prototypes, weight, bias = (each.cpu().double() for each in (self.prototypes, self.weight, self.bias))
         own = (prototypes @ weight.T + bias).argmax(dim=1).tolist() == list(self.cover)
         finite = all(bool(torch.isfinite(buffer).all()) for name, buffer in self.named_buffers() if name != "limits")
         finite = finite and not bool(torch.isnan(self.limits).any())
-        if not (finite and torch.equal(roles, self.roles) and own):
+        if not (finite and torch.equal(self.own_roles(), self.roles) and own):
             raise InvalidValueError(
                 "The prototypes of a cover eraser have to be answered as their own classes, and its roles to be those its "
                 "description names: the eraser was not loaded or is damaged."

@@ -176,54 +176,76 @@ class ESCT(Method):
                 f"Got {features[0].shape[0]} features and {labels.shape[0]} labels; they have to match."
             )
         directions = [SecondMoment.of(f).principal_directions()[0].to(f) for f in features]
-        masks = [torch.ones_like(u, requires_grad=True) for u in directions]
-
-        def erased_logits(rows: Tensor | slice) -> Tensor:
-            masked = [u * m for u, m in zip(directions, masks, strict=True)]
-            return head([(f[rows] @ e) @ e.T for f, e in zip(features, masked, strict=True)])
-
-        @torch.no_grad()
-        def hit_counts(at_once: int) -> Iterator[int]:
-            for rows in torch.arange(len(labels), device=labels.device).split(at_once):
-                yield int((erased_logits(rows).argmax(dim=1) == labels[rows]).sum())
-
-        def hits() -> float:
-            return 100.0 * sum(hit_counts(4096)) / len(labels)
-
-        measured: dict[str, Any] = {"n_forget": len(labels), "forget_hits_before": hits()}
-        generator = torch.Generator().manual_seed(self.seed)
-        epochs_run, left = 0, measured["forget_hits_before"] > 0
-        while left and epochs_run < self.epochs:
-            for rows in torch.randperm(len(labels), generator=generator).to(labels.device).split(self.batch_size):
-                with torch.enable_grad():
-                    logits = erased_logits(rows)
-                    correct = logits.argmax(dim=1) == labels[rows]
-                    if self.loss == "ce":
-                        correct = torch.ones_like(correct)
-                    if not bool(correct.any()):
-                        continue
-                    loss = -F.cross_entropy(logits[correct], labels[rows][correct])
-                    gradients = torch.autograd.grad(loss, masks)
-                # plain SGD; torch.optim imports a compiler at its first step, which takes longer than all of the training
-                with torch.no_grad():
-                    for mask, gradient in zip(masks, gradients, strict=True):
-                        mask.sub_(gradient, alpha=self.lr)
-                        if self.clip:
-                            mask.clamp_(0, 1)
-            if not all(bool(torch.isfinite(mask).all()) for mask in masks):
-                raise DivergedError(
-                    f"The mask of ESC-T is no longer finite after {epochs_run + 1} epochs with lr={self.lr}, "
-                    f"loss={self.loss!r} and clip={self.clip}: use a smaller lr, or loss='pce' and clip=True."
-                )
-            epochs_run += 1
-            left = any(hit_counts(self.batch_size))  # up to the first batch with one
-        soft = hits() if left else 0.0
-        with torch.no_grad():
-            if self.threshold is not None:
-                for mask in masks:
-                    mask.copy_((mask > self.threshold).float())
-        measured |= {"epochs_run": epochs_run, "forget_hits_soft": soft, "forget_hits_hard": hits()}
+        masked = _MaskedHead(
+            features, labels, head, directions, [torch.ones_like(u, requires_grad=True) for u in directions]
+        )
+        measured: dict[str, Any] = {"n_forget": len(labels), "forget_hits_before": masked.hits()}
+        epochs_run, left = self._train(masked) if measured["forget_hits_before"] > 0 else (0, False)
+        soft = masked.hits() if left else 0.0
+        if self.threshold is not None:
+            for mask in masked.masks:
+                mask.detach().copy_(mask > self.threshold)
+        measured |= {"epochs_run": epochs_run, "forget_hits_soft": soft, "forget_hits_hard": masked.hits()}
         return [
             MaskedProjection.of((u * m).detach(), **measured, masked_entries=int((m == 0).sum()))
-            for u, m in zip(directions, masks, strict=True)
+            for u, m in zip(directions, masked.masks, strict=True)
         ]
+
+    def _train(self, masked: _MaskedHead) -> tuple[int, bool]:
+        """Change the masks until no feature is hit or the epochs are over; how many ran, and whether any is hit still."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for epoch in range(1, self.epochs + 1):
+            order = torch.randperm(len(masked.labels), generator=generator).to(masked.labels.device)
+            for rows in order.split(self.batch_size):
+                self._step(masked, rows)
+            if not all(bool(torch.isfinite(mask).all()) for mask in masked.masks):
+                raise DivergedError(
+                    f"The mask of ESC-T is no longer finite after {epoch} epochs with lr={self.lr}, "
+                    f"loss={self.loss!r} and clip={self.clip}: use a smaller lr, or loss='pce' and clip=True."
+                )
+            if not any(masked.hit_counts(self.batch_size)):  # up to the first batch with one
+                return epoch, False
+        return self.epochs, True
+
+    def _step(self, masked: _MaskedHead, rows: Tensor) -> None:
+        """Plain SGD; torch.optim imports a compiler at its first step, which takes longer than all of the training."""
+        labels = masked.labels[rows]
+        with torch.enable_grad():
+            logits = masked.logits(rows)
+            correct = logits.argmax(dim=1) == labels
+            if self.loss == "ce":
+                correct = torch.ones_like(correct)
+            if not bool(correct.any()):
+                return
+            loss = -F.cross_entropy(logits[correct], labels[correct])
+            gradients = torch.autograd.grad(loss, masked.masks)
+        with torch.no_grad():
+            for mask, gradient in zip(masked.masks, gradients, strict=True):
+                mask.sub_(gradient, alpha=self.lr)
+                if self.clip:
+                    mask.clamp_(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _MaskedHead:
+    """What the head answers to features [n, d] of one or more taps behind masks of their principal directions."""
+
+    features: Sequence[Tensor]
+    labels: Tensor
+    head: Callable[[Sequence[Tensor]], Tensor]
+    directions: Sequence[Tensor]
+    masks: Sequence[Tensor]
+
+    def logits(self, rows: Tensor) -> Tensor:
+        masked = [u * m for u, m in zip(self.directions, self.masks, strict=True)]
+        return self.head([(f[rows] @ e) @ e.T for f, e in zip(self.features, masked, strict=True)])
+
+    @torch.no_grad()
+    def hit_counts(self, at_once: int) -> Iterator[int]:
+        """How many features of each batch are answered as their class."""
+        for rows in torch.arange(len(self.labels), device=self.labels.device).split(at_once):
+            yield int((self.logits(rows).argmax(dim=1) == self.labels[rows]).sum())
+
+    def hits(self) -> float:
+        """Percent of all."""
+        return 100.0 * sum(self.hit_counts(4096)) / len(self.labels)
