@@ -123,7 +123,16 @@ def test_an_option_has_the_name_of_the_argument_it_fills(command, function, own)
         ("say: reading=ReadOptions(label_mapping={'a cat': 'LABEL', ...}).", "say: --label-mapping 'a cat=LABEL' ..."),
         ("Give them: retain=... (--forget-labels LABEL on the command line, which reads the rest).",
          "Give them: --forget-labels LABEL, which reads the rest."),
-        ("Give it: retain=... (--other on the command line).", "Give it: retain=... (--other on the command line)."),
+        ("Give it: retain=... (--other on the command line).",
+         "Give it: retain=... (--other on the command line). (retain=... is Python: hf-kd COMMAND has no option for it.)"),
+        ("say so: whole_classes=False.",
+         "say so: whole_classes=False. (whole_classes=False is Python: hf-kd COMMAND has no option for it.)"),
+        ("Pass one: ErasedModel.from_model(model, processor=...).", "Pass one: --processor ...."[:-1]),
+        ("Erase with method='esc', or fold(reset()).",
+         "Erase with hf-kd erase --method esc, or fold(reset()). (fold(), reset() are Python: hf-kd COMMAND has no option "
+         "for them.)"),
+        ("Say so in Python: whole_classes=False.", "Say so in Python: whole_classes=False."),
+        ("There is no 'a=b' in /data/lr=3, of 2 class(es).", "There is no 'a=b' in /data/lr=3, of 2 class(es)."),
         ("dtype='int7' is no number type", "dtype='int7' is no number type"),
     ],
 )  # fmt: skip
@@ -199,6 +208,22 @@ def test_no_text_of_the_library_shows_an_argument_of_python_where_there_is_an_op
     )
     left = [(file, text) for file, text in texts_of_the_library() if argument.search(in_options(text, flags))]
     assert not left
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_what_only_python_has_is_said_to_be_python(command):
+    """Or has a word of the command beside it: arguments, calls and attributes cannot be typed there."""
+    flags = {p.name: (p.opts[0], None) for p in COMMANDS[command].params if p.opts[0].startswith("-")}
+    python = re.compile(r"(?<=[ (])(?:[a-z_]+=(?=[\w\['{]|\.\.)|[A-Za-z_.]+\((?!e?s\)))|model\.config|ReadOptions")
+    typed = re.compile(r"--[a-z-]+ (?:'[^']*'|\S+)|`hf-kd [^`]*`")
+    shown = [
+        (file, told)
+        for file, text in texts_of_the_library()
+        if not file.startswith(("cli/", "testing/"))  # which write for themselves
+        if python.search(typed.sub("", told := in_options(text, flags)), len(text.split(" ", 1)[0]))
+    ]
+    assert shown
+    assert not [pair for pair in shown if "Python" not in pair[1]]
 
 
 def test_no_text_of_the_library_names_a_page_that_an_installed_package_does_not_have():

@@ -222,7 +222,7 @@ def in_words(text: str) -> str:
     return in_options(text, {} if context is None else _flags_of(context))
 
 
-ARGUMENT = re.compile(r"""\b([a-z]\w*)=('[^']*'|"[^"]*"|\[[^]]*\]|\.\.\.|[-+\w/.]*\w)""")
+ARGUMENT = re.compile(r"""(?<![\w./?&'"-])([a-z]\w*)=('[^']*'|"[^"]*"|\[[^]]*\]|\.\.\.|[-+\w/.]*\w)""")
 
 BARE = re.compile(r"""(?<![\w.'"`/=-])([a-z]+(?:_[a-z]+)+)(?![\w'"`/=(-]|\.\w)""")
 """The name of an argument alone: those of several words, since one word is English too."""
@@ -235,7 +235,17 @@ CALL = re.compile(r"\buse [\w.]+\(.*?\), or (hf-kd .*?) on the command line")
 BOTH = re.compile(r"\b[a-z_]+=\S+ \(((--[a-z-]+)[^()]*?) on the command line([^()]*)\)")
 """An argument of Python, and behind it in brackets the option that does the same."""
 
-WRAPPED = re.compile(r"\b(?:reading|options|extras)=[A-Z]\w+\(((\w+)=[^()]*)\)")
+WRAPPED = re.compile(r"(?<![\w.])(?:\w+=)?[A-Za-z_][\w.]*\((?:[\w.]+, )*((\w+)=[^()]*)\)")
+"""An argument in a call that alone takes it, or behind names: ReadOptions(limit=5), from_model(model, processor=...)."""
+
+ERASE_WITH = re.compile(r"\b([Ee])rase with method='([\w-]+)'")
+"""A method of one command, which the option of the same name of another does not take."""
+
+TYPED = re.compile(r"""--[a-z][\w-]* (?:'[^']*'|"[^"]*"|\S+)|(?<![\w=])(?:'[^']*'|"[^"]*")""")
+"""An option with its value, and words in quotes."""
+
+CODE = re.compile(rf"{ARGUMENT.pattern}|(?<![\w./])[A-Za-z_][\w.]*\((?!e?s\))")
+"""What only Python has: arguments and calls."""
 
 FOUR_DOTS = re.compile(r"(?<!\.)\.{4}(?!\.)")
 """Of "[...]." and the like, where the end of the sentence has come to stand behind the three."""
@@ -278,9 +288,27 @@ def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str
     command = "COMMAND" if running is None else running.info_name or ""
     message = CALL.sub(lambda m: f"use {m[1].replace('COMMAND', command)}", message)
     known = {option for names in flags.values() for option in names}
+    if command != "erase":
+        message = ERASE_WITH.sub(r"\1rase with hf-kd erase --method \2", message)
     message = BOTH.sub(lambda m: f"{m[1]}{m[3]}" if m[2] in known else m[0], message)
     message = WRAPPED.sub(lambda m: m[1] if named(m[2]) else m[0], message)
     message = ARGUMENT.sub(option, message)
     message = OPTIONS.sub(lambda m: ", ".join((named(name) or (name,))[0] for name in m[0].split(", ")), message)
     message = BARE.sub(lambda m: (named(m[1]) or m)[0], message)
-    return FOUR_DOTS.sub("...", message).strip()
+    return _python_named(FOUR_DOTS.sub("...", message).strip(), command)
+
+
+def _python_named(message: str, command: str) -> str:
+    """The message, which says of arguments and calls of Python that they are, since nobody can type them here.
+
+    What a message begins with is the value that is refused, and no way out.
+    """
+    if "Python" in message:
+        return message
+    typed = TYPED.sub(lambda m: "-" * len(m[0]), message)
+    found = dict.fromkeys(f"{m[0]})" if m[0][-1] == "(" else m[0] for m in CODE.finditer(typed) if m.start())
+    if not found:
+        return message
+    is_, it = ("is", "it") if len(found) == 1 else ("are", "them")
+    file = " or keys of the file" if command == "bench" else ""
+    return f"{message} ({', '.join(found)} {is_} Python{file}: hf-kd {command} has no option for {it}.)"

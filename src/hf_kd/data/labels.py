@@ -214,7 +214,7 @@ def check_class_ids(id2label: Mapping[Any, str]) -> None:
     raise LabelMismatchError(
         f"The configuration names {len(ids)} labels, {_range(dict.fromkeys(ids))}, and a head of {len(ids)} logits has the "
         f"ids 0 to {len(ids) - 1}: it has no {_some(map(str, strange))}. Every class would be taken for its neighbour. "
-        "Number them from 0: model.config.id2label = dict(enumerate(names)), and label2id likewise."
+        "Number them from 0 in its configuration (config.json): id2label, and label2id likewise."
     )
 
 

@@ -57,7 +57,7 @@ def no_choice(model: TappedModel) -> str:
     values = len(model.class_names)
     if not has_head(model) or (values > 1 and problem_type(model) != "regression"):
         return ""
-    return "one logit, a score" if values == 1 else f"{values} numbers (problem_type='regression')"
+    return "one logit, a score" if values == 1 else f"{values} numbers (problem_type 'regression')"
 
 
 def predictions(

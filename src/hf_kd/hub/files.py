@@ -116,7 +116,7 @@ def refuse_no_receipt(source: str | Path, folder: Path) -> None:
     if outcome == "folded":
         way = (
             "The erasure is folded into its weights, and a receipt is made from the eraser, which is not in it: `hf-kd "
-            "erase --fold` and push_to_hub(folded=True) write one with the checkpoint."
+            "erase --fold` and `hf-kd push --folded` write one with the checkpoint, as push_to_hub(folded=True) does."
         )
     elif outcome:
         way = "`hf-kd card` writes one into a folder, of the files as they are."

@@ -249,7 +249,8 @@ def _refuse_nothing_to_publish(model: TappedModel) -> None:
     if not publishable(model):
         raise InvalidValueError(
             "The erasure of this model is folded into its weights, and without the eraser no receipt can be made for it. "
-            "Load the erased model it was folded from, and call push_to_hub(repo_id, folded=True) on that."
+            "Take the erased model it was folded from: use ErasedModel.push_to_hub(repo_id, folded=True), or hf-kd push "
+            "ERASED_FOLDER USER/NAME --folded on the command line."
             if getattr(model.config.inner, "hf_kd_folded", None)
             else "Nothing has been erased from this model, so there is nothing for hf_kd to publish. Call erase first; the "
             "model itself goes to the Hub with model.inner.push_to_hub."

@@ -61,7 +61,7 @@ def refuse_contradictions(config: ErasedConfig) -> None:
     if masked and not all(tap.heads for tap in config.tap_list):
         _refuse(f"classes {classes} are never answered, and a tap names no head that could leave them out")
     if any((record.erased_label is None) != config.dropped for record in masked) or (config.dropped and not masked):
-        _refuse(f"dropped={config.dropped}, and the records say otherwise")
+        _refuse(f"dropped is {config.dropped}, and the records say otherwise")
     _refuse_labels(config, masked)
 
 

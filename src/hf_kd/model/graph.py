@@ -170,7 +170,8 @@ def _refuse_any_size(model: Any) -> None:
     if declared_size(model.inner.config) is None and not makes_one_size(model):
         raise InvalidValueError(
             f"A graph takes images of one size, and neither the image processor, which leaves it to the image, nor the "
-            f"configuration of this {type(model.inner).__name__} says which: give some with images=..."
+            f"configuration of this {type(model.inner).__name__} says which: give some with images=... "
+            "(--dataset DATASET on the command line)."
         )
 
 

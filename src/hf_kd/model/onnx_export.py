@@ -172,7 +172,8 @@ def _note_idle_eraser(graph: TowerGraph, reference: GraphReference) -> None:
     elif not reference.acts:
         logger.warning(
             f"The eraser of the {graph.tower} tower changes none of the samples that are compared: it is in the graph, and "
-            "the comparison does not show it at work. Give images=... of the forgotten classes."
+            "the comparison does not show it at work. Give some of the forgotten classes: images=... (--dataset DATASET "
+            "on the command line)."
         )
 
 

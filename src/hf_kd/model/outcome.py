@@ -70,7 +70,7 @@ class Witness:
             if int(labels.max()) >= logits.shape[1]:
                 raise LabelMismatchError(
                     f"Class {int(labels.max())} is named by the model's configuration, and its head has the ids 0 to "
-                    f"{logits.shape[1] - 1}. Correct model.config.id2label."
+                    f"{logits.shape[1] - 1}. Correct its id2label (config.json)."
                 )
             answers = answered(logits, labels if self.several else None).cpu()
             self.answers.update(zip(labels.tolist(), answers.tolist(), strict=True))
@@ -116,8 +116,8 @@ def refuse_other_heads(model: TappedModel, name: str | None) -> None:
         who, way = "mask_head=True", "Leave mask_head out"
     raise InvalidValueError(
         f"{who} takes the head for a choice of one class among several, and that of this {type(model.inner).__name__} is "
-        f"made for {what} (problem_type={problem!r}, {len(model.class_names)} labels). {way}; if it does choose one class, "
-        "say so: model.config.problem_type = 'single_label_classification'."
+        f"made for {what} (problem_type {problem!r}, {len(model.class_names)} labels). {way}; if it does choose one class, "
+        'say so in its configuration (config.json): "problem_type": "single_label_classification".'
     )
 
 

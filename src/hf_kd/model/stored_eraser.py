@@ -239,7 +239,7 @@ def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any]:
         isinstance(weights, str) and re.fullmatch("[0-9a-f]{64}", weights) and isinstance(dtype, (str, type(None)))
     ):
         raise InvalidValueError(
-            f"{ERASER_CONFIG} of {name} has no digest of its base (base_weights={str(weights)[:100]!r}), without which "
+            f"{ERASER_CONFIG} of {name} has no digest of its base (base_weights is {str(weights)[:100]!r}), without which "
             "nothing says what it stands on: it is damaged. Download or save it again."
         )
     return stored

@@ -315,7 +315,7 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
     if any(site.eraser is not None for site in sites_on(model)):  # also of a model that was taken out of its wrapper
         raise InvalidValueError(
             "This model carries an eraser, and changing the weights below it would change what it erases. Change the "
-            "weights first, or fold the eraser: fold() of its ErasedModel."
+            "weights first, or fold the eraser in: use ErasedModel.fold(), or hf-kd erase --fold on the command line."
         )
     refuse_unreachable_weights(model, "A change of weights")
     drop_caches(model)

@@ -104,7 +104,7 @@ def test_steady_units_add_nothing_to_the_rank_of_what_varies(constant, nearly, s
     directions, values = SecondMoment.of(wide).principal_directions(center=True)
     assert int((values > 0).sum()) == D
     assert float(directions[:3, :D].abs().max()) < 1e-2
-    with pytest.raises(ValueError, match=f"span only {D} of d={D + 3}"):
+    with pytest.raises(ValueError, match=f"span only {D} of d = {D + 3}"):
         ESC(k=D + 1, center=True).fit(wide)
 
 

@@ -19,8 +19,8 @@ RATES = {"D_ft": "lower", "D_rt": "higher", "D_f": "lower", "D_r": "higher", "HM
 
 NO_REFERENCE = (
     "There is no reference without this knowledge, so this report cannot say how much of what is read here was known and "
-    "how much any features would give. Give one: a model retrained without the forgotten classes (reference=Retrained(...)) "
-    "or classes the model was never trained on (reference=Unseen(...))."
+    "how much any features would give. Give one: a model retrained without the forgotten classes (--retrained, in Python "
+    "reference=Retrained(...)) or classes the model was never trained on (--unseen, in Python reference=Unseen(...))."
 )
 
 
