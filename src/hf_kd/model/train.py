@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 RECIPES: dict[str, Retrain] = {name: Retrain(**settings) for name, settings in recipes.RECIPES.items()}
 """Those of `hf_kd.model.recipes`, by name."""
 
+RECORDS = ("hf_kd_unlearned", "hf_kd_folded")
+"""Where a stock model's configuration says what its weights forgot."""
+
 
 def train_original(
     model: PreTrainedModel | ErasedModel,
@@ -88,57 +91,72 @@ def train_original(
     name = recipe if isinstance(recipe, str) else None
     reading = ReadOptions.given(reading, progress, options, own=["batch_size"])
     chosen = _recipe(recipe, options)
-    fresh = name not in PRETRAINED if from_scratch is None else from_scratch
-    if chosen.init is not None and not fresh:
-        raise InvalidValueError(
-            f"init={chosen.init!r} and the model's own weights are two places to start from; give one."
-        )
+    fresh = _from_scratch(name, chosen, from_scratch)
     if name is not None and not fresh and "bn_mode" not in options:
         chosen = replace(chosen, bn_mode="freeze")
-    student = student_of(model, processor)
-    names = _new_labels(student, data, reading)
-    if names is not None:
-        logger.info(f"The head is new: {len(names)} labels of the data set instead of {student.config.num_labels}.")
-        other = with_labels(student.inner, names, chosen.seed)
-        student = ErasedModel.from_model(other.eval(), student.processor)
+    student, new_head = _for_labels_of(data, student_of(model, processor), reading, chosen.seed)
     task = make_task(student, data, None, reading)
     task.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
-    left_out = _left_out(ImageReader(student, data, reading), without)
+    readers = {"train": ImageReader(student, data, reading)}
+    left_out = _left_out(readers["train"], without)
     task.retain = task.forget = _seen(task.forget, left_out)
-    test_reader = None if test is None else ImageReader(student, test, reading.of_test())
-    test_samples = (
-        None if test_reader is None else _seen(test_reader.samples(), left_out)
-    )  # refused before the training
+    tested = None
+    if test is not None:  # refused before the training
+        readers["test"] = ImageReader(student, test, reading.of_test())
+        tested = _seen(readers["test"].samples(), left_out)
     _start_from(task, None if fresh else copy.deepcopy(student.inner), left_out)
     measured = chosen.run(task)
     _silence(task.model, task.heads, left_out)  # weight decay may have moved them
     images = measured.pop("n_retain", len(task.forget))
-    measured = {**measured, "accuracy": task.accuracy(task.forget)}
-    warnings = _nothing_learnt(measured["accuracy"], task.forget, "training")
-    if test_samples is not None:
-        measured |= {"test_images": len(test_samples), "test_accuracy": task.accuracy(test_samples)}
-        warnings += _nothing_learnt(measured["test_accuracy"], test_samples, "test")
+    accuracies, warnings = _accuracies(task, tested)
     for text in warnings:
         logger.warning(text)
     stock = unwrapped(student)
-    for earlier in ("hf_kd_unlearned", "hf_kd_folded") if fresh else ():
+    for earlier in RECORDS if fresh else ():
         if hasattr(stock.config, earlier):  # records of the weights whose configuration this is
             delattr(stock.config, earlier)
     stock.config.hf_kd_trained = {
         "recipe": name,
         "settings": chosen.settings(),
         "from_scratch": fresh,
-        "new_head": names is not None,
+        "new_head": new_head,
         "without": left_out,
         "images": images,
-        "measured": measured,
+        "measured": {**measured, **accuracies},
         "warnings": [*warnings, *task.warnings],  # the task's were said already
-        "sampled": sampled(
-            {"train": ImageReader(student, data, reading)} | ({"test": test_reader} if test_reader else {})
-        ),
+        "sampled": sampled(readers),
         "versions": versions(),
     }
     return stock
+
+
+def _from_scratch(name: str | None, chosen: Retrain, asked: bool | None) -> bool:
+    fresh = name not in PRETRAINED if asked is None else asked
+    if chosen.init is not None and not fresh:
+        raise InvalidValueError(
+            f"init={chosen.init!r} and the model's own weights are two places to start from; give one."
+        )
+    return fresh
+
+
+def _for_labels_of(data: Any, student: ErasedModel, reading: ReadOptions, seed: int) -> tuple[ErasedModel, bool]:
+    """The model with a head for the labels of the data, and whether that is a new one."""
+    names = _new_labels(student, data, reading)
+    if names is None:
+        return student, False
+    logger.info(f"The head is new: {len(names)} labels of the data set instead of {student.config.num_labels}.")
+    other = with_labels(student.inner, names, seed)
+    return ErasedModel.from_model(other.eval(), student.processor), True
+
+
+def _accuracies(task: Task, tested: Samples | None) -> tuple[dict[str, Any], list[str]]:
+    """On the training and the test images, percent; and what to say where nothing was learnt."""
+    found: dict[str, Any] = {"accuracy": task.accuracy(task.forget)}
+    warnings = _nothing_learnt(found["accuracy"], task.forget, "training")
+    if tested is not None:
+        found |= {"test_images": len(tested), "test_accuracy": task.accuracy(tested)}
+        warnings += _nothing_learnt(found["test_accuracy"], tested, "test")
+    return found, warnings
 
 
 def _left_out(reader: ImageReader, without: int | str | Iterable[int | str]) -> list[int]:
@@ -231,7 +249,7 @@ def _config_for(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedConfi
     config = copy.deepcopy(model.config)
     for setting, value in label_settings(names).items():
         setattr(config, setting, value)
-    for records in ("hf_kd_unlearned", "hf_kd_folded"):
+    for records in RECORDS:
         if getattr(config, records, None):
             setattr(config, records, [_named(record, model.config.id2label) for record in getattr(config, records)])
     return config
