@@ -71,43 +71,32 @@ def verify(
     folder = _folder(source, revision, token)
     refuse_no_receipt(source, folder)
     content = read_receipt(folder / RECEIPT)
-    alone = is_eraser(checkpoint_files(folder))
-    stored = _read(folder) if alone else None
+    stored = _read(folder) if is_eraser(checkpoint_files(folder)) else None
     if isinstance(stored, Check):
         return Verification(str(source), (*_files(folder, content), stored), False, bool(content["erasures"]))
     given_base, base = base, stored.base[0] if stored is not None and base is None else base
     with working("checking files", reading is not None and reading.progress):
         checks = [*_files(folder, content), *_weights(folder, content, stored, base)]
-    original = None if base is None or alone else ErasedModel.from_pretrained(base, processor=processor)
-    if original is not None:
-        what, before = "weights before erasing (base model)", content["weights"].get("before")
-        unknown = Check(what, True, "not compared: the receipt has no digest of them")
-        checks.append(
-            replace(unknown if before is None else _same(what, before, inner_digest(original)), of_given=True)
-        )
+    original = None if base is None or stored is not None else ErasedModel.from_pretrained(base, processor=processor)
+    checks += [] if original is None else [_base_weights(content, original)]
     damaged = not all(check.ok or check.of_given for check in checks)
     other_base = not damaged and not all(check.ok for check in checks)
-    if alone and base is None:
+    no_base = stored is not None and base is None
+    if no_base:
         checks.append(Check("base model", True, "not compared: an eraser is without it; name it: base=...", True))
     elif not damaged and not content["folded"]:
         with working("loading the model", reading is not None and reading.progress):
-            loads, model = _load(folder, base, stored)
-            loads = replace(loads, of_given=loads.of_given and given_base is not None)
+            loads, model = _load(folder, base, stored, given_base is not None)
         damaged = model is None
         checks += [loads] if model is None else [loads, *_records(model, content)]
     if texts is not None:
         checks.append(_texts(content, texts))
-    if forget is not None and alone and base is None:
-        checks.append(Check(AGAIN, None, "not tried: name the model it stands on: base=..."))
-    elif forget is not None and other_base and content["folded"]:
-        checks.append(Check(AGAIN, None, "not tried: the base that was given is another"))
-    elif forget is not None and not damaged:
-        loaded = None if content["folded"] else _loaded(folder, base, stored, processor)
-        checks += _again(folder, content, loaded, original, processor, forget, retain, reading)
-    elif forget is not None:
-        unknown = any(check.what == ACTS and check.ok is None for check in checks)
-        why = "the model could not be loaded here" if unknown else "it is another model than the receipt says"
-        checks.append(Check(AGAIN, None, f"not tried: {why}"))
+    if forget is not None:
+        if why := _why_not_again(checks, no_base, other_base and content["folded"], damaged):
+            checks += _not_tried(why)
+        else:
+            loaded = None if content["folded"] else _loaded(folder, base, stored, processor)
+            checks += _again(folder, content, loaded, original, processor, forget, retain, reading)
     by_name = any(record.get("n_texts") for record in content["erasures"])
     repeated = any(check.what == AGAIN and check.ok is not None for check in checks)
     return Verification(str(source), tuple(checks), repeated, bool(content["erasures"]), by_name)
@@ -182,12 +171,18 @@ def _weights(folder: Path, content: dict[str, Any], stored: StoredEraser | None,
     return checks
 
 
-def _load(folder: Path, base: str | None, stored: StoredEraser | None) -> tuple[Check, ErasedModel | None]:
-    """The model, which loads where it acts as its configuration says."""
+def _base_weights(content: dict[str, Any], original: ErasedModel) -> Check:
+    what, before = "weights before erasing (base model)", content["weights"].get("before")
+    unknown = Check(what, True, "not compared: the receipt has no digest of them")
+    return replace(unknown if before is None else _same(what, before, inner_digest(original)), of_given=True)
+
+
+def _load(folder: Path, base: str | None, stored: StoredEraser | None, given: bool) -> tuple[Check, ErasedModel | None]:
+    """The model, which loads where it acts as its configuration says; `given`: whether the base is one that was given."""
     try:
         return Check(ACTS, True, "it loads, which it would not otherwise"), _loaded(folder, base, stored)
     except OtherBaseError as error:
-        return Check("base model", False, f"another one: {error}", of_given=True), None
+        return Check("base model", False, f"another one: {error}", of_given=given), None
     except UnknownModelTypeError as error:  # the files say what is right, and who wrote the class can look
         return Check(ACTS, None, f"not tried: {error}"), None
     except (HfKdError, OSError, ValueError) as error:
@@ -318,6 +313,18 @@ def _again(
         return [*checks, Check(AGAIN, False, "the erasers have other shapes")]
     worst = max(map(difference, *zip(*pairs, strict=True)))
     return [*checks, Check(AGAIN, worst <= SAME, f"differs by {worst:.1e} of its norm (up to {SAME:.0e} is the same)")]
+
+
+def _why_not_again(checks: Sequence[Check], no_base: bool, other_base: bool, damaged: bool) -> str | None:
+    """Why the erasure is not carried out again, although images were given."""
+    if no_base:
+        return "name the model it stands on: base=..."
+    if other_base:
+        return "the base that was given is another"
+    if not damaged:
+        return None
+    unknown = any(check.what == ACTS and check.ok is None for check in checks)
+    return "the model could not be loaded here" if unknown else "it is another model than the receipt says"
 
 
 def _not_tried(why: str) -> list[Check]:
