@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,11 +106,7 @@ def panel(
             grey = picture.mean(axis=2)
             axes[row, 0].imshow(picture)
             for column, (_, drawn) in enumerate(columns, 1):
-                axes[row, column].imshow(grey, cmap="gray", vmin=0, vmax=1.4)
-                shown = axes[row, column].imshow(
-                    drawn[row].numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear",
-                    extent=(-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5),
-                )  # fmt: skip
+                shown = _overlay(axes[row, column], grey, drawn[row])
             axes[row, -1].set_xlabel(f"answers {short(answers[row], 24)}", fontsize=7)
         for column, above in enumerate(["image", *(above for above, _ in columns)]):
             axes[0, column].set_title(above, fontsize=STATED)
@@ -123,6 +120,13 @@ def panel(
         )
         add_title(figure, title)
         figure.savefig(path)
+
+
+def _overlay(ax: Any, grey: np.ndarray, drawn: Tensor) -> Any:
+    """A map over the grey image, whose size it is stretched to; what the colour bar is of."""
+    ax.imshow(grey, cmap="gray", vmin=0, vmax=1.4)
+    extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
+    return ax.imshow(drawn.numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear", extent=extent)
 
 
 def _picture(pixels: Tensor) -> np.ndarray:

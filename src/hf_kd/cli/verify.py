@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -20,6 +20,9 @@ from . import _inputs
 from ._app import IN_PART, command, console, in_words, refuse_unused, refuse_without_data
 from ._options import READING, Shared
 from ._verdict import report_verdict, show_verdict
+
+if TYPE_CHECKING:
+    from hf_kd.model.verification import Verification
 
 SHOWN = {True: "ok", False: "[bold red]DIFFERS[/]", None: "[bold yellow]?[/]"}
 """How a check is marked."""
@@ -70,33 +73,35 @@ def verify(
     from hf_kd.model.verification import GIVE_IMAGES
     from hf_kd.model.verify import verify as check
 
-    reading = _inputs.read_options(shared)
-    if dataset is None:
-        result = check(source, base=base, revision=shared.revision, texts=texts or None, reading=reading)
-    else:
-        data = _inputs.load_data(dataset, split, shared)
-        parts = _inputs.by_labels(data, forget_labels, reading, True, retain_limit)
-        given = {"retain": parts.retain, "base": base, "revision": shared.revision, "texts": texts or None}
+    given: dict[str, Any] = {"base": base, "revision": shared.revision, "texts": texts or None}
+    given["reading"] = reading = _inputs.read_options(shared)
+    if dataset is not None:
+        parts = _inputs.by_labels(_inputs.load_data(dataset, split, shared), forget_labels, reading, True, retain_limit)
+        given |= {"forget": parts.forget, "retain": parts.retain}
         if shared.processor is not None:
             given["processor"] = _inputs.load_processor(shared.processor)
-        result = check(source, parts.forget, **given, reading=reading)
+    result = check(source, **given)
     result = replace(result, checks=tuple(replace(one, found=in_words(one.found)) for one in result.checks))
     headline = in_words(result.headline).replace(GIVE_IMAGES, f"{GIVE_IMAGES} {WITH}")
     if shared.as_json:
         print(json.dumps(result.to_dict() | {"headline": headline}))
     else:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for one in result.checks:
-            table.add_row("-" if one.skipped else SHOWN[one.ok], Text(one.what), Text(one.found, style="dim"))
-        style = "bold" if result.ok else "bold yellow" if result.as_published else "bold red"
-        claim, end, rest = headline.partition(". ")
-        console.print(Text.assemble((claim + end, style), rest))
-        console.print(table)
+        _show(result, headline)
         if result.ok and Path(source).is_dir():
             records = _records(Path(source), read_receipt(Path(source) / RECEIPT))
             show_verdict(console, report_verdict(source, records, shared, base))
     if not result.ok:
         raise typer.Exit(IN_PART if result.undecided else 1)
+
+
+def _show(result: Verification, headline: str) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for one in result.checks:
+        table.add_row("-" if one.skipped else SHOWN[one.ok], Text(one.what), Text(one.found, style="dim"))
+    style = "bold" if result.ok else "bold yellow" if result.as_published else "bold red"
+    claim, end, rest = headline.partition(". ")
+    console.print(Text.assemble((claim + end, style), rest))
+    console.print(table)
 
 
 def _records(folder: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
