@@ -108,19 +108,25 @@ def measure_by_name(
         for version in rows
     }
     scores = {version: concept_scores(data, versions[first]) for version, data in versions.items()}
-    seed = next(text for text in asked.texts)
     for version, data in versions.items():
-        prompt = soft_prompt(model, reader, f"a photo of a {seed}", data.with_texts(versions[first]))
-        if prompt is not None:
-            scores[version] |= soft_prompt_scores(data.with_texts(versions[first]), prompt)
+        scores[version] |= _optimised(model, reader, asked.texts[0], data.with_texts(versions[first]))
     forgotten = classes_in(all_records(model))  # by another request
-    near_names = ", ".join(f"class {c}" if c in forgotten else names[c] for c in (classes[n] for n in near))
-    notes = [
-        f"{len(classes)} candidates in {len(asked.templates)} templates, {len(asked.wordings())} wordings of the concept; "
-        f"neighbours: {near_names}. The original text tower is public, so its rows are as free to ask as the others.",
+    near_names = [f"class {c}" if c in forgotten else names[c] for c in (classes[n] for n in near)]
+    return concepts_section(scores, len(classes), notes=_notes(asked, len(classes), near_names))
+
+
+def _optimised(model: Any, reader: TextReader, text: str, data: ConceptEmbeddings) -> dict[str, float]:
+    prompt = soft_prompt(model, reader, f"a photo of a {text}", data)
+    return {} if prompt is None else soft_prompt_scores(data, prompt)
+
+
+def _notes(asked: TextAudit, candidates: int, neighbours: Sequence[str]) -> list[str]:
+    return [
+        f"{candidates} candidates in {len(asked.templates)} templates, {len(asked.wordings())} wordings of the concept; "
+        f"neighbours: {', '.join(neighbours)}. The original text tower is public, so its rows are as free to ask as the "
+        "others.",
         "The map back is fitted on images of the other classes alone.",
     ]
-    return concepts_section(scores, len(classes), notes=notes)
 
 
 def soft_prompt(model: Any, reader: TextReader, prompt: str, data: ConceptEmbeddings) -> Tensor | None:

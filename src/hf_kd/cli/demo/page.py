@@ -81,10 +81,7 @@ def page(
         raise InvalidValueError(
             f"{source} is no erased classifier: there is no second answer to show beside the first."
         )
-    if report is None and (stored := _beside(source, REPORT)) is not None:
-        report = report_beside(stored, records_told(model))
-    else:
-        refuse_other_report(report, model)
+    report = _report(source, report, model)
 
     def compare(image: Image.Image | None) -> tuple[dict[str, float], dict[str, float]]:
         if image is None:
@@ -99,12 +96,8 @@ def page(
         gr.Markdown(f"**Forgotten:** {forgotten(model, show_class_names)}\n\n**Verdict:** {judged(report)}")
         with gr.Row():
             image = gr.Image(type="pil", label="Image", height=280)
-            with gr.Column():
-                gr.Markdown("### Before")
-                before = gr.Label(num_top_classes=TOP, label="Original", elem_id="before")
-            with gr.Column():
-                gr.Markdown("### After")
-                after = gr.Label(num_top_classes=TOP, label="Erased", elem_id="after")
+            before = _answer(gr, "Before", "Original")
+            after = _answer(gr, "After", "Erased")
         button = gr.Button("Compare", variant="primary")
         chosen = [] if examples is None else offered(Path(examples), model)
         if chosen:
@@ -120,6 +113,21 @@ def page(
         button.click(compare, image, [before, after], api_name="compare")
         image.upload(compare, image, [before, after], api_name=False)
     return blocks
+
+
+def _report(source: str | Path, report: RetentionReport | None, model: ErasedModel) -> RetentionReport | None:
+    """The report that was given, which has to be of this model, or else the one that lies with the model."""
+    if report is None and (stored := _beside(source, REPORT)) is not None:
+        return report_beside(stored, records_told(model))
+    refuse_other_report(report, model)
+    return report
+
+
+def _answer(gr: Any, title: str, label: str) -> gradio.Label:
+    """A column for the answer of one of the two models."""
+    with gr.Column():
+        gr.Markdown(f"### {title}")
+        return gr.Label(num_top_classes=TOP, label=label, elem_id=title.lower())
 
 
 def forgotten(model: ErasedModel, named: bool) -> str:
