@@ -211,6 +211,36 @@ def test_a_label_to_forget_is_known_however_the_retained_data_set_calls_it(place
     assert (left["label"][:], count) == ([0, 1, 3, 4] * 2, 2)
 
 
+def test_a_label_mapping_names_labels_of_the_split_the_retained_images_and_the_test_images(place, tmp_path):
+    """Each data set has its own names, and there is one mapping."""
+    names = ["ape", "bee", "katze", "hund", "elk"]
+    for folder, split, labels, of in (
+        ("data", "train", [0, 1, 2, 3, 4] * 6, names),
+        ("data", "test", [0, 1, 2] * 4, names[:3]),
+        ("others", "train", [0, 1, 2, 3, 4] * 3, ["ape", "abeille", "katze", "chien", "elk"]),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        make_dataset(labels, seed=8, names=of).to_parquet(tmp_path / folder / f"{split}.parquet")
+    words = {"katze": "cat", "hund": "dog", "chien": "dog", "abeille": "bee"}
+    given = [word for pair in words.items() for word in ("--label-mapping", "=".join(pair))]
+    arguments = ["--dataset", tmp_path / "data", "--forget-labels", "katze", "--test-split", "test", *given]
+    more = ["--method", "finetune", "--option", "epochs=1", "--allow-unrecognised"]
+    retain = ["--retain", tmp_path / "others"]
+    done = hf_kd("unlearn", place / "model", *arguments, *more, *retain, "--output", tmp_path / "out", "--json")
+    record = json.loads(done.stdout)
+    assert record["n_retain"] == 12
+    assert record["classes"] == [2]
+    assert "katze=cat" in record["next"]
+    assert "chien" not in record["next"], "a label that the audited images do not have"
+    del given[-2:]
+    audit = ["--dataset", tmp_path / "data", "--attacks", "linear", *given[:4], "--json"]
+    hf_kd("audit", tmp_path / "out", *audit)
+    wrong = ["--label-mapping", "cheval=dog", *retain]
+    refused = hf_kd("unlearn", place / "model", *arguments, *more, *wrong, "--output", tmp_path / "two", code=1)
+    assert "No label is called 'cheval'" in refused.stderr, "what none has"
+    hf_kd("erase", place / "model", *arguments[:-4], "--output", tmp_path / "three", "--allow-unrecognised")
+
+
 def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
     (tmp_path / "others").mkdir()
     make_dataset([0, 1, 3, 4] * 6, seed=8).remove_columns("label").to_parquet(tmp_path / "others" / "train.parquet")

@@ -18,6 +18,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import apply_erasers
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadFeatures, ReadOptions
+from hf_kd.features.readers import share_mapping
 from hf_kd.features.taps.inputs import input_device, run
 
 from .hidden_states import FORGOTTEN_SHARE, MOST_ROWS, blocks_of, blocks_read, read_layers, sampled_rows
@@ -50,6 +51,7 @@ class AuditSplits:
         self.original, self.changed = original, changed
         given = {"train": (train, reading), "test": (test, reading.of_test())}
         self._readers = {split: ImageReader(model, images, own) for split, (images, own) in given.items()}
+        share_mapping(self._readers)
         # what was drawn is drawn once: every later pass reads just that, as the labels are numbered
         self.model, self.reading = model, replace(reading, limit=None, limit_test=None)
         self._images = {
@@ -145,7 +147,8 @@ class AuditSplits:
 
     def untrained_logits(self, forget: Sequence[int]) -> Tensor | None:
         """What the architecture answers on D_f before any training, [n, C]."""
-        return untrained_logits(ImageReader(self.model, self._images["train"], self.reading), forget)
+        reading = replace(self.reading, label_mapping=self._readers["train"].options.label_mapping)
+        return untrained_logits(ImageReader(self.model, self._images["train"], reading), forget)
 
     def for_weights(self, forget: Sequence[int]) -> AuditImages:
         """The same samples for attacks on the network itself."""

@@ -140,6 +140,14 @@ def read_options(shared: Shared) -> ReadOptions:
     return ReadOptions(**shared.chosen(*names), label_mapping=mapping or None, progress=not shared.quiet)
 
 
+def mapping_words(shared: Shared, reading: ReadOptions) -> list[str] | None:
+    """What `--label-mapping` was given, as far as it is the mapping of these options."""
+    words = shared.label_mapping or ()
+    return [
+        text for text in words if name_and_value(text, "--label-mapping")[0] in (reading.label_mapping or {})
+    ] or None
+
+
 def load_model(name: str, shared: Shared) -> ErasedModel:
     """The model, with the image processor that was asked for."""
     with working("loading the model", not shared.quiet):
@@ -210,11 +218,11 @@ class Parts:
         found = reader.images.source.unique(reader.images.label_column)
         return {reader.mapping.to_model[label] for label in found if label in reader.mapping.to_model}
 
-    def reader(self, model: ErasedModel, reading: ReadOptions) -> ImageReader:
-        """Of the whole split, whatever the limit."""
-        from hf_kd.features.reader import ImageReader
+    def reader(self, model: ErasedModel, reading: ReadOptions, **beside: Any) -> ImageReader:
+        """Of the whole split, whatever the limit; `beside`: data sets that the same label mapping is for."""
+        from hf_kd.features.readers import open_readers
 
-        return ImageReader(model, self.data, replace(reading, limit=None))
+        return open_readers(model, replace(reading, limit=None), own=self.data, **beside)["own"]
 
 
 def without_classes(
@@ -229,8 +237,8 @@ def without_classes(
 
     if data is None or not classes:
         return data, 0
-    reader = replace(parts, data=data).reader(model, reading)
-    labels = labels_of(classes, reader, parts.reader(model, reading))
+    reader = replace(parts, data=data).reader(model, reading, split=parts.data)
+    labels = labels_of(classes, reader, parts.reader(model, reading, retained=data))
     if not labels:
         return data, 0
     column = reader.images.label_column

@@ -139,6 +139,7 @@ def erase(
     _inputs.check_output(output, shared.overwrite)
     refuse_method(method or "esc", "eraser", shared.settings)
     _inputs.load_libraries(shared)
+    from hf_kd.features.readers import options_beside
     from hf_kd.methods.registry import make_method
     from hf_kd.model.label_mask import ERASED
 
@@ -158,7 +159,8 @@ def erase(
         )
     accuracy = None
     if test is not None:
-        accuracy = HeadAccuracy(erased, test, test_split, parts.in_model(erased, reading), reading)
+        of_test = options_beside(erased, reading, test, data)
+        accuracy = HeadAccuracy(erased, test, test_split, parts.in_model(erased, reading), of_test)
     earlier = len(erased.erasures)
     erased.erase(
         parts.forget,

@@ -96,6 +96,7 @@ def unlearn(
         refuse_missing_data(retain)
     _inputs.load_libraries(shared)
     from hf_kd.data.distributed import process_state
+    from hf_kd.features.readers import options_beside
     from hf_kd.methods.records import forgotten_classes
     from hf_kd.methods.registry import make_unlearning_method
     from hf_kd.model.erased_model import ErasedModel
@@ -118,8 +119,9 @@ def unlearn(
     retained = parts.retain if retain is None else _retained_data(retain, split, shared)
     original = _inputs.load_model(model, shared).to(device := _inputs.device_of(shared))
     unwanted = {"are of classes that an earlier request was to forget": forgotten_classes(original)}
+    of_split = options_beside(original, reading, data, retained)
     if retain is not None:
-        unwanted = {"had a label to forget": set(parts.in_model(original, reading))} | unwanted
+        unwanted = {"had a label to forget": set(parts.in_model(original, of_split))} | unwanted
     left_out = {}
     for why, classes in unwanted.items():
         retained, left_out[why] = _inputs.without_classes(retained, classes, parts, original, reading)
@@ -132,7 +134,8 @@ def unlearn(
     retained = _inputs.at_most(retained, retain_limit)
     accuracy = None
     if test is not None:
-        accuracy = HeadAccuracy(original, test, test_split, parts.in_model(original, reading), reading)
+        of_test = options_beside(original, reading, test, data, retained)
+        accuracy = HeadAccuracy(original, test, test_split, parts.in_model(original, of_split), of_test)
     changed = change_weights(
         original,
         parts.forget,
@@ -159,7 +162,8 @@ def unlearn(
     names = record_names(record, original.class_names)
     # regrow is for weights that are handed out: what their holder finds is what to ask
     words = ["--original", shared.at_revision(model), *(("--access", "weights") if method == "regrow" else ())]
-    record["next"] = audit_command(str(output), dataset, *words, shared=shared, split=split, test_split=test_split)
+    known = replace(shared, label_mapping=_inputs.mapping_words(shared, of_split))
+    record["next"] = audit_command(str(output), dataset, *words, shared=known, split=split, test_split=test_split)
     record["verdict"] = accuracy_verdict(measured, record, original.class_names).text
     if shared.as_json:
         console.print_json(data=record)

@@ -333,6 +333,31 @@ def _given(mapping: Mapping[Any, Any], names: Mapping[int, str], labels: Mapping
     return checked
 
 
+def own_mapping(
+    mapping: Mapping[Any, Any], names: Sequence[str] | None, others: Iterable[Sequence[str] | None]
+) -> dict[Any, Any]:
+    """The part of a mapping of labels that is for one data set: without those that only data sets beside it have.
+
+    Args:
+        mapping: Data set label (name or id) -> model label, as in `match_labels`.
+        names: The data set's label names; None where there are none.
+        others: Those of the data sets that are read beside it.
+    """
+    return {
+        theirs: ours
+        for theirs, ours in mapping.items()
+        if _is_label(theirs, names) or not any(_is_label(theirs, other) for other in others)
+    }
+
+
+def _is_label(label: Any, names: Sequence[str] | None) -> bool:
+    try:
+        _resolve(label, dict(enumerate(names or ())) or None)
+    except LabelMismatchError:
+        return False
+    return True
+
+
 def _numbers(names: Iterable[str]) -> dict[str, int] | None:
     """The number that each name is; None where one of them is no number."""
     names = list(names)

@@ -21,13 +21,14 @@ from hf_kd.data.vocabulary import checked_names, checked_templates, objects, sha
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError, did_you_mean
 from hf_kd.features.forward import FeatureStore
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.readers import open_readers
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.text_reader import TextReader
 from hf_kd.methods.concepts import ConceptMethod, NameVectors, Prompts, SeenImages, as_unit, fit_concept
 from hf_kd.methods.records import Erasure, texts_digest, versions
 
 from . import outcome
-from .erase import files_read, fingerprint, leave_checkpoint, open_readers, sampled
+from .erase import files_read, fingerprint, leave_checkpoint, sampled
 
 logger = logging.getLogger(__name__)
 

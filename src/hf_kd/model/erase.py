@@ -23,6 +23,7 @@ from hf_kd.features.forward import FeatureStore
 from hf_kd.features.heads import answered, no_choice, several_labels
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.readers import open_readers
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.taps.site import head_function
 from hf_kd.methods.erasers.base import Eraser, Method
@@ -58,7 +59,8 @@ def fit_erasers(
             "there is nothing it could tell them by. Use method='esc', and audit what it leaves: for such requests no "
             "method on features does much."
         )
-    reader = ImageReader(model, forget, options)
+    readers = open_readers(model, options, forget=forget, retain=retain if method.needs_retain else None)
+    reader = readers["forget"]
     reader.find_taps()
     told = (model.config.masked, forgotten_classes(model))
     head = head_function(model.inner, model.taps, *told) if method.needs_head else None
@@ -99,11 +101,9 @@ def fit_erasers(
         witness.answers, model.class_names, mapping, earlier=earlier, refuse=refuse and not allow_unrecognised
     )
     given: dict[str, Any] = {}
-    readers = {"forget": reader}
     if method.views:
         given["views"] = forget_views(reader, method.views, data)
     if method.needs_retain:
-        readers["retain"] = ImageReader(model, retain, options)
         given["retain"] = retained_moments(readers["retain"], method.needs_labels, classes, retained)
     between = time.perf_counter()
     with working(f"fitting {method.name}", options.progress):
@@ -152,11 +152,6 @@ def fit_erasers(
         sampled=sampled(readers),
         files=files_read(readers),
     )
-
-
-def open_readers(model: TappedModel, options: ReadOptions, **sets: Any) -> dict[str, ImageReader]:
-    """Of those sets of images that are not None, by their names."""
-    return {name: ImageReader(model, data, options) for name, data in sets.items() if data is not None}
 
 
 def files_read(readers: Mapping[str, ImageReader]) -> dict[str, dict[str, Any]] | None:

@@ -27,6 +27,7 @@ from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.heads import linear_heads, problem_type
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.readers import open_readers
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
@@ -38,7 +39,7 @@ from hf_kd.methods.unlearning.task import Task
 
 from . import outcome
 from .configuration import take_name
-from .erase import files_read, open_readers, sampled
+from .erase import files_read, sampled
 from .erased_model import ErasedModel
 from .loading import refuse_unreachable_weights
 
