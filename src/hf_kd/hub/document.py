@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from yaml import YAMLError
@@ -77,56 +78,21 @@ def document(
         InvalidValueError: The report is of another model.
     """
     refuse_other_report(report, model)
-    folder = Path(folder)
-    places = [folder] if beside is None else [folder, Path(beside)]
-    existing, changeable = read_card(places)
-    labels = _labels(model) if show_class_names else None
-    shown = model.class_names
-    if not show_class_names:
-        audited = () if report is None else report.forget_labels
-        shown = _retained_names(model, shown, audited)
-        report = report and replace(report, class_names=_retained_names(model, report.class_names, audited))
-    if report is not None and report.context.get("dataset") not in datasets:
-        # by the names of a folder and its files only whom it was handed to knows the data
-        known = {key: value for key, value in report.context.items() if key not in ("dataset", "files")}
-        report = replace(report, context=known)
+    folder, beside = Path(folder), None if beside is None else Path(beside)
+    existing, changeable = read_card([folder] if beside is None else [folder, beside])
+    audited = () if report is None else report.forget_labels
+    shown = model.class_names if show_class_names else _retained_names(model, model.class_names, audited)
+    if report is not None:
+        report = _as_told(report, model, datasets, show_class_names)
     figures = (*(() if report is None else _write_report(report, folder)), *_draw_scan(model, folder))
-    (base, commit), records = base_of(model), carried_out(model)
-    changes, folded_before = weight_changes(model.config), folded_erasures(model.config)
-    kinds = {"changes": changes, "folded_before": folded_before, "erasures": model.erasures}
-    alone = is_eraser(checkpoint_files(folder, None if beside is None else Path(beside)))
+    alone = is_eraser(checkpoint_files(folder, beside))
     model.find_taps()
-    own_class = has_own_class(model)
-    commands = commands_of(
-        [record.to_dict(names=True) for record, _ in records],
-        base,
-        labels,
-        own_class=own_class,
-        saved_by=["--fold"] if folded else ["--eraser-only"] if alone else [],
-        folded=[gone for _, gone in records],
-    )
-    published = repo_id is not None and not show_class_names
-    since = weights_since(model)
-    write_receipt(
-        folder,
-        receipt(
-            folder,
-            {kind: [one.to_dict(show_class_names, not published) for one in own] for kind, own in kinds.items()},
-            _before(model),
-            since=since,
-            beside=None if beside is None else Path(beside),
-            folded=folded,
-            base=(base, commit),
-            commands=commands,
-            weights=inner_digest(model) if alone else None,
-        ),
-    )
-    if not changeable or (existing is not None and BEGIN not in existing and not add_card):
-        return
+    base, commit = base_of(model)
+    saved_by = ["--fold"] if folded else ["--eraser-only"] if alone else []
     values = CardValues(
-        requests=tuple(_request(record, shown, show_class_names, gone) for record, gone in records),
+        requests=tuple(_request(record, shown, show_class_names, gone) for record, gone in carried_out(model)),
         architecture=type(model.inner).__name__,
-        own_class=own_class,
+        own_class=has_own_class(model),
         taps=tuple(str(tap) for tap in model.taps),
         dimension=sum(tap.dim for tap in model.taps),
         withheld=tuple(model.config.leaking),
@@ -135,16 +101,59 @@ def document(
         base_commit=commit,
         folded=folded,
         eraser_only=alone,
-        since=since,
+        since=weights_since(model),
         classifies=has_head(model),
         datasets=tuple(datasets),
         license=license,
         report=report,
         figures=figures,
-        commands=tuple(commands),
+        commands=tuple(_commands(model, base, show_class_names, saved_by)),
         versions=versions(),
     )
-    (folder / CARD).write_bytes(_written(lambda: render(values, existing), existing).encode("utf-8"))
+    write_receipt(folder, _receipt(values, model, folder, beside, show_class_names))
+    if changeable and (existing is None or BEGIN in existing or add_card):
+        (folder / CARD).write_bytes(_written(lambda: render(values, existing), existing).encode("utf-8"))
+
+
+def _as_told(report: RetentionReport, model: TappedModel, datasets: Sequence[str], named: bool) -> RetentionReport:
+    """The report without what is not told: names of forgotten classes, and the data where it was not said to be public."""
+    if not named:
+        report = replace(report, class_names=_retained_names(model, report.class_names, report.forget_labels))
+    if report.context.get("dataset") in datasets:
+        return report
+    # by the names of a folder and its files only whom it was handed to knows the data
+    known = {key: value for key, value in report.context.items() if key not in ("dataset", "files")}
+    return replace(report, context=known)
+
+
+def _commands(model: TappedModel, base: str | None, named: bool, saved_by: Sequence[str]) -> list[str]:
+    records = carried_out(model)
+    return commands_of(
+        [record.to_dict(names=True) for record, _ in records],
+        base,
+        _labels(model) if named else None,
+        own_class=has_own_class(model),
+        saved_by=saved_by,
+        folded=[gone for _, gone in records],
+    )
+
+
+def _receipt(values: CardValues, model: TappedModel, folder: Path, beside: Path | None, named: bool) -> dict[str, Any]:
+    """The receipt that says what the card does; what is published without names of classes has none of files either."""
+    changes, folded_before = weight_changes(model.config), folded_erasures(model.config)
+    kinds = {"changes": changes, "folded_before": folded_before, "erasures": model.erasures}
+    published = values.repo_id is not None and not named
+    return receipt(
+        folder,
+        {kind: [one.to_dict(named, not published) for one in own] for kind, own in kinds.items()},
+        _before(model),
+        since=values.since,
+        beside=beside,
+        folded=values.folded,
+        base=(values.base_model, values.base_commit),
+        commands=values.commands,
+        weights=inner_digest(model) if values.eraser_only else None,
+    )
 
 
 def withdraw_card(folder: Path, beside: str | os.PathLike[str]) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -132,26 +132,8 @@ def push(
     target = UploadOptions(**upload_options)
     _refuse_nothing_to_publish(model)
     refuse_other_report(report, model)
-    if handler and (folded or eraser_only):
-        raise InvalidValueError(
-            "handler=True serves features too, and those of folded=True are not erased: take one of both."
-            if folded
-            else "handler=True serves a whole model, and eraser_only=True publishes none: take one of both."
-        )
-    if handler and has_own_class(model):
-        raise InvalidValueError(
-            f"handler=True: {type(model.inner).__name__} is no class of transformers, and nothing registers it at an "
-            "endpoint. Push without, and write a handler.py that imports your file or package first, then EndpointHandler "
-            "of hf_kd.model.endpoint."
-        )
-    if eraser_only and folded:
-        raise InvalidValueError(
-            "folded=True and eraser_only=True were both given: what is folded has no eraser to publish."
-        )
-    if eraser_only:
-        logger.warning(BASE_KNOWS)
-    elif model.is_erased:
-        logger.warning(WEIGHTS_KNOW["folded" if folded else "changed" if changes_of(model.config) else "original"])
+    _refuse_together(model, folded, eraser_only, handler)
+    _warn_of_what_is_known(model, folded, eraser_only)
     check_target(repo_id, target.token)
     with tempfile.TemporaryDirectory(prefix="hf-kd-push-") as name:
         folder, there = Path(name) / "model", Path(name) / "there"
@@ -167,10 +149,7 @@ def push(
         def read(name: str) -> bytes | None:
             return fetch(full, name, revision=target.revision, token=target.token) if name in published else None
 
-        there.mkdir()
-        for kept in published - gone - new:  # what is overwritten is not read: weights are gigabytes
-            if kept == CARD or ("/" not in kept and is_answering(kept)):
-                (there / kept).write_bytes(read(kept) or b"")
+        _take_kept(there, published - gone - new, read)
         if beside is not None:
             _take_text(there, Path(beside).expanduser())
         if handler:
@@ -198,6 +177,33 @@ def push(
     if verify:
         _compare(model, saved, sent, target.token, eraser_only)
     return Pushed(**asdict(sent), verified=verify)
+
+
+def _refuse_together(model: TappedModel, folded: bool, eraser_only: bool, handler: bool) -> None:
+    """Refuse what cannot be asked for together, or of such a model."""
+    if handler and (folded or eraser_only):
+        raise InvalidValueError(
+            "handler=True serves features too, and those of folded=True are not erased: take one of both."
+            if folded
+            else "handler=True serves a whole model, and eraser_only=True publishes none: take one of both."
+        )
+    if handler and has_own_class(model):
+        raise InvalidValueError(
+            f"handler=True: {type(model.inner).__name__} is no class of transformers, and nothing registers it at an "
+            "endpoint. Push without, and write a handler.py that imports your file or package first, then EndpointHandler "
+            "of hf_kd.model.endpoint."
+        )
+    if eraser_only and folded:
+        raise InvalidValueError(
+            "folded=True and eraser_only=True were both given: what is folded has no eraser to publish."
+        )
+
+
+def _warn_of_what_is_known(model: TappedModel, folded: bool, eraser_only: bool) -> None:
+    if eraser_only:
+        logger.warning(BASE_KNOWS)
+    elif model.is_erased:
+        logger.warning(WEIGHTS_KNOW["folded" if folded else "changed" if changes_of(model.config) else "original"])
 
 
 def _message(model: TappedModel) -> str:
@@ -229,6 +235,14 @@ def _outdated(published: Iterable[str], new: Iterable[str]) -> set[str]:
     flat = [name for name in published if "/" not in name]
     weights = {name for name in flat if any(fnmatch(name, pattern) for pattern in OF_A_MODEL)}
     return (weights | superseded(flat, new) | OF_AN_AUDIT.intersection(published)) - set(new)
+
+
+def _take_kept(there: Path, kept: Iterable[str], read: Callable[[str], bytes | None]) -> None:
+    """Bring the README and what changes an answer, of the files that stay: what is overwritten may be gigabytes."""
+    there.mkdir()
+    for name in kept:
+        if name == CARD or ("/" not in name and is_answering(name)):
+            (there / name).write_bytes(read(name) or b"")
 
 
 def _take_text(there: Path, folder: Path) -> None:
