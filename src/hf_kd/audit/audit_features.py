@@ -125,15 +125,7 @@ def audit_features(
     refuse_unknown("audit_features", unknown, ("reference", "options", "logits", "extras"))
     reference, options = checked_reference(reference, of_features=True), checked_options(options)
     extras = extras or AuditExtras()
-    if options.access != "features":
-        raise InvalidValueError("access='weights' needs a model, whose weights it attacks: ErasedModel.audit.")
-    if options.texts is not None:
-        raise InvalidValueError("texts=[...] needs a model, whose text tower reads them: ErasedModel.audit.")
-    if options.layer_profile:
-        raise InvalidValueError(
-            "layer_profile=True needs a model, whose blocks it reads: ErasedModel.audit. Here, hand over its section in "
-            "extras=AuditExtras(extra_sections=[...])."
-        )
+    _refuse_what_needs_a_model(options)
     data = _checked(train, train_labels, test, test_labels, forget_labels, extras.views or {})
     original, erased = data.get("original"), data["erased"]
     first = _first(data)
@@ -146,8 +138,7 @@ def audit_features(
     fewer, drawn = of_fewer_classes(data if retrained is None else data | {"reference": retrained}, options.max_classes)
     measurements, about = _measure(fewer, reference, options)
     notes = [*([NO_ORIGINAL] if original is None else ()), *overlap, *about]
-    if options.seeds > 1:
-        notes.append(VARIES.format(seeds=options.seeds))
+    notes += [VARIES.format(seeds=options.seeds)] if options.seeds > 1 else []
     answers = {name: head.Answers(name, *pair, first, extras.several_labels) for name, pair in (logits or {}).items()}
     with working("membership, features", options.progress):
         found = [*_sections(measurements, answers, original, erased, options, extras), *extras.extra_sections]
@@ -158,21 +149,15 @@ def audit_features(
     sampled = {**(extras.sampled or {}), **drawn}
     for section in found:
         sampled |= section.settings.get("sampled", {})
-    notes += sampled_notes(sampled)
     return RetentionReport(
         forget_labels=first.forget,
         reference="none" if reference is None else "unseen" if retrained is None else "retrained",
-        samples={
-            "D_f": int(first.train_forget.sum()),
-            "D_r": int((~first.train_forget).sum()),
-            "D_ft": int(first.test_forget.sum()),
-            "D_rt": int((~first.test_forget).sum()),
-        },
+        samples=_counts(first),
         dimension=first.train.shape[1],
         seeds=options.seeds,
         sections=tuple(sorted(found, key=lambda section: SECTIONS.index(section.key))),
         class_names={int(label): str(name) for label, name in (extras.class_names or {}).items()},
-        notes=tuple(notes),
+        notes=(*notes, *sampled_notes(sampled)),
         context={"date": time.strftime("%Y-%m-%d"), **(extras.context or {})},
         plots=feature_sections.plot_numbers(original, erased, extras.fit_class),
         versions={name: installed(name) for name in ("hf-kd", "torch", "scikit-learn", "numpy")},
@@ -180,6 +165,24 @@ def audit_features(
         seconds=round(time.perf_counter() - started, 2),
         plot_samples=feature_sections.plot_samples(original, erased),
     )
+
+
+def _refuse_what_needs_a_model(options: AuditOptions) -> None:
+    if options.access != "features":
+        raise InvalidValueError("access='weights' needs a model, whose weights it attacks: ErasedModel.audit.")
+    if options.texts is not None:
+        raise InvalidValueError("texts=[...] needs a model, whose text tower reads them: ErasedModel.audit.")
+    if options.layer_profile:
+        raise InvalidValueError(
+            "layer_profile=True needs a model, whose blocks it reads: ErasedModel.audit. Here, hand over its section in "
+            "extras=AuditExtras(extra_sections=[...])."
+        )
+
+
+def _counts(data: AuditData) -> dict[str, int]:
+    train, test = data.train_forget, data.test_forget
+    parts = {"D_f": train, "D_r": ~train, "D_ft": test, "D_rt": ~test}
+    return {name: int(rows.sum()) for name, rows in parts.items()}
 
 
 def _measure(

@@ -104,17 +104,7 @@ def audit_model(
         by_name = measure_by_name(model, options.texts, features, data.labels, forget, data.names, shown)
         sections.append(by_name)
     read, retrained = _read_reference(data, reference, features, forget, options.max_classes)
-    weights, levels = {}, [retrained.level] if retrained.level else []
-    if options.access == "weights":
-        measured = measure_weight_access(
-            model, data.for_weights(forget), original, retrained.models, options.budget, changed=bool(changes)
-        )
-        sections.append(measured.section)
-        weights, levels = {"weights": measured.data}, [*levels, *measured.levels]
-    if levels:
-        forgotten = int(torch.isin(data.labels[1], torch.tensor(forget)).sum())
-        sections.append(reference_level_section(levels, forgotten))
-    has_logits = has_head(model)
+    beside, weights = _beside_references(data, retrained, forget, options)
     report = audit_features(
         {version: pair[0] for version, pair in features.items()},
         data.labels[0],
@@ -122,35 +112,17 @@ def audit_model(
         data.labels[1],
         asked,
         reference=read,
-        options=replace(
-            options,
-            attacks=attacks,
-            identities=not has_logits if options.identities is None else options.identities,
-            layer_profile=False,
-            progress=reading.progress and options.progress,
-            access="features",
-            budget=None,
-            texts=None,
-            membership_references=_reference_logits(data, options) if has_logits else (),
-        ),
+        options=_of_features(options, data, attacks),
         logits=logits,
         extras=AuditExtras(
             class_names=_names(data.names, data.labels, [_given(model, b) for _, b in logits.values()]),
             views=_views(data, attacks),
-            random_logits=data.untrained_logits(forget) if has_logits and options.attacks == "full" else None,
+            random_logits=data.untrained_logits(forget) if options.attacks == "full" and has_head(model) else None,
             fit_class=class_fit(model),
-            extra_sections=sections,
+            extra_sections=[*sections, *beside],
             sampled=data.sampled,
             several_labels=several_labels(model),
-            context={
-                "architecture": type(model.inner).__name__,
-                "taps": [str(tap) for tap in model.taps],
-                "erasures": [erasure.to_dict() for erasure in model.erasures],
-                "changes": [change.to_dict() for change in changes],
-                "original_given": original is not None,
-                "warnings": [] if original is None else of_other_weights(original, model),
-                **weights,
-            },
+            context={**_context(model, original), **weights},
         ),
     )
     return replace(report, seconds=round(time.perf_counter() - started, 2))
@@ -205,6 +177,52 @@ def _read_reference(
     read.sort(key=lambda one: abs(one[0][0] - own[0]))
     level = ReadLevel("features", own, tuple(point for point, _, _ in read))
     return read[0][2], _RetrainedModels(tuple(model for _, model, _ in read), level)
+
+
+def _beside_references(
+    data: AuditSplits, retrained: _RetrainedModels, forget: Sequence[int], options: AuditOptions
+) -> tuple[list[Section], dict[str, Any]]:
+    """What access to the weights gives, where that is asked for, and the level of the references; the data of the former."""
+    sections: list[Section] = []
+    weights, levels = {}, [retrained.level] if retrained.level else []
+    if options.access == "weights":
+        images, models = data.for_weights(forget), retrained.models
+        measured = measure_weight_access(
+            data.model, images, data.original, models, options.budget, changed=data.changed
+        )
+        sections.append(measured.section)
+        weights, levels = {"weights": measured.data}, [*levels, *measured.levels]
+    if levels:
+        forgotten = int(torch.isin(data.labels[1], torch.tensor(forget)).sum())
+        sections.append(reference_level_section(levels, forgotten))
+    return sections, weights
+
+
+def _of_features(options: AuditOptions, data: AuditSplits, attacks: Sequence[str]) -> AuditOptions:
+    """What `audit_features` is asked, for which a model's references are their logits."""
+    has_logits = has_head(data.model)
+    return replace(
+        options,
+        attacks=attacks,
+        identities=not has_logits if options.identities is None else options.identities,
+        layer_profile=False,
+        progress=data.reading.progress and options.progress,
+        access="features",
+        budget=None,
+        texts=None,
+        membership_references=_reference_logits(data, options) if has_logits else (),
+    )
+
+
+def _context(model: TappedModel, original: TappedModel | None) -> dict[str, Any]:
+    return {
+        "architecture": type(model.inner).__name__,
+        "taps": [str(tap) for tap in model.taps],
+        "erasures": [erasure.to_dict() for erasure in model.erasures],
+        "changes": [change.to_dict() for change in changes_of(model.config)],
+        "original_given": original is not None,
+        "warnings": [] if original is None else of_other_weights(original, model),
+    }
 
 
 def _reference_logits(data: AuditSplits, options: AuditOptions) -> list[tuple[Tensor, Tensor]]:
