@@ -127,11 +127,12 @@ def _as_told(report: RetentionReport, model: TappedModel, datasets: Sequence[str
 
 
 def _commands(model: TappedModel, base: str | None, named: bool, saved_by: Sequence[str]) -> list[str]:
-    records = carried_out(model)
+    records, names = carried_out(model), model.class_names
+    asked = [record.classes or record.dataset_classes or ("LABEL",) for record, _ in records]
     return commands_of(
         [record.to_dict(names=True) for record, _ in records],
         base,
-        _labels(model) if named else None,
+        [[str(names.get(label, label)) for label in own] for own in asked] if named else None,
         own_class=has_own_class(model),
         saved_by=saved_by,
         folded=[gone for _, gone in records],
@@ -287,14 +288,6 @@ def source_of(change: WeightChange) -> str:
 def _needs(record: Erasure) -> str | None:
     """What the method read; 0.1.0 kept it among what was measured."""
     return record.needs or next((str(part["needs"]) for part in record.measured if "needs" in part), None)
-
-
-def _labels(model: TappedModel) -> list[list[str]]:
-    names = model.class_names
-    return [
-        [str(names.get(label, label)) for label in erasure.classes or erasure.dataset_classes or ("LABEL",)]
-        for erasure, _ in carried_out(model)
-    ]
 
 
 def _before(model: TappedModel) -> str | None:

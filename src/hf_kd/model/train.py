@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -90,10 +91,7 @@ def train_original(
     """
     name = recipe if isinstance(recipe, str) else None
     reading = ReadOptions.given(reading, progress, options, own=["batch_size"])
-    chosen = _recipe(recipe, options)
-    fresh = _from_scratch(name, chosen, from_scratch)
-    if name is not None and not fresh and "bn_mode" not in options:
-        chosen = replace(chosen, bn_mode="freeze")
+    chosen, fresh = _recipe(recipe, options, from_scratch)
     student, new_head = _for_labels_of(data, student_of(model, processor), reading, chosen.seed)
     task = make_task(student, data, None, reading)
     task.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
@@ -130,19 +128,18 @@ def train_original(
     return stock
 
 
-def _from_scratch(name: str | None, chosen: Retrain, asked: bool | None) -> bool:
-    fresh = name not in PRETRAINED if asked is None else asked
-    if chosen.init is not None and not fresh:
-        raise InvalidValueError(
-            f"init={chosen.init!r} and the model's own weights are two places to start from; give one."
-        )
-    return fresh
-
-
 def _for_labels_of(data: Any, student: ErasedModel, reading: ReadOptions, seed: int) -> tuple[ErasedModel, bool]:
-    """The model with a head for the labels of the data, and whether that is a new one."""
-    names = _new_labels(student, data, reading)
-    if names is None:
+    """The model for the labels of the data, and whether these are not its own, so that the head is new."""
+    names, how = ImageReader(student, data, reading).label_names, None
+    if names is None or reading.label_mapping is not None:
+        return student, False  # ids are the model's, and a mapping says which
+    with suppress(LabelMismatchError):
+        how = match_labels(names, student.config.id2label).how
+    if how == "same ids":  # a model without names takes the data set's, and keeps its head
+        for setting, value in label_settings(names).items():
+            setattr(student.inner.config, setting, value)
+            setattr(student.config, setting, value)
+    if how is not None and len(names) == student.config.num_labels:
         return student, False
     logger.info(f"The head is new: {len(names)} labels of the data set instead of {student.config.num_labels}.")
     other = with_labels(student.inner, names, seed)
@@ -262,7 +259,10 @@ def _named(record: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any
     return {**record, "classes": None, "dataset_classes": [names.get(label, str(label)) for label in record["classes"]]}
 
 
-def _recipe(recipe: str | Retrain, options: Mapping[str, Any]) -> Retrain:
+def _recipe(
+    recipe: str | Retrain, options: Mapping[str, Any], from_scratch: bool | None = None
+) -> tuple[Retrain, bool]:
+    """The recipe with these settings, and whether it starts from fresh weights."""
     if isinstance(recipe, str):
         check_choice("recipe", recipe, tuple(RECIPES))
     chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
@@ -273,20 +273,12 @@ def _recipe(recipe: str | Retrain, options: Mapping[str, Any]) -> Retrain:
             f"A recipe has no option {', '.join(unknown)}.{near} It takes {', '.join(chosen.settings())}."
         )
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    return Retrain(**{**chosen.settings(), **given})
-
-
-def _new_labels(student: ErasedModel, data: Any, reading: ReadOptions) -> tuple[str, ...] | None:
-    """The data set's labels where they have to become the model's; None where the model's stay."""
-    names = ImageReader(student, data, reading).label_names
-    if names is None or reading.label_mapping is not None:
-        return None  # ids are the model's, and a mapping says which
-    try:
-        mapping = match_labels(names, student.config.id2label)
-    except LabelMismatchError:
-        return tuple(names)
-    if mapping.how == "same ids":  # a model without names takes the data set's, and keeps its head
-        for setting, value in label_settings(names).items():
-            setattr(student.inner.config, setting, value)
-            setattr(student.config, setting, value)
-    return None if len(names) == student.config.num_labels else tuple(names)
+    chosen = Retrain(**{**chosen.settings(), **given})
+    fresh = from_scratch if from_scratch is not None else recipe not in PRETRAINED
+    if chosen.init is not None and not fresh:
+        raise InvalidValueError(
+            f"init={chosen.init!r} and the model's own weights are two places to start from; give one."
+        )
+    if isinstance(recipe, str) and not fresh and "bn_mode" not in options:
+        chosen = replace(chosen, bn_mode="freeze")
+    return chosen, fresh

@@ -176,76 +176,64 @@ class ESCT(Method):
                 f"Got {features[0].shape[0]} features and {labels.shape[0]} labels; they have to match."
             )
         directions = [SecondMoment.of(f).principal_directions()[0].to(f) for f in features]
-        masked = _MaskedHead(
-            features, labels, head, directions, [torch.ones_like(u, requires_grad=True) for u in directions]
-        )
-        measured: dict[str, Any] = {"n_forget": len(labels), "forget_hits_before": masked.hits()}
-        epochs_run, left = self._train(masked) if measured["forget_hits_before"] > 0 else (0, False)
-        soft = masked.hits() if left else 0.0
+        masks = [torch.ones_like(u, requires_grad=True) for u in directions]
+
+        def logits(rows: Tensor) -> Tensor:
+            masked = [u * m for u, m in zip(directions, masks, strict=True)]
+            return head([(f[rows] @ e) @ e.T for f, e in zip(features, masked, strict=True)])
+
+        measured: dict[str, Any] = {"n_forget": len(labels), "forget_hits_before": _hits(logits, labels)}
+        epochs_run, left = self._train(masks, logits, labels) if measured["forget_hits_before"] > 0 else (0, False)
+        soft = _hits(logits, labels) if left else 0.0
         if self.threshold is not None:
-            for mask in masked.masks:
+            for mask in masks:
                 mask.detach().copy_(mask > self.threshold)
-        measured |= {"epochs_run": epochs_run, "forget_hits_soft": soft, "forget_hits_hard": masked.hits()}
+        measured |= {"epochs_run": epochs_run, "forget_hits_soft": soft, "forget_hits_hard": _hits(logits, labels)}
         return [
             MaskedProjection.of((u * m).detach(), **measured, masked_entries=int((m == 0).sum()))
-            for u, m in zip(directions, masked.masks, strict=True)
+            for u, m in zip(directions, masks, strict=True)
         ]
 
-    def _train(self, masked: _MaskedHead) -> tuple[int, bool]:
+    def _train(self, masks: Sequence[Tensor], logits: Callable[[Tensor], Tensor], labels: Tensor) -> tuple[int, bool]:
         """Change the masks until no feature is hit or the epochs are over; how many ran, and whether any is hit still."""
         generator = torch.Generator().manual_seed(self.seed)
         for epoch in range(1, self.epochs + 1):
-            order = torch.randperm(len(masked.labels), generator=generator).to(masked.labels.device)
-            for rows in order.split(self.batch_size):
-                self._step(masked, rows)
-            if not all(bool(torch.isfinite(mask).all()) for mask in masked.masks):
+            for rows in torch.randperm(len(labels), generator=generator).to(labels.device).split(self.batch_size):
+                self._step(masks, logits, rows, labels[rows])
+            if not all(bool(torch.isfinite(mask).all()) for mask in masks):
                 raise DivergedError(
                     f"The mask of ESC-T is no longer finite after {epoch} epochs with lr={self.lr}, "
                     f"loss={self.loss!r} and clip={self.clip}: use a smaller lr, or loss='pce' and clip=True."
                 )
-            if not any(masked.hit_counts(self.batch_size)):  # up to the first batch with one
+            if not any(_hit_counts(logits, labels, self.batch_size)):  # up to the first batch with one
                 return epoch, False
         return self.epochs, True
 
-    def _step(self, masked: _MaskedHead, rows: Tensor) -> None:
+    def _step(self, masks: Sequence[Tensor], logits: Callable[[Tensor], Tensor], rows: Tensor, labels: Tensor) -> None:
         """Plain SGD; torch.optim imports a compiler at its first step, which takes longer than all of the training."""
-        labels = masked.labels[rows]
         with torch.enable_grad():
-            logits = masked.logits(rows)
-            correct = logits.argmax(dim=1) == labels
+            answers = logits(rows)
+            correct = answers.argmax(dim=1) == labels
             if self.loss == "ce":
                 correct = torch.ones_like(correct)
             if not bool(correct.any()):
                 return
-            loss = -F.cross_entropy(logits[correct], labels[correct])
-            gradients = torch.autograd.grad(loss, masked.masks)
+            loss = -F.cross_entropy(answers[correct], labels[correct])
+            gradients = torch.autograd.grad(loss, masks)
         with torch.no_grad():
-            for mask, gradient in zip(masked.masks, gradients, strict=True):
+            for mask, gradient in zip(masks, gradients, strict=True):
                 mask.sub_(gradient, alpha=self.lr)
                 if self.clip:
                     mask.clamp_(0, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class _MaskedHead:
-    """What the head answers to features [n, d] of one or more taps behind masks of their principal directions."""
+@torch.no_grad()
+def _hit_counts(logits: Callable[[Tensor], Tensor], labels: Tensor, at_once: int) -> Iterator[int]:
+    """How many features of each batch are answered as their class."""
+    for rows in torch.arange(len(labels), device=labels.device).split(at_once):
+        yield int((logits(rows).argmax(dim=1) == labels[rows]).sum())
 
-    features: Sequence[Tensor]
-    labels: Tensor
-    head: Callable[[Sequence[Tensor]], Tensor]
-    directions: Sequence[Tensor]
-    masks: Sequence[Tensor]
 
-    def logits(self, rows: Tensor) -> Tensor:
-        masked = [u * m for u, m in zip(self.directions, self.masks, strict=True)]
-        return self.head([(f[rows] @ e) @ e.T for f, e in zip(self.features, masked, strict=True)])
-
-    @torch.no_grad()
-    def hit_counts(self, at_once: int) -> Iterator[int]:
-        """How many features of each batch are answered as their class."""
-        for rows in torch.arange(len(self.labels), device=self.labels.device).split(at_once):
-            yield int((self.logits(rows).argmax(dim=1) == self.labels[rows]).sum())
-
-    def hits(self) -> float:
-        """Percent of all."""
-        return 100.0 * sum(self.hit_counts(4096)) / len(self.labels)
+def _hits(logits: Callable[[Tensor], Tensor], labels: Tensor) -> float:
+    """Percent of all."""
+    return 100.0 * sum(_hit_counts(logits, labels, 4096)) / len(labels)
