@@ -130,6 +130,7 @@ def push(
         TypeError: There is no such option.
     """
     target = UploadOptions(**upload_options)
+    at: dict[str, Any] = {"revision": target.revision, "token": target.token}
     _refuse_nothing_to_publish(model)
     refuse_other_report(report, model)
     _refuse_together(model, folded, eraser_only, handler)
@@ -140,14 +141,14 @@ def push(
         saved = _save(model, folder, folded, eraser_only)  # what cannot be saved makes no repository
         if not show_class_names:
             _drop_names(folder / (ERASER_CONFIG if eraser_only else CONFIG_NAME))
-        full = prepare(repo_id, private=target.private, token=target.token, revision=target.revision)
-        published = files_in(full, revision=target.revision, token=target.token)
+        full = prepare(repo_id, private=target.private, **at)
+        published = files_in(full, **at)
         _refuse_what_stays(full, published, eraser_only)
         new = set(os.listdir(folder))
         gone = _outdated(published, new)
 
         def read(name: str) -> bytes | None:
-            return fetch(full, name, revision=target.revision, token=target.token) if name in published else None
+            return fetch(full, name, **at) if name in published else None
 
         _take_kept(there, published - gone - new, read)
         if beside is not None:
@@ -165,15 +166,8 @@ def push(
             datasets=datasets,
             license=base_license(base_of(model)[0], target.token),
         )
-        sent = upload(
-            folder,
-            full,
-            message=target.commit_message or _message(model),
-            token=target.token,
-            revision=target.revision,
-            create_pr=target.create_pr,
-            gone=gone,
-        )
+        message = target.commit_message or _message(model)
+        sent = upload(folder, full, message=message, create_pr=target.create_pr, gone=gone, **at)
     if verify:
         _compare(model, saved, sent, target.token, eraser_only)
     return Pushed(**asdict(sent), verified=verify)
