@@ -116,8 +116,12 @@ def test_classes_that_an_earlier_request_forgot_are_not_retained(problem):
 
 def test_what_is_missing_or_does_not_fit_is_refused(problem):
     features, labels, head = of(problem, 3)
-    for given in ((features, labels, None), (features, None, head), (SecondMoment.of(features), labels, head)):
-        with pytest.raises(ValueError, match="one is missing"):
+    for given, missing in (
+        ((features, labels, None), "a classification head"),
+        ((features, None, head), "labels"),
+        ((SecondMoment.of(features), labels, head), "the features of D_f"),
+    ):
+        with pytest.raises(ValueError, match=f"and {missing} is missing here. Without them use method='esc'"):
             RetainedSpan().fit(*given)
     with pytest.raises(ValueError, match="200 features and 3 labels"):
         RetainedSpan().fit(features, labels[:3], head)

@@ -24,7 +24,15 @@ from hf_kd.methods.measured import CoverMeasured
 
 from .base import Eraser, ForgetData, Head, Method
 from .cover_map import CoverMap
-from .heads import affine_head, checked_labels, mirrored_prototypes, recognised_by, settled, still_answered
+from .heads import (
+    affine_head,
+    checked_labels,
+    mirrored_prototypes,
+    missing_input,
+    recognised_by,
+    settled,
+    still_answered,
+)
 from .sharing import affine_scores, axis_scores, cuts_between, refuse_points, snapped
 
 logger = logging.getLogger(__name__)
@@ -148,11 +156,7 @@ class Cover(Method):
                 request.
         """
         if head is None or labels is None or not isinstance(forget, Tensor):
-            missing = "a classification head" if head is None else "labels" if labels is None else "the features of D_f"
-            raise InvalidValueError(
-                f"Cover erasure is fitted on features [n, d], labels and the head, and {missing} is missing here. Without "
-                "them use method='esc', which needs the images alone."
-            )
+            raise missing_input("Cover erasure is fitted on", labels, head)
         features, labels = forget.detach().cpu().double(), labels.cpu()
         weight, bias = affine_head(head, forget.detach().float())
         forgotten = checked_labels(features, labels, len(bias))

@@ -19,6 +19,7 @@ from hf_kd.methods.choices import check_fields
 from hf_kd.methods.measured import ESCTMeasured
 
 from .base import Eraser, ForgetData, Head, Method, condition_number
+from .heads import missing_input
 from .moments import SecondMoment
 
 
@@ -164,11 +165,7 @@ class ESCT(Method):
             InvalidValueError: Where features, labels or the head are missing, and where their numbers differ.
         """
         if head is None or labels is None or not all(isinstance(features, Tensor) for features in forget):
-            missing = "a classification head" if head is None else "labels" if labels is None else "the features of D_f"
-            raise InvalidValueError(
-                f"ESC-T trains its mask on features [n, d], labels and the head, and {missing} is missing here. "
-                "Without them use method='esc', which needs the images alone."
-            )
+            raise missing_input("ESC-T trains its mask on", labels, head)
         features = [cast(Tensor, f).detach().float() for f in forget]
         labels = labels.to(features[0].device)
         if features[0].shape[0] != labels.shape[0]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,15 @@ from torch import Tensor
 from hf_kd.errors import InvalidValueError
 
 from .base import Head
+
+
+def missing_input(fitted_on: str, labels: Tensor | None, head: Any) -> InvalidValueError:
+    """The error where features, labels and the head are needed, and one of them was not given."""
+    missing = "a classification head" if head is None else "labels" if labels is None else "the features of D_f"
+    return InvalidValueError(
+        f"{fitted_on} features [n, d], labels and the head, and {missing} is missing here. Without them use method='esc', "
+        "which needs the images alone."
+    )
 
 
 def affine_head(head: Head, like: Tensor) -> tuple[Tensor, Tensor]:

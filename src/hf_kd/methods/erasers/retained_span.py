@@ -17,7 +17,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.methods.measured import RetainedSpanMeasured
 
 from .base import Eraser, ForgetData, Head, Method
-from .heads import affine_head, checked_labels, mirrored_prototypes, still_answered
+from .heads import affine_head, checked_labels, mirrored_prototypes, missing_input, still_answered
 
 
 class KeptSpan(Eraser):
@@ -99,9 +99,7 @@ class RetainedSpan(Method):
                 R^d, or a forgotten class is masked already.
         """
         if head is None or labels is None or not isinstance(forget, Tensor):
-            raise InvalidValueError(
-                "retained-span is fitted on features [n, d], their labels and the head; one is missing."
-            )
+            raise missing_input("retained-span is fitted on", labels, head)
         weight, bias = affine_head(head, forget.detach().float())
         forgotten = checked_labels(forget, labels, len(bias))
         retained = still_answered(head, len(bias), forgotten)
