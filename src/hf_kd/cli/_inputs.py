@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -303,6 +303,18 @@ def write_stock(model: Any, processor: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     if hasattr(processor, "save_pretrained"):
         processor.save_pretrained(folder)
+
+
+def save_once(write: Callable[[], None], show: bool = True) -> bool:
+    """Save on the main process, while the others wait; returns whether this is it."""
+    from hf_kd.data.distributed import process_state
+
+    state = process_state()
+    if state.is_main_process:
+        with working("saving", show):
+            write()
+    state.wait_for_everyone()
+    return state.is_main_process
 
 
 def check_output(output: Path | None, overwrite: bool) -> None:

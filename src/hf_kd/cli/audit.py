@@ -103,7 +103,6 @@ def audit(
     _inputs.load_libraries(shared)
     from hf_kd.audit.options import AuditOptions, Retrained, Unseen
     from hf_kd.data.distributed import process_state
-    from hf_kd.data.read_files import files_of
 
     options = AuditOptions(
         attacks=attacks if attacks in ("standard", "full") else attacks.split(","),
@@ -140,20 +139,34 @@ def audit(
         )
     if not process_state().is_main_process:
         return
-    # a folder by its name: where it lies is nobody's business whom a report is handed to
-    name = Path(dataset).resolve().name if Path(dataset).exists() else dataset
-    files = {part: read for part, data in ((split, train), (test_split, test)) if (read := files_of(data))}
-    report = replace(report, context={**report.context, "dataset": name, **({"files": files} if files else {})})
+    report = _of_data(report, dataset, {split: train, test_split: test})
     if output is not None:
         _write(report, output, reading.progress)
     if grad_cam:
         _draw_grad_cam(audited, test, output, forgotten, original, grad_cam, reading)
     if shared.as_json:
         print(report.to_json(indent=None))
-        return
-    if summary:
+    elif summary:
         console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
-        return
+    else:
+        _show(report, original, model, output, shared)
+        if grad_cam:
+            console.print(
+                "grad_cam.png shows images of the forgotten class: do not publish it with the model.", style="bold"
+            )
+
+
+def _of_data(report: RetentionReport, dataset: str, splits: dict[str, Any]) -> RetentionReport:
+    """The report with what it was measured on."""
+    from hf_kd.data.read_files import files_of
+
+    # a folder by its name: where it lies is nobody's business whom a report is handed to
+    name = Path(dataset).resolve().name if Path(dataset).exists() else dataset
+    files = {split: read for split, data in splits.items() if (read := files_of(data))}
+    return replace(report, context={**report.context, "dataset": name, **({"files": files} if files else {})})
+
+
+def _show(report: RetentionReport, original: str | None, model: str, output: Path | None, shared: Shared) -> None:
     console.print(report)
     if original is None and report.context.get("changes"):
         console.print(
@@ -167,10 +180,6 @@ def audit(
         owner, base = shared.documented(model), shared.at_revision(model) if shared.eraser else None
         if owner and Path(owner).is_dir() and (into := card_command(owner, output / "report.json", shared, base)):
             console.print(f"Into the model's card: {into}", markup=False, highlight=False)
-    if grad_cam:
-        console.print(
-            "grad_cam.png shows images of the forgotten class: do not publish it with the model.", style="bold"
-        )
 
 
 def _write(report: RetentionReport, output: Path, progress: bool) -> None:

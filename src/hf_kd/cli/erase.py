@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_kd.data.progress import working
 from hf_kd.data.text import shell_word
 from hf_kd.errors import InvalidValueError, check_choice
 from hf_kd.methods.registry import built_in_infos, by_name_infos, refuse_method
@@ -126,11 +127,12 @@ def erase(
         raise InvalidValueError("Give --fold or --eraser-only, not both: what is folded has no eraser to save.")
     refuse_without_test(test_split)
     named = ByName.given(text, retain_text, publish_texts, ask, language)
+    data = (dataset, split, test_split, forget_labels, retain_limit)
+    request = Request(model, output, *data, mask_head, erased_label, drop_label, fold, eraser_only, shared)
     if named is not None:
         check_choice("method", method or "esc", [*(info.name for info in by_name_infos()), "esc"])
         _refuse_with_text(dataset, forget_labels, test_split)
-        of_concept = forget_labels, retain_limit
-        _erase_by_name(model, output, dataset, split, of_concept, method, (fold, eraser_only), named, shared)
+        _erase_by_name(request, method, named)
         return
     if dataset is None:
         raise InvalidValueError("Give the images to forget with --dataset, or a concept by its name with --text.")
@@ -139,65 +141,127 @@ def erase(
     _inputs.check_output(output, shared.overwrite)
     refuse_method(method or "esc", "eraser", shared.settings)
     _inputs.load_libraries(shared)
-    from hf_kd.features.readers import options_beside
     from hf_kd.methods.registry import make_method
-    from hf_kd.model.label_mask import ERASED
 
-    label = None if drop_label else ERASED if erased_label is None else erased_label
     chosen = make_method(method or "esc", **shared.settings)  # refused before anything is loaded
-    _refuse_at_odds(chosen, forget_labels, retain_limit, mask_head, label != ERASED)
-    reading = _inputs.read_options(shared)
-    data = _inputs.load_data(dataset, split, shared)
-    test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None
-    parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain, retain_limit)
-    erased = _loaded(model, eraser_only, shared)
-    if fold and (erased_label is not None or (drop_label and not erased.config.dropped)):  # which has to go on so
-        given = "--drop-label" if drop_label else f"--erased-label {shell_word(erased_label)}"
-        raise InvalidValueError(
-            f"{given}: --fold writes a stock checkpoint, which keeps its labels. With --mask-head alone the class is never "
-            "answered, and still named there. Leave one of both out."
-        )
+    _refuse_at_odds(request, chosen)
+    _erase_by_images(request, chosen)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options say of one run but for method and names: the images, the labels of the result, how it is saved."""
+
+    model: str
+    output: Path
+    dataset: str | None
+    split: str
+    test_split: str | None
+    forget_labels: list[str] | None
+    retain_limit: int | None
+    mask_head: bool | None
+    erased_label: str | None
+    drop_label: bool
+    fold: bool
+    eraser_only: bool
+    shared: Shared
+
+    @property
+    def masked_label(self) -> str | None:
+        """What masked classes are called; None where they are dropped."""
+        from hf_kd.model.label_mask import ERASED
+
+        return None if self.drop_label else ERASED if self.erased_label is None else self.erased_label
+
+
+def _erase_by_images(request: Request, method: Method) -> None:
+    from hf_kd.features.readers import options_beside
+
+    shared, reading = request.shared, _inputs.read_options(request.shared)
+    data = _inputs.load_data(request.dataset, request.split, shared)
+    test = _inputs.load_data(request.dataset, request.test_split, shared, "test_split") if request.test_split else None
+    parts = _inputs.by_labels(data, request.forget_labels, reading, method.needs_retain, request.retain_limit)
+    erased = _loaded(request)
+    _refuse_folded_labels(request, erased)
     accuracy = None
     if test is not None:
         of_test = options_beside(erased, reading, test, data)
-        accuracy = HeadAccuracy(erased, test, test_split, parts.in_model(erased, reading), of_test)
-    earlier = len(erased.erasures)
+        accuracy = HeadAccuracy(erased, test, request.test_split, parts.in_model(erased, reading), of_test)
     erased.erase(
         parts.forget,
-        chosen,
+        method,
         reading=reading,
         retain=parts.retain,
-        mask_head=mask_head,
-        erased_label=label,
+        mask_head=request.mask_head,
+        erased_label=request.masked_label,
         allow_unrecognised=shared.allow_unrecognised,
     )
     classes = erased.erasures[-1].classes or ()
-    if not forget_labels and len(classes) > 1:
+    if not request.forget_labels and len(classes) > 1:
         logger.warning(
             "Every label of the data set was forgotten, %d in all: --forget-labels was not given.", len(classes)
         )
-    if not _save(erased, output, fold, eraser_only):
+    if not _save(request, erased):
         return  # another process of the same launch reports
-    measured = None if accuracy is None else accuracy.measured(output)
-    result = {
-        "model": model,
-        "output": str(output),
-        "folded": fold,
-        "classifies": all(tap.heads for tap in erased.taps),
-        "earlier_erasures": earlier,
-        "erasure": erased.erasures[-1].to_dict(names=True),
-        "class_names": _names_in(erased),
-        "accuracy": measured,
-        **_cover_in(parts, erased, reading),
-    }
-    given = shared.at_revision(model)
-    audited, eraser = (given, ["--eraser", str(output)]) if eraser_only else (str(output), [])
+    measured = None if accuracy is None else accuracy.measured(request.output)
+    _report(request, erased, measured, _missing_covers(parts, erased, reading))
+
+
+def _erase_by_name(request: Request, method: str | None, named: ByName) -> None:
+    shared = request.shared
+    _inputs.check_output(request.output, shared.overwrite)
+    _inputs.load_libraries(shared)
+    reading = _inputs.read_options(shared)
+    images = retain = None
+    if request.dataset is not None:
+        data = _inputs.load_data(request.dataset, request.split, shared)
+        labels = request.forget_labels
+        parts = _inputs.by_labels(data, labels, reading, bool(labels), request.retain_limit)
+        images, retain = parts.forget, parts.retain
+    erased = _loaded(request)
+    named.erase(erased, images, retain, method, shared.settings, reading)
+    if _save(request, erased):
+        _report(request, erased, texts=named.texts)
+
+
+def _report(
+    request: Request,
+    model: ErasedModel,
+    accuracy: dict[str, Any] | None = None,
+    missing: Sequence[int] = (),
+    texts: Sequence[str] = (),
+) -> None:
+    """Print what was done last; `missing`: cover classes without an image, `texts`: what was forgotten by name."""
+    erasure, shared = model.erasures[-1], request.shared
+    given = shared.at_revision(request.model)
+    audited, eraser = (given, ["--eraser", str(request.output)]) if request.eraser_only else (str(request.output), [])
     # labels that the model does not know stand in no record: the audit has to be told
-    unknown = (forget_labels or ["LABEL"]) if erased.erasures[-1].classes is None else ()
-    options = [*eraser, *(["--original", given] if fold else []), *(w for f in unknown for w in ("--forget-labels", f))]
-    known = dataset if forget_labels else None  # of a split that was forgotten as a whole nothing stays to compare with
-    result["next"] = audit_command(audited, known, *options, shared=shared, split=split, test_split=test_split)
-    result["verdict"] = accuracy_verdict(measured, result["erasure"], erased.class_names).text
+    unknown = (request.forget_labels or ["LABEL"]) if erasure.classes is None else ()
+    options = [*eraser, *(["--original", given] if request.fold else [])]
+    options += [word for label in unknown for word in ("--forget-labels", label)]
+    options += [word for text in texts for word in ("--texts", text)]
+    # of a split that was forgotten as a whole nothing stays to compare with
+    known = request.dataset if request.forget_labels or texts else None
+    record, covers = erasure.to_dict(names=True), _cover_classes(model)
+    if texts and not shared.as_json:
+        record["texts"] = list(texts)  # to who typed them; they go into no file
+    shown = {*covers, *(erasure.classes or ())}
+    result = {
+        "model": request.model,
+        "output": str(request.output),
+        "folded": request.fold,
+        "classifies": not texts and all(tap.heads for tap in model.taps),
+        "earlier_erasures": len(model.erasures) - 1,
+        "erasure": record,
+        "class_names": {c: name for c, name in model.class_names.items() if c in shown},
+        "accuracy": accuracy,
+        "cover_missing": list(missing),
+        "cover_names": {c: model.class_names.get(c, str(c)) for c in covers},
+        "next": audit_command(
+            audited, known, *options, shared=shared, split=request.split, test_split=request.test_split
+        ),
+        "verdict": accuracy_verdict(accuracy, record, {} if texts else model.class_names).text,
+    }
     if shared.as_json:
         print(json.dumps(result))
     else:
@@ -218,91 +282,59 @@ def _refuse_with_text(dataset: str | None, labels: Any, test_split: Any) -> None
     refuse_without_data(dataset)
 
 
-def _erase_by_name(
-    model: str,
-    output: Path,
-    dataset: str | None,
-    split: str,
-    of_concept: tuple[list[str] | None, int | None],
-    method: str | None,
-    saving: tuple[bool, bool],
-    named: ByName,
-    shared: Shared,
-) -> None:
-    fold, eraser_only = saving
-    _inputs.check_output(output, shared.overwrite)
-    _inputs.load_libraries(shared)
-    reading = _inputs.read_options(shared)
-    labels, limit = of_concept
-    images = retain = None
-    if dataset is not None:
-        parts = _inputs.by_labels(_inputs.load_data(dataset, split, shared), labels, reading, bool(labels), limit)
-        images, retain = parts.forget, parts.retain if labels else None
-    erased = _loaded(model, eraser_only, shared)
-    result = {"model": model, "output": str(output), "folded": fold, "classifies": False}
-    result |= {"earlier_erasures": len(erased.erasures)}
-    named.erase(erased, images, retain, method, shared.settings, reading)
-    result |= {"erasure": erased.erasures[-1].to_dict(names=True), "class_names": {}, "accuracy": None}
-    result |= {"cover_missing": [], "cover_names": {}}
-    given = shared.at_revision(model)
-    audited, eraser = (given, ["--eraser", str(output)]) if eraser_only else (str(output), [])
-    options = [*eraser, *(["--original", given] if fold else [])]
-    options += [word for label in labels or ["LABEL"] for word in ("--forget-labels", label)]
-    options += [word for text in named.texts for word in ("--texts", text)]
-    result["next"] = audit_command(audited, dataset, *options, shared=shared, split=split)
-    result["verdict"] = accuracy_verdict(None, result["erasure"], {}).text
-    if not _save(erased, output, fold, eraser_only):
-        return
-    if shared.as_json:
-        print(json.dumps(result))
-        return
-    known = result["erasure"] | {"texts": list(named.texts)}  # to who typed them; they go into no file
-    show_erasure(console, result | {"erasure": known, "verdict": accuracy_verdict(None, known, {}).text})
-
-
-def _refuse_at_odds(
-    method: Method, labels: list[str] | None, limit: int | None, mask_head: bool | None, renames: bool
-) -> None:
-    if method.needs_retain and not labels:
+def _refuse_at_odds(request: Request, method: Method) -> None:
+    if method.needs_retain and not request.forget_labels:
         raise InvalidValueError(
             f"Method {method.name!r} reads the images of all other labels as D_r, and without --forget-labels the whole "
             "split is D_f. Name the labels to forget with --forget-labels, or use --method esc or mean-projection, which "
             "read D_f alone."
         )
-    if limit is not None and not method.needs_retain:
-        raise InvalidValueError(f"--retain-limit {limit}: method {method.name!r} reads no images of other labels.")
-    if renames and not (method.masks_head if mask_head is None else mask_head):
+    if request.retain_limit is not None and not method.needs_retain:
+        raise InvalidValueError(
+            f"--retain-limit {request.retain_limit}: method {method.name!r} reads no images of other labels."
+        )
+    from hf_kd.model.label_mask import ERASED
+
+    masks = method.masks_head if request.mask_head is None else request.mask_head
+    if request.masked_label != ERASED and not masks:
         raise InvalidValueError(
             "--erased-label and --drop-label say what becomes of the labels of masked classes, and none are masked here: "
             "add --mask-head, or leave them out."
         )
 
 
-def _loaded(model: str, eraser_only: bool, shared: Shared) -> ErasedModel:
+def _refuse_folded_labels(request: Request, model: ErasedModel) -> None:
+    """Of labels that a stock checkpoint would have to go on with."""
+    if request.fold and (request.erased_label is not None or (request.drop_label and not model.config.dropped)):
+        given = "--drop-label" if request.drop_label else f"--erased-label {shell_word(request.erased_label)}"
+        raise InvalidValueError(
+            f"{given}: --fold writes a stock checkpoint, which keeps its labels. With --mask-head alone the class is never "
+            "answered, and still named there. Leave one of both out."
+        )
+
+
+def _loaded(request: Request) -> ErasedModel:
     """The model, on its device; refused before the work where its eraser could not be saved alone."""
     from hf_kd.model.stored_eraser import refuse_changed_weights
 
-    loaded = _inputs.load_model(model, shared)
-    if eraser_only:
+    loaded = _inputs.load_model(request.model, request.shared)
+    if request.eraser_only:
         refuse_changed_weights(loaded)
-    return loaded.to(_inputs.device_of(shared))
+    return loaded.to(_inputs.device_of(request.shared))
 
 
-def _save(model: ErasedModel, output: Path, fold: bool, eraser_only: bool) -> bool:
+def _save(request: Request, model: ErasedModel) -> bool:
     """Save on the main process; returns whether this is it."""
-    from hf_kd.data.distributed import process_state
 
-    state = process_state()
-    if state.is_main_process:
-        with working("saving"):
-            if fold:
-                _save_folded(model.cpu(), output)
-            elif eraser_only:
-                model.save_eraser(output)
-            else:
-                model.save_pretrained(output)
-    state.wait_for_everyone()
-    return state.is_main_process
+    def write() -> None:
+        if request.fold:
+            _save_folded(model.cpu(), request.output)
+        elif request.eraser_only:
+            model.save_eraser(request.output)
+        else:
+            model.save_pretrained(request.output)
+
+    return _inputs.save_once(write)
 
 
 def _save_folded(model: ErasedModel, output: Path) -> None:
@@ -316,16 +348,13 @@ def _save_folded(model: ErasedModel, output: Path) -> None:
         document(model, folder, folded=True, beside=output)
 
 
-def _names_in(model: ErasedModel) -> dict[int, str]:
-    """Names of the classes that the last record speaks of: forgotten ones and cover classes."""
-    erasure = model.erasures[-1]
-    covers = {c for measured in erasure.measured for c in measured.get("cover_classes", ())}
-    return {c: name for c, name in model.class_names.items() if c in covers | set(erasure.classes or ())}
+def _cover_classes(model: ErasedModel) -> list[int]:
+    """Of the last erasure."""
+    return sorted({c for measured in model.erasures[-1].measured for c in measured.get("cover_classes", ())})
 
 
-def _cover_in(parts: _inputs.Parts, model: ErasedModel, reading: ReadOptions) -> dict[str, Any]:
-    """Cover classes of the last erasure that the data set has no image of, and the names of all of them."""
-    cover = sorted({c for measured in model.erasures[-1].measured for c in measured.get("cover_classes", ())})
+def _missing_covers(parts: _inputs.Parts, model: ErasedModel, reading: ReadOptions) -> list[int]:
+    """Cover classes of the last erasure that the data set has no image of."""
+    cover = _cover_classes(model)
     present = parts.classes(model, reading) if cover else None
-    missing = [] if present is None else [c for c in cover if c not in present]
-    return {"cover_missing": missing, "cover_names": {c: model.class_names.get(c, str(c)) for c in cover}}
+    return [] if present is None else [c for c in cover if c not in present]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from hf_kd.model.recipes import PRETRAINED, RECIPES
 from . import _inputs
 from ._app import command, console, refuse_without_test
 from ._options import LIMITS, READING, Shared
+
+if TYPE_CHECKING:
+    from hf_kd.features.reader import ReadOptions
 
 
 @command(
@@ -69,20 +72,13 @@ def train_original(
     _inputs.load_libraries(shared)
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    from hf_kd.data.distributed import process_state
-    from hf_kd.data.image_source import inspect_images
     from hf_kd.model.loading import load_processor
     from hf_kd.model.train import train_original as train
 
     kept = _kept_training(output, resume, shared.overwrite)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
-    images = inspect_images(data, reading.image_column, reading.label_column)
-    if images.label_names is None:
-        among = f" (candidates: {', '.join(images.label_candidates)})" if images.label_candidates else ""
-        raise InvalidValueError(
-            f"The data set names no labels in a single column{among}. Name it with --label-column, or cast it to ClassLabel."
-        )
+    _refuse_unnamed(data, reading)
     fresh = recipe not in PRETRAINED if from_scratch is None else from_scratch
     with working("loading the model", reading.progress):
         if fresh:
@@ -102,35 +98,46 @@ def train_original(
         reading=reading,
         **shared.settings,
     )
-    state = process_state()
-    if state.is_main_process:
-        with working("saving", reading.progress):
-            _inputs.save_stock(trained.cpu(), processor, output)
-        shutil.rmtree(kept, ignore_errors=True)
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        return
+    if not _inputs.save_once(lambda: _inputs.save_stock(trained.cpu(), processor, output), reading.progress):
+        return  # another process of the same launch reports
+    shutil.rmtree(kept, ignore_errors=True)
     facts = {"model": model, "output": str(output), "labels": trained.config.num_labels, **trained.config.hf_kd_trained}
     if shared.as_json:
         console.print_json(data=facts)
-        return
-    came_from = "fresh weights" if facts["from_scratch"] else f"the weights of {model}"
+    else:
+        _show(facts, trained.config.id2label, test_split)
+
+
+def _refuse_unnamed(data: Any, reading: ReadOptions) -> None:
+    """Images whose labels have no names, which those of the trained model would be."""
+    from hf_kd.data.image_source import inspect_images
+
+    images = inspect_images(data, reading.image_column, reading.label_column)
+    if images.label_names is None:
+        among = f" (candidates: {', '.join(images.label_candidates)})" if images.label_candidates else ""
+        raise InvalidValueError(
+            f"The data set names no labels in a single column{among}. Name it with --label-column, or cast it to ClassLabel."
+        )
+
+
+def _show(facts: dict[str, Any], names: dict[int, str], test_split: str | None) -> None:
+    measured = facts["measured"]
+    came_from = "fresh weights" if facts["from_scratch"] else f"the weights of {facts['model']}"
     head = " and a new head" if facts["new_head"] and not facts["from_scratch"] else ""
     console.print(
         f"Trained from {came_from}{head} on {facts['images']} images of {facts['labels'] - len(facts['without'])} labels; "
-        f"{facts['measured']['accuracy']:.1f} % of them are answered right. Written to [bold]{output}[/].",
+        f"{measured['accuracy']:.1f} % of them are answered right. Written to [bold]{facts['output']}[/].",
         highlight=False,
     )
     if test_split is not None:
-        measured = facts["measured"]
         console.print(
             f"Of {measured['test_images']} images of {test_split}, {measured['test_accuracy']:.1f} % are answered right.",
             markup=False,
             highlight=False,
         )
     if facts["without"]:
-        names = ", ".join(one_line(trained.config.id2label[label]) for label in facts["without"])
-        console.print(f"It has never seen {names}, and never answers so.", markup=False, highlight=False)
+        without = ", ".join(one_line(names[label]) for label in facts["without"])
+        console.print(f"It has never seen {without}, and never answers so.", markup=False, highlight=False)
 
 
 def _kept_training(output: Path, resume: bool, overwrite: bool) -> Path:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_kd.data.paths import refuse_missing_data
-from hf_kd.data.progress import working
 from hf_kd.data.text import terminal
 from hf_kd.errors import InvalidValueError, UnreachableError
 from hf_kd.methods.choices import refuse_fp16
@@ -24,6 +23,10 @@ from ._verdict import accuracy_verdict, audit_command, record_names, show_verdic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from hf_kd.features.reader import ReadOptions
+    from hf_kd.methods.unlearning.base import UnlearningMethod
+    from hf_kd.model.erased_model import ErasedModel
 
 
 @command(
@@ -95,42 +98,21 @@ def unlearn(
     if retain is not None:
         refuse_missing_data(retain)
     _inputs.load_libraries(shared)
-    from hf_kd.data.distributed import process_state
     from hf_kd.features.readers import options_beside
-    from hf_kd.methods.records import forgotten_classes
     from hf_kd.methods.registry import make_unlearning_method
     from hf_kd.model.erased_model import ErasedModel
     from hf_kd.model.unlearn import unlearn as change_weights
 
     chosen = make_unlearning_method(method, **shared.settings)  # refused before anything is loaded
-    if not chosen.needs_retain:
-        refuse_unused(
-            ("retain", "retain_limit"), f"says which images stay, and {method} reads none of them: leave it out."
-        )
-    if retain is not None and getattr(chosen, "keep", None) == "auto":
-        raise InvalidValueError(
-            "--keep auto reads the class from among the retained images, and those of another data set (--retain) are told "
-            "from it whatever a network knows. Say the share that is kept, --keep 0.33, or retain other labels of --dataset."
-        )
+    _refuse_unread(chosen, retain)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None
     parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain and retain is None)
     retained = parts.retain if retain is None else _retained_data(retain, split, shared)
     original = _inputs.load_model(model, shared).to(device := _inputs.device_of(shared))
-    unwanted = {"are of classes that an earlier request was to forget": forgotten_classes(original)}
     of_split = options_beside(original, reading, data, retained)
-    if retain is not None:
-        unwanted = {"had a label to forget": set(parts.in_model(original, of_split))} | unwanted
-    left_out = {}
-    for why, classes in unwanted.items():
-        retained, left_out[why] = _inputs.without_classes(retained, classes, parts, original, reading)
-    if retained is None and any(left_out.values()):
-        told = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
-        raise InvalidValueError(
-            f"No retained image is left: {told}, and what was forgotten is not trained on. Give images of classes that stay "
-            "with --retain DATASET, or take a method that reads the forget set alone (hf-kd methods)."
-        )
+    retained, left_out = _never_forgotten(retained, parts, original, reading, of_split)
     retained = _inputs.at_most(retained, retain_limit)
     accuracy = None
     if test is not None:
@@ -148,18 +130,13 @@ def unlearn(
         if reference_model is None
         else _inputs.load_model(reference_model, replace(shared, revision=None)),
     )
-    state = process_state()
-    if state.is_main_process:
-        with working("saving", reading.progress):
-            _save(changed.cpu(), original.processor, output)
-    state.wait_for_everyone()
+    here = _inputs.save_once(lambda: _save(changed.cpu(), original.processor, output), reading.progress)
     measured = None
     if accuracy is not None:
         measured = accuracy.measured(output, ErasedModel.from_model(changed.to(device), original.processor))
-    if not state.is_main_process:
-        return
+    if not here:
+        return  # another process of the same launch reports
     record = changed.config.hf_kd_unlearned[-1] | {"accuracy": measured}
-    names = record_names(record, original.class_names)
     # regrow is for weights that are handed out: what their holder finds is what to ask
     words = ["--original", shared.at_revision(model), *(("--access", "weights") if method == "regrow" else ())]
     known = replace(shared, label_mapping=_inputs.mapping_words(shared, of_split))
@@ -167,7 +144,45 @@ def unlearn(
     record["verdict"] = accuracy_verdict(measured, record, original.class_names).text
     if shared.as_json:
         console.print_json(data=record)
-        return
+    else:
+        _show(record, record_names(record, original.class_names), left_out, output)
+
+
+def _refuse_unread(method: UnlearningMethod, retain: str | None) -> None:
+    """Retained images of which the method could make nothing."""
+    if not method.needs_retain:
+        refuse_unused(
+            ("retain", "retain_limit"), f"says which images stay, and {method.name} reads none of them: leave it out."
+        )
+    if retain is not None and getattr(method, "keep", None) == "auto":
+        raise InvalidValueError(
+            "--keep auto reads the class from among the retained images, and those of another data set (--retain) are told "
+            "from it whatever a network knows. Say the share that is kept, --keep 0.33, or retain other labels of --dataset."
+        )
+
+
+def _never_forgotten(
+    retained: Any, parts: _inputs.Parts, model: ErasedModel, reading: ReadOptions, of_split: ReadOptions
+) -> tuple[Any, dict[str, int]]:
+    """D_r without classes that are or were to be forgotten; also how many images are left out, by why."""
+    from hf_kd.methods.records import forgotten_classes
+
+    unwanted = {"are of classes that an earlier request was to forget": forgotten_classes(model)}
+    if retained is not parts.retain:  # but of another data set
+        unwanted = {"had a label to forget": set(parts.in_model(model, of_split))} | unwanted
+    left_out = {}
+    for why, classes in unwanted.items():
+        retained, left_out[why] = _inputs.without_classes(retained, classes, parts, model, reading)
+    if retained is None and any(left_out.values()):
+        told = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
+        raise InvalidValueError(
+            f"No retained image is left: {told}, and what was forgotten is not trained on. Give images of classes that stay "
+            "with --retain DATASET, or take a method that reads the forget set alone (hf-kd methods)."
+        )
+    return retained, left_out
+
+
+def _show(record: dict[str, Any], names: list[str], left_out: dict[str, int], output: Path) -> None:
     show_verdict(console, record["verdict"], record.get("warnings") or ())
     console.print(
         f"[bold]{terminal(record['method'])}[/] was asked to forget {terminal(', '.join(names))}; "

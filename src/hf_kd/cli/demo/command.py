@@ -15,7 +15,7 @@ from hf_kd.cli._app import command, console, refuse_unused
 from hf_kd.cli._options import Shared
 
 if TYPE_CHECKING:
-    from .run import DemoRow
+    from .run import DemoResult, DemoRow
 
 
 EXAMPLE = Path("examples") / "0-zero.png"
@@ -60,19 +60,32 @@ def demo(
 
     result = run_demo(output, digit, log=(lambda text: None) if shared.as_json else console.print)
     if shared.as_json:
-        rows = [
-            {
-                "method": row.method,
-                "head": _scores(row.head),
-                "converged_probe": _scores(row.probe.scores),
-                "probe_converged": row.probe.convergence.converged,
-            }
-            for row in result.rows
-        ]
-        print(json.dumps({"rows": rows, "folder": str(result.folder), "reloaded_equal": result.reloaded_equal}))
-        if not result.reloaded_equal:
-            raise typer.Exit(1)
-        return
+        print(json.dumps(_plain(result)))
+    else:
+        _show(digit, result)
+    if not result.reloaded_equal:
+        raise typer.Exit(1)
+    if ui:
+        console.print("Auditing it for the page ...")
+        audit_demo(result)
+        _open_page(str(result.folder), result.examples, port)
+
+
+def _plain(result: DemoResult) -> dict[str, Any]:
+    """What `--json` prints."""
+    rows = [
+        {
+            "method": row.method,
+            "head": _scores(row.head),
+            "converged_probe": _scores(row.probe.scores),
+            "probe_converged": row.probe.convergence.converged,
+        }
+        for row in result.rows
+    ]
+    return {"rows": rows, "folder": str(result.folder), "reloaded_equal": result.reloaded_equal}
+
+
+def _show(digit: int, result: DemoResult) -> None:
     table = Table(
         title=f"Digit {digit} forgotten: accuracy in %, D_f and D_ft are the forgotten digit", title_justify="left"
     )
@@ -94,12 +107,6 @@ def demo(
         + ("[green]equal bit for bit[/]." if result.reloaded_equal else "[red]different[/].")
         + f" Look at it: hf-kd inspect {result.folder}"
     )
-    if not result.reloaded_equal:
-        raise typer.Exit(1)
-    if ui:
-        console.print("Auditing it for the page ...")
-        audit_demo(result)
-        _open_page(str(result.folder), result.examples, port)
 
 
 def _open_page(source: str, examples: Path | None, port: int | None, eraser: list[str] | None = None) -> None:
