@@ -5,7 +5,7 @@ Imports what a configuration needs and no more: it is loaded wherever both `hf_k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,10 @@ ARCHITECTURE = "ErasedModel"
 LISTS = {
     "taps": dict,
     "erasers": (dict, type(None)),
-    "eraser_sha256": (str, type(None)),
     "leaking": str,
     "erasures": dict,
     "masked": int,
+    "eraser_sha256": (str, type(None)),
 }
 """What the lists in a configuration hold."""
 
@@ -45,6 +45,8 @@ STATE = (
     "text_tower",
 )
 """What a configuration holds besides the model inside, its taps and its erasers."""
+
+DAMAGED = "config.json is damaged; save the model again."
 
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
@@ -100,15 +102,52 @@ def refuse_strange_settings(settings: dict[str, Any]) -> None:
     for key in ("dtype", "torch_dtype"):
         dtype = settings.get(key)
         if isinstance(dtype, str) and not isinstance(getattr(torch, dtype.removeprefix("torch."), None), torch.dtype):
-            raise InvalidValueError(
-                f"{key}={dtype!r} is no number type of torch: config.json is damaged; save the model again."
-            )
+            raise InvalidValueError(f"{key}={dtype!r} is no number type of torch: {DAMAGED}")
     labels = settings.get("num_labels")
     if labels is not None and not (isinstance(labels, int) and 0 <= labels <= MOST_LABELS):
         raise InvalidValueError(
-            f"num_labels={str(labels)[:100]!r} is no number of labels up to {MOST_LABELS:,}: config.json is damaged; save "
-            "the model again."
+            f"num_labels={str(labels)[:100]!r} is no number of labels up to {MOST_LABELS:,}: {DAMAGED}"
         )
+
+
+def _refuse_damaged(lists: Mapping[str, Any], inner_class: Any) -> None:
+    for name in LISTS:
+        values = lists[name]
+        if values is None or (isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)):
+            continue
+        raise InvalidValueError(f"{name}={str(values)[:200]!r}: {DAMAGED}")
+    taps, erasers = lists["taps"] or (), lists["erasers"]
+    if erasers and len(erasers) != len(taps):
+        raise InvalidValueError(f"{len(erasers)} erasers for {len(taps)} taps: {DAMAGED}")
+    if not isinstance(inner_class, (str, type(None))):
+        raise InvalidValueError(f"inner_class={inner_class!r} is no name: {DAMAGED}")
+
+
+def _refuse_damaged_tower(text_tower: Any) -> None:
+    if not isinstance(text_tower, (dict, type(None))):
+        raise InvalidValueError(f"text_tower is no mapping: {DAMAGED}")
+    withheld = (text_tower or {}).get("withheld", [])
+    if not (isinstance(withheld, list) and all(isinstance(name, str) for name in withheld)):
+        raise InvalidValueError(
+            f"text_tower withholds {str(withheld)[:200]!r}, which are no names of fields: {DAMAGED}"
+        )
+
+
+def _inner_configuration(inner: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig | None:
+    """That of the model inside, where it is stored as plain values."""
+    if isinstance(inner, dict):
+        settings = dict(inner)
+        refuse_strange_settings(settings)
+        if isinstance(kind := settings.get("model_type"), str) and kind not in CONFIG_MAPPING:
+            raise unknown_type("The model inside", kind)
+        with config_errors("the inner model", inner):
+            # from_dict and not the constructor: some configurations are read otherwise than they are made
+            inner = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
+    if isinstance(inner, ErasedConfig):
+        raise InvalidValueError(
+            "An erased model stands inside another one: config.json is not of hf_kd's making. Save the model again."
+        )
+    return inner
 
 
 class ErasedConfig(PreTrainedConfig):
@@ -150,32 +189,8 @@ class ErasedConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         state = {name: kwargs.pop(name, None) for name in STATE}
-        for name, values in {"taps": taps, "erasers": erasers, **state}.items():
-            if values is None or name not in LISTS:
-                continue
-            if not (isinstance(values, list) and all(isinstance(value, LISTS[name]) for value in values)):
-                raise InvalidValueError(f"{name}={str(values)[:200]!r}: config.json is damaged; save the model again.")
-        if erasers and len(erasers) != len(taps or ()):
-            raise InvalidValueError(
-                f"{len(erasers)} erasers for {len(taps or ())} taps: config.json is damaged; save the model again."
-            )
-        if not isinstance(inner_class, (str, type(None))):
-            raise InvalidValueError(
-                f"inner_class={inner_class!r} is no name: config.json is damaged; save the model again."
-            )
-        if isinstance(inner, dict):
-            settings = dict(inner)
-            refuse_strange_settings(settings)
-            if isinstance(kind := settings.get("model_type"), str) and kind not in CONFIG_MAPPING:
-                raise unknown_type("The model inside", kind)
-            with config_errors("the inner model", inner):
-                # from_dict and not the constructor: some configurations are read otherwise than they are made
-                inner = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
-        if isinstance(inner, ErasedConfig):
-            raise InvalidValueError(
-                "An erased model stands inside another one: config.json is not of hf_kd's making. Save the model again."
-            )
-        self.inner = inner
+        _refuse_damaged({"taps": taps, "erasers": erasers, **state}, inner_class)
+        self.inner = inner = _inner_configuration(inner)
         self.inner_class = inner_class
         self.taps = taps or []
         _ = self.tap_list  # which refuses taps at which nothing could be erased
@@ -189,14 +204,7 @@ class ErasedConfig(PreTrainedConfig):
         self.dropped = bool(state["dropped"])
         self.weights_erased = state["weights_erased"]
         self.text_tower = state["text_tower"]
-        if not isinstance(self.text_tower, (dict, type(None))):
-            raise InvalidValueError("text_tower is no mapping: config.json is damaged; save the model again.")
-        withheld = (self.text_tower or {}).get("withheld", [])
-        if not (isinstance(withheld, list) and all(isinstance(name, str) for name in withheld)):
-            raise InvalidValueError(
-                f"text_tower withholds {str(withheld)[:200]!r}, which are no names of fields: config.json is damaged; save "
-                "the model again."
-            )
+        _refuse_damaged_tower(self.text_tower)
         attention = getattr(inner, "_attn_implementation", None)
         refuse_strange_settings(kwargs)
         with config_errors("the labels and the rest", kwargs):
