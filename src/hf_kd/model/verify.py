@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hf_kd.data.digest import inner_digest
@@ -29,6 +30,7 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import weights_since
 from hf_kd.hub.files import ANSWERING, RECEIPT, checkpoint_files, is_eraser, refuse_no_receipt
 from hf_kd.hub.receipt import SINCE, erasers_digest, file_digest, read_receipt, weights_digest
+from hf_kd.methods.erasers.base import Method
 from hf_kd.methods.records import Erasure, WeightChange, all_records, texts_digest
 from hf_kd.methods.registry import make_method
 
@@ -268,51 +270,64 @@ def _again(
     if len(given) != len(readers):
         return _not_tried(f"{len(readers)} requests read retained images: pass a list of their {len(readers)} sets")
     stay = dict(zip(readers, given, strict=True))
-    reading = reading or ReadOptions(progress=False)
-    published: list[Any] = []
-    if loaded is not None:
-        model = loaded
-        published, labels = [site.eraser for site in model.sites], _labels(model)
-        model.reset()
-    elif original is None:
+    if loaded is None and original is None:
         return _not_tried("a folded checkpoint holds no eraser to take away: name the model before erasing, base=...")
-    else:
-        model = original
+    model = original if loaded is None else loaded
+    published, labels = [site.eraser for site in model.sites], _labels(model)
+    if loaded is not None:
+        model.reset()
     for n, (record, method, images) in enumerate(zip(records, methods, sets, strict=True)):
-        asked = {"mask_head": record.masked, "erased_label": record.erased_label} if record.masked is not None else {}
-        whole = record.classes is not None
-        # a limit is the same in all sets; what has no seed was drawn beforehand, and is to be given as it was then
-        limit = next((each["drawn"] for each in (record.sampled or {}).values() if "seed" in each), reading.limit)
-        as_then = replace(reading, limit=limit)
-        model.erase(
-            images, method, retain=stay.get(n), whole_classes=whole, reading=as_then, allow_unrecognised=True, **asked
-        )
-    checks = []
-    for n, (old, new) in enumerate(zip(records, model.erasures, strict=True), 1):
-        for what, told, found in (
-            ("images", old.n_forget, new.n_forget),
-            ("retained images", old.n_retain, new.n_retain),
-        ):
-            if told is not None:
-                checks.append(_images(f"{what} of request {n}", told, found))
+        _erase_as_recorded(model, record, method, images, stay.get(n), reading or ReadOptions(progress=False))
+    checks = _counts(records, model.erasures)
     if any(check.ok is None for check in checks):
         return [*checks, Check(AGAIN, None, OTHER_IMAGES)]
     if content["folded"]:
         folded = model.fold()
         stored = type(folded).from_pretrained(folder).state_dict()
         pairs = [(value, stored[name]) for name, value in folded.state_dict().items() if value.is_floating_point()]
-    else:
-        if model.config.masked or labels[0]:
-            checks.append(Check("masks and labels", labels == _labels(model), _masks_in_words(model)))
-        again = [site.eraser for site in model.sites]
-        states = [(a.state_dict(), b.state_dict()) for a, b in zip(published, again, strict=True)]
-        if all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in states):
-            return [*checks, Check(AGAIN, True, "the erasers are equal bit for bit")]
-        pairs = [pair for a, b in zip(published, again, strict=True) for pair in comparable(a, b)]
+        return [*checks, _compared(pairs)]
+    if model.config.masked or labels[0]:
+        checks.append(Check("masks and labels", labels == _labels(model), _masks_in_words(model)))
+    return [*checks, _same_erasers(published, [site.eraser for site in model.sites])]
+
+
+def _erase_as_recorded(
+    model: ErasedModel, record: Erasure, method: Method, images: Any, retain: Any, reading: ReadOptions
+) -> None:
+    asked = {"mask_head": record.masked, "erased_label": record.erased_label} if record.masked is not None else {}
+    whole = record.classes is not None
+    # a limit is the same in all sets; what has no seed was drawn beforehand, and is to be given as it was then
+    limit = next((each["drawn"] for each in (record.sampled or {}).values() if "seed" in each), reading.limit)
+    as_then = replace(reading, limit=limit)
+    model.erase(images, method, retain=retain, whole_classes=whole, reading=as_then, allow_unrecognised=True, **asked)
+
+
+def _counts(records: Sequence[Erasure], again: Sequence[Erasure]) -> list[Check]:
+    """Whether each request read as many images as then."""
+    return [
+        _images(f"{what} of request {n}", told, found)
+        for n, (old, new) in enumerate(zip(records, again, strict=True), 1)
+        for what, told, found in (
+            ("images", old.n_forget, new.n_forget),
+            ("retained images", old.n_retain, new.n_retain),
+        )
+        if told is not None
+    ]
+
+
+def _same_erasers(published: Sequence[Any], again: Sequence[Any]) -> Check:
+    states = [(a.state_dict(), b.state_dict()) for a, b in zip(published, again, strict=True)]
+    if all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in states):
+        return Check(AGAIN, True, "the erasers are equal bit for bit")
+    return _compared([pair for a, b in zip(published, again, strict=True) for pair in comparable(a, b)])
+
+
+def _compared(pairs: Sequence[tuple[Tensor, Tensor]]) -> Check:
+    """Of tensors that were published, and those that came out again."""
     if any(a.shape != b.shape for a, b in pairs):
-        return [*checks, Check(AGAIN, False, "the erasers have other shapes")]
+        return Check(AGAIN, False, "the erasers have other shapes")
     worst = max(map(difference, *zip(*pairs, strict=True)))
-    return [*checks, Check(AGAIN, worst <= SAME, f"differs by {worst:.1e} of its norm (up to {SAME:.0e} is the same)")]
+    return Check(AGAIN, worst <= SAME, f"differs by {worst:.1e} of its norm (up to {SAME:.0e} is the same)")
 
 
 def _why_not_again(checks: Sequence[Check], no_base: bool, other_base: bool, damaged: bool) -> str | None:
