@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from hf_kd.data.digest import inner_digest
-from hf_kd.data.distributed import process_state
 from hf_kd.data.labels import ids_named
 from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError, did_you_mean
@@ -24,11 +23,11 @@ from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.readers import open_readers
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.text_reader import TextReader
-from hf_kd.methods.concepts import ConceptMethod, NameVectors, Prompts, SeenImages, as_unit, fit_concept
-from hf_kd.methods.records import Erasure, texts_digest, versions
+from hf_kd.methods.concepts import ConceptMaps, ConceptMethod, NameVectors, Prompts, SeenImages, as_unit, fit_concept
+from hf_kd.methods.records import Erasure, texts_digest
 
 from . import outcome
-from .erase import files_read, fingerprint, leave_checkpoint, sampled
+from .erase import common_fields, leave_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +100,15 @@ class ReadConcept:
         others = (kept,) if also is None else (kept, also)
         return cls(names, (*apart, *shared), overlapping, concept, others, NameVectors.of(concept, kept, also))
 
+    def refuse_other_space(self, model: Any) -> None:
+        """Raise InvalidValueError where images have no vector in the space of these texts."""
+        dims, dim = [tap.dim for tap in model.taps], self.concept.embeddings.shape[1]
+        if dims != [dim]:
+            raise InvalidValueError(
+                f"Images pass at {len(dims)} taps of d = {dims} and texts have d = {dim}: this model has no joint space "
+                "with one vector an image. Forget by images alone, without texts."
+            )
+
     def unprotected(self) -> Tensor:
         """Which retained names the map does not keep [m]."""
         near = (self.vectors.nearness() >= SAME) | self.overlapping
@@ -136,14 +144,9 @@ def erase_texts(
             "retain= are images of other things, and there are no images of the concept: give both."
         )
     chosen = _method(method, settings)
-    seen_changes, started = model._swap.changes, time.perf_counter()
+    changes, started = model._swap.changes, time.perf_counter()
     read = ReadConcept.of(model, texts, **wanted, progress=options.progress)
-    if len(model.taps) != 1 or model.taps[0].dim != read.concept.embeddings.shape[1]:
-        raise InvalidValueError(
-            f"Images pass at {len(model.taps)} taps of d = {[tap.dim for tap in model.taps]} and texts have d = "
-            f"{read.concept.embeddings.shape[1]}: this model has no joint space with one vector an image. Forget "
-            "by images alone, without texts."
-        )
+    read.refuse_other_space(model)
     near = read.near()
     close = _near_warnings(near)
     sets = {"images": images} if retain is None else {"forget": images, "retain": retain}
@@ -152,31 +155,15 @@ def erase_texts(
     for warning in told:
         logger.warning(warning)
     between = time.perf_counter()
-    noise = [] if seen is not None else [_labelled(ImageReader(model, noise_pictures(), NO_BAR))[0]]
-    common = torch.cat(noise if seen is None else [seen.concept, seen.others]).mean(dim=0)
-    maps = fit_concept(chosen, read.vectors.without(read.unprotected()), common, seen)
-    moved = float((maps.texts(read.concept.embeddings) - read.concept.embeddings).norm())
-    if moved <= outcome.SAME * float(read.concept.embeddings.norm()):
-        raise InvalidValueError(
-            "The request changes nothing: was the concept forgotten before? No record is made. Leave it out, or name more."
-        )
-    condition = maps.images.condition_number
-    count = 0 if seen is None else len(seen.concept)
+    maps = _fit(model, chosen, read, seen)
+    times = (started, between, time.perf_counter())
     erasure = Erasure(
         method=chosen.name,
         settings={name: value for name, value in asdict(chosen).items() if name != "name"},
         taps=tuple(map(str, model.taps)),
-        n_forget=count,
+        n_forget=0 if seen is None else len(seen.concept),
         classes=None,
         measured=(maps.measured | {"n_retain_texts": len(read.retained), "n_near": len(near)} | by,),
-        rank_removed=(maps.images.rank_removed,),
-        condition_number=(None if condition == float("inf") else condition,),
-        sha256=(fingerprint(maps.images),),
-        dtype=str(next(model.inner.parameters()).dtype).removeprefix("torch."),
-        feature_seconds=round(between - started, 3),
-        fit_seconds=round(time.perf_counter() - between, 3),
-        processes=process_state().num_processes,
-        versions=versions(),
         n_retain=None if seen is None else len(seen.others),
         needs="texts" if seen is None else "texts and images",
         warnings=(*close, *told),
@@ -184,13 +171,32 @@ def erase_texts(
         n_texts=len(read.texts),
         texts_sha256=texts_digest(read.texts, secrets.token_hex(16)),
         texts=read.texts if publish_texts else None,
-        sampled=sampled(readers),
-        files=files_read(readers),
+        **common_fields([maps.images], readers, next(model.inner.parameters()).dtype, times),
     )
+    _put_in_place(model, maps, erasure, changes)
+    return model
+
+
+def _fit(model: Any, method: ConceptMethod, read: ReadConcept, seen: SeenImages | None) -> ConceptMaps:
+    """Both maps, refused where they change nothing."""
+    embeddings = read.concept.embeddings
+    known = (
+        [_labelled(ImageReader(model, noise_pictures(), NO_BAR))[0]] if seen is None else [seen.concept, seen.others]
+    )
+    maps = fit_concept(method, read.vectors.without(read.unprotected()), torch.cat(known).mean(dim=0), seen)
+    if float((maps.texts(embeddings) - embeddings).norm()) <= outcome.SAME * float(embeddings.norm()):
+        raise InvalidValueError(
+            "The request changes nothing: was the concept forgotten before? No record is made. Leave it out, or name more."
+        )
+    return maps
+
+
+def _put_in_place(model: Any, maps: ConceptMaps, erasure: Erasure, changes: int) -> None:
+    """Behind earlier erasers, unless the model was changed since its erasers had changed so many times."""
     weights = model.config.weights_erased if model.config.erasures else inner_digest(model)
     device = input_device(model.inner)
     with model._swap.change():
-        if model._swap.changes != seen_changes + 1:
+        if model._swap.changes != changes + 1:
             raise InvalidValueError(
                 "This model was erased or reset while this request was fitted. Nothing was changed: erase again."
             )
@@ -201,7 +207,6 @@ def erase_texts(
         model._describe_erasers()
         model.config.erasures = [*model.config.erasures, erasure.to_dict(names=True)]
         leave_checkpoint(model)
-    return model
 
 
 def _method(method: Any, settings: Mapping[str, Any]) -> ConceptMethod:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from hf_kd.features.heads import apply_erasers
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.inputs import main_input
-from hf_kd.methods.erasers.base import ForgetData
+from hf_kd.methods.erasers.base import ForgetData, Method
 from hf_kd.methods.erasers.moments import RetainMoments, SecondMoment
 
 from .outcome import Witness
@@ -152,6 +153,50 @@ class MappedLabels:
     def _seen_anywhere(self) -> set[int]:
         """Labels that came by in any process."""
         return set(gather_rows(torch.tensor(sorted(self.seen), dtype=torch.long), fill=ABSENT).tolist()) - {ABSENT}
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """D_f as one pass over it was read."""
+
+    count: int
+    data: list[ForgetData]
+    """At each tap."""
+    labels: Tensor | None
+    classes: tuple[int, ...] | None
+    """Ids of the model; None for samples of classes that stay, and where the model does not know the labels."""
+    dataset_classes: tuple[str, ...] | None
+    """What the data set calls the labels that the model does not know."""
+
+
+def read_forget_set(
+    reader: ImageReader, method: Method, mapping: LabelMapping | None, witness: Witness, whole_classes: bool
+) -> ForgetSet:
+    """Read D_f behind earlier erasers, as the method is fitted on it; `witness` sees it too.
+
+    Raises:
+        InvalidValueError: Where it is empty, holds every class, or lacks labels that the method needs.
+    """
+    model = reader.model
+    store = FeatureStore() if method.needs_features else MomentsByTap(method.by_class)
+    consumer = MappedLabels(model, store, mapping, witness)
+    count = reader.run(consumer, stage="before", description="forget set")
+    if count == 0:
+        raise InvalidValueError(
+            "The forget set is empty: there is nothing to forget. Check the filter that selected it."
+        )
+    data, labels = consumer.collect(len(model.sites))
+    classes = consumer.classes() if whole_classes else None
+    unknown = whole_classes and len(model.class_names) > 1  # a model of embeddings has no classes to be missed
+    dataset_classes = consumer.dataset_classes(reader.label_names) if unknown else None
+    if classes is not None and model.taps[0].heads and len(classes) >= len(model.class_names):
+        raise InvalidValueError(
+            f"The forget set holds all {len(model.class_names)} classes of the model; nothing would be left to answer. "
+            "Forget fewer classes; if these are samples of classes that stay, say so: whole_classes=False."
+        )
+    if method.needs_head or method.needs_labels:
+        consumer.refuse_unlabelled(method.name, count)
+    return ForgetSet(count, data, labels, classes, dataset_classes)
 
 
 def forget_views(reader: ImageReader, wanted: int, features: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

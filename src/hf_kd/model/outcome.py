@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from torch import Tensor
 from hf_kd.data.distributed import ABSENT, gather_rows
 from hf_kd.data.labels import LabelMapping
 from hf_kd.errors import InvalidValueError, LabelMismatchError
-from hf_kd.features.heads import answered, problem_type
+from hf_kd.features.heads import answered, no_choice, problem_type, several_labels
 from hf_kd.features.protocol import TappedModel
+from hf_kd.features.taps.inputs import input_device
+from hf_kd.features.taps.site import HeadFunction, head_function
+from hf_kd.methods.erasers.base import Eraser
 from hf_kd.methods.records import changes_of, classes_in
 
 logger = logging.getLogger(__name__)
@@ -95,6 +99,57 @@ class Witness:
         for label, answer, n in gather_rows(rows, fill=ABSENT).tolist():
             if n > 0:
                 self.answers[label, answer] += n
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """Of D_f and D_r, and the head as it is before a fit: None without one, or without labels that it could answer."""
+
+    forget: Witness
+    retain: Witness
+    head: HeadFunction | None
+
+    @classmethod
+    def of(cls, model: TappedModel, mapping: LabelMapping | None) -> Witnesses:
+        """Of a model and a data set whose labels it knows by this mapping."""
+        head = original = None
+        if mapping is not None and not no_choice(model) and len(model.class_names) > 1:
+            head = head_function(model.inner, model.taps, model.config.masked)  # an offloaded one is copied into memory
+            original = head_function(model.inner, model.taps) if model.config.masked else head
+        return cls(Witness(original, several_labels(model)), Witness(), head)
+
+    def compare(self, model: TappedModel, method: str, fitted: Sequence[Eraser], masked: Collection[int]) -> list[str]:
+        """What to say of the answers behind fitted erasers, `masked` classes never among them.
+
+        Raises:
+            InvalidValueError: Where no feature changed.
+        """
+        behind = [_through(fitted, seen.features) for seen in (self.forget, self.retain)]
+        refuse_unchanged(method, changed_features(self.forget.features, behind[0]) > SAME, fitted[0].measured)
+        if self.head is None:
+            return []
+        after = head_function(model.inner, model.taps, {*model.config.masked, *masked})
+        told: list[Any] = []
+        for seen, erased in zip((self.forget, self.retain), behind, strict=True):
+            both = ((self.head, seen.features), (after, erased)) if len(seen.labels) else ()
+            answers = [_answers(model, head, features, seen.labels) for head, features in both]
+            told.append((seen.labels, *answers) if answers else None)
+        return accuracy_warnings(*told)
+
+
+def _through(fitted: Sequence[Eraser], features: Sequence[Tensor]) -> list[Tensor]:
+    """Features [n, d] at each tap behind the fitted erasers."""
+    pairs = zip(fitted, features, strict=True) if features else ()
+    with torch.no_grad():
+        return [eraser(part.to(next(eraser.buffers()).device)).cpu() for eraser, part in pairs]
+
+
+def _answers(model: TappedModel, head: Any, features: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Class ids [n] that the head answers for features [n, d] at each tap, of samples with `labels` [n]."""
+    device = input_device(model.inner)
+    with torch.no_grad():
+        logits = head([part.to(device) for part in features])
+    return answered(logits, labels if several_labels(model) else None).cpu()
 
 
 def pairs(labels: Tensor, answers: Tensor) -> Pairs:

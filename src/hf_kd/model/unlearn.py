@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import precision_of, process_state
-from hf_kd.data.labels import ids_named
+from hf_kd.data.labels import LabelMapping, ids_named
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError, LabelMismatchError
@@ -32,14 +32,14 @@ from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
 from hf_kd.methods.choices import refuse_fp16
-from hf_kd.methods.records import WeightChange, folded_erasures, forgotten_classes, versions
+from hf_kd.methods.records import WeightChange, folded_erasures, forgotten_classes
 from hf_kd.methods.registry import get_method, make_unlearning_method
 from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.task import Task
 
 from . import outcome
 from .configuration import take_name
-from .erase import files_read, sampled
+from .erase import common_fields
 from .erased_model import ErasedModel
 from .loading import refuse_unreachable_weights
 
@@ -104,46 +104,20 @@ def unlearn(
     started = time.perf_counter()
     if method.needs_retain and retain is None:
         raise method.missing_retain()
-    if checkpoint is not None and not method.resumes:
-        raise InvalidValueError(
-            f"{method.name} cannot be resumed, so checkpoint={str(checkpoint)!r} is of no use to it: leave it out."
-        )
-    checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
-    if checkpoint is not None and checkpoint.is_file():
-        raise InvalidValueError(
-            f"checkpoint={str(checkpoint)!r} is a file; name a folder for the state of the training."
-        )
+    folder = _checkpoint_folder(checkpoint, method)
     readers = open_readers(student, options, forget=forget, retain=retain if method.needs_retain else None)
     task = _task(student, readers, options, method)
     if reference_model is not None:
-        inner = reference_model.inner if isinstance(reference_model, ErasedModel) else reference_model
-        refuse_unreachable_weights(inner, "reference_model")
-        dtype = torch.promote_types(inner.dtype, torch.float32)  # as that of the model while it is changed
-        task.reference = copy.deepcopy(inner).to(task.device, dtype).eval()
-    task.checkpoint = checkpoint
-    labels, before_answers = _answers(task, task.forget)
-    warnings = outcome.check_recognised(
-        outcome.pairs(labels, before_answers),
-        student.class_names,
-        readers["forget"].mapping,
-        earlier=outcome.forgotten_before(student),
-        refuse="D_f" in method.needs and not allow_unrecognised,
-    )
-    warnings += _kept_again(task)
-    retained = None if task.retain is None else _answers(task, task.retain)
-    between = time.perf_counter()
-    measured = method.run(task)
-    finished = time.perf_counter()
-    warnings += outcome.accuracy_warnings(
-        (labels, before_answers, _answers(task, task.forget)[1]),
-        None if retained is None else (*retained, _answers(task, task.retain)[1]),
-    )
+        task.reference = _reference(reference_model, task.device)
+    task.checkpoint = folder
+    refuse = "D_f" in method.needs and not allow_unrecognised
+    measured, warnings, (between, finished) = _run(method, task, student, readers["forget"].mapping, refuse)
     stock = unwrapped(student)
     after = tensors_digest(stock.state_dict().values())
     outcome.refuse_unchanged(method.name, after != before, measured)
     for text in warnings:
         logger.warning(text)
-    warnings += task.warnings  # which the method said already
+    dtype = next(stock.parameters()).dtype if task.mixed_precision == "no" else task.mixed_precision
     record = WeightChange(
         method=method.name,
         settings=method.settings(),
@@ -151,17 +125,7 @@ def unlearn(
         n_forget=len(task.forget),
         classes=_whole_classes(task, method),
         measured=(measured,),
-        rank_removed=(),
-        condition_number=(),
-        sha256=(),
-        dtype=str(next(stock.parameters()).dtype).removeprefix("torch.")
-        if task.mixed_precision == "no"
-        else task.mixed_precision,
-        feature_seconds=round(between - started, 3),
-        fit_seconds=round(finished - between, 3),
-        processes=process_state().num_processes,
-        versions=versions(),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *task.warnings),  # which the method said already
         base_model=student.config.base_model,
         base_commit=student.config.base_commit,
         weights_before=before,
@@ -170,11 +134,50 @@ def unlearn(
         needs=method.needs,
         source=method.source or None,
         n_retain=None if task.retain is None else len(task.retain),
-        sampled=sampled(readers),
-        files=files_read(readers),
+        **common_fields((), readers, dtype, (started, between, finished)),
     )
     stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict(names=True)]
     return stock
+
+
+def _checkpoint_folder(checkpoint: str | Path | None, method: UnlearningMethod) -> Path | None:
+    if checkpoint is None:
+        return None
+    if not method.resumes:
+        raise InvalidValueError(
+            f"{method.name} cannot be resumed, so checkpoint={str(checkpoint)!r} is of no use to it: leave it out."
+        )
+    folder = Path(checkpoint).expanduser()
+    if folder.is_file():
+        raise InvalidValueError(f"checkpoint={str(folder)!r} is a file; name a folder for the state of the training.")
+    return folder
+
+
+def _reference(model: PreTrainedModel | ErasedModel, device: torch.device) -> nn.Module:
+    """A copy of a reference model, in the precision of the model that is changed."""
+    inner = model.inner if isinstance(model, ErasedModel) else model
+    refuse_unreachable_weights(inner, "reference_model")
+    return copy.deepcopy(inner).to(device, torch.promote_types(inner.dtype, torch.float32)).eval()
+
+
+def _run(
+    method: UnlearningMethod, task: Task, student: ErasedModel, mapping: LabelMapping | None, refuse: bool
+) -> tuple[dict[str, Any], list[str], tuple[float, float]]:
+    """Change the weights: what was measured, what is to be said of answers before and after, when it began and ended."""
+    labels, answers = _answers(task, task.forget)
+    earlier = outcome.forgotten_before(student)
+    asked = outcome.pairs(labels, answers)
+    warnings = outcome.check_recognised(asked, student.class_names, mapping, earlier=earlier, refuse=refuse)
+    warnings += _kept_again(task)
+    retained = None if task.retain is None else _answers(task, task.retain)
+    between = time.perf_counter()
+    measured = method.run(task)
+    finished = time.perf_counter()
+    warnings += outcome.accuracy_warnings(
+        (labels, answers, _answers(task, task.forget)[1]),
+        None if retained is None else (*retained, _answers(task, task.retain)[1]),
+    )
+    return measured, warnings, (between, finished)
 
 
 def _whole_classes(task: Task, method: UnlearningMethod) -> tuple[int, ...] | None:
