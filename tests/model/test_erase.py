@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
 from hf_kd import ESC, ESCT, ErasedModel, ReadOptions, SecondMoment
@@ -99,6 +99,19 @@ def test_every_form_of_forget_set_gives_the_same_eraser(vit, processor, forget, 
     assert torch.allclose(a, b, atol=1e-5)
     assert erased.erasures[0].n_forget == 20
     assert erased.erasures[0].classes == (None if form == "images" else (2,))
+
+
+@pytest.mark.parametrize("form", ["stream", "loader"])
+def test_texts_that_are_no_labels_of_the_model_are_no_hindrance_where_none_is_needed(vit, processor, caplog, form):
+    rows = [{"image": picture(2, row), "label": "fox"} for row in range(6)]
+    pixels = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+    batches = DataLoader([{"pixel_values": one, "labels": "fox"} for one in pixels], batch_size=3)
+    data = batches if form == "loader" else IterableDataset.from_generator(lambda: iter(rows))
+    erased = ErasedModel.from_model(vit, processor).erase(data, k=2, progress=False)
+    assert (erased.erasures[0].n_forget, erased.erasures[0].classes) == (6, None)
+    assert sum("have no label that it knows" in text for text in caplog.messages) == 1
+    with pytest.raises(InvalidValueError, match="'fox', and the labels are"):
+        erased.reset().erase(data, "esc-t", progress=False)
 
 
 def test_odd_images_go_through(vit, processor):

@@ -38,8 +38,7 @@ class ImageSource:
     source: Any = field(repr=False)
     """The data, with the columns reduced to images and labels and the images left encoded where possible."""
     kind: str
-    """"dataset" (datasets.Dataset), "stream" (datasets.IterableDataset), "rows" (anything with a length and rows by
-    number) or "loader" (a DataLoader of the model's inputs)."""
+    """"dataset" (datasets.Dataset), "stream" (IterableDataset), "rows" (any by number) or "loader" (a DataLoader)."""
     image_column: str | int | None = None
     """Key of the image in a row; None where a row is the image itself, or holds the model's inputs."""
     label_column: str | int | None = None
@@ -55,6 +54,8 @@ class ImageSource:
     """The mode "1" or "L" that the image column says its images have, whatever their files hold."""
     drawn_of: int | None = None
     """Of how many samples these were drawn; None where they are all there are."""
+    labels_needed: bool = True
+    """Whether a text that is none of `label_names` is refused; else its sample has no label."""
     rows: Sequence[int] | None = None
     """Row numbers of the samples in what they were drawn from, ascending."""
 

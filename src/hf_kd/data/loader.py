@@ -22,6 +22,7 @@ from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, Unreada
 from .draw import stored_labels
 from .image_source import LABEL_KEYS, ImageSource
 from .images import LargeImage, small_to_rgb
+from .labels import ids_named
 from .preprocess import ImagePreprocessor, with_float_pixels
 
 DEFAULT_BATCH_SIZE = 64
@@ -112,7 +113,7 @@ class LoaderShare:
         _check_rank(rank, world_size)
         self.loader: DataLoader = forget_set.source
         self.label_column = forget_set.label_column
-        self.ids = _ids(forget_set)
+        self.ids = _LabelIds(forget_set)
         self.length = forget_set.length
         self.rank, self.world_size = rank, world_size
 
@@ -269,7 +270,7 @@ class _RowReader:
         self.label_column = forget_set.label_column
         self.is_prepared = forget_set.is_prepared
         self.grey_mode = forget_set.grey_mode
-        self.ids = _ids(forget_set)
+        self.ids = _LabelIds(forget_set)
 
     def __call__(self, number: int, row: Any) -> Row:
         label = NO_LABEL if self.label_column is None else self.label(number, row[self.label_column])
@@ -292,7 +293,7 @@ class _RowReader:
         if value is None:
             return NO_LABEL
         if isinstance(value, str):
-            return _id_of(value, self.ids, f"The label of row {number}")
+            return self.ids(value, f"The label of row {number}")
         if isinstance(value, (np.ndarray, Tensor)):
             value = value.item() if value.ndim == 0 else value
         if not isinstance(value, (int, np.integer)):
@@ -313,27 +314,32 @@ def _batch_size(inputs: Mapping[str, Any]) -> int:
     return tensors[0].shape[0]
 
 
-def _ids(forget_set: ImageSource) -> dict[str, int]:
-    """The id of each label name that is one class alone."""
-    names = forget_set.label_names or ()
-    counts = Counter(names)
-    return {name: number for number, name in enumerate(names) if counts[name] == 1}
+class _LabelIds:
+    """The id that a text stands for: of a label name that is one class alone."""
+
+    def __init__(self, forget_set: ImageSource) -> None:
+        self.names, self.needed = forget_set.label_names or (), forget_set.labels_needed
+        counts = Counter(self.names)
+        self.ids = {name: number for number, name in enumerate(self.names) if counts[name] == 1}
+
+    def __call__(self, text: str, what: str) -> int:
+        if text not in self.ids:
+            # a class to forget has to be known by its synonyms too, where no label is refused
+            called = [] if self.needed else ids_named(self.names, [text, *text.split(",")])
+            if self.needed or len(called) > 1:
+                raise InvalidValueError(
+                    f"{what} is {shortened(text)}, and the labels are {shortened(list(self.ids), 200)}: name all in order, "
+                    "labels=['cat', ...]."
+                )
+            self.ids[text] = called[0] if called else NO_LABEL
+        return self.ids[text]
 
 
-def _id_of(name: str, ids: Mapping[str, int], what: str) -> int:
-    if name not in ids:
-        raise InvalidValueError(
-            f"{what} is {shortened(name)}, and the labels are {shortened(list(ids), 200)}: name all in order, "
-            "labels=['cat', ...]."
-        )
-    return ids[name]
-
-
-def _batch_labels(labels: Any, size: int, ids: Mapping[str, int]) -> Tensor:
+def _batch_labels(labels: Any, size: int, ids: _LabelIds) -> Tensor:
     if labels is None:
         return torch.full((size,), NO_LABEL, dtype=torch.int64)
     if isinstance(labels, (list, tuple, np.ndarray)) and any(isinstance(label, str) for label in labels):
-        labels = [_id_of(label, ids, "A label of a batch") if isinstance(label, str) else label for label in labels]
+        labels = [ids(label, "A label of a batch") if isinstance(label, str) else label for label in labels]
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:

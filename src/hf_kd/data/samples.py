@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -74,6 +74,7 @@ class Samples:
             raise LabelMismatchError(
                 "This method needs the labels of its images, and there are none. Name it with label_column=..."
             )
+        described = replace(described, labels_needed=known is None)
         parts: dict[str, list[Tensor]] = {}
         labels: list[Tensor] = []
         size = 0

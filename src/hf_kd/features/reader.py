@@ -252,7 +252,8 @@ class ImageReader:
 
     def first_batch(self) -> dict[str, Any]:
         """The first samples, two of images; the same in every process, also in one that gets none of its own."""
-        return next(iter(make_loader(self.images, self.preprocessor, batch_size=2, num_workers=0)))
+        images = replace(self.images, labels_needed=False)  # who asks looks at the inputs
+        return next(iter(make_loader(images, self.preprocessor, batch_size=2, num_workers=0)))
 
     @property
     def reads_the_same_again(self) -> bool:

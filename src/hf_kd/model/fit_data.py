@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ def label_mapping(
             "give (image, id) pairs instead of images, "
             "or use method='esc', which needs the images alone."
         )
+    reader.images = replace(reader.images, labels_needed=known)
     try:
         return reader.mapping
     except LabelMismatchError as error:
@@ -137,7 +138,12 @@ class MappedLabels:
     def classes(self) -> tuple[int, ...] | None:
         """Model ids of the classes that came by in any process; None when some or all are unknown."""
         seen = self._seen_anywhere()
-        if self.mapping is None or not seen or min(seen) < 0:
+        if self.mapping is None or not seen:
+            return None
+        if min(seen) < 0:
+            logger.warning(
+                "The record does not say which classes of the model were forgotten: some images have no label that it knows."
+            )
             return None
         return tuple(sorted(seen))
 

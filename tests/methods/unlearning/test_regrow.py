@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from datasets import IterableDataset
 from torch import nn
 
 from hf_kd import unlearn
@@ -20,7 +21,7 @@ from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import fresh_model, make_task
 from hf_kd.testing.unlearning import CLASSES, loader, planted_images, trained_model
 from tests.helpers import processes, zoo
-from tests.helpers.small import NAMES, make_dataset
+from tests.helpers.small import NAMES, make_dataset, picture
 
 FORGET, RETAINED = [2], [0, 1, 3, 4]
 QUICK = {"epochs": 2, "batch_size": 16}
@@ -285,6 +286,24 @@ def test_a_forgotten_class_is_found_among_images_whose_labels_are_not_needed(vit
     given = {"retain": rows, "labels": "teacher", "processor": processor, "allow_unrecognised": True, "progress": False}
     with pytest.raises(ValueError, match="2 of 4 retained images"):
         unlearn(vit, make_dataset([2] * 4), "regrow", keep="vit.layers.0", **given)
+
+
+def streamed(texts: list[str]) -> IterableDataset:
+    """Images in a stream, whose labels are texts."""
+    rows = [{"image": picture(row, 0), "label": text} for row, text in enumerate(texts)]
+    return IterableDataset.from_generator(lambda: iter(rows))
+
+
+def test_texts_in_a_stream_need_not_be_labels_of_the_model_where_none_is_needed(vit, processor):
+    given = {"labels": "teacher", "processor": processor, "allow_unrecognised": True, "progress": False, "epochs": 1}
+    forget = make_dataset([2] * 4)
+    changed = unlearn(vit, forget, "regrow", retain=streamed(["fox", "gnu", "hen"] * 4), keep="vit.layers.0", **given)
+    assert changed.config.hf_kd_unlearned[-1]["n_retain"] == 12
+    for called in ("cat", "CAT", "cat, Felis catus"):
+        with pytest.raises(ValueError, match="1 of 3 retained images"):
+            unlearn(vit, forget, "regrow", retain=streamed(["fox", called, "hen"]), keep="vit.layers.0", **given)
+    with pytest.raises(ValueError, match="'fox', and the labels are"):
+        unlearn(vit, forget, "finetune", retain=streamed(["fox", "gnu"]), processor=processor, progress=False)
 
 
 def test_unlabelled_images_that_the_model_took_for_what_is_forgotten_are_counted(original):
