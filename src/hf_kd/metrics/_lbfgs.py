@@ -64,8 +64,8 @@ def solve_multinomial(
             pairs.clear()
             direction, slope = -gradient, -float(gradient.square().sum())
         moved = objective.logits(direction)
-        along = objective.along(parameters, direction, logits, moved)
-        found = _line_search(along, loss, slope, 1.0 if pairs else min(1.0, 1.0 / float(gradient.norm())))
+        first = 1.0 if pairs else min(1.0, 1.0 / float(gradient.norm()))
+        found = _line_search(objective.along(parameters, direction, logits, moved), loss, slope, first)
         if found is None:
             if not pairs:
                 break
