@@ -273,6 +273,17 @@ def test_what_loads_torch_says_so_before_it_does(command):
     assert "_inputs.load_libraries(shared)" in inspect.getsource(module)
 
 
+def test_an_interruption_is_said_and_how_the_command_goes_on(tmp_path, place, monkeypatch):
+    def interrupt(*arguments, **given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_kd.cli._inputs.load_libraries", interrupt)
+    arguments = [place / "model", "--dataset", place / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]
+    assert run("erase", *arguments, code=130).stderr.strip() == "Interrupted."
+    kept = run("unlearn", *arguments, "--method", "regrow", "--checkpoint", tmp_path / "state", code=130).stderr
+    assert "goes on from what --checkpoint kept" in " ".join(kept.split())
+
+
 def test_completion_is_installed_and_needs_no_torch(tmp_path):
     plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SHELL": "/bin/bash"}
     script = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); sys.argv[0] = 'hf-kd'; "

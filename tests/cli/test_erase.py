@@ -156,6 +156,16 @@ def test_a_folder_with_something_in_it_is_no_output(place, tmp_path):
     hf_kd("erase", place / "model", *arguments, "--overwrite")
 
 
+@pytest.mark.parametrize("command", ["erase", "unlearn"])
+def test_the_folder_of_the_model_itself_is_no_output(place, tmp_path, command):
+    model = shutil.copytree(place / "model", tmp_path / "model")
+    (tmp_path / "link").symlink_to(model)
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--overwrite", "--output", tmp_path / "link"]
+    assert "MODEL itself" in " ".join(hf_kd(command, model, *arguments, code=1).stderr.split())
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
 @pytest.mark.parametrize("name", ["./erasd", "weights/erasd", "erasd"])
 def test_a_mistyped_folder_is_refused_before_a_network_is_asked(place, tmp_path, monkeypatch, name):
     for folder in (tmp_path, tmp_path / "weights"):

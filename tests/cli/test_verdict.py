@@ -141,7 +141,7 @@ def test_a_record_without_classes_has_the_names_of_the_data_set():
     assert record_names({"classes": [3]}, {3: "cat"}) == ["cat"]
     assert record_names({"classes": [3]}, {}) == ["class 3"]
     assert record_names({"classes": None, "dataset_classes": ["ann"]}, {}) == ["ann"]
-    assert accuracy_verdict(None, {}, {}).text.startswith("what was forgotten: not measured on test images.")
+    assert accuracy_verdict(None, {}, {}).text.startswith("The images to forget: not measured on test images.")
 
 
 def test_a_forgotten_class_that_is_answered_more_often_is_said_in_capitals():

@@ -144,6 +144,14 @@ def test_what_cannot_be_read_names_its_row(value):
     assert "0x" not in str(caught.value)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_file_that_is_no_image_is_named(tmp_path, wrapped):
+    (file := tmp_path / "notes.png").write_text("no image")
+    with pytest.raises(UnreadableImageError, match="row 17 ") as caught:
+        to_rgb({"bytes": None, "path": str(file)} if wrapped else file, 17)
+    assert str(file) in str(caught.value)
+
+
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow decodes no AVIF")
 def test_a_damaged_avif_names_its_row():
     file = bytearray(encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "AVIF"))

@@ -107,6 +107,14 @@ def test_a_missing_split_lists_those_there_are(tmp_path, images):
             load_source(folder)
 
 
+def test_where_there_is_one_split_the_layout_of_several_is_said(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        dataset()[0]["image"].save(tmp_path / name / "0.png")
+    with pytest.raises(ValueError, match=r"only 'train'.*split='train'.*SPLIT/CLASS/IMAGE"):
+        load_source(tmp_path, "test")
+
+
 def test_what_is_not_there_says_so(tmp_path, monkeypatch):
     for spec in (tmp_path / "nope", "./nope", "a/b/c", "nope.parquet"):
         with pytest.raises(FileNotFoundError, match="There is no file or folder"):
@@ -115,7 +123,7 @@ def test_what_is_not_there_says_so(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds no data set"):
         load_source(tmp_path / "empty")
     (tmp_path / "list.csv").write_text("a,b")
-    with pytest.raises(ValueError, match=r"no \.parquet file"):
+    with pytest.raises(ValueError, match=r"no \.parquet file.*metadata\.csv, with a column file_name"):
         load_source(tmp_path / "list.csv")
 
 

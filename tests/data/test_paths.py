@@ -48,6 +48,9 @@ def test_what_is_there_is_left_alone_and_what_is_meant_is_named(place):
 def test_a_folder_without_a_model(place, file):
     with pytest.raises(CheckpointError, match="not a model to load"):
         refuse_no_model("there")
+    (place / "there" / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"Weights alone \(model\.safetensors\)"):
+        refuse_no_model("there")
     (place / "there" / file).touch()
     refuse_no_model("there")
     refuse_no_model("user/name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -26,7 +28,7 @@ from transformers import (
 )
 
 from hf_kd import ErasedModel
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, OutputError
 from hf_kd.model.configuration import ErasedConfig
 from hf_kd.model.stored_eraser import read_eraser
 from hf_kd.model.verify import verify
@@ -246,6 +248,26 @@ def test_a_failed_save_leaves_the_old_folder_whole(erased, saved, forget, monkey
         erased.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [p.name for p in saved.parent.iterdir()] == [saved.name], "nothing half written stays beside it"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_said_and_leaves_the_old_folder_whole(erased, saved, forget, monkeypatch, error):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    erased.erase(forget, k=1, progress=False)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+    with pytest.raises(OutputError, match="No space is left"):
+        erased.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 KILLED = """

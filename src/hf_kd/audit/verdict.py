@@ -119,7 +119,7 @@ def measured_verdict(
         sampled: What only a sample was taken of, as in a report.
         by_name: Whether it was forgotten by its name, for which no head answers.
     """
-    who = _listed(list(names)) if names else "what was forgotten"
+    who = _listed(list(names)) if names else "The images to forget"
     otherwise = "not measured yet: an audit with these texts says what they still find"
     told = [f"{who}: {otherwise if by_name else 'not measured on test images'}."]
     short = f"{who}: not measured"

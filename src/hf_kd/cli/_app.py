@@ -132,9 +132,25 @@ def exit_on_error(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[None]
     """
     try:
         yield
+    except KeyboardInterrupt:  # which typer ends with exit code 130, and without a word
+        errors.print(f"\nInterrupted.{_goes_on()}", highlight=False)
+        raise
     except (HfKdError, OSError, ImportError, ValueError) as error:
         errors.print(Text.assemble((f"{type(error).__name__}:", "bold red"), " ", in_options(str(error), flags)))
         raise typer.Exit(1) from error
+
+
+def _goes_on() -> str:
+    """How the running command goes on after an interruption, where it keeps its state."""
+    context = RUNNING.get()
+    given = {} if context is None else context.params
+    if given.get("checkpoint") is not None:
+        return " The same command goes on from what --checkpoint kept."
+    if "retry_failed" in given:
+        return " The same command goes on behind the cells that are done."
+    if "resume" in given:
+        return " The same command with --resume goes on from the last epoch that was kept."
+    return ""
 
 
 @contextlib.contextmanager

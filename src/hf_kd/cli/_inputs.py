@@ -122,8 +122,8 @@ def load_libraries(shared: Shared) -> None:
     Raises:
         InvalidValueError: For a device that is not there, before model and data are opened.
     """
-    new = "torch" not in sys.modules
-    with working("loading torch and transformers", not shared.quiet, at_once=new), _importing():
+    new = "torch" not in sys.modules  # else a file of --import loaded them, which was said
+    with working("loading torch and transformers", new and not shared.quiet, at_once=new), _importing():
         for name in ("hf_kd.model.erased_model", "hf_kd.model.unlearn", "hf_kd.audit.verdict"):
             importlib.import_module(name)
         importlib.import_module("transformers.utils.logging").disable_progress_bar()  # written into pipes too
@@ -317,15 +317,25 @@ def save_once(write: Callable[[], None], show: bool = True) -> bool:
     return state.is_main_process
 
 
-def check_output(output: Path | None, overwrite: bool) -> None:
+def check_output(output: Path | None, overwrite: bool, model: str | None = None) -> None:
     """A folder that cannot be written, or that has something in it, is refused before the work, not after it.
 
+    Args:
+        output: None where nothing is written.
+        overwrite: Whether it may have something in it.
+        model: What the result is made of, which would be lost where both are one folder.
+
     Raises:
-        InvalidValueError: For a folder that is not empty, unless it may be written into.
+        InvalidValueError: For a folder that is not empty, unless it may be written into, and for that of `model`.
         OSError: For one that cannot be written.
     """
     if output is None:
         return
+    if model is not None and output.is_dir() and Path(model).is_dir() and output.samefile(model):
+        raise InvalidValueError(
+            f"--output {output} is the folder of MODEL itself, which would be lost, and with it what the result is compared "
+            "with. Name another folder."
+        )
     from hf_kd.model.saving import atomic_directory
 
     with atomic_directory(output):

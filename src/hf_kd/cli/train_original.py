@@ -66,7 +66,7 @@ def train_original(
     **Example:** `hf-kd train-original microsoft/resnet-18 --recipe resnet18-pretrained --dataset user/pets --output r18`
     """
     refuse_without_test(test_split)
-    _inputs.check_output(output, shared.overwrite)
+    _inputs.check_output(output, shared.overwrite, model)
     refuse_method("retrain", "weights", shared.settings)
     refuse_fp16(shared.mixed_precision)
     _inputs.load_libraries(shared)

@@ -112,10 +112,16 @@ def _read(value: Any, row: int, called: str | None, only_small: bool) -> Image.I
             return None if only_small and _is_large(image) and not _is_remote(value) else _pil_to_rgb(image, row)
     except DECODER_ERRORS as error:
         raise UnreadableImageError(
-            f"{called or f'The image in row {row}'} cannot be read: {_reason(error)}. "
+            f"{called or f'The image in row {row}{_file_of(value)}'} cannot be read: {_reason(error)}. "
             f"{'Repair it or leave this row out' if called is None else 'Repair it, or send another'}.",
             row,
         ) from error
+
+
+def _file_of(value: Any) -> str:
+    """The file of an image in brackets, where it has one of its own: the row is counted behind filters and draws."""
+    path = value.get("path") if isinstance(value, dict) else value
+    return f" ({os.fspath(path)})" if isinstance(path, str | os.PathLike) and os.path.isfile(path) else ""
 
 
 def _is_large(image: Image.Image) -> bool:

@@ -64,9 +64,11 @@ def refuse_no_model(name: str) -> None:
 
 def no_model(name: str) -> CheckpointError:
     """The error for a place that holds no model."""
+    weights = next((file.name for file in sorted(Path(name).glob("*.safetensors"))), None)
+    alone = f" Weights alone ({weights}) do not say of which network: load them into its class, and save that."
     return CheckpointError(
         f"{name} has neither {CONFIG_NAME} nor {ADAPTER_CONFIG}: it is not a model to load. Name the "
-        "folder that save_pretrained wrote, or USER/NAME on the Hub."
+        f"folder that save_pretrained wrote, or USER/NAME on the Hub.{alone if weights else ''}"
     )
 
 

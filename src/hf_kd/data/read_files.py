@@ -50,6 +50,11 @@ def choose_split(available: list[str], split: str | None, spec: str | os.PathLik
         raise InvalidValueError(f"{os.fspath(spec)!r} has several splits: {listing}. Choose one: split=...")
     if split not in available:
         near = did_you_mean(split, available)
+        if len(available) == 1:
+            raise InvalidValueError(
+                f"{os.fspath(spec)!r} has no split {split!r}.{near} There is only {listing}. Choose it: "
+                f"split={available[0]!r}, or lay the other beside it: as folders SPLIT/CLASS/IMAGE, or as a file for each."
+            )
         raise InvalidValueError(
             f"{os.fspath(spec)!r} has no split {split!r}.{near} There are: {listing}. Choose one: split=..."
         )

@@ -9,14 +9,18 @@ and the next save makes plain files of them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from hf_kd.errors import InvalidValueError, NotAFolderError, OutputError
 from hf_kd.hub.files import superseded, variant_of
@@ -42,7 +46,7 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         NotAFolderError: `directory` is a file.
-        OutputError: It cannot be written to. Both come before anything is written.
+        OutputError: It cannot be written to. Both come before anything is written; or no space is left there.
     """
     target = Path(directory).expanduser().resolve()
     if target.exists() and not target.is_dir():
@@ -63,9 +67,22 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             yield work / NEW
             _put_in_place(work, target)
+        except (OSError, SafetensorError) as error:
+            if not _is_full(error):
+                raise
+            raise OutputError(
+                f"No space is left to write {target}: what was there is as it was. Free some, or choose another place."
+            ) from error
         finally:
             if not any(_links_through(work, target)):  # of an interruption while links become files: for the next save
                 shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    """Whether it says that the disk is full, or the share of it that a user has; safetensors says so in words alone."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    code = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+    return code in (errno.ENOSPC, errno.EDQUOT)
 
 
 def clean_up(target: Path) -> None:
