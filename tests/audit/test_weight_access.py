@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from hf_kd import AuditOptions, ErasedModel, ReadOptions, Retrained, unlearn
 from hf_kd.audit import figures
+from hf_kd.audit.audit_model import audit_model
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.sections.weight_access import left_out_notes
+from hf_kd.audit.sections.weights import moved_weights
 from hf_kd.audit.weight_access import AuditImages, last_kept, measure_weight_access
 from hf_kd.audit.whitebox import battery
 from hf_kd.audit.whitebox.findings import NetworkFindings
@@ -62,6 +64,21 @@ def report(small_battery, request) -> RetentionReport:
         options=AuditOptions(attacks=["linear"], draws=1, shots=[1], access="weights"),
         progress=False,
     )
+
+
+@pytest.mark.parametrize("which", ["audited", "original", "reference"])
+def test_weights_that_are_offloaded_are_refused_before_any_attack(which):
+    models = {name: ErasedModel.from_model(resnet()) for name in ("audited", "original", "reference")}
+    head = models[which].inner.classifier[-1]
+    head.weight = torch.nn.Parameter(head.weight.to("meta"))
+    with pytest.raises(ValueError, match=r"access='weights' needs the weights in memory.* offloaded \(classifier"):
+        measure_weight_access(models["audited"], None, models["original"], [models["reference"]])
+    if which != "reference":
+        options = AuditOptions(access="weights")
+        with pytest.raises(ValueError, match=r"access='weights' needs the weights in memory"):
+            audit_model(models["audited"], [], [], "cat", original=models["original"], options=options)
+        with pytest.raises(ValueError, match=r"How far weights moved .*offloaded"):
+            moved_weights(models["original"], models["audited"])
 
 
 def test_every_attack_stands_beside_original_and_reference(report):

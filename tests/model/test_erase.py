@@ -114,6 +114,21 @@ def test_texts_that_are_no_labels_of_the_model_are_no_hindrance_where_none_is_ne
         erased.reset().erase(data, "esc-t", progress=False)
 
 
+@pytest.mark.parametrize("method", ["leace", "mean-difference"])
+def test_a_second_request_does_not_retain_what_the_first_was_to_forget(vit, processor, caplog, method):
+    first, second = make_dataset([2] * 20), make_dataset([3] * 20, seed=1)
+    others, all_of_them = make_dataset([0, 1, 4] * 8, seed=2), make_dataset([0, 1, 4] * 8 + [2] * 6, seed=2)
+    models = [ErasedModel.from_model(copy.deepcopy(vit), processor) for _ in range(2)]
+    for model, retain in zip(models, (others, all_of_them), strict=True):
+        model.erase(first, k=1, progress=False).erase(second, method, retain=retain, progress=False)
+    assert [model.erasures[1].n_retain for model in models] == [24, 24]
+    own, other = (model.sites[0].eraser.state_dict() for model in models)
+    assert all(torch.allclose(own[name], other[name], atol=1e-4) for name in own)
+    assert sum("6 retained images are of classes that an earlier request" in text for text in caplog.messages) == 1
+    with pytest.raises(ValueError, match="No retained image is left: 20 retained images are of classes"):
+        models[0].erase(make_dataset([0] * 20), method, retain=first, progress=False)
+
+
 def test_odd_images_go_through(vit, processor):
     images = [
         picture(1, i, size=size, mode=mode)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.views import VIEWS
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head, head_logits, no_choice, several_labels
@@ -82,9 +83,12 @@ def audit_model(
     started, reading = time.perf_counter(), reading or ReadOptions()
     reference, options = checked_reference(reference, of_features=False), checked_options(options)
     attacks = attack_names(options.attacks, len(VIEWS) if takes_pictures(model.inner) else 0)
-    _refuse_no_choice(model)
     changes = changes_of(model.config)
     original = None if original is None else wrapped(model, original)
+    if options.access == "weights":
+        for one in (model, *([] if original is None else [original])):
+            refuse_unreachable_weights(one.inner, "access='weights'")
+    _refuse_no_choice(model)
     data = AuditSplits(model, train, test, reading, original, bool(changes))
     forget = forgotten_labels(model, forget_labels, data.names)
     if changes and original is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.errors import LabelMismatchError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ReadOptions
@@ -88,8 +89,11 @@ def measure_weight_access(
         changed: Whether its weights were changed: without an original nothing of before stands beside it then.
 
     Raises:
+        InvalidValueError: For weights that are offloaded or quantised.
         LabelMismatchError: For an original or a reference that lacks a retained class by its name.
     """
+    for one in (model, *([] if original is None else [original]), *references):
+        refuse_unreachable_weights(one.inner, "access='weights'")
     kept = rows_of_fewer_classes(data.labels, data.kept, data.forget)
     data = replace(data, kept=kept)
     models: dict[str, TappedModel] = {"erased": model}

@@ -1,8 +1,8 @@
-"""The device that is computed on: the one asked for, if it is there, or CUDA, or the CPU."""
+"""The device that is computed on: the one asked for, if it is there, or CUDA, or the CPU; and weights that lie on none."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -49,3 +49,15 @@ def refuse_missing_device(name: str) -> None:
         f"device={name!r} is not there: torch {torch.__version__} finds {found} here.{built} Name one of these, or leave it "
         "out: cuda is taken if it is there."
     )
+
+
+def refuse_unreachable_weights(model: Any, what: str) -> None:
+    """Raise ValueError where weights are offloaded (what is written into one is lost without an error) or packed."""
+    offloaded = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    if offloaded is not None or any(getattr(part, "hf_quantizer", None) is not None for part in model.modules()):
+        why, cause = ("quantised", "quantization_config") if offloaded is None else ("offloaded", "device_map")
+        raise InvalidValueError(
+            f"{what} needs the weights in memory and in full precision, and this model is {why}"
+            f"{'' if offloaded is None else f' ({offloaded})'}. Load it without {cause} and do it there; what is saved "
+            f"then loads with {cause} again."
+        )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import problem_type
 from hf_kd.features.taps.site import drop_caches
@@ -55,7 +56,7 @@ class Export:
         if not self.is_erased:
             raise InvalidValueError("Nothing has been erased: there is no eraser to fold. Call erase first.")
         refuse_adapters(self)
-        loading.refuse_unreachable_weights(self, "fold()")
+        refuse_unreachable_weights(self, "fold()")
         drop_caches(self.inner)
         clone = copy.deepcopy(self)
         for site in [*clone.sites, *clone.text_sites]:
@@ -167,7 +168,7 @@ class Export:
             write_eraser(self, folder)
             return
         if getattr(self.inner, "hf_quantizer", None) is not None:  # which transformers looks for in the outermost model
-            loading.refuse_unreachable_weights(self, "save_pretrained")
+            refuse_unreachable_weights(self, "save_pretrained")
         loading.refuse_other_heads(self.inner, [head for tap in self.taps for head in tap.heads])
         if (placed := getattr(self.inner, "hf_device_map", None)) is not None:  # by which what is offloaded is saved
             self.hf_device_map = {f"inner.{name}".rstrip("."): device for name, device in placed.items()}

@@ -21,6 +21,7 @@ from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.methods.erasers.base import ForgetData, Method
 from hf_kd.methods.erasers.moments import RetainMoments, SecondMoment
+from hf_kd.methods.records import forgotten_classes
 
 from .outcome import Witness
 
@@ -247,11 +248,15 @@ def retained_moments(
 ) -> list[RetainMoments]:
     """The moments of retained images at each tap, of all processes: one pass, as over the forget set.
 
+    Images of classes that an earlier request was to forget are left out, as far as their labels say it.
+
     Raises:
         ValueError: For an empty set, for images of the forgotten classes in it, and for missing labels where they count.
     """
     mapping = label_mapping(reader, needs_labels, level=logging.INFO)  # the forget set said it
     found: list[RetainMoments] = []
+    earlier = torch.tensor(sorted(forgotten_classes(reader.model)), dtype=torch.long)
+    left_out = torch.zeros(1, dtype=torch.float64)
 
     def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
         own = torch.full_like(labels, -1) if mapping is None else mapping(labels)
@@ -260,14 +265,26 @@ def retained_moments(
                 f"retain holds images of the forgotten classes {list(forgotten)}: it has to be D_r, what stays. "
                 "Filter them out."
             )
+        gone = torch.isin(own, earlier)
+        if bool(gone.any()):
+            left_out.add_(gone.sum())
+            features, own = [f[~gone.to(f.device)] for f in features], own[~gone]
+        if not len(own):
+            return
         if not found:
             found.extend(RetainMoments(f.shape[1], f.device) for f in features)
         for moments, part in zip(found, features, strict=True):
             moments.update(part, own)
         witness.see(features, features, own)
 
-    if reader.run(keep, description="retained") == 0:
+    count = reader.run(keep, description="retained")
+    if count == 0:
         raise InvalidValueError("The retained set is empty. Check the filter that selected it.")
+    if gone := int(sum_over_processes(left_out)):
+        told = f"{gone:,} retained images are of classes that an earlier request was to forget"
+        if gone == count:
+            raise InvalidValueError(f"No retained image is left: {told}. Give images of classes that stay.")
+        logger.warning(f"{told}, and were left out.")
     if process_state().num_processes > 1:
         found = found or [RetainMoments(tap.dim) for tap in reader.model.taps]
         own = torch.tensor(sorted(found[0].sums), dtype=torch.long)

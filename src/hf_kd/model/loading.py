@@ -175,18 +175,6 @@ def refuse_other_heads(model: PreTrainedModel, heads: Iterable[str]) -> None:
             )
 
 
-def refuse_unreachable_weights(model: Any, what: str) -> None:
-    """Raise ValueError where weights are offloaded (what is written into one is lost without an error) or packed."""
-    offloaded = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
-    if offloaded is not None or any(getattr(part, "hf_quantizer", None) is not None for part in model.modules()):
-        why, cause = ("quantised", "quantization_config") if offloaded is None else ("offloaded", "device_map")
-        raise InvalidValueError(
-            f"{what} needs the weights in memory and in full precision, and this model is {why}"
-            f"{'' if offloaded is None else f' ({offloaded})'}. Load it without {cause}, do it there, and save that; what "
-            f"is saved loads with {cause} again."
-        )
-
-
 def take_processor(model: Any, processor: Any) -> None:
     """Give an erased model its image processor, and what is around it that also reads texts."""
     model.processor = getattr(processor, "image_processor", processor)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.paths import refuse_other_suffix
 from hf_kd.errors import InvalidValueError, OutputError, require
 from hf_kd.features.reader import ReadOptions
@@ -29,7 +30,6 @@ from hf_kd.methods.records import weight_changes
 
 from .graph import TowerGraph, first_line, towers
 from .graph_check import BATCHES, GraphReference
-from .loading import refuse_unreachable_weights
 
 logger = logging.getLogger(__name__)
 

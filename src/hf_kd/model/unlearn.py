@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import precision_of, process_state
 from hf_kd.data.labels import LabelMapping, ids_named
@@ -41,7 +42,6 @@ from . import outcome
 from .configuration import take_name
 from .erase import common_fields
 from .erased_model import ErasedModel
-from .loading import refuse_unreachable_weights
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -31,6 +32,21 @@ def test_auto_tries_cuts_from_the_top_and_takes_the_deeper_where_readings_are_al
     assert made["block"] == tried[-1]["block"]
     kept = cut_behind(task.model, made["block"], task.two_images()).kept
     assert all(torch.equal(before[name], task.model.state_dict()[name]) for name in kept)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_as_many_images_as_are_asked_for_can_be_read_alike(share):
+    """Also at 50 %, where chance moves a reading most."""
+    noise = round(100 * math.sqrt(max(share * (1 - share), 0.25 / cut_scan.FEWEST) / cut_scan.FEWEST), 2)
+    same = {"block": "", "blocks_kept": 1, "reading": 100 * share, "noise": noise}
+    assert cut_scan._stopped_falling([same, same])
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"), [("auto", "labels='teacher' and a share"), (0.33, "labels='teacher', retain")]
+)
+def test_a_way_out_that_auto_does_not_take_comes_with_a_share(keep, said):
+    assert said in str(Regrow(keep=keep).missing_retain())
 
 
 @pytest.mark.parametrize("soft", [False, True])

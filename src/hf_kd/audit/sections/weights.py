@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hf_kd.audit.schema import Score, Section
+from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.digest import inner_digest
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import folded_erasures, weight_changes
@@ -43,7 +44,12 @@ def moved_weights(original: TappedModel, model: TappedModel) -> list[Section]:
     Args:
         original: The model before.
         model: The model after.
+
+    Raises:
+        InvalidValueError: For weights that are offloaded or quantised.
     """
+    for one in (original, model):
+        refuse_unreachable_weights(one.inner, "How far weights moved from the original's")
     states = original.inner.state_dict(), model.inner.state_dict()
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     heads = [head for tap in model.taps for head in tap.heads]

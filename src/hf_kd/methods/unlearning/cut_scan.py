@@ -34,11 +34,12 @@ AT_MOST = 6
 IMAGES = {"forget": 2_000, "retain": 8_000}
 """Of each set, read for the probe at most: each half is asked by the probe of the other."""
 
-ALIKE = 3.0
-"""Points that two readings which count as alike are apart at most, the noise of both included."""
-
 FEWEST = 500
 """Images of the forgotten classes: two readings of fewer are apart by more than `ALIKE` by chance."""
+
+ALIKE = 3.2
+"""Points that two readings which count as alike are apart at most, the noise of both included: at 50 %, where it is largest,
+that of `FEWEST` images is 100 sqrt(2 * 0.25 / 500) = 3.16."""
 
 
 def scan(

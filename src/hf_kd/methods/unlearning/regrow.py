@@ -109,7 +109,7 @@ class Regrow(UnlearningMethod):
 
     needs_head: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
-    unlabelled: ClassVar[str] = "Or take the labels of the model as it was: labels='teacher', with a share as keep."
+    unlabelled: ClassVar[str] = "Or take the labels of the model as it was: labels='teacher', with a share: keep=0.33."
 
     bn_mode: Literal["eval", "freeze", "train"] = "train"
     keep: float | str = 1 / 3
@@ -162,11 +162,12 @@ class Regrow(UnlearningMethod):
         return self.labels == "data"
 
     def missing_retain(self) -> InvalidValueError:
+        share = " and a share as keep, keep=0.33" if self.keep == "auto" else ""
         return InvalidValueError(
             f"{self.name} trains the upper part of the network anew, on images of the classes that stay, and none were "
-            f"given: pass labelled images, or unlabelled ones with labels='teacher', {GIVE_RETAIN}. From the forget set "
-            "alone no network was grown that answers the other classes and does not know this one; if those images are "
-            "all there is and only features or answers are served, erase with method='esc'."
+            f"given: pass labelled images, or unlabelled ones with labels='teacher'{share}, {GIVE_RETAIN}. From the "
+            "forget set alone no network was grown that answers the other classes and does not know this one; if those "
+            "images are all there is and only features or answers are served, erase with method='esc'."
         )
 
     def change(self, task: Task) -> RegrowMeasured:
