@@ -116,7 +116,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_PACKAGES, "__version__"})
+    return sorted({*(name for name in globals() if name[:2] == "__"), *_HOME, *_PACKAGES, "__version__"})
 
 
 auto_classes.install()

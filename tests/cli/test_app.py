@@ -285,7 +285,8 @@ def test_an_interruption_is_said_and_how_the_command_goes_on(tmp_path, place, mo
 
 
 def test_completion_is_installed_and_needs_no_torch(tmp_path):
-    plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    plain = {"HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    plain |= {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     script = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); sys.argv[0] = 'hf-kd'; "
     script += "from hf_kd.cli import main; main()"
 
@@ -298,7 +299,14 @@ def test_completion_is_installed_and_needs_no_torch(tmp_path):
 
     assert "bash" in typed("--install-completion")
     assert "_HF_KD_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "hf-kd.sh").read_text()
-    for words, number, expected in (("hf-kd era", "1", "erase"), ("hf-kd erase --labe", "2", "--label-mapping")):
+    cases = [
+        ("hf-kd era", "1", "erase"),
+        ("hf-kd erase --labe", "2", "--label-mapping"),
+        ("hf-kd unlearn m --method reg", "4", "regrow"),
+        ("hf-kd methods obl", "2", "oblique"),
+        ("hf-kd audit m --access w", "4", "weights"),
+    ]
+    for words, number, expected in cases:
         shown = typed(COMP_WORDS=words, COMP_CWORD=number, _HF_KD_COMPLETE="complete_bash")
         assert expected in shown
         assert shown[-1] == "False", "torch was imported"

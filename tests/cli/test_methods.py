@@ -23,6 +23,12 @@ def test_methods_lists_every_one_with_its_needs_and_source():
     assert all(row["about"] for row in rows.values())
     shown = hf_kd("methods").stdout
     assert all(name in shown for name in rows)
+    of_features, of_weights, by_name = shown.split("They act on")[1:]
+    assert "hf-kd erase --method NAME" in of_features
+    assert "hf-kd unlearn --method NAME" in of_weights
+    assert "hf-kd erase --text TEXT --method NAME" in by_name
+    assert [" esc-t " in part.replace("\n", " ") for part in (of_features, of_weights, by_name)] == [True, False, False]
+    assert "D_r: those that stay" in shown
 
 
 def test_the_method_by_name_is_shown_with_its_settings_and_refused_for_images_alone():

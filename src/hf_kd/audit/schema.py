@@ -92,6 +92,13 @@ class Score:
                 )
         object.__setattr__(self, "settings", json_ready(self.settings))
 
+    def __repr__(self) -> str:
+        numbers = {name: getattr(self, name) for name in ("value", "sd", *VERSIONS[1:], "chance")}
+        told = [f"{name} {number:.4g}" for name, number in numbers.items() if number is not None]
+        name = f"{self.group}: {self.name}" if self.group else self.name
+        unit = f" in {self.unit}" if self.unit else ""
+        return f"<Score {name}{unit}: {', '.join(told) or 'does not exist'}; forgetting: {self.direction}>"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -105,6 +112,10 @@ class Section:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", json_ready(self.settings))
+
+    def __repr__(self) -> str:
+        lines = [f"<Section {self.key}: {self.title}", *map(repr, self.scores), *self.notes]
+        return "\n  ".join(lines) + ">"
 
     def rows(self) -> dict[str, tuple[Score, ...]]:
         """Scores by group, in order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Annotated, Any, get_args
 import typer
 from typer.models import OptionInfo
 
-from hf_kd.methods.registry import MethodInfo
+from hf_kd.methods.registry import MethodInfo, by_name_infos, method_infos
+
+from ._choices import CHOICES, DEVICES
 
 ModelArgument = Annotated[
     str,
@@ -60,6 +62,9 @@ PANEL_OF = {
     for name in names.split()
 }
 """The group of every option but the settings of methods, which are `METHOD`, and the plain options."""
+
+COMPLETED = {**CHOICES, "device": DEVICES}
+"""Words that a shell completes an option by."""
 
 VALUES = {int: "N", float: "X", Path: "PATH"}
 """What stands for the value of an option, by its type; else TEXT."""
@@ -185,6 +190,23 @@ def _is_option(parameter: inspect.Parameter) -> bool:
     return any(isinstance(part, OptionInfo) for part in get_args(parameter.annotation)[1:])
 
 
+def method_names(*kinds: str) -> Callable[[str], list[str]]:
+    """What a shell completes the name of a method by; of all kinds where none is named."""
+
+    def complete(incomplete: str) -> list[str]:
+        names = [info.name for info in (*method_infos(), *by_name_infos()) if not kinds or info.kind in kinds]
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def _completed(words: Sequence[str]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
 def _described(parameter: inspect.Parameter, panel: str) -> inspect.Parameter:
     if not _is_option(parameter):
         return parameter
@@ -192,6 +214,8 @@ def _described(parameter: inspect.Parameter, panel: str) -> inspect.Parameter:
     option = copy(option)  # several commands share one
     kinds = [hint, *get_args(hint), *(part for inner in get_args(hint) for part in get_args(inner))]
     option.rich_help_panel = panel
+    if parameter.name in COMPLETED:
+        option.autocompletion = _completed(COMPLETED[parameter.name])
     option.metavar = option.metavar or next((VALUES[kind] for kind in kinds if kind in VALUES), "TEXT")
     return parameter.replace(annotation=Annotated[hint, option])
 

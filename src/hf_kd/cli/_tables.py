@@ -160,7 +160,7 @@ def show_record(
             continue
         table.add_row("rank removed", str(rank))
         if "energy_removed" in measured:
-            table.add_row("forget energy removed", f"{measured['energy_removed']:.2%}")
+            table.add_row("forget energy removed", f"{100 * measured['energy_removed']:.1f} %")
         if "forget_hits_before" in measured:
             hits = " -> ".join(f"{measured[f'forget_hits_{name}']:.1f}" for name in ("before", "soft", "hard"))
             table.add_row("forget hits, %", f"{hits} (before, soft mask, hard mask)")

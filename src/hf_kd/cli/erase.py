@@ -19,7 +19,7 @@ from . import _inputs
 from ._accuracy import HeadAccuracy
 from ._app import command, console, refuse_unused, refuse_without_data, refuse_without_test
 from ._by_name import ByName
-from ._options import LIMITS, READING, ModelArgument, Shared
+from ._options import LIMITS, READING, ModelArgument, Shared, method_names
 from ._tables import show_erasure
 from ._verdict import accuracy_verdict, audit_command
 
@@ -56,7 +56,8 @@ def erase(
         str | None,
         typer.Option(
             help="esc (no training; the default), esc-t (trained mask), cover, or another of `hf-kd methods`. With --text: "
-            "oblique (the default) or esc."
+            "oblique (the default) or esc.",
+            autocompletion=method_names("eraser", "by name"),
         ),
     ] = None,
     retain_limit: Annotated[

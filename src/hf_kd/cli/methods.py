@@ -12,14 +12,24 @@ from rich.text import Text
 from hf_kd.methods.registry import MethodInfo, by_name_infos, method_info, method_infos
 
 from ._app import command, console, setting_flags
-from ._options import Shared
+from ._options import Shared, method_names
 
 ACTS_ON = {"eraser": "features", "weights": "weights", "by name": "features, by name"}
+
+COMMANDS = {
+    "eraser": "hf-kd erase --method NAME",
+    "weights": "hf-kd unlearn --method NAME",
+    "by name": "hf-kd erase --text TEXT --method NAME",
+}
+"""That take the methods of a kind, in the order in which they are listed."""
 
 
 @command("as_json")
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method: what it does, and its hyper-parameters.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One method: what it does, and its hyper-parameters.", autocompletion=method_names()),
+    ] = None,
     *,
     shared: Shared,
 ) -> None:
@@ -35,10 +45,18 @@ def methods(
     if shared.as_json:
         console.print_json(data=[_facts(info) for info in infos])
         return
-    table = Table("method", "acts on", "needs", "when to take it")
-    for info in infos:
-        table.add_row(info.name, ACTS_ON[info.kind], info.needs, info.when)
-    console.print(table)
+    widest = max(len(info.name) for info in infos)
+    for kind, typed in COMMANDS.items():
+        console.print(f"[bold cyan]They act on {ACTS_ON[kind]}: {typed}[/]", highlight=False)
+        table = Table(box=None, pad_edge=False)
+        table.add_column("method", min_width=widest, style="bold")
+        table.add_column("needs", min_width=len("D_f and D_r"))
+        table.add_column("when to take it")
+        for info in infos:
+            if info.kind == kind:
+                table.add_row(info.name, info.needs, info.when)
+        console.print(table, "")
+    console.print("D_f: the images to forget, D_r: those that stay. One method with its settings: hf-kd methods NAME")
 
 
 def _facts(info: MethodInfo) -> dict[str, str]:
@@ -58,8 +76,7 @@ def _show(info: MethodInfo, as_json: bool) -> None:
         console.print_json(data=_facts(info) | {"settings": settings}, default=str)
         return
     command = "unlearn" if info.kind == "weights" else "erase"
-    text = " --text TEXT" if info.kind == "by name" else ""
-    console.print(f"[bold]{info.name}[/]: hf-kd {command}{text} --method {info.name}\n", highlight=False)
+    console.print(f"[bold]{info.name}[/]: {COMMANDS[info.kind].replace('NAME', info.name)}\n", highlight=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     for what, text in (("what", info.about), ("when", info.when), ("needs", info.needs), ("from", info.source)):
         table.add_row(what, text)

@@ -17,7 +17,7 @@ from hf_kd.methods.registry import built_in_infos, refuse_method
 from . import _inputs
 from ._accuracy import HeadAccuracy
 from ._app import command, console, refuse_unused, refuse_without_test
-from ._options import LIMITS, READING, ModelArgument, Shared
+from ._options import LIMITS, READING, ModelArgument, Shared, method_names
 from ._tables import show_accuracy, show_measured, show_next
 from ._verdict import accuracy_verdict, audit_command, record_names, show_verdict
 
@@ -52,7 +52,8 @@ def unlearn(
     method: Annotated[
         str,
         typer.Option(
-            help="A method that changes weights; see `hf-kd methods`. For weights that are published: regrow."
+            help="A method that changes weights; see `hf-kd methods`. For weights that are published: regrow.",
+            autocompletion=method_names("weights"),
         ),
     ] = "scrub",
     split: Annotated[str, typer.Option(help="Split that holds the images.")] = "train",

@@ -119,7 +119,9 @@ def _open(
         return _from_hub(os.fspath(spec), split, token, revision, streaming, config_name)
     if path.is_file():
         if path.suffix != ".parquet":
-            beside = f" A list lies beside its images as metadata{path.suffix}, with a column file_name: give the folder."
+            beside = (
+                f" A list lies beside its images as metadata{path.suffix}, with a column file_name: give the folder."
+            )
             raise InvalidValueError(
                 f"{os.fspath(spec)!r} is no .parquet file. Give one, a folder of them, or an image folder."
                 f"{beside if path.suffix in ('.csv', '.jsonl') else ''}"
