@@ -103,6 +103,7 @@ def audit(
     _inputs.load_libraries(shared)
     from hf_kd.audit.options import AuditOptions, Retrained, Unseen
     from hf_kd.data.distributed import process_state
+    from hf_kd.features.readers import options_of
 
     options = AuditOptions(
         attacks=attacks if attacks in ("standard", "full") else attacks.split(","),
@@ -119,8 +120,9 @@ def audit(
     audited = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
     train = _inputs.load_data(dataset, split, shared)
     test = _inputs.load_data(dataset, test_split, shared, "test_split")
+    of_train = options_of([train], [test], audited, reading)
     forgotten, retained = (
-        _inputs.by_labels(train, labels, reading).in_model(audited, reading) or None
+        _inputs.by_labels(train, labels, reading).in_model(audited, of_train) or None
         for labels in (forget_labels, retain_labels)
     )
     reference = Retrained(retrained) if retrained else None
@@ -143,7 +145,8 @@ def audit(
     if output is not None:
         _write(report, output, reading.progress)
     if grad_cam:
-        _draw_grad_cam(audited, test, output, forgotten, original, grad_cam, reading)
+        of_test = options_of([test], [train], audited, reading)
+        _draw_grad_cam(audited, test, output, forgotten, original, grad_cam, of_test)
     if shared.as_json:
         print(report.to_json(indent=None))
     elif summary:

@@ -176,7 +176,7 @@ class Request:
 
 
 def _erase_by_images(request: Request, method: Method) -> None:
-    from hf_kd.features.readers import options_beside
+    from hf_kd.features.readers import options_of
 
     shared, reading = request.shared, _inputs.read_options(request.shared)
     data = _inputs.load_data(request.dataset, request.split, shared)
@@ -184,9 +184,10 @@ def _erase_by_images(request: Request, method: Method) -> None:
     parts = _inputs.by_labels(data, request.forget_labels, reading, method.needs_retain, request.retain_limit)
     erased = _loaded(request)
     _refuse_folded_labels(request, erased)
+    of_test = options_of([test], [data], erased, reading)
+    reading = options_of([data], [test], erased, reading)
     accuracy = None
     if test is not None:
-        of_test = options_beside(erased, reading, test, data)
         accuracy = HeadAccuracy(erased, test, request.test_split, parts.in_model(erased, reading), of_test)
     erased.erase(
         parts.forget,

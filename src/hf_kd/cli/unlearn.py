@@ -99,7 +99,7 @@ def unlearn(
     if retain is not None:
         refuse_missing_data(retain)
     _inputs.load_libraries(shared)
-    from hf_kd.features.readers import options_beside
+    from hf_kd.features.readers import options_of
     from hf_kd.methods.registry import make_unlearning_method
     from hf_kd.model.erased_model import ErasedModel
     from hf_kd.model.unlearn import unlearn as change_weights
@@ -112,12 +112,14 @@ def unlearn(
     parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain and retain is None)
     retained = parts.retain if retain is None else _retained_data(retain, split, shared)
     original = _inputs.load_model(model, shared).to(device := _inputs.device_of(shared))
-    of_split = options_beside(original, reading, data, retained)
+    audited = options_of([data, test], [retained], original, reading)
+    of_test = options_of([test], [data, retained], original, reading)
+    of_split = options_of([data], [test, retained], original, reading)
+    reading = options_of([data, retained], [test], original, reading)
     retained, left_out = _never_forgotten(retained, parts, original, reading, of_split)
     retained = _inputs.at_most(retained, retain_limit)
     accuracy = None
     if test is not None:
-        of_test = options_beside(original, reading, test, data, retained)
         accuracy = HeadAccuracy(original, test, test_split, parts.in_model(original, of_split), of_test)
     changed = change_weights(
         original,
@@ -140,7 +142,7 @@ def unlearn(
     record = changed.config.hf_kd_unlearned[-1] | {"accuracy": measured}
     # regrow is for weights that are handed out: what their holder finds is what to ask
     words = ["--original", shared.at_revision(model), *(("--access", "weights") if method == "regrow" else ())]
-    known = replace(shared, label_mapping=_inputs.mapping_words(shared, of_split))
+    known = replace(shared, label_mapping=_inputs.mapping_words(shared, audited))
     record["next"] = audit_command(str(output), dataset, *words, shared=known, split=split, test_split=test_split)
     record["verdict"] = accuracy_verdict(measured, record, original.class_names).text
     if shared.as_json:

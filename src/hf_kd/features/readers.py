@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,10 +31,12 @@ def share_mapping(readers: Mapping[str, ImageReader]) -> None:
             reader.options = replace(reader.options, label_mapping=own)
 
 
-def options_beside(model: TappedModel, options: ReadOptions, data: Any, *others: Any) -> ReadOptions:
-    """The options for one data set of several; `others` may be None."""
+def options_of(sets: Sequence[Any], others: Sequence[Any], model: TappedModel, options: ReadOptions) -> ReadOptions:
+    """The options for some of several data sets: without labels that only `others` have. Any may be None."""
     if not options.label_mapping:
         return options
-    sets = {"own": data, **{f"other {number}": other for number, other in enumerate(others)}}
-    own = open_readers(model, replace(options, limit=None), **sets)["own"].options
-    return replace(options, label_mapping=own.label_mapping)
+    numbered = {str(number): data for number, data in enumerate([*sets, *others])}
+    readers = open_readers(model, replace(options, limit=None), **numbered)
+    own = [readers[name].options.label_mapping or {} for name in list(numbered)[: len(sets)] if name in readers]
+    mapping = {theirs: ours for theirs, ours in options.label_mapping.items() if any(theirs in part for part in own)}
+    return replace(options, label_mapping=mapping)

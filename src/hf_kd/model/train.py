@@ -24,6 +24,7 @@ from hf_kd.data.masked_classes import silence_rows
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, check_choice, did_you_mean
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.readers import share_mapping
 from hf_kd.methods.records import versions
 from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.methods.unlearning.task import Task
@@ -93,15 +94,15 @@ def train_original(
     reading = ReadOptions.given(reading, progress, options, own=["batch_size"])
     chosen, fresh = _recipe(recipe, options, from_scratch)
     student, new_head = _for_labels_of(data, student_of(model, processor), reading, chosen.seed)
-    task = make_task(student, data, None, reading)
-    task.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
     readers = {"train": ImageReader(student, data, reading)}
+    if test is not None:
+        readers["test"] = ImageReader(student, test, reading.of_test())
+    share_mapping(readers)
+    task = make_task(student, data, None, readers["train"].options)
+    task.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
     left_out = _left_out(readers["train"], without)
     task.retain = task.forget = _seen(task.forget, left_out)
-    tested = None
-    if test is not None:  # refused before the training
-        readers["test"] = ImageReader(student, test, reading.of_test())
-        tested = _seen(readers["test"].samples(), left_out)
+    tested = None if test is None else _seen(readers["test"].samples(), left_out)  # refused before the training
     _start_from(task, None if fresh else copy.deepcopy(student.inner), left_out)
     measured = chosen.run(task)
     _silence(task.model, task.heads, left_out)  # weight decay may have moved them
