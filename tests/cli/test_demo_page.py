@@ -78,8 +78,10 @@ def test_answers_are_those_of_the_model_for_pictures_of_any_kind(resnet, process
     assert set(page_module.answers(model.bfloat16(), clear)[1]) == set(answers)
 
 
-def test_three_images_are_offered_and_a_forgotten_one_is_the_first(demo):
+@pytest.mark.parametrize("label", ["three", "three, drei, trois"])
+def test_three_images_are_offered_and_a_forgotten_one_is_the_first(demo, monkeypatch, label):
     model = ErasedModel.from_pretrained(demo.folder)
+    monkeypatch.setattr(type(model), "class_names", model.class_names | {3: label})
     found = [path.name for path in page_module.offered(demo.examples, model)]
     assert found == ["3-three.png", "0-zero.png", "1-one.png"]
 

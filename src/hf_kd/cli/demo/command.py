@@ -29,7 +29,10 @@ def demo(
     ui: Annotated[bool, typer.Option("--ui", help="Then open a page that compares original and erased model.")] = False,
     model: Annotated[str | None, typer.Option(help="With --ui: the page for this erased model instead.")] = None,
     examples: Annotated[
-        Path | None, typer.Option(help="With --model: folder of images to click on; files are called NUMBER-LABEL.png.")
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="With --model: folder of images to click on, called NUMBER-LABEL.png."
+        ),
     ] = None,
     port: Annotated[int | None, typer.Option(help="With --ui: port of the page.")] = None,
     *,
@@ -112,7 +115,11 @@ def _show(digit: int, result: DemoResult) -> None:
 def _open_page(source: str, examples: Path | None, port: int | None, eraser: list[str] | None = None) -> None:
     from .page import page
 
-    page(source, examples, show_class_names=True, eraser=eraser or ()).launch(server_port=port, server_name="127.0.0.1")
+    blocks = page(source, examples, show_class_names=True, eraser=eraser or ())
+    # quiet: it would offer a public link
+    _, url, _ = blocks.launch(server_port=port, server_name="127.0.0.1", quiet=True, prevent_thread_lock=True)
+    console.print(f"The page is at {url} ; Ctrl-C ends it.", highlight=False)
+    blocks.block_thread()
 
 
 def _in_words(digit: int, rows: Sequence[DemoRow]) -> str:

@@ -79,7 +79,8 @@ def page(
     model = ErasedModel.from_pretrained(source, eraser=eraser).eval()
     if not model.is_erased or not model.class_names:
         raise InvalidValueError(
-            f"{source} is no erased classifier: there is no second answer to show beside the first."
+            f"{source} is no erased classifier: there is no second answer to show beside the first. Name the folder "
+            "that hf-kd erase wrote."
         )
     report = _report(source, report, model)
 
@@ -149,7 +150,8 @@ def judged(report: RetentionReport | None) -> str:
 
 def offered(folder: Path, model: ErasedModel) -> list[Path]:
     """A few images of a folder to click on: those of forgotten classes, by the names in their file names, come first."""
-    names = {model.class_names.get(label) for label in forgotten_classes(model)}
+    whole = {model.class_names.get(label, "") for label in forgotten_classes(model)}
+    names = whole | {name.partition(",")[0] for name in whole}  # a label may have synonyms behind commas
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     return sorted(found, key=lambda path: path.stem.partition("-")[2] not in names)[:EXAMPLES]
 
