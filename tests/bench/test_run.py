@@ -14,6 +14,7 @@ from hf_kd import AuditOptions, ErasedModel, RetentionReport
 from hf_kd.bench import write_tables
 from hf_kd.bench.build import make
 from hf_kd.bench.config import Measures
+from hf_kd.bench.measure import measure, read_both
 from hf_kd.bench.memory import PeakMemory, _give_back
 from hf_kd.bench.protocols import make_problem
 from hf_kd.bench.run import bench
@@ -302,6 +303,23 @@ def making(experiment, row, seed=0):
     assert not original.is_erased
     assert not original.inner.training
     return before, made
+
+
+def test_a_head_of_several_labels_answers_each_where_its_own_probability_is_above_one_half(one):
+    """As reports count; the largest logit is one of several right answers."""
+    experiment = one(methods=["original"])
+    original = ErasedModel.from_pretrained(experiment.model)
+    problem = make_problem(experiment, lambda names: match_labels(names, original.config.id2label, None))
+    settings = ReadOptions(label_column="label", batch_size=experiment.batch_size, progress=False)
+    original.find_taps()
+    with torch.no_grad():
+        original.inner.classifier[-1].bias += torch.tensor([2000.0, *[1000.0] * 4])
+    for problem_type, right in (("multi_label_classification", True), ("single_label_classification", False)):
+        original.config.problem_type = problem_type
+        features = read_both(original, problem, settings, ())
+        measures = Measures(attacks=(), knowledge_retention=False, membership=False)
+        scores = measure(original, features, problem, 0, measures)
+        assert all((scores[name] == 100.0) == right for name in ("D_r", "D_rt"))
 
 
 def test_features_read_in_train_mode_overwrite_the_statistics_of_the_cells_own_model(one):

@@ -101,6 +101,24 @@ def test_inspect_and_verify_say_that_nobody_audited_and_what_a_report_says(erase
     assert "verdict" not in json.loads(hf_kd("inspect", place / "model", "--json").stdout), "nothing was erased from it"
 
 
+def test_verify_of_a_repository_shows_the_verdict_of_its_report(erased, monkeypatch, tmp_path):
+    asked = []
+
+    def download(repo, name, **hub):
+        asked.append((repo, hub))
+        if (folder / name).is_file():
+            return str(folder / name)
+        raise RemoteEntryNotFoundError("no", response=httpx.Response(404, request=httpx.Request("GET", "x")))
+
+    monkeypatch.setattr("hf_kd.cli._published.hf_hub_download", download)
+    monkeypatch.setattr("hf_kd.model.verify.snapshot_download", lambda *given, **options: str(folder))
+    folder = erased[1]
+    done = " ".join(hf_kd("verify", "ana/m", "--revision", "v1").stdout.split())
+    assert done.startswith("Everything matches the receipt.")
+    assert NOT_AUDITED[:60] in done
+    assert set(map(str, asked)) == {str(("ana/m", {"revision": "v1"}))}
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [

@@ -152,6 +152,18 @@ for model in (
     trained,
 ):
     assert base(model) == (None, None), base(model)
+for number, act in enumerate((
+    lambda model: model.erase(make_dataset([2] * 20), k=2, progress=False),
+    lambda model: model.save_pretrained("saved"),
+    lambda model: unlearn(model, make_dataset([2] * 20), "head-surgery", progress=False),
+)):
+    for step in (0, 1):
+        model = ErasedModel.from_pretrained("ana/base")
+        model.inner.classifier.bias.data += step
+        act(model)
+        assert (base(model) == (None, None)) == bool(step), (number, step, "trained in eval mode")
+half = ErasedModel.from_pretrained("ana/base").bfloat16()
+assert base(half.erase(make_dataset([2] * 20), k=2, progress=False)) == ("ana/base", commit), "nothing is known"
 trained.inner.classifier.bias.data += 1
 trained.erase(make_dataset([2] * 20), k=2, progress=False).save_eraser("eraser")
 assert "a base that is not on the Hub" in refused(lambda: ErasedModel.from_pretrained("eraser"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.data.views import VIEWS
-from hf_kd.features.heads import apply_erasers, head_logits
+from hf_kd.features.heads import answered, apply_erasers, head_logits, several_labels
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.attacks import run_attacks, views_needed
 from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
@@ -69,7 +69,10 @@ def measure(
     behind = {split: apply_erasers(model, getattr(features, split)) for split in ("train", "test")}
     answers = {split: head_logits(model, parts) for split, parts in behind.items()}
     forget_train, forget_test = problem.forget_train(stage), problem.forget_test(stage)
-    scores = _head_scores(answers, problem, forget_train, forget_test)
+    labels = {"train": problem.train_labels, "test": problem.test_labels}
+    several = several_labels(model)
+    hits = {split: answered(answers[split], own if several else None) == own for split, own in labels.items()}
+    scores = _head_scores(hits, problem, forget_train, forget_test)
     matrices = {split: joined(parts) for split, parts in behind.items()}
     views = [
         [joined(apply_erasers(model, view)) for view in given] for given in (features.train_views, features.test_views)
@@ -91,11 +94,7 @@ def measure(
     return scores
 
 
-def _head_scores(answers: Mapping[str, Tensor], problem: Problem, forget_train: Tensor, forget_test: Tensor | None):
-    hits = {
-        "train": answers["train"].argmax(dim=1) == problem.train_labels,
-        "test": answers["test"].argmax(dim=1) == problem.test_labels,
-    }
+def _head_scores(hits: Mapping[str, Tensor], problem: Problem, forget_train: Tensor, forget_test: Tensor | None):
     scores = {"D_f": _percent(hits["train"][forget_train]), "D_r": _percent(hits["train"][~forget_train])}
     if forget_test is None:
         scores["D_t"] = _percent(hits["test"])

@@ -19,6 +19,7 @@ from hf_kd.hub.files import RECEIPT, refuse_no_receipt
 from . import _inputs
 from ._app import IN_PART, command, console, in_words, refuse_unused, refuse_without_data
 from ._options import READING, Shared
+from ._published import beside
 from ._verdict import report_verdict, show_verdict
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ def verify(
         print(json.dumps(result.to_dict() | {"headline": headline}))
     else:
         _show(result, headline)
-        if result.ok and Path(source).is_dir():
-            records = _records(Path(source), read_receipt(Path(source) / RECEIPT))
-            show_verdict(console, report_verdict(source, records, shared, base))
+        named = shared.at_revision(source)
+        if result.ok and (receipt := beside(named, RECEIPT)) is not None:
+            records = _records(receipt.parent, read_receipt(receipt))
+            show_verdict(console, report_verdict(named, records, shared, base))
     if not result.ok:
         raise typer.Exit(IN_PART if result.undecided else 1)
 

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_kd.data.digest import inner_digest
 from hf_kd.data.labels import ids_named
 from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError, did_you_mean
@@ -27,7 +26,7 @@ from hf_kd.methods.concepts import ConceptMaps, ConceptMethod, NameVectors, Prom
 from hf_kd.methods.records import Erasure, texts_digest
 
 from . import outcome
-from .erase import common_fields, leave_checkpoint
+from .erase import common_fields, leave_checkpoint, weights_found
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +192,7 @@ def _fit(model: Any, method: ConceptMethod, read: ReadConcept, seen: SeenImages 
 
 def _put_in_place(model: Any, maps: ConceptMaps, erasure: Erasure, changes: int) -> None:
     """Behind earlier erasers, unless the model was changed since its erasers had changed so many times."""
-    weights = model.config.weights_erased if model.config.erasures else inner_digest(model)
+    weights = weights_found(model)
     device = input_device(model.inner)
     with model._swap.change():
         if model._swap.changes != changes + 1:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hf_kd.data.digest import inner_digest
 from hf_kd.data.distributed import process_state
 from hf_kd.data.progress import working
 from hf_kd.data.read_files import files_of
@@ -178,6 +179,35 @@ def fingerprint(eraser: Eraser) -> str:
         digest.update(f"{name}{values.shape}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
+
+
+def weights_of(model: Any) -> tuple[str, str | None]:
+    """Precision and digest of the weights of the model inside, one pass over them: what tells whether they are others."""
+    return str(next(model.inner.parameters()).dtype), inner_digest(model)
+
+
+def weights_found(model: Any) -> str | None:
+    """Digest of the weights as the first request found them, which is this one where there was none."""
+    if model.config.erasures:
+        return model.config.weights_erased
+    found = inner_digest(model)
+    leave_other_base(model, found)
+    return found
+
+
+def leave_other_base(model: Any, found: str | None = None) -> None:
+    """A model that was trained, in eval mode too, before its first request has no base any more.
+
+    Args:
+        model: Of another precision than it was loaded in, nothing is known.
+        found: The digest of its weights, where it is at hand.
+    """
+    loaded = getattr(model, "as_loaded", None)
+    if loaded is None or None in loaded or model.config.base_model is None or model.config.erasures:
+        return
+    dtype, digest = weights_of(model) if found is None else (str(next(model.inner.parameters()).dtype), found)
+    if dtype == loaded[0] and digest != loaded[1]:
+        model.config.base_model = model.config.base_commit = None
 
 
 def leave_checkpoint(model: Any) -> None:

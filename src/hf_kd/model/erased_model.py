@@ -31,7 +31,7 @@ from . import label_mask as masking
 from .adapters import merge_adapters
 from .answering import Answering
 from .configuration import ErasedConfig, label_names
-from .erase import fit_erasers, leave_checkpoint
+from .erase import fit_erasers, leave_checkpoint, weights_found
 from .eraser_on_base import put_on
 from .export import Export
 from .load_erased import load
@@ -292,7 +292,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             self, forget, method, options, method_options, whole_classes, retain, mask_head, allow_unrecognised
         )
         fitted = [eraser.to(input_device(self.inner)) for eraser in fitted]
-        weights = self.config.weights_erased if self.config.erasures else inner_digest(self)
+        weights = weights_found(self)
         with self._swap.change():
             if self._swap.changes != seen + 1:
                 raise InvalidValueError(

@@ -20,6 +20,7 @@ from hf_kd.methods.records import Erasure, all_records, folded_erasures
 from . import consistency, loading
 from .adapters import refuse_adapters
 from .configuration import take_name
+from .erase import leave_other_base
 from .fold import fold_site, save_with_processor
 from .saving import atomic_directory, refuse_other_model
 from .stored_eraser import refuse_changed_base, refuse_model_there, write_eraser
@@ -162,6 +163,7 @@ class Export:
         """
         loading.refuse_unknown_class(self.inner)
         refuse_adapters(self)
+        leave_other_base(self)
         consistency.refuse_contradictions(self.config)
         consistency.refuse_other_erasers(self)
         if eraser_only:

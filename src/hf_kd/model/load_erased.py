@@ -20,6 +20,7 @@ from hf_kd.features.taps.inputs import keep_in_memory
 from . import checkpoint_files as files
 from . import consistency, loading
 from .configuration import MODEL_TYPE, ErasedConfig
+from .erase import weights_of
 from .eraser_on_base import put_on
 from .stored_eraser import StoredEraser, find_eraser, read_eraser
 
@@ -67,6 +68,7 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
             model.name_or_path = model.config.name_or_path = name
             if config is None and not set(OTHER_THAN_BASE) & set(kwargs) and not os.path.exists(name):
                 model.config.base_model = name
+                model.as_loaded = weights_of(model)
                 model.config.base_commit = getattr(inner.config, "_commit_hash", None) or files.commit_of(name, hub)
             return model
     if tap is not None:

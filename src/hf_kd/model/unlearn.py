@@ -40,7 +40,7 @@ from hf_kd.methods.unlearning.task import Task
 
 from . import outcome
 from .configuration import take_name
-from .erase import common_fields
+from .erase import common_fields, leave_other_base
 from .erased_model import ErasedModel
 
 logger = logging.getLogger(__name__)
@@ -314,6 +314,7 @@ def student_of(model: Any, processor: Any) -> ErasedModel:
     """
     base, problem = (None, None), None
     if isinstance(model, ErasedModel):
+        leave_other_base(model)
         base, problem = (model.config.base_model, model.config.base_commit), problem_type(model)
         model, processor = model.inner, processor or model.processor
     if any(site.eraser is not None for site in sites_on(model)):  # also of a model that was taken out of its wrapper

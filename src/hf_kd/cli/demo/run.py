@@ -112,7 +112,7 @@ def run_demo(output: Path, digit: int = 3, log: Callable[[str], None] = print) -
     labels = [part.labels for part in seen]
 
     def row(name: str, features: list, seconds: float) -> DemoRow:
-        answers = [predictions(original, part) for part in features]
+        answers = [predictions(original, part, labels=own) for part, own in zip(features, labels, strict=True)]
         head = ForgetRetainScores.from_predictions(answers[0], labels[0], answers[1], labels[1], digit)
         return DemoRow(
             name, head, knowledge_retention(features[0][0], labels[0], features[1][0], labels[1], digit), seconds
