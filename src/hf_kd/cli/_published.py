@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from hf_kd.data.paths import with_revision
+from hf_kd.data.paths import folder_meant, with_revision
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.hub.files import RECEIPT, is_eraser, outcome_in
@@ -36,7 +36,9 @@ def refuse_unpublishable(folder: Path, base: str | None = None, erasers: Sequenc
             model that is whole.
     """
     if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder; give the one that `hf-kd erase --output` wrote.")
+        raise MissingFileError(
+            f"{folder} is not a folder.{folder_meant(str(folder))} Give the one that hf-kd erase or unlearn wrote."
+        )
     if base is not None and not holds_eraser(folder):
         raise InvalidValueError(
             f"--base {base}: {folder} holds a model, and only an eraser stands on another one: leave it out."

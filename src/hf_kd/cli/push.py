@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from hf_kd.hub.upload import check_repo_id
+
 from . import _inputs
 from ._app import command, console
 from ._options import BaseOption, Shared
@@ -55,6 +57,7 @@ def push(
     The token is that of `hf auth login`, or HF_TOKEN.
     """
     refuse_unpublishable(folder, base, shared.eraser)
+    check_repo_id(repo_id)
     _inputs.load_libraries(shared)
     from hf_kd.hub.own_report import records_told
 
