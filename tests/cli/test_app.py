@@ -132,6 +132,9 @@ def test_an_option_has_the_name_of_the_argument_it_fills(command, function, own)
          "Erase with hf-kd erase --method esc, or fold(reset()). (fold(), reset() are Python: hf-kd COMMAND has no option "
          "for them.)"),
         ("Say so in Python: whole_classes=False.", "Say so in Python: whole_classes=False."),
+        ("Name all: names=['a cat', ...].",
+         "Name all: names=['a cat', ...]. (names=['a cat', ...] is Python: hf-kd COMMAND has no option for it.)"),
+        ("There is none in /my data(1), nor in /a-photo(2).png.", "There is none in /my data(1), nor in /a-photo(2).png."),
         ("There is no 'a=b' in /data/lr=3, of 2 class(es).", "There is no 'a=b' in /data/lr=3, of 2 class(es)."),
         ("dtype='int7' is no number type", "dtype='int7' is no number type"),
     ],

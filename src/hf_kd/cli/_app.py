@@ -262,8 +262,8 @@ ERASE_WITH = re.compile(r"\b([Ee])rase with method='([\w-]+)'")
 TYPED = re.compile(r"""--[a-z][\w-]* (?:'[^']*'|"[^"]*"|\S+)|(?<![\w=])(?:'[^']*'|"[^"]*")""")
 """An option with its value, and words in quotes."""
 
-CODE = re.compile(rf"{ARGUMENT.pattern}|(?<![\w./])[A-Za-z_][\w.]*\((?!e?s\))")
-"""What only Python has: arguments and calls."""
+CODE = re.compile(rf"{ARGUMENT.pattern}|(?<![\w./])[A-Za-z_][\w.]*\((?!e?s\)|\d+\))")
+"""What only Python has: arguments and calls; no plurals, "class(es)", and no copies of files, "photo(1).png"."""
 
 FOUR_DOTS = re.compile(r"(?<!\.)\.{4}(?!\.)")
 """Of "[...]." and the like, where the end of the sentence has come to stand behind the three."""
@@ -324,7 +324,8 @@ def _python_named(message: str, command: str) -> str:
     if "Python" in message:
         return message
     typed = TYPED.sub(lambda m: "-" * len(m[0]), message)
-    found = dict.fromkeys(f"{m[0]})" if m[0][-1] == "(" else m[0] for m in CODE.finditer(typed) if m.start())
+    shown = (message[slice(*m.span())] for m in CODE.finditer(typed) if m.start())
+    found = dict.fromkeys(f"{code})" if code[-1] == "(" else code for code in shown)
     if not found:
         return message
     is_, it = ("is", "it") if len(found) == 1 else ("are", "them")

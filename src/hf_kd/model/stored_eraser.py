@@ -154,7 +154,7 @@ def refuse_changed_base(model: Any) -> str:
     return found
 
 
-WHOLE = "Save the whole model instead: save_pretrained(folder), push_to_hub(repo_id)."
+WHOLE = "Save or publish the whole model instead: with save_pretrained or push_to_hub in Python, else without --eraser-only."
 
 
 def refuse_changed_weights(model: Any) -> None:
