@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -471,3 +472,12 @@ def test_a_loader_that_goes_on_where_it_was_left_would_lose_images():
     assert read == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(InvalidValueError, match="Batches of the DataLoader gives one iterator"):
         inspect_images(DataLoader(Batches(once=True), batch_size=2))
+
+
+def test_texts_that_are_no_labels_where_none_is_needed_are_not_told_as_labels():
+    """Nor kept: those of a stream may all be different."""
+    rows = [{"image": Image.new("RGB", (4, 4)), "label": text} for text in ("a fox", "CAT, TOM", "a gnu", "cat")]
+    images = inspect_images(IterableDataset.from_generator(lambda: iter(rows)), names=["cat, tom", "cat, tabby"])
+    batches = iter(make_loader(replace(images, labels_needed=False), PREPROCESSOR, batch_size=3, num_workers=0))
+    with pytest.raises(InvalidValueError, match=r"'CAT, TOM', and the labels are \['cat, tom', 'cat, tabby'\]"):
+        next(batches)

@@ -280,9 +280,20 @@ def ids_named(names: Sequence[str] | None, texts: Sequence[str]) -> list[int]:
         names: Name of each label id, synonyms with commas between them; None where there are none.
         texts: What they may be called; case, underscores and hyphens make no difference.
     """
-    wanted = {_normal(text) for text in texts}
-    called = [{_normal(name), *map(_normal, name.split(","))} for name in names or ()]
-    return [number for number, own in enumerate(called) if own & wanted]
+    return NamedIds(names)(texts)
+
+
+class NamedIds:
+    """`ids_named` of the same labels for one text after another: their names are looked through once."""
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.ids: dict[str, set[int]] = {}
+        for number, name in enumerate(names or ()):
+            for called in (name, *name.split(",")):
+                self.ids.setdefault(_normal(called), set()).add(number)
+
+    def __call__(self, texts: Iterable[str]) -> list[int]:
+        return sorted({number for text in texts for number in self.ids.get(_normal(text), ())})
 
 
 def _for_example(labels: Mapping[int, str]) -> str:

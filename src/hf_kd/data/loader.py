@@ -22,7 +22,7 @@ from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, Unreada
 from .draw import stored_labels
 from .image_source import LABEL_KEYS, ImageSource
 from .images import LargeImage, small_to_rgb
-from .labels import ids_named
+from .labels import NamedIds
 from .preprocess import ImagePreprocessor, with_float_pixels
 
 DEFAULT_BATCH_SIZE = 64
@@ -318,21 +318,22 @@ class _LabelIds:
     """The id that a text stands for: of a label name that is one class alone."""
 
     def __init__(self, forget_set: ImageSource) -> None:
-        self.names, self.needed = forget_set.label_names or (), forget_set.labels_needed
-        counts = Counter(self.names)
-        self.ids = {name: number for number, name in enumerate(self.names) if counts[name] == 1}
+        names = forget_set.label_names or ()
+        counts = Counter(names)
+        self.ids = {name: number for number, name in enumerate(names) if counts[name] == 1}
+        self.called = None if forget_set.labels_needed else NamedIds(names)
 
     def __call__(self, text: str, what: str) -> int:
-        if text not in self.ids:
-            # a class to forget has to be known by its synonyms too, where no label is refused
-            called = [] if self.needed else ids_named(self.names, [text, *text.split(",")])
-            if self.needed or len(called) > 1:
-                raise InvalidValueError(
-                    f"{what} is {shortened(text)}, and the labels are {shortened(list(self.ids), 200)}: name all in order, "
-                    "labels=['cat', ...]."
-                )
-            self.ids[text] = called[0] if called else NO_LABEL
-        return self.ids[text]
+        if text in self.ids:
+            return self.ids[text]
+        # a class to forget has to be known by its synonyms too, where no label is refused
+        called = None if self.called is None else self.called([text, *text.split(",")])
+        if called is None or len(called) > 1:
+            raise InvalidValueError(
+                f"{what} is {shortened(text)}, and the labels are {shortened(list(self.ids), 200)}: name all in order, "
+                "labels=['cat', ...]."
+            )
+        return called[0] if called else NO_LABEL
 
 
 def _batch_labels(labels: Any, size: int, ids: _LabelIds) -> Tensor:
