@@ -285,6 +285,10 @@ def test_an_interruption_is_said_and_how_the_command_goes_on(tmp_path, place, mo
     assert run("erase", *arguments, code=130).stderr.strip() == "Interrupted."
     kept = run("unlearn", *arguments, "--method", "regrow", "--checkpoint", tmp_path / "state", code=130).stderr
     assert "goes on from what --checkpoint kept" in " ".join(kept.split())
+    training = ["train-original", *arguments[:3], "--output", tmp_path / "out", "--recipe", "resnet18-cifar10"]
+    assert run(*training, code=130).stderr.strip() == "Interrupted.", "before anything was kept, --resume is refused"
+    (tmp_path / "out.training").mkdir()
+    assert "with --resume goes on" in " ".join(run(*training, "--resume", code=130).stderr.split())
 
 
 def test_completion_is_installed_and_needs_no_torch(tmp_path):

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -142,6 +143,11 @@ def exit_on_error(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[None]
         raise typer.Exit(1) from error
 
 
+def kept_training(output: Path) -> Path:
+    """Folder of the state of a training whose result is to stand in `output`."""
+    return output.parent / f"{output.name}.training"
+
+
 def _goes_on() -> str:
     """How the running command goes on after an interruption, where it keeps its state."""
     context = RUNNING.get()
@@ -150,7 +156,7 @@ def _goes_on() -> str:
         return " The same command goes on from what --checkpoint kept."
     if "retry_failed" in given:
         return " The same command goes on behind the cells that are done."
-    if "resume" in given:
+    if "resume" in given and kept_training(given["output"]).exists():
         return " The same command with --resume goes on from the last epoch that was kept."
     return ""
 

@@ -16,7 +16,7 @@ from hf_kd.methods.registry import method_info, refuse_method
 from hf_kd.model.recipes import PRETRAINED, RECIPES
 
 from . import _inputs
-from ._app import command, console, refuse_without_test
+from ._app import command, console, kept_training, refuse_without_test
 from ._options import LIMITS, READING, Shared
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def train_original(
     from hf_kd.model.loading import load_processor
     from hf_kd.model.train import train_original as train
 
-    kept = _kept_training(output, resume, shared.overwrite)
+    kept = _state_folder(output, resume, shared.overwrite)
     reading = _inputs.read_options(shared)
     data = _inputs.load_data(dataset, split, shared)
     _refuse_unnamed(data, reading)
@@ -140,9 +140,9 @@ def _show(facts: dict[str, Any], names: dict[int, str], test_split: str | None) 
         console.print(f"It has never seen {without}, and never answers so.", markup=False, highlight=False)
 
 
-def _kept_training(output: Path, resume: bool, overwrite: bool) -> Path:
+def _state_folder(output: Path, resume: bool, overwrite: bool) -> Path:
     """Folder of the state of the training, beside the output."""
-    kept = output.parent / f"{output.name}.training"
+    kept = kept_training(output)
     if kept.exists() and not resume:
         if not overwrite:
             raise InvalidValueError(
