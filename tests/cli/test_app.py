@@ -23,7 +23,7 @@ from hf_kd import ErasedModel, ReadOptions, unlearn
 from hf_kd.audit.audit_model import audit_model
 from hf_kd.audit.options import AuditOptions
 from hf_kd.cli import app
-from hf_kd.cli._app import in_options, logs_in_options
+from hf_kd.cli._app import RUNNING, in_options, logs_in_options
 from hf_kd.cli._inputs import as_setting
 from hf_kd.cli._verdict import show_verdict
 from hf_kd.data.labels import match_labels
@@ -317,3 +317,8 @@ def test_completion_is_installed_and_needs_no_torch(tmp_path):
         shown = typed(COMP_WORDS=words, COMP_CWORD=number, _HF_KD_COMPLETE="complete_bash")
         assert expected in shown
         assert shown[-1] == "False", "torch was imported"
+
+
+def test_no_command_runs_behind_one_that_ended():
+    run("methods", "no-such-method", code=1)
+    assert RUNNING.get() is None

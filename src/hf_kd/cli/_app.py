@@ -102,10 +102,8 @@ def command(
 
         @functools.wraps(function)
         def run(**given: Any) -> None:
-            RUNNING.set(context := given.pop("context"))
-            BEGAN.set(time.monotonic())
-            flags_of_command = _flags_of(context)
-            with logs_in_options(flags_of_command), exit_on_error(flags_of_command):
+            flags_of_command = _flags_of(context := given.pop("context"))
+            with _running(context), logs_in_options(flags_of_command), exit_on_error(flags_of_command):
                 values = {key: given.pop(key) for key in extra}
                 settings = {key: given.pop(key) for key in flags}
                 if methods is not None:
@@ -125,6 +123,17 @@ def command(
         return function
 
     return register
+
+
+@contextlib.contextmanager
+def _running(context: typer.Context) -> Iterator[None]:
+    """For the time of one command; whoever calls several in one process finds none behind them."""
+    token = RUNNING.set(context)
+    BEGAN.set(time.monotonic())
+    try:
+        yield
+    finally:
+        RUNNING.reset(token)
 
 
 @contextlib.contextmanager
