@@ -64,3 +64,22 @@ def test_training_takes_names_of_the_test_images_alone(place, images, tmp_path):
     hf_kd("train-original", place / "model", *given, "--option", "epochs=1", "--output", tmp_path / "out")
     refused = [*given, "--label-mapping", "cheval=dog", "--output", tmp_path / "two"]
     assert "'cheval'" in hf_kd("train-original", place / "model", *refused, code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["affe=ape", "affe=bee"], "--label-mapping says affe=ape and affe=bee"),
+        (["affe=ape", "0=bee"], "label 0 ('affe') is 'ape' and 'bee'"),
+        (["affe=cow"], "No label is called 'cow'"),
+        (["cheval=ape"], "No label is called 'cheval'"),
+    ],
+)
+def test_a_mapping_that_is_wrong_or_says_two_things_is_refused_where_no_label_is_needed_too(
+    place, images, tmp_path, words, told
+):
+    given = [word for pair in words for word in ("--label-mapping", pair)]
+    arguments = [place / "model", "--dataset", images, "--forget-labels", "affe", *given, "--output", tmp_path / "out"]
+    refused = hf_kd("erase", *arguments, "--method", "esc", code=1)
+    assert told in " ".join(refused.stderr.split())
+    assert not (tmp_path / "out").exists()

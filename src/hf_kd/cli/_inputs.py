@@ -132,11 +132,20 @@ def load_libraries(shared: Shared) -> None:
 
 
 def read_options(shared: Shared) -> ReadOptions:
-    """How images are read, as the options say."""
+    """How images are read, as the options say.
+
+    Raises:
+        InvalidValueError: For a label mapping that says two things of a label.
+    """
     from hf_kd.features.reader import ReadOptions
 
     names = ("image_column", "label_column", "labels", "batch_size", "num_workers", "mixed_precision", *LIMITS)
-    mapping = dict(name_and_value(text, "--label-mapping") for text in shared.label_mapping or ())
+    mapping: dict[str, Any] = {}
+    for theirs, ours in (name_and_value(text, "--label-mapping") for text in shared.label_mapping or ()):
+        if mapping.setdefault(theirs, ours) != ours:
+            raise InvalidValueError(
+                f"--label-mapping says {theirs}={mapping[theirs]} and {theirs}={ours}: leave one of both."
+            )
     return ReadOptions(**shared.chosen(*names), label_mapping=mapping or None, progress=not shared.quiet)
 
 

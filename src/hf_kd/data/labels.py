@@ -273,18 +273,13 @@ def _resolve(label: str | int, labels: dict[int, str] | None) -> int:
     return number
 
 
-def ids_named(names: Sequence[str] | None, texts: Sequence[str]) -> list[int]:
+class NamedIds:
     """The ids of labels that are called like one of some texts, by their whole name or one of its synonyms.
 
     Args:
-        names: Name of each label id, synonyms with commas between them; None where there are none.
-        texts: What they may be called; case, underscores and hyphens make no difference.
+        names: Name of each label id, synonyms with commas between them; None where there are none. In names and texts, case,
+            underscores and hyphens make no difference.
     """
-    return NamedIds(names)(texts)
-
-
-class NamedIds:
-    """`ids_named` of the same labels for one text after another: their names are looked through once."""
 
     def __init__(self, names: Sequence[str] | None) -> None:
         self.ids: dict[str, set[int]] = {}
@@ -340,7 +335,13 @@ def _given(mapping: Mapping[Any, Any], names: Mapping[int, str], labels: Mapping
     checked = {}
     for theirs, ours in mapping.items():
         source = theirs if isinstance(theirs, int) and not names else _resolve(theirs, dict(names) or None)
-        checked[source] = _resolve(ours, dict(labels))
+        number = _resolve(ours, dict(labels))
+        if (first := checked.setdefault(source, number)) != number:
+            called = f"{source} ({names[source]!r})" if source in names else str(source)
+            raise LabelMismatchError(
+                f"By the label mapping, label {called} is {labels[first]!r} and {labels[number]!r}. Leave one of both; an "
+                "id is that of every data set that is read."
+            )
     return checked
 
 

@@ -45,8 +45,8 @@ BY_NAME = (
 )
 
 FORGET_IN_WEIGHTS = (
-    " For weights that never saw it above some block: hf_kd.unlearn(model, images, 'regrow', retain=...), or "
-    "hf-kd unlearn --method regrow."
+    " For weights that never saw it above some block use hf_kd.unlearn(model, images, 'regrow', retain=...), or "
+    "hf-kd unlearn --method regrow on the command line."
 )
 
 WEIGHTS_KNOW = {

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_kd.data.labels import ids_named
+from hf_kd.data.labels import NamedIds
 from hf_kd.data.vocabulary import checked_names, checked_templates, objects, shares_words
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError, did_you_mean
 from hf_kd.features.forward import FeatureStore
@@ -274,7 +274,7 @@ def _seen(readers: Mapping[str, ImageReader], read: ReadConcept) -> tuple[SeenIm
     rows, labels = _labelled(reader)
     if "retain" in readers:
         return SeenImages(rows, _labelled(readers["retain"])[0]), {"images_sorted_by": "given apart"}, []
-    called = ids_named(reader.label_names, read.texts) if reader.images.has_labels else []
+    called = NamedIds(reader.label_names)(read.texts) if reader.images.has_labels else []
     labelled = (labels >= 0) if called else torch.zeros(len(rows), dtype=torch.bool)
     of_concept = torch.isin(labels, torch.tensor(called)) & labelled
     if not bool(labelled.all()):

@@ -41,7 +41,7 @@ def label_mapping(
 
     Raises:
         ValueError: Where labels are `required` and there are none.
-        LabelMismatchError: Where the model has to know them and does not.
+        LabelMismatchError: Where the model has to know them and does not, and for a label mapping that is wrong.
     """
     known = required if known is None else known
     if required and not reader.images.has_labels:
@@ -54,7 +54,7 @@ def label_mapping(
     try:
         return reader.mapping
     except LabelMismatchError as error:
-        if known:
+        if known or reader.options.label_mapping:  # which is wrong
             raise
         logger.log(
             level,

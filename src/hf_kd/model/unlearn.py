@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import precision_of, process_state
-from hf_kd.data.labels import LabelMapping, ids_named
+from hf_kd.data.labels import LabelMapping, NamedIds
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError, LabelMismatchError
@@ -281,7 +281,8 @@ def labels_of(classes: Collection[int], reader: ImageReader, other: ImageReader)
         known = {} if other.mapping is None else {n: other.mapping.to_model.get(n) for n in other.mapping.names}
         called = [(reader.model.class_names[c], c) for c in classes]
         called += [(other.mapping.names[n], c) for n, c in known.items() if c in classes]
-        found = {own: c for name, c in called for own in ids_named(reader.label_names, [name, *name.split(",")])}
+        named = NamedIds(reader.label_names)
+        found = {own: c for name, c in called for own in named([name, *name.split(",")])}
     return {label: class_id for label, class_id in found.items() if class_id in classes}
 
 
