@@ -47,7 +47,7 @@ def methods(
         return
     widest = max(len(info.name) for info in infos)
     for kind, typed in COMMANDS.items():
-        console.print(f"[bold cyan]They act on {ACTS_ON[kind]}: {typed}[/]", highlight=False)
+        console.print(f"[bold cyan]Acting on {ACTS_ON[kind]}: {typed}[/]", highlight=False)
         table = Table(box=None, pad_edge=False)
         table.add_column("method", min_width=widest, style="bold")
         table.add_column("needs", min_width=len("D_f and D_r"))
