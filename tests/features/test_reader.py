@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, IterableDataset, Value
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from hf_kd import ErasedModel
+from hf_kd import ErasedModel, unlearn
 from hf_kd.audit.hidden_states import blocks_of, read_layers
 from hf_kd.cli._inputs import by_labels
 from hf_kd.data.load import with_class_labels
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
-from tests.helpers.small import NAMES, picture
+from tests.helpers.small import NAMES, make_dataset, picture
 
 
 @pytest.mark.parametrize(
@@ -139,3 +141,34 @@ def test_a_data_set_that_may_augment_is_not_taken_to_read_the_same_again(vit, pr
     pairs = [(picture(0, n), 0) for n in range(4)]
     told = [ImageReader(model, data).reads_the_same_again for data in (pairs, Own(pairs), Augmenting())]
     assert told == [True, True, False]
+
+
+@pytest.mark.parametrize("method", ["esc", "leace"])
+def test_a_label_mapping_says_which_texts_of_a_stream_are_labels(vit, processor, method):
+    """Which nobody knows before its end: without, the mapping was told to name no label."""
+
+    def stream(*names):
+        rows = [
+            {"image": picture(NAMES.index(to_model.get(name, name)), n), "label": name}
+            for n in range(4)
+            for name in names
+        ]
+        return IterableDataset.from_generator(lambda: iter(rows))
+
+    to_model = {"katze": "cat", "hund": "dog"}
+    model, reading = ErasedModel.from_model(vit, processor), ReadOptions(label_mapping=to_model, progress=False)
+    model.erase(stream("katze"), method, retain=stream("ape", "hund"), reading=reading, allow_unrecognised=True)
+    assert model.erasures[0].classes == (NAMES.index("cat"),)
+
+
+def test_a_label_mapping_may_name_labels_of_retained_images_that_a_method_does_not_read(vit, processor):
+    """As where one loop asks several methods for the same."""
+    sets = [make_dataset([label] * 4, names=["ape", "bee", name]) for label, name in ((2, "katze"), (0, "chat"))]
+    given = {"retain": sets[1], "reading": ReadOptions(label_mapping={"katze": "cat", "chat": "cat"}, progress=False)}
+    erased = ErasedModel.from_model(copy.deepcopy(vit), processor).erase(sets[0], "esc", **given)
+    assert erased.erasures[0].classes == (2,)
+    changed = unlearn(vit, sets[0], "neggrad", processor=processor, allow_unrecognised=True, **given)
+    assert tuple(changed.config.hf_kd_unlearned[0]["classes"]) == (2,)
+    given["reading"] = ReadOptions(label_mapping={"hund": "cat"}, progress=False)
+    with pytest.raises(LabelMismatchError, match="'hund'"):
+        erased.erase(sets[0], "esc", **given)

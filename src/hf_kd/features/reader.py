@@ -185,7 +185,8 @@ class ImageReader:
             return [], False
         if told == "model":
             return list(self.model.class_names.values()), True
-        return [name for name, count in counts.items() if count == 1], False
+        mapped = [text for text in self.options.label_mapping or () if isinstance(text, str) and text not in counts]
+        return [*(name for name, count in counts.items() if count == 1), *mapped], False
 
     @cached_property
     def preprocessor(self) -> ImagePreprocessor | None:

@@ -21,7 +21,7 @@ from hf_kd.data.read_files import files_of
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
-from hf_kd.features.readers import open_readers
+from hf_kd.features.readers import open_readers, options_of
 from hf_kd.features.taps.site import HeadFunction, head_function
 from hf_kd.methods.erasers.base import Eraser, Method
 from hf_kd.methods.records import Erasure, forgotten_classes, versions
@@ -49,7 +49,9 @@ def fit_erasers(
     method = make_method(method, **method_options)
     info = MethodInfo.of(type(method))
     _refuse_at_odds(method, info, whole_classes, retain)
-    readers = open_readers(model, options, forget=forget, retain=retain if method.needs_retain else None)
+    if not method.needs_retain:
+        retain, options = None, options_of([forget], [retain], model, options)
+    readers = open_readers(model, options, forget=forget, retain=retain)
     reader = readers["forget"]
     reader.find_taps()
     head = _head(model, method)

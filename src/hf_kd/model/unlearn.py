@@ -28,7 +28,7 @@ from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.heads import linear_heads, problem_type
 from hf_kd.features.reader import ImageReader, ReadOptions
-from hf_kd.features.readers import open_readers
+from hf_kd.features.readers import open_readers, options_of
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
@@ -105,7 +105,9 @@ def unlearn(
     if method.needs_retain and retain is None:
         raise method.missing_retain()
     folder = _checkpoint_folder(checkpoint, method)
-    readers = open_readers(student, options, forget=forget, retain=retain if method.needs_retain else None)
+    if not method.needs_retain:
+        retain, options = None, options_of([forget], [retain], student, options)
+    readers = open_readers(student, options, forget=forget, retain=retain)
     task = _task(student, readers, options, method)
     if reference_model is not None:
         task.reference = _reference(reference_model, task.device)
