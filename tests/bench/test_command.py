@@ -122,3 +122,17 @@ def test_two_processes_write_once_what_one_finds(config, place, tmp_path):
             for name in ("D_f", "D_r", "D_ft", "D_rt", "rank removed"):
                 assert one[name] == pytest.approx(two[name], abs=1e-6), (alone["row"], name)
     assert records["esc", 0]["records"][0]["processes"] == 2
+
+
+def test_what_is_wrong_in_the_file_is_said_in_the_words_of_the_file(config):
+    """Some of its keys are options of the command too, which do something else."""
+    for wrong, told in (
+        ({"limit": "x"}, "limit='x' of"),
+        ({"retain_limit": -1}, "retain_limit: 500"),
+        ({"rows": []}, "It takes batch_size, dataset, limit, measure"),
+    ):
+        config.write_text(yaml.safe_dump(CONFIG | wrong))
+        shown = " ".join(hf_kd("bench", config, "--output", config.parent / "wrong", code=1).stderr.split())
+        assert told in shown
+        assert "--" not in shown
+        assert "Python" not in shown

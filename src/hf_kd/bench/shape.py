@@ -34,7 +34,10 @@ class ConfigError(InvalidValueError):
 
     Attributes:
         key: The setting; "" for the file as a whole.
+        of_file: That it is said in words of the file, which are no options of the command line.
     """
+
+    of_file = True
 
     def __init__(self, text: str, key: str = "") -> None:
         self.text, self.key = text, key

@@ -148,7 +148,8 @@ def exit_on_error(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[None]
         errors.print(f"\nInterrupted.{_goes_on()}", highlight=False)
         raise
     except (HfKdError, OSError, ImportError, ValueError) as error:
-        errors.print(Text.assemble((f"{type(error).__name__}:", "bold red"), " ", in_options(str(error), flags)))
+        told = str(error) if getattr(error, "of_file", False) else in_options(str(error), flags)
+        errors.print(Text.assemble((f"{type(error).__name__}:", "bold red"), " ", told))
         raise typer.Exit(1) from error
 
 
