@@ -23,7 +23,7 @@ def test_methods_lists_every_one_with_its_needs_and_source():
     assert all(row["about"] for row in rows.values())
     shown = hf_kd("methods").stdout
     assert all(name in shown for name in rows)
-    of_features, of_weights, by_name = shown.split("They act on")[1:]
+    of_features, of_weights, by_name = shown.split("Acting on")[1:]
     assert "hf-kd erase --method NAME" in of_features
     assert "hf-kd unlearn --method NAME" in of_weights
     assert "hf-kd erase --text TEXT --method NAME" in by_name
