@@ -34,6 +34,24 @@ def test_numbers_are_asked_for_before_anything_is_read(name):
                     get_method(name)(**{option.name: value})
 
 
+@pytest.mark.parametrize("name", [name for name in available_methods(None) if name != "lau"])  # whose rate is constant
+def test_of_several_whole_numbers_one_alone_will_do(name):
+    make = make_method if method_info(name).kind == "eraser" else make_unlearning_method
+    for option in method_info(name).options:
+        if option.type in ("Sequence[int] | None", "tuple[int, ...]"):
+            alone, listed = (make(name, **{option.name: value}) for value in (1, (1,)))
+            assert alone == listed
+            for value in (1.5, "x", ["x"], [1.5]):
+                with pytest.raises(
+                    InvalidValueError, match=rf"{option.name}={re.escape(repr(value))} .* whole numbers"
+                ):
+                    make(name, **{option.name: value})
+                with pytest.raises(
+                    InvalidValueError, match=rf"{option.name}={re.escape(repr(value))} .* whole numbers"
+                ):
+                    get_method(name)(**{option.name: value})
+
+
 def test_words_may_be_beside_none():
     assert words_of('Literal["mean", "max"] | None') == ("mean", "max")
     assert words_of('Literal["mean"] | float') == ()

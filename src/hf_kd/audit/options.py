@@ -67,7 +67,7 @@ class AuditOptions:
             )
         check_choice("access", self.access, ("features", "weights"))
         if self.budget is not None and not (isinstance(self.budget, int | float) and self.budget > 0):
-            raise InvalidValueError(f"budget={self.budget!r} minutes: expected more than 0, or None for no limit.")
+            raise InvalidValueError(f"budget={self.budget!r} minutes: expected more than 0. Leave it out for no limit.")
         if self.budget is not None and self.access != "weights":
             raise InvalidValueError(
                 f"budget={self.budget!r} is for the attacks of access='weights' alone: ask for those, or leave it out."

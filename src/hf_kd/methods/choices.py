@@ -1,5 +1,5 @@
-"""What a method refuses before torch is imported: settings that are no number, no whole one or none of a few words where
-their annotation asks for it (`float`, `int`, `Literal["sgd", "adam"]`), and float16 for training.
+"""What a method refuses before torch is imported: settings that are no number, no whole ones or none of a few words where
+their annotation asks for it (`float`, `int`, `Sequence[int]`, `Literal["sgd", "adam"]`), and float16 for training.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import ast
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -37,8 +37,16 @@ def words_of(annotation: str) -> tuple[str, ...]:
     return ast.literal_eval(f"({found[1]},)") if found else ()
 
 
+_WHOLE_NUMBERS = ("Sequence[int]", "tuple[int, ...]")
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """The values of a setting that takes several: one alone, as a command line gives it, is a list of it."""
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
 def refuse_unfit(owner: str, types: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a setting that is no number, or no whole one, where it has to be, and one that is none of the words it may be.
+    """Refuse a setting that is no number, or no whole ones, where it has to be, and one that is none of the words it may be.
 
     Args:
         owner: Whose settings they are.
@@ -60,14 +68,21 @@ def refuse_unfit(owner: str, types: Mapping[str, Any], given: Mapping[str, Any])
             and (isinstance(value, bool) or not isinstance(value, Real))
         ):
             raise InvalidValueError(f"{owner}: {name}={value!r} is out of range: it has to be a number.")
+        if annotated(kind) in _WHOLE_NUMBERS and not all(hasattr(part, "__index__") for part in _several(value)):
+            raise InvalidValueError(
+                f"{owner}: {name}={value!r} is out of range: expected whole numbers, one or a list."
+            )
         if words := words_of(kind):
             check_choice(f"{owner}: {name}", value, words)
 
 
 def check_fields(method: Any) -> None:
-    """`refuse_unfit` for all fields of a dataclass with a `name`."""
+    """`refuse_unfit` for all fields of a dataclass with a `name`; one number where several may be becomes a tuple."""
     every = dataclasses.fields(method)
     refuse_unfit(method.name, {f.name: f.type for f in every}, {f.name: getattr(method, f.name) for f in every})
+    for name in (f.name for f in every if annotated(f.type) in _WHOLE_NUMBERS):
+        if hasattr(value := getattr(method, name), "__index__"):
+            object.__setattr__(method, name, _several(value))
 
 
 NO_FP16 = (

@@ -96,7 +96,7 @@ class Cover(Method):
             )
         if isinstance(self.guard, str):
             if self.guard != "auto":
-                raise InvalidValueError(f"guard={self.guard!r} is unknown: give a quantile, 'auto' or None.")
+                raise InvalidValueError(f"guard={self.guard!r} is unknown: give a quantile or 'auto', or leave it out.")
         elif self.guard is not None and not 0 <= self.guard < 1:
             raise InvalidValueError(f"guard={self.guard!r} is out of range: it is a quantile, 0 <= guard < 1.")
         for name in ("class_sizes", "prototypes"):  # from JSON the keys are strings
@@ -110,10 +110,7 @@ class Cover(Method):
         if not math.isfinite(self.tau):
             raise InvalidValueError(f"tau={self.tau!r} is out of range: it is a difference of logits, and finite.")
         if self.cover_classes is not None:
-            try:
-                chosen = tuple(index(label) for label in self.cover_classes)
-            except TypeError:
-                raise InvalidValueError(f"cover_classes={self.cover_classes!r}: give a list of class ids.") from None
+            chosen = tuple(map(index, self.cover_classes))
             if not chosen or len(set(chosen)) < len(chosen):
                 what = "names a class twice" if chosen else "is empty"
                 raise InvalidValueError(
