@@ -11,16 +11,13 @@ from datasets import ClassLabel, Dataset, Features, Image
 from hf_kd.bench.build import forget_rows
 from hf_kd.bench.config import experiments
 from hf_kd.bench.protocols import make_problem, split_identities
-from hf_kd.data.labels import match_labels
 from tests.helpers.small import picture
 
 FIVE = dict(enumerate(["ape", "bee", "cat", "dog", "elk"]))
 
 
 def problem_of(experiment, id2label=FIVE):
-    return make_problem(
-        experiment, lambda names: match_labels(names, id2label, experiment.dataset.get("label_mapping"))
-    )
+    return make_problem(experiment, id2label)
 
 
 def test_classes_are_forgotten_by_name(one):

@@ -20,10 +20,10 @@ from hf_kd.bench.protocols import make_problem
 from hf_kd.bench.run import bench
 from hf_kd.bench.store import Store, cell_settings, key_of, only_bench_in
 from hf_kd.bench.tables import markdown
-from hf_kd.data.labels import match_labels
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import available_methods, get_method, make_unlearning_method
 from tests.helpers import processes
+from tests.helpers.small import picture
 
 QUICK = {"epochs": 1, "batch_size": 16}
 
@@ -41,6 +41,29 @@ def by_row(store) -> dict:
 
 def started(told) -> list[str]:
     return [line.split(": ", 1)[1].removesuffix(" ...") for line in told if line.endswith("...")]
+
+
+def test_a_label_mapping_names_labels_of_either_split_alone(one, tmp_path):
+    for split, names in {"train": "ape bee katze hund elk", "test": "ape bee cat chien elk"}.items():
+        for label, name in enumerate(names.split()):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for number in range(12):
+                picture(label, number + 100 * (split == "test")).save(
+                    tmp_path / "data" / split / name / f"{number}.png"
+                )
+    mapping = {"katze": "cat", "hund": "dog", "chien": "dog"}
+    experiment = one(
+        dataset={"name": str(tmp_path / "data"), "label_mapping": mapping},
+        protocol={"kind": "class", "forget": ["katze"]},
+        methods=["leace", {"method": "finetune", **QUICK}],
+        measure={"knowledge_retention": False, "membership": False, "bare_pass": True},
+    )
+    found = by_row(run(experiment, tmp_path / "out")[0])
+    assert [record.get("error") for record in found.values()] == [None, None]
+    assert found["leace", 0]["records"][0]["classes"] == [2]
+    unknown = one(dataset={"name": str(tmp_path / "data"), "label_mapping": mapping | {"cheval": "dog"}})
+    with pytest.raises(ValueError, match="No label is called 'cheval'"):
+        run(unknown, tmp_path / "unknown")
 
 
 def test_erasers_and_weights_on_one_table(one, tmp_path):
@@ -279,7 +302,7 @@ def test_a_class_that_is_forgotten_in_part_is_not_recorded_as_forgotten(one, tmp
 
 def test_a_checkpoint_made_elsewhere_is_a_row(one, place, tmp_path):
     model = ErasedModel.from_pretrained(place / "model")
-    problem = make_problem(one(), lambda names: match_labels(names, model.config.id2label, None))
+    problem = make_problem(one(), model.config.id2label)
     model.erase(
         problem.train.select(problem.stages[0].tolist()), k=1, reading=ReadOptions(label_column="label", progress=False)
     )
@@ -293,7 +316,7 @@ def test_a_checkpoint_made_elsewhere_is_a_row(one, place, tmp_path):
 def making(experiment, row, seed=0):
     """The original as it was before and after, and what a row makes of it."""
     original = ErasedModel.from_pretrained(experiment.model)
-    problem = make_problem(experiment, lambda names: match_labels(names, original.config.id2label, None))
+    problem = make_problem(experiment, original.config.id2label)
     settings = ReadOptions(label_column="label", batch_size=experiment.batch_size, progress=False)
     original.find_taps()
     before = {name: tensor.clone() for name, tensor in original.inner.state_dict().items()}
@@ -309,7 +332,7 @@ def test_a_head_of_several_labels_answers_each_where_its_own_probability_is_abov
     """As reports count; the largest logit is one of several right answers."""
     experiment = one(methods=["original"])
     original = ErasedModel.from_pretrained(experiment.model)
-    problem = make_problem(experiment, lambda names: match_labels(names, original.config.id2label, None))
+    problem = make_problem(experiment, original.config.id2label)
     settings = ReadOptions(label_column="label", batch_size=experiment.batch_size, progress=False)
     original.find_taps()
     with torch.no_grad():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.readers import options_of
 from hf_kd.methods.registry import method_info
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import unlearn
@@ -57,6 +58,7 @@ def make(
     stages = range(len(problem.stages)) if stage is None else [stage]
     forget = problem.train.select(forget_rows(problem, stages, row.forget_limit, seed).tolist())
     retain = problem.images_to_keep(stages[-1], experiment.retain_limit)
+    settings = options_of([problem.train], [problem.test], original, settings)
     if row.kind == "weights":
         return _with_other_weights(row, seed, experiment, before or original, forget, retain, settings)
     model = before if before is not None else _same_inner(original)

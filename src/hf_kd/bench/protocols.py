@@ -8,7 +8,7 @@ from one folder each, split into train and test without an image in both.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hf_kd.data.draw import stratified_rows
 from hf_kd.data.image_source import inspect_images
-from hf_kd.data.labels import resolve_forget_labels
+from hf_kd.data.labels import match_labels, own_mapping, resolve_forget_labels
 from hf_kd.data.load import load_source
 from hf_kd.errors import InvalidValueError
 
@@ -132,12 +132,12 @@ def not_measured(experiment: Experiment) -> list[str]:
     return found
 
 
-def make_problem(experiment: Experiment, to_model_ids: Callable[[Any], Callable[[Tensor], Tensor]]) -> Problem:
+def make_problem(experiment: Experiment, class_names: Mapping[int, str]) -> Problem:
     """Open the data of an experiment and say what is to be forgotten.
 
     Args:
-        experiment: What is asked for.
-        to_model_ids: From the names of a label column to the map of its ids into the model's; see `measure`.
+        experiment: What is asked for. A label that its mapping names may be one of either split alone.
+        class_names: The model's, by id.
 
     Returns:
         The images, and which of them each request forgets.
@@ -160,13 +160,17 @@ def make_problem(experiment: Experiment, to_model_ids: Callable[[Any], Callable[
         limited(part, fine or column, experiment.limit)
         for part, (column, _) in zip((train, test), columns, strict=True)
     )
-    labels = [
-        to_model_ids(names)(torch.tensor(part[column]))
-        for part, (column, names) in zip((train, test), columns, strict=True)
+    names, mapping = [own for _, own in columns], where.get("label_mapping") or {}
+    to_model_ids = [
+        match_labels(own, class_names, own_mapping(mapping, own, [other]))
+        for own, other in zip(names, reversed(names), strict=True)
     ]
-    names = columns[0][1]
+    labels = [
+        in_model(torch.tensor(part[column]))
+        for part, (column, _), in_model in zip((train, test), columns, to_model_ids, strict=True)
+    ]
     make = {"random": _random, "subclass": _subclass}.get(protocol["kind"], _classes)
-    return make(protocol, train, test, labels, names, to_model_ids)
+    return make(protocol, train, test, labels, names[0], to_model_ids[0])
 
 
 def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
@@ -179,7 +183,7 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
                 "No class id ends in 4; say which classes to forget: protocol: {kind: class, forget: [...]}."
             )
     else:
-        ids = to_model_ids(names)(torch.tensor(resolve_forget_labels(listed(wanted), names))).tolist()
+        ids = to_model_ids(torch.tensor(resolve_forget_labels(listed(wanted), names))).tolist()
     one_by_one = protocol["kind"] == "incremental"
     groups = [(label,) for label in ids] if one_by_one else [tuple(ids)]
     stages = tuple(torch.nonzero(torch.isin(labels[0], torch.tensor(group))).flatten() for group in groups)
@@ -191,7 +195,7 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
     if set(ids) >= set(present) or set(ids) >= set(labels[1].unique().tolist()):
         raise InvalidValueError(f"All {len(present)} classes are to be forgotten; nothing would be left to keep.")
     titles = {} if names is None else dict(
-        zip(to_model_ids(names)(torch.arange(len(names))).tolist(), names, strict=True)
+        zip(to_model_ids(torch.arange(len(names))).tolist(), names, strict=True)
     )  # fmt: skip
     return Problem(protocol["kind"], train, test, *labels, stages, tuple(groups), *labels, names=titles)
 

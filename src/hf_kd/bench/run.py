@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hf_kd.data.devices import chosen_device, refuse_missing_device
 from hf_kd.data.distributed import gather_rows, process_state
-from hf_kd.data.labels import LabelMapping, match_labels
 from hf_kd.data.progress import at_work, working
 from hf_kd.data.text import first_sentence
 from hf_kd.errors import InvalidValueError, did_you_mean
@@ -76,15 +74,9 @@ class _Shared:
             )
         return model
 
-    def to_model_ids(self, names: Any) -> Callable[[Tensor], Tensor]:
-        mapping: LabelMapping = match_labels(
-            names, self.original.class_names, self.experiment.dataset.get("label_mapping")
-        )
-        return mapping
-
     @cached_property
     def problem(self) -> Problem:
-        return make_problem(self.experiment, self.to_model_ids)
+        return make_problem(self.experiment, self.original.class_names)
 
     @property
     def settings(self) -> ReadOptions:
