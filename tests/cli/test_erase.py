@@ -219,6 +219,17 @@ def test_what_is_said_of_a_folded_class_is_what_the_checkpoint_does(place, tmp_p
     assert all("--drop-label" in command for command in typed), "which goes on as it began"
 
 
+def test_the_audit_of_a_data_set_without_test_images_is_named_with_what_it_lacks(place, tmp_path):
+    given = ["--dataset", place / "images", "--forget-labels", "cat", "--k", "1", "--output", tmp_path / "out"]
+    shown = hf_kd("erase", place / "taught", *given).stdout
+    refused = hf_kd(*shlex.split(shown.splitlines()[-1])[1:], code=1).stderr
+    told = " ".join(refused.split()).removeprefix("InvalidValueError: ")
+    assert "has no split 'test'. There is only 'train'. Choose it: --test-split train, or lay the other beside" in told
+    assert told in " ".join(shown.split()), "as the audit says it"
+    result = json.loads(hf_kd("erase", place / "taught", *given, "--overwrite", "--json").stdout)
+    assert " ".join(result["next_lacks"].split()) == told
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.usefixtures("few_draws")
 def test_the_audit_named_after_a_whole_split_asks_for_what_it_lacks(place, tmp_path, labelled):

@@ -33,6 +33,7 @@ def test_unlearn_then_audit_then_card(place, tmp_path):
     assert not torch.equal(changed.classifier.weight, first.classifier.weight)
     assert AutoImageProcessor.from_pretrained(out, use_fast=False).size == {"height": 16, "width": 16}
 
+    assert "missing" not in done.stdout, "the audit has all it needs"
     words = shlex.split(done.stdout.strip().splitlines()[-1])  # what it says to run next
     assert words[:2] == ["hf-kd", "audit"]
     hf_kd(*words[1:], "--attacks", "linear", "--output", report)

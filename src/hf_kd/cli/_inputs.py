@@ -192,13 +192,14 @@ def device_of(shared: Shared) -> torch.device:
     return chosen_device(shared.device)
 
 
-def load_data(source: str, split: str, shared: Shared, argument: str = "split") -> Any:
-    """One split of a data set; labels that are words in it become ids with names. `argument` named the split."""
+def load_data(source: str, split: str, shared: Shared, argument: str = "split", streaming: bool = False) -> Any:
+    """One split of a data set, named by `argument`; labels that are words in it become ids with names, but streamed."""
     with working(f"opening {source}, {split}", not shared.quiet):
         from hf_kd.data.load import load_source
 
         try:
-            return load_source(source, split=split, **shared.chosen("config_name", "label_column"))
+            given = shared.chosen("config_name", "label_column")
+            return load_source(source, split=split, streaming=streaming, **given)
         except InvalidValueError as error:
             raise InvalidValueError(str(error).replace("split=", f"{argument}=")) from error
 

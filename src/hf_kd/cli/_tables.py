@@ -47,12 +47,14 @@ def show_erasure(console: Console, result: dict[str, Any]) -> None:
     if not result["folded"]:
         below += ", and whoever has them can take the eraser away"
     console.print(f"{below}.", style="dim")
-    show_next(console, "Measure what attackers still read from the features:", result["next"])
+    show_next(console, "Measure what attackers still read from the features:", result["next"], result["next_lacks"])
 
 
-def show_next(console: Console, why: str, command: str) -> None:
-    """The command to run next, on one line that can be copied."""
-    console.print(why, highlight=False)
+def show_next(console: Console, why: str, command: str, lacks: str = "") -> None:
+    """The command to run next, on one line that can be copied; before it what it `lacks` as yet."""
+    if lacks:
+        why = f"{why.removesuffix(':')} on images of a test split, which are missing. {one_line(lacks)} Then:"
+    console.print(why, markup=False, highlight=False)
     console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -12,6 +12,7 @@ from hf_kd.data.text import one_line, shell_word
 from hf_kd.errors import InvalidValueError
 from hf_kd.hub.files import outcome_in
 
+from . import _inputs
 from ._app import LOGGED, in_words
 
 if TYPE_CHECKING:
@@ -81,6 +82,25 @@ def audit_command(
             words += [f"--{name.replace('_', '-')}", str(one)]
     words += shared.import_words
     return " ".join(map(shell_word, ["hf-kd", "audit", model, "--dataset", dataset or "DATASET", *words]))
+
+
+def audit_lacks(dataset: str | None, shared: Shared, test_split: str | None) -> str:
+    """What `audit_command` would be refused for: that there are no images to test on. Empty where there are.
+
+    Args:
+        dataset: As there.
+        shared: The options of the command that was run.
+        test_split: As there; one that is named was read.
+    """
+    if dataset is None or test_split is not None:
+        return ""
+    try:
+        _inputs.load_data(dataset, "test", shared, "test_split", streaming=True)
+    except ValueError as error:
+        return in_words(str(error))
+    except (OSError, NotImplementedError):  # a Hub that does not answer, archives that are not streamed: nobody knows
+        pass
+    return ""
 
 
 def card_command(folder: str | Path, report: str | Path, shared: Shared, base: str | None = None) -> str:

@@ -21,7 +21,7 @@ from ._app import command, console, refuse_unused, refuse_without_data, refuse_w
 from ._by_name import ByName
 from ._options import LIMITS, READING, ModelArgument, Shared, method_names
 from ._tables import show_erasure
-from ._verdict import accuracy_verdict, audit_command
+from ._verdict import accuracy_verdict, audit_command, audit_lacks
 
 if TYPE_CHECKING:
     from hf_kd.features.reader import ReadOptions
@@ -262,6 +262,7 @@ def _report(
         "next": audit_command(
             audited, known, *options, shared=shared, split=request.split, test_split=request.test_split
         ),
+        "next_lacks": audit_lacks(known, shared, request.test_split),
         "verdict": accuracy_verdict(accuracy, record, {} if texts else model.class_names).text,
     }
     if shared.as_json:

@@ -19,7 +19,7 @@ from ._accuracy import HeadAccuracy
 from ._app import command, console, refuse_unused, refuse_without_test
 from ._options import LIMITS, READING, ModelArgument, Shared, method_names
 from ._tables import show_accuracy, show_measured, show_next
-from ._verdict import accuracy_verdict, audit_command, record_names, show_verdict
+from ._verdict import accuracy_verdict, audit_command, audit_lacks, record_names, show_verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -144,6 +144,7 @@ def unlearn(
     words = ["--original", shared.at_revision(model), *(("--access", "weights") if method == "regrow" else ())]
     known = replace(shared, label_mapping=_inputs.mapping_words(shared, audited))
     record["next"] = audit_command(str(output), dataset, *words, shared=known, split=split, test_split=test_split)
+    record["next_lacks"] = audit_lacks(dataset, known, test_split)
     record["verdict"] = accuracy_verdict(measured, record, original.class_names).text
     if shared.as_json:
         console.print_json(data=record)
@@ -200,7 +201,7 @@ def _show(record: dict[str, Any], names: list[str], left_out: dict[str, int], ou
     show_measured(console, record["measured"][0])
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
     console.print(f"Written to [bold]{terminal(str(output))}[/]. Its weights changed.", highlight=False)
-    show_next(console, "Measure what it still knows:", record["next"])
+    show_next(console, "Measure what it still knows:", record["next"], record["next_lacks"])
 
 
 def _retained_data(retain: str, split: str, shared: Shared) -> Any:
