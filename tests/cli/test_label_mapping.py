@@ -36,6 +36,16 @@ def test_erasing_takes_names_of_the_test_images_alone(place, images, tmp_path):
     hf_kd(*shlex.split(result["next"])[1:], "--attacks", "linear", "--quiet")
 
 
+def test_another_label_of_the_forgotten_class_is_named_with_what_can_be_typed(place, images, tmp_path):
+    words = {**WORDS, "hund": "cat"}
+    given = ["--dataset", images, *(word for pair in words.items() for word in ("--label-mapping", "=".join(pair)))]
+    given = [*given[:-2], *FORGET, "--method", "leace", "--output", tmp_path / "out"]
+    told = " ".join(hf_kd("erase", place / "model", *given, code=1).stderr.split())
+    assert "labels of the forgotten classes [2]: 'hund'" in told
+    assert told.endswith("without them: --forget-labels hund, which forgets them too."), told
+    hf_kd("erase", place / "model", *given, "--forget-labels", "hund")
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_an_audit_and_its_class_maps_take_names_of_either_split_alone(place, images, tmp_path):
     given = ["--dataset", images, "--forget-labels", "katze", "--attacks", "linear", *MAPPING]

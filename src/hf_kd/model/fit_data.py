@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_kd.data.distributed import ABSENT, gather_rows, process_state, sum_over_processes
 from hf_kd.data.labels import LabelMapping
+from hf_kd.data.text import shell_word
 from hf_kd.data.views import VIEWS
 from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.forward import FeatureStore
@@ -260,10 +261,14 @@ def retained_moments(
 
     def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
         own = torch.full_like(labels, -1) if mapping is None else mapping(labels)
-        if forgotten and bool(torch.isin(own, torch.tensor(forgotten)).any()):
+        if forgotten and bool((wrong := torch.isin(own, torch.tensor(forgotten))).any()):
+            names = dict(enumerate(reader.label_names or ()))
+            called = [names.get(label, label) for label in labels[wrong].unique().tolist()]
+            options = " ".join(f"--forget-labels {shell_word(str(label))}" for label in called)
             raise InvalidValueError(
-                f"retain holds images of the forgotten classes {list(forgotten)}: it has to be D_r, what stays. "
-                "Filter them out."
+                f"Among the retained images are labels of the forgotten classes {list(forgotten)}: "
+                f"{', '.join(map(repr, called))}. What stays is D_r, without them: retain=... ({options} on the command "
+                "line, which forgets them too)."
             )
         gone = torch.isin(own, earlier)
         if bool(gone.any()):
