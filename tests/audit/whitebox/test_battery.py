@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,22 @@ def test_what_ran_on_one_network_ran_on_those_beside_it(target, monkeypatch, min
     for own in found.values():
         assert [*own.seconds, *own.left_out] == ["answers", "probes", "removal", "regrown"]
     assert clock.ran.count("answers") >= 3
+
+
+@pytest.mark.parametrize("minutes", [0.1, 0.5, 1, 2, 5])
+def test_the_budget_that_is_named_lets_the_next_attack_begin(target, monkeypatch, caplog, minutes):
+    costs = {"answers": 5.0, "probes": 50.0, "removal": 60.0, "regrown": 300.0}
+    networks = dict.fromkeys(("erased", "original", "reference 2"), target[0])
+    Clock(monkeypatch, costs)
+    left = run_battery(networks, target[1], budget=minutes, together=("erased", "original"))["erased"].left_out
+    (told,) = caplog.messages
+    first, named = re.search(r"Here (\w+) begins from about budget=(\d+) on", told).groups()
+    assert first == left[0]
+    assert f"had no time for {', '.join(left)}." in told
+    Clock(monkeypatch, costs)
+    assert (
+        first in run_battery(networks, target[1], budget=int(named), together=("erased", "original"))["erased"].seconds
+    )
 
 
 class Unlike(nn.Module):

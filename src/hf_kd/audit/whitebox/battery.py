@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,8 @@ def run_battery(
     results = {name: (found or {}).get(name) or NetworkFindings() for name in networks}
     images = {name: data if isinstance(data, WhiteBoxData) else data[name] for name in networks}
     wanted = [attack for attack in ATTACKS if attacks is None or attack.name in attacks]
+    late: dict[str, float] = {}  # attacks that began on no network: at how many seconds they are expected to end
+    unspent = 0.0
     with Steps(len(wanted) * len(networks), "weights", progress) as bar:
         for attack in wanted:
             due = []
@@ -135,9 +138,20 @@ def run_battery(
                     ahead = 1 if took else max(1, len(beside))
                     if begun - started + ahead * each > 60 * budget or (not took and name != due[0]):
                         result.left_out.append(attack.name)
+                        if took:
+                            unspent += each
+                        else:  # with more time, what was left out of further networks before runs first
+                            until = begun - started + unspent
+                            late.setdefault(attack.name, until * (1 + ahead / len(networks)))
                         continue
                 attack.run(network, images[name], result, seed)
                 took.append(time.monotonic() - begun)
                 result.seconds[attack.name] = round(took[-1], 2)
                 logger.info("%s: %s took %.1f s", name, attack.name, took[-1])
+    if late:  # of the later ones nothing is known: they grow by their own laws, not as those that ran
+        first, needed = next(iter(late.items()))
+        logger.warning(
+            f"budget={budget:g} had no time for {', '.join(late)}. Here {first} begins from about "
+            f"budget={math.ceil(needed / 60)} on; how long it takes, and so when the next begins, is known once it has run."
+        )
     return results
