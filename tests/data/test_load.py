@@ -7,8 +7,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from hf_kd.data.image_source import inspect_images
 from hf_kd.data.load import filter_by_labels, load_source
 from hf_kd.data.read_files import files_of
+from hf_kd.errors import InvalidValueError
 from tests.helpers.small import make_dataset
 
 
@@ -311,6 +313,28 @@ def test_class_names_in_a_string_column_are_labels(place):
     assert loaded.features["label"].names == ["cat", "dog"]
     assert values(loaded) == [(0, 1), (1, 0), (1, 2)]
     assert load_source(place, label_column="kind").features["kind"].names == ["x", "y"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("named", [".", "train.parquet", "as [links]"])
+def test_every_split_has_the_label_names_of_its_own_files(tmp_path, named, streaming):
+    place = tmp_path / ("as [links]" if "[" in named else "data")
+    place.mkdir()
+    own = {"train": ["cat", "dog", "fox"], "test": ["dog", "fox"]}
+    for split, names in own.items():
+        features = Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
+        Dataset.from_dict({"image": dataset(2)["image"], "label": [0, 1]}, features).to_parquet(
+            place / f"{split}.parquet"
+        )
+    for split, names in own.items():
+        data = load_source(place / named if named.endswith(".parquet") else place, split=split, streaming=streaming)
+        source = inspect_images(data)
+        assert list(source.label_names) == names, split
+    wrong = place / "train-00001-of-00002.parquet"
+    (place / "test.parquet").rename(wrong)
+    (place / "train.parquet").rename(place / "train-00000-of-00002.parquet")
+    with pytest.raises(InvalidValueError, match="one number would be two classes"):
+        load_source(place, split="train", streaming=streaming)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved", "images"])

@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from glob import escape, has_magic
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow.parquet
 from datasets import (
     ClassLabel,
     Dataset,
     DatasetDict,
+    Features,
     IterableDataset,
     get_dataset_config_names,
     get_dataset_split_names,
@@ -128,10 +130,7 @@ def _open(
             )
         _no_configuration(config_name, spec)
         read = files_of_split(path, split)
-        files = [escape(os.fspath(file)) for file in read]
-        # named "train" for `datasets`, which does not take every file name for a split
-        found = load_dataset("parquet", data_files={"train": files}, split="train", streaming=streaming)
-        return with_files(found, path.parent, read)
+        return with_files(_with_own_names(_alone("parquet", read, streaming), read), path.parent, read)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         _no_configuration(config_name, spec)
         return _from_saved(path, split, streaming)
@@ -248,9 +247,11 @@ def _by_library(tree: Tree, split: str | None, streaming: bool, config_name: str
         split = choose_split(list(map(str, builder.config.data_files or {})), split, spec)
         files = log_read_files(tree.root, builder.config.data_files, split, tree.containers + tree.tables)
         if streaming:
-            return with_files(cast(IterableDataset, builder.as_streaming_dataset(split)), tree.root, files)
-        builder.download_and_prepare()
-        return with_files(cast(Dataset, builder.as_dataset(split)), tree.root, files)
+            found = cast(IterableDataset, builder.as_streaming_dataset(split))
+        else:
+            builder.download_and_prepare()
+            found = cast(Dataset, builder.as_dataset(split))
+        return with_files(_with_own_names(found, files), tree.root, files)
     except (DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError) as error:
         cause = error.__cause__ or error
         raise InvalidValueError(
@@ -273,10 +274,40 @@ def _by_links(tree: Tree, split: str | None, streaming: bool, config_name: str |
         split = choose_split(list(map(str, found)), split, tree.root)
         read = {name: [root / Path(file).relative_to(place) for file in found[name]] for name in found}
         own = log_read_files(tree.root, read, split, tree.containers + tree.tables)
-        files = [escape(os.fspath(file)) for file in read[split]]
     kind = type(builder).__module__.rpartition(".")[2]
-    found = load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming)
-    return with_files(found, tree.root, own)
+    return with_files(_with_own_names(_alone(kind, read[split], streaming), own), tree.root, own)
+
+
+def _alone(kind: str, files: Sequence[Path], streaming: bool) -> Dataset | IterableDataset:
+    """Files as one split, which is "train" for `datasets`: it does not take every file name for a split."""
+    escaped = [escape(os.fspath(file)) for file in files]
+    return load_dataset(kind, data_files={"train": escaped}, split="train", streaming=streaming)
+
+
+def _with_own_names(found: Dataset | IterableDataset, files: Sequence[Path]) -> Dataset | IterableDataset:
+    """The data with the label names that its files hold; `datasets` gives all splits those of the first file of all.
+
+    Raises:
+        InvalidValueError: Where files of one split call their labels otherwise, so that a number is not one class.
+    """
+    first: dict[str, tuple[Path, list[str]]] = {}
+    for file in (file for file in files if file.suffix == ".parquet"):
+        try:
+            features = Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
+        except pyarrow.ArrowInvalid:  # of which reading says more
+            continue
+        for column, names in ((key, kind.names) for key, kind in features.items() if isinstance(kind, ClassLabel)):
+            other, known = first.setdefault(column, (file, names))
+            if names != known:
+                raise InvalidValueError(
+                    f"{other.name} and {file.name} are read as one split, and call the labels of column {column!r} "
+                    f"{shortened(known)} and {shortened(names)}: one number would be two classes. Write them anew with the "
+                    "same names, or name one file."
+                )
+    given = {key: kind.names for key, kind in (found.features or {}).items() if isinstance(kind, ClassLabel)}
+    if any(given.get(column, names) != names for column, (_, names) in first.items()):
+        return _alone("parquet", files, isinstance(found, IterableDataset))
+    return found
 
 
 def _from_image_folder(tree: Tree, split: str | None, streaming: bool) -> Dataset | IterableDataset:
