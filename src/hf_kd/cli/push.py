@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from hf_kd.hub.upload import check_repo_id
 
 from . import _inputs
 from ._app import command, console
@@ -57,6 +56,8 @@ def push(
     The token is that of `hf auth login`, or HF_TOKEN.
     """
     refuse_unpublishable(folder, base, shared.eraser)
+    from hf_kd.hub.upload import check_repo_id  # huggingface_hub, which help has no need of
+
     check_repo_id(repo_id)
     _inputs.load_libraries(shared)
     from hf_kd.hub.own_report import records_told
