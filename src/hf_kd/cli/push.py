@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-
 from . import _inputs
 from ._app import command, console
 from ._options import BaseOption, Shared
