@@ -156,14 +156,29 @@ def test_a_folder_with_something_in_it_is_no_output(place, tmp_path):
     hf_kd("erase", place / "model", *arguments, "--overwrite")
 
 
-@pytest.mark.parametrize("command", ["erase", "unlearn"])
-def test_the_folder_of_the_model_itself_is_no_output(place, tmp_path, command):
-    model = shutil.copytree(place / "model", tmp_path / "model")
-    (tmp_path / "link").symlink_to(model)
-    before = {path.name: path.read_bytes() for path in model.iterdir()}
-    arguments = ["--dataset", place / "parquet", "--forget-labels", "cat", "--overwrite", "--output", tmp_path / "link"]
-    assert "MODEL itself" in " ".join(hf_kd(command, model, *arguments, code=1).stderr.split())
-    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+IMAGES = ["--dataset", "DATA", "--forget-labels", "cat"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["erase", "HERE", *IMAGES],
+        ["erase", "HERE", "--text", "cat"],
+        ["erase", "MODEL", "--eraser", "HERE", *IMAGES],
+        ["erase", "MODEL", "--eraser", "HERE", "--text", "cat"],
+        ["unlearn", "HERE", *IMAGES],
+        ["unlearn", "MODEL", "--method", "regrow", "--keep", "auto", "--reference-model", "HERE", *IMAGES],
+        ["train-original", "HERE", "--recipe", "vit-pretrained", "--dataset", "DATA"],
+    ],
+)
+def test_a_folder_that_the_command_reads_is_no_output(place, tmp_path, words):
+    read = shutil.copytree(place / "model", tmp_path / "model")
+    (tmp_path / "link").symlink_to(read)
+    before = {path.name: path.read_bytes() for path in read.iterdir()}
+    places = {"HERE": read, "MODEL": place / "model", "DATA": place / "parquet"}
+    arguments = [places.get(word, word) for word in [*words, "--overwrite", "--output", tmp_path / "link"]]
+    assert "that this command reads" in " ".join(hf_kd(*arguments, code=1).stderr.split())
+    assert {path.name: path.read_bytes() for path in read.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["./erasd", "weights/erasd", "erasd"])

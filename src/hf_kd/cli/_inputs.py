@@ -327,24 +327,24 @@ def save_once(write: Callable[[], None], show: bool = True) -> bool:
     return state.is_main_process
 
 
-def check_output(output: Path | None, overwrite: bool, model: str | None = None) -> None:
+def check_output(output: Path | None, overwrite: bool, *read: str | None) -> None:
     """A folder that cannot be written, or that has something in it, is refused before the work, not after it.
 
     Args:
         output: None where nothing is written.
         overwrite: Whether it may have something in it.
-        model: What the result is made of, which would be lost where both are one folder.
+        *read: Models and erasers that the command reads: one that lies in this folder would be lost.
 
     Raises:
-        InvalidValueError: For a folder that is not empty, unless it may be written into, and for that of `model`.
+        InvalidValueError: For a folder that is not empty, unless it may be written into, and for one of `read`.
         OSError: For one that cannot be written.
     """
     if output is None:
         return
-    if model is not None and output.is_dir() and Path(model).is_dir() and output.samefile(model):
+    if output.is_dir() and any(one is not None and Path(one).is_dir() and output.samefile(one) for one in read):
         raise InvalidValueError(
-            f"--output {output} is the folder of MODEL itself, which would be lost, and with it what the result is compared "
-            "with. Name another folder."
+            f"--output {output} is the folder of a model or an eraser that this command reads, which would be lost, and "
+            "with it what the result is compared with. Name another folder."
         )
     from hf_kd.model.saving import atomic_directory
 

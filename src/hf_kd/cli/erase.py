@@ -139,7 +139,7 @@ def erase(
         raise InvalidValueError("Give the images to forget with --dataset, or a concept by its name with --text.")
     if drop_label and erased_label is not None:
         raise InvalidValueError(f"Give --drop-label or --erased-label {erased_label!r}, not both.")
-    _inputs.check_output(output, shared.overwrite, model)
+    _inputs.check_output(output, shared.overwrite, model, *(shared.eraser or ()))
     refuse_method(method or "esc", "eraser", shared.settings)
     _inputs.load_libraries(shared)
     from hf_kd.methods.registry import make_method
@@ -211,7 +211,7 @@ def _erase_by_images(request: Request, method: Method) -> None:
 
 def _erase_by_name(request: Request, method: str | None, named: ByName) -> None:
     shared = request.shared
-    _inputs.check_output(request.output, shared.overwrite, request.model)
+    _inputs.check_output(request.output, shared.overwrite, request.model, *(shared.eraser or ()))
     _inputs.load_libraries(shared)
     reading = _inputs.read_options(shared)
     images = retain = None

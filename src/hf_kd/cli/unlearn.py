@@ -93,7 +93,7 @@ def unlearn(
     if shared.labels in ("data", "teacher"):  # not whose ids they are, but whose labels: regrow's own
         shared = replace(shared, labels=None, settings={**shared.settings, "labels": shared.labels})
     refuse_without_test(test_split)
-    _inputs.check_output(output, shared.overwrite, model)
+    _inputs.check_output(output, shared.overwrite, model, reference_model)
     refuse_method(method, "weights", shared.settings)
     refuse_fp16(shared.mixed_precision)
     if retain is not None:
