@@ -337,6 +337,18 @@ def test_every_split_has_the_label_names_of_its_own_files(tmp_path, named, strea
         load_source(place, split="train", streaming=streaming)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_so_has_every_split_of_arrow_files(tmp_path, streaming):
+    for split, names in (("train", ["cat", "dog", "fox"]), ("test", ["dog", "fox"])):
+        features = Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
+        Dataset.from_dict({"image": dataset(2)["image"], "label": [0, 1]}, features).save_to_disk(tmp_path / split)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        next((tmp_path / split).glob("*.arrow")).rename(tmp_path / "data" / f"{split}.arrow")
+    for split, names in (("train", ["cat", "dog", "fox"]), ("test", ["dog", "fox"])):
+        source = inspect_images(load_source(tmp_path / "data", split=split, streaming=streaming))
+        assert list(source.label_names) == names, split
+
+
 @pytest.mark.parametrize("kind", ["parquet", "saved", "images"])
 def test_a_configuration_of_what_has_none_is_an_error(tmp_path, images, kind):
     dataset().to_parquet(tmp_path / "one.parquet")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from glob import escape, has_magic
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 from datasets import (
     ClassLabel,
@@ -291,9 +292,9 @@ def _with_own_names(found: Dataset | IterableDataset, files: Sequence[Path]) -> 
         InvalidValueError: Where files of one split call their labels otherwise, so that a number is not one class.
     """
     first: dict[str, tuple[Path, list[str]]] = {}
-    for file in (file for file in files if file.suffix == ".parquet"):
+    for file in (file for file in files if file.suffix in _SCHEMAS):
         try:
-            features = Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
+            features = Features.from_arrow_schema(_SCHEMAS[file.suffix](file))
         except pyarrow.ArrowInvalid:  # of which reading says more
             continue
         for column, names in ((key, kind.names) for key, kind in features.items() if isinstance(kind, ClassLabel)):
@@ -306,8 +307,24 @@ def _with_own_names(found: Dataset | IterableDataset, files: Sequence[Path]) -> 
                 )
     given = {key: kind.names for key, kind in (found.features or {}).items() if isinstance(kind, ClassLabel)}
     if any(given.get(column, names) != names for column, (_, names) in first.items()):
-        return _alone("parquet", files, isinstance(found, IterableDataset))
+        return _alone(files[0].suffix[1:], files, isinstance(found, IterableDataset))
     return found
+
+
+def _arrow_schema(file: Path) -> pyarrow.Schema:
+    """Of a file as `save_to_disk` writes it, or of the other layout of Arrow."""
+    with pyarrow.memory_map(os.fspath(file)) as source:
+        try:
+            return pyarrow.ipc.open_stream(source).schema
+        except pyarrow.ArrowInvalid:
+            return pyarrow.ipc.open_file(source).schema
+
+
+_SCHEMAS: dict[str, Callable[[Path], pyarrow.Schema]] = {
+    ".parquet": pyarrow.parquet.read_schema,
+    ".arrow": _arrow_schema,
+}
+"""Where files of a kind say what their columns are."""
 
 
 def _from_image_folder(tree: Tree, split: str | None, streaming: bool) -> Dataset | IterableDataset:
