@@ -5,7 +5,7 @@
 
 A network is named CLASS:KEEP:LABELS:EPOCHS[:SEED]. KEEP: a share, or, with LABELS data, auto. LABELS: data (those of the
 retained images), teacher (the original's answers on them, the class masked), soft (its probabilities), foreign (its answers
-on the unlabelled images of --foreign).
+on the unlabelled images of --foreign) or foreign-soft (its probabilities on them).
 Each lands in RUNS/regrow-CLASS-KEEP-LABELS-EPOCHS-SEED with the accuracy of its head on the test images in `result.json`.
 One that is there is skipped, one that was cut off goes on from its last epoch. DIR holds train, train_rest, test.parquet.
 """
@@ -19,10 +19,12 @@ import runpy
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, concatenate_datasets, load_dataset
+from datasets import ClassLabel, Dataset, Features, concatenate_datasets, load_dataset
 from images import CLASSES, TRAIN
 from PIL import Image, ImageOps
 
@@ -31,7 +33,7 @@ from hf_kd.features.heads import predictions
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.scores import forget_retain_accuracy
 
-LABELS = ("data", "teacher", "soft", "foreign")
+LABELS = ("data", "teacher", "soft", "foreign", "foreign-soft")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cifar_resnet20.py"
 
 
@@ -63,8 +65,8 @@ class Job:
         """Settings of the method."""
         up, _, down = self.keep.partition("/")
         keep = float(up) / float(down) if down else self.keep
-        teacher = {"labels": "data"} if self.labels == "data" else {"labels": "teacher", "soft": self.labels == "soft"}
-        return {"keep": keep, "epochs": self.epochs, "seed": self.seed, **teacher}
+        labels = {"labels": "data"} if self.labels == "data" else {"labels": "teacher", "soft": "soft" in self.labels}
+        return {"keep": keep, "epochs": self.epochs, "seed": self.seed, **labels}
 
 
 def main() -> None:
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--original", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--foreign", help="parquet file of unlabelled images")
+    parser.add_argument("--patches", type=int, help="random patches of every foreign image, in place of its middle")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--import", dest="imports", type=Path, nargs="*", default=[EXAMPLE])
     parser.add_argument("--augment", default="flip", choices=["none", "flip", "flip-crop"])
@@ -91,25 +94,36 @@ def main() -> None:
     foreign = load_dataset("parquet", data_files=arguments.foreign, split="train") if arguments.foreign else None
     if foreign is not None:
         columns = [name for name, kind in foreign.features.items() if isinstance(kind, ClassLabel)]
-        foreign = foreign.remove_columns(columns).map(_of_cifar_size, input_columns="image")
+        foreign, cut = foreign.remove_columns(columns), partial(_of_cifar_size, patches=arguments.patches)
+        foreign = foreign.map(cut, batched=True, batch_size=50, with_indices=True, features=Features(foreign.features))
     part, count = map(int, arguments.part.split("/"))
     for job in arguments.jobs[part::count]:
         if not (arguments.output / job.folder).exists():
             _regrow(job, train, test, foreign, arguments)
 
 
-def _of_cifar_size(image: Image.Image) -> dict[str, Image.Image]:
-    """The middle square at 32 pixels, as the networks read it without resizing."""
-    return {"image": ImageOps.fit(image.convert("RGB"), (32, 32), Image.Resampling.BICUBIC)}
+def _of_cifar_size(batch: dict[str, list[Image.Image]], at: list[int], patches: int | None) -> dict[str, list]:
+    """At 32 pixels, as the networks read it without resizing: the middle square, or squares of 14 to 100 % of its area."""
+    found = []
+    for image, index in zip(batch["image"], at, strict=True):
+        image = ImageOps.fit(image.convert("RGB"), (min(image.size),) * 2)
+        draws, side = np.random.default_rng(index), image.width
+        for _ in range(patches or 1):
+            size = round(side * draws.uniform(0.14, 1) ** 0.5) if patches else side
+            left, top = draws.integers(side - size + 1, size=2).tolist()
+            box = (left, top, left + size, top + size)
+            found.append(image.resize((32, 32), Image.Resampling.BICUBIC, box, reducing_gap=3.0))
+    return {"image": found}
 
 
 def _regrow(job: Job, train: Dataset, test: Dataset, foreign: Dataset | None, arguments: argparse.Namespace) -> None:
     folder, label = arguments.output / job.folder, CLASSES.index(job.forget)
-    if job.labels == "foreign" and foreign is None:
+    is_foreign = job.labels.startswith("foreign")
+    if is_foreign and foreign is None:
         raise SystemExit(f"{job.folder}: --foreign names the images")
     original = ErasedModel.from_pretrained(arguments.original).to(arguments.device)
     forget = train.filter(lambda y: y == label, input_columns="label")
-    retain = foreign if job.labels == "foreign" else train.filter(lambda y: y != label, input_columns="label")
+    retain = foreign if is_foreign else train.filter(lambda y: y != label, input_columns="label")
     reading = ReadOptions(batch_size=512, mixed_precision=arguments.precision, progress=False, limit=arguments.limit)
     state = folder.with_suffix(".state")
     started = time.time()
@@ -124,7 +138,8 @@ def _regrow(job: Job, train: Dataset, test: Dataset, foreign: Dataset | None, ar
     record = changed.config.hf_kd_unlearned
     result = {
         "original": arguments.original.name, "forget": job.forget, "keep": job.keep, "labels": job.labels,
-        "epochs": job.epochs, "seed": job.seed, "augment": arguments.augment, "crops": arguments.crops,
+        "epochs": job.epochs, "seed": job.seed, "patches": arguments.patches if is_foreign else None,
+        "augment": arguments.augment, "crops": arguments.crops,
         "head_forget": round(accuracy[0], 2), "head_retain": round(accuracy[1], 2), "seconds": round(seconds, 1),
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu", "record": record,
     }  # fmt: skip
