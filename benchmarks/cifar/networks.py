@@ -42,6 +42,8 @@ class Recipe:
     crop: int = 4
     """Pixels of reflected border to crop from at random; 0: mirror images only."""
     smoothing: float = 0.0
+    convolutions: bool = True
+    """Whether it is mostly these; else it is matrix products and attention."""
 
     def processor(self) -> ViTImageProcessorPil:
         """What turns a CIFAR image into the network's input."""
@@ -76,6 +78,10 @@ RECIPES = {
         lambda: AllCNN(AllCNNConfig(**NAMES)), HALVES, batch=64, lr=0.01, weight_decay=0.0, constant=True, crop=0
     ),
     "resnet18": Recipe(resnet18, IMAGENET, size=64, batch=256, lr=0.2),
-    "vit24": Recipe(vit24, HALVES, size=24, lr=1e-3, weight_decay=0.05, optimizer="adamw", smoothing=0.1),
-    "vit": Recipe(vit, HALVES, batch=256, lr=1e-3, weight_decay=0.05, optimizer="adamw", smoothing=0.1),
+    "vit24": Recipe(
+        vit24, HALVES, size=24, lr=1e-3, weight_decay=0.05, optimizer="adamw", smoothing=0.1, convolutions=False
+    ),
+    "vit": Recipe(
+        vit, HALVES, batch=256, lr=1e-3, weight_decay=0.05, optimizer="adamw", smoothing=0.1, convolutions=False
+    ),
 }
