@@ -24,7 +24,7 @@ from hf_kd.methods.erasers.base import ForgetData, Method
 from hf_kd.methods.erasers.moments import RetainMoments, SecondMoment
 from hf_kd.methods.records import forgotten_classes
 
-from .outcome import Witness
+from .outcome import Witness, left_out
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ def retained_moments(
     mapping = label_mapping(reader, needs_labels, level=logging.INFO)  # the forget set said it
     found: list[RetainMoments] = []
     earlier = torch.tensor(sorted(forgotten_classes(reader.model)), dtype=torch.long)
-    left_out = torch.zeros(1, dtype=torch.float64)
+    dropped = torch.zeros(1, dtype=torch.float64)
 
     def keep(features: Sequence[Tensor], labels: Tensor, rows: Tensor) -> None:
         own = torch.full_like(labels, -1) if mapping is None else mapping(labels)
@@ -272,7 +272,7 @@ def retained_moments(
             )
         gone = torch.isin(own, earlier)
         if bool(gone.any()):
-            left_out.add_(gone.sum())
+            dropped.add_(gone.sum())
             features, own = [f[~gone.to(f.device)] for f in features], own[~gone]
         if not len(own):
             return
@@ -285,11 +285,8 @@ def retained_moments(
     count = reader.run(keep, description="retained")
     if count == 0:
         raise InvalidValueError("The retained set is empty. Check the filter that selected it.")
-    if gone := int(sum_over_processes(left_out)):
-        told = f"{gone:,} retained images are of classes that an earlier request was to forget"
-        if gone == count:
-            raise InvalidValueError(f"No retained image is left: {told}. Give images of classes that stay.")
-        logger.warning(f"{told}, and were left out.")
+    if gone := int(sum_over_processes(dropped)):
+        logger.warning(left_out(gone, count))
     if process_state().num_processes > 1:
         found = found or [RetainMoments(tap.dim) for tap in reader.model.taps]
         own = torch.tensor(sorted(found[0].sums), dtype=torch.long)

@@ -181,6 +181,18 @@ def forgotten_before(model: TappedModel) -> set[int]:
     return classes_in(changes_of(model.config))
 
 
+def left_out(gone: int, count: int) -> str:
+    """What to say of `gone` of `count` retained images: they show classes that earlier requests were to forget.
+
+    Raises:
+        ValueError: Where no other is left.
+    """
+    told = f"{gone:,} retained images are of classes that an earlier request was to forget"
+    if gone == count:
+        raise InvalidValueError(f"No retained image is left: {told}. Give images of classes that stay.")
+    return f"{told}, and were left out."
+
+
 def check_recognised(
     answers: Pairs,
     names: Mapping[int, str],

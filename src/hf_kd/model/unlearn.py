@@ -170,7 +170,6 @@ def _run(
     earlier = outcome.forgotten_before(student)
     asked = outcome.pairs(labels, answers)
     warnings = outcome.check_recognised(asked, student.class_names, mapping, earlier=earlier, refuse=refuse)
-    warnings += _kept_again(task)
     retained = None if task.retain is None else _answers(task, task.retain)
     between = time.perf_counter()
     measured = method.run(task)
@@ -186,17 +185,6 @@ def _whole_classes(task: Task, method: UnlearningMethod) -> tuple[int, ...] | No
     """Ids of the forgotten classes; a class with retained images stays, and only samples of it were forgotten."""
     stay = () if task.retain is None or not method.reads_retained_labels else task.retain.labels.unique().tolist()
     return tuple(label for label in task.forget_classes.tolist() if label not in stay) or None
-
-
-def _kept_again(task: Task) -> list[str]:
-    """What to say where D_r holds classes that an earlier request forgot."""
-    earlier = torch.tensor(sorted(task.forgotten_before), dtype=torch.long)
-    if task.retain is None or not (again := int(torch.isin(task.retain.labels, earlier).sum())):
-        return []
-    return [
-        f"{again} of {len(task.retain)} retained images are of classes that an earlier request forgot, and these are "
-        "learnt again or kept with the others. Leave them out, or forget these classes in this request too."
-    ]
 
 
 def make_task(student: ErasedModel, forget: Any, retain: Any, options: ReadOptions) -> Task:
@@ -225,7 +213,8 @@ def _task(
     precision = precision_of(options.mixed_precision)
     refuse_fp16(precision)  # before images are read
     forget = readers["forget"].samples()
-    retain = _retained(readers, {*forget.labels.tolist(), *forgotten_classes(student)}, method)
+    earlier = forgotten_classes(student)
+    retain, warnings = _without(earlier, _retained(readers, {*forget.labels.tolist(), *earlier}, method))
     readers["forget"].find_taps()
     if not all(tap.heads for tap in student.taps):
         raise InvalidValueError(
@@ -245,12 +234,23 @@ def _task(
         heads=tuple(linear_heads(student.inner, [head for tap in student.taps for head in tap.heads])),
         fresh=lambda seed, init: fresh_model(student.inner, seed, init),
         blocks=lambda inputs, every: find_blocks(student.inner, inputs, main_input(student.inner), every, at_most=None),
-        forgotten_before=forgotten_classes(student),
+        forgotten_before=earlier,
         pixel_mean=mean,
         pixel_std=std,
         mixed_precision=precision,
         progress=options.progress,
+        warnings=warnings,
     )
+
+
+def _without(earlier: Collection[int], retain: Samples | None) -> tuple[Samples | None, list[str]]:
+    """D_r without images of classes that earlier requests forgot, which would be learnt again, and what is said of it."""
+    classes = torch.tensor(sorted(earlier), dtype=torch.long)
+    if retain is None or not bool((gone := torch.isin(retain.labels, classes)).any()):
+        return retain, []
+    said = outcome.left_out(int(gone.sum()), len(retain))
+    logger.warning(said)
+    return retain.subset((~gone).nonzero().flatten()), [said]
 
 
 def _retained(

@@ -169,7 +169,6 @@ def test_a_class_that_an_earlier_request_took_away_is_not_taught_again(resnet, p
     assert task.silent_classes.tolist() == [4]
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["forgotten", "learnt again"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -177,11 +176,10 @@ def test_a_class_that_an_earlier_request_took_away_is_not_taught_again(resnet, p
         *("bad-teaching", "noise-distill"),
     ],
 )
-def test_no_target_is_a_class_that_an_earlier_request_forgot(resnet, processor, monkeypatch, name, again):
+def test_no_target_is_a_class_that_an_earlier_request_forgot(resnet, processor, monkeypatch, name):
     """Also where the head answers it still, as after most methods: here it is the best of all but the label."""
     model = ErasedModel.from_model(copy.deepcopy(resnet), processor)
-    retained = [0, 1, 3, *([4] if again else [])] * 6
-    task = make_task(model, make_dataset([2] * 16), make_dataset(retained, seed=3), ReadOptions(progress=False))
+    task = make_task(model, make_dataset([2] * 16), make_dataset([0, 1, 3] * 6, seed=3), ReadOptions(progress=False))
     if make_unlearning_method(name).needs == "D_f":
         task.retain = None
     task.forgotten_before = [4]
@@ -202,7 +200,7 @@ def test_no_target_is_a_class_that_an_earlier_request_forgot(resnet, processor, 
         monkeypatch.setattr(module, "soft_divergence", of_teacher)
     make_unlearning_method(name, epochs=1, batch_size=64).run(task)
     assert shares
-    assert (max(shares) > 1e-3) == (again and task.retain is not None)
+    assert max(shares) <= 1e-3
 
 
 def test_the_answers_of_the_model_as_it_was_are_no_classes_that_earlier_requests_forgot(task):

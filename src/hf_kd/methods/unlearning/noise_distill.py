@@ -21,8 +21,8 @@ class NoiseDistill(TrainedMethod):
     """Corrupt all weights with noise of their own size, then distil the masked original into them on D_r (UNDO).
 
     W <- sqrt(1 - r^2) W + r N(0, sd(W)) for every kernel and matrix, then min T^2 KL(teacher || f) on D_r; the teacher is
-    the original with those classes of D_f and of earlier requests masked that D_r does not hold. UNDO shrinks weights and
-    adds noise; behind a normalisation shrinking does nothing, so the noise is relative here.
+    the original with those classes of D_f masked that D_r does not hold, and those of earlier requests. UNDO shrinks weights
+    and adds noise; behind a normalisation shrinking does nothing, so the noise is relative here.
 
     Attributes:
         noise: r, the share of noise.

@@ -109,10 +109,8 @@ class Task:
 
     @property
     def earlier_classes(self) -> Tensor:
-        """Ids of the classes that earlier requests forgot: the silent ones, and those recorded of which D_r has no image."""
+        """Ids of the classes that earlier requests forgot: the silent ones, and those recorded."""
         recorded = torch.tensor([c for c in self.forgotten_before if 0 <= c < self.num_labels], dtype=torch.long)
-        if self.retain is not None:  # a class may be learnt again
-            recorded = recorded[~torch.isin(recorded, self.retain.labels)]
         return torch.cat([self.silent_classes, recorded]).unique()
 
     @property
