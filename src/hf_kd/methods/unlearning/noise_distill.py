@@ -30,7 +30,7 @@ class NoiseDistill(TrainedMethod):
     """
 
     name: ClassVar[str] = "noise-distill"
-    when: ClassVar[str] = "A baseline: forgetting that resists relearning, bought by the strength of the noise."
+    when: ClassVar[str] = "A baseline: meant to resist relearning, the more the stronger the noise."
     needs: ClassVar[str] = "D_r"
     source: ClassVar[str] = "UNDO (arXiv 2506.06278), made for language models; relative noise and settings are ours"
 

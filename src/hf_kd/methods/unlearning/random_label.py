@@ -65,7 +65,7 @@ class RandomLabel(TrainedMethod):
     """
 
     name: ClassVar[str] = "random-label"
-    when: ClassVar[str] = "D_f is all there is; milder than climbing its loss."
+    when: ClassVar[str] = "D_f is all there is, and each image is to be answered as some other class."
     needs: ClassVar[str] = "D_f"
     source: ClassVar[str] = "Golatkar et al. 2020; lr and epochs of the grid in DELETE (2025)"
 

@@ -101,7 +101,7 @@ class Regrow(UnlearningMethod):
 
     name: ClassVar[str] = "regrow"
     when: ClassVar[str] = (
-        "Whoever gets the weights must not find the class: the part of the network that knew it is trained anew."
+        "The weights leave your hands and a retraining is too dear: the upper part is drawn anew, the lower is kept."
     )
     measures: ClassVar[type] = RegrowMeasured
     needs: ClassVar[str] = "D_r"
