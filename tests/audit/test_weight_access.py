@@ -344,3 +344,29 @@ def test_what_had_no_time_is_said_of_every_network():
     assert left_out_notes({"erased": ran, "reference 2": late}) == [
         "The budget had no time for removal, relearning of reference 2."
     ]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        ([0, 1, 3, 4] * 5, range(5), "No training sample"),
+        ([2] * 9, [2] * 4, "at least two classes"),
+        ([0, 1, 2] * 5, range(4), "Test labels"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_any_attack(processor, monkeypatch, train, test, said):
+    monkeypatch.setattr("hf_kd.audit.audit_model.measure_weight_access", None)
+    splits = make_dataset(list(train)), make_dataset(list(test), seed=9)
+    with pytest.raises(ValueError, match=said):
+        ErasedModel.from_model(resnet(), processor).audit(
+            *splits, "cat", options=AuditOptions(access="weights"), progress=False
+        )
+
+
+def test_a_head_that_may_give_several_labels_is_said_to_be_read_by_one(small_battery, processor):
+    model = resnet()
+    model.config.problem_type = "multi_label_classification"
+    splits = make_dataset([0, 1, 2, 3, 4] * 4), make_dataset([0, 1, 2, 3, 4] * 4, seed=9)
+    options = AuditOptions(attacks=["linear"], draws=1, shots=[1], access="weights", budget=1e-6)
+    report = ErasedModel.from_model(model, processor).audit(*splits, "cat", options=options, progress=False)
+    assert "answers the one with the largest logit" in " ".join(report.section("weight_access").notes)

@@ -231,7 +231,7 @@ def test_what_is_no_forget_set_says_what_would_be():
     with pytest.raises(TypeError, match=r"\['train'\]"):
         inspect_images(DatasetDict(train=dataset()))
     for source in (Image.new("RGB", (2, 2)), "user/pets", None, iter([])):
-        with pytest.raises(TypeError, match="is no forget set"):
+        with pytest.raises(TypeError, match="is no set of images"):
             inspect_images(source)
     with pytest.raises(ValueError, match="have to be dicts"):
         inspect_images(DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4))))

@@ -23,7 +23,7 @@ from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import takes_pictures
 from hf_kd.methods.records import changes_of
-from hf_kd.metrics._inputs import trained_forget_labels
+from hf_kd.metrics._inputs import check_labels, trained_forget_labels
 from hf_kd.metrics.attacks import attack_names, views_needed
 
 from .audit_features import AuditExtras, audit_features
@@ -100,6 +100,7 @@ def audit_model(
         data.check_recorded()
     data.read(None if retain_labels is None else [*forget, *resolved_labels(retain_labels, data.names)])
     asked, forget = forget, trained_forget_labels(forget, data.labels[0])
+    check_labels(*data.labels, forget)  # before anything is measured
     features, logits, sections = _versions(data)
     if options.layer_profile:
         sections.append(data.layer_profile(forget, features))

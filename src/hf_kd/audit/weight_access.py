@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.errors import LabelMismatchError
+from hf_kd.features.heads import several_labels
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.records import weight_changes
@@ -120,6 +121,11 @@ def measure_weight_access(
     shown = {version: found[version] for version in SHOWN if version in found}
     notes += left_out_notes({version: own for version, own in found.items() if version not in shown})
     notes += _among(networks["erased"], classes)
+    if several_labels(model):
+        notes.append(
+            "The head may give an image several labels. Here it answers the one with the largest logit among the classes "
+            "that were read, and attacks train it so: its F and R are not those by which it answers itself (D_ft and D_rt)."
+        )
     regrown = found["erased"].regrown
     if regrown is not None:
         which = "the lower third" if cut is None else "the last block that was kept when the weights were changed"

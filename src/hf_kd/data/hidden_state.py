@@ -16,13 +16,17 @@ def hidden_state(output: Any, images: int) -> Tensor | None:
         output: A tensor, or a tuple, list or mapping of which the first entry counts.
         images: How many went in.
     """
-    if isinstance(output, Mapping):
-        output = next(iter(output.values()), None)
-    elif isinstance(output, tuple | list):
-        output = next(iter(output), None)
+    output = first_of(output)
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None
     return output if output.ndim in (3, 4) and output.shape[0] == images else None
+
+
+def first_of(output: Any) -> Any:
+    """What stands where a hidden state would: the output itself, or the first entry of a tuple, list or mapping."""
+    if isinstance(output, Mapping):
+        return next(iter(output.values()), None)
+    return next(iter(output), None) if isinstance(output, tuple | list) else output
 
 
 def with_hidden_state(output: Any, hidden: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""What a forget set may be, and which of its columns are the images and the labels.
+"""What a set of images may be, and which of its columns are the images and the labels.
 
 `inspect_images` looks at whatever the user holds, once, and says in a `ImageSource` how to read it; `loader.py`
 then reads. Images are never decoded by `datasets` where that can be avoided: undecoded, a damaged image is met by our
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 LABEL_KEYS = ("labels", "label")
 """Names under which integer labels are looked for where nothing says more."""
 
-_EMPTY = "The forget set is empty: there is nothing to forget. Check the filter or the split that selected it."
+_EMPTY = "A set of images is empty. Check the filter or the split that selected it."
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """How to read a forget set; made by `inspect_images`."""
+    """How to read a set of images; made by `inspect_images`."""
 
     source: Any = field(repr=False)
     """The data, with the columns reduced to images and labels and the images left encoded where possible."""
@@ -73,7 +73,7 @@ def inspect_images(
     names: Sequence[str] = (),
     in_order: bool = False,
 ) -> ImageSource:
-    """How to read a forget set.
+    """How to read a set of images.
 
     In pairs and dicts a floating-point tensor counts as ready for the model, a uint8 tensor as an image; pictures may be
     arrays too: `Array3D` or nested lists. A format or transform set on a `datasets` object is not applied: images go through
@@ -95,7 +95,7 @@ def inspect_images(
     Raises:
         InvalidValueError: For an empty set, one without images or with several image columns (listing the columns), and a
             named column that does not exist or cannot hold labels.
-        InvalidTypeError: For what is no forget set at all.
+        InvalidTypeError: For what is no set of images at all.
     """
     if isinstance(source, Dataset):
         return _describe_dataset(source, image_column, label_column, names if in_order else ())
@@ -105,13 +105,13 @@ def inspect_images(
         return _describe_loader(source, image_column, label_column, main_input, names)
     if isinstance(source, Mapping):
         raise InvalidTypeError(
-            f"A forget set is one set of samples, not a {type(source).__name__} of several. Take one, for example "
+            f"A set of images is one set of samples, not a {type(source).__name__} of several. Take one, for example "
             f"[{next(iter(source), 'train')!r}] (there are: {', '.join(map(repr, source))})."
         )
     is_map_style = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if isinstance(source, (str, bytes, Image.Image, TorchIterableDataset)) or not is_map_style:
         raise InvalidTypeError(
-            f"A {type(source).__name__} is no forget set. Pass a datasets.Dataset (also streaming), a list of images, "
+            f"A {type(source).__name__} is no set of images. Pass a datasets.Dataset (also streaming), a list of images, "
             "of (image, label) pairs or of dicts, or a DataLoader of dict batches; a single image goes into a list."
         )
     return _describe_rows(source, image_column, label_column, names, in_order or not isinstance(source, (list, tuple)))
@@ -121,9 +121,7 @@ def _describe_dataset(source: Dataset, image_column: str | None, label_column: s
     if len(source) == 0:
         raise InvalidValueError(_EMPTY)
     if source.format["type"] == "custom":
-        logger.warning(
-            "The transform set on the forget set is not applied; its images go through the model's processor."
-        )
+        logger.warning("The transform set on the images is not applied; its images go through the model's processor.")
     features = source.features
     image_column = _image_column(features, image_column)
     label_column, candidates = _label_column(features, label_column, texts=True)
@@ -152,7 +150,7 @@ def _describe_stream(
     label_column, candidates = _label_column(features, label_column, texts=bool(names))
     given = _names(features, label_column)
     if label_column is not None and is_string(features[label_column]):
-        given = _given_names(names, f"Label column {label_column!r} of a streaming forget set")
+        given = _given_names(names, f"Label column {label_column!r} of a streaming data set")
     grey = _grey_mode(features[image_column])
     source = source.select_columns(_unique(image_column, label_column))
     if source.features is not None:
@@ -184,7 +182,7 @@ def _describe_rows(
         )
     if image_column is not None or label_column is not None:
         raise InvalidValueError(
-            "image_column and label_column name columns, but the rows of this forget set have none: the first one is a "
+            "image_column and label_column name columns, but the rows of this set have none: the first one is a "
             f"{type(first).__name__}. Leave them out, or give rows as dicts."
         )
     if isinstance(first, (tuple, list)):
@@ -199,7 +197,7 @@ def _describe_rows(
         return ImageSource(source, "rows", 0, 1, None, len(source), _is_prepared(first[0]))
     if not _looks_like_image(first):
         raise InvalidValueError(
-            f"The forget set has no images: its first row is a {type(first).__name__}. Pass PIL images, (image, label) "
+            f"The data set has no images: its first row is a {type(first).__name__}. Pass PIL images, (image, label) "
             "pairs, or dicts with an image."
         )
     return ImageSource(source, "rows", None, None, None, len(source), _is_prepared(first))
@@ -239,14 +237,14 @@ def _describe_loader(
         raise InvalidValueError(_EMPTY)
     if not isinstance(first, Mapping):
         raise InvalidValueError(
-            "Batches of a forget DataLoader have to be dicts of the model's inputs (for example pixel_values, and labels "
+            "Batches of a DataLoader have to be dicts of the model's inputs (for example pixel_values, and labels "
             f"if there are any), got a {type(first).__name__}. Use a collate_fn that returns a dict, or pass the data set "
             "itself."
         )
     inputs = [key for key, value in first.items() if isinstance(value, Tensor) and value.is_floating_point()]
     if not inputs and main_input not in first:
         raise InvalidValueError(
-            f"The forget set has no images: the batches hold {', '.join(map(repr, first)) or 'nothing'}, and no "
+            f"The data set has no images: the batches hold {', '.join(map(repr, first)) or 'nothing'}, and no "
             "floating-point tensor is among them. Let the collate_fn give the model's inputs, such as pixel_values."
         )
     if label_column is not None and label_column not in first:
@@ -266,11 +264,11 @@ def _image_column(features: Mapping[str, Any], wanted: str | None) -> str:
         return found[0]
     if found:
         raise InvalidValueError(
-            f"The forget set has several image columns ({', '.join(map(repr, found))}). Choose one with "
+            f"The data set has several image columns ({', '.join(map(repr, found))}). Choose one with "
             f"image_column=..., for example image_column={found[0]!r}."
         )
     raise InvalidValueError(
-        f"The forget set has no images: none of its columns is of type datasets.Image or an array. Its columns are "
+        f"The data set has no images: none of its columns is of type datasets.Image or an array. Its columns are "
         f"{_listing(features)}. If one of them holds paths or bytes of images, name it with image_column=..."
     )
 
@@ -330,7 +328,7 @@ def _label_column(
 def _require_column(features: Mapping[str, Any], name: str, argument: str) -> None:
     if name not in features:
         raise InvalidValueError(
-            f"{argument}={name!r} is no column of the forget set.{did_you_mean(name, features)} Its columns are "
+            f"{argument}={name!r} is no column of the data set.{did_you_mean(name, features)} Its columns are "
             f"{_listing(features)}."
         )
 

@@ -168,7 +168,7 @@ def make_loader(
         raise InvalidValueError(f"num_workers has to be at least 0, got {num_workers}.")
     if preprocessor is None and not forget_set.is_prepared:
         raise InvalidValueError(
-            "This forget set holds images, so an ImagePreprocessor is needed to make model inputs of them."
+            "This set holds images, so an ImagePreprocessor is needed to make model inputs of them."
         )
     if forget_set.kind == "stream":
         rows = StreamDataset(forget_set, rank, world_size)

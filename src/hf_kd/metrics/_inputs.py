@@ -136,6 +136,19 @@ def forget_mask(labels: Tensor, forget_labels: int | ArrayLike, split: str) -> T
     return mask
 
 
+def check_labels(train_y: Tensor, test_y: Tensor, forget_labels: int | ArrayLike) -> None:
+    """Raise ValueError for labels of splits by which nothing can be measured: class ids of train [n] and test [m]."""
+    require_classes(train_y)
+    forget_mask(train_y, forget_labels, "training")
+    forget_mask(test_y, forget_labels, "test")
+    unseen = sorted(set(test_y.unique().tolist()) - set(train_y.unique().tolist()))
+    if unseen:
+        raise InvalidValueError(
+            f"Test labels {unseen[:10]} do not occur among the training labels; a probe cannot predict them. "
+            "Add training samples of these classes or drop them from the test split."
+        )
+
+
 def checked_splits(
     train_features: ArrayLike,
     train_labels: ArrayLike,
@@ -153,15 +166,7 @@ def checked_splits(
             f"Training features have {train.shape[1]} columns and test features {test.shape[1]}; both have to come "
             "from the same tap of the same model."
         )
-    require_classes(train_y)
-    forget_mask(train_y, forget_labels, "training")
-    forget_mask(test_y, forget_labels, "test")
-    unseen = sorted(set(test_y.unique().tolist()) - set(train_y.unique().tolist()))
-    if unseen:
-        raise InvalidValueError(
-            f"Test labels {unseen[:10]} do not occur among the training labels; a probe cannot predict them. "
-            "Add training samples of these classes or drop them from the test split."
-        )
+    check_labels(train_y, test_y, forget_labels)
     return train, train_y, test, test_y
 
 

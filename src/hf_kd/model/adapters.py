@@ -41,7 +41,7 @@ def merge_adapters(model: Any) -> PreTrainedModel:
     Raises ValueError for adapters that cannot be merged.
     """
     if hasattr(model, "merge_and_unload"):
-        logger.warning("The adapters are merged into the weights before erasing: erasers act on the merged model.")
+        logger.warning("The adapters are merged into the weights: what is done is done to the merged model.")
         try:
             merged = model.merge_and_unload()
         except (NotImplementedError, AttributeError, ValueError, TypeError) as error:

@@ -25,7 +25,7 @@ from hf_kd.data.distributed import precision_of, process_state
 from hf_kd.data.labels import LabelMapping, NamedIds
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples
-from hf_kd.errors import InvalidValueError, LabelMismatchError
+from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, shortened
 from hf_kd.features.heads import linear_heads, problem_type
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.readers import open_readers, options_of
@@ -36,6 +36,7 @@ from hf_kd.methods.choices import refuse_fp16
 from hf_kd.methods.records import WeightChange, folded_erasures, forgotten_classes
 from hf_kd.methods.registry import get_method, make_unlearning_method
 from hf_kd.methods.unlearning.base import UnlearningMethod
+from hf_kd.methods.unlearning.fresh import fresh_model
 from hf_kd.methods.unlearning.task import Task
 
 from . import outcome
@@ -110,7 +111,7 @@ def unlearn(
     readers = open_readers(student, options, forget=forget, retain=retain)
     task = _task(student, readers, options, method)
     if reference_model is not None:
-        task.reference = _reference(reference_model, task.device)
+        task.reference = _reference(reference_model, task)
     task.checkpoint = folder
     refuse = "D_f" in method.needs and not allow_unrecognised
     measured, warnings, (between, finished) = _run(method, task, student, readers["forget"].mapping, refuse)
@@ -155,11 +156,25 @@ def _checkpoint_folder(checkpoint: str | Path | None, method: UnlearningMethod) 
     return folder
 
 
-def _reference(model: PreTrainedModel | ErasedModel, device: torch.device) -> nn.Module:
+def _reference(model: PreTrainedModel | ErasedModel, task: Task) -> nn.Module:
     """A copy of a reference model, in the precision of the model that is changed."""
     inner = model.inner if isinstance(model, ErasedModel) else model
+    if not isinstance(inner, PreTrainedModel):
+        raise InvalidTypeError(
+            f"reference_model is {shortened(inner)}; give the model itself, an ErasedModel or any PreTrainedModel: "
+            "load it with from_pretrained."
+        )
     refuse_unreachable_weights(inner, "reference_model")
-    return copy.deepcopy(inner).to(device, torch.promote_types(inner.dtype, torch.float32)).eval()
+    made = copy.deepcopy(inner).to(task.device, torch.promote_types(inner.dtype, torch.float32)).eval()
+    try:
+        with torch.no_grad():
+            task.logits(task.two_images(), made)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InvalidValueError(
+            f"The reference_model ({type(inner).__name__}) does not take the images as the model does that is changed "
+            f"({error}). Give one that is fed the same way, or leave it out: the cut is then found by trying."
+        ) from error
+    return made
 
 
 def _run(
@@ -286,21 +301,6 @@ def labels_of(classes: Collection[int], reader: ImageReader, other: ImageReader)
         named = NamedIds(reader.label_names)
         found = {own: c for name, c in called for own in named([name, *name.split(",")])}
     return {label: class_id for label, class_id in found.items() if class_id in classes}
-
-
-def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> nn.Module:
-    """A model of the same class with weights as it initialises itself, or those of the checkpoint `init`.
-
-    A head of `init` with another number of labels is initialised anew.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = copy.deepcopy(model.config)
-        if init is None:
-            other = type(model)(config)
-        else:
-            other = type(model).from_pretrained(init, config=config, ignore_mismatched_sizes=True)
-    return other.to(next(model.parameters()).device, next(model.parameters()).dtype)
 
 
 def unwrapped(model: ErasedModel) -> PreTrainedModel:

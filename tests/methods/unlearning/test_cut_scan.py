@@ -165,3 +165,17 @@ def test_a_reference_in_half_precision_is_read_like_the_model():
                       reference_model=original)  # fmt: skip
     assert changed.dtype == torch.bfloat16
     assert all(one["reading"] == one["reference"] for one in measured(changed)["scan"])
+
+
+@pytest.mark.parametrize("reference", ["user/name", 0])
+def test_a_reference_that_is_no_model_is_refused(reference):
+    with pytest.raises(TypeError, match=r"reference_model is .*from_pretrained"):
+        grown(trained_model("transformer"), keep="auto", reference_model=reference)
+
+
+def test_a_reference_that_takes_other_images_is_refused():
+    model = trained_model("transformer")
+    config = copy.deepcopy(model.config)
+    config.image_size = 2 * config.image_size
+    with pytest.raises(InvalidValueError, match=r"reference_model \(ViT.* does not take the images.*doesn't match"):
+        grown(model, keep="auto", reference_model=type(model)(config))

@@ -30,7 +30,7 @@ FAMILIES = [
     "ResNetForImageClassification", "MobileNetV2ForImageClassification", "ConvNextForImageClassification",
     "ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher",
     "SwinForImageClassification", "Dinov2ForImageClassification", "RegNetForImageClassification",
-    "EfficientNetForImageClassification",
+    "EfficientNetForImageClassification", "LevitForImageClassification",
 ]  # fmt: skip
 
 
@@ -257,7 +257,15 @@ def test_refusals(original, resnet):
                 progress=False)  # fmt: skip
     with pytest.raises(ValueError, match="cannot be resumed"):
         unlearn(original, loader(*planted_images(FORGET)), "delete", progress=False, checkpoint="x")
-    for wrong in ({"keep": 1.0}, {"keep": 0}, {"crops": 1}, {"cache": "cloud"}, {"labels": "none"}):
+    for wrong in (
+        {"keep": 1.0},
+        {"keep": 0},
+        {"keep": [1]},
+        {"seed": 2**64},
+        {"crops": 1},
+        {"cache": "cloud"},
+        {"labels": "none"},
+    ):
         with pytest.raises(ValueError, match=f"regrow: {next(iter(wrong))}"):
             Regrow(**wrong)
     assert Regrow(keep="0.5").keep == 0.5, "as a command line gives it"

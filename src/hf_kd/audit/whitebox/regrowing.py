@@ -12,7 +12,8 @@ from torch import nn
 
 from hf_kd.data.samples import consecutive
 from hf_kd.errors import InvalidValueError
-from hf_kd.methods.unlearning.cut import cut_behind, draw_above, only_trainable
+from hf_kd.methods.unlearning.cut import cut_behind, draw_above, gradients_above, only_trainable
+from hf_kd.methods.unlearning.fresh import take_replaced
 from hf_kd.metrics.attack_data import AttackResult
 
 from .answers import head_answers
@@ -69,7 +70,7 @@ def regrow_attack(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, top, total_steps=total, pct_start=0.2, cycle_momentum=False
     )
-    with own_generators(network.device, seed):
+    with own_generators(network.device, seed), gradients_above(model, block):
         model.train()
         for name in cut.modules:
             model.get_submodule(name).eval()
@@ -93,12 +94,18 @@ def no_regrowing(network: Network, data: WhiteBoxData) -> str:
         )
     if network.cut is not None and network.cut not in network.blocks:
         return f"this {type(network.model).__name__} has no block {network.cut!r}, behind which the others are cut"
+    try:
+        with own_generators(network.device, 0):
+            _fresh(network, network)
+    except InvalidValueError as error:
+        return f"it cannot be made anew: {str(error).rstrip('.')}"
     return network.without_rows(data.classes)
 
 
 def _fresh(network: Network, made: Network) -> nn.Module:
     """A model that has seen nothing, with heads of the kind and shape of those of `made`, whoever put them there."""
     fresh = cast("Callable[[], nn.Module]", network.fresh)()
+    take_replaced(fresh, network.model)
     for path in made.heads:
         head = copy.deepcopy(made.model.get_submodule(path)).cpu()
         for module in head.modules():

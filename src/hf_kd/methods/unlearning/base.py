@@ -41,6 +41,10 @@ POSITIVE = (
 """Settings that are above 0 wherever a method has them as numbers."""
 
 
+MOST_SEED = 2**32 - 1
+"""Further ones are beyond what torch takes once an epoch is counted in."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnlearningMethod(ABC):
     """How weights are changed: a frozen dataclass of hyper-parameters.
@@ -78,6 +82,9 @@ class UnlearningMethod(ABC):
         for name in set(COUNTS) & set(given):
             holds = isinstance(given[name], int) and given[name] >= 1
             check_range(self.name, [(name, given[name], holds, "a whole number above 0")])
+        check_range(
+            self.name, [("seed", self.seed, abs(self.seed) <= MOST_SEED, f"between -{MOST_SEED} and {MOST_SEED}")]
+        )
         for name in set(POSITIVE) & set(given):
             check_range(self.name, [(name, given[name], given[name] > 0, "positive")])
 

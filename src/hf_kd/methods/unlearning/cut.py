@@ -11,13 +11,14 @@ import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from hf_kd.data.hidden_state import hidden_state, with_hidden_state
-from hf_kd.data.modes import evaluating
+from hf_kd.data.hidden_state import first_of, hidden_state, with_hidden_state
+from hf_kd.data.modes import drop_caches, evaluating
 from hf_kd.data.samples import in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean
 
@@ -65,6 +66,7 @@ def cut_behind(model: nn.Module, block: str, inputs: Mapping[str, Any], blocks: 
         module.register_forward_hook(lambda module, args, output, name=name: finished.setdefault(name))
         for name, module in model.named_modules()
     ]
+    drop_caches(model)  # what was kept of a weight (LeViT) has no graph
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -77,6 +79,7 @@ def cut_behind(model: nn.Module, block: str, inputs: Mapping[str, Any], blocks: 
             handle.remove()
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
+        drop_caches(model)  # nor is the graph that was asked kept
     depth = list(blocks).index(block) + 1 if block in blocks else None
     return Cut(block, depth, tuple(blocks), kept, new, tuple(finished))
 
@@ -186,6 +189,35 @@ def hidden_at(model: nn.Module, block: str, inputs: Mapping[str, Any]) -> Tensor
             f"{block!r} hands on no hidden state [n, ...] with positions in it; name another block."
         )
     return found[0]
+
+
+@contextlib.contextmanager
+def gradients_above(model: nn.Module, block: str) -> Iterator[None]:
+    """Inside, what lies above a frozen `block` gets all its gradients.
+
+    On a processor the backward of GroupNorm ends the process where a channels-last input asks for no gradient, and
+    reentrant gradient checkpointing gives none to the first block whose input asks for none.
+    """
+
+    def ask(module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = first_of(output)
+        if hidden.requires_grad or not torch.is_grad_enabled():
+            return None
+        return with_hidden_state(output, hidden.detach().requires_grad_().clone())  # a leaf cannot be changed in place
+
+    places = [model.get_submodule(block)] if any(isinstance(part, nn.GroupNorm) for part in model.modules()) else []
+    handles = [place.register_forward_hook(ask) for place in places]
+    reentrant = [part for part in model.modules() if "_gradient_checkpointing_func" in vars(part)]
+    before = [cast(Any, part)._gradient_checkpointing_func for part in reentrant]
+    for part, checkpointed in zip(reentrant, before, strict=True):
+        cast(Any, part)._gradient_checkpointing_func = partial(checkpointed, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for part, checkpointed in zip(reentrant, before, strict=True):
+            cast(Any, part)._gradient_checkpointing_func = checkpointed
 
 
 @contextlib.contextmanager

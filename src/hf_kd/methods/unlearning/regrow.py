@@ -26,7 +26,7 @@ from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
 from .activations import KeptActivations, Source, source_of
 from .base import UnlearningMethod
-from .cut import Cut, choose_block, draw_above, only_trainable, share_or_name
+from .cut import Cut, choose_block, draw_above, gradients_above, only_trainable, share_or_name
 from .cut_scan import scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .steps import GradientSteps
@@ -139,7 +139,7 @@ class Regrow(UnlearningMethod):
                 (
                     "keep",
                     share,
-                    isinstance(share, str) or 0 < (share or 0) < 1,
+                    isinstance(share, str) or (isinstance(share, int | float) and 0 < share < 1),
                     "a share between 0 and 1, the name of a block, or 'auto'",
                 ),
                 (
@@ -182,6 +182,7 @@ class Regrow(UnlearningMethod):
         found: dict[str, Any] = {}
         auto = self.keep == "auto"
         cut = self._scanned(task, retain, targets, found, same) if auto else choose_block(task, self.keep)
+        _say_kept(task, cut)
         many = cut.depth is not None and cut.depth >= MANY * len(cut.blocks)
         found |= self._grow(task, retain, cut, targets, self.epochs or (4 if many else 8), same)
         if self.release:
@@ -225,7 +226,8 @@ class Regrow(UnlearningMethod):
             kept = source if isinstance(source, KeptActivations) else None
             seconds = time.perf_counter() - started
             size = 0 if kept is None else kept.store.nbytes
-            run = self._train(task, phase, source, targets)
+            with gradients_above(task.model, cut.block):
+                run = self._train(task, phase, source, targets)
         return {
             "block": cut.block,
             "blocks_kept": cut.depth,
@@ -360,6 +362,16 @@ def _say_unknown(task: Task, targets: Tensor) -> None:
             "know them any more. Give images of all classes."
         )
         _warn(task, text)
+
+
+def _say_kept(task: Task, cut: Cut) -> None:
+    """Warn where no matrix but those of heads lies above the cut: the features go on saying what they said."""
+    state = task.model.state_dict()
+    if all(name.startswith(task.heads) for name in cut.new if state[name].ndim > 1):
+        _warn(
+            task,
+            f"Nothing but the head is new above {cut.block}, and features tell the class as before. Keep less: keep=0.33.",
+        )
 
 
 def _warn(task: Task, text: str) -> None:

@@ -1,0 +1,86 @@
+"""A model of the same class that has seen nothing, also where parts of it were put there by hand."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_kd.errors import InvalidValueError
+
+
+def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> nn.Module:
+    """A model of the same class with weights as it initialises itself, or those of the checkpoint `init`.
+
+    A head of `init` with another number of labels is initialised anew. Modules that the class makes otherwise (a head
+    that was replaced, adapters inside) are those of `model`, as they initialise themselves.
+
+    Raises:
+        InvalidValueError: Where such a module has no way to.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = copy.deepcopy(model.config)
+        if init is None:
+            other = type(model)(config)
+        else:
+            other = type(model).from_pretrained(init, config=config, ignore_mismatched_sizes=True)
+        take_replaced(other, model)
+    first = next(model.parameters())
+    return cast(nn.Module, other).to(device=first.device, dtype=first.dtype)
+
+
+def take_replaced(fresh: nn.Module, model: nn.Module, path: str = "") -> None:
+    """Put the modules of a model that its class makes otherwise into one that has seen nothing, initialised anew.
+
+    Args:
+        fresh: Changed in place.
+        model: Of the same class.
+        path: Where both are, followed by a dot, for messages.
+
+    Raises:
+        InvalidValueError: Where one has tensors and no `reset_parameters`, or something is left that cannot be replaced.
+    """
+    for name, child in model.named_children():
+        own = getattr(fresh, name, None)
+        if own is not None and _shapes(own) == _shapes(child):
+            continue
+        inner = {n for n, _ in child.named_children()}
+        if own is not None and type(own) is type(child) and inner and inner >= {n for n, _ in own.named_children()}:
+            take_replaced(own, child, f"{path}{name}.")
+        else:
+            setattr(fresh, name, _initialised(child, f"{path}{name}"))
+    if _shapes(fresh) != _shapes(model):
+        raise InvalidValueError(
+            f"This {type(model).__name__}{path and f' ({path[:-1]})'} has other tensors than its class makes from its "
+            "configuration, beside modules that were replaced, so it cannot be made anew. Make it as its class does, or "
+            "choose a method that starts from the weights as they are."
+        )
+
+
+def _shapes(module: nn.Module) -> dict[str, Any]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _initialised(module: nn.Module, path: str) -> nn.Module:
+    """A copy whose parts have initialised themselves.
+
+    Raises:
+        InvalidValueError: Where one has tensors and no `reset_parameters`.
+    """
+    made = copy.deepcopy(module).cpu()
+    for name, part in made.named_modules():
+        if not any(True for _ in itertools.chain(part.parameters(recurse=False), part.buffers(recurse=False))):
+            continue
+        if not callable(reset := getattr(part, "reset_parameters", None)):
+            raise InvalidValueError(
+                f"{'.'.join(filter(None, (path, name)))} ({type(part).__name__}) is not as the model's class makes it, and "
+                "has no reset_parameters() by which it could be drawn anew. Give it one, or choose a method that starts "
+                "from the weights as they are."
+            )
+        reset()
+    return made

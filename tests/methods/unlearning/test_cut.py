@@ -1,0 +1,86 @@
+"""Where a network is cut: nothing that it keeps beside its weights hides one, and what lies above gets its gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hf_kd import unlearn
+from hf_kd.methods.unlearning.cut import cut_behind, gradients_above
+from hf_kd.testing.unlearning import loader, planted_images, trained_model
+from tests.helpers import zoo
+
+FORGET, RETAINED = [2], [0, 1, 3, 4]
+
+
+def grown(model, **settings):
+    forget, retain = loader(*planted_images(FORGET)), loader(*planted_images(RETAINED))
+    options = {"epochs": 1, "batch_size": 16} | settings
+    return unlearn(model, forget, "regrow", retain=retain, progress=False, allow_unrecognised=True, **options)
+
+
+def test_what_was_cached_of_a_weight_does_not_hide_that_it_is_kept():
+    """Its tables of attention, cached without a graph, were drawn anew below the cut."""
+    model, inputs = zoo.build("LevitForImageClassification"), zoo.inputs("LevitForImageClassification", batch=2)
+    block = "levit.encoder.stages.0.layers.1"
+    expected = cut_behind(copy.deepcopy(model), block, inputs)
+    with torch.no_grad():
+        model.eval()(**inputs)
+    cut = cut_behind(model, block, inputs)
+    assert cut == expected
+    assert any("attention_biases" in name for name in cut.kept)
+    copy.deepcopy(model)  # which a graph among what is cached forbids
+
+
+class Grouped(nn.Module):
+    """A convolution and a GroupNorm behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.below = nn.Conv2d(3, 8, 1)
+        self.above = nn.Sequential(nn.GroupNorm(2, 8), nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        return self.above(self.below(x))
+
+
+def test_a_frozen_block_below_a_group_norm_hands_on_what_has_a_gradient():
+    """Else torch ends the process where hidden states are channels-last: this is asked without a step down."""
+    model = Grouped().to(memory_format=torch.channels_last)
+    model.below.requires_grad_(False)
+    images = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    seen = []
+    handle = model.above.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    plain = model(images).detach()
+    with gradients_above(model, "below"):
+        answers = model(images)
+    assert torch.equal(answers.detach(), plain)
+    assert [hidden.requires_grad for hidden in seen] == [False, True]
+    answers.sum().backward()
+    assert model.below.weight.grad is None
+    model(images)
+    assert not seen[-1].requires_grad
+    handle.remove()
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(cache, reentrant):
+    """Reentrant, the first block above the cut stayed as it was drawn, with a warning of torch alone."""
+    plain, checkpointed = (copy.deepcopy(trained_model("transformer")) for _ in range(2))
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    before = [vars(m).get("_gradient_checkpointing_func") for m in checkpointed.modules()]
+    first, second = grown(plain, cache=cache), grown(checkpointed, cache=cache)
+    assert all(torch.equal(t, second.state_dict()[name]) for name, t in first.state_dict().items())
+    after = [vars(m).get("_gradient_checkpointing_func") for m in second.modules()]
+    assert [func and func.keywords for func in after] == [func and func.keywords for func in before]
+
+
+def test_where_nothing_but_the_head_is_new_the_record_says_so():
+    model = trained_model("transformer")
+    last = [name for name, _ in model.named_modules() if name.startswith("vit.layers.") and name.count(".") == 2][-1]
+    told = [grown(model, keep=keep).config.hf_kd_unlearned[-1].get("warnings") or () for keep in (last, 1 / 3)]
+    assert [any("features tell the class" in text for text in texts) for texts in told] == [True, False]

@@ -1,0 +1,92 @@
+"""A model that has seen nothing, of one whose parts were replaced by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hf_kd import ErasedModel, unlearn
+from hf_kd.audit.whitebox.network import Images, Network, WhiteBoxData
+from hf_kd.audit.whitebox.regrowing import no_regrowing, regrow_attack
+from hf_kd.methods.unlearning.fresh import fresh_model
+from hf_kd.testing.unlearning import loader, planted_images, trained_model
+
+HEADS = {
+    "dropout": lambda d: nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(d, 5)),
+    "norm": lambda d: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(d), nn.Linear(d, 5)),
+    "layers": lambda d: nn.Sequential(nn.Flatten(), nn.Linear(d, 8), nn.GELU(), nn.Linear(8, 5)),
+}
+
+
+def with_head(kind: str, head: str) -> nn.Module:
+    """A trained network with another head, whose weights nothing would be equal to by chance."""
+    model = copy.deepcopy(trained_model(kind))
+    width = [module for module in model.classifier.modules() if isinstance(module, nn.Linear)][-1].in_features
+    model.classifier = HEADS[head](width)
+    for parameter in model.classifier.parameters():
+        nn.init.normal_(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("kind", ["convolutional", "transformer"])
+def test_a_head_that_was_replaced_is_drawn_anew(kind, head):
+    model = with_head(kind, head)
+    fresh = fresh_model(model, seed=0)
+    state, drawn = model.state_dict(), fresh.state_dict()
+    assert {name: tensor.shape for name, tensor in state.items()} == {n: t.shape for n, t in drawn.items()}
+    matrices = [name for name in state if name.startswith("classifier") and state[name].ndim > 1]
+    assert matrices
+    assert not any(torch.equal(state[name], drawn[name]) for name in matrices)
+    again = fresh_model(model, seed=0).state_dict()
+    assert all(torch.equal(drawn[name], again[name]) for name in drawn)
+
+
+@pytest.mark.parametrize("method", ["regrow", "retrain"])
+@pytest.mark.parametrize("head", HEADS)
+def test_methods_that_start_anew_take_it(method, head):
+    forget, retain = (loader(*planted_images(classes)) for classes in ([2], [0, 1, 3, 4]))
+    model = with_head("convolutional", head)
+    changed = unlearn(
+        model, forget, method, retain=retain, progress=False, epochs=1, batch_size=16, allow_unrecognised=True
+    )
+    assert changed.state_dict().keys() == model.state_dict().keys()
+
+
+class Scale(nn.Module):
+    """Has a weight and no way to draw it."""
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.by = nn.Parameter(torch.ones(d))
+
+    def forward(self, features):
+        return features.flatten(1) * self.by
+
+
+def test_what_cannot_be_drawn_anew_is_refused_by_its_place():
+    model = with_head("convolutional", "norm")
+    model.classifier[1] = Scale(model.classifier[2].in_features)
+    with pytest.raises(ValueError, match=r"classifier\.1 \(Scale\).*reset_parameters"):
+        fresh_model(model, seed=0)
+    model = with_head("convolutional", "norm")
+    model.prompt = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match="other tensors than its class makes"):
+        fresh_model(model, seed=0)
+
+
+@pytest.mark.parametrize("head", [*HEADS, "scale"])
+def test_who_regrows_draws_it_anew_or_says_why_not(head):
+    pixels, labels = planted_images(list(range(5)), per_class=4)
+    data = WhiteBoxData(*[Images({"pixel_values": pixels}, labels)] * 2, (2,))
+    model = with_head("convolutional", "norm" if head == "scale" else head)
+    if head == "scale":
+        model.classifier[1] = Scale(model.classifier[2].in_features)
+    network = Network.of(ErasedModel.from_model(model))
+    reason = no_regrowing(network, data)
+    assert ("reset_parameters" in reason) == (head == "scale")
+    if not reason:
+        assert 0 <= regrow_attack(network, data, epochs=1).recall_forget <= 100
