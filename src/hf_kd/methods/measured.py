@@ -246,8 +246,8 @@ class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
         block: The last block that was kept.
         blocks_kept: Blocks that were kept; None where `keep` named a module that is no block.
         blocks: Blocks of the network, kept and new.
-        scan: What `keep="auto"` tried, from the top down; the last one was taken. With a reference:
-            its blocks from the bottom up, to the one where both part.
+        scan: What `keep="auto"` tried: first nothing kept, then cuts from the top down; the last one was taken. With a
+            reference: its blocks from the bottom up, to the one where both part.
         share_of_weights_new: Share of all weights that were drawn anew.
         activations: Where activations of the kept part lay: "device", "memory" or "disk"; "none" where they were not kept.
         activation_bytes: Bytes that the activations of the kept part took.

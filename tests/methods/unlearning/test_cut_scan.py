@@ -12,8 +12,8 @@ from torch import nn
 from hf_kd import unlearn
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
-from hf_kd.methods.unlearning import cut_scan
-from hf_kd.methods.unlearning.cut import Cut, cut_behind
+from hf_kd.methods.unlearning import cut_scan, regrow
+from hf_kd.methods.unlearning.cut import Cut, choose_block, cut_behind
 from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.task import Task
 from hf_kd.testing.unlearning import loader, planted_images, trained_model
@@ -22,12 +22,13 @@ from tests.methods.unlearning.test_regrow import FORGET, RETAINED, grown, measur
 __all__ = ["original"]
 
 
-def test_auto_tries_cuts_from_the_top_and_takes_the_deeper_where_readings_are_alike():
+def test_auto_tries_cuts_from_the_top_and_takes_the_last_that_it_tried():
     task = small_task("ViTForImageClassification")
     task.forget = Samples(torch.full((500,), 2), {"pixel_values": torch.randn(500, 3, 32, 32)})
     before = copy.deepcopy(task.model.state_dict())
     made = Regrow(keep="auto", scan_epochs=1, epochs=1, batch_size=6).run(task)
-    tried = made["scan"]
+    first, *tried = made["scan"]
+    assert (first["block"], first["blocks_kept"]) == ("none", 0)
     assert [cut["blocks_kept"] for cut in tried] == sorted({cut["blocks_kept"] for cut in tried}, reverse=True)
     assert made["block"] == tried[-1]["block"]
     kept = cut_behind(task.model, made["block"], task.two_images()).kept
@@ -38,8 +39,8 @@ def test_auto_tries_cuts_from_the_top_and_takes_the_deeper_where_readings_are_al
 def test_as_many_images_as_are_asked_for_can_be_read_alike(share):
     """Also at 50 %, where chance moves a reading most."""
     noise = round(100 * math.sqrt(max(share * (1 - share), 0.25 / cut_scan.FEWEST) / cut_scan.FEWEST), 2)
-    same = {"block": "", "blocks_kept": 1, "reading": 100 * share, "noise": noise}
-    assert cut_scan._stopped_falling([same, same])
+    same = {"block": "", "blocks_kept": 1, "reading": 100 * share, "noise": noise, "retained": 80.0}
+    assert cut_scan._reads_no_more([same, same])
 
 
 @pytest.mark.parametrize(
@@ -56,31 +57,58 @@ def test_no_cut_is_looked_for_among_images_that_may_be_foreign(soft):
         Regrow(keep="auto", labels="teacher", soft=soft)
 
 
-def test_a_scan_stops_where_the_reading_stops_falling(monkeypatch):
+def test_all_are_trained_as_far_as_the_network_of_which_nothing_is_kept(monkeypatch):
     task = small_task("ResNetForImageClassification")
     task.forget = Samples(torch.full((500,), 2), {"pixel_values": torch.randn(500, 3, 32, 32)})
     names = task.find_blocks()
     assert len(names) == 3
-    grown_at = []
-    for readings, noise, told in (([80.0, 79.0], 1.0, True), ([80.0, 81.0], 2.0, True), ([80.0, 60.0], 1.0, False)):
+    every, grown_at = set(task.model.state_dict()), []
+    for readings, noise, told in (([70.0, 80.0, 71.0], 1.0, True), ([70.0, 80.0, 81.0], 1.0, False)):
         left = iter(readings)
         monkeypatch.setattr(cut_scan, "read_class", lambda *args, left=left, noise=noise: (next(left), noise))
-        cut, tried, could_tell = cut_scan.scan(task, task.retain, lambda cut: grown_at.append(cut.block) or 90.0)
+        grown_at.clear()
+        grow = lambda cut, level: grown_at.append((cut.block, set(cut.new) == every, level)) or 90.0  # noqa: E731
+        cut, tried, could_tell = cut_scan.scan(task, task.retain, grow)
+        assert grown_at == [("none", True, math.inf), (names[1], False, 90.0), (names[0], False, 90.0)]
         assert (cut.block, could_tell) == (names[0], told)
         assert [one["reading"] for one in tried] == readings
 
 
-@pytest.mark.parametrize(("noise", "fall"), [(10.0, 2.0), (2.5, 0.0), (1.5, 1.6)])
-def test_a_fall_that_noise_would_hide_is_no_reason_to_stop(monkeypatch, noise, fall):
-    """Of few images readings of any two cuts are within their noise: the second from the top would always be taken."""
+def scanned_by(monkeypatch, readings, noise=1.0, retained=lambda depth: 90.0):
+    """A scan of seven blocks whose readings by the number of blocks that are kept are given: where it cuts, what it tried,
+    whether it could tell.
+    """
     task = Task(nn.Linear(4, 2), Samples(torch.ones(600).long(), {"x": torch.zeros(600, 4)}), num_labels=2)
     names = [f"block{i}" for i in range(7)]
     task.blocks = lambda inputs, every: tuple(names)
-    readings = iter(100.0 - fall * i for i in range(9))
+    at = []
     monkeypatch.setattr(cut_scan, "choose_block", lambda task, block: Cut(block, None, tuple(names), (), (), ()))
-    monkeypatch.setattr(cut_scan, "read_class", lambda *args: (next(readings), noise))
-    cut, tried, could_tell = cut_scan.scan(task, task.forget, lambda cut: 90.0)
-    assert (cut.block, len(tried), could_tell) == (names[0], 6, False)
+    monkeypatch.setattr(cut_scan, "read_class", lambda *args: (readings(at[-1]), noise))
+
+    def grow(cut, level):
+        at.append(names.index(cut.block) + 1 if cut.block != "none" else 0)
+        return retained(at[-1])
+
+    cut, tried, could_tell = cut_scan.scan(task, task.forget, grow)
+    assert [one["blocks_kept"] for one in tried] == at
+    return names.index(cut.block) + 1, at, could_tell
+
+
+def test_a_scan_ends_where_the_class_is_read_no_better_than_where_nothing_is_kept(monkeypatch):
+    assert scanned_by(monkeypatch, lambda depth: 70.0 + 5 * max(depth - 4, 0)) == (4, [0, 6, 5, 4], True)
+
+
+def test_a_reading_at_a_lower_accuracy_is_no_reason_to_stop(monkeypatch):
+    """A worse network is read less, so that one which did not get as far may seem not to know the class."""
+    found = scanned_by(monkeypatch, lambda depth: 70.0, retained=lambda depth: 90.0 if depth < 3 else 80.0)
+    assert found == (2, [0, 6, 5, 4, 3, 2], True)
+
+
+@pytest.mark.parametrize(("noise", "excess"), [(10.0, 0.0), (2.5, 0.0), (1.5, 1.6)])
+def test_a_difference_that_noise_would_hide_is_no_reason_to_stop(monkeypatch, noise, excess):
+    """Of few images any two readings are within their noise: the first cut from the top would always be taken."""
+    found = scanned_by(monkeypatch, lambda depth: 80.0 + excess * min(depth, 1), noise)
+    assert found == (1, [0, 6, 5, 4, 3, 2, 1], False)
 
 
 @pytest.mark.parametrize("reference", [False, True])
@@ -91,7 +119,7 @@ def test_images_too_few_to_tell_readings_apart_are_refused(reference):
         if reference:
             cut_scan.where_profiles_part(task, task.retain, copy.deepcopy(task.model))
         else:
-            cut_scan.scan(task, task.retain, lambda cut: 90.0)
+            cut_scan.scan(task, task.retain, lambda cut, level: 90.0)
 
 
 def test_a_reading_is_of_held_out_images():
@@ -179,3 +207,25 @@ def test_a_reference_that_takes_other_images_is_refused():
     config.image_size = 2 * config.image_size
     with pytest.raises(InvalidValueError, match=r"reference_model \(ViT.* does not take the images.*doesn't match"):
         grown(model, keep="auto", reference_model=type(model)(config))
+
+
+def test_a_network_is_tried_until_it_answers_as_much(monkeypatch):
+    """Told by the last batches, at the highest rate; the deepest for all of its epochs."""
+    monkeypatch.setattr(regrow, "RECENT", 2)
+    rates = []
+    step = regrow.GradientSteps.step
+    monkeypatch.setattr(
+        regrow.GradientSteps,
+        "step",
+        lambda self, loss: rates.append(self.optimizer.param_groups[0]["lr"]) or step(self, loss),
+    )
+    for level, steps in ((math.inf, 9), (0.0, 2)):
+        rates.clear()
+        task = small_task("ResNetForImageClassification")  # 12 retained images
+        cut = choose_block(task, task.find_blocks()[0])
+        method = Regrow(keep="auto", scan_epochs=3, batch_size=4, lr=0.01)
+        answered = method._tried(task, task.retain, task.retain.labels, cut, level)
+        assert 0 <= answered <= 100
+        assert len(rates) == steps
+        assert rates == sorted(rates), "it does not fall"
+        assert set(rates[2:]) <= {0.01}

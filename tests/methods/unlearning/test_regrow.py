@@ -14,9 +14,10 @@ from hf_kd.data.samples import Samples
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.unlearning import activations, regrow
 from hf_kd.methods.unlearning.cut import choose_block, cut_behind, draw_above, hidden_at, upper_part
-from hf_kd.methods.unlearning.regrow import Regrow, one_cycle
+from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.steps import agreed_mean
 from hf_kd.methods.unlearning.task import Task
+from hf_kd.methods.unlearning.training import one_cycle
 from hf_kd.model.erased_model import ErasedModel
 from hf_kd.model.unlearn import fresh_model, make_task
 from hf_kd.testing.unlearning import CLASSES, loader, planted_images, trained_model

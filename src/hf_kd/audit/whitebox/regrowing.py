@@ -70,7 +70,7 @@ def regrow_attack(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, top, total_steps=total, pct_start=0.2, cycle_momentum=False
     )
-    with own_generators(network.device, seed), gradients_above(model, block):
+    with own_generators(network.device, seed), gradients_above(model, cut):
         model.train()
         for name in cut.modules:
             model.get_submodule(name).eval()

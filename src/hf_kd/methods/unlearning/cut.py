@@ -30,7 +30,7 @@ class Cut:
     """Where a network is cut.
 
     Attributes:
-        block: The last block that is kept.
+        block: The last block that is kept, or "none".
         depth: How many blocks are kept; None where `block` is none of those that are counted.
         blocks: All blocks that are counted, in the order in which an image leaves them.
         kept: Names of the parameters and buffers that the hidden state of `block` depends on.
@@ -84,6 +84,11 @@ def cut_behind(model: nn.Module, block: str, inputs: Mapping[str, Any], blocks: 
     return Cut(block, depth, tuple(blocks), kept, new, tuple(finished))
 
 
+def nothing_kept(model: nn.Module) -> Cut:
+    """All of a model lies above: what is grown has seen nothing but what it is trained on."""
+    return Cut("none", 0, (), (), tuple(model.state_dict()), ())
+
+
 def _sorted_tensors(
     model: nn.Module, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], finished: Container[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -106,6 +111,12 @@ def draw_above(model: nn.Module, cut: Cut, fresh: nn.Module) -> None:
         fresh: A model of the same class as it initialises itself.
     """
     take_over(model, fresh, cut.new)
+
+
+def only_heads_above(model: nn.Module, heads: tuple[str, ...], cut: Cut) -> bool:
+    """Whether no matrix but those of heads lies above a cut: features go on saying what they said."""
+    state = model.state_dict()
+    return all(name.startswith(heads) for name in cut.new if state[name].ndim > 1)
 
 
 @torch.no_grad()
@@ -192,8 +203,8 @@ def hidden_at(model: nn.Module, block: str, inputs: Mapping[str, Any]) -> Tensor
 
 
 @contextlib.contextmanager
-def gradients_above(model: nn.Module, block: str) -> Iterator[None]:
-    """Inside, what lies above a frozen `block` gets all its gradients.
+def gradients_above(model: nn.Module, cut: Cut) -> Iterator[None]:
+    """Inside, what lies above a cut, whose kept part is frozen, gets all its gradients.
 
     On a processor the backward of GroupNorm ends the process where a channels-last input asks for no gradient, and
     reentrant gradient checkpointing gives none to the first block whose input asks for none.
@@ -205,7 +216,8 @@ def gradients_above(model: nn.Module, block: str) -> Iterator[None]:
             return None
         return with_hidden_state(output, hidden.detach().requires_grad_().clone())  # a leaf cannot be changed in place
 
-    places = [model.get_submodule(block)] if any(isinstance(part, nn.GroupNorm) for part in model.modules()) else []
+    normed = bool(cut.kept) and any(isinstance(part, nn.GroupNorm) for part in model.modules())
+    places = [model.get_submodule(cut.block)] if normed else []
     handles = [place.register_forward_hook(ask) for place in places]
     reentrant = [part for part in model.modules() if "_gradient_checkpointing_func" in vars(part)]
     before = [cast(Any, part)._gradient_checkpointing_func for part in reentrant]

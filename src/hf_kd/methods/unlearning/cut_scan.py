@@ -1,7 +1,9 @@
 """Find the cut by trying: grow a network above each of some blocks, from the top down, and read the class from it.
 
-No rule for the cut was found that needs neither a reference nor a scan: what a network that never saw a class has in common
-with one that did ends at a depth that differs from class to class.
+It is read beside a network of which nothing was kept, and all are trained until they answer as many retained images as that
+one: a worse network is read less, whether it knows the class or not. No rule for the cut was found that needs neither a
+reference nor a scan: what a network that never saw a class has in common with one that did ends at a depth that differs from
+class to class.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.methods.measured import CutTried
 from hf_kd.metrics.linear_probe import fit_linear_probe
 
-from .cut import Cut, choose_block, hidden_at
+from .cut import Cut, choose_block, hidden_at, nothing_kept
 from .resume import load_scan, save_scan
 from .task import Task
 
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 AT_MOST = 6
 """Cuts that are tried."""
 
-IMAGES = {"forget": 2_000, "retain": 8_000}
+IMAGES = {"forget": 4_000, "retain": 16_000}
 """Of each set, read for the probe at most: each half is asked by the probe of the other."""
 
 FEWEST = 500
@@ -43,22 +45,22 @@ that of `FEWEST` images is 100 sqrt(2 * 0.25 / 500) = 3.16."""
 
 
 def scan(
-    task: Task, retain: Samples, grow: Callable[[Cut], float], same: Mapping[str, Any] | None = None
+    task: Task, retain: Samples, grow: Callable[[Cut, float], float], same: Mapping[str, Any] | None = None
 ) -> tuple[Cut, list[CutTried], bool]:
-    """Try cuts from the top down until the reading of the class stops falling, as far as its noise lets one say so.
+    """Try cuts from the top down until the class is read no better than from a network that never saw it.
 
     With `Task.checkpoint` what was read is kept after each cut, and the same call goes on behind the last one.
 
     Args:
         task: Its model is as it was before each cut is tried, and afterwards.
         retain: D_r, with labels.
-        grow: Draws what lies above a cut anew, trains it for a few epochs, and returns the accuracy on D_r. What it draws
-            does not depend on cuts before.
+        grow: Draws what lies above a cut anew, trains it for a few epochs or until it answers a percent of D_r, and returns
+            what it answers. What it draws does not depend on cuts before.
         same: What has to be as it was for the scan to go on (`run_identity`); where it is empty, nothing is kept.
 
     Returns:
-        The cut, what was read at each, and whether the scan could tell: where no two readings were alike, the last cut is
-        taken, else the deeper of the first two that were.
+        The cut, what was read at each and where nothing was kept, and whether the scan could tell: where the class was read
+        better at every cut, or its noise could hide that, the last one is taken.
 
     Raises:
         InvalidValueError: Where there are too few images of the forgotten classes to read anything, and where what was kept
@@ -71,12 +73,12 @@ def scan(
     start = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
     folder = task.checkpoint if same else None
     tried: list[CutTried] = [] if folder is None else load_scan(folder, same or {}).get("tried", [])
-    for depth in _depths(len(blocks))[len(tried) :]:
-        if _stopped_falling(tried):
-            break
-        cut = choose_block(task, blocks[depth - 1])
+    depths = [0, *_depths(len(blocks))]
+    while len(tried) < len(depths) and not _reads_no_more(tried):
+        depth = depths[len(tried)]
+        cut = choose_block(task, blocks[depth - 1]) if depth else nothing_kept(task.model)
         try:
-            accuracy = grow(cut)
+            accuracy = grow(cut, tried[0].get("retained", 0.0) if tried else math.inf)
             reading, noise = read_class(task, forget, kept)
         finally:
             _put_back(task.model, start)
@@ -86,18 +88,20 @@ def scan(
         logger.info(f"{cut.block}: {reading:.1f} % of the class is read, {accuracy:.1f} % of retained images answered.")
         if folder is not None and task.state.is_main_process:
             save_scan(folder, {**(same or {}), "tried": tried})
-    return choose_block(task, tried[-1]["block"]), tried, _stopped_falling(tried)
+    return choose_block(task, tried[-1]["block"]), tried, _reads_no_more(tried)
 
 
-def _stopped_falling(tried: Sequence[CutTried]) -> bool:
-    """Whether the last of these cuts reads no less of the class than the one before.
+def _reads_no_more(tried: Sequence[CutTried]) -> bool:
+    """Whether the last of these cuts reads no more of the class than where nothing is kept, the first of them.
 
-    Noise that would hide a fall counts as one: where the two cannot be told apart for it, the scan goes on.
+    Noise that would hide a difference counts as one: where the two cannot be told apart for it, the scan goes on. So it does
+    where fewer retained images are answered.
     """
     if len(tried) < 2:
         return False
-    before, last = tried[-2], tried[-1]
-    return max(before["reading"] - last["reading"], 0.0) + math.hypot(before["noise"], last["noise"]) <= ALIKE
+    level, last = tried[0], tried[-1]
+    excess = max(last["reading"] - level["reading"], 0.0) + math.hypot(level["noise"], last["noise"])
+    return excess <= ALIKE and last.get("retained", 0.0) >= level.get("retained", 0.0)
 
 
 @torch.no_grad()

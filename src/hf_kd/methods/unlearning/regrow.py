@@ -10,8 +10,10 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -26,12 +28,12 @@ from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
 from .activations import KeptActivations, Source, source_of
 from .base import UnlearningMethod
-from .cut import Cut, choose_block, draw_above, gradients_above, only_trainable, share_or_name
+from .cut import Cut, choose_block, draw_above, gradients_above, only_heads_above, only_trainable, share_or_name
 from .cut_scan import scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .steps import GradientSteps
 from .task import NORMS, Task, check_range, over_processes, soft_divergence
-from .training import SETTLE
+from .training import SETTLE, one_cycle
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ SOFT = (
     "The probabilities of the model as it was tell its successor what the forgotten class looks like, also with the class "
     "taken out of them. Leave soft=False where the class has to go."
 )
+
+RECENT = 16
+"""Batches by which a scan tells how many retained images a network answers while it is trained."""
 
 MANY = 0.45
 """Share of the blocks from which on half of the epochs are run unless the settings say how many."""
@@ -56,6 +61,7 @@ class Phase:
         names: Of the tensors that change.
         frozen: Names of modules that stay in eval mode.
         same: What has to be as it was for the phase to go on; where it is empty, nothing is kept.
+        level: Of a scan: the percent of the last images at which the phase ends. Its learning rate stays at its highest.
     """
 
     name: str
@@ -65,6 +71,7 @@ class Phase:
     names: tuple[str, ...]
     frozen: tuple[str, ...]
     same: Mapping[str, Any]
+    level: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +84,7 @@ class Regrow(UnlearningMethod):
     Attributes:
         keep: Which part is kept: a share of the blocks (rounded down to the end of a stage one block away), the name of
             the last block, or, with labels="data", "auto": cuts are tried from the top down until a converged probe reads no
-            less of the class. More is cheaper and leaves more of the class.
+            more of the class than where nothing is kept. More is cheaper and leaves more of the class.
         epochs: Passes over D_r; unless given 8, or 4 where almost half of the blocks or more are kept.
         lr: Learning rate at its highest; 0.1 for sgd and 1e-3 for adamw unless given.
         batch_size: Images in each step, of all processes together.
@@ -90,7 +97,8 @@ class Regrow(UnlearningMethod):
         augment: "none", "flip" (half of the images mirrored) or "flip-crop" (and shifted by up to an eighth of their size).
         crops: With augment="flip-crop": so many shifted views of every image are kept; 0: new ones in each epoch, through
             the kept part, which costs its forward pass every time.
-        scan_epochs: With keep="auto": epochs for each cut that is tried.
+        scan_epochs: With keep="auto": epochs of the network of which nothing is kept, and at most of those above the cuts
+            that are tried, which are trained until they answer as many retained images.
         release: Epochs at the end in which everything is trained, gently (`release_lr`): more accuracy, and the kept part
             is then no longer as it was.
         release_lr: Learning rate of these at its highest, as a share of `lr`.
@@ -133,21 +141,13 @@ class Regrow(UnlearningMethod):
         super().__post_init__()
         share = share_or_name(self.keep)
         object.__setattr__(self, "keep", share)
+        known = "a share between 0 and 1, the name of a block, or 'auto'"
+        foreign = "a share such as 0.33 with labels='teacher': from foreign images any network tells the class"
         check_range(
             self.name,
             [
-                (
-                    "keep",
-                    share,
-                    isinstance(share, str) or (isinstance(share, int | float) and 0 < share < 1),
-                    "a share between 0 and 1, the name of a block, or 'auto'",
-                ),
-                (
-                    "keep",
-                    share,
-                    share != "auto" or self.labels == "data",
-                    "a share such as 0.33 with labels='teacher': from foreign images any network tells the class",
-                ),
+                ("keep", share, isinstance(share, str) or (isinstance(share, int | float) and 0 < share < 1), known),
+                ("keep", share, share != "auto" or self.labels == "data", foreign),
                 ("soft", self.soft, not self.soft or self.labels == "teacher", "False unless labels='teacher'"),
                 ("weight_decay", self.weight_decay, (self.weight_decay or 0) >= 0, "0 or more"),
                 ("crops", self.crops, self.crops >= 0, "0 or more"),
@@ -182,7 +182,9 @@ class Regrow(UnlearningMethod):
         found: dict[str, Any] = {}
         auto = self.keep == "auto"
         cut = self._scanned(task, retain, targets, found, same) if auto else choose_block(task, self.keep)
-        _say_kept(task, cut)
+        if only_heads_above(task.model, task.heads, cut):
+            text = f"Nothing but the head is new above {cut.block}, and features tell the class as before."
+            _warn(task, f"{text} Keep less: keep=0.33.")
         many = cut.depth is not None and cut.depth >= MANY * len(cut.blocks)
         found |= self._grow(task, retain, cut, targets, self.epochs or (4 if many else 8), same)
         if self.release:
@@ -197,28 +199,39 @@ class Regrow(UnlearningMethod):
             cut, found["scan"], told = where_profiles_part(task, retain, task.reference)
             text = "The profiles of model and reference do not part where one could cut; the nearest cut was taken."
         else:
-            cut, found["scan"], told = scan(
-                task,
-                retain,
-                lambda cut: self._grow(task, retain, cut, targets, self.scan_epochs, {})["retained_accuracy"][-1],
-                same,
+            grow = partial(self._tried, task, retain, targets)
+            cut, found["scan"], told = scan(task, retain, grow, same)
+            text = (
+                "The scan could not tell where to cut: at each cut the class was read better than where nothing is kept, or "
+                "noise could hide that. The deepest was taken."
             )
-            text = "The scan could not tell where to cut: readings fell or were too noisy; the last cut it tried was taken."
         if not told:
             _warn(task, text)
         return cut
 
-    def _grow(
-        self, task: Task, retain: Samples, cut: Cut, targets: Tensor, epochs: int, same: Mapping[str, Any]
-    ) -> RegrowMeasured:
-        """Draw everything above a cut anew and train it."""
+    def _tried(self, task: Task, retain: Samples, targets: Tensor, cut: Cut, level: float) -> float:
+        """Grow a network above a cut for a scan: percent of the last images that it answered."""
+        new = self._draw(task, cut, targets)
+        phase = Phase("tried", self.scan_epochs, *self._optimizer(task, cut, new), cut.new, cut.modules, {}, level)
+        # not kept: a part of the images may do
+        with source_of(task, retain, cut.block, self.augment, place="none") as source, gradients_above(task.model, cut):
+            return self._train(task, phase, source, targets)["retained_accuracy"][-1]
+
+    def _draw(self, task: Task, cut: Cut, targets: Tensor) -> list[nn.Parameter]:
+        """Draw everything above a cut anew; these weights, which alone can be trained then."""
         torch.manual_seed(self.seed)  # whatever was tried before, also by a process that was killed
         silent = [silent_rows(head) for head in task.linear_heads()]  # of earlier requests
         draw_above(task.model, cut, self.fresh_model(task))
         for head, earlier in zip(task.linear_heads(), silent, strict=True):
             # masked in the loss and in the answers: their gradient is 0. Earlier ones unless their images are back
             silence_rows(head, torch.cat([task.forget_classes, earlier[~torch.isin(earlier, targets.cpu())]]))
-        new = only_trainable(task.model, cut.new)
+        return only_trainable(task.model, cut.new)
+
+    def _grow(
+        self, task: Task, retain: Samples, cut: Cut, targets: Tensor, epochs: int, same: Mapping[str, Any]
+    ) -> RegrowMeasured:
+        """Draw everything above a cut anew and train it."""
+        new = self._draw(task, cut, targets)
         same = same and {**same, "block": cut.block, "epochs": epochs}
         phase = Phase("grown", epochs, *self._optimizer(task, cut, new), cut.new, cut.modules, same)
         started = time.perf_counter()
@@ -226,7 +239,7 @@ class Regrow(UnlearningMethod):
             kept = source if isinstance(source, KeptActivations) else None
             seconds = time.perf_counter() - started
             size = 0 if kept is None else kept.store.nbytes
-            with gradients_above(task.model, cut.block):
+            with gradients_above(task.model, cut):
                 run = self._train(task, phase, source, targets)
         return {
             "block": cut.block,
@@ -313,7 +326,7 @@ class Regrow(UnlearningMethod):
 
     def _train(self, task: Task, phase: Phase, source: Source, targets: Tensor) -> PhaseMeasured:
         """The epochs of a phase, from where a checkpoint stands on."""
-        index, processes = task.state.process_index, task.state.num_processes
+        index, processes, told = task.state.process_index, task.state.num_processes, partial(_percent, task.state)
         own, rows, batch = targets[index::processes], len(targets) // processes, self.batch_size // processes
         folder = task.checkpoint / phase.name if task.checkpoint is not None and phase.same else None
         done = {} if folder is None else load_progress(folder, task.model, phase.optimizer, phase.same)
@@ -323,21 +336,27 @@ class Regrow(UnlearningMethod):
         descent = GradientSteps(task, phase.optimizer, steps=remaining, name=f"{self.name}: {phase.name}")
         descent.steps, descent.last_loss = done.get("steps", 0), done.get("last_loss", math.nan)
         frozen = [task.model.get_submodule(name) for name in phase.frozen]
+        recent, reached = deque[Tensor](maxlen=RECENT), False
         for epoch in range(len(accuracies), phase.epochs):
             torch.manual_seed(self.seed * 1_000_003 + epoch)  # so that an epoch is the same after a resume
-            hits = torch.zeros(1, device=task.device)
+            hits = torch.zeros((), dtype=torch.long, device=task.device)
             with task.mode(self.bn_mode):
                 for module in frozen:
                     module.training = False
                 for number, (logits, at) in enumerate(source.batches(batch)):
+                    share = (epoch + number / steps) / phase.epochs
                     for group in phase.optimizer.param_groups:
-                        group["lr"] = phase.lr * one_cycle((epoch + number / steps) / phase.epochs)
+                        group["lr"] = phase.lr * one_cycle(share, falls=phase.level is None)
                     descent.step(self._loss(logits, own[at]))
-                    wanted = own[at].argmax(dim=1) if self.soft else own[at]
-                    hits += (logits.detach().argmax(dim=1) == wanted).sum()
-            hits = over_processes(task.state, hits, "sum")
-            accuracies.append(round(100 * float(hits) / (rows * processes), 2))
+                    right = logits.detach().argmax(dim=1) == (own[at].argmax(dim=1) if self.soft else own[at])
+                    hits += right.sum()
+                    recent.append(right.float().mean())
+                    if reached := phase.level is not None and len(recent) == RECENT and told(recent) >= phase.level:
+                        break
+            accuracies.append(round(told([hits / rows] if phase.level is None else recent), 2))
             descent.show(f"retained {accuracies[-1]:.1f} %")
+            if reached:
+                break
             if folder is not None and task.state.is_main_process:
                 about = {"accuracies": accuracies, "steps": descent.steps, "last_loss": descent.last_loss}
                 save_progress(folder, task.model, phase.names, phase.optimizer, {**phase.same, **about})
@@ -364,26 +383,11 @@ def _say_unknown(task: Task, targets: Tensor) -> None:
         _warn(task, text)
 
 
-def _say_kept(task: Task, cut: Cut) -> None:
-    """Warn where no matrix but those of heads lies above the cut: the features go on saying what they said."""
-    state = task.model.state_dict()
-    if all(name.startswith(task.heads) for name in cut.new if state[name].ndim > 1):
-        _warn(
-            task,
-            f"Nothing but the head is new above {cut.block}, and features tell the class as before. Keep less: keep=0.33.",
-        )
-
-
 def _warn(task: Task, text: str) -> None:
     logger.warning(text)
     task.warnings.append(text)
 
 
-def one_cycle(share: float, rise: float = 0.2) -> float:
-    """What the highest learning rate is multiplied by after a `share` of all steps: up from 1/25, then down to almost 0.
-
-    Along a cosine each way, as in `torch.optim.lr_scheduler.OneCycleLR`, whose state would have to be stored.
-    """
-    if share < rise:
-        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * share / rise))
-    return 0.5 * (1 + math.cos(math.pi * (share - rise) / (1 - rise)))
+def _percent(state: Any, shares: Iterable[Tensor]) -> float:
+    """The mean of shares of one number that this process has, and of those of all processes."""
+    return 100 * float(over_processes(state, torch.stack(list(shares)).mean().reshape(1), "mean"))

@@ -199,3 +199,13 @@ def settle_norms(task: Task, samples: Samples, batch_size: int) -> None:
     if norms:
         batches = itertools.islice(task.batches(samples, batch_size, shuffle=True), SETTLE)
         mean_statistics(task.model, norms, (task.logits(batch.inputs) for batch in batches))
+
+
+def one_cycle(share: float, rise: float = 0.2, falls: bool = True) -> float:
+    """What the highest learning rate is multiplied by after a `share` of all steps: up from 1/25, then down to almost 0.
+
+    Along a cosine each way, as in `torch.optim.lr_scheduler.OneCycleLR`, whose state would have to be stored.
+    """
+    if share < rise:
+        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * share / rise))
+    return 0.5 * (1 + math.cos(math.pi * (share - rise) / (1 - rise))) if falls else 1.0
