@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import fields
@@ -150,9 +151,19 @@ def _checkpoint_folder(checkpoint: str | Path | None, method: UnlearningMethod) 
         raise InvalidValueError(
             f"{method.name} cannot be resumed, so checkpoint={str(checkpoint)!r} is of no use to it: leave it out."
         )
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise InvalidTypeError(f"checkpoint is {shortened(checkpoint)}; name a folder for the state of the training.")
+    if not str(checkpoint):
+        raise InvalidValueError(
+            "checkpoint='' names no folder for the state of the training; leave it out to keep none."
+        )
     folder = Path(checkpoint).expanduser()
-    if folder.is_file():
-        raise InvalidValueError(f"checkpoint={str(folder)!r} is a file; name a folder for the state of the training.")
+    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "is a file" if above.is_file() else "cannot be written to"
+        raise InvalidValueError(
+            f"checkpoint={str(folder)!r}: {above} {what}; name a folder for the state of the training."
+        )
     return folder
 
 

@@ -12,7 +12,7 @@ import torch
 
 from hf_kd.data.samples import Samples
 from hf_kd.methods.unlearning import activations
-from hf_kd.methods.unlearning.activations import source_of
+from hf_kd.methods.unlearning.activations import ThroughNetwork, source_of
 from hf_kd.methods.unlearning.cut import choose_block, upper_part_stands_alone
 from hf_kd.methods.unlearning.regrow import Regrow
 from tests.methods.unlearning.test_regrow import small_task
@@ -83,3 +83,12 @@ def test_what_else_an_image_comes_with_goes_through_the_network():
     both = {**task.retain._cached, "bool_masked_pos": torch.zeros(len(task.retain), 1)}
     task.retain = Samples(task.retain.labels, both)
     assert not upper_part_stands_alone(task, block)
+
+
+def test_a_disk_that_is_full_after_all_ends_no_process(monkeypatch, caplog):
+    """Written through its mapping, a file without its blocks would end it by a signal."""
+    task = small_task("ViTForImageClassification")
+    monkeypatch.setattr(activations.os, "posix_fallocate", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
+    with source_of(task, task.retain, choose_block(task, 1 / 3).block, "flip", place="disk") as source:
+        assert isinstance(source, ThroughNetwork)
+    assert "TMPDIR names another folder" in caplog.text

@@ -11,6 +11,7 @@ from torch import nn
 from hf_kd import ErasedModel, unlearn
 from hf_kd.audit.whitebox.network import Images, Network, WhiteBoxData
 from hf_kd.audit.whitebox.regrowing import no_regrowing, regrow_attack
+from hf_kd.errors import InvalidValueError
 from hf_kd.methods.unlearning.fresh import fresh_model
 from hf_kd.testing.unlearning import loader, planted_images, trained_model
 
@@ -90,3 +91,15 @@ def test_who_regrows_draws_it_anew_or_says_why_not(head):
     assert ("reset_parameters" in reason) == (head == "scale")
     if not reason:
         assert 0 <= regrow_attack(network, data, epochs=1).recall_forget <= 100
+
+
+def test_a_batch_of_one_value_is_refused_with_the_way_out():
+    model, forget, one = (
+        with_head("convolutional", "norm"),
+        loader(*planted_images([2])),
+        loader(*planted_images([0], 1)),
+    )
+    settings = {"retain": one, "progress": False, "epochs": 1, "allow_unrecognised": True}
+    with pytest.raises(InvalidValueError, match="BatchNorm cannot take statistics .* bn_mode='freeze'"):
+        unlearn(model, forget, "regrow", **settings)
+    unlearn(model, forget, "regrow", bn_mode="freeze", **settings)

@@ -10,7 +10,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_kd import ReadOptions, unlearn
-from hf_kd.errors import DivergedError
+from hf_kd.errors import DivergedError, OutputError
 from hf_kd.methods.unlearning import cut_scan, regrow, resume
 from hf_kd.methods.unlearning.cut_scan import scan
 from hf_kd.methods.unlearning.resume import KeptTraining, save_progress
@@ -214,3 +214,28 @@ def test_a_scan_that_diverges_leaves_the_network_as_it_was():
     with pytest.raises(DivergedError):
         scan(task, task.retain, grow)
     assert all(torch.equal(before[name], tensor) for name, tensor in task.model.state_dict().items())
+
+
+def test_a_state_that_cannot_be_written_is_an_error_that_says_so(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    save_progress(tmp_path, model, model.state_dict(), optimizer, {"epoch": 1})
+    before = (tmp_path / resume.FILE).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(resume, "save_file", lambda *args, **more: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OutputError, match=r"training\.safetensors .*No space left.*as it was"):
+            save_progress(tmp_path, model, model.state_dict(), optimizer, {"epoch": 2})
+    assert (tmp_path / resume.FILE).read_bytes() == before
+    (tmp_path / f"{resume.FILE}.1").write_bytes(b"of a run that was killed")
+    save_progress(tmp_path, model, model.state_dict(), optimizer, {"epoch": 2})
+    assert [path.name for path in tmp_path.iterdir()] == [resume.FILE]
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("", "names no folder"), (3, "checkpoint is 3"), ("{file}/x", "is a file")]
+)
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_read(original, tmp_path, folder, said):
+    (tmp_path / "file").touch()
+    place = folder.format(file=tmp_path / "file") if isinstance(folder, str) else folder
+    with pytest.raises((ValueError, TypeError), match=said):
+        unlearn(original, None, "regrow", retain=[], checkpoint=place)

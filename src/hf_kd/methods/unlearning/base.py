@@ -133,7 +133,7 @@ class UnlearningMethod(ABC):
 
         Raises:
             InvalidValueError: When the method needs retained samples or a Linear head and there are none, and where batches
-                are smaller than the number of processes.
+                are smaller than the number of processes or too small for BatchNorm.
             DivergedError: When weights are not finite in the end.
         """
         self._check_shares(task, task.needed_retain(self.name) if self.needs_retain else None)
@@ -158,6 +158,13 @@ class UnlearningMethod(ABC):
             except DivergedError as stop:
                 logger.warning(f"{self.name} stopped: {stop}. A smaller lr may help.")
                 measured = UnlearningMeasured(stopped=str(stop))
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise InvalidValueError(
+                    f"{self.name}: BatchNorm cannot take statistics of a batch that gives a single value ({error}). Give "
+                    "more images or a larger batch_size, or keep its statistics with bn_mode='freeze'."
+                ) from error
             finally:
                 task.close_bars()
                 for parameter, flag in zip(parameters, flags, strict=True):

@@ -5,10 +5,11 @@ Each file is replaced by one rename, and says of which run it is: another model,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import gather_rows
 from hf_kd.data.samples import Samples
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, OutputError
 
 from .task import Task
 
@@ -68,11 +69,32 @@ def save_progress(
     tensors = {f"model.{name}": state[name] for name in names}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{FILE}.{os.getpid()}"
     cloned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(cloned, unfinished, metadata={"about": json.dumps(dict(about))})
-    os.replace(unfinished, folder / FILE)
+    with _replacing(folder / FILE) as unfinished:
+        save_file(cloned, unfinished, metadata={"about": json.dumps(dict(about))})
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`; what a run that was killed left of one is deleted.
+
+    Raises:
+        OutputError: Where it cannot be written.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        os.replace(unfinished, path)
+        for left in path.parent.glob(f"{path.name}.*"):
+            left.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise OutputError(
+            f"The state of the training cannot be written to {path} ({error}); what was kept there before is as it was. "
+            "Make room or the folder writable, and call again to go on, or name another folder to start again."
+        ) from error
 
 
 def load_progress(
@@ -119,10 +141,8 @@ def load_progress(
 
 def save_scan(folder: Path, about: Mapping[str, Any]) -> None:
     """Write how far a scan has come (plain values); all of it or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{SCAN}.{os.getpid()}"
-    unfinished.write_text(json.dumps(dict(about)), encoding="utf-8")
-    os.replace(unfinished, folder / SCAN)
+    with _replacing(folder / SCAN) as unfinished:
+        unfinished.write_text(json.dumps(dict(about)), encoding="utf-8")
 
 
 def load_scan(folder: Path, same: Mapping[str, Any]) -> dict[str, Any]:
