@@ -24,8 +24,10 @@ import torch
 from hf_kd.data import process_state
 from datasets import load_from_disk
 from hf_kd import ErasedModel, train_original, unlearn
+from hf_kd.methods.unlearning import cut_scan, regrow
 from hf_kd.methods.unlearning.resume import KeptTraining
 
+cut_scan.FEWEST, regrow.RECENT = 12, 2
 folder, out, requests = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 class Killed(BaseException):
     pass
@@ -82,11 +84,12 @@ REQUESTS = {
 """Gradient descent on D_r and on D_f, closed forms, cached features, and the training of an original."""
 
 KEPT = {"batch_size": 8, "epochs": 2, "checkpoint": "in the folder of the results"}
-SHARED_ALIKE = {"regrow": ("regrow", KEPT), "retrain": ("retrain", KEPT)}
+AUTO = KEPT | {"keep": "auto", "scan_epochs": 1}
+SHARED_ALIKE = {"regrow": ("regrow", KEPT), "regrow, auto": ("regrow", AUTO), "retrain": ("retrain", KEPT)}
 """Each process keeps the activations of its own images, so batches are other ones than those of one process; and each takes
 statistics of BatchNorm of its own images alone."""
 
-RESUMED = {f"{name}, killed": (name, KEPT | {"killed": True}) for name in SHARED_ALIKE}
+RESUMED = {f"{name}, killed": (method, own | {"killed": True}) for name, (method, own) in SHARED_ALIKE.items()}
 
 RELATIVE = 2e-3
 """Of the whole change: gradient steps amplify rounding, closed forms do not."""
