@@ -12,7 +12,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from typer.testing import CliRunner
 
 from hf_kd import AuditOptions, ErasedModel, ReadOptions, Retrained, unlearn
-from hf_kd.audit import figures
+from hf_kd.audit import figures, weight_access
 from hf_kd.audit.audit_model import audit_model
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.sections.weight_access import left_out_notes
@@ -25,6 +25,7 @@ from hf_kd.audit.whitebox.network import Network
 from hf_kd.audit.whitebox.regrowing import no_regrowing
 from hf_kd.cli import app
 from hf_kd.errors import InvalidValueError, LabelMismatchError
+from hf_kd.metrics.attack_data import AttackResult
 from tests.helpers.processes import in_two_processes
 from tests.helpers.small import NAMES, labelled, make_dataset, randomise
 
@@ -370,3 +371,27 @@ def test_a_head_that_may_give_several_labels_is_said_to_be_read_by_one(small_bat
     options = AuditOptions(attacks=["linear"], draws=1, shots=[1], access="weights", budget=1e-6)
     report = ErasedModel.from_model(model, processor).audit(*splits, "cat", options=options, progress=False)
     assert "answers the one with the largest logit" in " ".join(report.section("weight_access").notes)
+
+
+def test_a_reference_of_the_same_weights_is_no_model_that_never_saw_the_class(processor):
+    splits = make_dataset([0, 1, 2, 3, 4] * 8), make_dataset([0, 1, 2, 3, 4] * 8, seed=9)
+    model = ErasedModel.from_model(resnet(), processor)
+    options = AuditOptions(attacks=["linear"], draws=1, shots=[1])
+    for seeds, said in (((0,), "the audited model"), ((1, 2), "the original"), ((1,), "the original"), ((2,), None)):
+        references = [ErasedModel.from_model(resnet(seed), processor) for seed in seeds]
+        original = ErasedModel.from_model(resnet(1), processor)
+        report = model.audit(
+            *splits, "cat", original=original, reference=Retrained(references), options=options, progress=False
+        )
+        told = [text for text in report.context["warnings"] if "never saw" in text]
+        assert [said in text for text in told] == ([] if said is None else [True])
+
+
+def test_networks_of_other_architectures_are_regrown_behind_blocks_of_their_own():
+    def findings(block):
+        return NetworkFindings(regrown=AttackResult("", 0.0, 0.0, 0.0, 50.0, {"kept_to": block}))
+
+    same = {"erased": findings("a"), "original": findings("a"), "reference": NetworkFindings()}
+    assert "every network up to a, the lower third" in " ".join(weight_access._kept_to(same, "the lower third"))
+    other = weight_access._kept_to({"erased": findings("a"), "reference": findings("b")}, "the lower third")
+    assert other == ["Who regrows keeps this model up to a, the first reference up to b, the lower third each."]

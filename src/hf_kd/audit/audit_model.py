@@ -35,7 +35,7 @@ from .report import RetentionReport
 from .schema import Section
 from .sections.features import class_fit
 from .sections.reference_level import ReadLevel, converged_point, reference_level_section
-from .sections.weights import moved_weights, of_other_weights
+from .sections.weights import moved_weights, of_other_weights, of_same_weights
 from .splits import AuditSplits, Split, complete
 from .weight_access import measure_weight_access
 
@@ -127,7 +127,7 @@ def audit_model(
             extra_sections=[*sections, *beside],
             sampled=data.sampled,
             several_labels=several_labels(model),
-            context={**_context(model, original), **weights},
+            context={**_context(model, original, retrained.models), **weights},
         ),
     )
     return replace(report, seconds=round(time.perf_counter() - started, 2))
@@ -219,14 +219,17 @@ def _of_features(options: AuditOptions, data: AuditSplits, attacks: Sequence[str
     )
 
 
-def _context(model: TappedModel, original: TappedModel | None) -> dict[str, Any]:
+def _context(model: TappedModel, original: TappedModel | None, references: Sequence[TappedModel]) -> dict[str, Any]:
     return {
         "architecture": type(model.inner).__name__,
         "taps": [str(tap) for tap in model.taps],
         "erasures": [erasure.to_dict() for erasure in model.erasures],
         "changes": [change.to_dict() for change in changes_of(model.config)],
         "original_given": original is not None,
-        "warnings": [] if original is None else of_other_weights(original, model),
+        "warnings": [
+            *([] if original is None else of_other_weights(original, model)),
+            *of_same_weights(references, model, original),
+        ],
     }
 
 

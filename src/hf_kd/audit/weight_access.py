@@ -17,6 +17,7 @@ from hf_kd.methods.records import weight_changes
 from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.metrics.weight_signature import PartSignature, weight_signature
 
+from .downloader import VERSIONS
 from .hidden_states import blocks_read
 from .schema import Section
 from .sections.reference_level import ReadLevel
@@ -126,15 +127,24 @@ def measure_weight_access(
             "The head may give an image several labels. Here it answers the one with the largest logit among the classes "
             "that were read, and attacks train it so: its F and R are not those by which it answers itself (D_ft and D_rt)."
         )
-    regrown = found["erased"].regrown
-    if regrown is not None:
-        which = "the lower third" if cut is None else "the last block that was kept when the weights were changed"
-        notes.append(
-            f"Who regrows keeps every network up to {regrown.settings['kept_to']}, {which}: where two have the same weights "
-            "there, they have the same number."
-        )
+    notes += _kept_to(
+        shown, "the lower third" if cut is None else "the last block that was kept when the weights were changed"
+    )
     section = weight_access_section(shown, classes, len(data.forget), _signatures(networks), notes)
     return WeightAccess(found, section, weight_access_data(found), int(images["erased"].test_forget.sum()))
+
+
+def _kept_to(found: Mapping[str, NetworkFindings], which: str) -> list[str]:
+    """Up to which block who regrows keeps each network: those of another architecture have blocks of other names."""
+    kept = {version: own.regrown.settings["kept_to"] for version, own in found.items() if own.regrown is not None}
+    if len(set(kept.values())) > 1:
+        named = ", ".join(f"{VERSIONS[version]} up to {block}" for version, block in kept.items())
+        return [f"Who regrows keeps {named}, {which} each."]
+    return [
+        f"Who regrows keeps every network up to {block}, {which}: where two have the same weights there, they have the "
+        "same number."
+        for block in set(kept.values())
+    ]
 
 
 def last_kept(model: TappedModel) -> str | None:

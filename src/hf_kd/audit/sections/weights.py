@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hf_kd.audit.schema import Score, Section
 from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.digest import inner_digest
@@ -35,6 +37,26 @@ def of_other_weights(original: TappedModel, model: TappedModel) -> list[str]:
         f"The model given as the original has other weights (digest {found[:12]}) than the one that the request found "
         f"({known[0][:12]}{base}): what is said of the original is said of another model. Audit again with the model before "
         "the request; one of the Hub is named with its revision, USER/NAME@REVISION."
+    ]
+
+
+def of_same_weights(
+    references: Sequence[TappedModel], model: TappedModel, original: TappedModel | None = None
+) -> list[str]:
+    """A warning where a model given as one that never saw the classes has the weights of the audited one or its original.
+
+    Args:
+        references: Those that were given.
+        model: The audited model.
+        original: The model before the requests, where there is one.
+    """
+    known = {"the audited model": model} | ({} if original is None else {"the original": original})
+    digests = {inner_digest(own): name for name, own in known.items()} if references else {}
+    found = {digests[digest] for digest in map(inner_digest, references) if digest is not None and digest in digests}
+    return [
+        f"A reference has the very weights of {name}: what is said of a model that never saw the classes is said of that "
+        "one. Audit again with a model trained without them (hf-kd train-original --without)."
+        for name in sorted(found)
     ]
 
 
