@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from hf_kd import ErasedModel, unlearn
 from hf_kd.audit.whitebox.network import Images, Network, WhiteBoxData
@@ -77,6 +78,40 @@ def test_what_cannot_be_drawn_anew_is_refused_by_its_place():
     model.prompt = nn.Parameter(torch.zeros(3))
     with pytest.raises(ValueError, match="other tensors than its class makes"):
         fresh_model(model, seed=0)
+
+
+class Scaled(nn.Linear):
+    """Draws its weight and its bias anew, and keeps what it learnt beside them."""
+
+    def __init__(self, d: int):
+        super().__init__(d, 5)
+        self.by = nn.Parameter(torch.ones(5))
+
+    def forward(self, features):
+        return super().forward(features) * self.by
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_part_that_would_stay_as_it_learnt_to_be_is_refused(where):
+    model = with_head("convolutional", "norm")
+    d = model.classifier[2].in_features
+    model.classifier = nn.Sequential(*[nn.Flatten()] * where, Scaled(d))
+    with pytest.raises(ValueError, match=rf"classifier\.{where} \(Scaled\).*all of it"):
+        fresh_model(model, seed=0)
+
+
+def test_layers_that_were_cut_off_are_not_made_anew_and_the_others_as_the_class_makes_them():
+    config = Dinov2Config(
+        hidden_size=8, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=16, patch_size=4
+    )
+    model = Dinov2ForImageClassification(config)
+    whole = fresh_model(model, seed=0).state_dict()
+    model.dinov2.encoder.layer = model.dinov2.encoder.layer[:2]
+    model.dinov2.layernorm = None
+    fresh = fresh_model(model, seed=0)
+    assert fresh.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in fresh.state_dict().items())
+    assert fresh.dinov2.layernorm is None
 
 
 @pytest.mark.parametrize("head", [*HEADS, "scale"])

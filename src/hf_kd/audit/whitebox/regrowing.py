@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -13,7 +12,7 @@ from torch import nn
 from hf_kd.data.samples import consecutive
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.unlearning.cut import cut_behind, draw_above, gradients_above, only_trainable
-from hf_kd.methods.unlearning.fresh import take_replaced
+from hf_kd.methods.unlearning.fresh import initialised, take_replaced
 from hf_kd.metrics.attack_data import AttackResult
 
 from .answers import head_answers
@@ -107,9 +106,5 @@ def _fresh(network: Network, made: Network) -> nn.Module:
     fresh = cast("Callable[[], nn.Module]", network.fresh)()
     take_replaced(fresh, network.model)
     for path in made.heads:
-        head = copy.deepcopy(made.model.get_submodule(path)).cpu()
-        for module in head.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-        fresh.set_submodule(path, head)
+        fresh.set_submodule(path, initialised(made.model.get_submodule(path), path))
     return fresh

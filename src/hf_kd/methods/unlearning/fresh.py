@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import math
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_kd.errors import InvalidValueError
@@ -37,23 +37,28 @@ def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> n
 def take_replaced(fresh: nn.Module, model: nn.Module, path: str = "") -> None:
     """Put the modules of a model that its class makes otherwise into one that has seen nothing, initialised anew.
 
+    What the model has no more (layers that were cut off) goes.
+
     Args:
         fresh: Changed in place.
         model: Of the same class.
         path: Where both are, followed by a dot, for messages.
 
     Raises:
-        InvalidValueError: Where one has tensors and no `reset_parameters`, or something is left that cannot be replaced.
+        InvalidValueError: Where `initialised` says so, or something is left that cannot be replaced.
     """
+    for name in {name for name, _ in fresh.named_children()} - {name for name, _ in model.named_children()}:
+        delattr(fresh, name)
+        if hasattr(model, name):  # as None
+            setattr(fresh, name, None)
     for name, child in model.named_children():
         own = getattr(fresh, name, None)
         if own is not None and _shapes(own) == _shapes(child):
             continue
-        inner = {n for n, _ in child.named_children()}
-        if own is not None and type(own) is type(child) and inner and inner >= {n for n, _ in own.named_children()}:
+        if own is not None and type(own) is type(child) and any(True for _ in child.children()):
             take_replaced(own, child, f"{path}{name}.")
         else:
-            setattr(fresh, name, _initialised(child, f"{path}{name}"))
+            setattr(fresh, name, initialised(child, f"{path}{name}"))
     if _shapes(fresh) != _shapes(model):
         raise InvalidValueError(
             f"This {type(model).__name__}{path and f' ({path[:-1]})'} has other tensors than its class makes from its "
@@ -66,21 +71,34 @@ def _shapes(module: nn.Module) -> dict[str, Any]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
-def _initialised(module: nn.Module, path: str) -> nn.Module:
-    """A copy whose parts have initialised themselves.
+def initialised(module: nn.Module, path: str) -> nn.Module:
+    """A copy on the CPU whose parts have initialised themselves.
+
+    Args:
+        module: Stays as it is.
+        path: Where it is, for messages.
 
     Raises:
-        InvalidValueError: Where one has tensors and no `reset_parameters`.
+        InvalidValueError: Where a part has tensors that no `reset_parameters` of it sets.
     """
     made = copy.deepcopy(module).cpu()
     for name, part in made.named_modules():
-        if not any(True for _ in itertools.chain(part.parameters(recurse=False), part.buffers(recurse=False))):
+        if not (tensors := _own_tensors(part)):
             continue
-        if not callable(reset := getattr(part, "reset_parameters", None)):
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.fill_(math.nan)  # so that it is seen if it stays as it was
+        getattr(part, "reset_parameters", lambda: None)()
+        if any(bool(tensor.isnan().any()) for tensor in _own_tensors(part)):
             raise InvalidValueError(
                 f"{'.'.join(filter(None, (path, name)))} ({type(part).__name__}) is not as the model's class makes it, and "
-                "has no reset_parameters() by which it could be drawn anew. Give it one, or choose a method that starts "
-                "from the weights as they are."
+                "has no reset_parameters() by which all of it could be drawn anew. Give it one, or choose a method that "
+                "starts from the weights as they are."
             )
-        reset()
     return made
+
+
+def _own_tensors(part: nn.Module) -> list[Tensor]:
+    """Those with numbers that a part has beside its parts."""
+    every = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+    return [tensor for tensor in every if tensor.is_floating_point()]
