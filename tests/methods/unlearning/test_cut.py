@@ -9,17 +9,18 @@ import torch
 from torch import nn
 
 from hf_kd import unlearn
-from hf_kd.methods.unlearning.cut import cut_behind, gradients_above
+from hf_kd.methods.unlearning.cut import choose_block, cut_behind, gradients_above, only_heads_above
 from hf_kd.testing.unlearning import loader, planted_images, trained_model
 from tests.helpers import zoo
+from tests.methods.unlearning.test_regrow import small_task
 
 FORGET, RETAINED = [2], [0, 1, 3, 4]
 
 
-def grown(model, **settings):
+def grown(model, method="regrow", **settings):
     forget, retain = loader(*planted_images(FORGET)), loader(*planted_images(RETAINED))
     options = {"epochs": 1, "batch_size": 16} | settings
-    return unlearn(model, forget, "regrow", retain=retain, progress=False, allow_unrecognised=True, **options)
+    return unlearn(model, forget, method, retain=retain, progress=False, allow_unrecognised=True, **options)
 
 
 def test_what_was_cached_of_a_weight_does_not_hide_that_it_is_kept():
@@ -66,14 +67,17 @@ def test_a_frozen_block_below_a_group_norm_hands_on_what_has_a_gradient():
     handle.remove()
 
 
-@pytest.mark.parametrize("cache", ["memory", "none"])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("regrow", {"cache": "memory"}), ("regrow", {"cache": "none"}), ("eu-k", {"keep": 0.5}), ("eu-k", {"k": 7})],
+)
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_changes_nothing(cache, reentrant):
+def test_gradient_checkpointing_changes_nothing(method, settings, reentrant):
     """Reentrant, the first block above the cut stayed as it was drawn, with a warning of torch alone."""
     plain, checkpointed = (copy.deepcopy(trained_model("transformer")) for _ in range(2))
     checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
     before = [vars(m).get("_gradient_checkpointing_func") for m in checkpointed.modules()]
-    first, second = grown(plain, cache=cache), grown(checkpointed, cache=cache)
+    first, second = (grown(model, method, **settings) for model in (plain, checkpointed))
     assert all(torch.equal(t, second.state_dict()[name]) for name, t in first.state_dict().items())
     after = [vars(m).get("_gradient_checkpointing_func") for m in second.modules()]
     assert [func and func.keywords for func in after] == [func and func.keywords for func in before]
@@ -84,3 +88,13 @@ def test_where_nothing_but_the_head_is_new_the_record_says_so():
     last = [name for name, _ in model.named_modules() if name.startswith("vit.layers.") and name.count(".") == 2][-1]
     told = [grown(model, keep=keep).config.hf_kd_unlearned[-1].get("warnings") or () for keep in (last, 1 / 3)]
     assert [any("features tell the class" in text for text in texts) for texts in told] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "heads_alone"), [("Dinov2ForImageClassification", True), ("MobileNetV2ForImageClassification", False)]
+)
+def test_what_is_below_and_unused_is_not_new_and_a_last_convolution_is(name, heads_alone):
+    """The former has a token for masked patches, which classification does not read."""
+    task = small_task(name)
+    cut = choose_block(task, task.find_blocks()[-1])
+    assert only_heads_above(task.model, task.heads, cut) == heads_alone

@@ -115,8 +115,8 @@ def draw_above(model: nn.Module, cut: Cut, fresh: nn.Module) -> None:
 
 def only_heads_above(model: nn.Module, heads: tuple[str, ...], cut: Cut) -> bool:
     """Whether no matrix but those of heads lies above a cut: features go on saying what they said."""
-    state = model.state_dict()
-    return all(name.startswith(heads) for name in cut.new if state[name].ndim > 1)
+    state, others = model.state_dict(), {*heads, *cut.modules}  # of what is below, `cut.new` has what nothing uses
+    return all(name.rpartition(".")[0] in others for name in cut.new if state[name].ndim > 1)
 
 
 @torch.no_grad()
@@ -203,8 +203,8 @@ def hidden_at(model: nn.Module, block: str, inputs: Mapping[str, Any]) -> Tensor
 
 
 @contextlib.contextmanager
-def gradients_above(model: nn.Module, cut: Cut) -> Iterator[None]:
-    """Inside, what lies above a cut, whose kept part is frozen, gets all its gradients.
+def gradients_above(model: nn.Module, cut: Cut | None) -> Iterator[None]:
+    """Inside, what lies above a cut (None: a frozen part that is none), whose kept part is frozen, gets all its gradients.
 
     On a processor the backward of GroupNorm ends the process where a channels-last input asks for no gradient, and
     reentrant gradient checkpointing gives none to the first block whose input asks for none.
@@ -216,8 +216,8 @@ def gradients_above(model: nn.Module, cut: Cut) -> Iterator[None]:
             return None
         return with_hidden_state(output, hidden.detach().requires_grad_().clone())  # a leaf cannot be changed in place
 
-    normed = bool(cut.kept) and any(isinstance(part, nn.GroupNorm) for part in model.modules())
-    places = [model.get_submodule(cut.block)] if normed else []
+    normed = any(isinstance(part, nn.GroupNorm) for part in model.modules())
+    places = [model.get_submodule(cut.block)] if cut is not None and cut.kept and normed else []
     handles = [place.register_forward_hook(ask) for place in places]
     reentrant = [part for part in model.modules() if "_gradient_checkpointing_func" in vars(part)]
     before = [cast(Any, part)._gradient_checkpointing_func for part in reentrant]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import LastLayersMeasured
 
-from .cut import choose_block, share_or_name, take_over
+from .cut import choose_block, gradients_above, share_or_name, take_over
 from .task import NORMS, Task, check_range, is_layer, parameters_from
 from .training import TrainedMethod
 
@@ -57,7 +57,8 @@ class _LastLayers(TrainedMethod):
             return F.cross_entropy(task.logits(batch.inputs), batch.labels)
 
         optimizer = self.make_optimizer([task.model.get_parameter(name) for name in names])
-        done = self.descend(task, retain, loss, optimizer)
+        with gradients_above(task.model, cut):
+            done = self.descend(task, retain, loss, optimizer)
         measured: LastLayersMeasured = {"n_retain": len(retain), "layers": layers, **done}
         if cut is not None:
             measured["block"] = cut.block
