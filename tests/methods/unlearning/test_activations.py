@@ -91,4 +91,4 @@ def test_a_disk_that_is_full_after_all_ends_no_process(monkeypatch, caplog):
     monkeypatch.setattr(activations.os, "posix_fallocate", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
     with source_of(task, task.retain, choose_block(task, 1 / 3).block, "flip", place="disk") as source:
         assert isinstance(source, ThroughNetwork)
-    assert "TMPDIR names another folder" in caplog.text
+    assert "full): images go through the kept part" in caplog.text

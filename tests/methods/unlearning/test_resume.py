@@ -226,9 +226,10 @@ def test_a_state_that_cannot_be_written_is_an_error_that_says_so(tmp_path, monke
         with pytest.raises(OutputError, match=r"training\.safetensors .*No space left.*as it was"):
             save_progress(tmp_path, model, model.state_dict(), optimizer, {"epoch": 2})
     assert (tmp_path / resume.FILE).read_bytes() == before
-    (tmp_path / f"{resume.FILE}.1").write_bytes(b"of a run that was killed")
+    (tmp_path / f"{resume.FILE}.1.unfinished").write_bytes(b"of a run that was killed")
+    (tmp_path / f"{resume.FILE}.backup").write_bytes(before)
     save_progress(tmp_path, model, model.state_dict(), optimizer, {"epoch": 2})
-    assert [path.name for path in tmp_path.iterdir()] == [resume.FILE]
+    assert {path.name for path in tmp_path.iterdir()} == {resume.FILE, f"{resume.FILE}.backup"}, "a person's stays"
 
 
 @pytest.mark.parametrize(

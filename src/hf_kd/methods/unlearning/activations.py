@@ -224,15 +224,18 @@ def _storage(
             return "device", torch.empty(count, values, dtype=dtype, device=device)
         if place == "memory" or size * processes <= share * psutil.virtual_memory().available:
             return "memory", torch.empty(count, values, dtype=dtype, pin_memory=device.type == "cuda")
-    folder = tempfile.gettempdir()
+    folder, why = tempfile.gettempdir(), "it has less free"
     if size * processes <= 0.9 * shutil.disk_usage(folder).free:
-        with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:  # no name; the mapping keeps it to its end
-            if hasattr(os, "posix_fallocate"):  # a disk that is full when it is written to would end the process
-                os.posix_fallocate(file.fileno(), 0, max(size, 1))
-            mapped = np.memmap(file, np.int16, "w+", shape=(count, values))
-            return "disk", torch.from_numpy(mapped).view(dtype)
+        try:
+            with tempfile.TemporaryFile() as file:  # has no name; the mapping keeps it, and ends with the process
+                if hasattr(os, "posix_fallocate"):  # a disk that is full when it is written to would end the process
+                    os.posix_fallocate(file.fileno(), 0, max(size, 1))
+                mapped = np.memmap(file, np.int16, "w+", shape=(count, values))
+                return "disk", torch.from_numpy(mapped).view(dtype)
+        except OSError as error:
+            why = str(error)
     logger.warning(
-        f"Activations of {count * processes:,} views take {math.ceil(size * processes / 2**30)} GiB, more than memory "
-        f"or {folder} have: images go through the kept part in every epoch instead. TMPDIR names another folder."
+        f"Activations of {count * processes:,} views take {math.ceil(size * processes / 2**30)} GiB, which cannot be kept "
+        f"in {folder} ({why}): images go through the kept part in every epoch instead. TMPDIR names another folder."
     )
     return "none", None

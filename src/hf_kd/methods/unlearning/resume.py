@@ -81,13 +81,11 @@ def _replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: Where it cannot be written.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         os.replace(unfinished, path)
-        for left in path.parent.glob(f"{path.name}.*"):
-            left.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -95,6 +93,9 @@ def _replacing(path: Path) -> Iterator[Path]:
             f"The state of the training cannot be written to {path} ({error}); what was kept there before is as it was. "
             "Make room or the folder writable, and call again to go on, or name another folder to start again."
         ) from error
+    with contextlib.suppress(OSError):  # what could not be deleted is in nobody's way
+        for left in path.parent.glob(f"{path.name}.*.unfinished"):
+            left.unlink(missing_ok=True)
 
 
 def load_progress(
