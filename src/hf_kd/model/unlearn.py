@@ -25,7 +25,7 @@ from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import precision_of, process_state
 from hf_kd.data.labels import LabelMapping, NamedIds
 from hf_kd.data.progress import working
-from hf_kd.data.samples import Samples
+from hf_kd.data.samples import Samples, in_dtype
 from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, shortened
 from hf_kd.features.heads import linear_heads, problem_type
 from hf_kd.features.reader import ImageReader, ReadOptions
@@ -178,8 +178,8 @@ def _reference(model: PreTrainedModel | ErasedModel, task: Task) -> nn.Module:
     refuse_unreachable_weights(inner, "reference_model")
     made = copy.deepcopy(inner).to(task.device, torch.promote_types(inner.dtype, torch.float32)).eval()
     try:
-        with torch.no_grad():
-            task.logits(task.two_images(), made)
+        with torch.no_grad(), task.autocast():
+            made(**in_dtype(made, task.two_images()))  # whose logits nobody needs
     except (RuntimeError, ValueError, TypeError) as error:
         raise InvalidValueError(
             f"The reference_model ({type(inner).__name__}) does not take the images as the model does that is changed "

@@ -195,6 +195,13 @@ def test_a_reference_in_half_precision_is_read_like_the_model():
     assert all(one["reading"] == one["reference"] for one in measured(changed)["scan"])
 
 
+def test_a_reference_without_a_head_is_refused_as_of_another_class(monkeypatch):
+    monkeypatch.setattr(cut_scan, "FEWEST", 12)
+    model = trained_model("transformer")
+    with pytest.raises(InvalidValueError, match="one of the same class and depth"):
+        grown(model, keep="auto", reference_model=model.vit)
+
+
 @pytest.mark.parametrize("reference", ["user/name", 0])
 def test_a_reference_that_is_no_model_is_refused(reference):
     with pytest.raises(TypeError, match=r"reference_model is .*from_pretrained"):
