@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, concatenate_datasets, load_dataset
 from images import CLASSES, TRAIN
 from PIL import Image, ImageOps
 
@@ -93,8 +93,7 @@ def main() -> None:
     test = load_dataset("parquet", data_files=str(arguments.data / "test.parquet"), split="train")
     foreign = load_dataset("parquet", data_files=arguments.foreign, split="train") if arguments.foreign else None
     if foreign is not None:
-        columns = [name for name, kind in foreign.features.items() if isinstance(kind, ClassLabel)]
-        foreign, cut = foreign.remove_columns(columns), partial(_of_cifar_size, patches=arguments.patches)
+        foreign, cut = foreign.select_columns("image"), partial(_of_cifar_size, patches=arguments.patches)
         foreign = foreign.map(cut, batched=True, batch_size=50, with_indices=True, features=Features(foreign.features))
     part, count = map(int, arguments.part.split("/"))
     for job in arguments.jobs[part::count]:
