@@ -158,7 +158,7 @@ def _checkpoint_folder(checkpoint: str | Path | None, method: UnlearningMethod) 
             "checkpoint='' names no folder for the state of the training; leave it out to keep none."
         )
     folder = Path(checkpoint).expanduser()
-    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    above = next(place for place in (folder, *folder.absolute().parents) if os.access(place, os.F_OK))
     if not above.is_dir() or not os.access(above, os.W_OK):
         what = "is a file" if above.is_file() else "cannot be written to"
         raise InvalidValueError(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 
 import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_kd import ReadOptions, unlearn
-from hf_kd.errors import DivergedError, OutputError
+from hf_kd.errors import DivergedError, InvalidValueError, OutputError
 from hf_kd.methods.unlearning import cut_scan, regrow, resume
 from hf_kd.methods.unlearning.cut_scan import scan
+from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.resume import KeptTraining, save_progress
+from hf_kd.model.unlearn import _checkpoint_folder
 from hf_kd.testing.unlearning import CLASSES, SIDE, loader, planted_images
 from tests.methods.unlearning.test_regrow import FORGET, RETAINED, equal, measured, small_task
 
@@ -240,3 +243,16 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_read(original, tm
     place = folder.format(file=tmp_path / "file") if isinstance(folder, str) else folder
     with pytest.raises((ValueError, TypeError), match=said):
         unlearn(original, None, "regrow", retain=[], checkpoint=place)
+
+
+def test_a_folder_behind_a_closed_one_is_refused(tmp_path):
+    (tmp_path / "closed").mkdir(0)
+    root = os.getuid() == 0
+    if root:  # who may go everywhere
+        os.setresuid(65534, 65534, 0)
+    try:
+        with pytest.raises(InvalidValueError, match="cannot be written to"):
+            _checkpoint_folder(tmp_path / "closed" / "in", Regrow())
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
