@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hf_kd import unlearn
+from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning.cut import choose_block, cut_behind, gradients_above, only_heads_above
 from hf_kd.testing.unlearning import loader, planted_images, trained_model
 from tests.helpers import zoo
@@ -98,3 +99,10 @@ def test_what_is_below_and_unused_is_not_new_and_a_last_convolution_is(name, hea
     task = small_task(name)
     cut = choose_block(task, task.find_blocks()[-1])
     assert only_heads_above(task.model, task.heads, cut) == heads_alone
+
+
+@pytest.mark.parametrize("keep", [[1], {}, 1.0, "1.5"])
+@pytest.mark.parametrize("method", ["regrow", "eu-k"])
+def test_what_is_no_share_and_no_name_is_refused(method, keep):
+    with pytest.raises(ValueError, match=f"{method}: keep="):
+        make_unlearning_method(method, keep=keep)

@@ -135,12 +135,12 @@ def only_trainable(model: nn.Module, names: Iterable[str]) -> list[nn.Parameter]
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def share_or_name(keep: float | str | None) -> float | str | None:
-    """What `keep` says, a number also where it comes as a string from a command line."""
+def share_or_name(keep: Any) -> float | str | None:
+    """What `keep` says: a share of the blocks, also as a string from a command line, or a name; None where it is neither."""
     if isinstance(keep, str):
         with contextlib.suppress(ValueError):
-            return float(keep)
-    return keep
+            keep = float(keep)
+    return keep if isinstance(keep, str) or (isinstance(keep, int | float) and 0 < keep < 1) else None
 
 
 def choose_block(task: Task, keep: float | str) -> Cut:

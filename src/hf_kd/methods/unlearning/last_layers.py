@@ -99,9 +99,9 @@ class ExactUnlearning(_LastLayers):
     def __post_init__(self) -> None:
         super().__post_init__()
         keep = share_or_name(self.keep)
+        holds = self.keep is None or keep is not None
+        check_range(self.name, [("keep", self.keep, holds, "a share between 0 and 1, or the name of a block")])
         object.__setattr__(self, "keep", keep)
-        holds = keep is None or isinstance(keep, str) or 0 < keep < 1
-        check_range(self.name, [("keep", keep, holds, "a share between 0 and 1, or the name of a block")])
 
     def change(self, task: Task) -> LastLayersMeasured:
         return self._train(task, True, self.keep)

@@ -140,13 +140,12 @@ class Regrow(UnlearningMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         share = share_or_name(self.keep)
-        object.__setattr__(self, "keep", share)
         known = "a share between 0 and 1, the name of a block, or 'auto'"
         foreign = "a share such as 0.33 with labels='teacher': from foreign images any network tells the class"
         check_range(
             self.name,
             [
-                ("keep", share, isinstance(share, str) or (isinstance(share, int | float) and 0 < share < 1), known),
+                ("keep", self.keep, share is not None, known),
                 ("keep", share, share != "auto" or self.labels == "data", foreign),
                 ("soft", self.soft, not self.soft or self.labels == "teacher", "False unless labels='teacher'"),
                 ("weight_decay", self.weight_decay, (self.weight_decay or 0) >= 0, "0 or more"),
@@ -156,6 +155,7 @@ class Regrow(UnlearningMethod):
                 ("cache_share", self.cache_share, 0 < self.cache_share <= 1, "above 0 and at most 1"),
             ],
         )
+        object.__setattr__(self, "keep", share)
 
     @property
     def reads_retained_labels(self) -> bool:
