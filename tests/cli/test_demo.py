@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hf_kd.cli.demo import run as demo_module
 from hf_kd.cli.demo.command import EXAMPLE
@@ -72,3 +73,16 @@ def test_a_folder_of_another_model_is_not_written_over(result, tmp_path, monkeyp
 def test_options_that_nothing_would_read_are_refused(arguments, monkeypatch):
     monkeypatch.setattr("hf_kd.cli._inputs.load_libraries", lambda shared: pytest.fail("imported"))
     assert "leave " in hf_kd("demo", *arguments, code=1).stderr
+
+
+def test_the_demo_leaves_the_number_of_threads_as_it_was():
+    """A second thread gains nothing there, and waits for the first on a busy machine."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyError), demo_module.one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -7,8 +7,9 @@ erased features, so that nobody takes the first for the second.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,20 @@ def train_classifier(train: Dataset) -> tuple[PreTrainedModel, ViTImageProcessor
     return trained.eval(), processor
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread inside: a network this small gains nothing by a second one, and beside other work threads
+    that wait for one another cost many times as much.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def run_demo(output: Path, digit: int = 3, log: Callable[[str], None] = print) -> DemoResult:
     """Train, erase `digit` by ESC and by ESC-T, measure, save the ESC model to `output` and load it again."""
     train, test = digits()
@@ -136,6 +151,7 @@ def run_demo(output: Path, digit: int = 3, log: Callable[[str], None] = print) -
     return DemoResult(tuple(rows), output, equal, digit, _examples(test, output))
 
 
+@one_thread()
 def audit_demo(result: DemoResult) -> None:
     """Audit the saved demo and put report, card and figures beside it, as `hf-kd audit` and `hf-kd card` do."""
     train, test = digits()
