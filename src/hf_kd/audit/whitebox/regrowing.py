@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -106,5 +107,10 @@ def _fresh(network: Network, made: Network) -> nn.Module:
     fresh = cast("Callable[[], nn.Module]", network.fresh)()
     take_replaced(fresh, network.model)
     for path in made.heads:
-        fresh.set_submodule(path, initialised(made.model.get_submodule(path), path))
+        head = made.model.get_submodule(path)
+        try:
+            head = initialised(head, path)
+        except InvalidValueError:  # it has no way to, and whoever attacks may begin with what they hold
+            head = copy.deepcopy(head).cpu()
+        fresh.set_submodule(path, head)
     return fresh
