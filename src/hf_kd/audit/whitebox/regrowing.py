@@ -46,8 +46,7 @@ def regrow_attack(
     Raises:
         InvalidValueError: Where `no_regrowing` says why.
     """
-    reason = no_regrowing(network, data)
-    if reason:
+    if reason := _no_upper_part(network, data):
         raise InvalidValueError(f"Nothing can be grown anew here: {reason}. Leave this attack out.")
     block = network.cut or network.blocks[max(0, int(len(network.blocks) * share) - 1)]
     made, _ = with_rows(network, data, data.shots(5, seed))
@@ -87,6 +86,18 @@ def regrow_attack(
 
 def no_regrowing(network: Network, data: WhiteBoxData) -> str:
     """Why a network cannot be attacked so; nothing where it can."""
+    if reason := _no_upper_part(network, data):
+        return reason
+    try:
+        with own_generators(network.device, 0):
+            _fresh(network, network)
+    except InvalidValueError as error:
+        return f"it cannot be made anew: {str(error).rstrip('.')}"
+    return ""
+
+
+def _no_upper_part(network: Network, data: WhiteBoxData) -> str:
+    """Why there is nothing to draw anew, or no row to train; nothing where there is."""
     if network.fresh is None or not network.blocks:
         kind = type(network.model).__name__
         return (
@@ -94,11 +105,6 @@ def no_regrowing(network: Network, data: WhiteBoxData) -> str:
         )
     if network.cut is not None and network.cut not in network.blocks:
         return f"this {type(network.model).__name__} has no block {network.cut!r}, behind which the others are cut"
-    try:
-        with own_generators(network.device, 0):
-            _fresh(network, network)
-    except InvalidValueError as error:
-        return f"it cannot be made anew: {str(error).rstrip('.')}"
     return network.without_rows(data.classes)
 
 

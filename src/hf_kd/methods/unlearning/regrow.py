@@ -223,7 +223,7 @@ class Regrow(UnlearningMethod):
         silent = [silent_rows(head) for head in task.linear_heads()]  # of earlier requests
         draw_above(task.model, cut, self.fresh_model(task))
         for head, earlier in zip(task.linear_heads(), silent, strict=True):
-            # masked in the loss and in the answers: their gradient is 0. Earlier ones unless their images are back
+            # masked in the loss and in the answers: their gradient is 0. Those that were unless there are images of them
             silence_rows(head, torch.cat([task.forget_classes, earlier[~torch.isin(earlier, targets.cpu())]]))
         return only_trainable(task.model, cut.new)
 
@@ -326,7 +326,7 @@ class Regrow(UnlearningMethod):
 
     def _train(self, task: Task, phase: Phase, source: Source, targets: Tensor) -> PhaseMeasured:
         """The epochs of a phase, from where a checkpoint stands on."""
-        index, processes, told = task.state.process_index, task.state.num_processes, partial(_percent, task.state)
+        index, processes, percent = task.state.process_index, task.state.num_processes, partial(_percent, task.state)
         own, rows, batch = targets[index::processes], len(targets) // processes, self.batch_size // processes
         folder = task.checkpoint / phase.name if task.checkpoint is not None and phase.same else None
         done = {} if folder is None else load_progress(folder, task.model, phase.optimizer, phase.same)
@@ -351,9 +351,9 @@ class Regrow(UnlearningMethod):
                     right = logits.detach().argmax(dim=1) == (own[at].argmax(dim=1) if self.soft else own[at])
                     hits += right.sum()
                     recent.append(right.float().mean())
-                    if reached := phase.level is not None and len(recent) == RECENT and told(recent) >= phase.level:
+                    if reached := phase.level is not None and len(recent) == RECENT and percent(recent) >= phase.level:
                         break
-            accuracies.append(round(told([hits / rows] if phase.level is None else recent), 2))
+            accuracies.append(round(percent([hits / rows] if phase.level is None else recent), 2))
             descent.show(f"retained {accuracies[-1]:.1f} %")
             if reached:
                 break
