@@ -8,8 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from hf_kd.bench import Store, read_config
+from hf_kd.bench.protocols import random_rows
 from hf_kd.bench.store import cell_settings, key_of
 from tests.helpers import processes
 from tests.test_project_files import ROOT
@@ -95,7 +97,39 @@ def test_the_papers_tables_have_every_row_of_the_file_once_a_seed(papers_table, 
     assert not {name for name in ("original", "delete", "p=50") if name in first + second}
 
 
+def test_random_samples_get_the_gaps_of_the_papers_table_5(papers_table, tmp_path, capsys):
+    config = tmp_path / "random.yaml"
+    config.write_text(
+        "model: m\ndataset: d\nprotocol: random\nmethods: [original, retrain, {method: esc, label: esc}]\n"
+    )
+    store, (experiment,) = Store(tmp_path), read_config(config)
+    for row, value, took in zip(experiment.rows, (90.0, 70.0, 74.0), ({}, {}, {"bare pass": 2.0}), strict=True):
+        scores = dict.fromkeys(("D_f", "D_r", "D_t", "MIA"), value)
+        record = {"key": key_of(cell_settings(experiment, row, 0)), "experiment": experiment.name, "row": row.label,
+                  "seed": 0, "status": "ok", "seconds": {"features": 2.0, "fit": 1.0} | took, "scores": scores}  # fmt: skip
+        store.add(record)
+    papers_table.main(str(config), str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "| original | 90.0 / 90.0 | 90.0 | 90.0 | - | 20.00 | - | 1 |" in printed
+    assert "| retrain | 70.0 / 70.0 | 70.0 | 70.0 | 0.00 | 0.00 | - | 1 |" in printed
+    assert "| esc | 74.0 / 74.0 | 74.0 | 74.0 | 1.45 | 4.00 | 1.50 | 1 |" in printed
+
+
 def test_the_papers_table_of_another_file_says_that_nothing_is_there(papers_table, tmp_path):
     (tmp_path / "tables.yaml").write_text(CONFIG)
     with pytest.raises(SystemExit, match="has no result of"):
         papers_table.main(str(tmp_path / "tables.yaml"), str(tmp_path))
+
+
+def test_a_network_without_random_samples_never_saw_what_the_bench_forgets(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "cifar"))
+    train = importlib.import_module("train")
+    labels = torch.arange(200).remainder(10)[torch.randperm(200, generator=torch.Generator().manual_seed(3))]
+    run = train.Run(
+        train.Job.parse("resnet20-random:1"), torch.zeros(200, 40, 40, 3, dtype=torch.uint8), labels, tmp_path
+    )
+    forgotten = random_rows(labels, 0.1)
+    assert labels[forgotten].bincount().tolist() == [2] * 10
+    assert sorted([*run.members.tolist(), *forgotten.tolist()]) == list(range(200))
+    for name in ("train", "images", "networks"):
+        del sys.modules[name]

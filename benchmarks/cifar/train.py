@@ -3,10 +3,11 @@
     python benchmarks/cifar/train.py --data DIR --output RUNS resnet20:60 resnet20-cat:60 resnet20-deer:15:1
 
 A network is named KIND[-CLASS]:EPOCHS[:SEED]; with a CLASS its images are left out of the training (the head keeps its
-row). Each lands in RUNS/KIND[-CLASS]-EPOCHS-SEED: a folder of transformers with its processor and `result.json`. A network
-that is there is skipped; one that was cut off goes on from its last epoch. On CUDA all networks train side by side, every
-step of each a recorded graph on a stream of its own (bfloat16); on the CPU one after the other, in bfloat16 where the
-processor multiplies it in hardware and is the quicker for it (1.8 to four times; `result.json` says which).
+row), with "random" in its place the tenth of all images that the random protocol of the bench forgets. Each lands in
+RUNS/KIND[-CLASS]-EPOCHS-SEED: a folder of transformers with its processor and `result.json`. A network that is there is
+skipped; one that was cut off goes on from its last epoch. On CUDA all networks train side by side, every step of each a
+recorded graph on a stream of its own (bfloat16); on the CPU one after the other, in bfloat16 where the processor multiplies
+it in hardware and is the quicker for it (1.8 to four times; `result.json` says which).
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from hf_kd.bench.protocols import random_rows
+
+RANDOM = "random"
 MOMENTUM = 0.9
 WARM_UP = 0.2
 """Share of the steps in which the learning rate of a cycle rises."""
@@ -49,9 +53,9 @@ class Job:
         """KIND[-CLASS]:EPOCHS[:SEED]."""
         name, epochs, *seed = text.split(":")
         kind, _, without = name.partition("-")
-        if kind not in RECIPES or (without and without not in CLASSES) or len(seed) > 1:
+        if kind not in RECIPES or (without and without not in (*CLASSES, RANDOM)) or len(seed) > 1:
             raise SystemExit(
-                f"{text}: KIND[-CLASS]:EPOCHS[:SEED], with a kind of {', '.join(RECIPES)}, a class of CIFAR-10"
+                f"{text}: KIND[-CLASS]:EPOCHS[:SEED], with a kind of {', '.join(RECIPES)}, a class of CIFAR-10 or {RANDOM}"
             )
         return cls(kind, without or None, int(epochs), int(seed[0]) if seed else 0)
 
@@ -73,7 +77,9 @@ class Run:
         self.model.to(memory_format=torch.channels_last)
         self.labels = labels
         kept = torch.ones_like(labels, dtype=torch.bool)
-        if job.without:
+        if job.without == RANDOM:
+            kept[random_rows(labels.cpu(), 0.1).to(device)] = False
+        elif job.without:
             kept = labels != CLASSES.index(job.without)
         self.members = kept.nonzero().flatten()
         self.per_epoch = len(self.members) // self.recipe.batch
@@ -232,7 +238,7 @@ class Run:
         right = self.hits(test, labels)
         learned = self.hits(self.images[self.members], self.labels[self.members])
         by_class = {name: round(100 * float(right[labels == i].mean()), 2) for i, name in enumerate(CLASSES)}
-        kept = labels != CLASSES.index(self.job.without) if self.job.without else labels >= 0
+        kept = labels != CLASSES.index(self.job.without) if self.job.without in CLASSES else labels >= 0
         result = {
             "kind": self.job.kind,
             "without": self.job.without,

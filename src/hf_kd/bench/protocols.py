@@ -204,18 +204,31 @@ def _random(protocol, train, test, labels, names, to_model_ids) -> Problem:
     share = protocol.get("share", 0.1)
     if not isinstance(share, int | float) or not 0 < share < 1:
         raise InvalidValueError(f"share={share!r} of the random protocol is out of range: it lies between 0 and 1.")
-    generator = torch.Generator().manual_seed(protocol.get("seed", 0))
-    every = torch.arange(len(train))
-    by_class = [every[labels[0] == label] for label in labels[0].unique()]
-    parts = by_class if protocol.get("stratified", True) else [every]
-    rows = torch.cat(
-        [part[torch.randperm(len(part), generator=generator)[: round(share * len(part))]] for part in parts]
-    )
+    rows = random_rows(labels[0], share, protocol.get("seed", 0), protocol.get("stratified", True))
     if not 0 < len(rows) < len(train):
         raise InvalidValueError(
             f"share={share} of {len(train)} images leaves {len(rows)} to forget; some have to stay and some go."
         )
-    return Problem("random", train, test, *labels, (rows.sort().values,), ((),))
+    return Problem("random", train, test, *labels, (rows,), ((),))
+
+
+def random_rows(labels: Tensor, share: float, seed: int = 0, stratified: bool = True) -> Tensor:
+    """Which images the random protocol forgets.
+
+    Args:
+        labels: Of all images [n].
+        share: How many of them, between 0 and 1.
+        seed: Of the draw.
+        stratified: The share of each class, not of all.
+
+    Returns:
+        Their rows, ascending.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    every = torch.arange(len(labels))
+    parts = [every[labels == label] for label in labels.unique()] if stratified else [every]
+    drawn = [part[torch.randperm(len(part), generator=generator)[: round(share * len(part))]] for part in parts]
+    return torch.cat(drawn).sort().values
 
 
 def _subclass(protocol, train, test, labels, names, to_model_ids) -> Problem:
