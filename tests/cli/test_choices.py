@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -107,6 +108,27 @@ def test_a_folder_that_a_command_cannot_take_is_refused_before_torch_is_imported
     done = subprocess.run([sys.executable, "-c", REFUSED, json.dumps(lines)], cwd=tmp_path, capture_output=True, text=True,
                           timeout=60, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("value", ["", "~nosuchuser/x", "a" * 300], ids=["empty", "nobody", "long"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_path_that_cannot_be_one_is_a_usage_error_of_every_command(command, value, tmp_path, monkeypatch):
+    """Of every argument and option that names a file, a folder, or what may also lie on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    on_hub = {"model", "source", "original", "retrained", "reference_model", "membership_references", "base", "eraser",
+              "dataset", "unseen", "retain", "processor"}  # fmt: skip
+    hints = inspect.signature(COMMANDS[command].callback).parameters
+    for parameter in COMMANDS[command].params:
+        if parameter.name == "help" or not (
+            "Path" in str(hints[parameter.name].annotation) or parameter.name in on_hub
+        ):
+            continue
+        flag = parameter.opts[0]
+        words = [flag, value] if flag.startswith("-") else [value]
+        done = CliRunner().invoke(app, [command, *words], env={"COLUMNS": "200"})
+        assert done.exit_code == 2, (words, done.output)
+        assert "home folder" in done.output or "is too long" in done.output or "names no folder" in done.output
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,18 @@
+from pathlib import Path
+
 import pytest
 
+from hf_kd import ErasedModel
 from hf_kd.data import paths
-from hf_kd.data.paths import looks_like_path, refuse_missing_data, refuse_missing_model, refuse_no_model, with_revision
+from hf_kd.data.load import load_source
+from hf_kd.data.paths import (
+    local_path,
+    looks_like_path,
+    refuse_missing_data,
+    refuse_missing_model,
+    refuse_no_model,
+    with_revision,
+)
 from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError
 
 PATHS = ("./nope", "../nope", "/nope", "~/nope", "a/b/c", r"a\b", "there/nope")
@@ -65,3 +76,21 @@ def test_a_revision_follows_the_name_of_a_repository_and_no_path(tmp_path, monke
         assert with_revision(name, {"revision": "v2"}) == (name, {"revision": "v2"})
     with pytest.raises(InvalidValueError, match="give one of them"):
         with_revision("user/m@v1", {"revision": "v2"})
+
+
+IMPOSSIBLE = ("", "~nosuchuser/x", "a" * 300, "nowhere/" + "a" * 300, "there/" * 2000, "a\0b")
+"""Names that no file or folder can have."""
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE, ids=lambda name: repr(name[:12]))
+def test_a_name_that_nothing_can_have_is_refused_wherever_one_is_given(name):
+    for use in (local_path, refuse_missing_model, refuse_missing_data, load_source, ErasedModel.from_pretrained):
+        with pytest.raises(InvalidValueError, match="name|home folder") as refused:
+            use(name)
+        assert len(str(refused.value)) < 250
+
+
+def test_a_path_begins_at_home_where_it_says_so(place, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    assert local_path("~/there").is_dir()
+    assert local_path(Path("nope")) == Path("nope"), "there or not"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_kd.data.paths import local_path
 from hf_kd.data.text import figure_text
 from hf_kd.errors import InvalidValueError, require
 from hf_kd.methods.measured import CutTried
@@ -52,5 +53,5 @@ def draw_cut_scan(model: Any, path: str | Path) -> Path:
         axes.set_xlabel("last block kept")
         axes.set_ylabel("percent")
         axes.legend()
-        figure.savefig(Path(path).expanduser())
-    return Path(path).expanduser()
+        figure.savefig(local_path(path))
+    return local_path(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_kd.data.paths import local_path
 from hf_kd.data.text import figure_text
 from hf_kd.errors import require
 
@@ -30,7 +31,7 @@ def draw_figures(report: ReportData, directory: str | Path, only: str | None = N
     Raises ImportError, with the command to install it, without matplotlib.
     """
     rc_context, Figure = require("matplotlib", "figures").rc_context, require("matplotlib.figure", "figures").Figure
-    folder = Path(directory).expanduser()
+    folder = local_path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with rc_context(STYLE):

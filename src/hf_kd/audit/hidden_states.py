@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hf_kd.data.distributed import gather_rows
 from hf_kd.data.masked_classes import masked_logits
+from hf_kd.data.paths import local_path
 from hf_kd.data.progress import counted
 from hf_kd.data.samples import of_rows, one_batch
 from hf_kd.errors import InvalidValueError
@@ -165,7 +166,7 @@ def grad_cam(
         maps = replace(maps, original=class_maps(wrapped(model, original), inputs, wanted).original)
     elif changed:
         maps = replace(maps, original=None)
-    path = Path(path).expanduser()
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     answers = [str(names.get(int(p), int(p))) for p in maps.predicted]
     panel(pictures.float().cpu(), maps, str(names[wanted]), answers, path, treatment=treatment(changed, model.erasures))

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from hf_kd.data.paths import local_path
 from hf_kd.errors import InvalidValueError, UnknownNameError, did_you_mean, shortened
 from hf_kd.methods.records import treatment
 
@@ -161,7 +162,7 @@ class ReportData:
         """
         text = json.dumps(self.to_dict(), indent=indent, allow_nan=False)
         if path is not None:
-            Path(path).expanduser().write_text(text + "\n", encoding="utf-8")
+            local_path(path).write_text(text + "\n", encoding="utf-8")
         return text
 
     @classmethod
@@ -208,7 +209,7 @@ class ReportData:
             ValueError: For what is no JSON, no report, or one of a later version.
         """
         try:
-            data = json.loads(text.expanduser().read_text(encoding="utf-8") if isinstance(text, Path) else text)
+            data = json.loads(local_path(text).read_text(encoding="utf-8") if isinstance(text, Path) else text)
         except ValueError as error:
             raise InvalidValueError(
                 f"{shortened(text)} is no JSON ({error}). Pass the text that to_json gave, or Path(...) of its file."

@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from hf_kd.data.paths import local_path
 from hf_kd.errors import InvalidValueError, MissingFileError
 from hf_kd.methods.registry import available_methods, make_method, make_unlearning_method, method_info
 from hf_kd.metrics.attacks import ATTACKS
@@ -168,7 +169,7 @@ def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int]
         MissingFileError: There is no such file.
         InvalidValueError: Something in it is unknown, missing or out of range; the message names it.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no file {path}; name a YAML file, such as one of benchmarks/paper/.")
     text = path.read_text(encoding="utf-8")

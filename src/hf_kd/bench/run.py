@@ -19,6 +19,7 @@ import torch
 
 from hf_kd.data.devices import chosen_device, refuse_missing_device
 from hf_kd.data.distributed import gather_rows, process_state
+from hf_kd.data.paths import local_path
 from hf_kd.data.progress import at_work, working
 from hf_kd.data.text import first_sentence
 from hf_kd.errors import InvalidValueError, did_you_mean
@@ -148,7 +149,7 @@ def bench(
         raise InvalidValueError(
             f"No row is called {', '.join(strange)}.{near} The rows are {', '.join(sorted(named))}."
         )
-    folder, state = Path(output).expanduser(), process_state()
+    folder, state = local_path(output), process_state()
     log = log if state.is_main_process else _nothing
     with only_bench_in(folder) if state.is_main_process else contextlib.nullcontext():
         with state.main_process_first():  # which mends a last line that was cut short

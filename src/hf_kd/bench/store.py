@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_kd.data.folder import IMAGE_SUFFIXES
+from hf_kd.data.paths import local_path
 from hf_kd.data.read_files import files_of_split
 from hf_kd.errors import InvalidValueError
 from hf_kd.hub.files import checkpoint_files
@@ -79,7 +80,7 @@ def _data(dataset: Mapping[str, Any]) -> dict[str, str]:
 
     Pictures are told apart by name and size, everything else by its content: data sets, labels, names of classes.
     """
-    place = Path(str(dataset["name"])).expanduser()
+    place = local_path(str(dataset["name"]))
     if not place.exists():
         return {"name": str(dataset["name"])}
     folder = place if place.is_dir() else place.parent
@@ -105,7 +106,7 @@ def _splits(file: Path, dataset: Mapping[str, Any]) -> list[Path]:
 
 def fingerprint(model: str) -> str:
     """What a model is: of a folder the digest of every file that changes an answer, else the name."""
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     return _digest(checkpoint_files(folder).values()) if folder.is_dir() else model
 
 

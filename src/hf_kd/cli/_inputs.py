@@ -19,7 +19,7 @@ from hf_kd.data.paths import refuse_missing_data, refuse_missing_model, refuse_n
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
 
-from ._options import LIMITS, Shared
+from ._options import DATA_SETS, LIMITS, MODELS, Shared
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +60,6 @@ def settings(flags: Mapping[str, Any], options: Sequence[str] | None) -> dict[st
     given = {name: as_setting(value) for name, value in flags.items() if value is not None}
     pairs = (name_and_value(text, "--option") for text in options or ())
     return given | {name: as_setting(value) for name, value in pairs}
-
-
-MODELS = ("model", "source", "original", "retrained", "reference_model", "membership_references", "base", "eraser")
-DATA_SETS = ("dataset", "unseen")
-"""Arguments of commands that name one, or several."""
 
 
 def refuse_missing(given: Mapping[str, Any]) -> None:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, get_args
 import typer
 from typer.models import OptionInfo
 
+from hf_kd.data.paths import local_path
+from hf_kd.errors import InvalidValueError
 from hf_kd.methods.registry import MethodInfo, by_name_infos, method_infos
 
 from ._choices import CHOICES, DEVICES
@@ -65,6 +67,10 @@ PANEL_OF = {
 
 COMPLETED = {**CHOICES, "device": DEVICES}
 """Words that a shell completes an option by."""
+
+MODELS = ("model", "source", "original", "retrained", "reference_model", "membership_references", "base", "eraser")
+DATA_SETS = ("dataset", "unseen", "retain")
+"""Arguments of commands that name one, or several: a folder, a file, or what there is on the Hub."""
 
 VALUES = {int: "N", float: "X", Path: "PATH"}
 """What stands for the value of an option, by its type; else TEXT."""
@@ -207,12 +213,30 @@ def _completed(words: Sequence[str]) -> Callable[[str], list[str]]:
     return complete
 
 
+def _local(value: str | Path) -> Path:
+    try:
+        return local_path(value)
+    except InvalidValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _local_or_on_hub(value: str) -> str:
+    place = _local(value)
+    return str(place) if value.startswith("~") else value
+
+
 def _described(parameter: inspect.Parameter, panel: str) -> inspect.Parameter:
-    if not _is_option(parameter):
+    if len(get_args(parameter.annotation)) < 2:  # the context
         return parameter
     hint, option = get_args(parameter.annotation)
     option = copy(option)  # several commands share one
     kinds = [hint, *get_args(hint), *(part for inner in get_args(hint) for part in get_args(inner))]
+    if Path in kinds:
+        option.parser = _local
+    elif parameter.name in (*MODELS, *DATA_SETS, "processor"):
+        option.parser = _local_or_on_hub
+    if not isinstance(option, OptionInfo):
+        return parameter.replace(annotation=Annotated[hint, option])
     option.rich_help_panel = panel
     if parameter.name in COMPLETED:
         option.autocompletion = _completed(COMPLETED[parameter.name])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_kd.data.paths import refuse_missing_data
 from hf_kd.data.text import terminal
 from hf_kd.errors import InvalidValueError, UnreachableError
 from hf_kd.methods.choices import refuse_fp16
@@ -96,8 +95,6 @@ def unlearn(
     _inputs.check_output(output, shared.overwrite, model, reference_model)
     refuse_method(method, "weights", shared.settings)
     refuse_fp16(shared.mixed_precision)
-    if retain is not None:
-        refuse_missing_data(retain)
     _inputs.load_libraries(shared)
     from hf_kd.features.readers import options_of
     from hf_kd.methods.registry import make_unlearning_method

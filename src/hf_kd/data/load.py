@@ -38,7 +38,7 @@ from hf_kd.errors import InvalidValueError, UnreachableError, shortened
 
 from .folder import Tree, configurations
 from .image_source import LABEL_KEYS, ImageSource, is_integer, is_string
-from .paths import folder_meant, refuse_missing_data
+from .paths import folder_meant, local_path, refuse_missing_data
 from .read_files import choose_split, files_of_split, listed, log_read_files, with_files
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _open(
     streaming: bool,
     config_name: str | None,
 ) -> Dataset | IterableDataset:
-    path = Path(spec).expanduser()
+    path = local_path(spec)
     if not path.exists():
         refuse_missing_data(spec)
         return _from_hub(os.fspath(spec), split, token, revision, streaming, config_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,41 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError, did_you_mean
+from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError, did_you_mean, shortened
 
 CONFIG_NAME, ADAPTER_CONFIG, ERASER_CONFIG = "config.json", "adapter_config.json", "eraser_config.json"
 """What a folder with a model, with a PEFT adapter, and with an eraser on its own is told by."""
+
+
+def local_path(name: str | os.PathLike[str]) -> Path:
+    """The file or folder that a user names, there or not, with the home folder for `~`.
+
+    Raises:
+        InvalidValueError: For an empty name, one that is too long for the system, and the home folder of nobody.
+    """
+    text = os.fspath(name)
+    if not text:
+        raise InvalidValueError("'' names no folder or file: name one, '.' for the current folder, or leave it out.")
+    place = os.path.expanduser(text)
+    if place.startswith("~"):
+        user = text.partition("/")[0]
+        raise InvalidValueError(
+            f"{shortened(text)}: {user} is nobody's home folder; ./{user} is a folder of that name."
+        )
+    if any(map(_is_no_name, (place, *Path(place).parts))):
+        raise InvalidValueError(f"{shortened(text)} is too long for a path, or has a zero byte: name another place.")
+    return Path(place)
+
+
+def _is_no_name(path: str) -> bool:
+    """Whether no file can be called like this; where the folder that it is in is not there, only its parts show that."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    except ValueError:
+        return True
+    return False
 
 
 def refuse_missing_model(name: str) -> None:
@@ -23,13 +55,15 @@ def refuse_missing_model(name: str) -> None:
 
     Raises:
         MissingFileError: For such a name; the message has the folder beside it that was probably meant.
+        InvalidValueError: As `local_path`.
     """
-    if Path(name).exists():
+    local_path(name)  # refused where it is none
+    if os.path.exists(name):
         return
-    beside = Path(name).parent.is_dir() if "/" in name else not _is_cached(name)
+    beside = os.path.isdir(Path(name).parent) if "/" in name else not _is_cached(name)
     if looks_like_path(name) or beside:
         raise MissingFileError(
-            f"There is no folder {name!r}.{folder_meant(name)} (A model on the Hub is named USER/NAME.)"
+            f"There is no folder {shortened(name)}.{folder_meant(name)} (A model on the Hub is named USER/NAME.)"
         )
 
 
@@ -44,7 +78,7 @@ def with_revision(name: str, hub: Mapping[str, Any]) -> tuple[str, dict[str, Any
         InvalidValueError: For two revisions.
     """
     repo, at, revision = name.partition("@")
-    if not at or Path(name).exists() or looks_like_path(repo):
+    if not at or os.path.exists(name) or looks_like_path(repo):
         return name, dict(hub)
     if hub.get("revision") not in (None, revision):
         raise InvalidValueError(f"{name} names a revision, and revision={hub['revision']!r} another: give one of them.")
@@ -58,7 +92,9 @@ def refuse_no_model(name: str) -> None:
         CheckpointError: For such a folder.
     """
     folder = Path(name)
-    if folder.is_dir() and not any((folder / file).is_file() for file in (CONFIG_NAME, ADAPTER_CONFIG, ERASER_CONFIG)):
+    if os.path.isdir(name) and not any(
+        (folder / file).is_file() for file in (CONFIG_NAME, ADAPTER_CONFIG, ERASER_CONFIG)
+    ):
         raise no_model(name)
 
 
@@ -79,8 +115,10 @@ def refuse_missing_data(spec: str | os.PathLike[str]) -> None:
         MissingFileError: For such a name.
     """
     name = os.fspath(spec)
-    if not Path(name).expanduser().exists() and (looks_like_path(name) or Path(name).suffix == ".parquet"):
-        raise MissingFileError(f"There is no file or folder {name!r}.{folder_meant(name)} (On the Hub: USER/NAME.)")
+    if not local_path(name).exists() and (looks_like_path(name) or Path(name).suffix == ".parquet"):
+        raise MissingFileError(
+            f"There is no file or folder {shortened(name)}.{folder_meant(name)} (On the Hub: USER/NAME.)"
+        )
 
 
 def folder_meant(name: str) -> str:
@@ -112,6 +150,6 @@ def _is_cached(name: str) -> bool:
 
 def _folders_beside(name: str) -> list[str]:
     try:
-        return [path.name for path in Path(name).expanduser().parent.iterdir() if path.is_dir()]
+        return [path.name for path in Path(os.path.expanduser(name)).parent.iterdir() if path.is_dir()]
     except OSError:
         return []

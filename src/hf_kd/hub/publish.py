@@ -24,7 +24,7 @@ from huggingface_hub.utils import httpx
 from torch import Tensor
 
 from hf_kd.audit.report import RetentionReport
-from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG
+from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, local_path
 from hf_kd.errors import InvalidValueError, NotVerifiedError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
@@ -152,7 +152,7 @@ def push(
 
         _take_kept(there, published - gone - new, read)
         if beside is not None:
-            _take_text(there, Path(beside).expanduser())
+            _take_text(there, local_path(beside))
         if handler:
             write_handler(folder, read)
         document(

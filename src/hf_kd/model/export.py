@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_kd.data.devices import refuse_unreachable_weights
+from hf_kd.data.paths import local_path
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import problem_type
 from hf_kd.features.taps.site import drop_caches
@@ -93,7 +94,7 @@ class Export:
         """
         if push_to_hub:
             raise InvalidValueError("save_pretrained does not push; call model.push_to_hub(repo_id).")
-        save_directory = Path(save_directory).expanduser()
+        save_directory = local_path(save_directory)
         loading.refuse_unknown_class(self.inner)
         if not is_main_process:
             return
@@ -138,7 +139,7 @@ class Export:
                 converted since), or a model lies in the folder.
             OSError: The place cannot be written to.
         """
-        save_directory = Path(save_directory).expanduser()
+        save_directory = local_path(save_directory)
         loading.refuse_unknown_class(self.inner)
         refuse_changed_base(self)
         refuse_model_there(save_directory)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.data.devices import refuse_unreachable_weights
-from hf_kd.data.paths import refuse_other_suffix
+from hf_kd.data.paths import local_path, refuse_other_suffix
 from hf_kd.errors import InvalidValueError, OutputError, require
 from hf_kd.features.reader import ReadOptions
 from hf_kd.features.taps.site import drop_caches
@@ -119,7 +119,7 @@ def export_onnx(
         require(package, "onnx")
     _refuse(model, dtype)
     refuse_unreachable_weights(model, "ONNX")
-    places = dict(zip(towers(model), _places(model, Path(output).expanduser(), overwrite), strict=True))
+    places = dict(zip(towers(model), _places(model, local_path(output), overwrite), strict=True))
     drop_caches(model.inner)
     clone = copy.deepcopy(model).cpu().float().eval()
     graphs = {tower: TowerGraph(clone, tower, images, reading) for tower in places}

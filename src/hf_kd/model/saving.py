@@ -22,6 +22,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from hf_kd.data.paths import local_path
 from hf_kd.errors import InvalidValueError, NotAFolderError, OutputError
 from hf_kd.hub.files import superseded, variant_of
 
@@ -48,7 +49,7 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
         NotAFolderError: `directory` is a file.
         OutputError: It cannot be written to. Both come before anything is written; or no space is left there.
     """
-    target = Path(directory).expanduser().resolve()
+    target = local_path(directory).resolve()
     if target.exists() and not target.is_dir():
         raise NotAFolderError(f"{directory} is a file; a model is saved into a folder. Choose another path.")
     with contextlib.ExitStack() as stack:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hf_kd.data.digest import inner_digest
-from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG, refuse_missing_model, with_revision
+from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG, local_path, refuse_missing_model, with_revision
 from hf_kd.data.text import one_line
 from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError
 from hf_kd.features.taps.places import Tap
@@ -170,7 +170,7 @@ def refuse_changed_weights(model: Any) -> None:
 
 def refuse_model_there(directory: str | os.PathLike[str]) -> None:
     """Raise InvalidValueError for a folder that holds a model: an eraser in it would be taken for a part of that."""
-    if os.path.lexists(Path(directory).expanduser() / CONFIG_NAME):
+    if os.path.lexists(local_path(directory) / CONFIG_NAME):
         raise InvalidValueError(
             f"{directory} holds a model ({CONFIG_NAME}), and an eraser is kept in a folder of its own: name another one."
         )

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_kd.audit.classes import resolved_labels
 from hf_kd.data.labels import match_labels
 from hf_kd.data.masked_classes import silence_rows
+from hf_kd.data.paths import local_path
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, check_choice, did_you_mean
 from hf_kd.features.reader import ImageReader, ReadOptions
@@ -99,7 +99,7 @@ def train_original(
         readers["test"] = ImageReader(student, test, reading.of_test())
     share_mapping(readers)
     task = make_task(student, data, None, readers["train"].options)
-    task.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
+    task.checkpoint = None if checkpoint is None else local_path(checkpoint)
     left_out = _left_out(readers["train"], without)
     task.retain = task.forget = _seen(task.forget, left_out)
     tested = None if test is None else _seen(readers["test"].samples(), left_out)  # refused before the training

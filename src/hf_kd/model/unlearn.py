@@ -24,6 +24,7 @@ from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import precision_of, process_state
 from hf_kd.data.labels import LabelMapping, NamedIds
+from hf_kd.data.paths import local_path
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples, in_dtype
 from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, shortened
@@ -153,11 +154,7 @@ def _checkpoint_folder(checkpoint: str | Path | None, method: UnlearningMethod) 
         )
     if not isinstance(checkpoint, str | os.PathLike):
         raise InvalidTypeError(f"checkpoint is {shortened(checkpoint)}; name a folder for the state of the training.")
-    if not str(checkpoint):
-        raise InvalidValueError(
-            "checkpoint='' names no folder for the state of the training; leave it out to keep none."
-        )
-    folder = Path(checkpoint).expanduser()
+    folder = local_path(checkpoint)
     above = next(place for place in (folder, *folder.absolute().parents) if os.access(place, os.F_OK))
     if not above.is_dir() or not os.access(above, os.W_OK):
         what = "is a file" if above.is_file() else "cannot be written to"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hf_kd.data.digest import inner_digest
-from hf_kd.data.paths import refuse_missing_model, with_revision
+from hf_kd.data.paths import local_path, refuse_missing_model, with_revision
 from hf_kd.data.progress import working
 from hf_kd.errors import (
     GIVE_RETAIN,
@@ -105,7 +105,7 @@ def verify(
 
 
 def _folder(source: str | Path, revision: str | None, token: str | None) -> Path:
-    if (folder := Path(source).expanduser()).is_dir():
+    if (folder := local_path(source)).is_dir():
         return folder
     name, hub = with_revision(str(source), {} if revision is None else {"revision": revision})
     refuse_missing_model(name)

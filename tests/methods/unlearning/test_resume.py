@@ -236,7 +236,8 @@ def test_a_state_that_cannot_be_written_is_an_error_that_says_so(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("", "names no folder"), (3, "checkpoint is 3"), ("{file}/x", "is a file")]
+    ("folder", "said"),
+    [("", "names no folder"), ("~nosuchuser/x", "home folder"), (3, "checkpoint is 3"), ("{file}/x", "is a file")],
 )
 def test_a_folder_that_cannot_be_is_refused_before_anything_is_read(original, tmp_path, folder, said):
     (tmp_path / "file").touch()

@@ -13,6 +13,7 @@ from rich.table import Table
 from hf_kd.cli import _inputs
 from hf_kd.cli._app import command, console, refuse_unused
 from hf_kd.cli._options import Shared
+from hf_kd.errors import MissingFileError
 
 if TYPE_CHECKING:
     from .run import DemoResult, DemoRow
@@ -30,9 +31,7 @@ def demo(
     model: Annotated[str | None, typer.Option(help="With --ui: the page for this erased model instead.")] = None,
     examples: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, file_okay=False, help="With --model: folder of images to click on, called NUMBER-LABEL.png."
-        ),
+        typer.Option(help="With --model: folder of images to click on, called NUMBER-LABEL.png."),
     ] = None,
     port: Annotated[int | None, typer.Option(help="With --ui: port of the page.")] = None,
     *,
@@ -51,6 +50,8 @@ def demo(
         )
     if ui:
         refuse_unused(["as_json"], "prints what was measured and ends, and --ui opens a page: leave one out.")
+    if examples is not None and not examples.is_dir():
+        raise MissingFileError(f"--examples {examples}: there is no such folder.")
     if model is not None:
         _inputs.load_libraries(shared)
         _open_page(model, examples, port, shared.eraser)
