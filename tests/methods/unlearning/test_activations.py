@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 import weakref
 from types import SimpleNamespace
 
@@ -92,3 +93,13 @@ def test_a_disk_that_is_full_after_all_ends_no_process(monkeypatch, caplog):
     with source_of(task, task.retain, choose_block(task, 1 / 3).block, "flip", place="disk") as source:
         assert isinstance(source, ThroughNetwork)
     assert "full): images go through the kept part" in caplog.text
+
+
+def test_a_folder_for_temporary_files_that_is_not_there_is_not_passed_over_in_silence(monkeypatch, caplog, tmp_path):
+    for name, said in ((tmp_path, False), (tmp_path / "nowhere", True)):
+        monkeypatch.setenv("TMPDIR", str(name))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        caplog.clear()
+        where, store = activations._storage(2, 3, torch.float16, torch.device("cpu"), "disk", 1.0)
+        assert (where, store.shape) == ("disk", (2, 3))
+        assert (f"{str(name)!r} is not where activations are kept, but {tempfile.gettempdir()}" in caplog.text) == said

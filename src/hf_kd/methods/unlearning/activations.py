@@ -225,6 +225,12 @@ def _storage(
         if place == "memory" or size * processes <= share * psutil.virtual_memory().available:
             return "memory", torch.empty(count, values, dtype=dtype, pin_memory=device.type == "cuda")
     folder, why = tempfile.gettempdir(), "it has less free"
+    wanted = os.environ.get("TMPDIR")
+    if wanted and os.path.abspath(wanted) != folder:  # which is passed over without a word
+        logger.warning(
+            f"TMPDIR={wanted!r} is not where activations are kept, but {folder}: it is no folder that can be written to, or "
+            "was named after another one had been used. Make it one, and start again."
+        )
     if size * processes <= 0.9 * shutil.disk_usage(folder).free:
         try:
             with tempfile.TemporaryFile() as file:  # has no name; the mapping keeps it, and ends with the process
