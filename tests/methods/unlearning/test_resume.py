@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 
@@ -137,21 +138,49 @@ def test_what_was_kept_of_another_run_is_refused(original, data, tmp_path, monke
     retained = planted_images(RETAINED, per_class=6)
     others = {
         "model": lambda: scanned(model, data, checkpoint=tmp_path),
-        "settings": lambda: scanned(original, data, checkpoint=tmp_path, lr=1e-4),
+        "lr=0.0001, and there None": lambda: scanned(original, data, checkpoint=tmp_path, lr=1e-4),
+        "crops=2, and there 1": lambda: scanned(original, data, checkpoint=tmp_path, crops=2),
+        "cache='none', and there 'auto'": lambda: scanned(original, data, checkpoint=tmp_path, cache="none"),
         "forget": lambda: scanned(original, (others_of_it, retain), checkpoint=tmp_path),
         "precision": lambda: scanned(original, data, checkpoint=tmp_path, reading=BF16),
-        "data": lambda: scanned(original, (forget, loader(retained[0].flip(-1), retained[1])), checkpoint=tmp_path),
+        "to train on": lambda: scanned(original, (forget, loader(retained[0].flip(-1), retained[1])), checkpoint=tmp_path),
     }  # fmt: skip
     for name, run in others.items():
         with pytest.raises(ValueError, match=f"another run.*{name}"):
             run()
 
 
+@pytest.mark.usefixtures("always_read")
+def test_where_activations_are_kept_is_no_other_run(original, data, whole_scan, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        dies_at(patched, regrow, "mean_statistics", 5)
+        scanned(original, data, checkpoint=tmp_path, cache="memory")
+    assert (tmp_path / "grown").is_dir()
+    resumed = scanned(original, data, checkpoint=tmp_path, cache="disk", cache_share=0.5)
+    assert measured(resumed)["activations"] == "disk"
+    assert equal(whole_scan, resumed), "bit for bit as in one run"
+
+
+@pytest.mark.usefixtures("always_read")
+def test_a_scan_that_an_older_version_kept_begins_anew(original, data, whole_scan, tmp_path, monkeypatch, caplog):
+    """It had no row of nothing kept: its first cut would be taken for the level of all others."""
+    scanned(original, data, checkpoint=tmp_path)
+    file = tmp_path / "scan.json"
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps(about | {"tried": about["tried"][1:3]}))
+    with monkeypatch.context() as patched:
+        tried = dies_at(patched, cut_scan, "read_class", 0)
+        again = scanned(original, data, checkpoint=tmp_path)
+    assert len(tried) == len(about["tried"]) == 4
+    assert "begins anew" in caplog.text
+    assert measured(again)["scan"] == measured(whole_scan)["scan"]
+
+
 def test_a_retraining_on_other_images_with_the_same_labels_is_refused(original, data, tmp_path):
     options = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "progress": False, "allow_unrecognised": True}
     unlearn(original, data[0], "retrain", retain=data[1], checkpoint=tmp_path, **options)
     images, labels = planted_images(RETAINED, per_class=6)
-    with pytest.raises(ValueError, match=r"another run \(data differ\)"):
+    with pytest.raises(ValueError, match=r"another run \(other images to train on\)"):
         unlearn(original, data[0], "retrain", retain=loader(images.flip(-1), labels), checkpoint=tmp_path, **options)
 
 

@@ -74,6 +74,9 @@ def scan(
     folder = task.checkpoint if same else None
     tried: list[CutTried] = [] if folder is None else load_scan(folder, same or {}).get("tried", [])
     depths = [0, *_depths(len(blocks))]
+    if [row["blocks_kept"] for row in tried] != depths[: len(tried)]:
+        logger.warning("What was kept of the scan is of an older version, which tried other cuts: it begins anew.")
+        tried = []
     while len(tried) < len(depths) and not _reads_no_more(tried):
         depth = depths[len(tried)]
         cut = choose_block(task, blocks[depth - 1]) if depth else nothing_kept(task.model)

@@ -170,10 +170,15 @@ class Regrow(UnlearningMethod):
             "images are all there is and only features or answers are served, erase with method='esc'."
         )
 
+    def _deciding(self) -> dict[str, Any]:
+        """Settings that the result depends on: not where activations are kept, but whether they are."""
+        own = {"cache": "none" if self.cache == "none" else "auto"}
+        return {name: value for name, value in self.settings().items() if name != "cache_share"} | own
+
     def change(self, task: Task) -> RegrowMeasured:
         retain = task.needed_retain(self.name)
         self._check_whole_classes(task, retain)
-        same = run_identity(task, self.settings(), retain)
+        same = run_identity(task, self._deciding(), retain)
         if self.soft:
             _warn(task, SOFT)
         targets = self._targets(task, retain)

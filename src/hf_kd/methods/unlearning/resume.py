@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 FILE = "training.safetensors"
 SCAN = "scan.json"
 
+OTHER = {"model": "another model", "forget": "other images to forget", "data": "other images to train on"}
+"""What is known again by a digest, which says nothing to a person."""
+
 LOOKED_AT = 16
 """Images of a set, evenly spaced, by which it is known again, beside its labels."""
 
@@ -39,7 +42,7 @@ def run_identity(task: Task, settings: Mapping[str, Any], samples: Samples) -> d
 
     Args:
         task: Its model is as the run begins with it.
-        settings: Of the method.
+        settings: Of the method, those that its result depends on.
         samples: What is trained on.
     """
     if task.checkpoint is None:
@@ -168,12 +171,22 @@ def _damaged(path: Path, error: Exception) -> InvalidValueError:
 
 def _refuse_another(path: Path, about: Mapping[str, Any], same: Mapping[str, Any]) -> None:
     about = {"precision": same.get("precision"), **about}  # which older files do not say
-    different = sorted(key for key, value in same.items() if about.get(key) != json.loads(json.dumps(value)))
+    there, here = (_flat(json.loads(json.dumps(dict(each)))) for each in (about, same))
+    different = [
+        OTHER.get(name, f"{name}={value!r}, and there {there.get(name)!r}")
+        for name, value in here.items()
+        if there.get(name) != value
+    ]
     if different:
         raise InvalidValueError(
-            f"The training in {path} is of another run ({', '.join(different)} differ). Name another folder, or delete "
-            "this one to start again."
+            f"The training in {path} is of another run ({'; '.join(different)}). Name another folder, delete this one to "
+            "start again, or go on with what is said there."
         )
+
+
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    """With the settings of a method beside the rest, which knows better how many epochs they mean."""
+    return {**about.get("settings", {}), **{name: value for name, value in about.items() if name != "settings"}}
 
 
 class KeptTraining:
