@@ -103,6 +103,12 @@ class MissingPackageError(HfKdError, ImportError):
     """An optional package that is not installed; the message says how to install it."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, and nothing of what was tried: no reason to try it otherwise."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")  # torch raises RuntimeError on a processor
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def shortened(value: object, most: int = 80) -> str:
     """The `repr` of a value for a message: at most `most` characters, however long a text, a list or an array is."""
     text = repr(value[: most + 1] if isinstance(value, str | bytes | list | tuple) else value)

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_kd import ErasedModel, unlearn
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
+from hf_kd.model.checkpoint_files import checkpoint_errors
 from tests.helpers import zoo
 from tests.helpers.two_towers import two_towers
 from tests.model.test_erase import logits_of
@@ -48,6 +50,12 @@ def test_weights_that_are_mostly_missing_are_refused(stock):
     save_file(tensors, stock / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="less than half of the weights"):
         ErasedModel.from_pretrained(stock)
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_memory_that_runs_out_is_not_said_to_be_weights_that_do_not_fit(allocate):
+    with pytest.raises(InvalidValueError, match="Memory does not hold user/name"), checkpoint_errors("user/name"):
+        allocate(2**48)
 
 
 def test_a_stock_checkpoint_gets_a_new_head_on_request(stock):

@@ -33,7 +33,7 @@ from transformers.utils import (
 from transformers.utils.hub import extract_commit_hash
 
 from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME
-from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError
+from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError, out_of_memory
 
 from .configuration import unknown_type
 
@@ -159,12 +159,17 @@ def checkpoint_errors(name: str) -> Iterator[None]:
         raise CheckpointError(
             f"The weights of {name} are a pickle of more than tensors, which is not read. Save them as safetensors."
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise InvalidValueError(
+                f"Memory does not hold {name} as its config.json describes it ({type(error).__name__}: {error}). Free some; "
+                "if it is not that large, one of its settings is damaged: download or save the model again."
+            ) from error
         raise InvalidValueError(
             f"The weights of {name} do not fit its configuration: download or save the model again. {error}"
         ) from error
     except (
-        *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, MemoryError),
+        *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError),
         StrictDataclassError,
     ) as error:
         if kind := re.search("model type `(.*?)` but Transformers does not recognize", str(error)):

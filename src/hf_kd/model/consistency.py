@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from hf_kd.errors import HfKdError, InvalidValueError
+from hf_kd.errors import HfKdError, InvalidValueError, out_of_memory
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import declared_size, probe_inputs, reduced
 from hf_kd.features.taps.intervention import check_taps
@@ -152,6 +152,8 @@ def refuse_other_answers(model: Any) -> None:
     try:
         found, of_texts = _around(model, reduced(model.inner, probe))
     except (ValueError, RuntimeError, TypeError) as error:  # only images of the model's own size say that it is wrong
+        if out_of_memory(error):
+            raise
         if declared_size(model.inner.config) is None and not isinstance(error, HfKdError):
             if model.processor is None:
                 raise InvalidValueError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from hf_kd.data.samples import in_dtype, one_batch
-from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError
+from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, out_of_memory
 from hf_kd.features.reader import ImageReader, ReadOptions, makes_one_size, noise_inputs, probe_batch
 from hf_kd.features.taps.inputs import declared_size, image_inputs, probe_inputs
 from hf_kd.features.taps.site import drop_caches, evaluating, record
@@ -128,6 +128,8 @@ class TowerGraph(nn.Module):
         except HfKdError:
             raise
         except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
+            if out_of_memory(error):
+                raise
             raise InvalidValueError(
                 f"The {self.tower} tower of {type(self.model.inner).__name__} cannot be captured as a graph for any number "
                 f"of rows: torch.export says {first_line(error)!r}. Serve the saved folder instead."

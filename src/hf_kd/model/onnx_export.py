@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.paths import local_path, refuse_other_suffix
-from hf_kd.errors import InvalidValueError, OutputError, require
+from hf_kd.errors import InvalidValueError, OutputError, out_of_memory, require
 from hf_kd.features.reader import ReadOptions
 from hf_kd.features.taps.site import drop_caches
 from hf_kd.hub.document import base_of
@@ -232,6 +232,8 @@ def _proto(graph: TowerGraph) -> Any:
                 verbose=False,
             )
     except (RuntimeError, ValueError, TypeError) as error:  # OnnxExporterError among them
+        if out_of_memory(error):
+            raise
         raise InvalidValueError(
             f"{type(graph.model.inner).__name__} has no form in ONNX opset {OPSET}: {first_line(error)}. Serve the saved "
             "folder instead."

@@ -27,7 +27,7 @@ from hf_kd.data.labels import LabelMapping, NamedIds
 from hf_kd.data.paths import local_path
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples, in_dtype
-from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, shortened
+from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, out_of_memory, shortened
 from hf_kd.features.heads import linear_heads, problem_type
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.readers import open_readers, options_of
@@ -178,6 +178,8 @@ def _reference(model: PreTrainedModel | ErasedModel, task: Task) -> nn.Module:
         with torch.no_grad(), task.autocast():
             made(**in_dtype(made, task.two_images()))  # whose logits nobody needs
     except (RuntimeError, ValueError, TypeError) as error:
+        if out_of_memory(error):
+            raise
         raise InvalidValueError(
             f"The reference_model ({type(inner).__name__}) does not take the images as the model does that is changed "
             f"({error}). Give one that is fed the same way, or leave it out: the cut is then found by trying."

@@ -13,7 +13,7 @@ from hf_kd import unlearn
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.unlearning import cut_scan, regrow
-from hf_kd.methods.unlearning.cut import Cut, choose_block, cut_behind
+from hf_kd.methods.unlearning.cut import Cut, choose_block, cut_behind, upper_part_stands_alone
 from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.task import Task
 from hf_kd.testing.unlearning import loader, planted_images, trained_model
@@ -214,6 +214,24 @@ def test_a_reference_that_takes_other_images_is_refused():
     config.image_size = 2 * config.image_size
     with pytest.raises(InvalidValueError, match=r"reference_model \(ViT.* does not take the images.*doesn't match"):
         grown(model, keep="auto", reference_model=type(model)(config))
+
+
+def test_memory_that_runs_out_is_said_as_such():
+    """A reference is not said to take other images, nor the part above a cut to need them."""
+    model = trained_model("transformer")
+    reference = copy.deepcopy(model)
+    reference.register_forward_pre_hook(lambda *_: torch.empty(2**48))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        grown(model, keep="auto", reference_model=reference)
+    task, passed = small_task("ViTForImageClassification"), []
+
+    def runs_out(*_):  # when the part above a cut is run on its own, behind the whole network
+        passed.append(1)
+        torch.empty(2**48 if len(passed) == 2 else 1)
+
+    task.model.get_submodule(task.find_blocks()[-1]).register_forward_pre_hook(runs_out)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        upper_part_stands_alone(task, task.find_blocks()[0])
 
 
 def test_a_network_is_tried_until_it_answers_as_much(monkeypatch):

@@ -14,7 +14,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from hf_kd.data.samples import in_dtype
-from hf_kd.errors import HfKdError, InvalidValueError
+from hf_kd.errors import HfKdError, InvalidValueError, out_of_memory
 
 PROBE_BATCH = 2
 """Two samples: enough to tell what depends on the image from what does not."""
@@ -175,6 +175,8 @@ def explaining(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
     except HfKdError:
         raise
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
         unlike = _unlike(model, inputs)
         if unlike is None:
             raise

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
+from hf_kd.errors import out_of_memory
+
 from .inputs import run
 from .site import plain_copy
 
@@ -146,7 +148,14 @@ def is_affine(call: Call) -> bool:
     try:
         module = plain_copy(call.module, "", torch.float64, a.device)
         fa, fb, f0, fab = (module(x.clone()) for x in (a, b, torch.zeros_like(a), a + b))
-    except (RuntimeError, TypeError, ValueError, AttributeError):  # it needs more than one tensor, or its surroundings
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:  # it needs more than a tensor, or what is around
+        if out_of_memory(error):
+            raise
         return False
     if not all(isinstance(x, Tensor) for x in (fa, fb, f0, fab)):
         return False

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hf_kd.data.hidden_state import first_of, hidden_state, with_hidden_state
 from hf_kd.data.modes import drop_caches, evaluating
 from hf_kd.data.samples import in_dtype
-from hf_kd.errors import InvalidValueError, did_you_mean
+from hf_kd.errors import InvalidValueError, did_you_mean, out_of_memory
 
 from .task import Task
 
@@ -271,7 +271,9 @@ def upper_part_stands_alone(task: Task, block: str) -> bool:
         try:
             with upper_part(task, block) as above:
                 alone = above(hidden)
-        except (RuntimeError, ValueError, IndexError):  # something above counts the images that came in
+        except (RuntimeError, ValueError, IndexError) as error:  # something above counts the images that came in
+            if out_of_memory(error):
+                raise
             return False
     return alone.shape == whole.shape and torch.allclose(alone, whole, rtol=1e-3, atol=1e-3)
 
