@@ -26,18 +26,35 @@ from datasets import load_from_disk
 from hf_kd import ErasedModel, train_original, unlearn
 from hf_kd.methods.unlearning import cut_scan, regrow
 from hf_kd.methods.unlearning.resume import KeptTraining
+from hf_kd.methods.unlearning.steps import GradientSteps
 
 cut_scan.FEWEST, regrow.RECENT = 12, 2
 folder, out, requests = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 class Killed(BaseException):
     pass
 
-keep = KeptTraining.keep
+keep, show, train = KeptTraining.keep, GradientSteps.show, regrow.Regrow._train
+epochs, last, phases = [], 0, [""]
 
-def kept_once(self, *args):
+def ends():
+    epochs.append(1)
+    if len(epochs) == last:
+        raise Killed
+
+def kept(self, *args):
     keep(self, *args)
-    raise Killed
+    ends()
 
+def shown(self, text):
+    show(self, text)
+    if phases[-1] == "grown":
+        ends()
+
+def trained(self, task, phase, *args):
+    phases.append(phase.name)
+    return train(self, task, phase, *args)
+
+KeptTraining.keep, GradientSteps.show, regrow.Regrow._train = kept, shown, trained
 state = process_state()
 torch.set_num_threads(1)
 forget, retain = (load_from_disk(f"{folder}/{name}") for name in ("forget", "retain"))
@@ -51,14 +68,19 @@ for name, (method, options) in requests.items():
         if "checkpoint" in options:
             options["checkpoint"] = f"{out}/{name}.state"
         if options.pop("killed", False):
-            KeptTraining.keep = kept_once
+            epochs.clear()
+            last = 2 if method == "regrow" else 1  # which has shown the second epoch before it is kept
             try:
                 unlearn(model, forget, method, retain=retain, progress=False, **options)
             except Killed:
-                KeptTraining.keep = keep
+                last = 0
+            assert not last, "it was killed"
+        epochs.clear()
+        phases.append("")
         changed = unlearn(model, forget, method, retain=retain, progress=False, **options)
         record = changed.config.hf_kd_unlearned[-1]
         said[name] = record["measured"][0] | {"n": record["n_forget"], "processes": record["processes"]}
+        said[name]["epochs here"] = len(epochs)
     every = torch.cat([tensor.detach().double().flatten() for tensor in changed.state_dict().values()])
     parts = [torch.empty_like(every) for _ in range(state.num_processes)]
     torch.distributed.all_gather(parts, every)
@@ -159,6 +181,7 @@ def test_processes_with_images_of_their_own_end_with_one_network(together, name)
 def test_processes_that_were_killed_after_an_epoch_end_as_those_that_were_not(together, name):
     folder, said = together
     assert said[f"{name}, killed"]["same everywhere"]
+    assert (said[name]["epochs here"], said[f"{name}, killed"]["epochs here"]) == (2, 1)
     whole, resumed = (
         AutoModelForImageClassification.from_pretrained(folder / "out" / each).state_dict()
         for each in (name, f"{name}, killed")
