@@ -51,6 +51,27 @@ def one(**changes):
         ({"measure": {"grad_cam": True}}, "needs panels"),
         ({"experiments": [{"name": "a"}, {"name": "a"}]}, "different names"),
         ({"experiments": ["a"]}, "list of mappings"),
+        ({"model": None}, "model=None .* a name or a path"),
+        ({"model": ["m"]}, "a name or a path"),
+        ({"name": ""}, "a name or a path"),
+        ({"name": "a\nb"}, "becomes a file's"),
+        ({"name": "a" * 101}, "becomes a file's"),
+        ({"revision": 123}, "stands in quotes"),
+        ({"dataset": {"name": "d", "label_mapping": ["cat"]}}, "label_mapping=.* a mapping"),
+        ({"dataset": {"name": "d", True: 1}}, "It takes"),
+        ({"protocol": {"kind": ["class"]}}, "Did you mean 'class'"),
+        ({"protocol": {"kind": "class", 3: 1}}, "has no 3"),
+        ({"protocol": {"kind": "random", "stratified": "no"}}, "stratified='no' .* true or false"),
+        ({"protocol": {"kind": "random", "share": "0.1"}}, "share='0.1' .* a number"),
+        ({"protocol": {"kind": "random", "seed": "a"}}, "seed='a' .* whole number"),
+        ({"protocol": {"kind": "incremental", "joint": "no"}}, "joint='no' .* true or false"),
+        ({"protocol": {"kind": "identities", "people": 0}}, "people=0 .* above 0"),
+        ({"protocol": {"kind": "identities", "train_images": "ten"}}, "train_images='ten' .* above 0"),
+        ({"measure": {"membership": "false"}}, "membership='false' .* true or false"),
+        ({"measure": {"report": None}}, "report=None .* true or false"),
+        ({"measure": {"attacks": [{"linear": 1}]}}, "Unknown attacks"),
+        ({"measure": {"transfer": {"name": None}}}, "name=None"),
+        ({"methods": [{"checkpoint": "x", "reference": "no"}]}, "reference='no' .* true or false"),
     ],
     ids=str,
 )
@@ -100,6 +121,40 @@ def test_an_error_names_the_line_and_shows_the_shape(tmp_path):
     file.write_text("\n".join(lines.values()) + "\nmodels: m\n")
     with pytest.raises(ValueError, match="line 5: .*unknown settings models"):
         read_config(file)
+
+
+@pytest.mark.parametrize(
+    ("added", "key", "lines"),
+    [
+        ("methods: [original]\n", "methods", (4, 5)),
+        ("seeds: [0]\nmeasure: {report: true, report: false}\n", "report", (6, 6)),
+        ("experiments:\n  - {name: a}\n  - name: b\n    name: c\n", "name", (7, 8)),
+    ],
+)
+def test_what_stands_twice_is_refused(tmp_path, added, key, lines):
+    """YAML takes the last and says nothing: rows that somebody wrote would not run."""
+    file = tmp_path / "twice.yaml"
+    file.write_text("model: m\ndataset: d\nprotocol: class\nmethods: [esc]\n" + added)
+    with pytest.raises(ValueError, match=f"line {lines[1]}: {key} stands here again, after line {lines[0]}"):
+        read_config(file)
+
+
+def test_an_alias_and_a_merge_stand_once(tmp_path):
+    file = tmp_path / "alias.yaml"
+    file.write_text(
+        "model: m\ndataset: &d {name: d, train: a}\nprotocol: class\nmethods: &rows [esc, {method: esc, k: 1}]\n"
+        "experiments:\n  - {name: a}\n  - {name: b, methods: *rows, dataset: {<<: *d, train: b}}\n"
+    )
+    first, second = read_config(file)
+    assert (first.dataset["train"], second.dataset["train"]) == ("a", "b")
+    assert [row.label for row in second.rows] == [row.label for row in first.rows]
+
+
+def test_a_checkpoint_without_a_label_is_called_as_the_file_calls_it(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (experiment,) = experiments(GOOD | {"methods": [{"checkpoint": "theirs"}]}, tmp_path)
+    (row,) = experiment.rows
+    assert (row.label, row.options["path"]) == ("theirs", str(tmp_path / "theirs"))
 
 
 @pytest.mark.parametrize("missing", list(GOOD))

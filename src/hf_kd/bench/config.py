@@ -29,7 +29,20 @@ from hf_kd.methods.registry import available_methods, make_method, make_unlearni
 from hf_kd.metrics.attacks import ATTACKS
 
 from .published import Published
-from .shape import ConfigError, choices, count_of, line_of, listed, precisions_of
+from .shape import (
+    ConfigError,
+    choices,
+    count_of,
+    default_label,
+    line_of,
+    listed,
+    place_beside,
+    precisions_of,
+    refuse_other_kinds,
+    seeds_of,
+    stands_twice,
+    with_text_keys,
+)
 
 PROTOCOLS: dict[str, frozenset[str]] = {
     "class": frozenset({"forget"}),
@@ -177,12 +190,16 @@ def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int]
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InvalidValueError(f"{path} is not YAML: {error}") from error
+    if again := stands_twice(text):
+        raise InvalidValueError(
+            f"{path}, line {again[2]}: {again[0]} stands here again, after line {again[1]}. Only one of them would be read."
+        )
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; it has to be a mapping: model, dataset, ...")
     try:
         return experiments(content, path.parent, path.stem, limit, seeds)
     except ConfigError as error:
-        line = line_of(text, error.key, sorted(set(content) - _TOP))
+        line = line_of(text, error.key, sorted(map(str, set(content) - _TOP)))
         raise ConfigError(f"{path}{'' if line is None else f', line {line}'}: {error.text}", error.key) from error
 
 
@@ -205,6 +222,7 @@ def experiments(
     Raises:
         ConfigError: Something is unknown, missing or out of range; `key` is the setting.
     """
+    content = with_text_keys(dict(content))
     common = {key: value for key, value in content.items() if key != "experiments"}
     parts = content.get("experiments") or [{}]
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
@@ -232,9 +250,11 @@ def _experiment(
         raise ConfigError(
             f"dataset of {name!r} is {dataset}, and needs a name.{choices(dataset, sorted(_DATASET))}", "dataset"
         )
-    if any(sign in name for sign in "/\\") or name.startswith("."):
-        raise ConfigError(f"The name {name!r} becomes a file's: use letters, digits, -, _ and spaces.")
-    default_seeds = _seeds(seeds if seeds is not None else content.get("seeds", [0]), name)
+    for part, key in ((content, ""), (dataset, "dataset")):
+        refuse_other_kinds(part, key, name)
+    if any(sign in name for sign in "/\\") or name.startswith(".") or not name.isprintable() or len(name) > 100:
+        raise ConfigError(f"The name {name!r} becomes a file's: use letters, digits, -, _ and spaces, 100 at most.")
+    default_seeds = seeds_of(seeds if seeds is not None else content.get("seeds", [0]), name)
     if not isinstance(content["methods"], list) or not content["methods"]:
         raise ConfigError(f"methods of {name!r} has to be a list of rows, got {content['methods']!r}.", "methods")
     rows = tuple(_row(entry, default_seeds, seeds is not None, folder, name) for entry in content["methods"])
@@ -251,8 +271,8 @@ def _experiment(
     precision, trained = precisions_of(content, name, any(row.kind == "weights" for row in rows))
     return Experiment(
         name=name,
-        model=_place(content["model"], folder),
-        dataset={"train": "train", "test": "test", **dataset, "name": _place(dataset["name"], folder)},
+        model=place_beside(content["model"], folder),
+        dataset={"train": "train", "test": "test", **dataset, "name": place_beside(dataset["name"], folder)},
         protocol=_protocol(content["protocol"], name),
         rows=rows,
         measures=_measures(content.get("measure") or {}, rows, folder, name),
@@ -271,8 +291,9 @@ def _measures(given: Any, rows: Sequence[Row], folder: Path, name: str) -> Measu
         raise ConfigError(
             f"measure of {name!r} is {given!r}, which is no mapping of these.{choices(given, sorted(known))}", "measure"
         )
+    refuse_other_kinds(given, "measure", name)
     lists = {key: listed(given.get(key)) for key in ("attacks", "panels")}
-    strange = [attack for attack in lists["attacks"] if attack not in ATTACKS]
+    strange = [attack for attack in lists["attacks"] if not isinstance(attack, str) or attack not in ATTACKS]
     if strange:
         raise ConfigError(f"Unknown attacks {strange} in {name!r}.{choices(strange[0], ATTACKS, 'Choose')}", "measure")
     drawn = [row.label for row in rows if row.kind != "unseen"]
@@ -295,25 +316,16 @@ def _other(given: Any, folder: Path, name: str) -> dict[str, Any]:
         raise ConfigError(
             f"{where} of {name!r} is no data set, which needs a name.{choices(where, sorted(known))}", "measure"
         )
+    refuse_other_kinds(where, "measure", name)
     for key in ("resize", "limit"):
         count_of(where, key, name)
-    return where | {"name": _place(where["name"], folder)} | {"classes": list(listed(where.get("classes")))}
-
-
-def _seeds(given: Any, name: str) -> tuple[int, ...]:
-    """Different whole numbers, one or more."""
-    seeds = listed(given)
-    if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ConfigError(
-            f"seeds of {name!r} are {given!r}: give a list of different whole numbers, as in [0, 1, 2].", "seeds"
-        )
-    return seeds
+    return where | {"name": place_beside(where["name"], folder)} | {"classes": list(listed(where.get("classes")))}
 
 
 def _protocol(given: Any, name: str) -> dict[str, Any]:
     protocol = dict(given) if isinstance(given, dict) else {"kind": given}
     kind = protocol.get("kind")
-    if kind not in PROTOCOLS:
+    if not isinstance(kind, str) or kind not in PROTOCOLS:
         raise ConfigError(f"protocol of {name!r} is {kind!r}.{choices(kind, PROTOCOLS, 'Choose')}", "protocol")
     unknown = set(protocol) - {"kind"} - PROTOCOLS[kind]
     if unknown:
@@ -322,6 +334,7 @@ def _protocol(given: Any, name: str) -> dict[str, Any]:
             f"{choices(min(unknown), sorted(PROTOCOLS[kind]))}",
             "protocol",
         )
+    refuse_other_kinds(protocol, "protocol", name)
     missing = REQUIRED.get(kind, frozenset()) - set(protocol)
     if missing:
         raise ConfigError(f"The {kind} protocol of {name!r} needs {', '.join(sorted(missing))}.", "protocol")
@@ -336,13 +349,16 @@ def _row(entry: Any, seeds: tuple[int, ...], fixed: bool, folder: Path, experime
         )
     values = {"method": entry} if isinstance(entry, str) else dict(entry)
     label = values.pop("label", None)
+    refuse_other_kinds({key: value for key, value in values.items() if key == "reference"}, "methods", experiment)
     if "checkpoint" in values:
-        path, reference = _place(values.pop("checkpoint"), folder), bool(values.pop("reference", False))
+        given, reference = str(values.pop("checkpoint")), values.pop("reference", False)
         if values:
             raise ConfigError(
                 f"A checkpoint row of {experiment!r} takes label and reference, not {', '.join(values)}.", "methods"
             )
-        return Row("checkpoint", "checkpoint", str(label or path), {"path": path}, (0,), reference)
+        return Row(
+            "checkpoint", "checkpoint", str(label or given), {"path": place_beside(given, folder)}, (0,), reference
+        )
     name = values.pop("method", None)
     if name is None:
         raise ConfigError(
@@ -350,11 +366,11 @@ def _row(entry: Any, seeds: tuple[int, ...], fixed: bool, folder: Path, experime
         )
     if name in PLAIN_ROWS:
         refused = f"The row {name} takes a label alone, not {', '.join(values)}." if values else None
-        label = str(label or _label(name, values))
+        label = str(label or default_label(name, values))
         return Row("refused" if values else name, name, label, values, (0,), refused=refused)
-    given, reference = _seeds(values.pop("seeds", seeds), experiment), bool(values.pop("reference", False))
-    own_seeds, label = seeds if fixed else given, str(label or _label(name, values))
-    values |= {"init": _place(values["init"], folder)} if values.get("init") else {}
+    given, reference = seeds_of(values.pop("seeds", seeds), experiment), values.pop("reference", False)
+    own_seeds, label = seeds if fixed else given, str(label or default_label(name, values))
+    values |= {"init": place_beside(values["init"], folder)} if values.get("init") else {}
     try:
         row = _method_row(str(name), values, label, own_seeds, reference, experiment)
     except (TypeError, ValueError) as error:
@@ -379,14 +395,3 @@ def _method_row(
     row = Row(kind, name, label, options, seeds, reference or name == "retrain", limit, published)
     row.settings(0)  # bad options are refused before the first cell runs
     return row
-
-
-def _label(name: str, options: Mapping[str, Any]) -> str:
-    return name if not options else f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})"
-
-
-def _place(value: Any, folder: Path) -> str:
-    """A path relative to the file, where there is one; anything else is a Hub id or a path as it stands."""
-    text = str(value)
-    beside = folder / text
-    return str(beside) if not Path(text).is_absolute() and beside.exists() else text
