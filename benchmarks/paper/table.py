@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hf_kd.bench import Store, read_config
 from hf_kd.bench.tables import Line, lines
+from hf_kd.data.text import table_cell
 
 PUBLISHED: dict[str, tuple[str, str]] = {
     "original": ("3.1 / 24.3", "-"),
@@ -59,7 +60,7 @@ def main(config: str, results: str) -> None:
         columns = RANDOM if experiment.protocol["kind"] == "random" else _columns(experiment.name == "table-1")
         print(f"\n### {experiment.name}\n\n| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
         for line in rows:
-            print(f"| {line.label} | {' | '.join(cell(line) for cell in columns.values())} |")
+            print(f"| {table_cell(line.label)} | {' | '.join(cell(line) for cell in columns.values())} |")
 
 
 def _columns(published: bool) -> dict[str, Callable[[Line], str]]:

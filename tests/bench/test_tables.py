@@ -63,7 +63,10 @@ def test_avg_gap_of_table_5(one, results):
     assert set(cells(text, HEAD, "esc")) >= {"D_f", "D_r", "D_t"}
     assert "Not run yet: original (1)" in text
     without = one(protocol={"kind": "random"}, methods=["esc"])
-    assert "Avg Gap" not in markdown(without, results(without, made))
+    alone = markdown(without, results(without, made))
+    assert "| Avg Gap" not in alone
+    assert "to those of a retrained model: of retrain, or of a row with reference: true" in alone
+    assert "distance of D_f, D_r, D_t and MIA to those of retrain." in text
 
 
 def test_the_layout_of_table_1(one, results):
@@ -103,7 +106,7 @@ def test_latex_says_what_the_label_says(one, results):
     body = table.split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines()
     assert body[1].startswith(
         r"50\% of\_it \& \{more\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{}alpha \$x\$ "
-        r"\textless{}a\textgreater{} | b & "
+        r"\textless{}a\textgreater{} \textbar{} b & "
     )
     assert body[2] == r"lau\_x & \multicolumn{13}{l}{failed} \\"
     columns = len(re.search(r"\\begin\{tabular\}\{(l)(r+)\}", table).group(2))
@@ -114,7 +117,41 @@ def test_latex_says_what_the_label_says(one, results):
         bare = re.sub(r"\\text\w+\{\}|\\multicolumn\{\d+\}\{l\}\{failed\}", "", "\n".join(body)).replace("$\\pm$", "")
         assert not re.search(rf"(?<!\\){re.escape(name)}", bare), name
     assert table.count("{") - table.count(r"\{") == table.count("}") - table.count(r"\}")
-    assert r"50% of_it & {more} #1 ~ ^ \alpha $x$ <a> \| b" in markdown(experiment, store)
+    assert r"50% of_it &amp; {more} #1 \~ ^ \\alpha \$x\$ &lt;a&gt; \| b" in markdown(experiment, store)
+
+
+@pytest.mark.parametrize("label", ["[ours] esc", "*ours", " [x]"])
+def test_no_label_is_taken_for_a_part_of_the_line_above_it(one, results, label):
+    r"""Behind \\ LaTeX reads a star or a length in brackets, on the next line too."""
+    experiment = one(methods=["original", {"method": "esc", "label": label}])
+    store = results(experiment, {"original": [scores(99, 98)], label: [scores(1, 97)]})
+    body = latex(experiment, store).split("\\midrule\n")[1].splitlines()[1]
+    assert body.lstrip()[0] == "{"
+
+
+@pytest.mark.parametrize("label", ["<!-- a", "<b>a</b>", "a | b", "`a`", "*a*", "[a](b)", "two\nlines", "_a_"])
+def test_names_show_themselves_in_the_tables(one, results, label):
+    """Read by a Markdown parser, each place where a label or a class stands has its text and no markup of its own."""
+    from markdown_it import MarkdownIt
+
+    experiment = one(
+        protocol={"kind": "incremental", "forget": ["cat", label]},
+        methods=["original", {"method": "esc", "label": label}, {"method": "lau", "label": f"{label} fails"}, "ssd"],
+    )
+    kept = {"stages": [scores(1, 97)]}
+    found = {"original": [scores(99, 98)], label: [scores(1, 97)], f"{label} fails": [f"ValueError: {label}"]}
+    text = markdown(experiment, results(experiment, found, **kept))
+    shown = " ".join(label.split())
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    said = [inline for token in tokens for inline in [token.content] if token.type == "html_block"]
+    children = [child for token in tokens for child in token.children or []]
+    assert not said
+    assert {child.type for child in children} <= {"text", "strong_open", "strong_close", "softbreak"}
+    plain = ["".join(child.content for child in token.children or []) for token in tokens if token.type == "inline"]
+    assert shown in plain, "as a row"
+    assert f"{shown}, request after request" in plain
+    assert any(part.startswith(f"Protocol incremental (forget cat, {shown})") for part in plain)
+    assert any(part.startswith(f"{shown} fails, seed 0: ValueError") for part in plain)
 
 
 def test_several_lines_of_an_error_are_one(one, results):
@@ -195,6 +232,32 @@ def test_the_title_of_figures_is_what_they_say_in_short(one, results):
     assert in_short(rows := lines(experiment, store), rows[0]).endswith(
         "0 % (original 90 %); it gives 92 % of them and 23 % of the others features of other images"
     )
+
+
+def test_the_title_compares_all_that_was_made_and_no_reference(one, results):
+    """A model retrained without the forgotten is what to compare with; one made elsewhere is one more method."""
+    methods = ["original", "retrain", {"checkpoint": "theirs", "label": "theirs"}, "esc"]
+    experiment = one(methods=methods)
+    found = {
+        "original": [scores(90, 97)],
+        "retrain": [scores(40, 97)],
+        "theirs": [scores(60, 97)],
+        "esc": [scores(70, 9)],
+    }
+    rows = lines(experiment, results(experiment, found))
+    assert in_short(rows, rows[0]) == (
+        "A converged probe reads least of the forgotten after theirs: 60 % (original 90 %, a model without it 40 %)"
+    )
+
+
+def test_a_figure_of_other_rows_does_not_stay(one, results, tmp_path):
+    pytest.importorskip("matplotlib")
+    experiment = one(methods=["original", "esc"])
+    (tmp_path / "attackers.png").touch()
+    (tmp_path / "mine.png").touch()
+    drawn = draw(experiment, results(experiment, {"original": [scores(90, 97)], "esc": [scores(80, 97)]}), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in drawn} | {"mine.png"}
+    assert "attackers.png" not in {path.name for path in drawn}
 
 
 def test_lines_know_what_is_missing(one, results):

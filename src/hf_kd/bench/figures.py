@@ -13,9 +13,10 @@ import numpy as np
 
 from hf_kd.audit.plotting import STYLE, add_title, caption, spread
 from hf_kd.audit.schema import PAPER_NOTE
+from hf_kd.data.text import figure_text
 from hf_kd.errors import require
 
-from .config import Experiment
+from .config import PLAIN_ROWS, Experiment
 from .store import Store
 from .tables import Line, lines
 
@@ -57,13 +58,17 @@ def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:
                 add_title(figure, in_short(rows, original))
                 figure.savefig(folder / f"{name}.png")
                 written.append(folder / f"{name}.png")
+            else:  # one of other rows would be taken for one of these
+                (folder / f"{name}.png").unlink(missing_ok=True)
     return written
 
 
 def in_short(rows: Sequence[Line], original: Line | None) -> str:
     """The title of every figure: after which row least is read, beside the original and what was never trained on it."""
     for key, who in (("worst/recall", "The best attacker"), ("KR D_ft", "A converged probe")):
-        made = [line for line in rows if line.values(key) and line.row.kind in ("eraser", "weights")]
+        made = [
+            line for line in rows if line.values(key) and line.row.kind not in PLAIN_ROWS and not line.row.reference
+        ]
         if not made:
             continue
         least = min(made, key=lambda line: _mean(line, key))
@@ -88,8 +93,7 @@ def in_short(rows: Sequence[Line], original: Line | None) -> str:
 
 def shown_name(label: str, most: int = 36) -> str:
     """A row's label as a figure prints it."""
-    label = label if len(label) <= most else f"{label[: most - 1]}…"
-    return label.replace("$", r"\$")
+    return figure_text(label, most)
 
 
 def _bars(shown: Sequence[Line], figure_class: Any) -> tuple[Any, Any]:

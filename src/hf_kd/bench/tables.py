@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_kd.audit.schema import PAPER_NOTE
+from hf_kd.data.text import table_cell
 from hf_kd.metrics.scores import average_gap, mean_and_sd
 
 from .config import Experiment, Row
@@ -133,8 +134,13 @@ def lines(experiment: Experiment, store: Store) -> list[Line]:
         good = tuple(_with_worst(_with_time(r, row)) for r in records if r["status"] == "ok")
         bad = tuple(r for r in records if r["status"] != "ok")
         found.append(Line(row, good, bad, len(missing), tuple(sorted(other))))
-    reference = next((line for line in found if line.row.reference and line.records), None)
+    reference = _reference(found)
     return [_with_gap(line, reference) for line in found]
+
+
+def _reference(rows: Sequence[Line]) -> Line | None:
+    """The row that stands for the model retrained without D_f: the first of those that have a result."""
+    return next((line for line in rows if line.row.reference and line.records), None)
 
 
 def _with_time(record: Record, row: Row) -> Record:
@@ -218,7 +224,7 @@ def markdown(experiment: Experiment, store: Store) -> str:
     every = lines(experiment, store)
     rows = [line for line in every if line.was_run]
     columns = columns_of(experiment, rows)
-    blocks = [f"## {experiment.name}", _about(experiment)]
+    blocks = [f"## {table_cell(experiment.name)}", _about(experiment, every)]
     for group in dict.fromkeys(column.group for column in columns if column.group):
         part = [c for c in columns if c.group == group]
         blocks.append(f"**{group}**\n\n" + _markdown_table(rows, part, time=False))
@@ -229,14 +235,14 @@ def markdown(experiment: Experiment, store: Store) -> str:
     if experiment.protocol["kind"] == "incremental":
         blocks.append(_incremental(rows))
     failures = [
-        f"- {line.label}, seed {record['seed']}: {' '.join(record['error'].split())}"
+        f"- {table_cell(line.label)}, seed {record['seed']}: {table_cell(' '.join(record['error'].split()), None)}"
         for line in rows
         for record in line.failed
     ]
     if failures:
         blocks.append("**Failed**\n\n" + "\n".join(failures))
     undrawn = [
-        f"- {line.label}, {name}: {' '.join(said.split())}"
+        f"- {table_cell(line.label)}, {name}: {table_cell(' '.join(said.split()), None)}"
         for line in rows
         for record in line.records
         for name, said in {"report": record.get("report", ""), **(record.get("panels") or {})}.items()
@@ -248,13 +254,13 @@ def markdown(experiment: Experiment, store: Store) -> str:
     if undrawn:
         blocks.append("**Not drawn**\n\n" + "\n".join(undrawn))
     for key, title in (("worst class", ONE_CLASS), ("worst", FALSE_ALARMS)):
-        named = [f"{line.label}: {of_seeds}" for line in rows if (of_seeds := _strongest(line, key))]
+        named = [f"{table_cell(line.label)}: {of_seeds}" for line in rows if (of_seeds := _strongest(line, key))]
         if named:
             blocks.append(f"{title}, by recall minus false alarms: {', '.join(named)}.")
-    missing = [f"{line.label} ({line.missing})" for line in every if line.missing]
+    missing = [f"{table_cell(line.label)} ({line.missing})" for line in every if line.missing]
     if missing:
         blocks.append(f"Not run yet: {', '.join(missing)}.")
-    other = [f"{line.label} (another {', '.join(line.other)})" for line in every if line.other]
+    other = [f"{table_cell(line.label)} (another {', '.join(line.other)})" for line in every if line.other]
     if other:
         blocks.append(
             f"Of these {store.path.name} has results with other settings, which do not belong here: {', '.join(other)}."
@@ -272,7 +278,7 @@ def _strongest(line: Line, key: str) -> str:
 
 def _one_seed(rows: Sequence[Line], columns: Sequence[Column]) -> str:
     """What ± does not say of rows of one seed that stand beside others; "" where nothing is drawn by the seed."""
-    alone = [line.label for line in rows if line.records and len(line.row.seeds) == 1]
+    alone = [table_cell(line.label) for line in rows if line.records and len(line.row.seeds) == 1]
     drawn = any(column.key.startswith(("KR_paper", "MIA", "attacks", "worst")) for column in columns)
     if not (alone and drawn and any(len(line.records) > 1 for line in rows)):
         return ""
@@ -288,7 +294,7 @@ def _several_versions(rows: Sequence[Line]) -> str:
     for line in rows:
         for record in line.records:
             if made := record.get("versions", {}).get("hf-kd"):
-                found.setdefault(made, {})[line.label] = None
+                found.setdefault(made, {})[table_cell(line.label)] = None
     if len(found) < 2:
         return ""
     named = "; ".join(f"{made} ({', '.join(found[made])})" for made in sorted(found))
@@ -297,10 +303,11 @@ def _several_versions(rows: Sequence[Line]) -> str:
     )
 
 
-def _about(experiment: Experiment) -> str:
+def _about(experiment: Experiment, rows: Sequence[Line]) -> str:
     settings = {key: value for key, value in experiment.protocol.items() if key != "kind"}
     protocol = ", ".join(
-        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in settings.items()
+        f"{key} {', '.join(map(table_cell, value)) if isinstance(value, list) else table_cell(value)}"
+        for key, value in settings.items()
     )
     limits = "".join(
         f" At most {value} {what}." for value, what in ((experiment.limit, "images a split"),
@@ -312,8 +319,19 @@ def _about(experiment: Experiment) -> str:
         "bare pass the median, of memory the most. A converged probe says what is left; the head and the paper's probe do "
         "not. D_f and D_r are forgotten and retained training images, D_ft and D_rt (together D_t) test images; HM and "
         "HM_t are harmonic means of 100 - D_f and D_r, of 100 - D_ft and D_rt. MIA: "
-        f"{MIA['random' if experiment.protocol['kind'] == 'random' else 'class']}."
+        f"{MIA['random' if experiment.protocol['kind'] == 'random' else 'class']}.{_gap(experiment, rows)}"
     )
+
+
+def _gap(experiment: Experiment, rows: Sequence[Line]) -> str:
+    """What the columns of Table 5 are, and to which row the gap is."""
+    if experiment.protocol["kind"] != "random":
+        return ""
+    aim = _reference(rows)
+    told = " RTE: seconds of the method, reading and fit. Avg Gap: the mean distance of D_f, D_r, D_t and MIA"
+    if aim is not None:
+        return f"{told} to those of {table_cell(aim.label)}."
+    return f"{told} to those of a retrained model: of retrain, or of a row with reference: true, when it has a result."
 
 
 def _markdown_table(rows: Sequence[Line], columns: Sequence[Column], time: bool) -> str:
@@ -323,7 +341,7 @@ def _markdown_table(rows: Sequence[Line], columns: Sequence[Column], time: bool)
     heads += ["x bare pass"] if passes else []
     body = []
     for line in rows:
-        cells = [line.label.replace("|", "\\|"), *(cell_text(line, c) for c in columns)]
+        cells = [table_cell(line.label), *(cell_text(line, c) for c in columns)]
         if time:
             took = line.seconds()
             cells += [line.row.needs or "-", str(len(line.records))]
@@ -375,6 +393,6 @@ def _incremental(rows: Sequence[Line]) -> str:
         if body:
             head = "| requests | converged D_ft | converged D_rt | head D_ft | head D_rt | directions removed |"
             rule = "|---|---:|---:|---:|---:|---:|"
-            blocks.append("\n".join([f"**{line.label}**, request after request\n", head, rule]
+            blocks.append("\n".join([f"**{table_cell(line.label)}**, request after request\n", head, rule]
                                     + ["| " + " | ".join(cells) + " |" for cells in body]))  # fmt: skip
     return "\n\n".join(blocks)

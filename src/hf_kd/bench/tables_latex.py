@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hf_kd.audit.schema import PAPER_NOTE
+from hf_kd.data.text import one_line
 
 from .config import Experiment
 from .store import Store
@@ -74,10 +75,14 @@ _SIGNS = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "[": "{[}",  # behind the end of a line the beginning of a length, and a star is taken for a part of that end
+    "*": "{*}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 
 
 def _escape(text: str) -> str:
     """Text as LaTeX prints it, sign by sign, so that nothing is escaped twice."""
-    return "".join(_SIGNS.get(sign, sign) for sign in " ".join(text.split()))
+    return "".join(_SIGNS.get(sign, sign) for sign in one_line(text))

@@ -54,7 +54,7 @@ def sentence(text: Any) -> str:
     return re.sub(r"<(?=[!/a-zA-Z])", "&lt;", one_line(text))
 
 
-def table_cell(text: Any, most: int = 200) -> str:
+def table_cell(text: Any, most: int | None = 200) -> str:
     """One cell of a Markdown table that shows itself; underscores inside of words need no escape."""
     line = html.escape(one_line(text, most), quote=False)
     return re.sub(r"([\\`\[\]|$*~]|(?<!\w)_|_(?!\w))", r"\\\1", line)
