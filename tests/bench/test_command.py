@@ -68,6 +68,23 @@ def test_a_row_that_failed_stops_no_other_and_is_the_last_that_is_said(config, t
     assert "1 failed" in hf_kd("bench", config, "--output", tmp_path, "--tables-only").stderr
 
 
+def test_what_ran_is_shown_though_another_experiment_could_not_be_opened(config, tmp_path):
+    parts = [{"name": "gone", "model": "no such model"}, {"name": "there", "methods": ["original"]}]
+    config.write_text(yaml.safe_dump(CONFIG | {"experiments": parts}))
+    done = hf_kd("bench", config, "--output", tmp_path, code=1)
+    assert "gone: MissingFileError: There is no folder" in " ".join(done.stderr.split())
+    assert "| original |" in (tmp_path / "tables.md").read_text().split("## there")[1]
+    config.write_text(yaml.safe_dump(CONFIG | {"experiments": parts[:1]}))
+    hf_kd("bench", config, "--output", tmp_path / "nothing", code=1)
+    assert not (tmp_path / "nothing" / "tables.md").exists()
+
+
+def test_tables_of_a_folder_without_results_are_refused(config, tmp_path):
+    done = hf_kd("bench", config, "--output", tmp_path / "mistyped", "--tables-only", code=1)
+    assert "name the folder that the bench wrote to" in " ".join(done.stderr.split())
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_refusals_are_one_message(config, tmp_path):
     done = hf_kd("bench", config, "--output", tmp_path, "--only", "scrub", code=1)
     assert "No row is called scrub" in done.output

@@ -20,6 +20,7 @@ from hf_kd.bench.protocols import make_problem
 from hf_kd.bench.run import bench
 from hf_kd.bench.store import Store, cell_settings, key_of, only_bench_in
 from hf_kd.bench.tables import markdown
+from hf_kd.errors import OutputError
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import available_methods, get_method, make_unlearning_method
 from tests.helpers import processes
@@ -161,7 +162,7 @@ def test_a_killed_run_continues_where_it_stopped(one, place, tmp_path):
 
 
 def test_a_line_without_its_end_is_whole_and_gets_one(tmp_path):
-    record = {"key": "a", "status": "ok", "seconds": {}}
+    record = {"key": "a", "status": "ok", "seconds": {}, "scores": {}}
     (tmp_path / "results.jsonl").write_text(json.dumps(record))
     store = Store(tmp_path)
     store.add(record | {"key": "b", "value": float("nan"), "list": [float("inf"), 1.5]})
@@ -172,17 +173,38 @@ def test_a_line_without_its_end_is_whole_and_gets_one(tmp_path):
 
 def test_what_is_no_result_is_refused(tmp_path):
     path = tmp_path / "results.jsonl"
-    path.write_text('{"key": "a", "sta\n{"key": "b", "status": "ok", "seconds": {}}\n')
-    with pytest.raises(ValueError, match="Line 1 of .* is not JSON"):
-        Store(tmp_path)
-    path.write_text('{"loss": 1}\n')
-    with pytest.raises(ValueError, match="no result of a bench"):
-        Store(tmp_path)
+    good = {"key": "b", "status": "ok", "seconds": {}, "scores": {}}
+    whole = json.dumps(good)
+    for content, number in ((f'{{"key": "a", "sta\n{whole}\n', 1), (f'{whole}\n\n{{"key": "a", "sta\n', 3)):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=f"Line {number} of .* is not JSON"):
+            Store(tmp_path)
+        assert path.read_text() == content, "only what has no end was cut short by an interruption"
+    for lacking in (
+        {"loss": 1},
+        {**good, "scores": None},
+        {**good, "key": ["b"]},
+        {**good, "status": "failed"},
+        [good],
+    ):
+        path.write_text(json.dumps(lacking) + "\n")
+        with pytest.raises(ValueError, match="Line 1 of .* no result of a bench"):
+            Store(tmp_path)
+
+
+def test_a_line_that_was_cut_short_is_gone_and_empty_ones_are_none(tmp_path):
+    path = tmp_path / "results.jsonl"
+    whole = json.dumps({"key": "b", "status": "ok", "seconds": {}, "scores": {}})
+    for content in (f"{whole}\n{whole[:20]}", f"{whole}\n\n", whole):
+        path.write_text(content)
+        store = Store(tmp_path)
+        store.add(json.loads(whole) | {"key": "c"})
+        assert set(Store(tmp_path).records) == {"b", "c"}
 
 
 def test_a_process_that_only_reads_writes_nothing(tmp_path):
     path = tmp_path / "results.jsonl"
-    path.write_text('{"key": "a", "status": "ok", "seconds": {}}\n{"key": "b"')
+    path.write_text('{"key": "a", "status": "ok", "seconds": {}, "scores": {}}\n{"key": "b"')
     before = path.read_bytes()
     store = Store(tmp_path, writes=False)
     store.add({"key": "c", "status": "ok", "seconds": {}})
@@ -451,7 +473,6 @@ def test_what_is_asked_for_later_is_as_if_it_had_been_asked_for_at_once(one, tmp
 
     def report(shared, model, row, place):
         reports.append(row.label)
-        place.mkdir(parents=True)
         (place / "report.json").touch()
         return "report.json"
 
@@ -510,6 +531,53 @@ def test_experiments_that_share_a_cell_have_reports_and_panels_of_their_own(one,
     assert run([a, b], tmp_path)[1] == [], "what failed is not tried again"
 
 
+def test_what_lies_in_the_folder_of_a_row_is_of_its_cell(one, tmp_path, monkeypatch):
+    """A label may come to stand for other settings, and two labels may differ in signs that no folder has."""
+    import hf_kd.bench.run as running
+
+    def draw(model, features, problem, original, settings, label, place, **options):
+        if not drawable:
+            return dict.fromkeys(("tsne", "class_means"), "ValueError: nothing to draw")
+        (place / "tsne.png").write_text(f"{label}: {model.sites[0].eraser.rank_removed}")
+        (place / "class_means.png").touch()
+        return {"tsne": "tsne.png", "class_means": "class_means.png"}
+
+    def asked(*rows):
+        quick = {"knowledge_retention": False, "membership": False}
+        rows = [{"method": "esc", "k": k, "label": label} for label, k in rows]
+        return one(methods=["original", *rows], measure=quick | {"panels": [row["label"] for row in rows]})
+
+    monkeypatch.setattr(running, "draw_panels", draw)
+    drawable = True
+    panels = tmp_path / "panels" / "bench"
+    for k in (1, 2, 1, 1):
+        _, told = run(asked(("esc", k)), tmp_path)
+        assert (panels / "esc" / "tsne.png").read_text() == f"esc: {k}"
+    assert told == [], "what is there is its own"
+    drawable = False
+    run(asked(("esc", 3)), tmp_path)
+    assert not (panels / "esc" / "tsne.png").exists(), "another cell's would be taken for this one's"
+    drawable = True
+    both = asked(("k < 2", 1), ("k > 2", 4))
+    run(both, tmp_path)
+    assert run(both, tmp_path)[1] == []
+    assert {path.read_text() for path in panels.glob("k-*/tsne.png")} == {"k < 2: 1", "k > 2: 4"}
+    for label in ("..", "x" * 300):
+        run(asked((label, 1)), tmp_path)
+    assert {path.name for path in panels.parent.iterdir()} == {"bench"}
+    assert any(path.name.startswith("x" * 80) for path in panels.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_costs_no_result(one, tmp_path):
+    quick = {"knowledge_retention": False, "membership": False}
+    (tmp_path / "panels").write_text("a file in the way")
+    store, _ = run(one(methods=["esc"], measure=quick | {"panels": ["esc"]}), tmp_path)
+    (record,) = store.records.values()
+    assert record["status"] == "ok"
+    assert all("Error" in said for said in record["panels"].values())
+    assert len(record["panels"]) == 2
+
+
 def test_what_failed_for_each_of_two_experiments_is_tried_once_by_each(one, tmp_path, monkeypatch):
     """One report and one panel that cannot be drawn, of one cell: neither makes the other forgotten."""
     import hf_kd.bench.run as running
@@ -554,7 +622,7 @@ def test_the_report_of_a_row(one, tmp_path, monkeypatch):
     asked = one(measure={"knowledge_retention": False, "membership": False, "report": True})
     store, _ = run(asked, tmp_path)
     assert by_row(store)["original", 0]["report"] == "report.json"
-    assert {"report.json", "report.md", "drawn"} == {
+    assert {"report.json", "report.md", "drawn", "cell.txt"} == {
         path.name for path in (tmp_path / "reports" / "bench" / "original").iterdir()
     }
 
@@ -686,6 +754,30 @@ def test_another_data_set_under_the_same_name_is_another_cell(one, place, tmp_pa
     started_cells = [started(run(one(dataset={"name": str(folder), "label_column": "label"}), tmp_path / "out")[1])
                      for folder in (place / "data", moved, changed)]  # fmt: skip
     assert [len(cells) for cells in started_cells] == [1, 0, 1]
+
+
+def test_data_behind_a_link_is_read_for_the_key_and_what_is_hidden_is_not(one, tmp_path):
+    """Links are followed when images are read; hidden files are what systems and downloads leave."""
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.parquet").write_text(name)
+    keys = []
+    for target in ("a", "b", "b"):
+        (tmp_path / "data" / "train").unlink(missing_ok=True)
+        (tmp_path / "data" / "train").symlink_to(tmp_path / target)
+        experiment = one(dataset=str(tmp_path / "data"))
+        keys.append(key_of(cell_settings(experiment, experiment.rows[0], 0)))
+        (tmp_path / "data" / ".DS_Store").write_text(str(keys))
+        (tmp_path / "data" / "train" / ".cache").mkdir(exist_ok=True)
+    assert keys[0] != keys[1] == keys[2]
+
+
+@pytest.mark.parametrize("beside", ["", "below"])
+def test_a_place_that_is_no_folder_is_refused_before_anything_is_opened(one, tmp_path, beside):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OutputError, match="Results cannot be written to .*taken"):
+        run(one(model="not opened"), tmp_path / "taken" / beside)
 
 
 def test_a_second_bench_in_the_same_folder_is_refused_and_the_first_goes_on(one, tmp_path):

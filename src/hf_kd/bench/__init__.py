@@ -10,7 +10,7 @@ from pathlib import Path
 from .config import Experiment, Measures, Row, experiments, read_config
 from .figures import draw
 from .protocols import Problem, make_problem, split_identities
-from .run import bench
+from .run import NotOpenedError, bench
 from .store import Store
 from .tables import markdown
 from .tables_latex import latex
@@ -18,6 +18,7 @@ from .tables_latex import latex
 __all__ = [
     "Experiment",
     "Measures",
+    "NotOpenedError",
     "Problem",
     "Row",
     "Store",

@@ -44,9 +44,9 @@ class _Numbers:
     treatment: str
 
 
-def file_name(label: str) -> str:
-    """A row's label as the name of a folder."""
-    return "".join(sign if sign.isalnum() or sign in "-_.=" else "-" for sign in label)
+def panel_names(grad_cam: bool) -> list[str]:
+    """Names of the panels of a row, without .png."""
+    return ["class_means", "tsne", *["grad_cam"] * grad_cam]
 
 
 def draw_panels(
@@ -62,18 +62,17 @@ def draw_panels(
     grad_cam: bool = False,
     failures: tuple[type[Exception], ...] = (),
 ) -> dict[str, str]:
-    """Draw class_means.png, tsne.png and, if asked for, grad_cam.png into `folder`: {name: file, or why there is none}.
+    """Draw class_means.png, tsne.png and, if asked for, grad_cam.png into `folder`, which is there.
 
-    features: of `model` before its erasers. title: over each of them; see `row_in_short`. failures: what a figure may raise
-    without stopping the others.
+    Returns {name: file, or why there is none}. features: of `model` before its erasers. title: over each of them; see
+    `row_in_short`. failures: what a figure may raise without stopping the others.
     """
-    drawers = {"class_means": _class_means, "tsne": _tsne} | ({"grad_cam": _grad_cam} if grad_cam else {})
-    folder.mkdir(parents=True, exist_ok=True)
+    drawers = {"class_means": _class_means, "tsne": _tsne, "grad_cam": _grad_cam}
     found = {}
-    for name, drawer in drawers.items():
+    for name in panel_names(grad_cam):
         path = folder / f"{name}.png"
         try:
-            found[name] = drawer(model, features, problem, original, settings, (label, title), path) or path.name
+            found[name] = drawers[name](model, features, problem, original, settings, (label, title), path) or path.name
         except failures as error:
             found[name] = f"{type(error).__name__}: {error}"
     return found

@@ -10,8 +10,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +21,18 @@ from hf_kd.data.paths import local_path
 from hf_kd.data.progress import at_work, working
 from hf_kd.data.text import first_sentence
 from hf_kd.errors import InvalidValueError, did_you_mean
-from hf_kd.features.heads import has_head
-from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.records import versions
 from hf_kd.model.erased_model import ErasedModel
 
 from .build import bare_pass, make, records_of
 from .config import Experiment, Row
-from .measure import Features, measure, read_both
+from .measure import Features, measure
 from .memory import PeakMemory
-from .other_data import OtherData, open_other, read_other, transfer, unseen_classes
-from .protocols import Problem, make_problem, not_measured, without_report
-from .row_figures import draw_panels, file_name, row_in_short
+from .other_data import open_other, read_other, transfer, unseen_classes
+from .places import belongs, make_room, place_of
+from .protocols import not_measured, without_report
+from .row_figures import draw_panels, panel_names, row_in_short
+from .shared import Shared
 from .store import Store, cell_settings, key_of, only_bench_in
 
 logger = logging.getLogger(__name__)
@@ -51,65 +49,6 @@ FAILURES = (
     MemoryError,
 )
 """What one method may raise without stopping the others."""
-
-
-@dataclass
-class _Shared:
-    """What the cells of one experiment share; made when the first of them needs it."""
-
-    experiment: Experiment
-    device: str | None
-    progress: bool
-
-    @cached_property
-    def original(self) -> ErasedModel:
-        options = {"revision": self.experiment.revision} if self.experiment.revision else {}
-        model = ErasedModel.from_pretrained(self.experiment.model, **options).to(chosen_device(self.device))
-        if not has_head(model):
-            raise InvalidValueError(
-                f"{self.experiment.model} has no classification head, which a bench measures first."
-            )
-        if model.is_erased:
-            raise InvalidValueError(
-                f"{self.experiment.model} carries an eraser: name the model before anything was erased."
-            )
-        return model
-
-    @cached_property
-    def problem(self) -> Problem:
-        return make_problem(self.experiment, self.original.class_names)
-
-    @property
-    def settings(self) -> ReadOptions:
-        where = self.experiment.dataset
-        return ReadOptions(
-            where.get("image_column"),
-            where.get("label_column"),
-            where.get("label_mapping"),
-            self.experiment.batch_size,
-            self.experiment.mixed_precision,
-            None,
-            self.progress,
-        )
-
-    @cached_property
-    def features(self) -> Features:
-        return self.read(self.original)
-
-    def read(self, model: ErasedModel) -> Features:
-        return read_both(model, self.problem, self.settings, self.experiment.measures.attacks)
-
-    @cached_property
-    def elsewhere(self) -> OtherData:
-        """Of the original, on the data set that `transfer` names."""
-        return self.read_elsewhere(self.original)
-
-    @cached_property
-    def _other_images(self) -> Mapping[str, Any]:
-        return open_other(self.experiment.measures.transfer)
-
-    def read_elsewhere(self, model: ErasedModel) -> OtherData:
-        return read_other(model, self._other_images, self.experiment.measures.transfer, self.settings)
 
 
 def bench(
@@ -137,8 +76,9 @@ def bench(
         The store of all results.
 
     Raises:
-        InvalidValueError: For an `only` that names no row, a device that is not there, a folder that another bench is
-            writing to, and, once everything else has run, for experiments whose model or data could not be opened.
+        InvalidValueError: For an `only` that names no row, a device that is not there, and a folder that another bench is
+            writing to.
+        NotOpenedError: Once everything else has run, for experiments whose model or data could not be opened.
     """
     if device is not None:
         refuse_missing_device(device)
@@ -157,8 +97,26 @@ def bench(
         state.wait_for_everyone()
         unopened = _run_experiments(experiments, store, folder, only, retry_failed, device, progress, log)
     if unopened:
-        raise InvalidValueError("Experiments that could not be opened, so no cell of them ran: " + "; ".join(unopened))
+        raise NotOpenedError(unopened, store)
     return store
+
+
+class NotOpenedError(InvalidValueError):
+    """Experiments whose model or data could not be opened; the others have run.
+
+    Args:
+        unopened: What was said of each.
+        store: The results there are.
+
+    Attributes:
+        of_file: That it is said in words of the file, which are no options of the command line.
+    """
+
+    of_file = True
+
+    def __init__(self, unopened: Sequence[str], store: Store) -> None:
+        self.unopened, self.store = tuple(unopened), store
+        super().__init__("Experiments that could not be opened, so no cell of them ran: " + "; ".join(unopened))
 
 
 def _run_experiments(
@@ -179,7 +137,7 @@ def _run_experiments(
             log(f"{experiment.name}: {row.label} is refused, the other rows run: {first_sentence(row.refused)}")
         for left in not_measured(experiment):
             log(f"{experiment.name}: {left}")
-        shared = _Shared(experiment, device, progress)
+        shared = Shared(experiment, device, progress)
         try:
             _run_cells(shared, cells, store, folder, retry_failed, log)
         except _NotOpened as error:
@@ -193,7 +151,7 @@ class _NotOpened(Exception):
 
 
 def _run_cells(
-    shared: _Shared,
+    shared: Shared,
     cells: Sequence[tuple[Row, int]],
     store: Store,
     folder: Path,
@@ -248,10 +206,11 @@ def _lacking(record: Mapping[str, Any], row: Row, first: bool, experiment: Exper
     said = {"report": record.get("report", "report.json")} | (record.get("panels") or {})
 
     def has(kind: str, *names: str) -> bool:
-        place = folder / kind / experiment.name / file_name(row.label)
-        return all((place / name).is_file() or said.get(Path(name).stem, name) != name for name in names)
+        place = place_of(folder, kind, experiment, row)
+        there = belongs(place, record["key"])
+        return all((there and (place / name).is_file()) or said.get(Path(name).stem, name) != name for name in names)
 
-    panels = ["class_means.png", "tsne.png", *["grad_cam.png"] * asked.grad_cam]
+    panels = [f"{name}.png" for name in panel_names(asked.grad_cam)]
     lacks = {
         "bare pass": asked.bare_pass and row.is_method and "bare pass" not in record["seconds"],
         "report": asked.report and first and not without_report(experiment) and not has("reports", "report.json"),
@@ -260,7 +219,7 @@ def _lacking(record: Mapping[str, Any], row: Row, first: bool, experiment: Exper
     return [name for name, is_lacking in lacks.items() if is_lacking]
 
 
-def _run(shared: _Shared, row: Row, seed: int, folder: Path | None, timed: bool) -> dict[str, Any]:
+def _run(shared: Shared, row: Row, seed: int, folder: Path | None, timed: bool) -> dict[str, Any]:
     """One cell: status, what went wrong or the scores after each stage, times and peak memory."""
     started = time.perf_counter()
     found: dict[str, Any] = {"status": "ok"}
@@ -278,7 +237,7 @@ def _run(shared: _Shared, row: Row, seed: int, folder: Path | None, timed: bool)
 
 
 def _measured(
-    shared: _Shared, row: Row, seed: int, folder: Path | None, timed: bool, memory: PeakMemory
+    shared: Shared, row: Row, seed: int, folder: Path | None, timed: bool, memory: PeakMemory
 ) -> dict[str, Any]:
     if row.refused:
         raise InvalidValueError(row.refused)
@@ -322,7 +281,7 @@ def _measured(
     return found
 
 
-def _unseen(shared: _Shared, seed: int) -> dict[str, Any]:
+def _unseen(shared: Shared, seed: int) -> dict[str, Any]:
     where = shared.experiment.measures.unseen
     unseen = read_other(shared.original, open_other(where), where, shared.settings)
     last = len(shared.problem.stages) - 1
@@ -334,24 +293,38 @@ def _unseen(shared: _Shared, seed: int) -> dict[str, Any]:
 
 
 def _drawn(
-    shared: _Shared, model: ErasedModel, features: Features, row: Row, folder: Path, title: str
+    shared: Shared, model: ErasedModel, features: Features, row: Row, folder: Path, title: str
 ) -> dict[str, Any]:
     """The report and the panels of a row's first seed. What of it fails is said, and costs no result."""
-    experiment, problem, found = shared.experiment, shared.problem, {}
-    names = f"{experiment.name}/{file_name(row.label)}"
+    experiment, found = shared.experiment, {}
+    places = {kind: place_of(folder, kind, experiment, row) for kind in ("reports", "panels")}
+    key, is_main = key_of(cell_settings(experiment, row, row.seeds[0])), process_state().is_main_process
     if experiment.measures.report and not without_report(experiment):
         try:
-            found["report"] = _report(shared, model, row, folder / "reports" / names)
+            if is_main:
+                make_room(places["reports"], key)
+            found["report"] = _report(shared, model, row, places["reports"])
         except FAILURES as error:
             found["report"] = f"{type(error).__name__}: {error}"
     if row.label in experiment.measures.panels and row.kind != "original":
-        place = folder / "panels" / names
         with working("drawing panels", shared.progress):
-            found["panels"] = draw_panels(
-                model, features, problem, (shared.original, shared.features), shared.settings, row.label, place,
-                title=title, grad_cam=experiment.measures.grad_cam, failures=FAILURES,
-            )  # fmt: skip
+            found["panels"] = _panels(shared, model, features, row, places["panels"], key, title)
     return found
+
+
+def _panels(
+    shared: Shared, model: ErasedModel, features: Features, row: Row, place: Path, key: str, title: str
+) -> dict[str, str]:
+    asked = shared.experiment.measures
+    try:
+        if process_state().is_main_process:
+            make_room(place, key)
+    except OSError as error:
+        return dict.fromkeys(panel_names(asked.grad_cam), f"{type(error).__name__}: {error}")
+    return draw_panels(
+        model, features, shared.problem, (shared.original, shared.features), shared.settings, row.label, place,
+        title=title, grad_cam=asked.grad_cam, failures=FAILURES,
+    )  # fmt: skip
 
 
 def _rank(model: ErasedModel) -> int:
@@ -359,7 +332,7 @@ def _rank(model: ErasedModel) -> int:
     return sum(site.eraser.rank_removed for site in model.sites if site.eraser is not None)
 
 
-def _report(shared: _Shared, model: ErasedModel, row: Row, place: Path) -> str:
+def _report(shared: Shared, model: ErasedModel, row: Row, place: Path) -> str:
     """The whole audit of one row, with its figures; returns the name of its file."""
     name, problem, last = "report.json", shared.problem, len(shared.problem.stages) - 1
     same = row.kind == "original" or (row.kind == "eraser" and not row.published.changes_weights)

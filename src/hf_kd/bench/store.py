@@ -14,10 +14,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hf_kd.data.folder import IMAGE_SUFFIXES
+from hf_kd.data.folder import IMAGE_SUFFIXES, files_below
 from hf_kd.data.paths import local_path
 from hf_kd.data.read_files import files_of_split
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, OutputError
 from hf_kd.hub.files import checkpoint_files
 
 from .config import Experiment, Row
@@ -84,14 +84,11 @@ def _data(dataset: Mapping[str, Any]) -> dict[str, str]:
     if not place.exists():
         return {"name": str(dataset["name"])}
     folder = place if place.is_dir() else place.parent
-    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else _splits(place, dataset)
+    found = files_below(place) if place.is_dir() else _splits(place, dataset)
+    files = sorted(path for path in found if path.is_file())
     names = [(path.relative_to(folder), path.stat().st_size) for path in files]
     listing = hashlib.sha256(json.dumps([(str(name), size) for name, size in names]).encode()).hexdigest()[:16]
-    read = [
-        folder / name
-        for name, _ in names
-        if name.suffix.lower() not in IMAGE_SUFFIXES and not any(part.startswith(".") for part in name.parts)
-    ]
+    read = [folder / name for name, _ in names if name.suffix.lower() not in IMAGE_SUFFIXES]
     return {"name": place.name, "files": listing, "tables": _digest(read)}
 
 
@@ -127,16 +124,26 @@ def _read_once(files: tuple[tuple[str, int, int], ...]) -> str:
 
 @contextlib.contextmanager
 def only_bench_in(folder: Path) -> Iterator[None]:
-    """Keep other benches out of `folder`. Raises InvalidValueError where one is writing to it already."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Keep other benches out of `folder`. Raises InvalidValueError where one is writing to it already, and OutputError where
+    nothing can be written.
+    """
+    lock = FileLock(folder / ".bench.lock", timeout=0)
     try:
-        with FileLock(folder / ".bench.lock", timeout=0):
-            yield
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout as error:
         raise InvalidValueError(
             f"Another bench is writing to {folder}: two would run the same cells twice. Wait for it, or choose another "
             "folder."
         ) from error
+    except OSError as error:
+        raise OutputError(
+            f"Results cannot be written to {folder} ({error.strerror}): name a folder that is yours, or a new one."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Store:
@@ -155,26 +162,27 @@ class Store:
         self.records: dict[str, dict[str, Any]] = {}
         if not self.path.is_file():
             return
-        lines = [line for line in self.path.read_bytes().split(b"\n") if line]
+        lines = self.path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 record = json.loads(line)
             except ValueError as error:
-                if number < len(lines):
+                if number < len(lines):  # with its end: no interruption has cut it short
                     raise InvalidValueError(
                         f"Line {number} of {self.path} is not JSON ({error}): the file was changed by something else. "
                         "Mend or remove that line; every other result is kept."
                     ) from error
-                if self.writes:
-                    self._rewrite(lines[:-1])
-                return
-            if not isinstance(record, dict) or not {"key", "status", "seconds"} <= set(record):
+                lines.pop()
+                break
+            if not _is_result(record):
                 raise InvalidValueError(
                     f"Line {number} of {self.path} is no result of a bench: write to another folder."
                 )
             self.records[record["key"]] = record
-        if self.writes and lines and not self._ends_a_line():
-            self._rewrite(lines)  # cut short right before the end of the line
+        if self.writes and (not lines or lines[-1] or len(lines) < number):
+            self._rewrite([line for line in lines if line])  # its last line was cut short, or before its end
 
     def done(self, key: str, retry_failed: bool = False) -> bool:
         """Whether a cell has a result, or a failure that is not to be tried again.
@@ -217,15 +225,18 @@ class Store:
                 os.fsync(file.fileno())
         self.records[record["key"]] = record
 
-    def _ends_a_line(self) -> bool:
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read() == b"\n"
-
     def _rewrite(self, lines: list[bytes]) -> None:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_bytes(b"".join(line + b"\n" for line in lines))
         temporary.replace(self.path)
+
+
+def _is_result(record: Any) -> bool:
+    """Whether a line has what every table reads of it."""
+    kinds = {"key": str, "seconds": dict, "status": str}
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
+        return False
+    return isinstance(record.get("scores"), dict) if record["status"] == "ok" else isinstance(record.get("error"), str)
 
 
 def _finite(value: Any) -> Any:

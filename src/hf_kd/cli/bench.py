@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 
 from hf_kd.data.progress import working
 from hf_kd.data.text import first_sentence, one_line
-from hf_kd.errors import InvalidValueError, has_package
+from hf_kd.errors import InvalidValueError, MissingFileError, has_package
 
 from . import _inputs
 from ._app import IN_PART, command, console, errors
@@ -51,19 +51,26 @@ def bench(
     from hf_kd import bench as benchmark
     from hf_kd.data.distributed import process_state
 
-    found = benchmark.read_config(config, limit, chosen)
+    found, unopened = benchmark.read_config(config, limit, chosen), None
     if tables_only:
         store = benchmark.Store(output, writes=False)  # a run may be going on
+        if not store.path.is_file():
+            raise MissingFileError(f"There is no {store.path}: name the folder that the bench wrote to.")
     else:
-        store = benchmark.bench(
-            found,
-            output,
-            only=only or (),
-            retry_failed=retry_failed,
-            device=shared.device,
-            progress=sys.stderr.isatty(),
-            log=lambda text: console.print(text, markup=False, highlight=False),
-        )
+        try:
+            store = benchmark.bench(
+                found,
+                output,
+                only=only or (),
+                retry_failed=retry_failed,
+                device=shared.device,
+                progress=sys.stderr.isatty(),
+                log=lambda text: console.print(text, markup=False, highlight=False),
+            )
+        except benchmark.NotOpenedError as error:
+            if len(error.unopened) == len(found):
+                raise
+            unopened, store = error, error.store
     if not process_state().is_main_process:
         return
     has_figures = has_package("matplotlib")
@@ -81,6 +88,8 @@ def bench(
         errors.print(f"[bold red]{len(failed)} failed[/], the others are done; --retry-failed runs them again:")
         for told in failed:
             errors.print(f"  {told}", markup=False, highlight=False)
+    if unopened is not None:
+        raise unopened
     if failed and not tables_only:
         raise typer.Exit(IN_PART)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ _SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation|dev|eval
 """Names of splits and nothing else."""
 
 
+def files_below(root: Path) -> Iterator[Path]:
+    """The files in a folder that are read as data: behind links too, and none that is hidden; by their names.
+
+    Args:
+        root: The folder.
+    """
+    above = {os.fspath(root): {os.path.realpath(root)}}
+    for place, folders, names in os.walk(root, followlinks=True):
+        below = {name: os.path.realpath(Path(place, name)) for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for name, real in below.items() if real not in above[place]]  # no link to one above
+        above |= {os.path.join(place, name): above[place] | {below[name]} for name in folders}
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+
+
 class Tree:
     """What lies in a folder: images by their folder, files that hold data sets, and the rest."""
 
@@ -41,26 +56,18 @@ class Tree:
         self.tables: list[Path] = []
         self.unread: list[Path] = []
         self.has_metadata = False
-        above = {os.fspath(root): {os.path.realpath(root)}}
-        for place, folders, names in os.walk(root, followlinks=True):
-            below = {name: os.path.realpath(Path(place, name)) for name in sorted(folders) if not name.startswith(".")}
-            folders[:] = [name for name, real in below.items() if real not in above[place]]  # no link to one above
-            above |= {os.path.join(place, name): above[place] | {below[name]} for name in folders}
-            inside = Path(place).relative_to(root).parts
-            for name in sorted(names):
-                suffix = Path(name).suffix.lower()
-                if name.startswith("."):
-                    continue
-                if suffix in IMAGE_SUFFIXES:
-                    self.images.setdefault(inside, []).append(Path(place, name))
-                elif suffix in _UNREAD:
-                    self.unread.append(Path(place, name))
-                elif Path(name).stem == "metadata" and suffix in (".csv", ".jsonl", ".parquet"):
-                    self.has_metadata = True
-                elif suffix in _CONTAINERS:
-                    self.containers.append(Path(place, name))
-                elif suffix in (".csv", ".json", ".jsonl"):
-                    self.tables.append(Path(place, name))
+        for path in files_below(root):
+            suffix, inside = path.suffix.lower(), path.parent.relative_to(root).parts
+            if suffix in IMAGE_SUFFIXES:
+                self.images.setdefault(inside, []).append(path)
+            elif suffix in _UNREAD:
+                self.unread.append(path)
+            elif path.stem == "metadata" and suffix in (".csv", ".jsonl", ".parquet"):
+                self.has_metadata = True
+            elif suffix in _CONTAINERS:
+                self.containers.append(path)
+            elif suffix in (".csv", ".json", ".jsonl"):
+                self.tables.append(path)
 
     @property
     def told_unread(self) -> str:

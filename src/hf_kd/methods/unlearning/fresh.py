@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_kd.data.paths import refuse_missing_model
 from hf_kd.errors import InvalidValueError
 
 
@@ -21,7 +22,10 @@ def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> n
 
     Raises:
         InvalidValueError: Where such a module has no way to.
+        MissingFileError: Where `init` can only be a folder and is none.
     """
+    if init is not None:
+        refuse_missing_model(init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = copy.deepcopy(model.config)
