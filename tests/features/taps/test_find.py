@@ -309,6 +309,24 @@ def test_two_equal_images_prove_nothing():
         find_taps(Small(), {"pixel_values": pixels(1)["pixel_values"].repeat(2, 1, 1, 1)})
 
 
+def test_answers_that_a_precision_cannot_hold_are_said_to_be_so():
+    """Beyond its range nothing is finite; below its steps all images are answered alike."""
+    model = zoo.build("ResNetForImageClassification")
+    inputs = probe_inputs(model)
+    head = model.classifier[1]
+    with torch.no_grad():
+        head.weight.mul_(1e7 / head.weight.abs().max())
+    assert find_taps(model, inputs).taps
+    with pytest.raises(TapNotFoundError, match="logits of ResNet.* has no finite value, in float16"):
+        find_taps(copy.deepcopy(model).half(), inputs)
+    with torch.no_grad():
+        head.weight.mul_(1e-12)
+        head.bias.fill_(1)
+    assert find_taps(model, inputs).taps
+    with pytest.raises(TapNotFoundError, match="at least by more than float16 tells apart"):
+        find_taps(copy.deepcopy(model).half(), inputs)
+
+
 @pytest.mark.parametrize("cls", [BertModel, BertForSequenceClassification])
 def test_probe_inputs_of_a_text_model_are_refused(cls):
     config = BertConfig(

@@ -86,11 +86,17 @@ def answer_field(model: nn.Module, calls: list[Call], output: dict[str, Any]) ->
             f"{type(model).__name__} returns neither logits [B, C] nor a pooled embedding "
             f"({', '.join(EMBEDDING_FIELDS)}); it returned {_describe_fields(output)}. " + _candidates(calls)
         )
+    dtype = str(output[name].dtype).removeprefix("torch.")
+    if not bool(output[name].isfinite().any()):
+        raise TapNotFoundError(
+            f"{name} of {type(model).__name__} has no finite value, in {dtype}, for any probe image: its weights are damaged "
+            "or what it computes is beyond the range of that precision; then load it in float32."
+        )
     if is_constant(output[name]):
         raise TapNotFoundError(
             f"{name} of {type(model).__name__} is the same for every probe image, so nothing can be traced back from "
             "it: either the images given are all the same (pass two different ones), or the model does not depend on "
-            "them."
+            f"them, at least by more than {dtype} tells apart."
         )
     return name
 
