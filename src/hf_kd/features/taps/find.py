@@ -89,8 +89,8 @@ def answer_field(model: nn.Module, calls: list[Call], output: dict[str, Any]) ->
     dtype = str(output[name].dtype).removeprefix("torch.")
     if not bool(output[name].isfinite().any()):
         raise TapNotFoundError(
-            f"{name} of {type(model).__name__} has no finite value, in {dtype}, for any probe image: its weights are damaged "
-            "or what it computes is beyond the range of that precision; then load it in float32."
+            f"{name} of {type(model).__name__} has no finite value, in {dtype}, for any probe image: its weights are "
+            "damaged, or what it computes is beyond the range of that precision; then load it in float32."
         )
     if is_constant(output[name]):
         raise TapNotFoundError(
