@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -306,7 +308,8 @@ def test_a_fine_class_and_its_siblings(one, tmp_path):
     experiment = one(protocol=protocol, methods=["original", {"method": "esc", "k": 1}])
     store, _ = run(experiment, tmp_path)
     assert all("siblings" in record["scores"] for record in store.records.values())
-    assert "siblings" in markdown(experiment, store)
+    assert "| siblings |" in markdown(experiment, store)
+    assert "siblings: the other test images of the classes" in markdown(experiment, store)
 
 
 def test_a_class_that_is_forgotten_in_part_is_not_recorded_as_forgotten(one, tmp_path):
@@ -529,6 +532,62 @@ def test_experiments_that_share_a_cell_have_reports_and_panels_of_their_own(one,
     assert (record["experiment"], record["row"]) == ("a", "esc"), "where it was first asked for"
     assert record["seconds"]["bare pass"] > 0
     assert run([a, b], tmp_path)[1] == [], "what failed is not tried again"
+
+
+def test_what_could_not_be_drawn_is_tried_again_with_what_failed(one, tmp_path, monkeypatch):
+    """A full disk is no property of the cell; and a part of a figure is none."""
+    import hf_kd.bench.row_figures as panels
+
+    pytest.importorskip("matplotlib")
+    quick = {"knowledge_retention": False, "membership": False}
+    asked = one(methods=["esc"], measure=quick | {"panels": ["esc"]})
+    place = tmp_path / "panels" / "bench" / "esc"
+
+    def fills_up(drawer, model, features, problem, original, titles, path):
+        path.write_bytes(b"a part")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(panels, "_save", fills_up)
+        run(asked, tmp_path)
+        assert run(asked, tmp_path)[1] == []
+    assert not list(place.glob("*.png"))
+    store, told = run(asked, tmp_path, retry_failed=True)
+    assert started(told) == ["esc, seed 0"]
+    assert {path.stem for path in place.glob("*.png")} == {"class_means", "tsne"}
+    (record,) = store.records.values()
+    assert record["panels"] == {"class_means": "class_means.png", "tsne": "tsne.png"}
+    assert run(asked, tmp_path, retry_failed=True)[1] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device here that is always full")
+def test_a_full_disk_is_said_with_what_is_kept_and_the_way_on(one, tmp_path):
+    (tmp_path / "results.jsonl").symlink_to("/dev/full")
+    store = Store(tmp_path)
+    with pytest.raises(OutputError, match=r"results\.jsonl \(No space left.*Those before it are there"):
+        store.add({"key": "a", "status": "ok", "seconds": {}, "scores": {}})
+    assert not store.records, "what is not on disk is no result"
+    (tmp_path / "tables.md").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="No space left.*--tables-only"):
+        write_tables([one()], store, tmp_path, figures=False)
+
+
+def test_an_interruption_while_memory_is_given_back_is_not_lost():
+    """Python goes on behind what a finalizer raises."""
+
+    class Last:
+        def __init__(self):
+            self.own = self
+
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            [None for _ in range(1000)]
+
+    Last()
+    with pytest.raises(KeyboardInterrupt):
+        _give_back()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    _give_back()
 
 
 def test_what_lies_in_the_folder_of_a_row_is_of_its_cell(one, tmp_path, monkeypatch):

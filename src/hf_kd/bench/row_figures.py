@@ -75,6 +75,7 @@ def draw_panels(
             found[name] = drawers[name](model, features, problem, original, settings, (label, title), path) or path.name
         except failures as error:
             found[name] = f"{type(error).__name__}: {error}"
+            path.unlink(missing_ok=True)  # a part of it
     return found
 
 

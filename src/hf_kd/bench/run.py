@@ -67,7 +67,7 @@ def bench(
         experiments: As `read_config` gives them.
         output: Folder of the results; one bench at a time writes to it.
         only: Labels or methods of the rows to run.
-        retry_failed: Also run those that failed before.
+        retry_failed: Also run those that failed before, and draw what could not be drawn.
         device: Of one process; under `accelerate launch` each process has its own.
         progress: Whether bars are shown.
         log: Gets a line for each cell when it starts and when it ends.
@@ -164,7 +164,7 @@ def _run_cells(
         key = key_of(settings)
         first = seed == row.seeds[0]
         kept = store.records[key] if store.done(key, retry_failed) else None
-        lacks = [] if kept is None else _lacking(kept, row, first, experiment, folder)
+        lacks = [] if kept is None else _lacking(kept, row, first, experiment, folder, retry_failed)
         if kept is not None and not lacks:
             continue
         where = f"[{number}/{len(cells)}] {experiment.name}: {row.label}, seed {seed}"
@@ -194,11 +194,13 @@ def _run_cells(
         log(f"{where}: {record['status']}, {record['seconds']['cell']:.1f} s{_failure(record)}")
 
 
-def _lacking(record: Mapping[str, Any], row: Row, first: bool, experiment: Experiment, folder: Path) -> list[str]:
+def _lacking(
+    record: Mapping[str, Any], row: Row, first: bool, experiment: Experiment, folder: Path, retry_failed: bool
+) -> list[str]:
     """What is asked for and a cell's result does not have, for which its model has to be made again.
 
     Experiments share cells and have reports and panels of their own, so these are there if their files are; what failed
-    stands in the record and is not tried again.
+    stands in the record and is tried again where all failures are.
     """
     if record["status"] != "ok" or row.kind == "unseen":
         return []
@@ -207,8 +209,11 @@ def _lacking(record: Mapping[str, Any], row: Row, first: bool, experiment: Exper
 
     def has(kind: str, *names: str) -> bool:
         place = place_of(folder, kind, experiment, row)
-        there = belongs(place, record["key"])
-        return all((there and (place / name).is_file()) or said.get(Path(name).stem, name) != name for name in names)
+        there, failed = (
+            belongs(place, record["key"]),
+            {name for name in names if said.get(Path(name).stem, name) != name},
+        )
+        return all(not retry_failed if name in failed else there and (place / name).is_file() for name in names)
 
     panels = [f"{name}.png" for name in panel_names(asked.grad_cam)]
     lacks = {

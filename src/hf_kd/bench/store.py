@@ -215,14 +215,23 @@ class Store:
 
         Args:
             record: With its `key` and `status`. Numbers that are not finite become null.
+
+        Raises:
+            OutputError: It cannot be written.
         """
         record = _finite(record)
         if self.writes:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False, default=str) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record, allow_nan=False, default=str) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OutputError(
+                    f"A result cannot be written to {self.path} ({error.strerror}). Those before it are there: the same "
+                    "bench goes on behind them."
+                ) from error
         self.records[record["key"]] = record
 
     def _rewrite(self, lines: list[bytes]) -> None:

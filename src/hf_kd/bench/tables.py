@@ -319,12 +319,14 @@ def _about(experiment: Experiment, rows: Sequence[Line]) -> str:
         "bare pass the median, of memory the most. A converged probe says what is left; the head and the paper's probe do "
         "not. D_f and D_r are forgotten and retained training images, D_ft and D_rt (together D_t) test images; HM and "
         "HM_t are harmonic means of 100 - D_f and D_r, of 100 - D_ft and D_rt. MIA: "
-        f"{MIA['random' if experiment.protocol['kind'] == 'random' else 'class']}.{_gap(experiment, rows)}"
+        f"{MIA['random' if experiment.protocol['kind'] == 'random' else 'class']}.{_of_protocol(experiment, rows)}"
     )
 
 
-def _gap(experiment: Experiment, rows: Sequence[Line]) -> str:
-    """What the columns of Table 5 are, and to which row the gap is."""
+def _of_protocol(experiment: Experiment, rows: Sequence[Line]) -> str:
+    """What columns are that only one protocol has, and to which row the gap of Table 5 is."""
+    if experiment.protocol["kind"] == "subclass":
+        return " siblings: the other test images of the classes of the model that the forgotten are in, by the head."
     if experiment.protocol["kind"] != "random":
         return ""
     aim = _reference(rows)

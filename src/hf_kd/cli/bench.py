@@ -32,7 +32,9 @@ def bench(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Instead of the file's, as in 0,1,2.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Label or method of a row to run; may be repeated.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells again that failed before.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run again, and draw, what failed before.")
+    ] = False,
     tables_only: Annotated[
         bool, typer.Option("--tables-only", help="Run nothing; write tables of what there is.")
     ] = False,
