@@ -250,6 +250,15 @@ def test_the_title_compares_all_that_was_made_and_no_reference(one, results):
     )
 
 
+def test_several_references_are_a_range_in_the_title(one, results):
+    methods = ["original", "esc", *({"method": "retrain", "epochs": i, "label": f"retrain {i}"} for i in (1, 2, 3))]
+    experiment = one(methods=methods)
+    found = {"original": [scores(90, 97)], "esc": [scores(70, 97)]}
+    found |= {f"retrain {i}": [scores(value, 97)] for i, value in ((1, 42), (2, 40), (3, 55))}
+    rows = lines(experiment, results(experiment, found))
+    assert in_short(rows, rows[0]).endswith("after esc: 70 % (original 90 %, a model without it 40 to 55 %)")
+
+
 def test_a_figure_of_other_rows_does_not_stay(one, results, tmp_path):
     pytest.importorskip("matplotlib")
     experiment = one(methods=["original", "esc"])

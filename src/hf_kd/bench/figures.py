@@ -77,18 +77,25 @@ def in_short(rows: Sequence[Line], original: Line | None) -> str:
         told = f"{who} reads least of the forgotten after {after}: {value:.0f} %"
         if original is not None and original.values(key) and round(value) >= round(_mean(original, key)):
             told = f"{who} reads no less of the forgotten after any method: {value:.0f} % or more"
-        beside = [("original", original)] + [
-            ("a model without it" if line.row.reference else "unseen", line)
-            for line in rows
-            if line.row.reference or line.row.kind == "unseen"
-        ]
-        known = [f"{name} {_mean(line, key):.0f} %" for name, line in beside if line is not None and line.values(key)]
-        told += f" ({', '.join(dict.fromkeys(known))})" if known else ""
+        beside = {
+            "original": [] if original is None else [original],
+            "a model without it": [line for line in rows if line.row.reference],
+            "unseen": [line for line in rows if line.row.kind == "unseen"],
+        }
+        read = {name: [_mean(line, key) for line in found if line.values(key)] for name, found in beside.items()}
+        known = [f"{name} {_from_to(values)} %" for name, values in read.items() if values]
+        told += f" ({', '.join(known)})" if known else ""
         if least.values("replaced D_ft"):  # a reader who is fooled is not one who finds nothing
             own, others = _mean(least, "replaced D_ft"), _mean(least, "replaced D_rt")
             told += f"; it gives {own:.0f} % of them and {others:.0f} % of the others features of other images"
         return told
     return "What each row costs; nothing was read of the forgotten"
+
+
+def _from_to(values: Sequence[float]) -> str:
+    """Numbers as text: one, or the least and the most of several."""
+    ends = dict.fromkeys(f"{value:.0f}" for value in (min(values), max(values)))
+    return " to ".join(ends)
 
 
 def shown_name(label: str, most: int = 36) -> str:
