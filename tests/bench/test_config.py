@@ -177,8 +177,10 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="holds a list"):
         read_config(tmp_path / "list.yaml")
     (tmp_path / "torn.yaml").write_text("model: [m\n")
-    with pytest.raises(ValueError, match="is not YAML"):
-        read_config(tmp_path / "torn.yaml")
+    (tmp_path / "latin.yaml").write_bytes("model: größe\n".encode("latin-1"))
+    for name in ("torn", "latin"):
+        with pytest.raises(ValueError, match=f"{name}.yaml is not YAML"):
+            read_config(tmp_path / f"{name}.yaml")
 
 
 def test_a_file_of_several_experiments(tmp_path):

@@ -185,10 +185,9 @@ def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int]
     path = local_path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no file {path}; name a YAML file, such as one of benchmarks/paper/.")
-    text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(text := path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidValueError(f"{path} is not YAML: {error}") from error
     if again := stands_twice(text):
         raise InvalidValueError(
