@@ -12,6 +12,7 @@ from datasets import DatasetDict, Value
 from transformers import AutoModelForImageClassification
 
 from hf_kd import ErasedModel
+from hf_kd.data.draw import AtMost
 from hf_kd.data.load import filter_by_labels, load_source
 from hf_kd.model.verify import verify
 from tests.cli.runner import hf_kd
@@ -397,6 +398,21 @@ def test_methods_that_read_the_other_labels_and_their_verification(place, tmp_pa
     assert "retained images" in hf_kd("verify", tmp_path / "out", *arguments, code=3).stdout
     done = hf_kd("verify", tmp_path / "out", "--dataset", place / "parquet", code=3)
     assert "--forget-labels" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("limit", ["--retain-limit", "--limit"])
+def test_retained_images_are_drawn_of_those_that_no_earlier_request_was_to_forget(place, tmp_path, limit):
+    """As many as were asked for, of 36: 12 of the 48 others are of the first request."""
+    data, more = ["--dataset", place / "parquet"], ["--method", "leace", limit, "30", "--output", tmp_path / "two"]
+    hf_kd("erase", place / "model", *data, "--forget-labels", "cat", "--output", tmp_path / "one")
+    arguments = [*data, "--forget-labels", "dog"]
+    hf_kd("erase", tmp_path / "one", *arguments, *more)
+    record = ErasedModel.from_pretrained(tmp_path / "two").erasures[1]
+    assert (record.n_retain, record.sampled["retain"]["drawn"], record.sampled["retain"]["of"]) == (30, 30, 36)
+    images = load_source(place / "parquet", split="train")
+    cats, dogs, others = (filter_by_labels(images, "label", labels) for labels in ([2], [3], [0, 1, 2, 4]))
+    retained = AtMost(others, 30) if limit == "--retain-limit" else others
+    assert verify(tmp_path / "two", [cats, dogs], retain=retained).repeated
 
 
 def test_wrong_usage_is_exit_code_2_and_help_shows_the_limits(place):

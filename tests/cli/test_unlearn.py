@@ -255,23 +255,29 @@ def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
 
 
 @pytest.mark.parametrize("others", [[], ["--retain"]])
-def test_a_second_request_does_not_train_on_what_the_first_was_to_forget(place, tmp_path, others):
+def test_a_second_request_does_not_train_on_what_the_first_was_to_forget(place, tmp_path, caplog, others):
     arguments = ["--dataset", place / "data", "--forget-labels"]
     hf_kd("unlearn", place / "model", *arguments, "cat", "--method", "head-surgery", "--output", tmp_path / "one")
     more = ["--method", "finetune", "--option", "epochs=1", "--output", tmp_path / "two"]
     others = [*others, place / "data"] if others else []
     told = " ".join(hf_kd("unlearn", tmp_path / "one", *arguments, "dog", *more, *others).stdout.split())
-    assert "12 retained images are of classes that an earlier request was to forget, and were left out." in told
+    left_out = "12 retained images are of classes that an earlier request was to forget, and were left out."
+    assert caplog.messages.count(left_out) == 1
     assert ("12 retained images had a label to forget, and were left out." in told) == bool(others)
     record = json.loads((tmp_path / "two" / "config.json").read_text())["hf_kd_unlearned"][-1]
     assert record["n_retain"] == 36
-    assert not any("earlier request" in text for text in record["warnings"])
+    assert record["warnings"].count(left_out) == 1
+    for limit in ("--retain-limit", "--limit"):
+        drawn = [*more[:4], limit, "30", *others, "--output", tmp_path / limit]
+        hf_kd("unlearn", tmp_path / "one", *arguments, "dog", *drawn)
+        record = json.loads((tmp_path / limit / "config.json").read_text())["hf_kd_unlearned"][-1]
+        assert (record["n_retain"], record["sampled"]["retain"]["of"]) == (30, 36), "drawn of those that stay"
     rest = [word for name in ("bee", "elk", "ape") for word in ("--forget-labels", name)]
     output = ["--output", tmp_path / "three"]
     done = hf_kd("unlearn", tmp_path / "two", *arguments, "dog", *rest, *more[:4], *others, *output, code=1)
     told = " ".join(done.stderr.split())
     assert "No retained image is left: " in told
-    assert "12 are of classes that an earlier request was to forget" in told or others
+    assert "12 retained images are of classes that an earlier request was to forget" in told
     assert "none were given" not in told
 
 

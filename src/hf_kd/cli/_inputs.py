@@ -238,7 +238,7 @@ def without_classes(
     None where that leaves no row.
     """
     from hf_kd.data.load import filter_by_labels
-    from hf_kd.model.unlearn import labels_of
+    from hf_kd.features.readers import labels_of
 
     if data is None or not classes:
         return data, 0
@@ -252,12 +252,10 @@ def without_classes(
 
 
 def at_most(data: Any, limit: int | None) -> Any:
-    """So many rows, drawn by a fixed seed, from which no other limit draws once more; the data itself without a limit."""
-    from hf_kd.data.draw import SEED, Drawn
+    """The data, of which at most so many rows are read, whatever other limit there is; as it is without a limit."""
+    from hf_kd.data.draw import AtMost
 
-    if limit is None or data is None:
-        return data
-    return Drawn(data.shuffle(seed=SEED).select(range(limit)) if limit < len(data) else data, len(data))
+    return data if limit is None or data is None else AtMost(data, limit)
 
 
 def by_labels(

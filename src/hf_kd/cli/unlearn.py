@@ -113,7 +113,9 @@ def unlearn(
     of_test = options_of([test], [data, retained], original, reading)
     of_split = options_of([data], [test, retained], original, reading)
     reading = options_of([data, retained], [test], original, reading)
-    retained, left_out = _never_forgotten(retained, parts, original, reading, of_split)
+    left_out = 0
+    if retain is not None:
+        retained, left_out = _without_forgotten(retained, parts, original, reading, of_split)
     retained = _inputs.at_most(retained, retain_limit)
     accuracy = None
     if test is not None:
@@ -162,28 +164,21 @@ def _refuse_unread(method: UnlearningMethod, retain: str | None) -> None:
         )
 
 
-def _never_forgotten(
+def _without_forgotten(
     retained: Any, parts: _inputs.Parts, model: ErasedModel, reading: ReadOptions, of_split: ReadOptions
-) -> tuple[Any, dict[str, int]]:
-    """D_r without classes that are or were to be forgotten; also how many images are left out, by why."""
-    from hf_kd.methods.records import forgotten_classes
-
-    unwanted = {"are of classes that an earlier request was to forget": forgotten_classes(model)}
-    if retained is not parts.retain:  # but of another data set
-        unwanted = {"had a label to forget": set(parts.in_model(model, of_split))} | unwanted
-    left_out = {}
-    for why, classes in unwanted.items():
-        retained, left_out[why] = _inputs.without_classes(retained, classes, parts, model, reading)
-    if retained is None and any(left_out.values()):
-        told = ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count)
+) -> tuple[Any, int]:
+    """Another data set as D_r, without the classes to forget; also how many images are left out."""
+    classes = set(parts.in_model(model, of_split))
+    retained, left_out = _inputs.without_classes(retained, classes, parts, model, reading)
+    if retained is None:
         raise InvalidValueError(
-            f"No retained image is left: {told}, and what was forgotten is not trained on. Give images of classes that stay "
-            "with --retain DATASET, or take a method that reads the forget set alone (hf-kd methods)."
+            f"No retained image is left: {left_out:,} had a label to forget, and what is forgotten is not trained on. Give "
+            "images of classes that stay with --retain, or take a method that reads the forget set alone (hf-kd methods)."
         )
     return retained, left_out
 
 
-def _show(record: dict[str, Any], names: list[str], left_out: dict[str, int], output: Path) -> None:
+def _show(record: dict[str, Any], names: list[str], left_out: int, output: Path) -> None:
     show_verdict(console, record["verdict"], record.get("warnings") or ())
     console.print(
         f"[bold]{terminal(record['method'])}[/] was asked to forget {terminal(', '.join(names))}; "
@@ -192,9 +187,8 @@ def _show(record: dict[str, Any], names: list[str], left_out: dict[str, int], ou
     )
     for name, part in (record.get("sampled") or {}).items():
         console.print(f"A sample: {part['drawn']:,} of {part['of']:,} images of the {name} set.", highlight=False)
-    for why, count in left_out.items():
-        if count:
-            console.print(f"{count:,} retained images {why}, and were left out.", highlight=False)
+    if left_out:
+        console.print(f"{left_out:,} retained images had a label to forget, and were left out.", highlight=False)
     show_measured(console, record["measured"][0])
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
     console.print(f"Written to [bold]{terminal(str(output))}[/]. Its weights changed.", highlight=False)

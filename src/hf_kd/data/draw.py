@@ -17,16 +17,17 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A set that was drawn from a larger one before it is read, so that no limit draws from it once more."""
+class AtMost:
+    """A set of which at most `limit` samples are read, whatever other limit there is, drawn without regard to classes."""
 
     data: Any
-    of: int
-    """Of how many samples."""
+    limit: int
 
-    def described(self, images: ImageSource) -> ImageSource:
-        """The description of its data, and of how many they were drawn, where that is more than they are."""
-        return replace(images, drawn_of=self.of if self.of > len(self.data) else None)
+    def drawn(self, images: ImageSource) -> ImageSource:
+        """What is drawn of its data, which may have been reduced before."""
+        total = len(images.source)
+        rows = np.random.default_rng(SEED).permutation(total)[: self.limit]
+        return images if self.limit >= total else replace(with_rows(images, rows), drawn_of=total)
 
 
 def drawn(images: ImageSource, limit: int | None) -> ImageSource:
@@ -59,9 +60,14 @@ def drawn(images: ImageSource, limit: int | None) -> ImageSource:
     total = len(images.source)
     if limit >= total:
         return images
-    rows = stratified_rows(stored_labels(images), limit)
+    return replace(with_rows(images, stratified_rows(stored_labels(images), limit)), drawn_of=total)
+
+
+def with_rows(images: ImageSource, rows: np.ndarray) -> ImageSource:
+    """The data with some of its rows alone; whatever their number is in the whole is still known."""
     source = images.source.select(rows) if images.kind == "dataset" else Subset(images.source, rows.tolist())
-    return replace(images, source=source, length=limit, drawn_of=total, rows=tuple(rows.tolist()))
+    numbers = rows if images.rows is None else np.asarray(images.rows)[rows]
+    return replace(images, source=source, length=len(rows), rows=tuple(numbers.tolist()))
 
 
 def stratified_rows(labels: Sequence[Any], limit: int, seed: int = SEED, least: int = 1) -> np.ndarray:

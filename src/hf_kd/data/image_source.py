@@ -57,7 +57,7 @@ class ImageSource:
     labels_needed: bool = True
     """Whether a text that is none of `label_names` is refused; else its sample has no label."""
     rows: Sequence[int] | None = None
-    """Row numbers of the samples in what they were drawn from, ascending."""
+    """Row numbers of the samples in what they were drawn from."""
 
     @property
     def has_labels(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_kd.data.again import ReadBefore
 from hf_kd.data.distributed import process_state
-from hf_kd.data.draw import SEED, Drawn, drawn
+from hf_kd.data.draw import SEED, AtMost, drawn
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMapping, has_no_names, match_labels
 from hf_kd.data.load import numbers_texts
@@ -151,21 +151,21 @@ class ImageReader:
 
     def __init__(self, model: TappedModel, data: Any, options: ReadOptions | None = None) -> None:
         self.model = model
-        self.data = data.data if isinstance(data, (Drawn, ReadBefore)) else data
+        self.data = data.data if isinstance(data, (AtMost, ReadBefore)) else data
         self._before = data if isinstance(data, ReadBefore) else None
         self.options = own = options or ReadOptions()
-        known, name = self._known_names, main_input(model.inner)
-        images = inspect_images(self.data, own.image_column, own.label_column, name, *known)
-        self._drawn_before = isinstance(data, Drawn)
-        self.images = data.described(images) if isinstance(data, Drawn) else drawn(images, own.limit)
+        name, known = main_input(model.inner), self._known_names
+        self.whole = inspect_images(self.data, own.image_column, own.label_column, name, *known)
+        self.draw = data.drawn if isinstance(data, AtMost) else partial(drawn, limit=own.limit)
+        self.images = self.draw(self.whole)
 
     @property
     def sampled(self) -> dict[str, int] | None:
-        """How many samples were drawn, of how many and, where it was done here, by which seed; None where all are read."""
+        """How many samples were drawn, of how many and, where classes had shares, by which seed; None where all are read."""
         if self.images.drawn_of is None:
             return None
         found = {"drawn": len(self.images.source), "of": self.images.drawn_of}
-        return found | ({} if self._drawn_before else {"seed": SEED})
+        return found | ({"seed": SEED} if isinstance(self.draw, partial) else {})
 
     @property
     def label_names(self) -> tuple[str, ...] | None:

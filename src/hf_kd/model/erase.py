@@ -52,6 +52,7 @@ def fit_erasers(
     if not method.needs_retain:
         retain, options = None, options_of([forget], [retain], model, options)
     readers = open_readers(model, options, forget=forget, retain=retain)
+    outcome.without_earlier(model, readers)
     reader = readers["forget"]
     reader.find_taps()
     head = _head(model, method)

@@ -249,7 +249,8 @@ def retained_moments(
 ) -> list[RetainMoments]:
     """The moments of retained images at each tap, of all processes: one pass, as over the forget set.
 
-    Images of classes that an earlier request was to forget are left out, as far as their labels say it.
+    Images of classes that an earlier request was to forget are left out, as far as their labels say it: here those of a
+    stream or a loader, of which `outcome.without_earlier` knows nothing.
 
     Raises:
         ValueError: For an empty set, for images of the forgotten classes in it, and for missing labels where they count.

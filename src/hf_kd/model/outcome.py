@@ -21,10 +21,12 @@ from hf_kd.data.labels import LabelMapping
 from hf_kd.errors import InvalidValueError, LabelMismatchError
 from hf_kd.features.heads import answered, no_choice, problem_type, several_labels
 from hf_kd.features.protocol import TappedModel
+from hf_kd.features.reader import ImageReader
+from hf_kd.features.readers import leave_out
 from hf_kd.features.taps.inputs import input_device
 from hf_kd.features.taps.site import HeadFunction, head_function
 from hf_kd.methods.erasers.base import Eraser
-from hf_kd.methods.records import changes_of, classes_in
+from hf_kd.methods.records import changes_of, classes_in, forgotten_classes
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +181,16 @@ def refuse_other_heads(model: TappedModel, name: str | None) -> None:
 def forgotten_before(model: TappedModel) -> set[int]:
     """Classes that weights were changed for: that the model does not answer them any more says nothing about labels."""
     return classes_in(changes_of(model.config))
+
+
+def without_earlier(model: Any, readers: Mapping[str, ImageReader]) -> list[str]:
+    """Leave retained images out that show what earlier requests were to forget, before any are drawn; what is said of it."""
+    gone, count = leave_out(forgotten_classes(model), readers)
+    if not gone:
+        return []
+    said = left_out(gone, count)
+    logger.warning(said)
+    return [said]
 
 
 def left_out(gone: int, count: int) -> str:

@@ -23,14 +23,14 @@ from transformers import PreTrainedModel
 from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import precision_of, process_state
-from hf_kd.data.labels import LabelMapping, NamedIds
+from hf_kd.data.labels import LabelMapping
 from hf_kd.data.paths import local_path
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples, in_dtype
 from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, out_of_memory, shortened
 from hf_kd.features.heads import linear_heads, problem_type
 from hf_kd.features.reader import ImageReader, ReadOptions
-from hf_kd.features.readers import open_readers, options_of
+from hf_kd.features.readers import labels_of, open_readers, options_of
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import drop_caches, sites_on
@@ -237,9 +237,9 @@ def _task(
 ) -> Task:
     precision = precision_of(options.mixed_precision)
     refuse_fp16(precision)  # before images are read
+    earlier, warnings = forgotten_classes(student), outcome.without_earlier(student, readers)
     forget = readers["forget"].samples()
-    earlier = forgotten_classes(student)
-    retain, warnings = _without(earlier, _retained(readers, {*forget.labels.tolist(), *earlier}, method))
+    retain, more = _without(earlier, _retained(readers, {*forget.labels.tolist(), *earlier}, method))
     readers["forget"].find_taps()
     if not all(tap.heads for tap in student.taps):
         raise InvalidValueError(
@@ -264,12 +264,12 @@ def _task(
         pixel_std=std,
         mixed_precision=precision,
         progress=options.progress,
-        warnings=warnings,
+        warnings=[*warnings, *more],
     )
 
 
 def _without(earlier: Collection[int], retain: Samples | None) -> tuple[Samples | None, list[str]]:
-    """D_r without images of classes that earlier requests forgot, which would be learnt again, and what is said of it."""
+    """As `outcome.without_earlier`, of a stream or a loader, whose labels show when it is read."""
     classes = torch.tensor(sorted(earlier), dtype=torch.long)
     if retain is None or not bool((gone := torch.isin(retain.labels, classes)).any()):
         return retain, []
@@ -290,27 +290,6 @@ def _retained(
         return reader.samples(known)
     except LabelMismatchError as error:
         raise LabelMismatchError(f"{error} {method.unlabelled}".strip()) from error
-
-
-def labels_of(classes: Collection[int], reader: ImageReader, other: ImageReader) -> dict[int, int]:
-    """Which labels of a data set are some classes of the model, as far as it says so: ids of the model by those labels.
-
-    Args:
-        classes: Ids of the model.
-        reader: Of the data set. Where the model does not have all its labels, they are told by what they are called.
-        other: Of a data set whose labels the model knows, which may call them otherwise than the model.
-    """
-    if not reader.images.has_labels:
-        return {}
-    try:
-        found = {} if reader.mapping is None else reader.mapping.to_model
-    except LabelMismatchError:
-        known = {} if other.mapping is None else {n: other.mapping.to_model.get(n) for n in other.mapping.names}
-        called = [(reader.model.class_names[c], c) for c in classes]
-        called += [(other.mapping.names[n], c) for n, c in known.items() if c in classes]
-        named = NamedIds(reader.label_names)
-        found = {own: c for name, c in called for own in named([name, *name.split(",")])}
-    return {label: class_id for label, class_id in found.items() if class_id in classes}
 
 
 def unwrapped(model: ErasedModel) -> PreTrainedModel:
