@@ -474,8 +474,9 @@ def test_what_is_asked_for_later_is_as_if_it_had_been_asked_for_at_once(one, tmp
     """A bare pass and the report of the first seed, of cells that have their result; once, and at no risk for it."""
     import hf_kd.bench.run as running
 
-    def report(shared, model, row, place):
+    def report(shared, model, row, place, key):
         reports.append(row.label)
+        place.mkdir(parents=True)
         (place / "report.json").touch()
         return "report.json"
 
@@ -627,14 +628,35 @@ def test_what_lies_in_the_folder_of_a_row_is_of_its_cell(one, tmp_path, monkeypa
     assert any(path.name.startswith("x" * 80) for path in panels.iterdir())
 
 
-def test_a_folder_that_cannot_be_made_costs_no_result(one, tmp_path):
-    quick = {"knowledge_retention": False, "membership": False}
-    (tmp_path / "panels").write_text("a file in the way")
-    store, _ = run(one(methods=["esc"], measure=quick | {"panels": ["esc"]}), tmp_path)
+def test_a_folder_that_cannot_be_made_costs_no_result(one, tmp_path, monkeypatch):
+    """Nor do other processes wait: the first one finds out behind the audit, in which they all take part."""
+    audits: list[ErasedModel] = []
+    monkeypatch.setattr(ErasedModel, "audit", lambda model, *given, **named: audits.append(model))
+    measure = {"knowledge_retention": False, "membership": False, "report": True, "panels": ["esc"]}
+    for name in ("panels", "reports"):
+        (tmp_path / name).write_text("a file in the way")
+    store, _ = run(one(methods=["esc"], measure=measure), tmp_path)
     (record,) = store.records.values()
     assert record["status"] == "ok"
-    assert all("Error" in said for said in record["panels"].values())
+    assert len(audits) == 1
     assert len(record["panels"]) == 2
+    assert all(said.startswith("NotADirectoryError") for said in (record["report"], *record["panels"].values()))
+
+
+def test_a_report_that_fails_leaves_none_of_another_cell_under_its_label(one, tmp_path, monkeypatch):
+    def fails(*given, **options):
+        raise ValueError("nothing to audit")
+
+    monkeypatch.setattr(ErasedModel, "audit", fails)
+    place = tmp_path / "reports" / "bench" / "esc"
+    place.mkdir(parents=True)
+    (place / "cell.txt").write_text("another")
+    (place / "report.json").touch()
+    measure = {"knowledge_retention": False, "membership": False, "report": True}
+    store, _ = run(one(methods=["esc"], measure=measure), tmp_path)
+    (record,) = store.records.values()
+    assert record["report"] == "ValueError: nothing to audit"
+    assert [path.name for path in place.iterdir()] == ["cell.txt"]
 
 
 def test_what_failed_for_each_of_two_experiments_is_tried_once_by_each(one, tmp_path, monkeypatch):

@@ -209,10 +209,8 @@ def _lacking(
 
     def has(kind: str, *names: str) -> bool:
         place = place_of(folder, kind, experiment, row)
-        there, failed = (
-            belongs(place, record["key"]),
-            {name for name in names if said.get(Path(name).stem, name) != name},
-        )
+        there = belongs(place, record["key"])
+        failed = {name for name in names if said.get(Path(name).stem, name) != name}
         return all(not retry_failed if name in failed else there and (place / name).is_file() for name in names)
 
     panels = [f"{name}.png" for name in panel_names(asked.grad_cam)]
@@ -301,35 +299,26 @@ def _drawn(
     shared: Shared, model: ErasedModel, features: Features, row: Row, folder: Path, title: str
 ) -> dict[str, Any]:
     """The report and the panels of a row's first seed. What of it fails is said, and costs no result."""
-    experiment, found = shared.experiment, {}
-    places = {kind: place_of(folder, kind, experiment, row) for kind in ("reports", "panels")}
-    key, is_main = key_of(cell_settings(experiment, row, row.seeds[0])), process_state().is_main_process
-    if experiment.measures.report and not without_report(experiment):
+    experiment, asked, found = shared.experiment, shared.experiment.measures, {}
+    reports, panels = (place_of(folder, kind, experiment, row) for kind in ("reports", "panels"))
+    key = key_of(cell_settings(experiment, row, row.seeds[0]))
+    if asked.report and not without_report(experiment):
         try:
-            if is_main:
-                make_room(places["reports"], key)
-            found["report"] = _report(shared, model, row, places["reports"])
+            found["report"] = _report(shared, model, row, reports, key)
         except FAILURES as error:
             found["report"] = f"{type(error).__name__}: {error}"
-    if row.label in experiment.measures.panels and row.kind != "original":
+    if row.label in asked.panels and row.kind != "original":
         with working("drawing panels", shared.progress):
-            found["panels"] = _panels(shared, model, features, row, places["panels"], key, title)
+            try:
+                if process_state().is_main_process:
+                    make_room(panels, key)
+                found["panels"] = draw_panels(
+                    model, features, shared.problem, (shared.original, shared.features), shared.settings, row.label, panels,
+                    title=title, grad_cam=asked.grad_cam, failures=FAILURES,
+                )  # fmt: skip
+            except OSError as error:
+                found["panels"] = dict.fromkeys(panel_names(asked.grad_cam), f"{type(error).__name__}: {error}")
     return found
-
-
-def _panels(
-    shared: Shared, model: ErasedModel, features: Features, row: Row, place: Path, key: str, title: str
-) -> dict[str, str]:
-    asked = shared.experiment.measures
-    try:
-        if process_state().is_main_process:
-            make_room(place, key)
-    except OSError as error:
-        return dict.fromkeys(panel_names(asked.grad_cam), f"{type(error).__name__}: {error}")
-    return draw_panels(
-        model, features, shared.problem, (shared.original, shared.features), shared.settings, row.label, place,
-        title=title, grad_cam=asked.grad_cam, failures=FAILURES,
-    )  # fmt: skip
 
 
 def _rank(model: ErasedModel) -> int:
@@ -337,20 +326,23 @@ def _rank(model: ErasedModel) -> int:
     return sum(site.eraser.rank_removed for site in model.sites if site.eraser is not None)
 
 
-def _report(shared: Shared, model: ErasedModel, row: Row, place: Path) -> str:
+def _report(shared: Shared, model: ErasedModel, row: Row, place: Path, key: str) -> str:
     """The whole audit of one row, with its figures; returns the name of its file."""
     name, problem, last = "report.json", shared.problem, len(shared.problem.stages) - 1
     same = row.kind == "original" or (row.kind == "eraser" and not row.published.changes_weights)
-    report = model.audit(
-        problem.train,
-        problem.test,
-        problem.forget_classes(last),
-        original=None if same else shared.original,
-        reading=shared.settings,
-    )
+    try:
+        report = model.audit(
+            problem.train,
+            problem.test,
+            problem.forget_classes(last),
+            original=None if same else shared.original,
+            reading=shared.settings,
+        )
+    finally:  # behind what processes do together: one that fails here keeps no other waiting
+        if process_state().is_main_process:
+            make_room(place, key)
     if not process_state().is_main_process:
         return name
-    place.mkdir(parents=True, exist_ok=True)
     report.to_json(place / name)
     (place / "report.md").write_text(report.to_markdown(1), encoding="utf-8")
     with working("drawing figures", shared.progress):
