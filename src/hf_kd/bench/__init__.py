@@ -55,8 +55,8 @@ def write_tables(found: list[Experiment], store: Store, folder: Path, figures: b
         return _write(found, store, folder, figures)
     except OSError as error:
         raise OutputError(
-            f"Tables and figures cannot be written to {folder} ({error.strerror}). The results are in {store.path}: "
-            "--tables-only writes what there is of them."
+            f"Tables and figures cannot be written to {folder} ({error.strerror or error}). The results are in "
+            f"{store.path}: --tables-only writes what there is of them."
         ) from error
 
 

@@ -127,10 +127,9 @@ def only_bench_in(folder: Path) -> Iterator[None]:
     """Keep other benches out of `folder`. Raises InvalidValueError where one is writing to it already, and OutputError where
     nothing can be written.
     """
-    lock = FileLock(folder / ".bench.lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held = FileLock(folder / ".bench.lock", timeout=0).acquire()
     except Timeout as error:
         raise InvalidValueError(
             f"Another bench is writing to {folder}: two would run the same cells twice. Wait for it, or choose another "
@@ -140,10 +139,8 @@ def only_bench_in(folder: Path) -> Iterator[None]:
         raise OutputError(
             f"Results cannot be written to {folder} ({error.strerror}): name a folder that is yours, or a new one."
         ) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 class Store:

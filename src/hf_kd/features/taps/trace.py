@@ -148,15 +148,10 @@ def is_affine(call: Call) -> bool:
     try:
         module = plain_copy(call.module, "", torch.float64, a.device)
         fa, fb, f0, fab = (module(x.clone()) for x in (a, b, torch.zeros_like(a), a + b))
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:  # it needs more than a tensor, or what is around
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         if out_of_memory(error):
             raise
-        return False
+        return False  # it needs more than one tensor, or its surroundings
     if not all(isinstance(x, Tensor) for x in (fa, fb, f0, fab)):
         return False
     error = (fa + fb - f0 - fab).abs().max()
