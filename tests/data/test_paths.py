@@ -94,3 +94,5 @@ def test_a_path_begins_at_home_where_it_says_so(place, monkeypatch):
     monkeypatch.setenv("HOME", str(place))
     assert local_path("~/there").is_dir()
     assert local_path(Path("nope")) == Path("nope"), "there or not"
+    for name in ("~", "~nosuchuser"):  # read by the command line first, then by what it calls
+        assert local_path(local_path(f"./{name}")) == Path.cwd() / name

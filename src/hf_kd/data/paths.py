@@ -34,7 +34,8 @@ def local_path(name: str | os.PathLike[str]) -> Path:
         )
     if any(map(_is_no_name, (place, *Path(place).parts))):
         raise InvalidValueError(f"{shortened(text)} is too long for a path, or has a zero byte: name another place.")
-    return Path(place)
+    path = Path(place)  # which leaves out ./, so that ./~x would mean a home folder when it is read once more
+    return path.absolute() if str(path).startswith("~") else path
 
 
 def _is_no_name(path: str) -> bool:
