@@ -54,6 +54,7 @@ def one(**changes):
         ({"model": None}, "model=None .* a name or a path"),
         ({"model": ["m"]}, "a name or a path"),
         ({"name": ""}, "a name or a path"),
+        ({"name": True}, "a name or a path"),
         ({"name": "a\nb"}, "becomes a file's"),
         ({"name": "a" * 101}, "becomes a file's"),
         ({"revision": 123}, "stands in quotes"),
@@ -137,6 +138,20 @@ def test_what_stands_twice_is_refused(tmp_path, added, key, lines):
     file.write_text("model: m\ndataset: d\nprotocol: class\nmethods: [esc]\n" + added)
     with pytest.raises(ValueError, match=f"line {lines[1]}: {key} stands here again, after line {lines[0]}"):
         read_config(file)
+
+
+def test_what_is_right_is_taken_as_it_was(tmp_path):
+    """A date and a number are names, one label is a list of it, a split that is null is the only one there is."""
+    file = tmp_path / "right.yaml"
+    file.write_text(
+        "model: m\ndataset: {name: 2024, train: null, test: null}\nprotocol: class\nmethods: [esc, unseen]\n"
+        "measure: {unseen: {name: d, train: null, classes: 5}}\nexperiments: [{name: 2024-01-01}, {name: 1.5}]\n"
+    )
+    dated, numbered = read_config(file)
+    assert (dated.name, numbered.name) == ("2024-01-01", "1.5")
+    assert dated.dataset == {"name": "2024", "train": None, "test": None}
+    assert dated.measures.unseen == {"name": "d", "train": None, "classes": [5]}
+    assert one(model=tmp_path, dataset={"name": tmp_path}).model == str(tmp_path)
 
 
 def test_an_alias_and_a_merge_stand_once(tmp_path):

@@ -348,7 +348,7 @@ def _row(entry: Any, seeds: tuple[int, ...], fixed: bool, folder: Path, experime
         )
     values = {"method": entry} if isinstance(entry, str) else dict(entry)
     label = values.pop("label", None)
-    refuse_other_kinds({key: value for key, value in values.items() if key == "reference"}, "methods", experiment)
+    refuse_other_kinds({"reference": values.get("reference", False)}, "methods", experiment)
     if "checkpoint" in values:
         given, reference = str(values.pop("checkpoint")), values.pop("reference", False)
         if values:

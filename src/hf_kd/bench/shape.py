@@ -1,4 +1,4 @@
-"""The shape of a bench file, part by part, and where in a file a part stands: what an error about it shows."""
+"""What a bench file is made of: of which kind each setting is, the shape and the line that an error about one shows."""
 
 from __future__ import annotations
 
@@ -34,18 +34,23 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.strip() != ""
 
 
+def _is_name(value: Any) -> bool:
+    """Whether it is one: also as YAML reads 2024, 1.5 and 2024-01-01, and a path of Python."""
+    return not isinstance(value, bool | list | tuple | dict | None) and str(value).strip() != ""
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
 KINDS: dict[str, tuple[Check, str]] = {
-    **dict.fromkeys(("model", "name"), (lambda value: _is_text(value) or type(value) is int, "a name or a path")),
+    **dict.fromkeys(("model", "name"), (_is_name, "a name or a path")),
     **dict.fromkeys(
         ("train", "test", "image_column", "label_column", "fine_column", "revision"),
         (_is_text, "a name; one that YAML reads as something else stands in quotes"),
     ),
     "label_mapping": (lambda value: isinstance(value, dict), "a mapping, as in {katze: cat}"),
-    "classes": (lambda value: isinstance(value, list | str), "a list of labels"),
+    "classes": (lambda value: not isinstance(value, bool | dict), "a list of labels"),
     "share": (lambda value: isinstance(value, int | float) and not isinstance(value, bool), "a number, without quotes"),
     "seed": (lambda value: type(value) is int and value >= 0, "a whole number from 0 on"),
     **dict.fromkeys(("people", "train_images", "test_images"), (_is_count, "a whole number above 0")),
@@ -56,7 +61,8 @@ KINDS: dict[str, tuple[Check, str]] = {
 }
 """What a setting has to be, in code and in words; of others it is said where they are read."""
 
-MAY_BE_NULL = frozenset({"revision", "label_mapping", "image_column", "label_column", "classes"})
+MAY_BE_NULL = frozenset({"train", "test", "revision", "label_mapping", "image_column", "label_column", "classes"})
+"""A split that is null is the only one there is."""
 
 LIKE = {"retain_limit": "limit", "batch_size": "limit", "train_precision": "mixed_precision"}
 
