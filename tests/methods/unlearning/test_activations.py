@@ -102,4 +102,4 @@ def test_a_folder_for_temporary_files_that_is_not_there_is_not_passed_over_in_si
         caplog.clear()
         where, store = activations._storage(2, 3, torch.float16, torch.device("cpu"), "disk", 1.0)
         assert (where, store.shape) == ("disk", (2, 3))
-        assert (f"{str(name)!r} is not where activations are kept, but {tempfile.gettempdir()}" in caplog.text) == said
+        assert (f"is {tempfile.gettempdir()} and not TMPDIR={str(name)!r}" in caplog.text) == said

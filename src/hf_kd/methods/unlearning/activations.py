@@ -228,8 +228,8 @@ def _storage(
     wanted = os.environ.get("TMPDIR")
     if wanted and os.path.abspath(wanted) != folder:  # which is passed over without a word
         logger.warning(
-            f"TMPDIR={wanted!r} is not where activations are kept, but {folder}: it is no folder that can be written to, or "
-            "was named after another one had been used. Make it one, and start again."
+            f"The folder for activations is {folder} and not TMPDIR={wanted!r}, which is no folder that can be written to, "
+            "or was named after the other had been used. Make it one, and start again."
         )
     if size * processes <= 0.9 * shutil.disk_usage(folder).free:
         try:

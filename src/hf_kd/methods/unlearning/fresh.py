@@ -18,9 +18,10 @@ def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> n
     """A model of the same class with weights as it initialises itself, or those of the checkpoint `init`.
 
     A head of `init` with another number of labels is initialised anew. Modules that the class makes otherwise (a head
-    that was replaced, adapters inside) are those of `model`, as they initialise themselves: every Linear of an adapter as
-    torch draws it, that which it adapts too, which is wider than most classes draw (0.07 beside 0.02 of a ViT with d = 64),
-    and LoRA's B not at 0. That is a start with larger weights, and has seen nothing; merge adapters for that of the class.
+    that was replaced, adapters inside) are those of `model`, as they initialise themselves. An adapter's Linear layers, and
+    the one that it adapts, are drawn as torch does, with larger weights than those of most classes (a standard deviation of
+    0.07 and not 0.02 in a ViT with d = 64), and LoRA's B is not 0: such a model has seen nothing and starts elsewhere. Merge
+    adapters first for the start that the class gives.
 
     Raises:
         InvalidValueError: Where such a module has no way to.
