@@ -348,7 +348,8 @@ def _row(entry: Any, seeds: tuple[int, ...], fixed: bool, folder: Path, experime
         )
     values = {"method": entry} if isinstance(entry, str) else dict(entry)
     label = values.pop("label", None)
-    refuse_other_kinds({"reference": values.get("reference", False)}, "methods", experiment)
+    own = {key: values[key] for key in ("checkpoint", "init", "reference") if key in values}  # others are the method's
+    refuse_other_kinds(own, "methods", experiment)
     if "checkpoint" in values:
         given, reference = str(values.pop("checkpoint")), values.pop("reference", False)
         if values:

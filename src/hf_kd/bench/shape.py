@@ -44,7 +44,7 @@ def _is_count(value: Any) -> bool:
 
 
 KINDS: dict[str, tuple[Check, str]] = {
-    **dict.fromkeys(("model", "name"), (_is_name, "a name or a path")),
+    **dict.fromkeys(("model", "name", "checkpoint", "init"), (_is_name, "a name or a path")),
     **dict.fromkeys(
         ("train", "test", "image_column", "label_column", "fine_column", "revision"),
         (_is_text, "a name; one that YAML reads as something else stands in quotes"),
@@ -61,7 +61,9 @@ KINDS: dict[str, tuple[Check, str]] = {
 }
 """What a setting has to be, in code and in words; of others it is said where they are read."""
 
-MAY_BE_NULL = frozenset({"train", "test", "revision", "label_mapping", "image_column", "label_column", "classes"})
+MAY_BE_NULL = frozenset(
+    {"train", "test", "revision", "label_mapping", "image_column", "label_column", "classes", "init"}
+)
 """A split that is null is the only one there is."""
 
 LIKE = {"retain_limit": "limit", "batch_size": "limit", "train_precision": "mixed_precision"}
@@ -215,7 +217,7 @@ def seeds_of(given: Any, name: str) -> tuple[int, ...]:
         ConfigError: For anything else.
     """
     seeds = listed(given)
-    if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise ConfigError(
             f"seeds of {name!r} are {given!r}: give a list of different whole numbers, as in [0, 1, 2].", "seeds"
         )
