@@ -169,6 +169,18 @@ def test_an_alias_and_a_merge_stand_once(tmp_path):
     assert [row.label for row in second.rows] == [row.label for row in first.rows]
 
 
+def test_a_path_is_one_beside_the_file_or_below_the_home_folder(tmp_path, monkeypatch):
+    """Models as well as data; what is neither may be on the Hub, and is refused when it is opened."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    for given in ("m", "~/m", str(tmp_path / "m")):
+        (experiment,) = experiments(GOOD | {"model": given, "dataset": given}, tmp_path)
+        assert (experiment.model, experiment.dataset["name"]) == (str(tmp_path / "m"),) * 2
+    for given in ("user/m", "~/nope", "~nosuchuser/m", "a" * 300):
+        (experiment,) = experiments(GOOD | {"model": given}, tmp_path)
+        assert experiment.model == given
+
+
 def test_a_checkpoint_without_a_label_is_called_as_the_file_calls_it(tmp_path):
     (tmp_path / "theirs").mkdir()
     (experiment,) = experiments(GOOD | {"methods": [{"checkpoint": "theirs"}]}, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -265,5 +266,5 @@ def place_beside(value: Any, folder: Path) -> str:
         folder: Where the file is.
     """
     text = str(value)
-    beside = folder / text
-    return str(beside) if not Path(text).is_absolute() and beside.exists() else text
+    place = os.path.join(folder, os.path.expanduser(text))  # what is absolute stays
+    return place if os.path.exists(place) else text
