@@ -259,6 +259,14 @@ def test_several_references_are_a_range_in_the_title(one, results):
     assert in_short(rows, rows[0]).endswith("after esc: 70 % (original 90 %, a model without it 40 to 55 %)")
 
 
+def test_the_title_without_a_method_has_what_was_read_all_the_same(one, results):
+    experiment = one(methods=["original", "retrain"])
+    rows = lines(experiment, results(experiment, {"original": [scores(90, 97)], "retrain": [scores(40, 97)]}))
+    assert in_short(rows, rows[0]) == (
+        "A converged probe reads of the forgotten: original 90 %, a model without it 40 %"
+    )
+
+
 def test_a_figure_of_other_rows_does_not_stay(one, results, tmp_path):
     pytest.importorskip("matplotlib")
     experiment = one(methods=["original", "esc"])

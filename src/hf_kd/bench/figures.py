@@ -69,22 +69,24 @@ def in_short(rows: Sequence[Line], original: Line | None) -> str:
         made = [
             line for line in rows if line.values(key) and line.row.kind not in PLAIN_ROWS and not line.row.reference
         ]
-        if not made:
-            continue
-        least = min(made, key=lambda line: _mean(line, key))
-        value, alike = _mean(least, key), [line for line in made if round(_mean(line, key)) == round(_mean(least, key))]
-        after = least.label + (f" and {len(alike) - 1} more" if len(alike) > 1 else "")
-        told = f"{who} reads least of the forgotten after {after}: {value:.0f} %"
-        if original is not None and original.values(key) and round(value) >= round(_mean(original, key)):
-            told = f"{who} reads no less of the forgotten after any method: {value:.0f} % or more"
         beside = {
             "original": [] if original is None else [original],
             "a model without it": [line for line in rows if line.row.reference],
             "unseen": [line for line in rows if line.row.kind == "unseen"],
         }
         read = {name: [_mean(line, key) for line in found if line.values(key)] for name, found in beside.items()}
-        known = [f"{name} {_from_to(values)} %" for name, values in read.items() if values]
-        told += f" ({', '.join(known)})" if known else ""
+        known = ", ".join(f"{name} {_from_to(values)} %" for name, values in read.items() if values)
+        if not (made or known):
+            continue
+        if not made:
+            return f"{who} reads of the forgotten: {known}"
+        least = min(made, key=lambda line: _mean(line, key))
+        value, alike = _mean(least, key), [line for line in made if round(_mean(line, key)) == round(_mean(least, key))]
+        after = least.label + (f" and {len(alike) - 1} more" if len(alike) > 1 else "")
+        told = f"{who} reads least of the forgotten after {after}: {value:.0f} %"
+        if original is not None and original.values(key) and round(value) >= round(_mean(original, key)):
+            told = f"{who} reads no less of the forgotten after any method: {value:.0f} % or more"
+        told += f" ({known})" if known else ""
         if least.values("replaced D_ft"):  # a reader who is fooled is not one who finds nothing
             own, others = _mean(least, "replaced D_ft"), _mean(least, "replaced D_rt")
             told += f"; it gives {own:.0f} % of them and {others:.0f} % of the others features of other images"
