@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hf_kd.bench import Store, read_config
-from hf_kd.bench.tables import Line, lines
+from hf_kd.bench.lines import Line, lines
 from hf_kd.data.text import table_cell
 
 PUBLISHED: dict[str, tuple[str, str]] = {

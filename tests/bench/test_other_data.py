@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from hf_kd.bench.config import Measures
+from hf_kd.bench.lines import lines
 from hf_kd.bench.measure import Features, _change
 from hf_kd.bench.other_data import OtherData, open_other, unseen_classes
 from hf_kd.bench.protocols import Problem
 from hf_kd.bench.run import bench
-from hf_kd.bench.tables import lines, markdown
+from hf_kd.bench.tables import markdown
 from tests.helpers.small import make_dataset
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from hf_kd.audit.schema import PAPER_NOTE
 from hf_kd.bench.figures import draw, in_short
-from hf_kd.bench.tables import lines, markdown
+from hf_kd.bench.lines import lines
+from hf_kd.bench.tables import markdown
 from hf_kd.bench.tables_latex import latex
 
 

@@ -17,8 +17,8 @@ from hf_kd.data.text import figure_text
 from hf_kd.errors import require
 
 from .config import PLAIN_ROWS, Experiment
+from .lines import Line, lines
 from .store import Store
-from .tables import Line, lines
 
 FORGET, RETAIN, GREY = "#D55E00", "#0072B2", "#8C8C8C"
 BETTER = "#009E73"

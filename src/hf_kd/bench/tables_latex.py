@@ -8,8 +8,9 @@ from hf_kd.audit.schema import PAPER_NOTE
 from hf_kd.data.text import one_line
 
 from .config import Experiment
+from .lines import Line, lines
 from .store import Store
-from .tables import CHANGE_COLUMNS, WORST_COLUMNS, Column, Line, cell_text, columns_of, lines
+from .tables import CHANGE_COLUMNS, WORST_COLUMNS, Column, cell_text, columns_of
 
 
 def latex(experiment: Experiment, store: Store) -> str:

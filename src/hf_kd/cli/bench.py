@@ -98,7 +98,7 @@ def bench(
 
 def _failures(experiment: Experiment, store: Store, only: Sequence[str]) -> list[str]:
     """A line for each cell of the rows asked for that has failed, now or before; the tables have the whole messages."""
-    from hf_kd.bench.tables import lines
+    from hf_kd.bench.lines import lines
 
     return [
         one_line(f"{experiment.name}: {line.label}, seed {record['seed']}: {first_sentence(record['error'])}")
