@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import textwrap
 from pathlib import Path
@@ -942,3 +943,10 @@ def test_the_cost_of_a_method_over_a_bare_pass_stands_in_the_table(one, tmp_path
     assert "| x bare pass |" in table
     assert f"| {(took['features'] + took['fit']) / took['bare pass']:.2f} |" in table
     assert "x bare pass" not in markdown(one(methods=rows), run(one(methods=rows), tmp_path / "other")[0])
+
+
+def test_a_method_that_ended_before_it_was_done_is_named_below_the_tables(one, tmp_path):
+    experiment = one(methods=["original", {"method": "finetune", "label": "too fast", **QUICK, "lr": 3e3, "epochs": 3}])
+    store, _ = run(experiment, tmp_path)
+    ended = markdown(experiment, store).split("**Ended before it was done**")[1].split("**")[0]
+    assert re.search(r"- too fast, seed 0: the loss became \w+ in step \d+; ", ended)

@@ -48,6 +48,16 @@ class Line:
             found += [] if value is None else [value]
         return found
 
+    def stopped(self) -> list[tuple[Record, str]]:
+        """Results of a method that ended before it was done, since its loss was no number any more; each with the reason."""
+        return [
+            (record, measured["stopped"])
+            for record in self.records
+            for done in record.get("records", ())
+            for measured in done.get("measured", ())
+            if "stopped" in measured
+        ]
+
     def mean(self, key: str) -> float | None:
         values = self.values(key)
         return mean_and_sd(values).mean if values else None

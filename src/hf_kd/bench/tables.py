@@ -121,25 +121,20 @@ def markdown(experiment: Experiment, store: Store) -> str:
         blocks.append("**Rest**\n\n" + _markdown_table(rows, [c for c in columns if not c.group], time=True))
     if experiment.protocol["kind"] == "incremental":
         blocks.append(_incremental(rows))
-    failures = [
-        f"- {table_cell(line.label)}, seed {record['seed']}: {table_cell(' '.join(record['error'].split()), None)}"
-        for line in rows
-        for record in line.failed
-    ]
-    if failures:
-        blocks.append("**Failed**\n\n" + "\n".join(failures))
+    failures = [(line, f"seed {record['seed']}", record["error"]) for line in rows for record in line.failed]
+    stopped = [(line, f"seed {record['seed']}", why) for line in rows for record, why in line.stopped()]
     undrawn = [
-        f"- {table_cell(line.label)}, {name}: {table_cell(' '.join(said.split()), None)}"
+        (line, name, said)
         for line in rows
         for record in line.records
         for name, said in {"report": record.get("report", ""), **(record.get("panels") or {})}.items()
         if said and said not in (f"{name}.png", f"{name}.json")
     ]
+    blocks += _listed("Failed", failures) + _listed("Ended before it was done", stopped)
     blocks += [said for said in (_one_seed(rows, columns), _several_versions(rows)) if said]
     if left := not_measured(experiment):
         blocks.append("**Not measured**\n\n" + "\n".join(f"- {said}" for said in left))
-    if undrawn:
-        blocks.append("**Not drawn**\n\n" + "\n".join(undrawn))
+    blocks += _listed("Not drawn", undrawn)
     for key, title in (("worst class", ONE_CLASS), ("worst", FALSE_ALARMS)):
         named = [f"{table_cell(line.label)}: {of_seeds}" for line in rows if (of_seeds := _strongest(line, key))]
         if named:
@@ -153,6 +148,14 @@ def markdown(experiment: Experiment, store: Store) -> str:
             f"Of these {store.path.name} has results with other settings, which do not belong here: {', '.join(other)}."
         )
     return "\n\n".join(blocks) + "\n"
+
+
+def _listed(title: str, found: Sequence[tuple[Line, str, str]]) -> list[str]:
+    """A list of what there is to say of a row: of which part of it, and what; nothing where there is nothing."""
+    said = [
+        f"- {table_cell(line.label)}, {part}: {table_cell(' '.join(text.split()), None)}" for line, part, text in found
+    ]
+    return [f"**{title}**\n\n" + "\n".join(said)] if said else []
 
 
 def _strongest(line: Line, key: str) -> str:
