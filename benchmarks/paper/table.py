@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hf_kd.bench import Store, read_config
 from hf_kd.bench.lines import Line, lines
+from hf_kd.bench.tables import Column, cell_text
 from hf_kd.data.text import table_cell
 
 PUBLISHED: dict[str, tuple[str, str]] = {
@@ -69,22 +70,31 @@ def _columns(published: bool) -> dict[str, Callable[[Line], str]]:
     for place, (title, keys) in enumerate(MEASURED.items()):
         if published and place < 2:
             found[f"{title}, published"] = lambda line, place=place: PUBLISHED.get(line.label, ("-", "-"))[place]
-        found[title] = lambda line, keys=keys: " / ".join(_number(line.mean(key)) for key in keys)
-    return found | {"seeds": lambda line: str(len(line.records))}
+        found[title] = lambda line, keys=keys: _cell(line, *keys)
+    return found | {"seeds": _seeds}
 
 
-def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _cell(line: Line, *keys: str, digits: int = 1) -> str:
+    """Means over seeds, each with its standard deviation where there are several and they differ."""
+    return " / ".join(cell_text(line, Column("", "", key, digits)) for key in keys)
+
+
+def _passes(line: Line) -> str:
+    return "-" if (ratio := line.passes()) is None else f"{ratio:.2f}"
+
+
+def _seeds(line: Line) -> str:
+    return str(len(line.records))
 
 
 RANDOM: dict[str, Callable[[Line], str]] = {
-    "head D_f/D_r": lambda line: " / ".join(_number(line.mean(key)) for key in ("D_f", "D_r")),
-    "head D_t": lambda line: _number(line.mean("D_t")),
-    "MIA": lambda line: _number(line.mean("MIA")),
+    "head D_f/D_r": lambda line: _cell(line, "D_f", "D_r"),
+    "head D_t": lambda line: _cell(line, "D_t"),
+    "MIA": lambda line: _cell(line, "MIA"),
     "Avg Gap, published": lambda line: PUBLISHED_GAPS.get(line.label, "-"),
-    "Avg Gap": lambda line: _number(line.mean("Avg Gap"), 2),
-    "bare passes": lambda line: _number(line.passes(), 2),
-    "seeds": lambda line: str(len(line.records)),
+    "Avg Gap": lambda line: _cell(line, "Avg Gap", digits=2),
+    "bare passes": _passes,
+    "seeds": _seeds,
 }
 """Columns of Table 5. The last but one is the method's time over that of one forward pass of the original over D_f."""
 
