@@ -96,3 +96,10 @@ def test_a_path_begins_at_home_where_it_says_so(place, monkeypatch):
     assert local_path(Path("nope")) == Path("nope"), "there or not"
     for name in ("~", "~nosuchuser"):  # read by the command line first, then by what it calls
         assert local_path(local_path(f"./{name}")) == Path.cwd() / name
+
+
+def test_a_place_that_is_not_there_is_named_whole(tmp_path):
+    place = str(tmp_path / "/".join(["a-long-name"] * 20) / "the-end")
+    for use in (refuse_missing_model, refuse_missing_data):
+        with pytest.raises(MissingFileError, match=f"'{place}'"):
+            use(place)

@@ -64,7 +64,7 @@ def refuse_missing_model(name: str) -> None:
     beside = os.path.isdir(Path(name).parent) if "/" in name else not _is_cached(name)
     if looks_like_path(name) or beside:
         raise MissingFileError(
-            f"There is no folder {shortened(name)}.{folder_meant(name)} (A model on the Hub is named USER/NAME.)"
+            f"There is no folder {name!r}.{folder_meant(name)} (A model on the Hub is named USER/NAME.)"
         )
 
 
@@ -117,9 +117,7 @@ def refuse_missing_data(spec: str | os.PathLike[str]) -> None:
     """
     name = os.fspath(spec)
     if not local_path(name).exists() and (looks_like_path(name) or Path(name).suffix == ".parquet"):
-        raise MissingFileError(
-            f"There is no file or folder {shortened(name)}.{folder_meant(name)} (On the Hub: USER/NAME.)"
-        )
+        raise MissingFileError(f"There is no file or folder {name!r}.{folder_meant(name)} (On the Hub: USER/NAME.)")
 
 
 def folder_meant(name: str) -> str:
