@@ -12,7 +12,7 @@ from datasets import DatasetDict, Value
 from transformers import AutoModelForImageClassification
 
 from hf_kd import ErasedModel
-from hf_kd.data.draw import AtMost
+from hf_kd.data.draw import Limited
 from hf_kd.data.load import filter_by_labels, load_source
 from hf_kd.model.verify import verify
 from tests.cli.runner import hf_kd
@@ -411,7 +411,7 @@ def test_retained_images_are_drawn_of_those_that_no_earlier_request_was_to_forge
     assert (record.n_retain, record.sampled["retain"]["drawn"], record.sampled["retain"]["of"]) == (30, 30, 36)
     images = load_source(place / "parquet", split="train")
     cats, dogs, others = (filter_by_labels(images, "label", labels) for labels in ([2], [3], [0, 1, 2, 4]))
-    retained = AtMost(others, 30) if limit == "--retain-limit" else others
+    retained = Limited(others, 30) if limit == "--retain-limit" else others
     assert verify(tmp_path / "two", [cats, dogs], retain=retained).repeated
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image, Value
 from torch.utils.data import DataLoader
 
 from hf_kd import ReadOptions
-from hf_kd.data.draw import AtMost, drawn, stratified_rows
+from hf_kd.data.draw import Limited, drawn, stratified_rows
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.loader import RowDataset
 from hf_kd.errors import InvalidValueError, UnreadableImageError
@@ -74,7 +74,7 @@ def test_an_image_that_cannot_be_read_is_named_by_its_row_in_the_whole(kind):
 
 def test_what_is_drawn_without_shares_says_of_how_many():
     few = [(np.zeros((4, 4, 3), np.uint8), label) for label in (0, 1, 2)]
-    found = AtMost(few, 2).drawn(inspect_images(few))
+    found = Limited(few, 2).drawn(inspect_images(few))
     assert (len(found.source), found.drawn_of) == (2, 3)
     assert [label for _, label in found.source] == list(found.rows)
-    assert AtMost(few, 3).drawn(inspect_images(few)).drawn_of is None
+    assert Limited(few, 3).drawn(inspect_images(few)).drawn_of is None

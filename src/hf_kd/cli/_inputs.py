@@ -253,9 +253,9 @@ def without_classes(
 
 def at_most(data: Any, limit: int | None) -> Any:
     """The data, of which at most so many rows are read, whatever other limit there is; as it is without a limit."""
-    from hf_kd.data.draw import AtMost
+    from hf_kd.data.draw import Limited
 
-    return data if limit is None or data is None else AtMost(data, limit)
+    return data if limit is None or data is None else Limited(data, limit)
 
 
 def by_labels(

@@ -17,7 +17,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class AtMost:
+class Limited:
     """A set of which at most `limit` samples are read, whatever other limit there is, drawn without regard to classes."""
 
     data: Any

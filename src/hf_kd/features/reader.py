@@ -20,7 +20,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_kd.data.again import ReadBefore
 from hf_kd.data.distributed import process_state
-from hf_kd.data.draw import SEED, AtMost, drawn
+from hf_kd.data.draw import SEED, Limited, drawn
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.labels import LabelMapping, has_no_names, match_labels
 from hf_kd.data.load import numbers_texts
@@ -151,12 +151,12 @@ class ImageReader:
 
     def __init__(self, model: TappedModel, data: Any, options: ReadOptions | None = None) -> None:
         self.model = model
-        self.data = data.data if isinstance(data, (AtMost, ReadBefore)) else data
+        self.data = data.data if isinstance(data, (Limited, ReadBefore)) else data
         self._before = data if isinstance(data, ReadBefore) else None
         self.options = own = options or ReadOptions()
         name, known = main_input(model.inner), self._known_names
         self.whole = inspect_images(self.data, own.image_column, own.label_column, name, *known)
-        self.draw = data.drawn if isinstance(data, AtMost) else partial(drawn, limit=own.limit)
+        self.draw = data.drawn if isinstance(data, Limited) else partial(drawn, limit=own.limit)
         self.images = self.draw(self.whole)
 
     @property
