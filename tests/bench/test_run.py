@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import os
 import re
@@ -576,7 +575,7 @@ def test_a_full_disk_is_said_with_what_is_kept_and_the_way_on(one, tmp_path):
 
 
 def test_an_interruption_while_memory_is_given_back_is_not_lost():
-    """Python goes on behind what a finalizer raises. No other collection may find the object first."""
+    """Python goes on behind what a finalizer raises. What a shell starts in the background ignores interruptions."""
 
     class Last:
         def __init__(self):
@@ -586,15 +585,15 @@ def test_an_interruption_while_memory_is_given_back_is_not_lost():
             os.kill(os.getpid(), signal.SIGINT)
             [None for _ in range(1000)]
 
-    gc.disable()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         Last()
         with pytest.raises(KeyboardInterrupt):
             _give_back()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        _give_back()
     finally:
-        gc.enable()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    _give_back()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_lies_in_the_folder_of_a_row_is_of_its_cell(one, tmp_path, monkeypatch):
