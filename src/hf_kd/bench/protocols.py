@@ -202,8 +202,6 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
 
 def _random(protocol, train, test, labels, names, to_model_ids) -> Problem:
     share = protocol.get("share", 0.1)
-    if not isinstance(share, int | float) or not 0 < share < 1:
-        raise InvalidValueError(f"share={share!r} of the random protocol is out of range: it lies between 0 and 1.")
     rows = random_rows(labels[0], share, protocol.get("seed", 0), protocol.get("stratified", True))
     if not 0 < len(rows) < len(train):
         raise InvalidValueError(

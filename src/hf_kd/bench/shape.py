@@ -52,7 +52,10 @@ KINDS: dict[str, tuple[Check, str]] = {
     ),
     "label_mapping": (lambda value: isinstance(value, dict), "a mapping, as in {katze: cat}"),
     "classes": (lambda value: not isinstance(value, bool | dict), "a list of labels"),
-    "share": (lambda value: isinstance(value, int | float) and not isinstance(value, bool), "a number, without quotes"),
+    "share": (
+        lambda value: isinstance(value, int | float) and 0 < value < 1,
+        "a number between 0 and 1, without quotes",
+    ),
     "seed": (lambda value: type(value) is int and value >= 0, "a whole number from 0 on"),
     **dict.fromkeys(("people", "train_images", "test_images"), (_is_count, "a whole number above 0")),
     **dict.fromkeys(
