@@ -37,6 +37,8 @@ def test_what_is_no_report_or_a_later_one_is_refused(report):
 def test_what_cannot_be_read_says_what_to_pass(report, tmp_path):
     with pytest.raises(ValueError, match=r"'report.json' is no JSON.*Path"):
         RetentionReport.from_json("report.json")
+    with pytest.raises(ValueError, match="is no JSON"):
+        RetentionReport.from_json("[" * 200_000)
     with pytest.raises(ValueError, match="no retention report"):
         RetentionReport.from_json("[]")
     for damage in ({"sections": None}, {"sections": [{}]}, {"forget_labels": 3}, {"class_names": []}):

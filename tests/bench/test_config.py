@@ -303,3 +303,12 @@ def test_the_label_is_no_part_of_the_key_and_the_whole_name_on_the_hub_is():
     assert cell_settings(first, first.rows[0], 0) == cell_settings(second, second.rows[0], 0)
     keys = {key_of(cell_settings(e, e.rows[0], 0)) for e in (one(dataset="a/cifar"), one(dataset="b/cifar"))}
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["model: &m {x: *m}", "model: m\nexperiments: &e [{methods: *e}]", f"model: {'[' * 2000}{']' * 2000}"]
+)
+def test_a_file_without_an_end_is_refused(tmp_path, text):
+    (path := tmp_path / "bench.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        read_config(path)

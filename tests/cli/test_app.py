@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import io
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from rich.console import Console
 
@@ -23,7 +25,7 @@ from hf_kd import ErasedModel, ReadOptions, unlearn
 from hf_kd.audit.audit_model import audit_model
 from hf_kd.audit.options import AuditOptions
 from hf_kd.cli import app
-from hf_kd.cli._app import RUNNING, in_options, logs_in_options
+from hf_kd.cli._app import RUNNING, exit_on_error, in_options, logs_in_options
 from hf_kd.cli._inputs import as_setting
 from hf_kd.cli._verdict import show_verdict
 from hf_kd.data.labels import match_labels
@@ -322,3 +324,17 @@ def test_completion_is_installed_and_needs_no_torch(tmp_path):
 def test_no_command_runs_behind_one_that_ended():
     run("methods", "no-such-method", code=1)
     assert RUNNING.get() is None
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nprobably"), MemoryError()]
+)
+def test_what_runs_out_of_memory_is_told_in_one_line(error, monkeypatch):
+    printed = Console(record=True, width=200, file=io.StringIO())
+    monkeypatch.setattr("hf_kd.cli._app.errors", printed)
+    with pytest.raises(typer.Exit), exit_on_error({"batch_size": ("--batch-size", None), "output": ("--output", None)}):
+        raise error
+    said = printed.export_text().strip()
+    assert said.startswith("Out of memory: ") and "--batch-size." in said and "\n" not in said and "--output" not in said
+    with pytest.raises(RuntimeError, match="a bug"), exit_on_error({}):
+        raise RuntimeError("a bug")

@@ -210,7 +210,7 @@ class ReportData:
         """
         try:
             data = json.loads(local_path(text).read_text(encoding="utf-8") if isinstance(text, Path) else text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidValueError(
                 f"{shortened(text)} is no JSON ({error}). Pass the text that to_json gave, or Path(...) of its file."
             ) from error

@@ -187,7 +187,7 @@ def read_config(path: str | Path, limit: int | None = None, seeds: Sequence[int]
         raise MissingFileError(f"There is no file {path}; name a YAML file, such as one of benchmarks/paper/.")
     try:
         content = yaml.safe_load(text := path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidValueError(f"{path} is not YAML: {error}") from error
     if again := stands_twice(text):
         raise InvalidValueError(
@@ -221,7 +221,10 @@ def experiments(
     Raises:
         ConfigError: Something is unknown, missing or out of range; `key` is the setting.
     """
-    content = with_text_keys(dict(content))
+    try:
+        content = with_text_keys(dict(content))
+    except RecursionError:
+        raise ConfigError("A part of the mapping holds itself, or nests too deeply to be one.") from None
     common = {key: value for key, value in content.items() if key != "experiments"}
     parts = content.get("experiments") or [{}]
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):

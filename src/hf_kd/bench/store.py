@@ -165,7 +165,7 @@ class Store:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if number < len(lines):  # with its end: no interruption has cut it short
                     raise InvalidValueError(
                         f"Line {number} of {self.path} is not JSON ({error}): the file was changed by something else. "

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hf_kd.data.text import shell_word
-from hf_kd.errors import HfKdError, InvalidValueError
+from hf_kd.errors import HfKdError, InvalidValueError, out_of_memory
 from hf_kd.methods.choices import words_of
 from hf_kd.methods.registry import MethodInfo
 
@@ -150,6 +150,14 @@ def exit_on_error(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[None]
     except (HfKdError, OSError, ImportError, ValueError) as error:
         told = str(error) if getattr(error, "of_file", False) else in_options(str(error), flags)
         errors.print(Text.assemble((f"{type(error).__name__}:", "bold red"), " ", told))
+        raise typer.Exit(1) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        said = str(error).partition("\n")[0] or "the system gives no more"
+        ways = [flags[name][0] for name in ("batch_size", "limit", "device") if name in flags]
+        way = f" What takes less, or is elsewhere: {', '.join(ways)}." if ways else ""
+        errors.print(Text.assemble(("Out of memory:", "bold red"), f" {said.rstrip('.')}.{way}"))
         raise typer.Exit(1) from error
 
 

@@ -122,7 +122,7 @@ def configurations(root: Path) -> Any:
     readme = root / "README.md"
     try:
         return (metadata_load(readme) or {}).get("configs") if readme.is_file() else None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidValueError(
             f"{os.fspath(readme)!r} has a head that is no YAML of keys and values: {shortened(str(error), 300)} Correct "
             "what stands between its first two lines of ---, or remove the file."

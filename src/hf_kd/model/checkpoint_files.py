@@ -228,7 +228,7 @@ def _tensors_stored(name: str, kwargs: dict[str, Any]) -> int | None:
                 return len(file.keys())
         if (index := find_file(name, _variant(SAFE_WEIGHTS_INDEX_NAME, variant), hub)) is not None:
             return len(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError):
         return None  # damaged, which is said when the weights are read
     return None
 

@@ -111,7 +111,7 @@ def refuse_other_model(directory: str | os.PathLike[str], folder: Path) -> None:
     try:
         configs = [json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (there, folder)]
         same = all(configs[0].get(name) == configs[1].get(name) for name in described)
-    except (OSError, ValueError, AttributeError):  # damaged, so it describes no weights
+    except (OSError, ValueError, AttributeError, RecursionError):  # damaged, so it describes no weights
         same = False
     if not same:
         raise InvalidValueError(

@@ -125,7 +125,7 @@ def load_progress(
         with safe_open(path, framework="pt") as file:
             about = dict(json.loads(file.metadata()["about"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     _refuse_another(path, about, same)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def load_scan(folder: Path, same: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     try:
         about = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     _refuse_another(path, about, same)
     return about
