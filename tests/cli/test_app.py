@@ -335,6 +335,9 @@ def test_what_runs_out_of_memory_is_told_in_one_line(error, monkeypatch):
     with pytest.raises(typer.Exit), exit_on_error({"batch_size": ("--batch-size", None), "output": ("--output", None)}):
         raise error
     said = printed.export_text().strip()
-    assert said.startswith("Out of memory: ") and "--batch-size." in said and "\n" not in said and "--output" not in said
+    assert said.startswith("Out of memory: ")
+    assert "--batch-size." in said
+    assert "\n" not in said
+    assert "--output" not in said
     with pytest.raises(RuntimeError, match="a bug"), exit_on_error({}):
         raise RuntimeError("a bug")
