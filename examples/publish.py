@@ -78,7 +78,7 @@ def answers(model, inputs):
 @contextlib.contextmanager
 def loopback():
     """A Hub on loopback; yields what a client's environment needs to use it."""
-    path = Path(__file__).resolve().parents[1] / "tests" / "hub" / "server.py"
+    path = Path(__file__).resolve().parents[1] / "tests" / "helpers" / "hub_server.py"
     spec = importlib.util.spec_from_file_location("hub_server", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["hub_server"] = module

@@ -1,8 +1,10 @@
-"""What stands beside the code for others to read agrees with it: how to cite, which version."""
+"""What stands beside the code for others to read or run agrees with it: how to cite, which version, where files lie."""
 
 from __future__ import annotations
 
 import re
+import runpy
+import urllib.request
 from pathlib import Path
 
 import yaml
@@ -30,3 +32,26 @@ def test_the_changelog_knows_this_version():
     version = re.search(r'^version = "(.*)"$', project, re.MULTILINE)[1]
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## {re.escape(version)}\b", changelog, re.MULTILINE)
+
+
+def test_scripts_name_files_of_the_project_where_they_are():
+    named = re.compile(r'Path\(__file__\)\.resolve\(\)\.parents\[(\d)\]((?: / "[^"]+")+)')
+    found = [
+        script.parents[int(up)].joinpath(*re.findall('"(.*?)"', down))
+        for folder in ("benchmarks", "docs", "examples", "tools")
+        for script in (ROOT / folder).rglob("*.py")
+        for up, down in named.findall(script.read_text(encoding="utf-8"))
+    ]
+    assert ROOT / "examples" / "cifar_resnet20.py" in found, "the pattern no longer fits how scripts are written"
+    assert not [str(path) for path in found if not path.exists()]
+
+
+def test_the_example_that_publishes_brings_its_own_hub():
+    example = runpy.run_path(str(ROOT / "examples" / "publish.py"))
+    with example["loopback"]() as environment:
+        asked = urllib.request.Request(
+            f"{environment['HF_ENDPOINT']}/api/whoami-v2",
+            headers={"Authorization": f"Bearer {environment['HF_TOKEN']}"},
+        )
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            assert answer.status == 200
