@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hf_kd.audit.figures import FIGURES, draw_recovery
-from hf_kd.audit.plotting import spread
+from hf_kd.audit.plotting import block_names, spread
 from hf_kd.audit.render import attackers
 from hf_kd.audit.report import RetentionReport
+from hf_kd.audit.sections.reference_level import ReadLevel, reference_level_section
 from tests.helpers.audited import audited
 from tests.metrics.planted import planted
 
@@ -71,6 +73,36 @@ def test_labels_that_cover_each_other_are_moved_apart():
     assert moved[3] == places[3], "nothing is near it"
     heights = sorted(y for _, y in moved[:3])
     assert all(b - a >= 0.099 for a, b in itertools.pairwise(heights))
+
+
+STAGES = [f"resnet.encoder.stages.{stage}.layers.{layer}" for stage in range(3) for layer in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shown"),
+    [
+        (STAGES, [block.removeprefix("resnet.encoder.") for block in STAGES]),
+        (["none", *STAGES[::2]], ["none", "stages.0.layers.0", "stages.1.layers.0", "stages.2.layers.0"]),
+        (["vit.encoder.layer.0", "vit.encoder.layer.1", "tap"], ["layer.0", "layer.1", "tap"]),
+        (["layer1.0", "layer1.1", "layer2.0"], ["layer1.0", "layer1.1", "layer2.0"]),
+        (["stem", "blocks.0", "blocks.1"], ["stem", "blocks.0", "blocks.1"]),
+        (["a.b.c.d"], ["a.b.c.d"]),
+    ],
+)
+def test_no_two_blocks_are_shown_alike(report, blocks, shown):
+    assert block_names(blocks) == shown
+    profile = {"erased": {block: {"F": 50.0, "AUC": 60.0} for block in blocks}}
+    drawn = FIGURES["weight_profile"](replace(report, context={"weights": {"profile": profile}}), Figure)
+    assert [tick.get_text() for tick in drawn.axes[0].get_xticklabels()] == shown
+
+
+def test_a_legend_names_what_only_one_of_the_panels_shows(report):
+    references = ((60.0, 30.0), (70.0, 40.0))
+    levels = [ReadLevel("features", (90.0, 50.0), references), ReadLevel("bare network", (65.0, 50.0), references)]
+    section = reference_level_section(levels, 100)
+    assert [score.reference is None for score in section.scores] == [True, False]
+    drawn = FIGURES["reference_level"](replace(report, sections=(section,)), Figure)
+    assert "level at its R" in [text.get_text() for text in drawn.legends[0].get_texts()]
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(report, tmp_path, monkeypatch):

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_kd.data.paths import local_path
-from hf_kd.data.text import figure_text
 from hf_kd.errors import InvalidValueError, require
 from hf_kd.methods.measured import CutTried
 from hf_kd.methods.records import weight_changes
 
-from .plotting import BLUE, GREEN, ORANGE, STYLE
+from .plotting import BLUE, GREEN, ORANGE, STYLE, block_names
 
 
 def scan_of(model: Any) -> Sequence[CutTried]:
@@ -49,7 +48,7 @@ def draw_cut_scan(model: Any, path: str | Path) -> Path:
         for key, colour, marker in (("reference", GREEN, "^"), ("retained", BLUE, "o")):
             if key in rows[0]:
                 axes.plot(places, [one[key] for one in rows], color=colour, marker=marker, label=key)
-        axes.set_xticks(list(places), [figure_text(one["block"], 18) for one in rows], rotation=20, ha="right")
+        axes.set_xticks(list(places), block_names([one["block"] for one in rows]), rotation=20, ha="right")
         axes.set_xlabel("last block kept")
         axes.set_ylabel("percent")
         axes.legend()

@@ -12,7 +12,7 @@ from hf_kd.data.paths import local_path
 from hf_kd.data.text import figure_text
 from hf_kd.errors import require
 
-from .plotting import BLACK, BLUE, GREY, ORANGE, STYLE, VERSIONS, add_title, caption, short, spread
+from .plotting import BLACK, BLUE, GREY, ORANGE, STYLE, VERSIONS, add_title, block_names, caption, short, spread
 from .render import attackers
 from .report_data import ReportData
 from .schema import PAPER_NOTE
@@ -239,20 +239,10 @@ def draw_layer_profile(report: ReportData, figure_class: Any) -> Any:
     _draw_chance(axes, report.score("converged", "D_ft").chance)
     lowest = min(v for score in section.scores for v in (score.value, score.original) if v is not None)
     axes.set_ylim(min(0, 1.1 * lowest), 104)
-    axes.set_xticks(range(len(names)), _without_common_start(names), rotation=60, ha="right", rotation_mode="anchor",
-                    fontsize=7)  # fmt: skip
+    axes.set_xticks(range(len(names)), block_names(names), rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     axes.set_ylabel("converged probe, test, %")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
-
-
-def _without_common_start(names: list[str]) -> list[str]:
-    """Names of layers without the dotted parts that all of them (but the tap) begin with; two parts stay."""
-    paths = [name.split(".") for name in names if name != "tap"]
-    same = 0
-    while len(paths) > 1 and all(len(path) > same + 2 and path[same] == paths[0][same] for path in paths):
-        same += 1
-    return [name if name == "tap" else ".".join(name.split(".")[same:]) for name in names]
 
 
 def draw_tsne(report: ReportData, figure_class: Any) -> Any:

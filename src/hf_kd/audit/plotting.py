@@ -36,6 +36,19 @@ def short(name: str, most: int = 14) -> str:
     return figure_text(name.partition(",")[0], most)
 
 
+def block_names(names: Sequence[str]) -> list[str]:
+    """Paths of modules without the parts that all begin with, so that no two are shown alike; a word without dots stays.
+
+    Two parts stay, and what a number counts.
+    """
+    paths = [name.split(".") for name in names if "." in name]
+    same = 0
+    while len(paths) > 1 and all(len(path) > same + 2 and path[same] == paths[0][same] for path in paths):
+        same += 1
+    same -= bool(same) and all(path[same].isdigit() for path in paths)
+    return [figure_text(".".join(name.split(".")[same:]) if "." in name else name) for name in names]
+
+
 def add_title(figure: Any, text: str) -> None:
     """The verdict in short over a figure, in as many lines as its width asks for."""
     lines = textwrap.wrap(figure_text(text).replace(" %", "\N{NO-BREAK SPACE}%"), int(figure.get_figwidth() * 11.5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .plotting import BLACK, GREEN, GREY, ORANGE, VERSIONS
+from .plotting import BLACK, GREEN, GREY, ORANGE, VERSIONS, block_names
 from .report_data import ReportData
 
 LEAST_SPAN = 10.0
@@ -33,11 +33,11 @@ def draw_weight_profile(report: ReportData, figure_class: Any) -> Any:
                 linestyle=line, linewidth=0.7 if more else 1.4, markersize=2 if more else 4,
                 label=None if more else _called(report, version),
             )  # fmt: skip
-        axes.set_xticks(range(len(blocks)), [_short(block) for block in blocks], rotation=60, ha="right", fontsize=7)
+        axes.set_xticks(range(len(blocks)), block_names(blocks), rotation=60, ha="right", fontsize=7)
         axes.set_title("a converged probe, block by block")
         axes.set_ylabel(title)
         _whole_scale(axes, quantity)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    _add_legend(figure)
     return figure
 
 
@@ -67,7 +67,7 @@ def draw_relearning(report: ReportData, figure_class: Any) -> Any:
     panels[1][0].set_ylabel("forgotten answered, %")
     for row, quantity in zip(panels, ("AUC", "F"), strict=True):
         _whole_scale(row[0], quantity)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    _add_legend(figure)
     return figure
 
 
@@ -95,8 +95,15 @@ def draw_reference_level(report: ReportData, figure_class: Any) -> Any:
             low, high = getattr(axes, f"get_{side}lim")()
             high = min(102.0, high + max(0.0, LEAST_SPAN - (high - low)) / 2)
             getattr(axes, f"set_{side}lim")(min(low, high - LEAST_SPAN), high)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    _add_legend(figure)
     return figure
+
+
+def _add_legend(figure: Any) -> None:
+    """What any of the panels shows, once."""
+    drawn = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    shown = {label: handle for handle, label in drawn}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=3, fontsize=8)
 
 
 def _called(report: ReportData, version: str) -> str:
@@ -106,10 +113,6 @@ def _called(report: ReportData, version: str) -> str:
 def _whole_scale(axes: Any, quantity: str) -> None:
     """Percent from nothing, of an AUC from guessing, to all: small differences look small."""
     axes.set_ylim(min(axes.get_ylim()[0], 45.0 if quantity == "AUC" else -2.0), 102)
-
-
-def _short(block: str) -> str:
-    return ".".join(block.split(".")[-2:])
 
 
 WEIGHT_FIGURES: dict[str, Callable[[ReportData, Any], Any]] = {
