@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_kd import ErasedModel, unlearn
-from hf_kd.errors import InvalidValueError
+from hf_kd.errors import InvalidValueError, UnreachableError
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
 from hf_kd.model.checkpoint_files import checkpoint_errors
@@ -246,3 +246,12 @@ def test_a_processor_that_does_not_come_back_is_told_when_it_is_saved_or_loaded(
     caplog.clear()
     assert ErasedModel.from_pretrained(tmp_path).processor is None
     assert "that can be read" in caplog.text
+
+
+def test_a_model_that_is_neither_here_nor_in_the_cache_is_named(tmp_path, monkeypatch):
+    (tmp_path / "models" / "unlearned").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UnreachableError, match=r"^The model 'nobody/nothing' could not be fetched, and is no folder here\."
+    ):
+        ErasedModel.from_pretrained("nobody/nothing")

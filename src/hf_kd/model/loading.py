@@ -13,6 +13,7 @@ from typing import Any
 
 import transformers
 from accelerate import init_empty_weights
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,8 +27,8 @@ from transformers import (
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.initialization import no_init_weights
 
-from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, no_model
-from hf_kd.errors import InvalidTypeError, InvalidValueError, require
+from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, folder_meant, no_model
+from hf_kd.errors import InvalidTypeError, InvalidValueError, UnreachableError, require
 from hf_kd.features.taps.site import sites_on
 from hf_kd.hub.files import PROCESSORS
 
@@ -63,10 +64,16 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
         return None
     try:
         found = PreTrainedConfig.get_config_dict(name_or_path, **hub)[0]
-    except OSError:
-        if all(find_file(name_or_path, file, hub) is None for file in (ADAPTER_CONFIG, ERASER_CONFIG)):
+    except OSError as error:
+        if any(find_file(name_or_path, file, hub) is not None for file in (ADAPTER_CONFIG, ERASER_CONFIG)):
+            return None
+        if not isinstance(error.__cause__, LocalEntryNotFoundError):
             raise
-        return None
+        raise UnreachableError(
+            f"The model {name_or_path!r} could not be fetched, and is no folder here.{folder_meant(name_or_path)} "
+            f"{str(error).partition(chr(10))[0].rstrip('. ')}. Without a network give a local folder, or a model that is in "
+            "the cache."
+        ) from error
     except (RecursionError, TypeError, AttributeError) as error:
         raise InvalidValueError(
             f"config.json of {name_or_path} is no object of settings, or nested too deep ({error}): it is damaged. Download "
