@@ -34,18 +34,28 @@ def test_train_original_on_other_labels_than_the_checkpoints(place, tmp_path):
     assert json.loads(done.stdout)["erasure"]["classes"] == [0]
 
 
-def test_a_reference_that_has_never_seen_a_label(place, tmp_path):
+def test_a_reference_that_has_never_seen_a_label(place, tmp_path, caplog):
     arguments = ["--dataset", place / "data", "--recipe", "vit-pretrained", "--output", tmp_path / "never"]
     settings = ["--epochs", "1", "--batch-size", "16", "--without", "cat", "--test-split", "test"]
-    shown = " ".join(hf_kd("train-original", place / "model", *arguments, *settings).stdout.split())
+    shown = " ".join(hf_kd("train-original", place / "model", *arguments, *settings, "--from-scratch").stdout.split())
     assert "on 48 images of 4 labels" in shown
     assert "Of 24 images of test" in shown
     assert "It has never seen cat" in shown
+    assert "began with" not in caplog.text
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "never")
     assert model.config.num_labels == 5
     assert model.config.hf_kd_trained["without"] == [2]
     assert float(model.classifier.bias[2].detach()) == -1e4
     assert not (tmp_path / "never.training").exists()
+
+
+def test_what_begins_with_weights_that_may_have_seen_a_label_is_not_called_one_that_never_did(place, tmp_path, caplog):
+    arguments = ["--dataset", place / "data", "--recipe", "vit-pretrained", "--output", tmp_path / "from-weights"]
+    done = hf_kd("train-original", place / "model", *arguments, "--epochs", "1", "--limit", "20", "--without", "cat")
+    assert "It was not trained on cat" in " ".join(done.stdout.split())
+    assert "it is no reference: --from-scratch begins with fresh ones" in " ".join(caplog.text.split())
+    record = AutoModelForImageClassification.from_pretrained(tmp_path / "from-weights").config.hf_kd_trained
+    assert any("own weights" in warning for warning in record["warnings"])
 
 
 def test_a_training_that_was_killed_goes_on_where_it_was(place, tmp_path, monkeypatch):

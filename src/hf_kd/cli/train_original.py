@@ -49,8 +49,8 @@ def train_original(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Label of the data set whose images are left out, name or id; repeat it. Makes a reference that has never "
-            "seen them, for audit --retrained."
+            help="Label of the data set whose images are left out, name or id; repeat it. From fresh weights it makes a "
+            "reference that has never seen them, for audit --retrained."
         ),
     ] = None,
     resume: Annotated[
@@ -137,7 +137,8 @@ def _show(facts: dict[str, Any], names: dict[int, str], test_split: str | None) 
         )
     if facts["without"]:
         without = ", ".join(one_line(names[label]) for label in facts["without"])
-        console.print(f"It has never seen {without}, and never answers so.", markup=False, highlight=False)
+        trained = "It has never seen" if facts["from_scratch"] else "It was not trained on"
+        console.print(f"{trained} {without}, and never answers so.", markup=False, highlight=False)
 
 
 def _state_folder(output: Path, resume: bool, overwrite: bool) -> Path:

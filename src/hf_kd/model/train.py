@@ -43,6 +43,11 @@ RECIPES: dict[str, Retrain] = {name: Retrain(**settings) for name, settings in r
 RECORDS = ("hf_kd_unlearned", "hf_kd_folded")
 """Where a stock model's configuration says what its weights forgot."""
 
+BEGAN_WITH_WEIGHTS = (
+    "The training began with the model's own weights. Where these have seen the labels that are left out, so has the "
+    "result, and it is no reference: from_scratch=True begins with fresh ones."
+)
+
 
 def train_original(
     model: PreTrainedModel | ErasedModel,
@@ -72,9 +77,9 @@ def train_original(
         processor: The image processor, where `model` is not an ErasedModel that has one.
         from_scratch: Start from fresh weights instead of the model's own; by default so, but for the recipes of
             `PRETRAINED`.
-        without: Names or ids of labels whose images are left out: a reference that has never seen them. They are those of
-            the data, or the model's where the data names none. The head keeps their columns, silenced: they are never
-            answered.
+        without: Names or ids of labels whose images are left out: a reference that has never seen them, unless the weights
+            that it starts from have. They are those of the data, or the model's where the data names none. The head keeps
+            their columns, silenced: they are never answered.
         test: Labelled images to measure the accuracy on, those of `without` left out too.
         checkpoint: Folder in which the state of the training is kept after each epoch; the same call goes on from there.
         reading: How images are read. With a label mapping, and where the data set has just the labels of the model, the
@@ -108,6 +113,8 @@ def train_original(
     _silence(task.model, task.heads, left_out)  # weight decay may have moved them
     images = measured.pop("n_retain", len(task.forget))
     accuracies, warnings = _accuracies(task, tested)
+    if left_out and not fresh:
+        warnings.append(BEGAN_WITH_WEIGHTS)
     for text in warnings:
         logger.warning(text)
     stock = unwrapped(student)
