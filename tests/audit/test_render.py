@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hf_kd.audit import RetentionReport, Score, Section
 from hf_kd.audit.schema import PAPER_NOTE
+from hf_kd.audit.sections.reference_level import ReadLevel, reference_level_section
 from tests.helpers.audited import audited
 from tests.metrics.planted import planted
 
@@ -39,6 +40,33 @@ def test_verdict_strongest_attack_and_converged_number_come_first_in_text_and_ma
     assert "recall" in lines[6], "the first number of the table is the best attacker's"
     assert max(len(line.rstrip()) for line in printed(report, width=80).splitlines()) <= 80
     assert len(lines) <= 45
+
+
+def test_screen_and_summary_have_the_level_of_references_at_equal_accuracy(report):
+    beside = replace(
+        report,
+        reference="retrained",
+        sections=tuple(
+            replace(s, scores=tuple(replace(score, reference=60.0) for score in s.scores)) for s in report.sections
+        ),
+    )
+    references = ((60.0, 30.0), (70.0, 40.0))
+    levels = [ReadLevel("features", (65.0, 50.0), references), ReadLevel("bare network", (90.0, 50.0), references)]
+    for own, row, told in (
+        (
+            levels,
+            "D_ft, features, at R = 65.0 %",
+            "Of 2 such models a linear probe reads 35 % at this model's accuracy",
+        ),
+        (levels[1:], "D_ft, bare network, at R = 90.0 %", "Of 2 such models none is as accurate as this one."),
+    ):
+        several = replace(beside, sections=(*beside.sections, reference_level_section(own, 100)))
+        text = " ".join(printed(several, 80).split())
+        assert row in text
+        assert "Bare network: no reference at this accuracy (references have R 60.0 to 70.0)" in text
+        assert told in several.summary()
+    assert "equal accuracy" not in printed(beside)
+    assert "such models" not in beside.summary()
 
 
 def test_what_is_loaded_looks_the_same(report):

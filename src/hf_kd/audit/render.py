@@ -182,13 +182,13 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows] | tuple[str, R
     name, skipped = (weights.get("best") or {}).get("name"), left_out_words(weights.get("left_out") or {})
     parts, groups = ("F", "R", "false_alarms"), ("strongest attack", "strongest probe")
     finds = [row for group in groups for row in named("weight_access", *parts, group=group)]
-    finds = [
-        row for row in finds if row[1].group == finds[0][1].group
-    ]  # earlier reports have the strongest probe alone
+    # earlier reports have the strongest probe alone
+    finds = [row for row in finds if row[1].group == finds[0][1].group]
     yield f"What a downloader finds{f': {name}' if name else ''}", finds, skipped
     state = "converged" if _converged(report) else "NOT CONVERGED: a lower bound"
     headline = ("D_ft", "D_rt", "D_f", "D_r", "HM_t", "normalised_retention")
     yield f"Linear probe, {state}", named("converged", *headline)
+    yield "The same, references at equal accuracy", *_screen_level(report)
     points = [(score.group, score) for score in _some_points(report.section("label_efficiency"))]
     yield "Label efficiency: recall from n labels", points + named("label_efficiency", "area")
     yield "Linear probe, paper protocol (stopped early: see below)", named("paper", "D_ft", "D_rt")
@@ -202,6 +202,14 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows] | tuple[str, R
         if score.group == "D_ft" or score.value
     ]
     yield "Features of the test images", named("similarity", "linear_cka", "cosine") + shared
+
+
+def _screen_level(report: ReportData) -> tuple[Rows, str]:
+    """What is read beside the level of references at this model's own R; what is said where none is as accurate."""
+    own = [section for section in report.sections if section.key == "reference_level"]
+    pairs = [pair for section in own for pair in zip(section.scores, section.notes, strict=False)]
+    told = " ".join(note for score, note in pairs if score.reference is None)
+    return [(f"{score.name}, {score.group}", score) for score, _ in pairs], told
 
 
 def _screen_by_name(report: ReportData) -> Rows:
@@ -260,10 +268,8 @@ def _footnotes(report: ReportData) -> list[str]:
     counts = ", ".join(f"{name} {count:,}" for name, count in report.samples.items())
     seeds = f"; mean ± sd of {report.seeds} seeds" if report.seeds > 1 else ""
     notes = [f"Accuracies in %. {counts}; d = {report.dimension}{seeds}.", STRONGEST]
-    if any(
-        score.name == "recall" and score.group != report.worst_case.group
-        for score in report.section("worst_case").scores
-    ):
+    best, found = report.worst_case.group, report.section("worst_case").scores
+    if any(score.name == "recall" and score.group != best for score in found):
         notes.append(HIGHEST)
     if report.reference == "none":
         notes.append("No reference: give a retrained model or unseen classes to have one.")
@@ -277,11 +283,8 @@ def _footnotes(report: ReportData) -> list[str]:
 def _some_points(section: Section) -> list[Score]:
     """At most `SCREEN_CURVE` points of the curve, its last among them."""
     points = [score for score in section.scores if score.name == "recall"]
-    wanted = {1, 5, 20, 100, 500}
-    few = (
-        [score for score in points[:-1] if score.settings["n"] in wanted] if len(points) > SCREEN_CURVE else points[:-1]
-    )
-    return [*few, *points[-1:]]
+    wanted = {1, 5, 20, 100, 500} if len(points) > SCREEN_CURVE else {score.settings["n"] for score in points}
+    return [*(score for score in points[:-1] if score.settings["n"] in wanted), *points[-1:]]
 
 
 def _converged(report: ReportData) -> bool:

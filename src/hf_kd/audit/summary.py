@@ -121,7 +121,20 @@ def _reference(report: ReportData) -> str:
     what = "a model trained without it" if report.reference == "retrained" else "classes never trained on"
     if value is None:
         return f"Reference: {what}, compared at equal numbers of labels only."
-    return f"Reference, {what}: its best attacker reads {value:.0f} %."
+    return f"Reference, {what}: its best attacker reads {value:.0f} %.{_at_equal_accuracy(report)}"
+
+
+def _at_equal_accuracy(report: ReportData) -> str:
+    """What a probe reads of several references at this model's own accuracy."""
+    levels = [s for section in report.sections if section.key == "reference_level" for s in section.scores]
+    score = next((score for score in levels if len(score.settings["references"]) > 1), None)
+    if score is None or score.value is None:
+        return ""
+    many = f"{len(score.settings['references'])} such models"
+    if score.reference is None:
+        return f" Of {many} none is as accurate as this one."
+    own = f"at this model's accuracy, of this one {score.value:.0f} %"
+    return f" Of {many} a linear probe reads {score.reference:.0f} % {own}."
 
 
 def _with_weights(report: ReportData) -> str:

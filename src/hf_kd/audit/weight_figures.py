@@ -87,7 +87,7 @@ def draw_reference_level(report: ReportData, figure_class: Any) -> Any:
                 own[0], score.reference, yerr=score.settings["level_sd"], color=BLACK, marker="_", markersize=12, capsize=3,
                 linestyle="", label="level at its R",
             )  # fmt: skip
-            axes.plot([own[0]] * 2, [score.reference, own[1]], color=GREY, linewidth=0.8)
+            axes.plot([own[0]] * 2, [score.reference, own[1]], color=GREY, linewidth=0.8, zorder=0)
         axes.set_title(score.group.partition(",")[0])
         axes.set_xlabel("R: retained read, %")
         axes.set_ylabel("F: forgotten read, %")

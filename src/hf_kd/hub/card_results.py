@@ -83,8 +83,8 @@ def results_table(report: RetentionReport) -> str:
             add(f"Inputs that the eraser changes, {which}", "inputs", "changed", group)
             add(f"Different vectors among these, {which}", "inputs", "changed_vectors", group)
     for score in report.section("label_efficiency").scores:
-        if score.name == "recall" and score.settings.get("n") in (1, 5, 20):
-            add(f"Recall from {int(score.settings['n'])} labelled images", "label_efficiency", "recall", score.group)
+        if score.name == "recall" and (n := score.settings.get("n")) in (1, 5, 20):
+            add(f"Recall from {n} labelled image{'s' * (n > 1)}", "label_efficiency", "recall", score.group)
     add("Area between erased and reference (1 = nothing forgotten)", "label_efficiency", "area")
     add("Paper's probe, forgotten (D_ft)", "paper", "D_ft")
     add("Paper's probe, retained (D_rt)", "paper", "D_rt")
