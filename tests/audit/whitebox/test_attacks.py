@@ -13,14 +13,15 @@ from hf_kd import ErasedModel
 from hf_kd.audit.whitebox import probes, regrowing, removal
 from hf_kd.audit.whitebox.answers import head_answers
 from hf_kd.audit.whitebox.class_row import class_row_attack
-from hf_kd.audit.whitebox.network import Images, Network, recalibrated, with_rows
+from hf_kd.audit.whitebox.network import Images, Network, WhiteBoxData, recalibrated, with_rows
 from hf_kd.audit.whitebox.probes import few_labels_attack, knn_attack, linear_attack, map_attack, mlp_attack
+from hf_kd.audit.whitebox.reading import read_blocks
 from hf_kd.audit.whitebox.regrowing import regrow_attack
 from hf_kd.audit.whitebox.relearning import relearn
 from hf_kd.data.masked_classes import silence_rows
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.testing.probes import INVARIANCES, AttackTester, planted
-from tests.helpers.zoo import build
+from tests.helpers.zoo import build, inputs
 
 from .planted import network
 
@@ -212,6 +213,23 @@ def test_relearning_keeps_the_worst_rate_and_says_when_half_is_back(data):
     assert 0.5 < curve.area <= 1
     assert curve.steps_to_half is not None
     assert curve.steps == (0, 10, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [("DeiTForImageClassificationWithTeacher", 2 * 32), ("LevitForImageClassificationWithTeacher", 32)],
+)
+def test_what_each_of_several_heads_is_fed_with_is_read_once(name, columns):
+    """The former has a token for each of its heads, the latter one vector for both."""
+    net = Network.of(ErasedModel.from_model(build(name)))
+    images = Images(inputs(name, batch=6), torch.arange(6) % 3)
+    fed = net.head_inputs(images)
+    assert len(net.heads) == 2
+    assert fed.shape == (6, columns)
+    assert torch.equal(fed[:, :32], net.head_inputs(images, net.heads[0]))
+    assert torch.equal(fed[:, -32:], net.head_inputs(images, net.heads[1]))
+    read, _ = read_blocks(net, WhiteBoxData(images, images, (0,)))
+    assert torch.equal(list(read.pooled.values())[-1], fed)
 
 
 @pytest.mark.parametrize("attack", ["relearning", "regrown"])

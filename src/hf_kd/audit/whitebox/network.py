@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -218,8 +218,33 @@ class Network:
         found = [logits[:, column] if column is not None else floor.expand(len(logits)) for column in columns]
         return torch.stack(found, dim=1)
 
+    @contextlib.contextmanager
+    def fed(self, heads: Sequence[str]) -> Iterator[Callable[[], Tensor]]:
+        """Yields a function that returns what heads were fed with in the last forward: [n, d] in float32, side by side.
+
+        What several heads are fed with alike is there once.
+        """
+        seen: list[Tensor] = []
+
+        def see(module: nn.Module, args: Any) -> None:
+            rows = args[0].detach().flatten(1).float()
+            if not any(torch.equal(rows, other) for other in seen):
+                seen.append(rows)
+
+        def take() -> Tensor:
+            rows = torch.cat(seen, dim=1)
+            seen.clear()
+            return rows
+
+        handles = [self.model.get_submodule(head).register_forward_pre_hook(see) for head in heads]
+        try:
+            yield take
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def head_inputs(self, images: Images, head: str | None = None) -> Tensor:
-        """What a head, by default the first, is fed with, [n, d] in float32, in eval mode.
+        """What a head, by default all of them, is fed with, [n, d] in float32, in eval mode.
 
         Raises:
             InvalidValueError: For a model without a head.
@@ -227,15 +252,10 @@ class Network:
         if not self.heads:
             raise InvalidValueError(f"{type(self.model).__name__} has no classification head to read the input of.")
         kept: list[Tensor] = []
-        handle = self.model.get_submodule(head or self.heads[0]).register_forward_pre_hook(
-            lambda module, args: kept.append(args[0].detach().flatten(1).float())
-        )
-        try:
-            with evaluating(self.model), torch.no_grad():
-                for part in images.batches():
-                    run(self.model, part.inputs)
-        finally:
-            handle.remove()
+        with evaluating(self.model), torch.no_grad(), self.fed([head] if head else self.heads) as take:
+            for part in images.batches():
+                run(self.model, part.inputs)
+                kept.append(take())
         return torch.cat(kept)
 
 

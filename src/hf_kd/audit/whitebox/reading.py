@@ -26,12 +26,12 @@ CHANNELS = 64
 """Of a map at most; of more, the directions of greatest variance over places and images are kept."""
 
 TAP = "tap"
-"""The name of the pooled features that the head is fed with, where they are no block's."""
+"""The name of the pooled features that the heads are fed with, where they are no block's."""
 
 
 @dataclass(frozen=True, eq=False)
 class BlockFeatures:
-    """Features of one set of images, by block and, where there is a head, at its input."""
+    """Features of one set of images, by block and, where there are heads, at their inputs."""
 
     pooled: dict[str, Tensor]
     """float32 [n, d]."""
@@ -48,36 +48,33 @@ class _Reader:
     network: Network
     channels: dict[str, Tensor] = field(default_factory=dict)
     tap_is_last: bool | None = None
-    """Whether the head is fed with the mean of the last block, which is then read once."""
+    """Whether the heads are fed with the mean of the last block, which is then read once."""
 
     def read(self, images: Images, map_rows: int) -> BlockFeatures:
-        model, blocks, tapped = self.network.model, self.network.blocks, []
+        model, blocks, heads = self.network.model, self.network.blocks, self.network.heads
+        tapped: list[Tensor] = []
         parts: dict[str, list[Tensor]] = {}
         maps: dict[str, list[Tensor]] = {}
-        handles = []
-        if self.network.heads:
-            head = model.get_submodule(self.network.heads[0])
-            handles.append(
-                head.register_forward_pre_hook(lambda module, args: tapped.append(args[0].flatten(1).float()))
-            )
         done, chosen = 0, first_rows(images.labels, map_rows) if map_rows else images.labels[:0]
         mapped = torch.zeros(len(images), dtype=torch.bool)
         mapped[chosen.cpu()] = True
-        try:
-            with evaluating(model), torch.no_grad(), block_outputs(model, blocks) as take:
-                for part in images.batches():
-                    run(model, part.inputs)
-                    here = mapped[done : done + len(part)]
-                    for name, hidden in take(len(part)).items():
-                        parts.setdefault(name, []).append(pooled(hidden))
-                        if here.any():
-                            found = self._map(name, hidden if here.all() else hidden[here], part)
-                            if found is not None:
-                                maps.setdefault(name, []).append(found)
-                    done += len(part)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with (
+            evaluating(model),
+            torch.no_grad(),
+            block_outputs(model, blocks) as take,
+            self.network.fed(heads) as fed,
+        ):
+            for part in images.batches():
+                run(model, part.inputs)
+                here = mapped[done : done + len(part)]
+                for name, hidden in take(len(part)).items():
+                    parts.setdefault(name, []).append(pooled(hidden))
+                    if here.any():
+                        found = self._map(name, hidden if here.all() else hidden[here], part)
+                        if found is not None:
+                            maps.setdefault(name, []).append(found)
+                tapped += [fed()] if heads else []
+                done += len(part)
         joined = {name: torch.cat(rows) for name, rows in parts.items()}
         if tapped:
             tap = torch.cat(tapped)
