@@ -24,7 +24,7 @@ from .sections.reference_level import ReadLevel
 from .sections.weight_access import left_out_notes, weight_access_data, weight_access_section
 from .whitebox.battery import READ, run_battery
 from .whitebox.findings import NetworkFindings
-from .whitebox.images import rows_of_fewer_classes, white_box_images
+from .whitebox.images import most_images, rows_of_fewer_classes, white_box_images
 from .whitebox.network import Network, WhiteBoxData
 
 NAMED = 3
@@ -172,19 +172,20 @@ def _refuse_other_classes(networks: Mapping[str, Network], names: Mapping[int, s
 
 
 def _images_of(models: Mapping[str, TappedModel], data: AuditImages) -> dict[str, WhiteBoxData]:
-    """Images as each model wants them; models that preprocess alike share them."""
-    made: dict[str, WhiteBoxData] = {}
-    found = {}
+    """The same images as each model wants them; models that preprocess alike share them."""
+    keys: dict[str, str] = {}
+    unlike: dict[str, TappedModel] = {}
     for name, model in models.items():
         processor = model.processor
         key = str(processor.to_dict()) if hasattr(processor, "to_dict") else str(id(processor))
-        key += str(next(model.inner.parameters()).device)
-        if key not in made:
-            made[key] = white_box_images(
-                model, data.images, data.labels, data.kept, data.forget, data.reading, numbers=data.numbers
-            )
-        found[name] = made[key]
-    return found
+        keys[name] = key + str(next(model.inner.parameters()).device)
+        unlike.setdefault(keys[name], model)
+    most = most_images(unlike.values(), data.images, data.reading)
+    made = {
+        key: white_box_images(model, data.images, data.labels, data.kept, data.forget, data.reading, most, data.numbers)
+        for key, model in unlike.items()
+    }
+    return {name: made[key] for name, key in keys.items()}
 
 
 def _sampled(images: WhiteBoxData, data: AuditImages, blocks: str) -> str:

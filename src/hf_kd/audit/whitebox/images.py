@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,34 @@ def rows_of_fewer_classes(
     return {split: kept[split] & torch.isin(own, chosen) for split, own in labels.items()}
 
 
+def most_images(
+    models: Iterable[TappedModel],
+    images: Mapping[str, Any],
+    reading: ReadOptions,
+    most: Mapping[str, int] = MOST_IMAGES,
+) -> dict[str, int]:
+    """Of how many images of each split there is room, so that all of some models are read on the same ones.
+
+    Args:
+        models: As many as the largest inputs of one of them allow.
+        images: The splits, as in `white_box_images`.
+        reading: How images are read.
+        most: Images of each split at most.
+    """
+    found = dict(most)
+    for model in models:
+        for split in found:
+            size = sum(value.nbytes for value in _one_image(model, images[split], reading).values())
+            found[split] = min(found[split], max(2, MOST_BYTES // max(1, size)))
+    return found
+
+
+def _one_image(model: TappedModel, data: Any, reading: ReadOptions) -> dict[str, Tensor]:
+    """The tensors among the model's inputs for the first image."""
+    first = ImageReader(model, data, reading).first_batch()["inputs"]
+    return {name: value[:1] for name, value in first.items() if isinstance(value, Tensor)}
+
+
 def white_box_images(
     model: TappedModel,
     images: Mapping[str, Any],
@@ -57,7 +85,7 @@ def white_box_images(
     kept: Mapping[str, Tensor],
     forget: Sequence[int],
     reading: ReadOptions | None = None,
-    most: Mapping[str, int] = MOST_IMAGES,
+    most: Mapping[str, int] | None = None,
     numbers: Mapping[str, Tensor] | None = None,
 ) -> WhiteBoxData:
     """A random part of train and test, in random order, preprocessed as `model` wants it, on its device where it fits.
@@ -69,11 +97,12 @@ def white_box_images(
         kept: Which samples of a split count.
         forget: The forgotten class ids.
         reading: How images are read.
-        most: Images of each split.
+        most: Images of each split; by default `most_images` of this model.
         numbers: Row number of each sample of a split, by which batches name it; by default its place.
     """
     numbers = numbers or {split: torch.arange(len(own)) for split, own in labels.items()}
     reading = reading or ReadOptions()
+    most = most or most_images([model], images, reading)
     parts = {
         split: _part(
             model, images[split], labels[split], numbers[split], kept[split], forget, reading, split, most[split]
@@ -99,13 +128,10 @@ def _part(
     split: str,
     most: int,
 ) -> Images:
-    first = ImageReader(model, data, reading).first_batch()["inputs"]
-    first = {name: value[:1] for name, value in first.items() if isinstance(value, Tensor)}
-    size = sum(value.nbytes for value in first.values())
-    most = min(most, max(2, MOST_BYTES // max(1, size)))
     rows = sampled_rows(labels, kept, forget, most, FORGOTTEN_SHARE[split])
     chosen = _selected(data, rows)
     wanted = torch.arange(len(rows)) if chosen is not data else numbers[rows]
+    first = _one_image(model, data, reading)
     found = {name: [value[:0]] for name, value in first.items()}  # a process may get none of the rows
     seen = [wanted[:0]]
     for batch in ImageReader(model, chosen, reading).batches():
