@@ -215,6 +215,60 @@ def test_relearning_keeps_the_worst_rate_and_says_when_half_is_back(data):
     assert curve.steps == (0, 10, 40)
 
 
+def test_a_class_that_was_silenced_is_asked_for_by_a_row_that_is_made(data):
+    """The row that was silenced answers nothing whatever is done to the weights: 0 % of it says nothing of them."""
+    found = list(removal.removal_attacks(*network(data, forgets=True)))[1:]
+    assert len(found) == 6
+    for result in found:
+        assert result.settings["row"] == "made", result.name
+        assert result.auc > 75, result.name
+
+
+def weights_of(net):
+    return [weight.detach() for weight in net.model.parameters() if weight.ndim > 1]
+
+
+def test_noise_is_a_share_of_the_spread_of_each_tensor(data):
+    """A network that answers as before is read alike whether its weights were changed or not: so they are looked at."""
+    net, _ = network(data)
+    for before, after in zip(weights_of(net), weights_of(removal.with_noise(net, 0.2)), strict=True):
+        assert 0.15 < float((after - before).std() / before.std()) < 0.25
+    single = Network(nn.Linear(1, 1), ())
+    assert torch.equal(removal.with_noise(single).model.weight, single.model.weight)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounded_weights_are_whole_steps_of_their_row(data, bits):
+    net, _ = network(data)
+    for before, after in zip(weights_of(net), weights_of(removal.quantised(net, bits)), strict=True):
+        step = before.flatten(1).abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
+        steps = after.flatten(1) / step
+        assert torch.allclose(steps, steps.round(), atol=1e-3)
+        assert float(((after - before).flatten(1) / step).abs().max()) < 0.501
+        assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_the_smallest_weights_are_pruned_and_no_others(data, share):
+    net, _ = network(data)
+    with torch.no_grad():
+        net.model.head.weight.copy_(net.model.head.weight.sign())  # all are as small as the largest
+    for before, after in zip(weights_of(net), weights_of(removal.pruned(net, share)), strict=True):
+        gone = after == 0
+        assert int(gone.sum()) == int(share * before.numel())
+        assert torch.equal(after[~gone], before[~gone])
+        assert float(before[gone].abs().max()) <= float(before[~gone].abs().min())
+
+
+def test_fine_tuning_learns_the_retained_classes(data):
+    net, images = network(data)
+    with torch.no_grad():
+        net.model.head.weight[1:] *= -1
+    before, after = (head_answers(each, images) for each in (net, removal.fine_tuned(net, images, epochs=20)))
+    assert before.accuracy_retain < 20
+    assert after.accuracy_retain > 80
+
+
 @pytest.mark.parametrize(
     ("name", "columns"),
     [("DeiTForImageClassificationWithTeacher", 2 * 32), ("LevitForImageClassificationWithTeacher", 32)],

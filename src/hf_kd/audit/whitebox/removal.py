@@ -13,11 +13,11 @@ from hf_kd.metrics._inputs import first_rows
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 
 from .answers import head_answers
-from .network import RECALIBRATION, Network, WhiteBoxData, own_generators, recalibrated, train_step
+from .network import RECALIBRATION, Network, WhiteBoxData, own_generators, recalibrated, train_step, with_rows
 from .probes import few_labels_attack
 
 SHOTS = 5
-"""Labelled images of every class behind a new head."""
+"""Labelled images of every class behind a new head, and behind a new row of one."""
 
 FINE_TUNED_ON = 2_000
 """Retained images, at most."""
@@ -34,7 +34,7 @@ def with_noise(network: Network, share: float = 0.2, seed: int = 0) -> Network:
     made, rng = network.copied(), torch.Generator().manual_seed(seed)
     for weight in _matrices(made.model):
         noise = torch.randn(weight.shape, generator=rng).to(weight)
-        weight += share * weight.std() * noise
+        weight += share * weight.std(correction=0) * noise  # of a single entry too
     return made
 
 
@@ -53,9 +53,9 @@ def pruned(network: Network, share: float) -> Network:
     """A copy without the smallest `share` of the entries of each weight tensor."""
     made = network.copied()
     for weight in _matrices(made.model):
-        count = int(share * weight.numel())
-        if count:
-            weight[weight.abs() <= weight.abs().flatten().kthvalue(count).values] = 0
+        smallest = weight.abs().flatten().topk(int(share * weight.numel()), largest=False).indices
+        gone = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill(0, smallest, True)
+        weight[gone.view(weight.shape)] = 0  # not all that are as small as the largest of them
     return made
 
 
@@ -86,8 +86,10 @@ def fine_tuned(
 def removal_attacks(network: Network, data: WhiteBoxData, seed: int = 0) -> Iterator[AttackResult]:
     """The head's answers after each change of the weights, and a new head from 5 labelled images of every class.
 
-    What stood beside the weights (erasers, masks) is off already. BatchNorm is recalibrated after each change.
+    What stood beside the weights (erasers, masks) is off already, and a row that answers nothing is made of 5 images as in
+    `class_row_attack`: it would answer nothing after any change. BatchNorm is recalibrated after each change.
     """
+    network, row = with_rows(network, data, data.shots(SHOTS, seed))
     unlabelled = data.train.rows(slice(RECALIBRATION))
     some = data.train.rows(first_rows(data.train.labels, FINE_TUNED_ON, SHOTS))
     read = AuditData.of(
@@ -104,4 +106,5 @@ def removal_attacks(network: Network, data: WhiteBoxData, seed: int = 0) -> Iter
         "5 epochs on retained images": lambda: fine_tuned(network, data, seed=seed),
     }
     for name, change in changes.items():
-        yield head_answers(recalibrated(change(), unlabelled), data, name)
+        result = head_answers(recalibrated(change(), unlabelled), data, name)
+        yield replace(result, settings={"row": row})

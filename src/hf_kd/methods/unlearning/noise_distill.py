@@ -53,7 +53,7 @@ class NoiseDistill(TrainedMethod):
         teacher, gone = task.frozen_copy(), torch.cat([task.gone_classes, task.earlier_classes])
         with torch.no_grad():
             for weight in (p for p in task.model.parameters() if p.ndim > 1):
-                drawn = torch.randn(weight.shape).to(weight) * weight.std()
+                drawn = torch.randn(weight.shape).to(weight) * weight.std(correction=0)
                 weight.mul_((1 - self.noise**2) ** 0.5).add_(self.noise * drawn)
 
         def loss(batch: Batch) -> Tensor:
