@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from hf_kd.audit.sections.weight_access import left_out_notes
 from hf_kd.audit.whitebox import battery
 from hf_kd.audit.whitebox.answers import answers_by_batchnorm
 from hf_kd.audit.whitebox.battery import run_battery
@@ -165,6 +166,18 @@ def test_a_network_that_an_attack_cannot_be_asked_of_does_not_end_the_battery(ta
     assert again.impossible == found["reference"].impossible
     with pytest.raises(InvalidValueError, match="no row"):
         relearn(networks["reference"], images, 5)
+
+
+def test_of_a_network_without_a_head_it_is_said_what_cannot_be_asked(target):
+    """An attack that is not there would read as one that found nothing."""
+    net, images = target
+    bare = replace(net, heads=(), blocks=net.blocks[-1:])
+    found = run_battery({"erased": bare}, images)["erased"]
+    assert set(found.seconds) == {"probes"}
+    assert set(found.impossible) == {"answers", "removal", "regrown", "relearning"}
+    assert all("no classification head" in reason for reason in found.impossible.values())
+    (told,) = left_out_notes({"erased": found})
+    assert told.startswith("Left out: answers of this model, removal of this model")
 
 
 def test_rows_are_named_by_what_was_used_and_none_repeats_another(small):

@@ -32,9 +32,12 @@ class Attack:
 
     name: str
     run: Callable[[Network, WhiteBoxData, NetworkFindings, int], None]
-    needs_head: bool = True
     impossible: Callable[[Network, WhiteBoxData], str] = lambda network, data: ""
     """Why a network cannot be attacked so; nothing where it can."""
+
+
+def _headless(network: Network, data: WhiteBoxData) -> str:
+    return network.without_head
 
 
 def _answers(network: Network, data: WhiteBoxData, found: NetworkFindings, seed: int) -> None:
@@ -69,9 +72,9 @@ def _calibrated(network: Network, data: WhiteBoxData) -> Network:
 
 
 ATTACKS = (
-    Attack("answers", _answers),
-    Attack("probes", _probes, needs_head=False),
-    Attack("removal", _removal),
+    Attack("answers", _answers, _headless),
+    Attack("probes", _probes),
+    Attack("removal", _removal, _headless),
     Attack("regrown", _regrown, impossible=no_regrowing),
     Attack("relearning", _relearning, impossible=lambda network, data: network.without_rows(data.classes)),
 )
@@ -118,7 +121,7 @@ def run_battery(
         for attack in wanted:
             due = []
             for name, network in networks.items():
-                if attack.name in results[name].seconds or (attack.needs_head and not network.heads):
+                if attack.name in results[name].seconds:
                     continue
                 reason = attack.impossible(network, images[name])
                 if reason:

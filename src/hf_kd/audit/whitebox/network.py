@@ -178,8 +178,15 @@ class Network:
         """The Linear layers that give the logits; none where a head is anything else."""
         return [cast(nn.Linear, self.model.get_submodule(path)) for path in linear_heads(self.model, self.heads)]
 
+    @property
+    def without_head(self) -> str:
+        """Why no answers can be asked for; nothing where there is a head."""
+        return "" if self.heads else f"this {type(self.model).__name__} has no classification head"
+
     def without_rows(self, classes: Tensor) -> str:
         """Why the head cannot be trained to answer all of `classes`; nothing where each has a row, or can be given one."""
+        if not self.heads:
+            return self.without_head
         columns = [self.column_of(label) for label in classes.tolist()]
         if None not in columns or (self.linear_heads() and any(column is not None for column in columns)):
             return ""
@@ -228,7 +235,7 @@ class Network:
 
         def see(module: nn.Module, args: Any) -> None:
             rows = args[0].detach().flatten(1).float()
-            if not any(torch.equal(rows, other) for other in seen):
+            if not any(torch.equal(rows.nan_to_num(), other.nan_to_num()) for other in seen):
                 seen.append(rows)
 
         def take() -> Tensor:
