@@ -47,6 +47,21 @@ def made(head=(19, 0), attack=(23, 23), rest=(176, 171), alarms=(1.0, 1.0), comp
     )
 
 
+@pytest.mark.parametrize(
+    ("right", "reference", "told"),
+    [(25, "retrained", True), (0, "retrained", False), (1, "retrained", False), (25, "unseen", False)],
+)
+def test_a_reference_that_answers_the_class_is_said_to_have_seen_it(right, reference, told):
+    about = {"label": 1, "samples": N, "forgotten": True}
+    score = Score("accuracy", 0.0, "lower", "class 1", reference=100 * right / N, settings=about)
+    report = made(reference=reference)
+    sections = [replace(s, scores=(*s.scores, score)) if s.key == "head" else s for s in report.sections]
+    warnings = verdict(replace(report, sections=tuple(sections))).warnings
+    assert [warning.startswith("The reference answers 100 % of goldfish rightly") for warning in warnings] == [
+        True
+    ] * told
+
+
 def test_the_example_of_the_documentation():
     assert made(rest=(176, 171)).verdict == (
         "goldfish: the head answers 0 of 25 (before 19). An attacker with labels still reads 23 of 25 from the features, as "

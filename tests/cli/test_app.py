@@ -32,6 +32,7 @@ from hf_kd.data.labels import match_labels
 from hf_kd.errors import LabelMismatchError
 from hf_kd.hub.publish import UploadOptions, push
 from hf_kd.methods.registry import built_in_infos
+from hf_kd.methods.unlearning.regrow import SOFT
 from hf_kd.model.verify import verify
 from tests.cli.runner import hf_kd as run
 
@@ -147,6 +148,11 @@ def test_errors_name_options_and_not_arguments_of_python(python, typed):
         for parameter in COMMANDS["erase"].params
     }
     assert in_options(python, flags) == typed
+
+
+def test_a_warning_of_the_library_names_the_option_that_was_given():
+    flags = {"soft": ("--soft", "--no-soft")}
+    assert in_options(SOFT, flags).endswith("Where the class has to go, do without --soft.")
 
 
 def test_labels_that_do_not_match_are_said_in_the_words_of_the_command_alone():

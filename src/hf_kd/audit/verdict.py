@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_kd.data.text import one_line
-from hf_kd.metrics.intervals import unpaired_difference
+from hf_kd.metrics.intervals import unpaired_difference, wilson_interval
 
 from .downloader import downloader_sentence
 from .report_data import ReportData
@@ -321,6 +321,14 @@ def _sampled(sampled: Mapping[str, Mapping[str, int]]) -> str:
 
 def _warnings(report: ReportData) -> Iterator[str]:
     yield from report.context.get("warnings") or ()
+    for score in _class_scores(report) if report.reference == "retrained" else ():
+        samples, chance = score.settings["samples"], (_score(report, "converged", "D_ft") or score).chance or 0.0
+        if score.reference and wilson_interval(score.reference * samples / 100, samples)[0] > chance:
+            name = short_name(report.class_names, score.settings["label"])
+            yield (
+                f"The reference answers {score.reference:.0f} % of {name} rightly: it has seen it. Give a model that was "
+                "trained without all that is forgotten (hf-kd train-original --without)."
+            )
     for key in ("changes", "erasures"):
         for record in report.context.get(key) or ():
             yield from record.get("warnings") or ()

@@ -72,7 +72,7 @@ class Samples:
         """
         if known is None and not described.has_labels:
             raise LabelMismatchError(
-                "This method needs the labels of its images, and there are none. Name it with label_column=..."
+                "This method needs the labels of its images, and there are none. Name their column with label_column=..."
             )
         described = replace(described, labels_needed=known is None)
         parts: dict[str, list[Tensor]] = {}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_kd.audit import Retrained
+from hf_kd.audit.verdict import verdict
 from tests.helpers.audited import LEAST, audited
 from tests.metrics.planted import planted
 
@@ -27,6 +28,7 @@ def test_the_gap_to_itself_is_nothing_and_there_is_none_without_a_reference():
     train, train_y, test, _ = planted(n=300)
     head = torch.eye(train.shape[1])[:, : int(train_y.max()) + 1]
     report = audited(**LEAST, reference=Retrained(train, test, (train @ head, test @ head)))
+    assert any("has seen it" in warning for warning in verdict(report).warnings), "the reference is the original"
     gap = report.score("gap", "average_gap")
     assert gap.original == 0
     assert gap.reference == 0

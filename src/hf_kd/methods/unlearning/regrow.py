@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 SOFT = (
     "The probabilities of the model as it was tell its successor what the forgotten class looks like, also with the class "
-    "taken out of them. Leave soft=False where the class has to go."
+    "taken out of them. Where the class has to go, do without soft=True."
 )
 
 RECENT = 16
