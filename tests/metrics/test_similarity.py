@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_kd.data.masked_classes import MASKED_LOGIT
 from hf_kd.metrics.similarity import (
     activation_distances,
     completeness,
@@ -146,9 +147,10 @@ def test_weight_distance_takes_a_module_of_the_body_with_the_heads_name_for_the_
     assert moved.other.relative == 1.0
 
 
-def test_weight_distance_leaves_out_removed_classes_and_says_so():
+@pytest.mark.parametrize("mark", [-math.inf, MASKED_LOGIT])
+def test_weight_distance_leaves_out_removed_classes_and_says_so(mark):
     original, current = network(), network()
-    current["classifier.1.bias"] = torch.tensor([0.0, -math.inf, 0, 0, 0])
+    current["classifier.1.bias"] = torch.tensor([0.0, mark, 0, 0, 0])
     distance = weight_distance(original, current)
     assert distance.total.not_finite == 1
     assert distance.total.frobenius == 0

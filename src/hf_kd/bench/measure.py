@@ -18,7 +18,7 @@ from hf_kd.metrics.membership import loss_attack
 from hf_kd.metrics.membership_share import member_rate
 from hf_kd.metrics.scores import harmonic_mean
 from hf_kd.metrics.similarity import linear_cka, uncentred_cosine
-from hf_kd.metrics.weights import weight_distance
+from hf_kd.metrics.weights import REMOVED, weight_distance
 from hf_kd.model.erased_model import ErasedModel
 
 from .config import Measures
@@ -206,7 +206,7 @@ def _weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], heads: S
         own = before[tensor.name].double()
         layer = squares.setdefault(layer_of(tensor.name), [0.0, 0.0])
         layer[0] += tensor.frobenius**2
-        layer[1] += float((own[torch.isfinite(own)] ** 2).sum())
+        layer[1] += float((own[torch.isfinite(own) & (own > REMOVED)] ** 2).sum())
     return {
         "weights head": moved.head.relative or 0.0,
         "weights other": moved.other.relative or 0.0,

@@ -14,6 +14,9 @@ from hf_kd.errors import InvalidValueError
 
 from ._inputs import CHUNK, ArrayLike, aligned_chunks, as_features, as_labels, same_shape
 
+REMOVED = -1e3
+"""An entry at or below this is the bias of a class that is never answered (-1e4 or -inf): a mark, and no distance."""
+
 
 @dataclass(frozen=True)
 class TensorDistance:
@@ -28,7 +31,8 @@ class TensorDistance:
     """mean |theta_u - theta_o| per entry."""
     entries: int
     not_finite: int
-    """Entries that are infinite in one of the two (a removed class has bias -inf); left out of every distance."""
+    """Entries that are not finite in one of the two, or the bias of a class that is never answered; left out of every
+    distance."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def weight_distance(
                 "shapes. Compare models with the same head."
             )
         a, b = before.detach().cpu().double(), after.detach().cpu().double()
-        finite = torch.isfinite(a) & torch.isfinite(b)
+        finite = torch.isfinite(a) & torch.isfinite(b) & (torch.minimum(a, b) > REMOVED)
         delta = (b - a)[finite]
         squares, size = float((delta**2).sum()), float((a[finite] ** 2).sum())
         rows.append((name, squares, size, float(delta.abs().sum()), delta.numel(), a.numel() - delta.numel()))
