@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from hf_kd.hub.receipt import RECEIPT, file_digest
 from hf_kd.model.train import RECIPES
@@ -136,3 +136,36 @@ def test_a_model_of_a_class_that_nobody_knows_says_the_way_out_first(place, tmp_
         told = " ".join(hf_kd("card", folder, code=1).stderr.split())
         assert "is of type 'my_own', which transformers" in told
         assert "delete" not in told
+
+
+def test_what_is_trained_from_passes_the_checks_of_every_other_model(place, tmp_path):
+    """No code of a repository, no weights from outside its folder, and what is wrong is named."""
+    rest = ["--dataset", place / "data", "--recipe", "vit-pretrained", "--output", tmp_path / "own", "--epochs", "1"]
+
+    def refused(change, *options):
+        folder = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(place / "model", folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+        (folder / "own.py").write_text("raise SystemExit('code of a repository was run')")
+        return " ".join(hf_kd("train-original", folder, *rest, *options, code=1).stderr.split())
+
+    remote = {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Config", "AutoModelForImageClassification": "own.Own"},
+    }
+    for options in ([], ["--from-scratch"]):
+        assert "trust_remote_code" in refused(remote, *options)
+        assert "no image classifier" in refused({"model_type": "bert"}, *options)
+    assert "safetensors" in refused({"transformers_weights": "model.bin"})
+    assert "erased model" in refused({"model_type": "hf_kd_erased", "architectures": ["ErasedModel"]})
+    unknown = hf_kd("train-original", "someone/nothing@main", *rest, code=1)
+    assert "'someone/nothing' could not be fetched" in " ".join(unknown.stderr.split())
+
+
+def test_a_checkpoint_without_a_head_is_trained_with_a_new_one(place, tmp_path):
+    AutoModel.from_pretrained(place / "model").save_pretrained(tmp_path / "body")
+    shutil.copy(place / "model" / "preprocessor_config.json", tmp_path / "body")
+    options = ["--recipe", "vit-pretrained", "--output", tmp_path / "own", "--epochs", "1", "--limit", "20"]
+    done = hf_kd("train-original", tmp_path / "body", "--dataset", place / "data", *options)
+    assert "on 20 images of 5 labels" in " ".join(done.stdout.split())

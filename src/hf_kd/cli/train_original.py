@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     methods=[method_info("retrain")],
 )
 def train_original(
-    model: Annotated[str, typer.Argument(help="Hub id or folder: its configuration, and its weights if pre-trained.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Folder, or USER/NAME[@REVISION]: its configuration, and its weights if pre-trained."),
+    ],
     dataset: Annotated[str, typer.Option(help="Labelled images to train on.")],
     output: Annotated[Path, typer.Option(help="Folder for the trained model.")],
     recipe: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}; settings of your own overrule it.")],
@@ -70,9 +74,8 @@ def train_original(
     refuse_method("retrain", "weights", shared.settings)
     refuse_fp16(shared.mixed_precision)
     _inputs.load_libraries(shared)
-    from transformers import AutoConfig, AutoModelForImageClassification
-
-    from hf_kd.model.loading import load_processor
+    from hf_kd.data.paths import with_revision
+    from hf_kd.model.loading import load_classifier, load_processor
     from hf_kd.model.train import train_original as train
 
     kept = _state_folder(output, resume, shared.overwrite)
@@ -81,11 +84,9 @@ def train_original(
     _refuse_unnamed(data, reading)
     fresh = recipe not in PRETRAINED if from_scratch is None else from_scratch
     with working("loading the model", reading.progress):
-        if fresh:
-            start = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(model))
-        else:
-            start = AutoModelForImageClassification.from_pretrained(model)
-    processor = load_processor(model, {}) if shared.processor is None else _inputs.load_processor(shared.processor)
+        name, hub = with_revision(os.path.expanduser(model), {})
+        start = load_classifier(name, hub, fresh)
+    processor = load_processor(name, hub) if shared.processor is None else _inputs.load_processor(shared.processor)
     trained = train(
         start.to(_inputs.device_of(shared)),
         data,

@@ -27,20 +27,22 @@ from transformers import (
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.initialization import no_init_weights
 
-from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, folder_meant, no_model
+from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, folder_meant, no_model, refuse_missing_model
 from hf_kd.errors import InvalidTypeError, InvalidValueError, UnreachableError, require
 from hf_kd.features.taps.site import sites_on
 from hf_kd.hub.files import PROCESSORS
 
 from .adapters import adapter_config, labels_of_adapter, merge_adapters, other_base, with_adapter
 from .checkpoint_files import (
+    bounded,
+    checkpoint_errors,
     find_file,
     hub_arguments,
     refuse_other_files,
     refuse_pickled_adapter,
     refuse_strange_weights,
 )
-from .configuration import ARCHITECTURE, ErasedConfig, refuse_strange_settings
+from .configuration import ARCHITECTURE, MODEL_TYPE, ErasedConfig, refuse_strange_settings
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +104,41 @@ def load_inner(name_or_path: str, config: PreTrainedConfig | None, kwargs: dict[
     return _load_class(class_for(config, name_or_path), name_or_path, config, kwargs)
 
 
-def _load_class(cls: type[PreTrainedModel], name: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> Any:
+def load_classifier(name: str, hub: dict[str, Any], fresh: bool) -> PreTrainedModel:
+    """A classifier to be trained; of a checkpoint without a head with a new one.
+
+    Args:
+        name: A folder or a repository, without a revision.
+        hub: Where files come from, as `hub_arguments` gives it.
+        fresh: By its configuration alone, with new weights.
+
+    Raises:
+        InvalidValueError: For an erased model and for a class that has no classifier.
+        CheckpointError: Where there is no model, and for weights that are not read.
+    """
+    refuse_missing_model(name)
+    stored = stored_config(name, hub)
+    if stored is None:
+        return load_inner(name, None, hub)
+    if stored.get("model_type") == MODEL_TYPE:
+        raise InvalidValueError(
+            f"{name} is an erased model: a training would change the weights below its eraser. Train from the model "
+            "that was erased."
+        )
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+    if type(config) not in AutoModelForImageClassification._model_mapping:
+        raise InvalidValueError(
+            f"{name} is a {config.model_type}, of which transformers has no image classifier. Name a model that has one, or "
+            "register your class with AutoModelForImageClassification (--import FILE on the command line)."
+        )
+    if fresh:
+        return AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    refuse_other_files(name, stored, hub)
+    with checkpoint_errors(name), bounded(name, hub):
+        return _load_class(AutoModelForImageClassification, name, config, hub | {"trust_remote_code": False})
+
+
+def _load_class(cls: Any, name: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> Any:
     # with label arguments the class has to build the configuration itself, or it would ignore them
     given = {} if set(LABEL_ARGUMENTS) & set(kwargs) else {"config": config}
     model, info = cls.from_pretrained(name, **given, **(kwargs | {"output_loading_info": True}))
