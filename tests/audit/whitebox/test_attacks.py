@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -284,6 +285,27 @@ def test_what_each_of_several_heads_is_fed_with_is_read_once(name, columns):
     assert torch.equal(fed[:, -32:], net.head_inputs(images, net.heads[1]))
     read, _ = read_blocks(net, WhiteBoxData(images, images, (0,)))
     assert torch.equal(list(read.pooled.values())[-1], fed)
+
+
+class SeveralHeads(nn.Module):
+    """Fed with the features, with fewer of them, and with all of them cut off at 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(width, 2) for width in (3, 2, 3))
+
+    def forward(self, pixel_values):
+        fed = (pixel_values, pixel_values[:, :2], pixel_values.relu())
+        return SimpleNamespace(logits=sum(head(x) for head, x in zip(self.heads, fed, strict=True)))
+
+
+def test_what_heads_are_fed_with_does_not_hang_on_the_images_of_a_batch():
+    """The last one has a single image, for which cutting off at 0 changes nothing."""
+    features = torch.randn(65, 3, generator=torch.Generator().manual_seed(0))
+    features[64] = features[64].abs()
+    net = Network(SeveralHeads().eval(), (), ("heads.0", "heads.1", "heads.2"))
+    fed = net.head_inputs(Images({"pixel_values": features}, torch.arange(65) % 2))
+    assert torch.equal(fed, torch.cat([features, features[:, :2], features.relu()], dim=1))
 
 
 @pytest.mark.parametrize("attack", ["relearning", "regrown"])
