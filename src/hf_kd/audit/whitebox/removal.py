@@ -53,7 +53,8 @@ def pruned(network: Network, share: float) -> Network:
     """A copy without the smallest `share` of the entries of each weight tensor."""
     made = network.copied()
     for weight in _matrices(made.model):
-        smallest = weight.abs().flatten().topk(int(share * weight.numel()), largest=False).indices
+        count = int(share * weight.numel())
+        smallest = weight.abs().flatten().topk(count, largest=False, sorted=False).indices
         gone = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill(0, smallest, True)
         weight[gone.view(weight.shape)] = 0  # not all that are as small as the largest of them
     return made
