@@ -156,6 +156,14 @@ def test_weight_distance_leaves_out_removed_classes_and_says_so(mark):
     assert distance.total.frobenius == 0
 
 
+def test_weight_distance_counts_what_is_as_low_and_no_bias_of_the_head():
+    """Statistics of BatchNorm, of inputs that nobody normalised."""
+    before = network() | {"backbone.norm.running_mean": torch.tensor([-2e4, 3.0])}
+    distance = weight_distance(before, before | {"backbone.norm.running_mean": torch.tensor([-3e4, 3.0])})
+    assert distance.other.frobenius == 1e4
+    assert distance.total.not_finite == 0
+
+
 def test_weight_distance_refuses_other_architectures():
     original, current = network(), network()
     with pytest.raises(ValueError, match="same head"):

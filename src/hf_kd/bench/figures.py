@@ -26,7 +26,7 @@ LINE_TO = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.5, "shrinkA": 1
 MOST_BESIDE = 12
 """Rows whose names stand beside their points."""
 COLOURED = (1e-4, 1.0)
-"""Relative changes between which the colours of `layers` differ; a head with a bias of -1e4 would wash out all others."""
+"""Relative changes between which the colours of `layers` differ; one that moved further would wash out the rest."""
 
 
 def draw(experiment: Experiment, store: Store, folder: Path) -> list[Path]:

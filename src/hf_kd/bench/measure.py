@@ -18,7 +18,7 @@ from hf_kd.metrics.membership import loss_attack
 from hf_kd.metrics.membership_share import member_rate
 from hf_kd.metrics.scores import harmonic_mean
 from hf_kd.metrics.similarity import linear_cka, uncentred_cosine
-from hf_kd.metrics.weights import REMOVED, weight_distance
+from hf_kd.metrics.weights import weight_distance
 from hf_kd.model.erased_model import ErasedModel
 
 from .config import Measures
@@ -203,10 +203,9 @@ def _weights(before: Mapping[str, Tensor], after: Mapping[str, Tensor], heads: S
     moved = weight_distance(before, after, head=heads)
     squares: dict[str, list[float]] = {}
     for tensor in moved.tensors:
-        own = before[tensor.name].double()
         layer = squares.setdefault(layer_of(tensor.name), [0.0, 0.0])
         layer[0] += tensor.frobenius**2
-        layer[1] += float((own[torch.isfinite(own) & (own > REMOVED)] ** 2).sum())
+        layer[1] += tensor.original**2
     return {
         "weights head": moved.head.relative or 0.0,
         "weights other": moved.other.relative or 0.0,

@@ -15,7 +15,7 @@ from hf_kd.errors import InvalidValueError
 from ._inputs import CHUNK, ArrayLike, aligned_chunks, as_features, as_labels, same_shape
 
 REMOVED = -1e3
-"""An entry at or below this is the bias of a class that is never answered (-1e4 or -inf): a mark, and no distance."""
+"""A bias of a head at or below this is that of a class that is never answered (-1e4 or -inf): a mark, and no distance."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class TensorDistance:
     name: str
     frobenius: float
     """||theta_u - theta_o||_F."""
+    original: float
+    """||theta_o||_F."""
     relative: float | None
-    """The same over ||theta_o||_F; None where the original is zero throughout."""
+    """The one over the other; None where the original is zero throughout."""
     mean_abs: float
     """mean |theta_u - theta_o| per entry."""
     entries: int
@@ -90,6 +92,7 @@ def weight_distance(
             "the same architecture. Compare the inner models, without eraser and wrapper."
         )
     rows: list[tuple[str, float, float, float, int, int]] = []
+    heads = tuple(f"{name}." for name in head)
     for name, before in original.items():
         after = current[name]
         if not before.is_floating_point():
@@ -100,11 +103,13 @@ def weight_distance(
                 "shapes. Compare models with the same head."
             )
         a, b = before.detach().cpu().double(), after.detach().cpu().double()
-        finite = torch.isfinite(a) & torch.isfinite(b) & (torch.minimum(a, b) > REMOVED)
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        if name.startswith(heads) and name.endswith(".bias"):
+            finite &= torch.minimum(a, b) > REMOVED
         delta = (b - a)[finite]
         squares, size = float((delta**2).sum()), float((a[finite] ** 2).sum())
         rows.append((name, squares, size, float(delta.abs().sum()), delta.numel(), a.numel() - delta.numel()))
-    in_head = [row[0].startswith(tuple(f"{name}." for name in head)) for row in rows]
+    in_head = [row[0].startswith(heads) for row in rows]
     if not any(in_head):
         raise InvalidValueError(
             f"No tensor lies in a module {', '.join(map(repr, head))}; give the full name of the classification head's "
@@ -163,6 +168,7 @@ def _distance(name: str, rows: Sequence[tuple[str, float, float, float, int, int
     return TensorDistance(
         name=name,
         frobenius=math.sqrt(squares),
+        original=math.sqrt(size),
         relative=math.sqrt(squares / size) if size else None,
         mean_abs=absolute / entries if entries else 0.0,
         entries=entries,
