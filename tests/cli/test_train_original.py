@@ -157,6 +157,8 @@ def test_what_is_trained_from_passes_the_checks_of_every_other_model(place, tmp_
     for options in ([], ["--from-scratch"]):
         assert "trust_remote_code" in refused(remote, *options)
         assert "no image classifier" in refused({"model_type": "bert"}, *options)
+        assert "is of type 'my_own'" in refused({"model_type": "my_own"}, *options)
+        assert "One of its settings is damaged" in refused({"num_attention_heads": 0}, *options)
     assert "safetensors" in refused({"transformers_weights": "model.bin"})
     assert "erased model" in refused({"model_type": "hf_kd_erased", "architectures": ["ErasedModel"]})
     unknown = hf_kd("train-original", "someone/nothing@main", *rest, code=1)

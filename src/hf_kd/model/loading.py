@@ -113,29 +113,31 @@ def load_classifier(name: str, hub: dict[str, Any], fresh: bool) -> PreTrainedMo
         fresh: By its configuration alone, with new weights.
 
     Raises:
-        InvalidValueError: For an erased model and for a class that has no classifier.
+        InvalidValueError: For an erased model, an eraser, a class that has no classifier and a damaged configuration.
         CheckpointError: Where there is no model, and for weights that are not read.
     """
     refuse_missing_model(name)
     stored = stored_config(name, hub)
-    if stored is None:
-        return load_inner(name, None, hub)
-    if stored.get("model_type") == MODEL_TYPE:
-        raise InvalidValueError(
-            f"{name} is an erased model: a training would change the weights below its eraser. Train from the model "
-            "that was erased."
-        )
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
-    if type(config) not in AutoModelForImageClassification._model_mapping:
-        raise InvalidValueError(
-            f"{name} is a {config.model_type}, of which transformers has no image classifier. Name a model that has one, or "
-            "register your class with AutoModelForImageClassification (--import FILE on the command line)."
-        )
-    if fresh:
-        return AutoModelForImageClassification.from_config(config, trust_remote_code=False)
-    refuse_other_files(name, stored, hub)
-    with checkpoint_errors(name), bounded(name, hub):
-        return _load_class(AutoModelForImageClassification, name, config, hub | {"trust_remote_code": False})
+    with checkpoint_errors(name):
+        alone = stored is None and find_file(name, ERASER_CONFIG, hub) is not None
+        if alone or (stored or {}).get("model_type") == MODEL_TYPE:
+            raise InvalidValueError(
+                f"{name} is an {'eraser' if alone else 'erased model'}: a training would change the weights below the "
+                "eraser. Train from the model that was erased."
+            )
+        if stored is None:
+            return load_inner(name, None, hub)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+        if type(config) not in AutoModelForImageClassification._model_mapping:
+            raise InvalidValueError(
+                f"{name} is a {config.model_type}, of which transformers has no image classifier. Name a model that has "
+                "one, or register your class with AutoModelForImageClassification (--import FILE on the command line)."
+            )
+        if fresh:
+            return AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+        refuse_other_files(name, stored, hub)
+        with bounded(name, hub):
+            return _load_class(AutoModelForImageClassification, name, config, hub | {"trust_remote_code": False})
 
 
 def _load_class(cls: Any, name: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> Any:
