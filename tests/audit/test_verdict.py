@@ -54,8 +54,9 @@ def made(head=(19, 0), attack=(23, 23), rest=(176, 171), alarms=(1.0, 1.0), comp
 def test_a_reference_that_answers_the_class_is_said_to_have_seen_it(right, reference, told):
     about = {"label": 1, "samples": N, "forgotten": True}
     score = Score("accuracy", 0.0, "lower", "class 1", reference=100 * right / N, settings=about)
+    another = replace(score, group="class 0", reference=80 * right / N, settings={**about, "label": 0})
     report = made(reference=reference)
-    sections = [replace(s, scores=(*s.scores, score)) if s.key == "head" else s for s in report.sections]
+    sections = [replace(s, scores=(*s.scores, another, score)) if s.key == "head" else s for s in report.sections]
     warnings = verdict(replace(report, sections=tuple(sections))).warnings
     assert [warning.startswith("The reference answers 100 % of goldfish rightly") for warning in warnings] == [
         True
