@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hf_kd import ErasedModel
+from hf_kd.audit.sections.weight_access import called
 from hf_kd.audit.whitebox import probes, regrowing, removal
 from hf_kd.audit.whitebox.answers import head_answers
 from hf_kd.audit.whitebox.class_row import class_row_attack
@@ -222,6 +223,7 @@ def test_a_class_that_was_silenced_is_asked_for_by_a_row_that_is_made(data):
     assert len(found) == 6
     for result in found:
         assert result.settings["row"] == "made", result.name
+        assert called(result) == f"{result.name} with a row that was made", "noise alone did not bring it back"
         assert result.auc > 75, result.name
 
 

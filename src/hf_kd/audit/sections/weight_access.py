@@ -113,9 +113,9 @@ def _states_note(own: NetworkFindings) -> list[str]:
 
 
 def called(attack: AttackResult) -> str:
-    """An attack by its name; a probe by its kind, its place and, where it had few, its labels."""
+    """An attack by its name, and whether it made the class's row; a probe by its kind, its place and, if few, its labels."""
     if "block" not in attack.settings:
-        return attack.name
+        return attack.name + " with a row that was made" * (attack.settings.get("row") == "made")
     labels = attack.settings["labels"]
     few = "" if labels == "all" else f", {attack.settings.get('of_each_class', labels)} labels a class"
     return f"{attack.name} at {attack.settings['block']}{few}"
