@@ -187,7 +187,7 @@ def times(rows: Sequence[Line], original: Line | None, figure_class: Any) -> Any
     axes.barh(places, reading, 0.6, color=GREY, label="reading, features")
     axes.barh(places, fit, 0.6, reading, color=FORGET, label="fit")
     for place, total in zip(places, np.add(reading, fit), strict=True):
-        axes.annotate(f" {total:.3g}", (total, place), va="center", fontsize=7)
+        axes.annotate(f" {float(f'{total:.3g}'):,g}", (total, place), va="center", fontsize=7)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(0, 1.6 * max(map(sum, zip(reading, fit, strict=True))) + 0.05)
     axes.set_xlabel("seconds (logarithmic above 1)")
