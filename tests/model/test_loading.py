@@ -249,7 +249,6 @@ def test_a_processor_that_does_not_come_back_is_told_when_it_is_saved_or_loaded(
 
 
 def test_a_model_that_is_neither_here_nor_in_the_cache_is_named(tmp_path, monkeypatch):
-    (tmp_path / "models" / "unlearned").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         UnreachableError, match=r"^The model 'nobody/nothing' could not be fetched, and is no folder here\."
