@@ -10,6 +10,9 @@ from torch import Tensor, nn
 MASKED_LOGIT = -1e4
 """The logit of a class that is never answered: finite in every precision and in every loss, and its probability is 0."""
 
+SILENT_BIAS = MASKED_LOGIT / 10
+"""A bias below this is that of a class that is never answered, also where weights were rounded or moved since."""
+
 
 def masked_logits(logits: Tensor, classes: Sequence[int] | Tensor) -> Tensor:
     """Logits with `MASKED_LOGIT` for some classes: [n, C], also [n, 1, C] (Perceiver) and [n, C, 1, 1]."""
@@ -37,4 +40,4 @@ def silent_rows(linear: nn.Linear) -> Tensor:
     """Ids of the classes that `silence_rows` took from a layer, also where its weights were rounded or moved since."""
     if linear.bias is None:
         return torch.zeros(0, dtype=torch.long)
-    return torch.nonzero(linear.bias < MASKED_LOGIT / 10).flatten().cpu()
+    return torch.nonzero(linear.bias < SILENT_BIAS).flatten().cpu()

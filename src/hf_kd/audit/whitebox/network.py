@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hf_kd.audit.hidden_states import blocks_of
 from hf_kd.data.labels import counterparts
+from hf_kd.data.masked_classes import SILENT_BIAS
 from hf_kd.data.modes import mean_statistics
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head, linear_heads
@@ -32,9 +33,6 @@ BATCH = {"cpu": 64, "cuda": 512}
 
 RECALIBRATION = 512
 """Images from which BatchNorm statistics are taken after the weights changed."""
-
-DISABLED_BIAS = -1e3
-"""A head's row with a bias below this, with zeros or with numbers that are not finite answers nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,7 +335,7 @@ def with_rows(network: Network, data: WhiteBoxData, rows: Tensor) -> tuple[Netwo
     """
     heads = network.linear_heads()
     columns = [network.column_of(label) for label in data.classes.tolist()]
-    alive = [c for c in columns if c is not None and all(_bias(head, c) > DISABLED_BIAS for head in heads)]
+    alive = [c for c in columns if c is not None and all(_bias(head, c) > SILENT_BIAS for head in heads)]
     made = network.copied()
     if network.without_rows(data.classes) or len(alive) == len(columns) or not heads:
         return made, "none" if None in columns else "own"
