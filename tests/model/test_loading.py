@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor
 
 from hf_kd import ErasedModel, unlearn
 from hf_kd.errors import InvalidValueError, UnreachableError
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
+from hf_kd.methods.unlearning.fresh import fresh_model
 from hf_kd.model.checkpoint_files import checkpoint_errors
+from hf_kd.model.loading import load_processor
 from tests.helpers import zoo
 from tests.helpers.two_towers import two_towers
 from tests.model.test_erase import logits_of
@@ -254,3 +257,18 @@ def test_a_model_that_is_neither_here_nor_in_the_cache_is_named(tmp_path, monkey
         UnreachableError, match=r"^The model 'nobody/nothing' could not be fetched, and is no folder here\."
     ):
         ErasedModel.from_pretrained("nobody/nothing")
+
+
+def test_a_revision_in_a_name_is_one_for_processors_and_for_weights_to_begin_with(vit, processor, monkeypatch):
+    asked = []
+
+    def found(name, result, **hub):
+        asked.append((name, hub.get("revision")))
+        return result
+
+    monkeypatch.setattr("hf_kd.methods.unlearning.fresh.refuse_missing_model", lambda name: None)
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", lambda name, **hub: found(name, processor, **hub))
+    monkeypatch.setattr(type(vit), "from_pretrained", lambda name, **hub: found(name, type(vit)(hub["config"]), **hub))
+    assert load_processor("someone/something@v1", {}) is processor
+    fresh_model(vit, 0, "someone/something@v2")
+    assert asked == [("someone/something", "v1"), ("someone/something", "v2")]

@@ -27,7 +27,15 @@ from transformers import (
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.initialization import no_init_weights
 
-from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, folder_meant, no_model, refuse_missing_model
+from hf_kd.data.paths import (
+    ADAPTER_CONFIG,
+    CONFIG_NAME,
+    ERASER_CONFIG,
+    folder_meant,
+    no_model,
+    refuse_missing_model,
+    with_revision,
+)
 from hf_kd.errors import InvalidTypeError, InvalidValueError, UnreachableError, require
 from hf_kd.features.taps.site import sites_on
 from hf_kd.hub.files import PROCESSORS
@@ -236,7 +244,7 @@ def load_processor(name_or_path: str, kwargs: dict[str, Any], whole: bool = Fals
 
     whole: the processor around it that also reads texts, where there is one.
     """
-    hub = hub_arguments(kwargs)
+    name_or_path, hub = with_revision(name_or_path, hub_arguments(kwargs))
     for auto in (AutoProcessor, AutoImageProcessor) if whole else (AutoImageProcessor, AutoProcessor):
         try:
             processor = auto.from_pretrained(name_or_path, trust_remote_code=False, **hub)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_kd.data.paths import refuse_missing_model
+from hf_kd.data.paths import refuse_missing_model, with_revision
 from hf_kd.errors import InvalidValueError
 
 
@@ -27,7 +28,9 @@ def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> n
         InvalidValueError: Where such a module has no way to.
         MissingFileError: Where `init` can only be a folder and is none.
     """
+    hub: dict[str, Any] = {}
     if init is not None:
+        init, hub = with_revision(os.path.expanduser(init), {})
         refuse_missing_model(init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -35,7 +38,7 @@ def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> n
         if init is None:
             other = type(model)(config)
         else:
-            other = type(model).from_pretrained(init, config=config, ignore_mismatched_sizes=True)
+            other = type(model).from_pretrained(init, config=config, ignore_mismatched_sizes=True, **hub)
         take_replaced(other, model)
     first = next(model.parameters())
     return cast(nn.Module, other).to(device=first.device, dtype=first.dtype)
