@@ -156,7 +156,7 @@ def exit_on_error(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[None]
             raise
         said = str(error).partition("\n")[0] or "the system gives no more"
         ways = [flags[name][0] for name in ("batch_size", "limit", "device") if name in flags]
-        way = f" What takes less, or is elsewhere: {', '.join(ways)}." if ways else ""
+        way = f" Smaller batches, fewer images or another device may help: {', '.join(ways)}." if ways else ""
         errors.print(Text.assemble(("Out of memory:", "bold red"), f" {said.rstrip('.')}.{way}"))
         raise typer.Exit(1) from error
 

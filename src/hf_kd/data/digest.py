@@ -29,7 +29,7 @@ def inner_digest(model: Any) -> str | None:
         if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in state.values()):
             state = get_state_dict_offloaded_model(model.inner)
         return tensors_digest(tensor for tensor in state.values() if isinstance(tensor, Tensor))
-    except (RuntimeError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, TypeError) as error:
         logger.info(f"The weights cannot be hashed here ({error}): nothing can be said of what was before.")
         return None
 

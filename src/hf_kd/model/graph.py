@@ -127,7 +127,7 @@ class TowerGraph(nn.Module):
                 )
         except HfKdError:
             raise
-        except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             if out_of_memory(error):
                 raise
             raise InvalidValueError(

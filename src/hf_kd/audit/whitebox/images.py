@@ -85,7 +85,7 @@ def white_box_images(
     kept: Mapping[str, Tensor],
     forget: Sequence[int],
     reading: ReadOptions | None = None,
-    most: Mapping[str, int] | None = None,
+    most: Mapping[str, int] = MOST_IMAGES,
     numbers: Mapping[str, Tensor] | None = None,
 ) -> WhiteBoxData:
     """A random part of train and test, in random order, preprocessed as `model` wants it, on its device where it fits.
@@ -97,12 +97,12 @@ def white_box_images(
         kept: Which samples of a split count.
         forget: The forgotten class ids.
         reading: How images are read.
-        most: Images of each split; by default `most_images` of this model.
+        most: Images of each split at most; fewer where `most_images` of this model are.
         numbers: Row number of each sample of a split, by which batches name it; by default its place.
     """
     numbers = numbers or {split: torch.arange(len(own)) for split, own in labels.items()}
     reading = reading or ReadOptions()
-    most = most or most_images([model], images, reading)
+    most = most_images([model], images, reading, most)
     parts = {
         split: _part(
             model, images[split], labels[split], numbers[split], kept[split], forget, reading, split, most[split]
