@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_kd.data.distributed import process_state, reduce_tensor
+from hf_kd.data.distributed import reduce_tensor
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.registry import make_method
 from hf_kd.model.erased_model import ErasedModel
@@ -103,7 +103,7 @@ class Published:
         finally:
             handle.remove()
             inner.eval()
-        if self.changes_weights and process_state().num_processes > 1:
+        if self.changes_weights:
             for buffer in inner.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(reduce_tensor(buffer, "mean"))

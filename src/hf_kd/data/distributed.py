@@ -29,8 +29,10 @@ def process_state() -> PartialState:
 
 
 def reduce_tensor(tensor: Tensor, how: str) -> Tensor:
-    """The "sum" or "mean" of a tensor over all processes; accelerate declares what it returns for nested ones."""
-    return cast(Tensor, reduce(tensor, reduction=how))
+    """The "sum" or "mean" of a tensor over all processes; itself where there is one."""
+    if process_state().num_processes == 1:
+        return tensor
+    return cast(Tensor, reduce(tensor, reduction=how))  # accelerate declares what it returns for nested ones
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class Damp(UnlearningMethod):
         present = counts > 0
         means = {}
         for name, total in sums.items():
-            whole = reduce_tensor(total, "sum") if task.state.num_processes > 1 else total
+            whole = reduce_tensor(total, "sum")
             means[name] = (whole / counts.clamp(min=1)[:, None].to(whole))[present.to(whole.device)]
         return means
 

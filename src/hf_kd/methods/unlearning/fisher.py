@@ -38,9 +38,7 @@ def fisher_information(task: Task, samples: Samples) -> list[Tensor]:
                     if gradient is not None:
                         sum_ += p[answer] * gradient**2
             count += 1
-    if parts > 1:
-        total = [reduce_tensor(sum_, "mean") for sum_ in total]
-    return [sum_ / max(count, 1) for sum_ in total]
+    return [reduce_tensor(sum_, "mean") / max(count, 1) for sum_ in total]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,6 +138,4 @@ class Kodge(UnlearningMethod):
         with LayerInputs(modules, self.columns) as inputs, task.mode("eval"):
             for batch in task.batches(samples, self.batch_size):
                 task.logits(batch.inputs)
-        if task.state.num_processes > 1:
-            return {name: reduce_tensor(gram, "sum") for name, gram in inputs.grams.items()}
-        return inputs.grams
+        return {name: reduce_tensor(gram, "sum") for name, gram in inputs.grams.items()}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.masked_classes import masked_logits, silence_rows, silent_rows
 from hf_kd.data.modes import mean_statistics
 from hf_kd.data.samples import Samples
@@ -32,7 +33,7 @@ from .cut import Cut, choose_block, draw_above, gradients_above, only_heads_abov
 from .cut_scan import scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .steps import GradientSteps
-from .task import NORMS, Task, check_range, over_processes, soft_divergence
+from .task import NORMS, Task, check_range, soft_divergence
 from .training import SETTLE, one_cycle
 
 logger = logging.getLogger(__name__)
@@ -331,7 +332,7 @@ class Regrow(UnlearningMethod):
 
     def _train(self, task: Task, phase: Phase, source: Source, targets: Tensor) -> PhaseMeasured:
         """The epochs of a phase, from where a checkpoint stands on."""
-        index, processes, percent = task.state.process_index, task.state.num_processes, partial(_percent, task.state)
+        index, processes = task.state.process_index, task.state.num_processes
         own, rows, batch = targets[index::processes], len(targets) // processes, self.batch_size // processes
         folder = task.checkpoint / phase.name if task.checkpoint is not None and phase.same else None
         done = {} if folder is None else load_progress(folder, task.model, phase.optimizer, phase.same)
@@ -356,9 +357,9 @@ class Regrow(UnlearningMethod):
                     right = logits.detach().argmax(dim=1) == (own[at].argmax(dim=1) if self.soft else own[at])
                     hits += right.sum()
                     recent.append(right.float().mean())
-                    if reached := phase.level is not None and len(recent) == RECENT and percent(recent) >= phase.level:
+                    if reached := phase.level is not None and len(recent) == RECENT and _percent(recent) >= phase.level:
                         break
-            accuracies.append(round(percent([hits / rows] if phase.level is None else recent), 2))
+            accuracies.append(round(_percent([hits / rows] if phase.level is None else recent), 2))
             descent.show(f"retained {accuracies[-1]:.1f} %")
             if reached:
                 break
@@ -393,6 +394,6 @@ def _warn(task: Task, text: str) -> None:
     task.warnings.append(text)
 
 
-def _percent(state: Any, shares: Iterable[Tensor]) -> float:
+def _percent(shares: Iterable[Tensor]) -> float:
     """The mean of shares of one number that this process has, and of those of all processes."""
-    return 100 * float(over_processes(state, torch.stack(list(shares)).mean().reshape(1), "mean"))
+    return 100 * float(reduce_tensor(torch.stack(list(shares)).mean().reshape(1), "mean"))

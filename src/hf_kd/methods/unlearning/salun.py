@@ -33,8 +33,7 @@ def saliency_mask(task: Task, ratio: float, batch_size: int) -> list[Tensor]:
             for sum_, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:
                     sum_ += gradient
-    if task.state.num_processes > 1:
-        total = [reduce_tensor(part, "sum") for part in total]
+    total = [reduce_tensor(part, "sum") for part in total]
     every = torch.cat([part.abs().flatten() for part in total])
     keep = max(1, round(ratio * every.numel()))
     threshold = every.kthvalue(every.numel() - keep + 1).values

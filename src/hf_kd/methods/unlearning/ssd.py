@@ -35,7 +35,7 @@ def importances(task: Task, samples: Samples, batch_size: int, label_free: bool)
             for sum_, gradient in zip(total, gradients, strict=True):
                 if gradient is None:
                     continue
-                gradient = gradient if task.state.num_processes == 1 else reduce_tensor(gradient, "mean")
+                gradient = reduce_tensor(gradient, "mean")
                 sum_ += gradient.abs() if label_free else gradient**2
             count += 1
     return [sum_ / max(count, 1) for sum_ in total]

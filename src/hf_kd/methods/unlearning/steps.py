@@ -11,7 +11,7 @@ from hf_kd.data.distributed import gather_rows, reduce_tensor
 from hf_kd.errors import DivergedError
 from hf_kd.methods.measured import StepsMeasured
 
-from .task import Task, over_processes
+from .task import Task
 
 
 class GradientSteps:
@@ -54,7 +54,7 @@ class GradientSteps:
         Raises:
             DivergedError: When the loss is not finite, with the weights of the last finite one back in place.
         """
-        value = float(over_processes(self.task.state, loss.detach().float().reshape(1), "mean"))
+        value = float(reduce_tensor(loss.detach().float().reshape(1), "mean"))
         if not torch.isfinite(torch.tensor(value)):
             self.restore()
             raise DivergedError(

@@ -208,7 +208,7 @@ class Task:
             for batch in self.batches(samples, batch_size):
                 right = float((self.logits(batch.inputs).argmax(dim=1) == batch.labels).sum())
                 hits += torch.tensor([right, len(batch)], dtype=torch.float64)
-        hits = over_processes(self.state, hits.to(self.device, torch.float32), "sum")
+        hits = reduce_tensor(hits.to(self.device, torch.float32), "sum")
         return 100.0 * float(hits[0] / hits[1].clamp(min=1))
 
     @contextlib.contextmanager
@@ -382,11 +382,6 @@ def parameters_from(model: nn.Module, layers: int) -> tuple[list[str], list[str]
 
 def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
     model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - the stubs of torch lack this overload
-
-
-def over_processes(state: Any, tensor: Tensor, how: str) -> Tensor:
-    """The "sum" or "mean" of a tensor over all processes; itself where there is one."""
-    return tensor if state.num_processes == 1 else reduce_tensor(tensor, how)
 
 
 def check_range(name: str, values: Sequence[tuple[str, Any, bool, str]]) -> None:
