@@ -37,6 +37,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> Batch:
+        """On another device."""
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device))
+
 
 class Samples:
     """n labelled samples with random access. `labels` [n] are class ids of the model, on the CPU."""

@@ -221,11 +221,9 @@ def make_task(student: ErasedModel, forget: Any, retain: Any, options: ReadOptio
 def _answers(task: Task, samples: Samples) -> tuple[Tensor, Tensor]:
     """Labels [n] and the model's answers [n] for at most `ASKED` samples, evenly spaced; every process asks all of them."""
     rows = torch.linspace(0, len(samples) - 1, min(ASKED, len(samples))).round().long()
-    chosen, found = samples.subset(rows), []
+    chosen = samples.subset(rows)
     with task.mode("eval"), working("asking the model", task.progress and task.state.is_main_process):
-        for batch in chosen.batches(128):
-            inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
-            found.append(task.logits(inputs).argmax(dim=1).cpu())
+        found = [task.logits(batch.to(task.device).inputs).argmax(dim=1).cpu() for batch in chosen.batches(128)]
     return chosen.labels, torch.cat(found)
 
 

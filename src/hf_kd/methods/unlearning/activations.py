@@ -61,8 +61,8 @@ class ThroughNetwork:
         chunks = consecutive(self.samples.shuffled()[: self.rows], batch_size)
         draws = _draws(self.task)
         for rows, batch in zip(chunks, self.samples.gathered(chunks), strict=True):
-            inputs = {n: v.to(self.task.device, non_blocking=True) for n, v in batch.inputs.items()}
-            yield self.task.logits(augmented(inputs, self.augment, draws)), rows.to(self.task.device)
+            inputs = augmented(batch.to(self.task.device).inputs, self.augment, draws)
+            yield self.task.logits(inputs), rows.to(self.task.device)
 
 
 @dataclass
@@ -199,8 +199,7 @@ def _fill(task: Task, samples: Samples, block: str, views: list[View], store: Te
     for number, view in enumerate(views):
         start = number * len(samples)
         for batch in samples.batches(READ_AT_ONCE):
-            inputs = {name: value.to(task.device, non_blocking=True) for name, value in batch.inputs.items()}
-            hidden = _hidden(task, block, view(inputs))
+            hidden = _hidden(task, block, view(batch.to(task.device).inputs))
             flat = (hidden.permute(0, 2, 3, 1) if channels_last else hidden).flatten(1).to(store.dtype)
             if not bool(torch.isfinite(flat).all()):
                 return store.dtype != torch.float16  # not finite before either: the loss will say so

@@ -26,8 +26,8 @@ def nearest_labels(task: Task, bound: float, batch_size: int) -> Tensor:
     found, kept = [], task.kept_classes
     with task.mode("eval"):
         for batch in task.forget.batches(batch_size):
-            inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
-            labels = batch.labels.to(task.device)
+            batch = batch.to(task.device)
+            inputs, labels = batch.inputs, batch.labels
             name = image_name(inputs)
             pixels = inputs[name].detach().requires_grad_()
             loss = F.cross_entropy(task.logits({**inputs, name: pixels}), labels, reduction="sum")

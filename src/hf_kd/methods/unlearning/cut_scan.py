@@ -162,9 +162,8 @@ def _pooled(task: Task, model: nn.Module, block: str, samples: Samples) -> Tenso
     """The pooled hidden states of a block [n, channels]."""
     found = []
     for batch in samples.batches(256):
-        inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
         with task.autocast():  # as `Task.head_inputs` reads
-            found.append(pooled(hidden_at(model, block, inputs)).float())
+            found.append(pooled(hidden_at(model, block, batch.to(task.device).inputs)).float())
     return torch.cat(found)
 
 

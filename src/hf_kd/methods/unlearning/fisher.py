@@ -28,8 +28,7 @@ def fisher_information(task: Task, samples: Samples) -> list[Tensor]:
     part, parts = task.state.process_index, task.state.num_processes
     with task.mode("eval"):
         for batch in samples.batches(parts, part=part, parts=parts):  # one sample for each process
-            inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
-            log_p = torch.log_softmax(task.logits(inputs), dim=1)[0]
+            log_p = torch.log_softmax(task.logits(batch.to(task.device).inputs), dim=1)[0]
             p = log_p.detach().exp()
             for answer in range(len(p)):
                 last = answer == len(p) - 1

@@ -302,8 +302,7 @@ class Regrow(UnlearningMethod):
         gone, forgotten = every[~torch.isin(every, task.kept_classes)], task.forget_classes.to(task.device)
         with task.mode("eval"):
             for batch in retain.batches(256):
-                inputs = {name: value.to(task.device) for name, value in batch.inputs.items()}
-                logits = task.logits(inputs)
+                logits = task.logits(batch.to(task.device).inputs)
                 taken += int(torch.isin(logits.argmax(dim=1), forgotten).sum())
                 logits = masked_logits(logits, gone)
                 found.append(logits if self.soft else logits.argmax(dim=1))

@@ -138,9 +138,8 @@ class Task:
         """
         order = samples.shuffled() if shuffle else None
         for batch in samples.batches(batch_size, order, part=self.state.process_index, parts=self.state.num_processes):
-            inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.inputs.items()}
-            inputs = in_dtype(self.model, inputs)
-            yield Batch(inputs, batch.labels.to(self.device))
+            batch = batch.to(self.device)
+            yield Batch(in_dtype(self.model, batch.inputs), batch.labels)
 
     def logits(self, inputs: dict[str, Tensor], model: nn.Module | None = None) -> Tensor:
         """Logits [b, C] in float32.
@@ -182,14 +181,11 @@ class Task:
 
     def two_images(self) -> dict[str, Tensor]:
         """Inputs of two images, on the model's device: to see how the model runs."""
-        first = self._first_two().inputs
-        pairs = {n: v if len(v) > 1 else torch.cat([v, v.flip(-1) if v.ndim > 2 else v]) for n, v in first.items()}
-        pairs = {name: value.to(self.device) for name, value in pairs.items()}
-        return in_dtype(self.model, pairs)
-
-    def _first_two(self) -> Batch:
         samples = self.forget if self.retain is None else self.retain
-        return next(samples.subset(torch.arange(min(2, len(samples)))).batches(2))  # of no more: images may lie on disk
+        few = samples.subset(torch.arange(min(2, len(samples))))  # of no more: images may lie on disk
+        inputs = next(few.batches(2)).to(self.device).inputs
+        pairs = {n: v if len(v) > 1 else torch.cat([v, v.flip(-1) if v.ndim > 2 else v]) for n, v in inputs.items()}
+        return in_dtype(self.model, pairs)
 
     def frozen_copy(self) -> nn.Module:
         """The model as it is now, in eval mode, without gradients: a teacher."""
@@ -245,8 +241,7 @@ class Task:
         _set_memory_format(self.model, torch.channels_last)
         try:
             with torch.no_grad(), self.mode("eval"):
-                first = self._first_two()
-                self.logits({name: value.to(self.device) for name, value in first.inputs.items()})
+                self.logits(self.two_images())
         except RuntimeError:
             _set_memory_format(self.model, torch.contiguous_format)
         try:
@@ -307,7 +302,7 @@ class Task:
         try:
             with self.mode("eval"):
                 for batch in samples.batches(batch_size):
-                    self.logits({name: value.to(self.device) for name, value in batch.inputs.items()})
+                    self.logits(batch.to(self.device).inputs)
         finally:
             for handle in handles:
                 handle.remove()
