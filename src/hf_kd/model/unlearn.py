@@ -98,10 +98,7 @@ def unlearn(
     own = [field.name for field in fields(get_method(method, "weights"))] if isinstance(method, str) else []
     options = ReadOptions.given(reading, progress, method_options, own=own)
     method = make_unlearning_method(method, **method_options)
-    if reference_model is not None and getattr(method, "keep", None) != "auto":
-        raise InvalidValueError(
-            "reference_model says where to cut, and only regrow with keep='auto' asks: leave it out."
-        )
+    reference = None if reference_model is None else _reference_inside(reference_model, method)
     student = student_of(model, processor)
     before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
@@ -112,8 +109,8 @@ def unlearn(
         retain, options = None, options_of([forget], [retain], student, options)
     readers = open_readers(student, options, forget=forget, retain=retain)
     task = _task(student, readers, options, method)
-    if reference_model is not None:
-        task.reference = _reference(reference_model, task)
+    if reference is not None:
+        task.reference = _reference(reference, task)
     task.checkpoint = folder
     refuse = "D_f" in method.needs and not allow_unrecognised
     measured, warnings, (between, finished) = _run(method, task, student, readers["forget"].mapping, refuse)
@@ -164,8 +161,12 @@ def _checkpoint_folder(checkpoint: str | Path | None, method: UnlearningMethod) 
     return folder
 
 
-def _reference(model: PreTrainedModel | ErasedModel, task: Task) -> nn.Module:
-    """A copy of a reference model, in the precision of the model that is changed."""
+def _reference_inside(model: PreTrainedModel | ErasedModel, method: UnlearningMethod) -> PreTrainedModel:
+    """A reference as it was given, without a wrapper."""
+    if getattr(method, "keep", None) != "auto":
+        raise InvalidValueError(
+            "reference_model says where to cut, and only regrow with keep='auto' asks: leave it out."
+        )
     inner = model.inner if isinstance(model, ErasedModel) else model
     if not isinstance(inner, PreTrainedModel):
         raise InvalidTypeError(
@@ -173,6 +174,11 @@ def _reference(model: PreTrainedModel | ErasedModel, task: Task) -> nn.Module:
             "load it with from_pretrained."
         )
     refuse_unreachable_weights(inner, "reference_model")
+    return inner
+
+
+def _reference(inner: PreTrainedModel, task: Task) -> nn.Module:
+    """A copy of a reference model, in the precision of the model that is changed."""
     made = copy.deepcopy(inner).to(task.device, torch.promote_types(inner.dtype, torch.float32)).eval()
     try:
         with torch.no_grad(), task.autocast():
@@ -237,6 +243,8 @@ def _task(
     refuse_fp16(precision)  # before images are read
     earlier, warnings = forgotten_classes(student), outcome.without_earlier(student, readers)
     forget = readers["forget"].samples()
+    if method is not None:
+        method.check_forget(forget)
     retain, more = _without(earlier, _retained(readers, {*forget.labels.tolist(), *earlier}, method))
     readers["forget"].find_taps()
     if not all(tap.heads for tap in student.taps):

@@ -122,6 +122,25 @@ def test_images_too_few_to_tell_readings_apart_are_refused(reference):
             cut_scan.scan(task, task.retain, lambda cut, level: 90.0)
 
 
+@pytest.mark.parametrize("reference", [False, True])
+def test_they_are_refused_before_retained_images_are_read(original, reference):
+    read = []
+
+    class Retained(torch.utils.data.Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, at):
+            read.append(at)
+            return {"pixel_values": torch.zeros(3, 32, 32), "labels": 0}
+
+    few = loader(*planted_images(FORGET, per_class=20))
+    with pytest.raises(InvalidValueError, match="at least 500"):
+        unlearn(original, few, "regrow", retain=torch.utils.data.DataLoader(Retained(), 20), progress=False, keep="auto",
+                reference_model=original if reference else None)  # fmt: skip
+    assert len(read) <= 20  # a first batch says what is in it
+
+
 def test_a_reading_is_of_held_out_images():
     """Noise in place of features gives no reading above the share of the class; a planted one gives all."""
     task = small_task("ViTForImageClassification")
@@ -208,7 +227,8 @@ def test_a_reference_that_is_no_model_is_refused(reference):
         grown(trained_model("transformer"), keep="auto", reference_model=reference)
 
 
-def test_a_reference_that_takes_other_images_is_refused():
+def test_a_reference_that_takes_other_images_is_refused(monkeypatch):
+    monkeypatch.setattr(cut_scan, "FEWEST", 12)
     model = trained_model("transformer")
     config = copy.deepcopy(model.config)
     config.image_size = 2 * config.image_size
@@ -216,8 +236,9 @@ def test_a_reference_that_takes_other_images_is_refused():
         grown(model, keep="auto", reference_model=type(model)(config))
 
 
-def test_memory_that_runs_out_is_said_as_such():
+def test_memory_that_runs_out_is_said_as_such(monkeypatch):
     """A reference is not said to take other images, nor the part above a cut to need them."""
+    monkeypatch.setattr(cut_scan, "FEWEST", 12)
     model = trained_model("transformer")
     reference = copy.deepcopy(model)
     reference.register_forward_pre_hook(lambda *_: torch.empty(2**48))

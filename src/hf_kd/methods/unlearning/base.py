@@ -105,6 +105,16 @@ class UnlearningMethod(ABC):
         """Whether retained images need labels."""
         return True
 
+    def check_forget(self, forget: Samples) -> None:  # noqa: B027 - most take any
+        """Look at D_f before retained images are read.
+
+        Args:
+            forget: D_f.
+
+        Raises:
+            InvalidValueError: Where it will not do for this method.
+        """
+
     @abstractmethod
     def change(self, task: Task) -> UnlearningMeasured:
         """Change `task.model` in place: what a subclass implements.

@@ -199,13 +199,18 @@ def _depths(blocks: int) -> list[int]:
     return sorted(set(even), reverse=True)
 
 
-def _drawn(task: Task, retain: Samples) -> tuple[Samples, Samples]:
-    """Images of D_f and D_r that the class is read from."""
-    if len(task.forget) < FEWEST:
+def refuse_few(forget: Samples) -> None:
+    """Raise InvalidValueError for so few images of the forgotten classes that readings of them differ by chance."""
+    if len(forget) < FEWEST:
         raise InvalidValueError(
-            f"keep='auto' compares how much of the class is read at different depths, and readings of {len(task.forget)} "
+            f"keep='auto' compares how much of the class is read at different depths, and readings of {len(forget)} "
             f"images of it differ by chance (at least {FEWEST}). Give more, or say the share that is kept: keep=0.33."
         )
+
+
+def _drawn(task: Task, retain: Samples) -> tuple[Samples, Samples]:
+    """Images of D_f and D_r that the class is read from."""
+    refuse_few(task.forget)
     draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     return _some(task.forget, IMAGES["forget"], draws), _some(retain, IMAGES["retain"], draws)
 

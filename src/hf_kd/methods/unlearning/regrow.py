@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kd.data.distributed import reduce_tensor
-from hf_kd.data.masked_classes import masked_logits, silence_rows, silent_rows
+from hf_kd.data.masked_classes import silence_rows, silent_rows
 from hf_kd.data.modes import mean_statistics
 from hf_kd.data.samples import Samples
 from hf_kd.errors import GIVE_RETAIN, InvalidValueError
@@ -30,9 +30,10 @@ from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 from .activations import KeptActivations, Source, source_of
 from .base import UnlearningMethod
 from .cut import Cut, choose_block, draw_above, gradients_above, only_heads_above, only_trainable, share_or_name
-from .cut_scan import scan, where_profiles_part
+from .cut_scan import refuse_few, scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .steps import GradientSteps
+from .targets import answers_of, say_unknown, warn
 from .task import NORMS, Task, check_range, soft_divergence
 from .training import SETTLE, one_cycle
 
@@ -171,6 +172,10 @@ class Regrow(UnlearningMethod):
             "images are all there is and only features or answers are served, erase with method='esc'."
         )
 
+    def check_forget(self, forget: Samples) -> None:
+        if self.keep == "auto":
+            refuse_few(forget)
+
     def _deciding(self) -> dict[str, Any]:
         """Settings that the result depends on: not where activations are kept, but whether they are."""
         own = {"cache": "none" if self.cache == "none" else "auto"}
@@ -181,16 +186,16 @@ class Regrow(UnlearningMethod):
         self._check_whole_classes(task, retain)
         same = run_identity(task, self._deciding(), retain)
         if self.soft:
-            _warn(task, SOFT)
-        targets = self._targets(task, retain)
+            warn(task, SOFT)
+        targets = retain.labels.to(task.device) if self.labels == "data" else answers_of(task, retain, self.soft)
         if not self.soft:
-            _say_unknown(task, targets)
+            say_unknown(task, targets)
         found: dict[str, Any] = {}
         auto = self.keep == "auto"
         cut = self._scanned(task, retain, targets, found, same) if auto else choose_block(task, self.keep)
         if only_heads_above(task.model, task.heads, cut):
             text = f"Nothing but the head is new above {cut.block}, and features tell the class as before."
-            _warn(task, f"{text} Keep less: keep=0.33.")
+            warn(task, f"{text} Keep less: keep=0.33.")
         many = cut.depth is not None and cut.depth >= MANY * len(cut.blocks)
         found |= self._grow(task, retain, cut, targets, self.epochs or (4 if many else 8), same)
         if self.release:
@@ -212,7 +217,7 @@ class Regrow(UnlearningMethod):
                 "noise could hide that. The deepest was taken."
             )
         if not told:
-            _warn(task, text)
+            warn(task, text)
         return cut
 
     def _tried(self, task: Task, retain: Samples, targets: Tensor, cut: Cut, level: float) -> float:
@@ -293,27 +298,6 @@ class Regrow(UnlearningMethod):
                 "a class could not be kept from being answered. Give it one, or forget with method='retrain'."
             )
 
-    @torch.no_grad()
-    def _targets(self, task: Task, retain: Samples) -> Tensor:
-        """Class ids [n] or, with `soft`, logits [n, C] for all retained samples, on the model's device."""
-        if self.labels == "data":
-            return retain.labels.to(task.device)
-        every, found, taken = torch.arange(task.num_labels), [], 0
-        gone, forgotten = every[~torch.isin(every, task.kept_classes)], task.forget_classes.to(task.device)
-        with task.mode("eval"):
-            for batch in retain.batches(256):
-                logits = task.logits(batch.to(task.device).inputs)
-                taken += int(torch.isin(logits.argmax(dim=1), forgotten).sum())
-                logits = masked_logits(logits, gone)
-                found.append(logits if self.soft else logits.argmax(dim=1))
-        if taken:
-            _warn(
-                task,
-                f"Of {len(retain):,} retained images the model as it was took {taken:,} for what is forgotten; they were "
-                "trained on as what it took them for next. Leave out those that do show it.",
-            )
-        return torch.cat(found)
-
     def _optimizer(self, task: Task, cut: Cut, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, float]:
         """The optimizer of the settings, and the learning rate at its highest."""
         below = set(cut.modules)
@@ -374,23 +358,6 @@ class Regrow(UnlearningMethod):
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return soft_divergence(targets, logits, self.temperature) if self.soft else F.cross_entropy(logits, targets)
-
-
-def _say_unknown(task: Task, targets: Tensor) -> None:
-    """Warn where classes that stay are in no image: nothing above the cut will know them, whatever the model knew."""
-    stay = task.kept_classes
-    unknown = int((~torch.isin(stay, targets.cpu())).sum())
-    if unknown:
-        text = (
-            f"No retained image is of {unknown} of the {len(stay)} classes that stay: the network that is grown does not "
-            "know them any more. Give images of all classes."
-        )
-        _warn(task, text)
-
-
-def _warn(task: Task, text: str) -> None:
-    logger.warning(text)
-    task.warnings.append(text)
 
 
 def _percent(shares: Iterable[Tensor]) -> float:
