@@ -154,22 +154,19 @@ def soft_prompt(model: Any, reader: TextReader, prompt: str, data: ConceptEmbedd
     handle = table.register_forward_hook(lambda module, args, output: output + (words * inside).to(output.dtype))
     optimizer = torch.optim.Adam([words], lr=0.02)
     classifier = data.classifier
-    try:
-        with evaluating(model.inner), torch.enable_grad():
-            for _ in range(SOFT_STEPS):
-                row = _embedded(model, tokens)
-                prompts = torch.cat([classifier[: data.concept], row[None], classifier[data.concept + 1 :]])
-                logits = 20 * images @ prompts.T
-                mine_loss = cross_entropy(logits[: len(mine)], torch.full((len(mine),), data.concept))
-                rest = (logits[:, data.concept] - logits.logsumexp(dim=1)).exp()
-                loss = mine_loss - (1 - wanted).dot((1 - rest).clamp(min=1e-6).log()) / max(1, len(others))
-                optimizer.zero_grad()
-                words.grad = torch.autograd.grad(loss, words)[0]
-                optimizer.step()
-            with torch.no_grad():
-                return _embedded(model, tokens)
-    finally:
-        handle.remove()
+    with handle, evaluating(model.inner), torch.enable_grad():
+        for _ in range(SOFT_STEPS):
+            row = _embedded(model, tokens)
+            prompts = torch.cat([classifier[: data.concept], row[None], classifier[data.concept + 1 :]])
+            logits = 20 * images @ prompts.T
+            mine_loss = cross_entropy(logits[: len(mine)], torch.full((len(mine),), data.concept))
+            rest = (logits[:, data.concept] - logits.logsumexp(dim=1)).exp()
+            loss = mine_loss - (1 - wanted).dot((1 - rest).clamp(min=1e-6).log()) / max(1, len(others))
+            optimizer.zero_grad()
+            words.grad = torch.autograd.grad(loss, words)[0]
+            optimizer.step()
+        with torch.no_grad():
+            return _embedded(model, tokens)
 
 
 def _embedded(model: Any, tokens: Mapping[str, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hf_kd.data.distributed import gather_rows
 from hf_kd.data.masked_classes import masked_logits
+from hf_kd.data.modes import hooked
 from hf_kd.data.paths import local_path
 from hf_kd.data.progress import counted
 from hf_kd.data.samples import of_rows, one_batch
@@ -325,9 +326,5 @@ def block_outputs(model: Any, blocks: Sequence[str]) -> Iterator[Callable[[int],
         seen.clear()
         return {name: hidden for name, hidden in found.items() if hidden is not None}
 
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in blocks]
-    try:
+    with hooked([model.get_submodule(name).register_forward_hook(keep(name)) for name in blocks]):
         yield take
-    finally:
-        for handle in handles:
-            handle.remove()

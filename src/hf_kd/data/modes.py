@@ -1,4 +1,6 @@
-"""Modes of a model: eval as long as it is read, and every module's own afterwards; caches dropped, statistics anew."""
+"""Modes of a model: eval as long as it is read, and every module's own afterwards; hooks for a while, caches dropped,
+statistics anew.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 
@@ -29,6 +32,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.train()
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Hooks inside; afterwards they are removed.
+
+    Args:
+        handles: What registering them gave.
+    """
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def drop_caches(model: nn.Module) -> None:

@@ -212,12 +212,8 @@ def bounded(name: str, kwargs: dict[str, Any]) -> Iterator[None]:
                 "bytes: it is damaged. Download or save the model again."
             )
 
-    handles = (register_module_module_registration_hook(count), register_module_parameter_registration_hook(count))
-    try:
+    with register_module_module_registration_hook(count), register_module_parameter_registration_hook(count):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _tensors_stored(name: str, kwargs: dict[str, Any]) -> int | None:

@@ -106,11 +106,10 @@ def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, const
     head = plain_copy(model, name, torch.float64, torch.device("cpu"))
     path, linear = _only_linear(head, name)
     seen: list[Tensor] = []
-    handle = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0].reshape(-1, linear.in_features)))
     # rows of the identity and zero give the affine map h -> h J + c from the features to the Linear
     probe = torch.cat([torch.eye(tap.dim, dtype=torch.float64), torch.zeros(1, tap.dim, dtype=torch.float64)])
-    head(probe.reshape(-1, *tap.head_input_shape))
-    handle.remove()
+    with linear.register_forward_pre_hook(lambda module, args: seen.append(args[0].reshape(-1, linear.in_features))):
+        head(probe.reshape(-1, *tap.head_input_shape))
     offset = seen[0][-1]
     inner = seen[0][:-1] - offset
     # the Linear sees u = h J + o; with W' the logits of h are those W gives for h M + c:  J W'^T = M J W^T

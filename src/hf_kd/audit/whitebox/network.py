@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hf_kd.audit.hidden_states import blocks_of
 from hf_kd.data.labels import counterparts
 from hf_kd.data.masked_classes import SILENT_BIAS
-from hf_kd.data.modes import mean_statistics
+from hf_kd.data.modes import hooked, mean_statistics
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head, linear_heads
 from hf_kd.features.protocol import TappedModel
@@ -240,12 +240,8 @@ class Network:
             seen.clear()
             return rows
 
-        handles = [self.model.get_submodule(head).register_forward_pre_hook(see) for head in heads]
-        try:
+        with hooked([self.model.get_submodule(head).register_forward_pre_hook(see) for head in heads]):
             yield take
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def head_inputs(self, images: Images, head: str | None = None) -> Tensor:
         """What a head, by default all of them, is fed with, [n, d] in float32, in eval mode.

@@ -15,6 +15,7 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hf_kd.data.hidden_state import as_map, hidden_state, pooled
+from hf_kd.data.modes import hooked
 
 from .find import answer_field
 from .inputs import run
@@ -91,12 +92,10 @@ def _hand_on_everything(model: nn.Module, inputs: Mapping[str, Any], main_input:
         if name
     ]
     try:
-        with evaluating(model), torch.enable_grad():
+        with hooked(handles), evaluating(model), torch.enable_grad():
             output = fields(run(model, {**inputs, main_input: images}))
             answer = output[answer_field(model, [], output)]
     finally:
-        for handle in handles:
-            handle.remove()
         drop_caches(model)
     if not answer.requires_grad:
         return {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
+from hf_kd.data.modes import hooked
 from hf_kd.errors import out_of_memory
 
 from .inputs import run
@@ -61,11 +62,8 @@ def record_calls(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Call
 
     handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in names]
     handles += [module.register_forward_hook(after) for module in names]
-    try:
+    with hooked(handles):
         output = run(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     if "" not in calls:  # the image side of a two-tower model was called without its top module
         calls[""] = Call("", model, None, output)
     return list(calls.values()), output

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd.data.hidden_state import first_of, hidden_state, with_hidden_state
-from hf_kd.data.modes import drop_caches, evaluating
+from hf_kd.data.modes import drop_caches, evaluating, hooked
 from hf_kd.data.samples import in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean, out_of_memory
 
@@ -62,21 +62,19 @@ def cut_behind(model: nn.Module, block: str, inputs: Mapping[str, Any], blocks: 
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     flags = [parameter.requires_grad for parameter in parameters]
     finished: dict[str, None] = {}
-    handles = [
-        module.register_forward_hook(lambda module, args, output, name=name: finished.setdefault(name))
-        for name, module in model.named_modules()
-    ]
     drop_caches(model)  # what was kept of a weight (LeViT) has no graph
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        with torch.enable_grad(), evaluating(model):
+        handles = [
+            module.register_forward_hook(lambda module, args, output, name=name: finished.setdefault(name))
+            for name, module in model.named_modules()
+        ]
+        with hooked(handles), torch.enable_grad(), evaluating(model):
             hidden = hidden_at(model, block, inputs)
         gradients = torch.autograd.grad(hidden.sum(), parameters, allow_unused=True)
         kept, new = _sorted_tensors(model, parameters, gradients, finished)
     finally:
-        for handle in handles:
-            handle.remove()
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
         drop_caches(model)  # nor is the graph that was asked kept
@@ -189,12 +187,8 @@ def hidden_at(model: nn.Module, block: str, inputs: Mapping[str, Any]) -> Tensor
             found.append(hidden)
             raise _Reached
 
-    handle = model.get_submodule(block).register_forward_hook(stop)
-    try:
-        with contextlib.suppress(_Reached):
-            model(**in_dtype(model, inputs))
-    finally:
-        handle.remove()
+    with model.get_submodule(block).register_forward_hook(stop), contextlib.suppress(_Reached):
+        model(**in_dtype(model, inputs))
     if not found:
         raise InvalidValueError(
             f"{block!r} hands on no hidden state [n, ...] with positions in it; name another block."
@@ -224,10 +218,9 @@ def gradients_above(model: nn.Module, cut: Cut | None) -> Iterator[None]:
     for part, checkpointed in zip(reentrant, before, strict=True):
         cast(Any, part)._gradient_checkpointing_func = partial(checkpointed, use_reentrant=False)
     try:
-        yield
+        with hooked(handles):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
         for part, checkpointed in zip(reentrant, before, strict=True):
             cast(Any, part)._gradient_checkpointing_func = checkpointed
 
@@ -251,11 +244,8 @@ def upper_part(task: Task, block: str) -> Iterator[Callable[[Tensor], Tensor]]:
         finally:
             given.clear()
 
-    handle = task.model.get_submodule(block).register_forward_hook(replace)
-    try:
+    with task.model.get_submodule(block).register_forward_hook(replace):
         yield forward
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()
@@ -292,10 +282,6 @@ def _shapes(model: nn.Module, names: Sequence[str], inputs: Mapping[str, Any]) -
         model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: see(name, output))
         for name in names
     ]
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad(), evaluating(model):
+        model(**inputs)
     return [found[name] for name in names]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kd.data.distributed import reduce_tensor
+from hf_kd.data.modes import hooked
 from hf_kd.data.samples import Samples
 from hf_kd.methods.erasers.moments import wide
 from hf_kd.methods.measured import KodgeMeasured
@@ -79,14 +80,10 @@ class Damp(UnlearningMethod):
             module.register_forward_pre_hook(lambda module, args, *, name=name: add(name, module, args[0]))
             for name, module in modules.items()
         ]
-        try:
-            with task.mode("eval"):
-                for batch in task.batches(samples, self.batch_size):
-                    labels = batch.labels
-                    task.logits(batch.inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), task.mode("eval"):
+            for batch in task.batches(samples, self.batch_size):
+                labels = batch.labels
+                task.logits(batch.inputs)
         counts = torch.bincount(samples.labels, minlength=task.num_labels)
         present = counts > 0
         means = {}

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.distributed import autocast, precision_of, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT, silent_rows
-from hf_kd.data.modes import drop_caches
+from hf_kd.data.modes import drop_caches, hooked
 from hf_kd.data.progress import Bar
 from hf_kd.data.samples import Batch, Samples, in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean
@@ -272,11 +272,8 @@ class Task:
         """
         taken: list[Tensor] = []
         head = self.linear_heads()[0]
-        handle = head.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
-        try:
+        with head.register_forward_pre_hook(lambda module, args: taken.append(args[0])):
             logits = self.logits(inputs)
-        finally:
-            handle.remove()
         return logits, taken[0].reshape(-1, head.in_features).float()
 
     @torch.no_grad()
@@ -299,13 +296,9 @@ class Task:
             )
             for head, store in zip(heads, kept, strict=True)
         ]
-        try:
-            with self.mode("eval"):
-                for batch in samples.batches(batch_size):
-                    self.logits(batch.to(self.device).inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), self.mode("eval"):
+            for batch in samples.batches(batch_size):
+                self.logits(batch.to(self.device).inputs)
         return [torch.cat(store) for store in kept]
 
     def needed_retain(self, name: str) -> Samples:
