@@ -8,8 +8,9 @@ import torch
 from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.class_maps import class_map
 from hf_kd.audit.hidden_states import blocks_of, blocks_read, class_maps, grad_cam, grid_of, sampled_rows
+from hf_kd.data.hidden_state import as_map, hidden_state
 from hf_kd.features.reader import ImageReader
-from hf_kd.features.taps.blocks import as_map, find_blocks, hidden_state
+from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import image_inputs, main_input
 from hf_kd.metrics.knowledge_retention import knowledge_retention
 from tests.helpers import zoo

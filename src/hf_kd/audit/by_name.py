@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from hf_kd.data.modes import evaluating
 from hf_kd.data.vocabulary import checked_names, templates
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.taps.site import evaluating, record
+from hf_kd.features.taps.site import record
 from hf_kd.features.taps.text import text_features
 from hf_kd.features.text_reader import TextReader
 from hf_kd.methods.records import all_records, classes_in

@@ -17,8 +17,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from hf_kd.data.distributed import gather_rows
+from hf_kd.data.hidden_state import as_map, hidden_state, pooled
 from hf_kd.data.masked_classes import masked_logits
-from hf_kd.data.modes import hooked
+from hf_kd.data.modes import drop_caches, evaluating, hooked
 from hf_kd.data.paths import local_path
 from hf_kd.data.progress import counted
 from hf_kd.data.samples import of_rows, one_batch
@@ -26,9 +27,9 @@ from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
-from hf_kd.features.taps.blocks import AT_MOST, as_map, find_blocks, hidden_state, pooled
+from hf_kd.features.taps.blocks import AT_MOST, find_blocks
 from hf_kd.features.taps.inputs import image_inputs, main_input, run
-from hf_kd.features.taps.site import drop_caches, evaluating, head_function
+from hf_kd.features.taps.site import head_function
 from hf_kd.methods.records import changes_of, treatment
 from hf_kd.metrics._inputs import first_rows
 

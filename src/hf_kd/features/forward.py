@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd.data.distributed import autocast, gather_rows, process_state, sum_over_processes
+from hf_kd.data.modes import evaluating
 from hf_kd.data.progress import counted
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import input_device, run
-from hf_kd.features.taps.site import TapSite, evaluating, record
+from hf_kd.features.taps.site import TapSite, record
 
 
 class Consumer(Protocol):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from hf_kd.data.distributed import process_state
+from hf_kd.data.modes import evaluating
 from hf_kd.data.progress import counted
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.taps.inputs import input_device
-from hf_kd.features.taps.site import evaluating, record
+from hf_kd.features.taps.site import record
 from hf_kd.features.taps.text import text_features
 
 BATCH = 256

@@ -24,12 +24,13 @@ from huggingface_hub.utils import httpx
 from torch import Tensor
 
 from hf_kd.audit.report import RetentionReport
+from hf_kd.data.modes import evaluating
 from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME, ERASER_CONFIG, local_path
 from hf_kd.errors import InvalidValueError, NotVerifiedError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import run
-from hf_kd.features.taps.site import evaluating, record
+from hf_kd.features.taps.site import record
 from hf_kd.methods.records import all_records, changes_of, folded_erasures, weight_changes
 
 from .card import ALT

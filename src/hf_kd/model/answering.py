@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from hf_kd.data.modes import evaluating
 from hf_kd.errors import InvalidTypeError
 from hf_kd.features.taps.inputs import run
 from hf_kd.features.taps.places import hidden_state_fields, without_fields
-from hf_kd.features.taps.site import check_passed, evaluating, follow, record
+from hf_kd.features.taps.site import check_passed, follow, record
 
 from . import label_mask as masking
 from .signature import InnerSignature

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_kd.data.devices import refuse_unreachable_weights
+from hf_kd.data.modes import drop_caches
 from hf_kd.data.paths import local_path
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import problem_type
-from hf_kd.features.taps.site import drop_caches
 from hf_kd.hub.files import save_processor
 from hf_kd.methods.records import Erasure, all_records, folded_erasures
 

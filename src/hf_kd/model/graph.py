@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from hf_kd.data.modes import drop_caches, evaluating
 from hf_kd.data.samples import in_dtype, one_batch
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, out_of_memory
 from hf_kd.features.reader import ImageReader, ReadOptions, makes_one_size, noise_inputs, probe_batch
 from hf_kd.features.taps.inputs import declared_size, image_inputs, probe_inputs
-from hf_kd.features.taps.site import drop_caches, evaluating, record
+from hf_kd.features.taps.site import record
 from hf_kd.features.taps.text import text_features
 
 Tower = Literal["image", "text"]

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from hf_kd.data.devices import refuse_unreachable_weights
+from hf_kd.data.modes import drop_caches
 from hf_kd.data.paths import local_path, refuse_other_suffix
 from hf_kd.errors import InvalidValueError, OutputError, out_of_memory, require
 from hf_kd.features.reader import ReadOptions
-from hf_kd.features.taps.site import drop_caches
 from hf_kd.hub.document import base_of
 from hf_kd.hub.publish import publishable
 from hf_kd.methods.records import weight_changes

@@ -24,6 +24,7 @@ from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import precision_of, process_state
 from hf_kd.data.labels import LabelMapping
+from hf_kd.data.modes import drop_caches
 from hf_kd.data.paths import local_path
 from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples, in_dtype
@@ -33,7 +34,7 @@ from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.readers import labels_of, open_readers, options_of
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
-from hf_kd.features.taps.site import drop_caches, sites_on
+from hf_kd.features.taps.site import sites_on
 from hf_kd.methods.choices import refuse_fp16
 from hf_kd.methods.records import WeightChange, folded_erasures, forgotten_classes
 from hf_kd.methods.registry import get_method, make_unlearning_method

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from hf_kd.audit.hidden_states import blocks_of
 from hf_kd.data.labels import counterparts
 from hf_kd.data.masked_classes import SILENT_BIAS
-from hf_kd.data.modes import hooked, mean_statistics
+from hf_kd.data.modes import drop_caches, evaluating, hooked, mean_statistics
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head, linear_heads
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import image_inputs, input_device, run
-from hf_kd.features.taps.site import TapSite, drop_caches, evaluating
+from hf_kd.features.taps.site import TapSite
 from hf_kd.metrics._inputs import few_of_each
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_kd.audit.hidden_states import block_outputs, grid_of
-from hf_kd.features.taps.blocks import as_map, pooled
+from hf_kd.data.hidden_state import as_map, pooled
+from hf_kd.data.modes import evaluating
 from hf_kd.features.taps.inputs import run
-from hf_kd.features.taps.site import evaluating
 from hf_kd.methods.erasers.moments import wide
 from hf_kd.metrics._inputs import first_rows
 

@@ -4,14 +4,16 @@
 eraser act and a reader look; `blocks` finds what lies below.
 """
 
+from hf_kd.data.hidden_state import as_map, hidden_state, pooled
 from hf_kd.data.masked_classes import MASKED_LOGIT
+from hf_kd.data.modes import drop_caches, evaluating
 from hf_kd.errors import TapNotFoundError
 
-from .blocks import as_map, find_blocks, hidden_state, pooled
+from .blocks import find_blocks
 from .find import TapSearch, find_taps
 from .inputs import image_inputs, main_input, probe_inputs, run
 from .places import Place, Tap, without_fields
-from .site import TapSite, drop_caches, evaluating, head_function, record, sites_on
+from .site import TapSite, head_function, record, sites_on
 
 __all__ = [
     "MASKED_LOGIT",

@@ -14,15 +14,12 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from hf_kd.data.hidden_state import as_map, hidden_state, pooled
-from hf_kd.data.modes import hooked
+from hf_kd.data.hidden_state import hidden_state
+from hf_kd.data.modes import drop_caches, evaluating, hooked
 
 from .find import answer_field
 from .inputs import run
-from .site import drop_caches, evaluating
 from .trace import fields
-
-__all__ = ["as_map", "find_blocks", "hidden_state", "pooled"]
 
 AT_LEAST = 6
 """Blocks that a nesting level should have before a finer one is looked at: four stages hide what sixteen blocks show."""

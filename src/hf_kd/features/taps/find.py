@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_kd.data.modes import evaluating
 from hf_kd.errors import InvalidValueError, TapNotFoundError, did_you_mean
 
 from .intervention import ANSWERS, EMBEDDING_FIELDS, Constant, constant_features, leaking_fields
 from .places import Place, Tap
-from .site import evaluating, place_value
+from .site import place_value
 from .trace import Call, fields, is_affine, is_constant, is_equal, is_pooled, record_calls
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd.data.masked_classes import masked_logits
+from hf_kd.data.modes import evaluating
 from hf_kd.errors import TapNotFoundError
 
 from .inputs import image_inputs, run
 from .places import Tap
-from .site import TapSite, evaluating
+from .site import TapSite
 from .trace import Call, fields, is_close, is_equal, leaves, record_calls
 
 EMBEDDING_FIELDS = ("image_embeds", "pooler_output")

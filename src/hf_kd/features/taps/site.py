@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from hf_kd.data.masked_classes import masked_logits
-from hf_kd.data.modes import drop_caches as drop_caches
-from hf_kd.data.modes import evaluating as evaluating
 from hf_kd.errors import InvalidTypeError, InvalidValueError, NotErasedError
 
 from .hooks import THREAD, Kind, Reader, hooks_of, is_registered, register, remove_alike

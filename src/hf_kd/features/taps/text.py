@@ -8,13 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hf_kd.data.modes import evaluating
 from hf_kd.errors import InvalidTypeError, TapNotFoundError
 
 from .find import producer
 from .inputs import in_dtype_of, run
 from .intervention import constant_features, depending_fields
 from .places import Tap
-from .site import evaluating, place_value
+from .site import place_value
 from .trace import fields, is_constant, is_equal, is_pooled, leaves, record_calls
 
 TEXT_ANSWERS = ("text_embeds", "logits_per_text", "logits_per_image")
