@@ -13,7 +13,7 @@ from hf_kd import unlearn
 from hf_kd.data.samples import Samples
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.unlearning import activations, regrow
-from hf_kd.methods.unlearning.cut import choose_block, cut_behind, draw_above, hidden_at, upper_part
+from hf_kd.methods.unlearning.cut import choose_block, cut_behind, hidden_at, take_over, upper_part
 from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.steps import agreed_mean
 from hf_kd.methods.unlearning.task import Task
@@ -95,7 +95,7 @@ def test_what_lies_above_has_seen_nothing_before_it_is_trained(original):
     fresh = fresh_model(original, seed=7)
     blocks = [name for name, _ in model.named_modules() if name.endswith(("stages.0", "layers.0", "layer.0"))]
     cut = cut_behind(model, blocks[0], images)
-    draw_above(model, cut, fresh)
+    take_over(model, fresh, cut.new)
     state, drawn = model.state_dict(), fresh.state_dict()
     assert all(torch.equal(state[name], drawn[name]) for name in cut.new)
     assert all(torch.equal(state[name], original.state_dict()[name]) for name in cut.kept)

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_kd.data.samples import consecutive
 from hf_kd.errors import InvalidValueError
-from hf_kd.methods.unlearning.cut import cut_behind, draw_above, gradients_above, only_trainable
+from hf_kd.methods.unlearning.cut import cut_behind, gradients_above, only_trainable, take_over
 from hf_kd.methods.unlearning.fresh import initialised, take_replaced
 from hf_kd.metrics.attack_data import AttackResult
 
@@ -54,7 +54,7 @@ def regrow_attack(
     two = {name: value[:2].to(made.device) for name, value in data.train.inputs.items()}
     cut = cut_behind(model, block, two, network.blocks)
     with own_generators(made.device, seed):
-        draw_above(model, cut, _fresh(network, made))
+        take_over(model, _fresh(network, made), cut.new)
     new = only_trainable(model, cut.new)
     few = data.train.rows(slice(images))
     columns = torch.tensor([made.column_of(int(c)) for c in data.classes], device=made.device)

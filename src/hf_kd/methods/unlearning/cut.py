@@ -100,17 +100,6 @@ def _sorted_tensors(
     return tuple(kept), tuple(new)
 
 
-def draw_above(model: nn.Module, cut: Cut, fresh: nn.Module) -> None:
-    """Give everything above a cut the weights and statistics of a model that has seen nothing, in place.
-
-    Args:
-        model: Its tensors in `cut.new` are overwritten, the others stay bit for bit.
-        cut: Of this model.
-        fresh: A model of the same class as it initialises itself.
-    """
-    take_over(model, fresh, cut.new)
-
-
 def only_heads_above(model: nn.Module, heads: tuple[str, ...], cut: Cut) -> bool:
     """Whether no matrix but those of heads lies above a cut: features go on saying what they said."""
     state, others = model.state_dict(), {*heads, *cut.modules}  # of what is below, `cut.new` has what nothing uses
@@ -119,7 +108,7 @@ def only_heads_above(model: nn.Module, heads: tuple[str, ...], cut: Cut) -> bool
 
 @torch.no_grad()
 def take_over(model: nn.Module, other: nn.Module, names: Iterable[str]) -> None:
-    """Give the tensors `names` of a model the values they have in another one of its class, in place."""
+    """Give the tensors `names` of a model the values they have in another one of its class, in place; others stay."""
     values, state = other.state_dict(), model.state_dict()
     for name in names:
         state[name].copy_(values[name])

@@ -29,7 +29,7 @@ from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
 from .activations import KeptActivations, Source, source_of
 from .base import UnlearningMethod
-from .cut import Cut, choose_block, draw_above, gradients_above, only_heads_above, only_trainable, share_or_name
+from .cut import Cut, choose_block, gradients_above, only_heads_above, only_trainable, share_or_name, take_over
 from .cut_scan import refuse_few, scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .steps import GradientSteps
@@ -232,7 +232,7 @@ class Regrow(UnlearningMethod):
         """Draw everything above a cut anew; these weights, which alone can be trained then."""
         torch.manual_seed(self.seed)  # whatever was tried before, also by a process that was killed
         silent = [silent_rows(head) for head in task.linear_heads()]  # of earlier requests
-        draw_above(task.model, cut, self.fresh_model(task))
+        take_over(task.model, self.fresh_model(task), cut.new)
         for head, earlier in zip(task.linear_heads(), silent, strict=True):
             # masked in the loss and in the answers: their gradient is 0. Those that were unless there are images of them
             silence_rows(head, torch.cat([task.forget_classes, earlier[~torch.isin(earlier, targets.cpu())]]))
