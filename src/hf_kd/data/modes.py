@@ -1,11 +1,11 @@
 """Modes of a model: eval as long as it is read, and every module's own afterwards; hooks for a while, caches dropped,
-statistics anew.
+statistics anew, weights in the order that is fastest.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,3 +87,28 @@ def mean_statistics(model: nn.Module, norms: Sequence[nn.modules.batchnorm._Norm
             pass
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def prefer_channels_last(model: nn.Module, run: Callable[[], object]) -> bool:
+    """Put a convolutional network's weights in the order in which kernels take half the time or less; whether they are now.
+
+    A network that cannot run so (it views a feature map as rows) stays as it is.
+
+    Args:
+        model: Changed in place.
+        run: Sends images through it.
+    """
+    if sum(isinstance(module, nn.Conv2d) for module in model.modules()) < 2:
+        return False
+    set_memory_format(model, torch.channels_last)
+    try:
+        run()
+    except RuntimeError:
+        set_memory_format(model, torch.contiguous_format)
+        return False
+    return True
+
+
+def set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Put the weights of a model in this order."""
+    model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - the stubs of torch lack this overload

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hf_kd.audit.hidden_states import blocks_of
 from hf_kd.data.labels import counterparts
 from hf_kd.data.masked_classes import SILENT_BIAS
-from hf_kd.data.modes import drop_caches, evaluating, hooked, mean_statistics
+from hf_kd.data.modes import drop_caches, evaluating, hooked, mean_statistics, prefer_channels_last
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import has_head, linear_heads
 from hf_kd.features.protocol import TappedModel
@@ -145,7 +145,10 @@ class Network:
         for site in cast("list[TapSite]", list(bare.sites)):
             site.detach()
         inner = bare.inner.float().eval()
-        _prefer_channels_last(inner, image_inputs(probe_batch(model)))
+        if input_device(inner).type == "cpu":
+            probe = image_inputs(probe_batch(model))
+            with torch.no_grad():
+                prefer_channels_last(inner, lambda: run(inner, probe))
         columns = None
         if class_names and model.class_names and dict(class_names) != dict(model.class_names):
             columns = counterparts(class_names, model.class_names)
@@ -166,7 +169,11 @@ class Network:
     @property
     def norms(self) -> list[nn.Module]:
         """Layers with statistics of batches."""
-        return _norms(self.model)
+        return [
+            module
+            for module in self.model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        ]
 
     def copied(self) -> Network:
         """The same with a model of its own."""
@@ -274,36 +281,12 @@ def train_step(
     optimiser.step()
 
 
-@torch.no_grad()
-def _prefer_channels_last(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Keep a convolutional network's weights in the order in which processors take half the time, where it can run so."""
-    if input_device(model).type != "cpu" or sum(isinstance(module, nn.Conv2d) for module in model.modules()) < 2:
-        return
-    _set_memory_format(model, torch.channels_last)
-    try:
-        run(model, inputs)
-    except RuntimeError:  # it views a feature map as rows
-        _set_memory_format(model, torch.contiguous_format)
-
-
-def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
-    model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - the stubs of torch lack this overload
-
-
 @contextlib.contextmanager
 def own_generators(device: torch.device, seed: int) -> Iterator[None]:
     """What is random inside (dropout) follows from `seed`; the global generators are as before afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _norms(model: nn.Module) -> list[nn.Module]:
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hf_kd.data.distributed import autocast, precision_of, process_state, reduce_tensor
 from hf_kd.data.masked_classes import MASKED_LOGIT, silent_rows
-from hf_kd.data.modes import drop_caches, hooked
+from hf_kd.data.modes import drop_caches, hooked, prefer_channels_last, set_memory_format
 from hf_kd.data.progress import Bar
 from hf_kd.data.samples import Batch, Samples, in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean
@@ -231,23 +231,14 @@ class Task:
 
     @contextlib.contextmanager
     def channels_last(self) -> Iterator[None]:
-        """Keep the weights of a convolutional network in channels-last order inside: kernels take half the time or less.
-
-        A network that cannot run so (it views a feature map as rows) stays as it is.
-        """
-        if sum(isinstance(module, nn.Conv2d) for module in self.model.modules()) < 2:
-            yield
-            return
-        _set_memory_format(self.model, torch.channels_last)
-        try:
-            with torch.no_grad(), self.mode("eval"):
-                self.logits(self.two_images())
-        except RuntimeError:
-            _set_memory_format(self.model, torch.contiguous_format)
+        """The weights of a convolutional network in channels-last order inside, where it can run so."""
+        with torch.no_grad(), self.mode("eval"):
+            reordered = prefer_channels_last(self.model, lambda: self.logits(self.two_images()))
         try:
             yield
         finally:
-            _set_memory_format(self.model, torch.contiguous_format)
+            if reordered:
+                set_memory_format(self.model, torch.contiguous_format)
 
     def linear_heads(self) -> list[nn.Linear]:
         """The Linear layers that give the logits.
@@ -366,10 +357,6 @@ def parameters_from(model: nn.Module, layers: int) -> tuple[list[str], list[str]
     every = [name for name, _ in model.named_parameters()]
     first = min(i for i, name in enumerate(every) if name.rpartition(".")[0] == chosen[0])
     return chosen, every[first:]
-
-
-def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
-    model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - the stubs of torch lack this overload
 
 
 def check_range(name: str, values: Sequence[tuple[str, Any, bool, str]]) -> None:
