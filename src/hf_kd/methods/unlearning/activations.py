@@ -24,7 +24,7 @@ from torch import Tensor
 from hf_kd.data.samples import Samples, consecutive
 
 from .cut import hidden_at, upper_part, upper_part_stands_alone
-from .retrain import augmented, image_name
+from .retrain import augmented, image_name, own_draws
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class ThroughNetwork:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         chunks = consecutive(self.samples.shuffled()[: self.rows], batch_size)
-        draws = _draws(self.task)
+        draws = own_draws(self.task)
         for rows, batch in zip(chunks, self.samples.gathered(chunks), strict=True):
             inputs = augmented(batch.to(self.task.device).inputs, self.augment, draws)
             yield self.task.logits(inputs), rows.to(self.task.device)
@@ -129,7 +129,7 @@ def source_of(
     kept = None
     if place != "none" and (crops or augment != "flip-crop"):
         if upper_part_stands_alone(task, block):
-            views = views_of(task, augment, crops, _draws(task))
+            views = views_of(task, augment, crops, own_draws(task))
             kept = keep_activations(task, own, rows, block, views, place=place, share=share)
         else:
             logger.info(f"What lies above {block} cannot be run on its own: images go through the kept part too.")
@@ -187,11 +187,6 @@ def views_of(task: Task, augment: str, crops: int, draws: torch.Generator) -> li
         return [plain]
     image_name(task.two_images())  # refused here, before anything is read
     return [plain, mirrored, *[shifted] * crops]
-
-
-def _draws(task: Task) -> torch.Generator:
-    """For what each process draws alone: none may draw it from the generator that decides about orders."""
-    return torch.Generator().manual_seed(int(torch.randint(2**62, ())) + task.state.process_index)
 
 
 def _fill(task: Task, samples: Samples, block: str, views: list[View], store: Tensor, channels_last: bool) -> bool:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import LastLayersMeasured
@@ -54,7 +53,7 @@ class _LastLayers(TrainedMethod):
         def loss(batch: Batch) -> Tensor:
             for norm in frozen:  # whatever `bn_mode` says about those that are trained
                 norm.eval()
-            return F.cross_entropy(task.logits(batch.inputs), batch.labels)
+            return task.cross_entropy(batch)
 
         optimizer = self.make_optimizer([task.model.get_parameter(name) for name in names])
         with gradients_above(task.model, cut):

@@ -7,7 +7,6 @@ depth. What lies below is kept and frozen; what lies above has never seen the cl
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import time
 from collections import deque
@@ -33,11 +32,9 @@ from .cut import Cut, choose_block, gradients_above, only_heads_above, only_trai
 from .cut_scan import refuse_few, scan, where_profiles_part
 from .resume import load_progress, run_identity, save_progress
 from .steps import GradientSteps
-from .targets import answers_of, say_unknown, warn
+from .targets import answers_of, say_unknown
 from .task import NORMS, Task, check_range, soft_divergence
 from .training import SETTLE, one_cycle
-
-logger = logging.getLogger(__name__)
 
 SOFT = (
     "The probabilities of the model as it was tell its successor what the forgotten class looks like, also with the class "
@@ -186,7 +183,7 @@ class Regrow(UnlearningMethod):
         self._check_whole_classes(task, retain)
         same = run_identity(task, self._deciding(), retain)
         if self.soft:
-            warn(task, SOFT)
+            task.warn(SOFT)
         targets = retain.labels.to(task.device) if self.labels == "data" else answers_of(task, retain, self.soft)
         if not self.soft:
             say_unknown(task, targets)
@@ -195,7 +192,7 @@ class Regrow(UnlearningMethod):
         cut = self._scanned(task, retain, targets, found, same) if auto else choose_block(task, self.keep)
         if only_heads_above(task.model, task.heads, cut):
             text = f"Nothing but the head is new above {cut.block}, and features tell the class as before."
-            warn(task, f"{text} Keep less: keep=0.33.")
+            task.warn(f"{text} Keep less: keep=0.33.")
         many = cut.depth is not None and cut.depth >= MANY * len(cut.blocks)
         found |= self._grow(task, retain, cut, targets, self.epochs or (4 if many else 8), same)
         if self.release:
@@ -217,7 +214,7 @@ class Regrow(UnlearningMethod):
                 "noise could hide that. The deepest was taken."
             )
         if not told:
-            warn(task, text)
+            task.warn(text)
         return cut
 
     def _tried(self, task: Task, retain: Samples, targets: Tensor, cut: Cut, level: float) -> float:

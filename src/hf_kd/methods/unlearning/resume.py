@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +23,6 @@ from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError, OutputError
 
 from .task import Task
-
-logger = logging.getLogger(__name__)
 
 FILE = "training.safetensors"
 SCAN = "scan.json"
@@ -229,9 +226,9 @@ class KeptTraining:
             own = bytearray.fromhex(stored[name][self.task.state.process_index])
             here[name].set_state(torch.frombuffer(own, dtype=torch.uint8))
         if here.keys() != stored.keys():
-            text = "The training was kept on another kind of device: what a device draws itself, as dropout, is drawn anew."
-            logger.warning(text)
-            self.task.warnings.append(text)
+            self.task.warn(
+                "The training was kept on another kind of device: what a device draws itself, as dropout, is drawn anew."
+            )
         self.steps, self.last_loss = done["steps"], done["last_loss"]
         return done["epoch"]
 

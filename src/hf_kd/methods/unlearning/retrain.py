@@ -51,9 +51,7 @@ class Retrain(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
         task.model.load_state_dict(self.fresh_model(task, self.init).state_dict())
-        # processes share the generator that decides about orders, and their batches may differ in size: none may draw
-        # from it for a batch of its own
-        draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + task.state.process_index)
+        draws = own_draws(task)
 
         def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(task.logits(augmented(batch.inputs, self.augment, draws)), batch.labels)
@@ -71,6 +69,15 @@ class Retrain(TrainedMethod):
                 {"params": [p for p in parameters if id(p) in head], "lr": self.head_lr},
             ]
         )
+
+
+def own_draws(task: Task) -> torch.Generator:
+    """What each process draws its changes of images from.
+
+    All share the generator that decides about orders, and their batches may differ in size: none may draw from that one for
+    a batch of its own.
+    """
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())) + task.state.process_index)
 
 
 def augmented(inputs: dict[str, Tensor], how: str, draws: torch.Generator) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 
@@ -11,8 +9,6 @@ from hf_kd.data.masked_classes import masked_logits
 from hf_kd.data.samples import Samples
 
 from .task import Task
-
-logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -27,11 +23,10 @@ def answers_of(task: Task, retain: Samples, soft: bool) -> Tensor:
             logits = masked_logits(logits, gone)
             found.append(logits if soft else logits.argmax(dim=1))
     if taken:
-        text = (
+        task.warn(
             f"Of {len(retain):,} retained images the model as it was took {taken:,} for what is forgotten; they were "
             "trained on as what it took them for next. Leave out those that do show it."
         )
-        warn(task, text)
     return torch.cat(found)
 
 
@@ -40,14 +35,7 @@ def say_unknown(task: Task, targets: Tensor) -> None:
     stay = task.kept_classes
     unknown = int((~torch.isin(stay, targets.cpu())).sum())
     if unknown:
-        text = (
+        task.warn(
             f"No retained image is of {unknown} of the {len(stay)} classes that stay: the network that is grown does not "
             "know them any more. Give images of all classes."
         )
-        warn(task, text)
-
-
-def warn(task: Task, text: str) -> None:
-    """Say it now and in the record."""
-    logger.warning(text)
-    task.warnings.append(text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from hf_kd.data.samples import Batch, Samples, in_dtype
 from hf_kd.errors import InvalidValueError, did_you_mean
 from hf_kd.methods.choices import refuse_fp16
 from hf_kd.methods.registry import missing_retain
+
+logger = logging.getLogger(__name__)
 
 NORMS = (nn.modules.batchnorm._NormBase,)
 """Layers with running statistics."""
@@ -88,6 +91,15 @@ class Task:
     def close_bars(self) -> None:
         """Close the bars that an error left open: the clock of each runs until then."""
         self._bars.close()
+
+    def warn(self, text: str) -> None:
+        """Log what the record says too.
+
+        Args:
+            text: Without names of classes.
+        """
+        logger.warning(text)
+        self.warnings.append(text)
 
     @property
     def forget_classes(self) -> Tensor:
