@@ -153,7 +153,7 @@ def weight_access_data(found: Mapping[str, NetworkFindings]) -> dict[str, Any]:
         | ({} if worst is None else {"name": called(worst)}),
         "strongest": details,
         "profile": {version: _profile_data(own) for version, own in found.items()},
-        "relearning": {version: [curve.to_dict() for curve in own.relearning] for version, own in found.items()},
+        "relearning": {version: [asdict(curve) for curve in own.relearning] for version, own in found.items()},
         "seconds": {version: own.seconds for version, own in found.items()},
         "left_out": {version: own.left_out for version, own in found.items()},
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from hf_kd.metrics.attack_data import AttackResult
 from hf_kd.metrics.scores import area_under_roc
 
@@ -14,17 +16,16 @@ from .probes import BATCHNORM_IMAGES, amounts
 
 def head_answers(network: Network, data: WhiteBoxData, name: str = "head") -> AttackResult:
     """Accuracy of the head on forgotten and retained test images; the area is that of the class's margin."""
-    logits = network.class_logits(data.test, data.classes)
-    answered, forgotten = data.classes[logits.argmax(dim=1)], data.test_forget
-    right, flagged = (answered == data.test.labels).double(), data.forget_columns[logits.argmax(dim=1)].double()
-    return AttackResult(
-        name,
-        100 * float(right[forgotten].mean()),
-        100 * float(right[~forgotten].mean()),
-        100 * float(flagged[~forgotten].mean()),
-        area_under_roc(margin(logits, data), forgotten),
-        {},
-    )
+    auc, recall, retained, false_alarms = head_scores(network.class_logits(data.test, data.classes), data)
+    return AttackResult(name, recall, retained, false_alarms, auc, {})
+
+
+def head_scores(logits: Tensor, data: WhiteBoxData) -> tuple[float, float, float, float]:
+    """Of the logits [n_test, K] of the data's classes, in percent: the area of the class's margin, F, R and false alarms."""
+    columns, forgotten = logits.argmax(dim=1), data.test_forget
+    right, flagged = (data.classes[columns] == data.test.labels).double(), data.forget_columns[columns].double()
+    rates = right[forgotten].mean(), right[~forgotten].mean(), flagged[~forgotten].mean()
+    return area_under_roc(margin(logits, data), forgotten), *(100 * float(rate) for rate in rates)
 
 
 def answers_by_batchnorm(network: Network, data: WhiteBoxData) -> Iterator[AttackResult]:

@@ -84,7 +84,7 @@ def white_box_images(
     labels: Mapping[str, Tensor],
     kept: Mapping[str, Tensor],
     forget: Sequence[int],
-    reading: ReadOptions | None = None,
+    reading: ReadOptions,
     most: Mapping[str, int] = MOST_IMAGES,
     numbers: Mapping[str, Tensor] | None = None,
 ) -> WhiteBoxData:
@@ -101,7 +101,6 @@ def white_box_images(
         numbers: Row number of each sample of a split, by which batches name it; by default its place.
     """
     numbers = numbers or {split: torch.arange(len(own)) for split, own in labels.items()}
-    reading = reading or ReadOptions()
     most = most_images([model], images, reading, most)
     parts = {
         split: _part(

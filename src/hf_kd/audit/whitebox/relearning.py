@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics.attack_data import AttackResult
-from hf_kd.metrics.scores import area_under_roc
 
-from .class_row import margin
+from .answers import head_scores
 from .network import RECALIBRATION, Network, WhiteBoxData, answer, own_generators, recalibrated, train_step, with_rows
 
 SHOTS = (5, 50, 500)
@@ -72,9 +71,6 @@ class RelearningCurve:
         about = {"learning_rate": self.learning_rate, "area": self.area, "row": self.row, "shots": self.shots}
         name = f"relearning, {self.shots} images"
         return AttackResult(name, self.recall[-1], self.retained[-1], self.false_alarms[-1], self.auc[-1], about)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def relearn(
@@ -178,12 +174,7 @@ class _Run:
         logits = logits[:, self.columns].to(data.test.labels.device)
         if not bool(torch.isfinite(logits).all()):
             return None if self.readings else (50.0, 0.0, 0.0, 0.0)
-        forgotten = data.test_forget
-        answered = logits.argmax(dim=1)
-        right = (data.classes[answered] == data.test.labels).double()
-        flagged = data.forget_columns[answered].double()
-        rates = right[forgotten].mean(), right[~forgotten].mean(), flagged[~forgotten].mean()
-        return area_under_roc(margin(logits, data), forgotten), *(100 * float(rate) for rate in rates)
+        return head_scores(logits, data)
 
 
 def _area(steps: Sequence[int], values: Sequence[float]) -> float:
