@@ -113,7 +113,7 @@ def measure_by_name(
         scores[version] |= _optimised(model, reader, asked.texts[0], data.with_texts(versions[first]))
     forgotten = classes_in(all_records(model))  # by another request
     near_names = [f"class {c}" if c in forgotten else names[c] for c in (classes[n] for n in near)]
-    return concepts_section(scores, len(classes), notes=_notes(asked, len(classes), near_names))
+    return concepts_section(scores, len(classes), _notes(asked, len(classes), near_names))
 
 
 def _optimised(model: Any, reader: TextReader, text: str, data: ConceptEmbeddings) -> dict[str, float]:

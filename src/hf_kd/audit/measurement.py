@@ -133,9 +133,7 @@ def _scores(data: AuditData, probe) -> ForgetRetainScores:
     )
 
 
-def unseen_data(
-    original: AuditData, features: Tensor, labels: Tensor, test_share: float = 0.25
-) -> tuple[AuditData, ...]:
+def unseen_data(original: AuditData, features: Tensor, labels: Tensor) -> tuple[AuditData, ...]:
     """Each unseen class in turn in the place of the forgotten ones, beside all retained classes.
 
     `features` [m, d] are the original model's, a quarter of every class held out as its test. No class gets more
@@ -156,7 +154,7 @@ def unseen_data(
                 "Give more of it, or leave the class out."
             )
         rows = rows[torch.randperm(rows.numel(), generator=rng)]
-        held_out = max(2, math.floor(test_share * rows.numel()))
+        held_out = rows.numel() // 4
         test_rows, train_rows = rows[:held_out], rows[held_out : held_out + most]
         in_turn.append(
             AuditData(

@@ -101,10 +101,10 @@ class Share:
         """The 23 in 23 of 25."""
         return f"{percent:.0f} %" if self.of_groups else f"{round(self._hits(percent)):,}"
 
-    def beside_before(self, unknown: str = "") -> str:
-        """What follows the number of now: how it stands to that of before."""
+    def beside_before(self) -> str:
+        """What follows the number of now: how it stands to that of before; nothing where that is not known."""
         if self.before is None:
-            return unknown
+            return ""
         before = self.bare(self.before)
         if self.change == "same" or (self.change == "within" and before == self.bare(self.now)):
             return ", as many as before"

@@ -100,9 +100,9 @@ def _from_to(values: Sequence[float]) -> str:
     return " to ".join(ends)
 
 
-def shown_name(label: str, most: int = 36) -> str:
+def shown_name(label: str) -> str:
     """A row's label as a figure prints it."""
-    return figure_text(label, most)
+    return figure_text(label, 36)
 
 
 def _bars(shown: Sequence[Line], figure_class: Any) -> tuple[Any, Any]:

@@ -12,15 +12,12 @@ STILL_ALIKE = 50.0
 """Percent: from which image retrieval or a converged probe counts as finding the concept."""
 
 
-def concepts_section(
-    versions: Mapping[str, Mapping[str, float]], classes: int, name: str | None = None, notes: Sequence[str] = ()
-) -> Section:
+def concepts_section(versions: Mapping[str, Mapping[str, float]], classes: int, notes: Sequence[str] = ()) -> Section:
     """The section of a report.
 
     Args:
         versions: What `hf_kd.metrics.concepts.concept_scores` measured, by version; `erased` among them.
         classes: How many candidates there were.
-        name: The concept, where more than one is asked for.
         notes: What else is to be said.
     """
     erased = versions["erased"]
@@ -33,7 +30,7 @@ def concepts_section(
                 short,
                 value,
                 _direction(key),
-                " ".join(filter(None, [name, group])),
+                group,
                 unit="" if short == "rank" else "%",
                 chance=_chance(short, classes),
                 protocol="cosine of image and text embeddings",

@@ -207,9 +207,7 @@ _ATTACK = {
 """Score -> attribute of an attack's result, which way is forgetting, unit and chance."""
 
 
-def _attack_scores(
-    measurements: Measurements, attack: str, parts: Sequence[str], protocol: str = "attack"
-) -> list[Score]:
+def _attack_scores(measurements: Measurements, attack: str, parts: Sequence[str]) -> list[Score]:
     """Those of the parts that the attack has; a reference with fewer labels only beside attackers with as few."""
     versions = measurements.versions if attack.startswith("few-shot-") else measurements.comparable
     quantities = [
@@ -224,7 +222,7 @@ def _attack_scores(
         if part in parts
     ]
     settings = measurements.erased.attacks[0][attack].settings
-    scores = scores_of(versions, quantities, attack, protocol=protocol, settings=settings)
+    scores = scores_of(versions, quantities, attack, protocol="attack", settings=settings)
     return [score for score in scores if score.value is not None]
 
 
