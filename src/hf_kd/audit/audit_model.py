@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.views import VIEWS
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.heads import has_head, head_logits, no_choice, several_labels
+from hf_kd.features.heads import has_head, head_logits, no_choice, several_labels, side_by_side
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.features.taps.inputs import takes_pictures
@@ -168,7 +168,7 @@ def _read_reference(
     """The reference as matrices of features, of several the one whose R is nearest to the audited model's."""
     if isinstance(reference, Unseen):
         found = ImageReader(data.original or data.model, reference.source, data.reading).read(own_labels=True)
-        return Unseen(_side_by_side(found.before), complete(found.labels, "unseen")), _RetrainedModels()
+        return Unseen(side_by_side(found.before), complete(found.labels, "unseen")), _RetrainedModels()
     if not isinstance(reference, Retrained):
         return None, _RetrainedModels()
     own = converged_point(features["erased"], data.labels, forget, most)
@@ -241,7 +241,7 @@ def _reference_logits(data: AuditSplits, options: AuditOptions) -> list[tuple[Te
 
 
 def _joined(pair: tuple[Split, Split]) -> tuple[Tensor, Tensor]:
-    train, test = (_side_by_side(split) for split in pair)
+    train, test = (side_by_side(split) for split in pair)
     return train, test
 
 
@@ -282,12 +282,6 @@ def _refuse_no_choice(model: TappedModel) -> None:
             "its head answers. Audit its features with hf_kd.audit_features: `before`, `erased(model)` and "
             "`labels` of hf_kd.features.reader.ImageReader(model, images).read(own_labels=True)."
         )
-
-
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Features at all taps as one matrix: [n, sum of d]."""
-    parts = [part.cpu().float() for part in parts]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _given(model: TappedModel, logits: Tensor) -> Tensor:

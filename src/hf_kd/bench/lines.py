@@ -64,7 +64,7 @@ class Line:
 
     def seconds(self) -> tuple[float, float] | None:
         """Feature pass or reading, and fit: means over seeds; None for what was not made here."""
-        if not self.records or self.row.kind not in ("eraser", "weights"):
+        if not self.records or not self.row.is_method:
             return None
         took = [record["seconds"] for record in self.records]
         return tuple(mean_and_sd([each[name] for each in took]).mean for name in ("features", "fit"))
@@ -110,7 +110,7 @@ def reference_of(rows: Sequence[Line]) -> Line | None:
 
 
 def _with_time(record: Record, row: Row) -> Record:
-    if row.kind not in ("eraser", "weights"):
+    if not row.is_method:
         return record
     took = record["seconds"]["features"] + record["seconds"]["fit"]
     return {**record, "scores": record["scores"] | {"RTE": took}}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.data.views import VIEWS
-from hf_kd.features.heads import answered, apply_erasers, head_logits, several_labels
+from hf_kd.features.heads import answered, apply_erasers, head_logits, several_labels, side_by_side
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.attacks import run_attacks, views_needed
 from hf_kd.metrics.linear_probe import fit_linear_probe, fit_paper_probe
@@ -73,9 +73,10 @@ def measure(
     several = several_labels(model)
     hits = {split: answered(answers[split], own if several else None) == own for split, own in labels.items()}
     scores = _head_scores(hits, problem, forget_train, forget_test)
-    matrices = {split: joined(parts) for split, parts in behind.items()}
+    matrices = {split: side_by_side(parts) for split, parts in behind.items()}
     views = [
-        [joined(apply_erasers(model, view)) for view in given] for given in (features.train_views, features.test_views)
+        [side_by_side(apply_erasers(model, view)) for view in given]
+        for given in (features.train_views, features.test_views)
     ]
     if forget_test is not None:
         scores |= read_quantities(
@@ -177,7 +178,7 @@ def _change(model, test: Tensor, original, problem: Problem, forget_test: Tensor
     first, features = original
     kept = torch.ones(len(test), dtype=torch.bool) if forget_test is None else ~forget_test
     rows = torch.nonzero(kept).flatten()[:MOST_FOR_CKA]
-    before = joined(features.test)
+    before = side_by_side(features.test)
     scores: dict[str, Any] = {"weights head": 0.0, "weights other": 0.0}
     if before.shape == test.shape:
         scores |= {
@@ -218,12 +219,6 @@ def layer_of(tensor: str) -> str:
     module = tensor.split(".")[:-1]
     numbers = [i for i, part in enumerate(module) if part.isdigit()]
     return ".".join(module[: numbers[-1] + 1] if numbers else module) or tensor
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Features at all taps side by side, float32 [n, sum d] on the CPU."""
-    parts = [part.detach().cpu().float() for part in parts]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _percent(hits: Tensor) -> float:

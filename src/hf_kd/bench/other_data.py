@@ -15,13 +15,13 @@ from hf_kd.data.images import to_rgb
 from hf_kd.data.labels import resolve_forget_labels
 from hf_kd.data.load import load_source
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.heads import apply_erasers
+from hf_kd.features.heads import apply_erasers, side_by_side
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.model.erased_model import ErasedModel
 
 from .config import Measures
-from .measure import Features, joined, read_quantities
+from .measure import Features, read_quantities
 from .protocols import Problem, limited
 
 SplitFeatures = tuple[tuple[Tensor, ...], Tensor]
@@ -80,7 +80,7 @@ def read_other(model: ErasedModel, data: Mapping[str, Dataset], where: Mapping[s
 
 def transfer(model: ErasedModel, other: OtherData) -> float:
     """Accuracy in percent of a converged linear probe on another data set, behind the erasers of `model`."""
-    train, test = (joined(apply_erasers(model, features)) for features, _ in (other.train, other.test))
+    train, test = (side_by_side(apply_erasers(model, features)) for features, _ in (other.train, other.test))
     probe = fit_linear_probe(train, other.train[1], tolerance=1e-5)
     return 100.0 * float((probe.predict(test).cpu() == other.test[1]).double().mean())
 
@@ -95,14 +95,14 @@ def unseen_classes(
     """
     forget = problem.forget_classes(stage)
     kept = [~torch.isin(labels, torch.tensor(forget)) for labels in (problem.probe_train, problem.probe_test)]
-    own = [joined(part)[rows] for part, rows in zip((features.train, features.test), kept, strict=True)]
+    own = [side_by_side(part)[rows] for part, rows in zip((features.train, features.test), kept, strict=True)]
     labels = [part[rows] for part, rows in zip((problem.probe_train, problem.probe_test), kept, strict=True)]
     single = tuple(name for name in measures.attacks if not name.startswith("views-"))
     found = []
     for label in unseen.train[1].unique().tolist():
         matrices, targets = [], []
         for part, target, (other, classes) in zip(own, labels, (unseen.train, unseen.test), strict=True):
-            rows = joined(other)[classes == label]
+            rows = side_by_side(other)[classes == label]
             matrices.append(torch.cat([part, rows]))
             targets.append(torch.cat([target, torch.full((len(rows),), forget[0])]))
         found.append(read_quantities(matrices, targets, forget[:1], measures, single, seed))

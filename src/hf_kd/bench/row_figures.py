@@ -19,14 +19,14 @@ from hf_kd.audit.hidden_states import class_maps
 from hf_kd.audit.plotting import STYLE, add_title
 from hf_kd.audit.sections.features import plot_numbers, plot_samples
 from hf_kd.data.distributed import process_state
-from hf_kd.features.heads import apply_erasers
+from hf_kd.features.heads import apply_erasers, side_by_side
 from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.methods.records import changes_of, treatment
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.model.erased_model import ErasedModel
 
 from .figures import shown_name
-from .measure import Features, joined
+from .measure import Features
 from .protocols import Problem
 
 MOST_IMAGES = 6
@@ -93,7 +93,7 @@ def _numbers(model, features, problem, original) -> _Numbers | str:
         return "no class is forgotten"
     versions = []
     for one, parts in (original, (model, features)):
-        train, test = (joined(apply_erasers(one, split)) for split in (parts.train, parts.test))
+        train, test = (side_by_side(apply_erasers(one, split)) for split in (parts.train, parts.test))
         versions.append(AuditData.of(train, problem.probe_train, test, problem.probe_test, forget))
     if versions[0].test.shape != versions[1].test.shape:
         return "the features have another dimension than the original's"

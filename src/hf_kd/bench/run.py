@@ -253,29 +253,27 @@ def _measured(
         with memory.of_method():
             return make(row, seed, experiment, problem, shared.original, shared.settings, stage, before)
 
-    unchanged = row.kind == "original" or (row.kind == "eraser" and not row.published.changes_weights)
-    changes = row.kind in ("eraser", "weights")
     stages: list[dict[str, Any]] = []
     seconds, model, features = {"features": 0.0, "fit": 0.0}, None, None
     last = len(problem.stages) - 1
-    if timed and changes:
+    if timed and row.is_method:
         seconds["bare pass"] = round(bare_pass(row, seed, problem, shared.original, shared.settings), 3)
     for stage in range(last + 1):
-        if model is None or changes:
+        if model is None or row.is_method:
             model, took = made(stage, model)
             seconds |= {name: round(seconds[name] + value, 3) for name, value in took.items()}
-            features = shared.features if unchanged else shared.read(model)
+            features = shared.features if _keeps_weights(row) else shared.read(model)
         with working("measuring", shared.progress):
             scores = measure(model, features, problem, stage, experiment.measures, original, seed)
         stages.append(scores | {"stage": stage, "rank removed": _rank(model)})
     if experiment.measures.transfer:
-        other = shared.elsewhere if unchanged else shared.read_elsewhere(model)
+        other = shared.elsewhere if _keeps_weights(row) else shared.read_elsewhere(model)
         stages[-1]["transfer"] = transfer(model, other)
     found = {"scores": stages[-1], "stages": stages, "seconds": seconds, "records": records_of(model)}
-    if problem.kind == "incremental" and changes and experiment.protocol.get("joint", True):
+    if problem.kind == "incremental" and row.is_method and experiment.protocol.get("joint", True):
         joint, took = made(None, None)
-        scores = measure(joint, shared.features if unchanged else shared.read(joint), problem, last,
-                         experiment.measures, original, seed)  # fmt: skip
+        features_of_joint = shared.features if _keeps_weights(row) else shared.read(joint)
+        scores = measure(joint, features_of_joint, problem, last, experiment.measures, original, seed)
         found["joint"] = scores | {"rank removed": _rank(joint)}
         found["seconds"] |= {f"joint {name}": value for name, value in took.items()}
     if folder is not None:
@@ -321,6 +319,11 @@ def _drawn(
     return found
 
 
+def _keeps_weights(row: Row) -> bool:
+    """Whether the model of a row has the original's weights, whatever stands behind them."""
+    return row.kind == "original" or (row.kind == "eraser" and not row.published.changes_weights)
+
+
 def _rank(model: ErasedModel) -> int:
     """Directions that the erasers of all requests together remove, over all taps."""
     return sum(site.eraser.rank_removed for site in model.sites if site.eraser is not None)
@@ -329,13 +332,12 @@ def _rank(model: ErasedModel) -> int:
 def _report(shared: Shared, model: ErasedModel, row: Row, place: Path, key: str) -> str:
     """The whole audit of one row, with its figures; returns the name of its file."""
     name, problem, last = "report.json", shared.problem, len(shared.problem.stages) - 1
-    same = row.kind == "original" or (row.kind == "eraser" and not row.published.changes_weights)
     try:
         report = model.audit(
             problem.train,
             problem.test,
             problem.forget_classes(last),
-            original=None if same else shared.original,
+            original=None if _keeps_weights(row) else shared.original,
             reading=shared.settings,
         )
     finally:  # behind what processes do together: one that fails here keeps no other waiting

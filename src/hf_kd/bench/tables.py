@@ -255,7 +255,7 @@ def _seconds(value: float) -> str:
 
 def _memory(line: Line) -> str:
     """The most that the method took above what was held before it, over seeds: on a GPU there, else in the process."""
-    if line.row.kind not in ("eraser", "weights"):
+    if not line.row.is_method:
         return "-"
     taken = [record.get("memory_mib", {}) for record in line.records]
     own = [value for each in taken if (value := each.get("gpu_method", each.get("method"))) is not None]

@@ -21,6 +21,12 @@ def apply_erasers(model: TappedModel, features: Sequence[Tensor]) -> tuple[Tenso
         return tuple(part if site.eraser is None else site.eraser(part) for site, part in pairs)
 
 
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Features at all taps as one matrix: float32 [n, sum of d] on the CPU."""
+    parts = [part.detach().cpu().float() for part in parts]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 def has_head(model: TappedModel) -> bool:
     """Whether the model classifies, as far as its taps say; looks for them first."""
     return all(tap.heads for tap in model.find_taps())
