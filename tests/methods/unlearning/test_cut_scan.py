@@ -68,7 +68,7 @@ def test_all_are_trained_as_far_as_the_network_of_which_nothing_is_kept(monkeypa
         monkeypatch.setattr(cut_scan, "read_class", lambda *args, left=left, noise=noise: (next(left), noise))
         grown_at.clear()
         grow = lambda cut, level: grown_at.append((cut.block, set(cut.new) == every, level)) or 90.0  # noqa: E731
-        cut, tried, could_tell = cut_scan.scan(task, task.retain, grow)
+        cut, tried, could_tell = cut_scan.scan(task, task.retain, grow, {})
         assert grown_at == [("none", True, math.inf), (names[1], False, 90.0), (names[0], False, 90.0)]
         assert (cut.block, could_tell) == (names[0], told)
         assert [one["reading"] for one in tried] == readings
@@ -89,7 +89,7 @@ def scanned_by(monkeypatch, readings, noise=1.0, retained=lambda depth: 90.0):
         at.append(names.index(cut.block) + 1 if cut.block != "none" else 0)
         return retained(at[-1])
 
-    cut, tried, could_tell = cut_scan.scan(task, task.forget, grow)
+    cut, tried, could_tell = cut_scan.scan(task, task.forget, grow, {})
     assert [one["blocks_kept"] for one in tried] == at
     return names.index(cut.block) + 1, at, could_tell
 
@@ -119,7 +119,7 @@ def test_images_too_few_to_tell_readings_apart_are_refused(reference):
         if reference:
             cut_scan.where_profiles_part(task, task.retain, copy.deepcopy(task.model))
         else:
-            cut_scan.scan(task, task.retain, lambda cut, level: 90.0)
+            cut_scan.scan(task, task.retain, lambda cut, level: 90.0, {})
 
 
 @pytest.mark.parametrize("reference", [False, True])

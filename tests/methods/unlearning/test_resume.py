@@ -244,7 +244,7 @@ def test_a_scan_that_diverges_leaves_the_network_as_it_was():
         raise DivergedError("the loss became nan")
 
     with pytest.raises(DivergedError):
-        scan(task, task.retain, grow)
+        scan(task, task.retain, grow, {})
     assert all(torch.equal(before[name], tensor) for name, tensor in task.model.state_dict().items())
 
 

@@ -45,7 +45,7 @@ that of `FEWEST` images is 100 sqrt(2 * 0.25 / 500) = 3.16."""
 
 
 def scan(
-    task: Task, retain: Samples, grow: Callable[[Cut, float], float], same: Mapping[str, Any] | None = None
+    task: Task, retain: Samples, grow: Callable[[Cut, float], float], same: Mapping[str, Any]
 ) -> tuple[Cut, list[CutTried], bool]:
     """Try cuts from the top down until the class is read no better than from a network that never saw it.
 
@@ -72,7 +72,7 @@ def scan(
     forget, kept = _drawn(task, retain)
     start = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
     folder = task.checkpoint if same else None
-    tried: list[CutTried] = [] if folder is None else load_scan(folder, same or {}).get("tried", [])
+    tried: list[CutTried] = [] if folder is None else load_scan(folder, same).get("tried", [])
     depths = [0, *_depths(len(blocks))]
     if [row["blocks_kept"] for row in tried] != depths[: len(tried)]:
         logger.warning("What was kept of the scan is of an older version, which tried other cuts: it begins anew.")
@@ -84,13 +84,13 @@ def scan(
             accuracy = grow(cut, tried[0].get("retained", 0.0) if tried else math.inf)
             reading, noise = read_class(task, forget, kept)
         finally:
-            _put_back(task.model, start)
+            task.model.load_state_dict(start)
         tried.append(
             {"block": cut.block, "blocks_kept": depth, "reading": reading, "noise": noise, "retained": accuracy}
         )
         logger.info(f"{cut.block}: {reading:.1f} % of the class is read, {accuracy:.1f} % of retained images answered.")
         if folder is not None and task.state.is_main_process:
-            save_scan(folder, {**(same or {}), "tried": tried})
+            save_scan(folder, {**same, "tried": tried})
     return choose_block(task, tried[-1]["block"]), tried, _reads_no_more(tried)
 
 
@@ -105,12 +105,6 @@ def _reads_no_more(tried: Sequence[CutTried]) -> bool:
     level, last = tried[0], tried[-1]
     excess = max(last["reading"] - level["reading"], 0.0) + math.hypot(level["noise"], last["noise"])
     return excess <= ALIKE and last.get("retained", 0.0) >= level.get("retained", 0.0)
-
-
-@torch.no_grad()
-def _put_back(model: nn.Module, start: Mapping[str, Tensor]) -> None:
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(start[name])
 
 
 def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tuple[Cut, list[CutTried], bool]:
