@@ -13,7 +13,7 @@ from hf_kd.data.text import escape_markdown, one_line, sentence, table_cell
 from hf_kd.methods.records import class_list
 
 from .downloader import left_out_words
-from .report_data import ReportData
+from .report_data import ReportData, scores_in
 from .schema import PAPER_NOTE, Score, Section
 from .summary import summary_lines
 from .verdict import BY_NAME, verdict
@@ -160,10 +160,8 @@ def _screen_rows(report: ReportData) -> Iterable[tuple[str, Rows] | tuple[str, R
         return [
             (NAMES.get(score.name, score.name), score)
             for name in names
-            for section in report.sections
-            if section.key == key
-            for score in section.scores
-            if score.name == name and group in (None, score.group)
+            for score in scores_in(report, key, name)
+            if group in (None, score.group)
         ]
 
     strongest = report.worst_case.group
@@ -222,7 +220,7 @@ def _screen_by_name(report: ReportData) -> Rows:
         ("", "image to image R@1"): "image to image R@1",
         ("linear probe", "recall"): "linear probe, unit length: recall",
     }
-    found = {(s.group, s.name): s for section in report.sections if section.key == "concepts" for s in section.scores}
+    found = {(s.group, s.name): s for s in scores_in(report, "concepts")}
     return [(told, found[key]) for key, told in wanted.items() if key in found]
 
 
@@ -234,9 +232,7 @@ def attackers(score: Score) -> str:
 
 def _screen_layers(report: ReportData) -> Rows:
     """Of the layer profile, if there is one: the first block, the one that reveals most, and the tap."""
-    found = [
-        s for section in report.sections if section.key == "layer_profile" for s in section.scores if s.name == "D_ft"
-    ]
+    found = scores_in(report, "layer_profile", "D_ft")
     if not found:
         return []
     blocks = [score for score in found if score.group != "tap"]
@@ -247,7 +243,7 @@ def _screen_layers(report: ReportData) -> Rows:
 
 def _screen_identities(report: ReportData) -> Rows:
     """Of the identities, if they were asked for: gallery search and verification, by both similarities."""
-    found = [s for section in report.sections if section.key == "identities" for s in section.scores]
+    found = scores_in(report, "identities")
     verified = next((score.group.rpartition(",")[0] for score in found if score.name == "tar"), None)
     rows = [s for s in found if s.name in ("rank1", "rank1_retained") or (
         s.name == "tar" and s.group.rpartition(",")[0] == verified)]  # fmt: skip
@@ -275,7 +271,7 @@ def _footnotes(report: ReportData) -> list[str]:
         notes.append("No reference: give a retrained model or unseen classes to have one.")
     if report.original_known and any(score.value is not None and score.value == score.original for score in report):
         notes.append("same: equal to the original's, not merely close.")
-    if any(section.key == "paper" and section.scores for section in report.sections):
+    if scores_in(report, "paper"):
         notes.append(PAPER_NOTE)
     return notes
 

@@ -217,6 +217,11 @@ class ReportData:
         return cls.from_dict(data)
 
 
+def scores_in(report: ReportData, key: str, name: str | None = None) -> list[Score]:
+    """Scores of a section, all or those of a name; none where the report lacks it."""
+    return [s for section in report.sections if section.key == key for s in section.scores if name in (None, s.name)]
+
+
 def _section(data: Mapping[str, Any]) -> Section:
     """A section of the JSON form, of this version or an earlier one."""
     scores = tuple(Score(**{**score, "name": RENAMED.get(score["name"], score["name"])}) for score in data["scores"])

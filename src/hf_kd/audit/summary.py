@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from hf_kd.data.text import one_line
 from hf_kd.methods.records import fitted_from
 
-from .report_data import ReportData
+from .report_data import ReportData, scores_in
 from .shares import Share
 from .verdict import BY_NAME, BY_NAMES, WORST_WORDING, compares, features_read, share, subject, verdict
 
@@ -83,10 +83,7 @@ def _other_wordings(report: ReportData, compared: bool) -> str:
         (WORST_WORDING, "the wording that finds most"),
         (BY_NAMES, "other classes"),
     ):
-        found = [
-            s for section in report.sections if section.key == "concepts" for s in section.scores if s.name == name
-        ]
-        score = next((score for score in found if score.value is not None), None)
+        score = next((score for score in scores_in(report, "concepts", name) if score.value is not None), None)
         if score is not None:
             before = f" (before {score.original:.0f} %)" if compared and score.original is not None else ""
             told += f"; {what} {score.value:.0f} %{before}"
@@ -102,10 +99,9 @@ def _with_interval(found: Share, name: str = "", name_before: str = "") -> str:
 
 def _few_labels(report: ReportData) -> str:
     compared = compares(report)
-    points = [s for section in report.sections if section.key == "label_efficiency" for s in section.scores]
     found = []
-    for score in points:
-        if score.name == "recall" and score.value is not None and score.settings.get("n") in FEW_LABELS:
+    for score in scores_in(report, "label_efficiency", "recall"):
+        if score.value is not None and score.settings.get("n") in FEW_LABELS:
             before = f" (before {score.original:.0f} %)" if compared and score.original is not None else ""
             found.append(f"from {score.settings['n']}: {score.value:.0f} %{before}")
     return f"What an attacker reads who has few labelled images of it: {', '.join(found)}." if found else ""
@@ -126,7 +122,7 @@ def _reference(report: ReportData) -> str:
 
 def _at_equal_accuracy(report: ReportData) -> str:
     """What a probe reads of several references at this model's own accuracy."""
-    levels = [s for section in report.sections if section.key == "reference_level" for s in section.scores]
+    levels = scores_in(report, "reference_level")
     score = next((score for score in levels if len(score.settings["references"]) > 1), None)
     if score is None or score.value is None:
         return ""
@@ -160,7 +156,7 @@ def _with_weights(report: ReportData) -> str:
 
 def _white_box(report: ReportData) -> str:
     """What is read once the eraser is taken away: by the best attacker that was asked there, not by a linear probe alone."""
-    score = next((s for section in report.sections for s in section.scores if s.name == "recall_without_eraser"), None)
+    score = next((s for s in report if s.name == "recall_without_eraser"), None)
     if score is None or score.value is None or report.treatment != "erased":
         return ""
     best, attackers = report.worst_case, report.worst_case.settings.get("attackers", {})

@@ -13,7 +13,7 @@ from hf_kd.data.text import one_line
 from hf_kd.metrics.intervals import unpaired_difference, wilson_interval
 
 from .downloader import downloader_sentence
-from .report_data import ReportData
+from .report_data import ReportData, scores_in
 from .schema import Score
 from .shares import Share, group_size, hardest_hit
 
@@ -200,7 +200,7 @@ def _name_words(report: ReportData, asked: Share) -> str:
 def _gallery_sentence(report: ReportData) -> str:
     """The best gallery search, whichever similarity it uses: of identities, or of a concept that was asked for by name."""
     name = _score(report, "concepts", BY_NAME)
-    found = _scores(report, "identities", "rank1") or _scores(report, "concepts", "image to image R@1")
+    found = scores_in(report, "identities", "rank1") or scores_in(report, "concepts", "image to image R@1")
     found = [score for score in found if score.value is not None]
     if not found:
         return ""
@@ -239,7 +239,7 @@ def _attack_sentence(report: ReportData, attack: Share | None) -> str:
 
 def _hardest(report: ReportData, compared: bool) -> str:
     """Of the other classes the one that the own head lost most of, where it lost more than chance."""
-    scores = [s for s in _scores(report, "head", "accuracy") if not s.settings.get("forgotten")]
+    scores = [s for s in scores_in(report, "head", "accuracy") if not s.settings.get("forgotten")]
     found = {s.settings["label"]: Share.of(s, s.settings["samples"], compared) for s in scores if "label" in s.settings}
     worst = hardest_hit({label: own for label, own in found.items() if own is not None})
     return "" if worst is None else hardest_words(class_name(report, worst[0]), worst[1])
@@ -285,7 +285,7 @@ def _labels_sentence(report: ReportData, compared: bool) -> str:
     """Where the reference had fewer labels: both at the largest number of labels that it had too."""
     score = _score(report, "worst_case", "recall")
     points = [
-        s for s in _scores(report, "label_efficiency", "recall") if s.reference is not None and s.value is not None
+        s for s in scores_in(report, "label_efficiency", "recall") if s.reference is not None and s.value is not None
     ]
     if report.reference == "none" or not points or (score is not None and score.reference is not None):
         return ""
@@ -354,12 +354,8 @@ def _settings(report: ReportData, key: str) -> Mapping[str, Any]:
     return next((section.settings for section in report.sections if section.key == key), {})
 
 
-def _scores(report: ReportData, key: str, name: str) -> list[Score]:
-    return [s for section in report.sections if section.key == key for s in section.scores if s.name == name]
-
-
 def _score(report: ReportData, key: str, name: str, group: str | None = None) -> Score | None:
-    return next((score for score in _scores(report, key, name) if group in (None, score.group)), None)
+    return next((score for score in scores_in(report, key, name) if group in (None, score.group)), None)
 
 
 def share(report: ReportData, key: str, name: str, compared: bool) -> Share | None:
@@ -370,7 +366,7 @@ def share(report: ReportData, key: str, name: str, compared: bool) -> Share | No
 
 
 def _class_scores(report: ReportData) -> list[Score]:
-    return [s for s in _scores(report, "head", "accuracy") if s.settings.get("forgotten") and s.value is not None]
+    return [s for s in scores_in(report, "head", "accuracy") if s.settings.get("forgotten") and s.value is not None]
 
 
 def _by_class(score: Score) -> list[tuple[int, float, int]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .plotting import BLACK, GREEN, GREY, ORANGE, VERSIONS, block_names
-from .report_data import ReportData
+from .report_data import ReportData, scores_in
 
 LEAST_SPAN = 10.0
 """Points that an axis of the figure of references spans at least."""
@@ -73,11 +73,11 @@ def draw_relearning(report: ReportData, figure_class: Any) -> Any:
 
 def draw_reference_level(report: ReportData, figure_class: Any) -> Any:
     """F against R of the references, and the audited model beside their level at its own R."""
-    section = next((section for section in report.sections if section.key == "reference_level"), None)
-    if section is None or not any(len(score.settings["references"]) > 1 for score in section.scores):
+    scores = scores_in(report, "reference_level")
+    if not any(len(score.settings["references"]) > 1 for score in scores):
         return None
-    figure = figure_class(figsize=(3.4 * len(section.scores), 3.0))
-    for axes, score in zip(figure.subplots(1, len(section.scores), squeeze=False)[0], section.scores, strict=True):
+    figure = figure_class(figsize=(3.4 * len(scores), 3.0))
+    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         points = sorted(score.settings["references"])
         axes.plot(*zip(*points, strict=True), color=GREEN, marker="^", linestyle=":", label="references")
         own = score.settings["R"], score.value
