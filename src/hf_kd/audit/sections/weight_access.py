@@ -204,12 +204,8 @@ def _attacks(own: NetworkFindings) -> Iterator[tuple[str, Pick]]:
                 each = few.settings.get("of_each_class", labels)
                 yield f"{name}, {each} labels a class", lambda found, n=name, k=labels: found.best_of(n, k)
     for result in own.removal:
-        yield result.name, _named("removal", result.name)
+        yield result.name, lambda found, name=result.name: next((r for r in found.removal if r.name == name), None)
     yield "regrown by the attacker", lambda found: found.regrown
-
-
-def _named(place: str, name: str) -> Pick:
-    return lambda found: next((result for result in getattr(found, place) if result.name == name), None)
 
 
 def _triple(found: Mapping[str, NetworkFindings], group: str, pick: Pick, chance: float) -> list[Score]:
@@ -217,13 +213,17 @@ def _triple(found: Mapping[str, NetworkFindings], group: str, pick: Pick, chance
     audited = picked["erased"]
     if audited is None:
         return []
-    quantities = [
+    return scores_of(picked, _of_an_attack(chance), group, settings=dict(audited.settings))
+
+
+def _of_an_attack(chance: float) -> list[Quantity]:
+    """What every attack gives; `chance` of finding the forgotten by guessing."""
+    return [
         Quantity("F", "chance", lambda r: r and r.recall_forget, chance=chance),
         Quantity("R", "higher", lambda r: r and r.accuracy_retain),
         Quantity("false_alarms", "none", lambda r: r and r.false_alarms),
         Quantity("auc", "chance", lambda r: r and r.auc, chance=50.0),
     ]
-    return scores_of(picked, quantities, group, settings=dict(audited.settings))
 
 
 def _row_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:
@@ -232,10 +232,7 @@ def _row_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:
     if audited is None:
         return []
     quantities = [
-        Quantity("F", "chance", lambda r: r and r.recall_forget, chance=1.0),
-        Quantity("R", "higher", lambda r: r and r.accuracy_retain),
-        Quantity("false_alarms", "none", lambda r: r and r.false_alarms),
-        Quantity("auc", "chance", lambda r: r and r.auc, chance=50.0),
+        *_of_an_attack(chance=1.0),
         Quantity("auc_two_sided", "chance", lambda r: r and r.settings["auroc_of_logit"], chance=50.0),
     ]
     return scores_of(rows, quantities, "the class's row, 1 % false alarms", settings=dict(audited.settings))
