@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from .schema import Score, Section, json_ready
 
 SCHEMA_VERSION = 2
 """Of the JSON form; raised when a reader of the old form would misread the new one."""
+
+_Report = TypeVar("_Report", bound="ReportData")
 
 RENAMED = {"layers": "layer_profile", "recovery": "recovery_ratio"}
 """Keys of sections, and names of scores in them, of version 1."""
@@ -166,7 +168,7 @@ class ReportData:
         return text
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[_Report], data: Mapping[str, Any]) -> _Report:
         """Inverse of `to_dict`, also for reports of earlier versions.
 
         Args:
@@ -199,7 +201,7 @@ class ReportData:
             ) from error
 
     @classmethod
-    def from_json(cls, text: str | Path) -> Self:
+    def from_json(cls: type[_Report], text: str | Path) -> _Report:
         """Load what `to_json` gave.
 
         Args:

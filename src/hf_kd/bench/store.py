@@ -19,6 +19,7 @@ from hf_kd.data.paths import local_path
 from hf_kd.data.read_files import files_of_split
 from hf_kd.errors import InvalidValueError, OutputError
 from hf_kd.hub.files import checkpoint_files
+from hf_kd.hub.receipt import file_digest
 
 from .config import Experiment, Row
 from .protocols import LEAST
@@ -117,8 +118,7 @@ def _read_once(files: tuple[tuple[str, int, int], ...]) -> str:
     """The digest of (path, size, time of change), which is asked for with every cell."""
     digest = hashlib.sha256()
     for path, _, _ in files:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_digest(Path(path))))
     return digest.hexdigest()[:16]
 
 
