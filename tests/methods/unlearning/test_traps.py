@@ -18,8 +18,8 @@ from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning import bad_teaching, boundary, delete, lau, noise_distill, spotter
 from hf_kd.methods.unlearning.kodge import editable, projection_of
-from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.steps import GradientSteps
+from hf_kd.methods.unlearning.targets import answers_of
 from hf_kd.methods.unlearning.task import NORMS, Task, parameters_from, soft_divergence
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.data.test_progress import Terminal
@@ -208,7 +208,7 @@ def test_the_answers_of_the_model_as_it_was_are_no_classes_that_earlier_requests
     with torch.no_grad():
         task.linear_heads()[0].bias[3] += 50
     task.retain = task.retain.relabelled(torch.full_like(task.retain.labels, -1))  # no labels are read
-    targets = Regrow(labels="teacher")._targets(task, task.retain)
+    targets = answers_of(task, task.retain, soft=False)
     assert not bool((targets == 3).any())
 
 
