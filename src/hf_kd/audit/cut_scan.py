@@ -11,7 +11,7 @@ from hf_kd.errors import InvalidValueError, require
 from hf_kd.methods.measured import CutTried
 from hf_kd.methods.records import weight_changes
 
-from .plotting import BLUE, GREEN, ORANGE, STYLE, block_names
+from .plotting import BLUE, GREEN, GREY, ORANGE, STYLE, block_names
 
 
 def scan_of(model: Any) -> Sequence[CutTried]:
@@ -48,6 +48,10 @@ def draw_cut_scan(model: Any, path: str | Path) -> Path:
         for key, colour, marker in (("reference", GREEN, "^"), ("retained", BLUE, "o")):
             if key in rows[0]:
                 axes.plot(places, [one[key] for one in rows], color=colour, marker=marker, label=key)
+        more = {place: one["excess"] for place, one in enumerate(rows) if "excess" in one}
+        if more:
+            label = "points above nothing kept, noise included, where most"
+            axes.plot(list(more), list(more.values()), color=GREY, marker="v", label=label)
         axes.set_xticks(list(places), block_names([one["block"] for one in rows]), rotation=20, ha="right")
         axes.set_xlabel("last block kept")
         axes.set_ylabel("percent")

@@ -232,10 +232,15 @@ class CutTried(ClassRead, total=False):
 
     Attributes:
         retained: Percent of D_r that the network grown above it answers; of a scan.
+        above: Readings and their noise at blocks that were drawn anew; of a scan.
+        excess: Points by which the class is read better than where nothing is kept, before the head or at the block where
+            that is most, the noise of both included; of a scan.
         reference: The reading of a network that never saw the class; of a comparison.
     """
 
     retained: float
+    above: dict[str, list[float]]
+    excess: float
     reference: float
 
 

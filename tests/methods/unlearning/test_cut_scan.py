@@ -40,7 +40,7 @@ def test_as_many_images_as_are_asked_for_can_be_read_alike(share):
     """Also at 50 %, where chance moves a reading most."""
     noise = round(100 * math.sqrt(max(share * (1 - share), 0.25 / cut_scan.FEWEST) / cut_scan.FEWEST), 2)
     same = {"block": "", "blocks_kept": 1, "reading": 100 * share, "noise": noise, "retained": 80.0}
-    assert cut_scan._reads_no_more([same, same])
+    assert cut_scan._excess(same, same) <= cut_scan.ALIKE
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,12 @@ def test_all_are_trained_as_far_as_the_network_of_which_nothing_is_kept(monkeypa
     assert len(names) == 3
     every, grown_at = set(task.model.state_dict()), []
     for readings, noise, told in (([70.0, 80.0, 71.0], 1.0, True), ([70.0, 80.0, 81.0], 1.0, False)):
-        left = iter(readings)
-        monkeypatch.setattr(cut_scan, "read_class", lambda *args, left=left, noise=noise: (next(left), noise))
+        before_head = iter(readings)
+
+        def read_class(task, forget, retain, read=None, before_head=before_head, noise=noise):
+            return (next(before_head) if read is None else 60.0), noise
+
+        monkeypatch.setattr(cut_scan, "read_class", read_class)
         grown_at.clear()
         grow = lambda cut, level: grown_at.append((cut.block, set(cut.new) == every, level)) or 90.0  # noqa: E731
         cut, tried, could_tell = cut_scan.scan(task, task.retain, grow, {})
@@ -74,16 +78,20 @@ def test_all_are_trained_as_far_as_the_network_of_which_nothing_is_kept(monkeypa
         assert [one["reading"] for one in tried] == readings
 
 
-def scanned_by(monkeypatch, readings, noise=1.0, retained=lambda depth: 90.0):
-    """A scan of seven blocks whose readings by the number of blocks that are kept are given: where it cuts, what it tried,
-    whether it could tell.
+def scanned_by(monkeypatch, readings, noise=1.0, retained=lambda depth: 90.0, behind=lambda depth, at: 60.0):
+    """A scan of seven blocks whose readings by the number of blocks that are kept are given, before the head and at blocks
+    behind the cut: where it cuts, what it tried, whether it could tell.
     """
     task = Task(nn.Linear(4, 2), Samples(torch.ones(600).long(), {"x": torch.zeros(600, 4)}), num_labels=2)
     names = [f"block{i}" for i in range(7)]
     task.blocks = lambda inputs, every: tuple(names)
     at = []
     monkeypatch.setattr(cut_scan, "choose_block", lambda task, block: Cut(block, None, tuple(names), (), (), ()))
-    monkeypatch.setattr(cut_scan, "read_class", lambda *args: (readings(at[-1]), noise))
+
+    def read_class(task, forget, retain, read=None):
+        return (readings(at[-1]) if read is None else behind(at[-1], names.index(read.args[2]) + 1)), noise
+
+    monkeypatch.setattr(cut_scan, "read_class", read_class)
 
     def grow(cut, level):
         at.append(names.index(cut.block) + 1 if cut.block != "none" else 0)
@@ -91,11 +99,21 @@ def scanned_by(monkeypatch, readings, noise=1.0, retained=lambda depth: 90.0):
 
     cut, tried, could_tell = cut_scan.scan(task, task.forget, grow, {})
     assert [one["blocks_kept"] for one in tried] == at
+    for one in tried:
+        assert list(one["above"]) == names[one["blocks_kept"] : -1], "the last is what stands before the head"
     return names.index(cut.block) + 1, at, could_tell
 
 
 def test_a_scan_ends_where_the_class_is_read_no_better_than_where_nothing_is_kept(monkeypatch):
     assert scanned_by(monkeypatch, lambda depth: 70.0 + 5 * max(depth - 4, 0)) == (4, [0, 6, 5, 4], True)
+
+
+@pytest.mark.parametrize(("points", "cut"), [(5.0, 2), (1.0, 5)])
+def test_what_a_block_behind_the_cut_gives_away_is_read_too(monkeypatch, points, cut):
+    """A network may tell the class lower down while its last features no longer do."""
+    before_head = lambda depth: 70.0 + 5 * max(depth - 5, 0)  # noqa: E731
+    found = scanned_by(monkeypatch, before_head, behind=lambda depth, at: 60.0 + points * (at == 6 and depth > 2))
+    assert found == (cut, [0, *range(6, cut - 1, -1)], True)
 
 
 def test_a_reading_at_a_lower_accuracy_is_no_reason_to_stop(monkeypatch):

@@ -21,6 +21,8 @@ from hf_kd.model.unlearn import _checkpoint_folder
 from hf_kd.testing.unlearning import CLASSES, SIDE, loader, planted_images
 from tests.methods.unlearning.test_regrow import FORGET, RETAINED, equal, measured, small_task
 
+READINGS = [4, 1, 2, 3]
+"""Of the class in a scan of four blocks: where nothing is kept, and above three, two and one of them."""
 SCAN = {"keep": "auto", "scan_epochs": 1, "epochs": 1, "batch_size": 16, "augment": "flip-crop", "crops": 1}
 
 RETRAIN = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "progress": False, "allow_unrecognised": True}
@@ -93,21 +95,20 @@ def always_read(monkeypatch):
 
 
 @pytest.mark.usefixtures("always_read")
-@pytest.mark.parametrize("call", [1, 2])  # nothing was tried, and some was while more than one is left
+@pytest.mark.parametrize(("call", "done"), [(1, 0), (4, 0), (5, 1), (7, 2)])
 def test_a_scan_that_was_killed_goes_on_behind_the_last_cut_it_tried(
-    original, data, whole_scan, tmp_path, monkeypatch, call
+    original, data, whole_scan, tmp_path, monkeypatch, call, done
 ):
-    cuts = len(measured(whole_scan)["scan"])
-    assert cuts == 4, "three, and nothing kept"
+    assert [1 + len(row["above"]) for row in measured(whole_scan)["scan"]] == READINGS
     with monkeypatch.context() as patched, pytest.raises(Killed):
         dies_at(patched, cut_scan, "read_class", call)
         scanned(original, data, checkpoint=tmp_path)
     with monkeypatch.context() as patched:
         tried = dies_at(patched, cut_scan, "read_class", 0)
         resumed = scanned(original, data, checkpoint=tmp_path)
-        assert len(tried) == cuts - (call - 1)
+        assert len(tried) == sum(READINGS[done:])
         again = scanned(original, data, checkpoint=tmp_path)
-        assert len(tried) == cuts - (call - 1), "asked once more, nothing is tried again"
+        assert len(tried) == sum(READINGS[done:]), "asked once more, nothing is tried again"
     for other in (resumed, again):
         assert equal(whole_scan, other), "bit for bit as in one run"
         seconds = {"activation_seconds"}
@@ -122,7 +123,7 @@ def test_what_was_kept_of_another_run_is_refused(original, data, tmp_path, monke
     """Whatever of it is another: the same labels in the same order, and networks of the same shape, are not enough."""
     with monkeypatch.context() as patched, pytest.raises(Killed):
         if stage == "scan":
-            dies_at(patched, cut_scan, "read_class", 2)
+            dies_at(patched, cut_scan, "read_class", READINGS[0] + 1)
         else:
             dies_at(patched, regrow, "mean_statistics", 5)
         scanned(original, data, checkpoint=tmp_path)
@@ -162,16 +163,23 @@ def test_where_activations_are_kept_is_no_other_run(original, data, whole_scan, 
 
 
 @pytest.mark.usefixtures("always_read")
-def test_a_scan_that_an_older_version_kept_begins_anew(original, data, whole_scan, tmp_path, monkeypatch, caplog):
-    """It had no row of nothing kept: its first cut would be taken for the level of all others."""
+@pytest.mark.parametrize(
+    "older",
+    [lambda rows: rows[1:3], lambda rows: [{k: v for k, v in row.items() if k != "above"} for row in rows]],
+    ids=["without a row of nothing kept", "read before the head alone"],
+)
+def test_a_scan_that_an_older_version_kept_begins_anew(
+    original, data, whole_scan, tmp_path, monkeypatch, caplog, older
+):
+    """Else its first cut would be taken for the level of all others, or a block for one that tells nothing."""
     scanned(original, data, checkpoint=tmp_path)
     file = tmp_path / "scan.json"
     about = json.loads(file.read_text())
-    file.write_text(json.dumps(about | {"tried": about["tried"][1:3]}))
+    file.write_text(json.dumps(about | {"tried": older(about["tried"])}))
     with monkeypatch.context() as patched:
         tried = dies_at(patched, cut_scan, "read_class", 0)
         again = scanned(original, data, checkpoint=tmp_path)
-    assert len(tried) == len(about["tried"]) == 4
+    assert len(tried) == sum(READINGS)
     assert "begins anew" in caplog.text
     assert measured(again)["scan"] == measured(whole_scan)["scan"]
 

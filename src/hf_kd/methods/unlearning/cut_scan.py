@@ -1,9 +1,9 @@
 """Find the cut by trying: grow a network above each of some blocks, from the top down, and read the class from it.
 
-It is read beside a network of which nothing was kept, and all are trained until they answer as many retained images as that
-one: a worse network is read less, whether it knows the class or not. No rule for the cut was found that needs neither a
-reference nor a scan: what a network that never saw a class has in common with one that did ends at a depth that differs from
-class to class.
+It is read before the head and at blocks behind the cut, beside a network of which nothing was kept, and all are trained
+until they answer as many retained images as that one: a worse network is read less, whether it knows the class or not. No
+rule for the cut was found that needs neither a reference nor a scan: what a network that never saw a class has in common
+with one that did ends at a depth that differs from class to class.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def scan(
     folder = task.checkpoint if same else None
     tried: list[CutTried] = [] if folder is None else load_scan(folder, same).get("tried", [])
     depths = [0, *_depths(len(blocks))]
-    if [row["blocks_kept"] for row in tried] != depths[: len(tried)]:
+    if [row["blocks_kept"] for row in tried] != depths[: len(tried)] or any("above" not in row for row in tried):
         logger.warning("What was kept of the scan is of an older version, which tried other cuts: it begins anew.")
         tried = []
     while len(tried) < len(depths) and not _reads_no_more(tried):
@@ -83,12 +83,20 @@ def scan(
         try:
             accuracy = grow(cut, tried[0].get("retained", 0.0) if tried else math.inf)
             reading, noise = read_class(task, forget, kept)
+            behind = [blocks[other - 1] for other in reversed(depths) if other > depth]
+            above = {at: list(read_class(task, forget, kept, partial(_pooled, task, task.model, at))) for at in behind}
         finally:
             task.model.load_state_dict(start)
-        tried.append(
-            {"block": cut.block, "blocks_kept": depth, "reading": reading, "noise": noise, "retained": accuracy}
-        )
-        logger.info(f"{cut.block}: {reading:.1f} % of the class is read, {accuracy:.1f} % of retained images answered.")
+        row: CutTried = {
+            "block": cut.block, "blocks_kept": depth, "reading": reading, "noise": noise, "above": above,
+            "retained": accuracy,
+        }  # fmt: skip
+        told = f"{cut.block}: {reading:.1f} % of the class is read, {accuracy:.1f} % of retained images answered"
+        if tried:
+            row["excess"] = _excess(tried[0], row)
+            told += f", at most {row['excess']:.1f} points more, the noise included, than where nothing is kept"
+        tried.append(row)
+        logger.info(f"{told}.")
         if folder is not None and task.state.is_main_process:
             save_scan(folder, {**same, "tried": tried})
     return choose_block(task, tried[-1]["block"]), tried, _reads_no_more(tried)
@@ -103,8 +111,17 @@ def _reads_no_more(tried: Sequence[CutTried]) -> bool:
     if len(tried) < 2:
         return False
     level, last = tried[0], tried[-1]
-    excess = max(last["reading"] - level["reading"], 0.0) + math.hypot(level["noise"], last["noise"])
-    return excess <= ALIKE and last.get("retained", 0.0) >= level.get("retained", 0.0)
+    return last.get("excess", math.inf) <= ALIKE and last.get("retained", 0.0) >= level.get("retained", 0.0)
+
+
+def _excess(level: CutTried, row: CutTried) -> float:
+    """Points by which the class is read better in a row than in `level`, where that is most, the noise of both included.
+
+    Before the head, and at blocks that were drawn anew: what a network gives away lower down need not show before its head.
+    """
+    pairs = [((row["reading"], row["noise"]), (level["reading"], level["noise"]))]
+    pairs += [(read, level.get("above", {})[block]) for block, read in row.get("above", {}).items()]
+    return round(max(max(here - there, 0.0) + math.hypot(sd, other) for (here, sd), (there, other) in pairs), 2)
 
 
 def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tuple[Cut, list[CutTried], bool]:
