@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--import", dest="imports", type=Path, nargs="*", default=[EXAMPLE])
     parser.add_argument("--augment", default="flip", choices=["none", "flip", "flip-crop"])
     parser.add_argument("--crops", type=int, default=0, help="shifted views that are kept, with --augment flip-crop")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--limit", type=int, help="images of each set, to try the whole way")

@@ -275,7 +275,7 @@ def test_memory_that_runs_out_is_said_as_such(monkeypatch):
 
 def test_a_network_is_tried_until_it_answers_as_much(monkeypatch):
     """Told by the last batches, at the highest rate; the deepest for all of its epochs."""
-    monkeypatch.setattr(regrow, "RECENT", 2)
+    monkeypatch.setattr(regrow, "RECENT", 8)
     rates = []
     step = regrow.GradientSteps.step
     monkeypatch.setattr(

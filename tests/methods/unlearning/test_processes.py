@@ -28,7 +28,7 @@ from hf_kd.methods.unlearning import cut_scan, regrow
 from hf_kd.methods.unlearning.resume import KeptTraining
 from hf_kd.methods.unlearning.steps import GradientSteps
 
-cut_scan.FEWEST, regrow.RECENT = 12, 2
+cut_scan.FEWEST, regrow.RECENT = 12, 16
 folder, out, requests = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 class Killed(BaseException):
     pass

@@ -41,8 +41,8 @@ SOFT = (
     "taken out of them. Where the class has to go, do without soft=True."
 )
 
-RECENT = 16
-"""Batches by which a scan tells how many retained images a network answers while it is trained."""
+RECENT = 2_048
+"""Images by which a scan tells how many retained images a network answers while it is trained."""
 
 MANY = 0.45
 """Share of the blocks from which on half of the epochs are run unless the settings say how many."""
@@ -123,7 +123,7 @@ class Regrow(UnlearningMethod):
     keep: float | str = 1 / 3
     epochs: int | None = None
     lr: float | None = None
-    batch_size: int = 128
+    batch_size: int = 64
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     weight_decay: float | None = None
     labels: Literal["data", "teacher"] = "data"
@@ -323,7 +323,7 @@ class Regrow(UnlearningMethod):
         descent = GradientSteps(task, phase.optimizer, steps=remaining, name=f"{self.name}: {phase.name}")
         descent.steps, descent.last_loss = done.get("steps", 0), done.get("last_loss", math.nan)
         frozen = [task.model.get_submodule(name) for name in phase.frozen]
-        recent, reached = deque[Tensor](maxlen=RECENT), False
+        recent, reached = deque[Tensor](maxlen=max(1, RECENT // self.batch_size)), False
         for epoch in range(len(accuracies), phase.epochs):
             torch.manual_seed(self.seed * 1_000_003 + epoch)  # so that an epoch is the same after a resume
             hits = torch.zeros((), dtype=torch.long, device=task.device)
@@ -338,7 +338,8 @@ class Regrow(UnlearningMethod):
                     right = logits.detach().argmax(dim=1) == (own[at].argmax(dim=1) if self.soft else own[at])
                     hits += right.sum()
                     recent.append(right.float().mean())
-                    if reached := phase.level is not None and len(recent) == RECENT and _percent(recent) >= phase.level:
+                    full = len(recent) == recent.maxlen
+                    if reached := phase.level is not None and full and _percent(recent) >= phase.level:
                         break
             accuracies.append(round(_percent([hits / rows] if phase.level is None else recent), 2))
             descent.show(f"retained {accuracies[-1]:.1f} %")
