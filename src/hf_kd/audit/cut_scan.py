@@ -10,6 +10,7 @@ from hf_kd.data.paths import local_path
 from hf_kd.errors import InvalidValueError, require
 from hf_kd.methods.measured import CutTried
 from hf_kd.methods.records import weight_changes
+from hf_kd.methods.unlearning.cut_scan import ALIKE
 
 from .plotting import BLUE, GREEN, GREY, ORANGE, STYLE, block_names
 
@@ -50,8 +51,9 @@ def draw_cut_scan(model: Any, path: str | Path) -> Path:
                 axes.plot(places, [one[key] for one in rows], color=colour, marker=marker, label=key)
         more = {place: one["excess"] for place, one in enumerate(rows) if "excess" in one}
         if more:
-            label = "points above nothing kept, noise included, where most"
+            label = f"points above nothing kept, where most; up to {ALIKE} are taken"
             axes.plot(list(more), list(more.values()), color=GREY, marker="v", label=label)
+            axes.axhline(ALIKE, color=GREY, linestyle=":")
         axes.set_xticks(list(places), block_names([one["block"] for one in rows]), rotation=20, ha="right")
         axes.set_xlabel("last block kept")
         axes.set_ylabel("percent")
