@@ -13,6 +13,7 @@ from hf_kd.errors import InvalidValueError
 
 from ._inputs import ArrayLike, as_features, checked_splits, is_in, trained_forget_labels
 from .linear_probe import LinearProbe, fit_linear_probe
+from .neighbours import tie_shares
 from .nonlinear_probes import MLPProbe, fit_mlp_probe
 from .scaling import FeatureScale, principal_scales
 from .scores import area_under_roc
@@ -191,6 +192,28 @@ def result_from_shares(
         settings=settings,
         hits=hit[forget].double().cpu(),
     )
+
+
+def result_from_logits(
+    data: AuditData, name: str, logits: Tensor, **settings: str | int | float | bool
+) -> AttackResult:
+    """Score class scores on the test split: the highest is answered, and their log-odds tell forgotten from retained.
+
+    Args:
+        data: What was attacked.
+        name: Of the attack.
+        logits: [n_test, K]; columns are `data.classes`.
+        **settings: What the attack was run with.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.1], [0.1, 0.0], [5.0, 5.1], [5.2, 5.0], [9.0, 0.0], [9.1, 0.2]])
+        >>> y = torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> data = AuditData.of(x, y, x, y, forget_labels=0)
+        >>> result = result_from_logits(data, "the labels", 9.0 * torch.eye(3)[y])
+        >>> result.recall_forget, result.false_alarms, result.auc
+        (100.0, 0.0, 100.0)
+    """
+    return result_from_shares(data, name, tie_shares(logits), data.forget_score(logits), **settings)
 
 
 def result_from_flags(

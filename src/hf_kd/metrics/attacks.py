@@ -18,7 +18,7 @@ import torch
 from hf_kd.errors import InvalidValueError, check_names
 
 from ._inputs import ArrayLike, generator, stratified_subset
-from .attack_data import AttackResult, AuditData, result_from_flags, result_from_shares
+from .attack_data import AttackResult, AuditData, result_from_flags, result_from_logits, result_from_shares
 from .linear_probe import fit_linear_probe
 from .neighbours import Metric, knn_predictions, prototype_predictions, tie_shares
 from .nonlinear_probes import fit_mlp_probe, fit_rbf_probe
@@ -27,11 +27,8 @@ from .scores import area_under_roc, recall_at
 
 def linear(data: AuditData, seed: int = 0) -> AttackResult:
     """The converged multi-class probe: Knowledge Retention's own attacker."""
-    logits = data.linear_probe.logits(data.test)
-    fit = data.linear_probe.convergence
-    return result_from_shares(
-        data, "linear", tie_shares(logits), data.forget_score(logits), geometry=fit.geometry, converged=fit.converged
-    )
+    probe, fit = data.linear_probe, data.linear_probe.convergence
+    return result_from_logits(data, "linear", probe.logits(data.test), geometry=fit.geometry, converged=fit.converged)
 
 
 def linear_binary(data: AuditData, seed: int = 0) -> AttackResult:
@@ -49,11 +46,8 @@ def linear_binary(data: AuditData, seed: int = 0) -> AttackResult:
 def mlp(data: AuditData, seed: int = 0, *, size: str) -> AttackResult:
     """A multi-layer perceptron; see `AuditData.mlp` for the two sizes."""
     probe = data.mlp(size, seed)
-    logits = probe.logits(data.test)
     hidden = "-".join(map(str, probe.hidden))
-    return result_from_shares(
-        data, f"mlp-{size}", tie_shares(logits), data.forget_score(logits), hidden=hidden, epochs=probe.epochs
-    )
+    return result_from_logits(data, f"mlp-{size}", probe.logits(data.test), hidden=hidden, epochs=probe.epochs)
 
 
 def rbf(data: AuditData, seed: int = 0, *, geometry: Literal["standardised", "whitened"]) -> AttackResult:
@@ -124,9 +118,7 @@ def weighted(data: AuditData, seed: int = 0, *, weight: float = 3.0) -> AttackRe
     probe = fit_linear_probe(
         data.train, data.train_labels, sample_weights=weights, scales=data.scales, tolerance=1e-5, seed=seed
     )
-    logits = probe.logits(data.test)
-    name = f"weighted-{weight:g}"
-    return result_from_shares(data, name, tie_shares(logits), data.forget_score(logits), forget_weight=weight)
+    return result_from_logits(data, f"weighted-{weight:g}", probe.logits(data.test), forget_weight=weight)
 
 
 def at_false_alarms(data: AuditData, seed: int = 0, *, percent: float) -> AttackResult:
@@ -165,10 +157,7 @@ def groups(data: AuditData, seed: int = 0, *, kind: str, size: int = 5, partitio
             labels.append(label.expand(order.shape[0]))
     scores, grouped = torch.cat(sums), torch.cat(labels)
     view = AuditData(data.train, data.train_labels, scores, grouped, data.forget)
-    name = f"groups-of-{size}-{kind}"
-    found = result_from_shares(
-        view, name, tie_shares(scores), data.forget_score(scores), size=size, groups=scores.shape[0]
-    )
+    found = result_from_logits(view, f"groups-of-{size}-{kind}", scores, size=size, groups=scores.shape[0])
     return replace(found, hits=None)  # these are of groups
 
 
@@ -188,9 +177,7 @@ def views(data: AuditData, seed: int = 0, *, kind: str, count: int) -> AttackRes
         probe = fit_linear_probe(train, data.train_labels, tolerance=1e-5, seed=seed)
     else:
         probe = fit_mlp_probe(train, data.train_labels, (256, 256), geometry="standardised", seed=seed)
-    logits = probe.logits(test)
-    name = f"views-{count}-{kind}"
-    return result_from_shares(data, name, tie_shares(logits), data.forget_score(logits), views=count)
+    return result_from_logits(data, f"views-{count}-{kind}", probe.logits(test), views=count)
 
 
 @dataclass(frozen=True)

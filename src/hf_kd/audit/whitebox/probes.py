@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from hf_kd.metrics._inputs import few_of_each
-from hf_kd.metrics.attack_data import AttackResult, AuditData, result_from_shares
+from hf_kd.metrics.attack_data import AttackResult, AuditData, result_from_logits, result_from_shares
 from hf_kd.metrics.information import class_information
 from hf_kd.metrics.linear_probe import fit_linear_probe
-from hf_kd.metrics.neighbours import Metric, knn_predictions, tie_shares
+from hf_kd.metrics.neighbours import Metric, knn_predictions
 from hf_kd.metrics.nonlinear_probes import fit_mlp_probe
 
 from .network import Network, WhiteBoxData, recalibrated
@@ -37,8 +37,7 @@ MAP_ROWS = (4_000, 4_000)
 def linear_attack(data: AuditData, seed: int = 0) -> AttackResult:
     """The converged multi-class probe with all labels."""
     probe = fit_linear_probe(data.train, data.train_labels, scales=data.scales, tolerance=TOLERANCE, seed=seed)
-    logits = probe.logits(data.test)
-    return result_from_shares(data, "linear", tie_shares(logits), data.forget_score(logits))
+    return result_from_logits(data, "linear", probe.logits(data.test))
 
 
 def map_attack(data: AuditData, seed: int = 0) -> AttackResult:
@@ -46,16 +45,14 @@ def map_attack(data: AuditData, seed: int = 0) -> AttackResult:
     probe = fit_linear_probe(
         data.train, data.train_labels, geometry="principal", tolerance=10 * TOLERANCE, max_iterations=300, seed=seed
     )
-    logits = probe.logits(data.test)
-    return result_from_shares(data, "linear on maps", tie_shares(logits), data.forget_score(logits))
+    return result_from_logits(data, "linear on maps", probe.logits(data.test))
 
 
 def mlp_attack(data: AuditData, seed: int = 0) -> AttackResult:
     """One hidden layer of 256, whitened features, all labels."""
     size = 1024 if len(data.train) > 4096 else 128
     probe = fit_mlp_probe(data.train, data.train_labels, batch_size=size, seed=seed)
-    logits = probe.logits(data.test)
-    return result_from_shares(data, "mlp", tie_shares(logits), data.forget_score(logits))
+    return result_from_logits(data, "mlp", probe.logits(data.test))
 
 
 def knn_attack(data: AuditData, seed: int = 0, *, metric: Metric = "cosine", k: int = 20) -> AttackResult:
@@ -84,8 +81,7 @@ def few_labels_attack(data: AuditData, seed: int = 0, *, labels: int, kind: str 
         else:
             probe = fit_linear_probe(few, few_labels, scales=data.scales, geometry="principal", tolerance=1e-4)
             logits = probe.logits(data.test.cpu())
-        logits = logits.to(data.test.device)
-        found.append(result_from_shares(data, kind, tie_shares(logits), data.forget_score(logits)))
+        found.append(result_from_logits(data, kind, logits.to(data.test.device)))
     return _mean(found)
 
 
