@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_kd.data.devices import own_generators
 from hf_kd.data.distributed import reduce_tensor
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.registry import make_method
@@ -94,11 +95,9 @@ class Published:
             return
         inner = model.inner
         model.find_taps()  # in eval mode: the search compares forwards
-        devices = [next(inner.parameters()).device] if next(inner.parameters()).is_cuda else []
         handle = inner.register_forward_pre_hook(self._before_a_batch, with_kwargs=True)
         try:
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(seed)
+            with own_generators(next(inner.parameters()).device, seed):
                 yield
         finally:
             handle.remove()

@@ -1,7 +1,11 @@
-"""The device that is computed on: the one asked for, if it is there, or CUDA, or the CPU; and weights that lie on none."""
+"""The device that is computed on: the one asked for, if it is there, or CUDA, or the CPU; what is random on it; and weights
+that lie on none.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -49,6 +53,14 @@ def refuse_missing_device(name: str) -> None:
         f"device={name!r} is not there: torch {torch.__version__} finds {found} here.{built} Name one of these, or leave it "
         "out: cuda is taken if it is there."
     )
+
+
+@contextlib.contextmanager
+def own_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """What is random inside (dropout) follows from `seed`; the global generators are as before afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def refuse_unreachable_weights(model: Any, what: str) -> None:

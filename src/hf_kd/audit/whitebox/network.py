@@ -192,13 +192,17 @@ class Network:
         """Why the head cannot be trained to answer all of `classes`; nothing where each has a row, or can be given one."""
         if not self.heads:
             return self.without_head
-        columns = [self.column_of(label) for label in classes.tolist()]
+        columns = self.columns_of(classes)
         if None not in columns or (self.linear_heads() and any(column is not None for column in columns)):
             return ""
         return (
             f"the head of this {type(self.model).__name__} has no row for {columns.count(None)} of {len(columns)} classes, "
             "and is no Linear layer that a row could be added to"
         )
+
+    def columns_of(self, classes: Tensor) -> list[int | None]:
+        """Of the logits, for each class; see `column_of`."""
+        return [self.column_of(label) for label in classes.tolist()]
 
     def column_of(self, label: int) -> int | None:
         """Of the logits, or None where the head has no row for the class or one that answers nothing."""
@@ -220,7 +224,7 @@ class Network:
 
         Those of a class without a row are lower than all others.
         """
-        columns = [self.column_of(label) for label in classes.tolist()]
+        columns = self.columns_of(classes)
         with evaluating(self.model), torch.no_grad():
             logits = torch.cat([answer(self.model, part.inputs) for part in images.batches()]).to(images.labels.device)
         floor = (
@@ -281,14 +285,6 @@ def train_step(
     optimiser.step()
 
 
-@contextlib.contextmanager
-def own_generators(device: torch.device, seed: int) -> Iterator[None]:
-    """What is random inside (dropout) follows from `seed`; the global generators are as before afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 @torch.no_grad()
 def recalibrated(network: Network, images: Images) -> Network:
     """A copy whose BatchNorm statistics are those of `images`, which need no labels; itself where it has no BatchNorm.
@@ -313,7 +309,7 @@ def with_rows(network: Network, data: WhiteBoxData, rows: Tensor) -> tuple[Netwo
     are the head's, "none" where one is missing and the head cannot be changed (`Network.without_rows`).
     """
     heads = network.linear_heads()
-    columns = [network.column_of(label) for label in data.classes.tolist()]
+    columns = network.columns_of(data.classes)
     alive = [c for c in columns if c is not None and all(_bias(head, c) > SILENT_BIAS for head in heads)]
     made = network.copied()
     if network.without_rows(data.classes) or len(alive) == len(columns) or not heads:

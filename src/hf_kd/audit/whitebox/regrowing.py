@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from hf_kd.data.devices import own_generators
 from hf_kd.data.samples import consecutive
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.unlearning.cut import cut_behind, gradients_above, only_trainable, take_over
@@ -17,7 +18,7 @@ from hf_kd.methods.unlearning.fresh import initialised, take_replaced
 from hf_kd.metrics.attack_data import AttackResult
 
 from .answers import head_answers
-from .network import Network, WhiteBoxData, own_generators, recalibrated, train_step, with_rows
+from .network import Network, WhiteBoxData, recalibrated, train_step, with_rows
 from .probes import BATCHNORM_IMAGES
 
 IMAGES = 5_000
@@ -57,7 +58,7 @@ def regrow_attack(
         take_over(model, _fresh(network, made), cut.new)
     new = only_trainable(model, cut.new)
     few = data.train.rows(slice(images))
-    columns = torch.tensor([made.column_of(int(c)) for c in data.classes], device=made.device)
+    columns = torch.tensor(made.columns_of(data.classes), device=made.device)
     targets = torch.searchsorted(data.classes, few.labels).to(made.device)
     rng = torch.Generator().manual_seed(seed)
     total = epochs * len(consecutive(torch.arange(len(few)), BATCH))

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_kd.data.devices import own_generators
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics.attack_data import AttackResult
 
 from .answers import head_scores
-from .network import RECALIBRATION, Network, WhiteBoxData, answer, own_generators, recalibrated, train_step, with_rows
+from .network import RECALIBRATION, Network, WhiteBoxData, answer, recalibrated, train_step, with_rows
 
 SHOTS = (5, 50, 500)
 RATES = tuple(10 ** (-4 + 0.75 * i) for i in range(5))
@@ -111,7 +112,7 @@ def relearn(
     order = torch.stack([torch.randperm(len(few), generator=rng)[:size] for _ in range(steps[-1])]).to(
         few.labels.device
     )
-    columns = torch.tensor([start.column_of(int(c)) for c in data.classes], device=network.device)
+    columns = torch.tensor(start.columns_of(data.classes), device=network.device)
     targets = torch.searchsorted(data.classes, few.labels).to(network.device)
     race = [step for step in steps if step <= RACE] or [steps[0]]
     runs = [_Run(start, rate, columns, data) for rate in rates]

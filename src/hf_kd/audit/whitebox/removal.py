@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from hf_kd.data.devices import own_generators
 from hf_kd.data.samples import consecutive
 from hf_kd.metrics._inputs import first_rows
 from hf_kd.metrics.attack_data import AttackResult, AuditData
 
 from .answers import head_answers
-from .network import RECALIBRATION, Network, WhiteBoxData, own_generators, recalibrated, train_step, with_rows
+from .network import RECALIBRATION, Network, WhiteBoxData, recalibrated, train_step, with_rows
 from .probes import few_labels_attack
 
 SHOTS = 5
@@ -67,7 +68,7 @@ def fine_tuned(
     made, rng = network.copied(), torch.Generator().manual_seed(seed)
     kept = data.train.rows(torch.nonzero(~data.train_forget).flatten()[:FINE_TUNED_ON])
     labels = kept.labels.unique()
-    found = [made.column_of(label) for label in labels.tolist()]
+    found = made.columns_of(labels)
     present = [i for i, column in enumerate(found) if column is not None]
     columns = torch.tensor([found[i] for i in present], device=made.device)
     kept = kept.rows(torch.isin(kept.labels, labels[present]))

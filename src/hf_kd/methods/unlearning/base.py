@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from hf_kd.data.devices import own_generators
 from hf_kd.data.progress import at_work
 from hf_kd.data.samples import Samples
 from hf_kd.errors import DivergedError, InvalidValueError
@@ -151,9 +152,7 @@ class UnlearningMethod(ABC):
             task.linear_heads()
         parameters = list(task.model.parameters())
         flags = [parameter.requires_grad for parameter in parameters]
-        devices = [task.device] if task.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed)
+        with own_generators(task.device, self.seed):
             for parameter in parameters:
                 parameter.requires_grad_(parameter.is_floating_point())
             try:
