@@ -44,6 +44,13 @@ def test_that_there_is_no_number_of_the_original_is_said():
     assert "from the original: not measured" in downloader_sentence({"best": {"erased": 85.0}})
 
 
+@pytest.mark.parametrize("original", [{}, {"original": 92.0}])
+def test_how_well_the_never_seen_network_knows_the_others_is_said_of_that_network(original):
+    strongest = {"erased": details(85.0) | {"R": 70.0}, "reference": details(40.0) | {"R": 90.0}}
+    told = downloader_sentence({"best": {"erased": 85.0, "reference": 40.0} | original, "strongest": strongest})
+    assert "from a network that never saw it 40 %, which knows the others better by 20 points" in told
+
+
 @pytest.mark.parametrize("outside", [None, 10.0, 60.0, 85.0, 99.0])
 def test_who_has_the_weights_reads_at_least_what_is_read_without_them(outside):
     told = downloader_sentence({"best": {"erased": 60.0, "original": 90.0}}, outside)

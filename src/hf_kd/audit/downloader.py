@@ -36,11 +36,10 @@ def downloader_sentence(weights: Mapping[str, Any], outside: float | None = None
     about = [f"by {best['name']}"] if best.get("name") else []
     about += [f"at {details['false_alarms']:.0f} % false alarms"] if details.get("false_alarms") is not None else []
     beside = [
-        f"{name} {best[key]:.0f} %"
+        f"{name} {best[key]:.0f} %" if best.get(key) is not None else f"{name}: not measured"
         for key, name in (("original", "from the original"), ("reference", "from a network that never saw it"))
-        if best.get(key) is not None
+        if key == "original" or best.get(key) is not None
     ]
-    beside += ["from the original: not measured"] if best.get("original") is None else []
     inside = "; ".join(part for part in (", ".join(about), ", ".join(beside) + _less_alike(weights)) if part)
     return f"{told} ({inside}).{f' {skipped}' if skipped else ''}"
 
