@@ -223,7 +223,8 @@ def test_a_class_that_was_silenced_is_asked_for_by_a_row_that_is_made(data):
     assert len(found) == 6
     for result in found:
         assert result.settings["row"] == "made", result.name
-        assert called(result) == f"{result.name} with a row that was made", "noise alone did not bring it back"
+        made = f"{result.name}, the class's row made anew from a few images"
+        assert called(result) == made, "noise alone did not bring it back"
         assert result.auc > 75, result.name
 
 

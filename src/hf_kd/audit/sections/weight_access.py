@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_kd.audit.downloader import VERSIONS, left_out_words
 from hf_kd.audit.schema import Quantity, Score, Section, scores_of
+from hf_kd.audit.whitebox.class_row import ROW
 from hf_kd.audit.whitebox.findings import NetworkFindings
 from hf_kd.audit.whitebox.relearning import RelearningCurve
 from hf_kd.metrics.attack_data import AttackResult
@@ -18,6 +19,11 @@ from hf_kd.metrics.weight_signature import PartSignature
 Pick = Callable[[NetworkFindings], AttackResult | None]
 
 PROBES = ("linear", "mlp", "k-nn", "linear on maps")
+
+SIGNATURE_NOTE = (
+    "weights of ...: no attack. moved is how far the weights of a part are from the original's, as a share of their size; "
+    "effective rank in about how many directions they moved, undefined where none did."
+)
 
 
 def weight_access_section(
@@ -64,6 +70,7 @@ def weight_access_section(
         "the best for the attacker over blocks and, for relearning, over five learning rates.",
         *_strongest_note(found),
         *_states_note(found["erased"]),
+        *([SIGNATURE_NOTE] if (signatures or {}).get("erased") else []),
         *notes,
         *left_out_notes(found),
         *_fewer_images(found["erased"], classes),
@@ -115,7 +122,8 @@ def _states_note(own: NetworkFindings) -> list[str]:
 def called(attack: AttackResult) -> str:
     """An attack by its name, and whether it made the class's row; a probe by its kind, its place and, if few, its labels."""
     if "block" not in attack.settings:
-        return attack.name + " with a row that was made" * (attack.settings.get("row") == "made")
+        made = f", {f'{ROW} ' * (attack.name != ROW)}made anew from a few images"
+        return attack.name + made * (attack.settings.get("row") == "made")
     labels = attack.settings["labels"]
     few = "" if labels == "all" else f", {attack.settings.get('of_each_class', labels)} labels a class"
     return f"{attack.name} at {attack.settings['block']}{few}"
@@ -235,7 +243,7 @@ def _row_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:
         *_of_an_attack(chance=1.0),
         Quantity("auc_two_sided", "chance", lambda r: r and r.settings["auroc_of_logit"], chance=50.0),
     ]
-    return scores_of(rows, quantities, "the class's row, 1 % false alarms", settings=dict(audited.settings))
+    return scores_of(rows, quantities, f"{ROW}, 1 % false alarms", settings=dict(audited.settings))
 
 
 def _relearning_scores(found: Mapping[str, NetworkFindings]) -> list[Score]:

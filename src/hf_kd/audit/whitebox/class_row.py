@@ -10,6 +10,9 @@ from hf_kd.metrics.scores import area_under_roc, recall_at
 
 from .network import Network, WhiteBoxData, with_rows
 
+ROW = "the class's row"
+"""What this attack is called, and what others had to make anew."""
+
 FALSE_ALARMS = 1.0
 """Percent of retained images that may be taken for the class."""
 
@@ -36,7 +39,7 @@ def class_row_attack(network: Network, data: WhiteBoxData, seed: int = 0) -> Att
     answered = logits.masked_fill(data.forget_columns, -torch.inf).argmax(dim=1)
     right = (data.classes[answered] == data.test.labels) & (score <= constant)
     return AttackResult(
-        "class row",
+        ROW,
         recall_at(score, data.test_forget, FALSE_ALARMS / 100),
         100 * float(right[~data.test_forget].double().mean()),
         FALSE_ALARMS,
