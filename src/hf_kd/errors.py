@@ -118,6 +118,9 @@ def shortened(value: object, most: int = 80) -> str:
 GIVE_RETAIN = "retain=... (--forget-labels LABEL on the command line, which reads those of all other labels)"
 """How images that stay are given; the command line shows its own way alone."""
 
+GIVE_RETAIN_DATA = "retain=... (--retain DATASET on the command line)"
+"""The same where weights are changed: there the other labels of the data set are read anyhow, and there were none."""
+
 
 def did_you_mean(value: object, known: Iterable[object], most: int = 3, called: Mapping[str, str] | None = None) -> str:
     """What a message about a word that is not among those known goes on with; nothing where none is like it.

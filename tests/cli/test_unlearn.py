@@ -254,6 +254,25 @@ def test_retained_images_of_another_data_set_need_no_labels(place, tmp_path):
     assert "--labels teacher" in " ".join(refused.stderr.split()), "the way out"
 
 
+@pytest.mark.parametrize("method", ["scrub", "regrow"])
+def test_a_data_set_of_the_forgotten_label_alone_is_told_how_to_name_images_that_stay(place, tmp_path, method):
+    make_dataset([2] * 12).to_parquet(tmp_path / "train.parquet")
+    arguments = ["--dataset", tmp_path, "--forget-labels", "cat", "--method", method, "--output", tmp_path / "out"]
+    told = " ".join(hf_kd("unlearn", place / "model", *arguments, code=1).stderr.split())
+    assert "none were given: pass labelled images" in told
+    assert "--retain DATASET" in told
+    assert "--forget-labels" not in told, "which was given"
+
+
+@pytest.mark.parametrize("command", ["unlearn", "erase", "audit"])
+def test_a_label_without_an_image_is_named_also_beside_one_that_has_some(place, tmp_path, command):
+    make_dataset([0, 2] * 6).to_parquet(tmp_path / "train.parquet")
+    arguments = ["--dataset", tmp_path, "--forget-labels", "cat", "--forget-labels", "dog"]
+    arguments += ["--test-split", "train"] if command == "audit" else []
+    told = hf_kd(command, place / "model", *arguments, "--output", tmp_path / "out", code=1).stderr
+    assert "No image of the split has the label 'dog'." in " ".join(told.split())
+
+
 @pytest.mark.parametrize("others", [[], ["--retain"]])
 def test_a_second_request_does_not_train_on_what_the_first_was_to_forget(place, tmp_path, caplog, others):
     arguments = ["--dataset", place / "data", "--forget-labels"]

@@ -266,7 +266,7 @@ def by_labels(
     A `limit` overrules that of `reading`. Without labels all rows are to be forgotten.
 
     Raises:
-        InvalidValueError: Where there are no labels to go by, or none of that name.
+        InvalidValueError: Where there are no labels to go by, none of that name, or no image that has one of them.
     """
     from hf_kd.data.image_source import inspect_images
     from hf_kd.data.labels import resolve_forget_labels
@@ -283,9 +283,14 @@ def by_labels(
             "--label-column."
         )
     ids = resolve_forget_labels(tuple(labels), images.label_names)
-    retain = None
+    found, retain = set(data.unique(column)), None
+    if missing := [label for label in ids if label not in found]:
+        names = dict(enumerate(images.label_names or ()))
+        told = ", ".join(repr(names[label]) if label in names else str(label) for label in missing)
+        raise InvalidValueError(
+            f"No image of the split has the label {told}. Choose another label, or another --split."
+        )
     if reads_retain:
-        found = set(data.unique(column))
         retain = filter_by_labels(data, column, found - set(ids))
         if found & {None, -1}:
             logger.warning("Images without a label are left out: nobody knows whether they are to be forgotten.")

@@ -16,7 +16,7 @@ from importlib import import_module, resources
 from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
-from hf_kd.errors import GIVE_RETAIN, InvalidTypeError, InvalidValueError, did_you_mean
+from hf_kd.errors import GIVE_RETAIN, GIVE_RETAIN_DATA, InvalidTypeError, InvalidValueError, did_you_mean
 
 from .attribute_texts import attribute_texts
 from .choices import refuse_unfit
@@ -285,10 +285,10 @@ def eraser_class(kind: str) -> type[Any]:
 def missing_retain(name: str, kind: str) -> InvalidValueError:
     """The error of a method of this kind that reads retained images and was given none."""
     alone = [info.name for info in _INFOS.values() if info.kind == kind and info.needs == "D_f"]
-    erase = "" if kind == "eraser" else ", or erase with method='esc'"
+    give, erase = (GIVE_RETAIN, "") if kind == "eraser" else (GIVE_RETAIN_DATA, ", or erase with method='esc'")
     return InvalidValueError(
         f"Method {name!r} reads retained images and none were given: pass labelled images of the classes that stay, "
-        f"{GIVE_RETAIN}, or choose a method that reads the forget set alone: {', '.join(sorted(alone))}{erase}."
+        f"{give}, or choose a method that reads the forget set alone: {', '.join(sorted(alone))}{erase}."
     )
 
 

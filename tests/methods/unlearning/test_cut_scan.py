@@ -44,7 +44,7 @@ def test_as_many_images_as_are_asked_for_can_be_read_alike(share):
 
 
 @pytest.mark.parametrize(
-    ("keep", "said"), [("auto", "labels='teacher' and a share"), (0.33, "labels='teacher', retain")]
+    ("keep", "said"), [("auto", "labels='teacher' and a share"), (0.33, "labels='teacher', as retain")]
 )
 def test_a_way_out_that_auto_does_not_take_comes_with_a_share(keep, said):
     assert said in str(Regrow(keep=keep).missing_retain())

@@ -23,7 +23,7 @@ from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.masked_classes import silence_rows, silent_rows
 from hf_kd.data.modes import mean_statistics
 from hf_kd.data.samples import Samples
-from hf_kd.errors import GIVE_RETAIN, InvalidValueError
+from hf_kd.errors import GIVE_RETAIN_DATA, InvalidValueError
 from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
 from .activations import KeptActivations, Source, source_of
@@ -165,8 +165,8 @@ class Regrow(UnlearningMethod):
         share = " and a share as keep, keep=0.33" if self.keep == "auto" else ""
         return InvalidValueError(
             f"{self.name} trains the upper part of the network anew, on images of the classes that stay, and none were "
-            f"given: pass labelled images, or unlabelled ones with labels='teacher'{share}, {GIVE_RETAIN}. From the "
-            "forget set alone no network was grown that answers the other classes and does not know this one; if those "
+            f"given: pass labelled images, or unlabelled ones with labels='teacher'{share}, as {GIVE_RETAIN_DATA}. From "
+            "the forget set alone no network was grown that answers the other classes and does not know this one; if those "
             "images are all there is and only features or answers are served, erase with method='esc'."
         )
 
