@@ -120,7 +120,7 @@ def measure_weight_access(
         )
     classes = len(data.labels["train"][data.kept["train"]].unique())
     shown = {version: found[version] for version in SHOWN if version in found}
-    notes += left_out_notes({version: own for version, own in found.items() if version not in shown})
+    notes += left_out_notes(found)
     notes += _among(networks["erased"], classes)
     if several_labels(model):
         notes.append(

@@ -72,7 +72,6 @@ def weight_access_section(
         *_states_note(found["erased"]),
         *([SIGNATURE_NOTE] if (signatures or {}).get("erased") else []),
         *notes,
-        *left_out_notes(found),
         *_fewer_images(found["erased"], classes),
     ]
     if difference is not None and difference.idi is None:
