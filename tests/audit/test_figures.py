@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_kd.audit.figures import FIGURES, draw_recovery
+from hf_kd.audit.figures import FIGURES, draw_class_means, draw_recovery
 from hf_kd.audit.plotting import block_names, spread
 from hf_kd.audit.render import attackers
 from hf_kd.audit.report import RetentionReport
@@ -116,3 +116,20 @@ def test_the_numbers_behind_the_heat_map_are_cosines(report):
     assert np.allclose(np.diag(cosines["before"]), 1)
     assert np.abs(cosines["after"]).max() <= 1 + 1e-9
     assert np.sum(report.plots["norms"]["erased"]["forget"]) == pytest.approx(1)
+
+
+def test_class_means_of_changed_weights_are_shown_against_themselves_too(report):
+    """Drawn anew, layers have directions of their own: cosines to the original's say nothing of what is known."""
+    changed = replace(report, context={**report.context, "changes": [{"method": "regrow"}], "erasures": []})
+    assert (report.treatment, changed.treatment) == ("erased", "changed")
+    titles = [[axes.get_title() for axes in draw_class_means(one, Figure).axes] for one in (report, changed)]
+    assert "changed against changed" in titles[1]
+    assert len(titles[1]) == len(titles[0]) + 1
+    loaded = RetentionReport.from_json(changed.to_json())
+    assert len(draw_class_means(loaded, Figure).axes) == len(titles[1])
+
+
+def test_no_legend_stands_in_the_axes_where_curves_may_be(report):
+    for drawer in FIGURES.values():
+        drawn = drawer(report, Figure)
+        assert drawn is None or not any(axes.get_legend() for axes in drawn.axes)

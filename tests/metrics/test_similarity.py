@@ -190,6 +190,15 @@ def test_class_means_before_and_after_erasing_one_class():
     assert heat.norms_after[0] < 0.02
 
 
+def test_class_means_of_turned_features_are_as_alike_among_themselves_as_before():
+    """What was drawn anew has directions of its own: only the cosines within it can be compared with the original's."""
+    features, labels = gaussian(60, 4), torch.arange(3).repeat(20)
+    turned = features @ torch.linalg.qr(gaussian(4, 4)).Q
+    heat = class_mean_cosines(features, turned, labels)
+    assert heat.after_own == pytest.approx(heat.before, abs=1e-5)
+    assert np.abs(heat.after - heat.before).max() > 0.1
+
+
 def test_a_mean_of_length_zero_has_cosine_zero():
     heat = class_mean_cosines(gaussian(20, 4), torch.zeros(20, 4), torch.arange(2).repeat(10))
     assert (heat.after == 0).all()

@@ -120,14 +120,16 @@ def draw_label_efficiency(report: ReportData, figure_class: Any) -> Any:
     axes.set_ylabel("recall - false alarms (points)")
     axes.set_ylim(min(0, axes.get_ylim()[0]), 102)  # markers at 100 are whole
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3)  # in the axes it would cover low curves
     return figure
 
 
 def draw_class_means(report: ReportData, figure_class: Any) -> Any:
     """Fig. 3: cosines between class means, original against original and against erased, with the means' lengths.
 
-    The paper's right panel erases every class with an eraser of its own: the third, where the method allows it.
+    The paper's right panel erases every class with an eraser of its own: the third, where the method allows it. Where
+    weights were changed the third is the changed model against itself: layers that were drawn anew have directions of
+    their own, and what these have in common with the original's says nothing.
     """
     numbers = report.plots.get("cosines")
     if not numbers:
@@ -143,6 +145,10 @@ def draw_class_means(report: ReportData, figure_class: Any) -> Any:
     if "after_each" in numbers:
         own = np.asarray(numbers["after_each"])
         shown.append((own, numbers["norms_after_each"], "each class behind an eraser of its own", "erased"))
+    elif report.treatment != "erased" and "after_own" in numbers:
+        own = np.asarray(numbers["after_own"])
+        title = f"{report.treatment} against {report.treatment}"
+        shown.append((own, numbers["norms_after"], title, "erased"))
     figure = figure_class(figsize=(len(shown) * size + 1.6, size + 2.3), layout="compressed")
     panels = figure.subplots(1, len(shown), sharey=True)
     low = min(0.0, *(float(matrix.min()) for matrix, *_ in shown))
@@ -174,6 +180,11 @@ def draw_class_means(report: ReportData, figure_class: Any) -> Any:
         "Each cell: the cosine between the mean test feature of the row's class in the original and that of the column's "
         "class; 1 is the same direction, 0 none in common. Where a class is gone its column is near 0 and its mean short; "
         "where others lost something too, their diagonal is below 1. A probe may read what means do not show."
+        if report.treatment == "erased"
+        else "Each cell: the cosine between the mean test features of two classes; 1 is the same direction, 0 none in "
+        f"common. Layers that were drawn anew have directions of their own, whose cosines to the original's say nothing: "
+        f"compare how alike classes are in the original, and on the right in the {report.treatment} model. A probe may "
+        "read what means do not show."
     )
     figure.supxlabel(caption(figure, text), x=0.01, ha="left", fontsize=7, color="#555555")
     return figure

@@ -56,6 +56,8 @@ class ClassMeanCosines:
     """cos(mu_i, mu_j), [C, C]."""
     after: np.ndarray
     """cos(mu_i, erased mu_j), [C, C]: rows are original, columns erased."""
+    after_own: np.ndarray
+    """cos(erased mu_i, erased mu_j), [C, C]: of features whose directions have nothing to do with the original's."""
     norms_before: np.ndarray
     """||mu_i||, [C]."""
     norms_after: np.ndarray
@@ -156,6 +158,7 @@ def class_mean_cosines(features: ArrayLike, erased_features: ArrayLike, labels: 
         classes=tuple(classes.tolist()),
         before=(unit_before @ unit_before.T).numpy(),
         after=(unit_before @ unit_after.T).numpy(),
+        after_own=(unit_after @ unit_after.T).numpy(),
         norms_before=norms_before.numpy(),
         norms_after=norms_after.numpy(),
     )
