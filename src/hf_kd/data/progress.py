@@ -66,17 +66,20 @@ class Bar:
         unit: What an item is.
         visible: False shows none.
         leave: Whether it stays on the screen in the end.
+        done: How many of them were done before.
 
     To be closed, whatever happens: its clock runs until then.
     """
 
-    def __init__(self, total: int | None, what: str, unit: str, visible: bool = True, leave: bool = True) -> None:
+    def __init__(
+        self, total: int | None, what: str, unit: str, visible: bool = True, leave: bool = True, done: int = 0
+    ) -> None:
         hidden = not (visible and bars_shown())
         self._counts = not hidden or (visible and _plain)
         if self._counts:
             _begin_work()
-        self._what, self._done, self._total, self._began = what, 0, total, time.monotonic()
-        self._bar: Any = tqdm(total=total, desc=what, unit=unit, delay=DELAY, disable=hidden, leave=leave)
+        self._what, self._done, self._total, self._began = what, done, total, time.monotonic()
+        self._bar: Any = tqdm(total=total, desc=what, unit=unit, delay=DELAY, disable=hidden, leave=leave, initial=done)
         self._clock = _Clock(self._show, DELAY) if self._counts else None
 
     def update(self) -> None:

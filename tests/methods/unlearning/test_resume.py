@@ -12,8 +12,9 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_kd import ReadOptions, unlearn
+from hf_kd.data.progress import Bar
 from hf_kd.errors import DivergedError, InvalidValueError, OutputError
-from hf_kd.methods.unlearning import cut_scan, regrow, resume
+from hf_kd.methods.unlearning import cut_scan, regrow, resume, task
 from hf_kd.methods.unlearning.cut_scan import scan
 from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.resume import KeptTraining, save_progress
@@ -238,6 +239,39 @@ def test_a_resumed_training_says_what_the_whole_of_it_took(original, data, tmp_p
     done = measured(scanned(original, data, checkpoint=tmp_path, **settings))
     assert (done["steps"], done["last_loss"]) == (whole["steps"], whole["last_loss"])
     assert done["steps"] == 3 * math.ceil(24 / 16)
+
+
+@pytest.mark.parametrize("method", ["regrow", "retrain"])
+def test_the_bar_of_a_resumed_training_counts_the_whole_of_it(original, data, tmp_path, monkeypatch, method):
+    """From the epochs that were kept on: nobody who looks at it is to think that it begins anew, or is empty."""
+    settings = {"regrow": {"keep": 1 / 3, "epochs": 2, "batch_size": 16}, "retrain": RETRAIN}[method]
+    bars = {"begun": [], "ended": []}
+
+    class Seen(Bar):
+        def __init__(self, total, what, *given, **named):
+            super().__init__(total, what, *given, **named)
+            self.ours = what.startswith(method) and total is not None
+            bars["begun"] += [(self._done, total)] * self.ours
+
+        def close(self):
+            bars["ended"] += [(self._done, self._total)] * self.ours
+            super().close()
+
+    def run():
+        given = {"reading": ReadOptions(progress=False)} if method == "regrow" else {}
+        options = settings | given | {"allow_unrecognised": True, "checkpoint": tmp_path}
+        return unlearn(original, data[0], method, retain=data[1], **options)
+
+    saved = {"regrow": (regrow, "save_progress"), "retrain": (resume, "save_progress")}[method]
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        dies_at(patched, *saved, 2)
+        run()
+    monkeypatch.setattr(task, "Bar", Seen)
+    for _ in range(2):  # from an epoch on, and where all was done
+        run()
+    steps = math.ceil(24 / 16)
+    assert bars["begun"] == [(steps, 2 * steps), (2 * steps, 2 * steps)]
+    assert set(bars["ended"]) == {(2 * steps, 2 * steps)}
 
 
 def test_a_scan_that_diverges_leaves_the_network_as_it_was():

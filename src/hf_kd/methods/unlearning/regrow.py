@@ -319,8 +319,8 @@ class Regrow(UnlearningMethod):
         done = {} if folder is None else load_progress(folder, task.model, phase.optimizer, phase.same)
         accuracies: list[float] = done.get("accuracies", [])
         steps = max(1, math.ceil(rows / batch))
-        remaining = steps * (phase.epochs - len(accuracies))
-        descent = GradientSteps(task, phase.optimizer, steps=remaining, name=f"{self.name}: {phase.name}")
+        name, before = f"{self.name}: {phase.name}", steps * len(accuracies)
+        descent = GradientSteps(task, phase.optimizer, steps=steps * phase.epochs, name=name, done=before)
         descent.steps, descent.last_loss = done.get("steps", 0), done.get("last_loss", math.nan)
         frozen = [task.model.get_submodule(name) for name in phase.frozen]
         recent, reached = deque[Tensor](maxlen=max(1, RECENT // self.batch_size)), False

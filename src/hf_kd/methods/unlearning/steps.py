@@ -23,6 +23,7 @@ class GradientSteps:
         clip_norm: Bound of the norm of the whole gradient; none by default.
         steps: How many there will be, for the progress bar.
         name: What stands before it.
+        done: How many of them an earlier run did, from which this one goes on.
     """
 
     def __init__(
@@ -33,13 +34,14 @@ class GradientSteps:
         clip_norm: float | None = None,
         steps: int | None = None,
         name: str = "unlearning",
+        done: int = 0,
     ) -> None:
         self.task, self.optimizer, self.clip_norm = task, optimizer, clip_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.steps, self.last_loss = 0, float("nan")
         self._stored = [*self.parameters, *task.model.buffers()]
         self._good = [tensor.detach().clone() for tensor in self._stored]
-        self._bar = task.bar(steps, name)
+        self._bar = task.bar(steps, name, done)
 
     def step(self, loss: Tensor, change_gradients: Callable[[], None] | None = None) -> float:
         """One step down a loss.

@@ -77,14 +77,15 @@ class Task:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def bar(self, steps: int | None, name: str) -> Bar:
+    def bar(self, steps: int | None, name: str, done: int = 0) -> Bar:
         """A progress bar over steps, which `close_bars` closes whatever happened.
 
         Args:
             steps: How many there will be, if that is known.
             name: What stands before it.
+            done: How many of them an earlier run did.
         """
-        bar = Bar(steps, name, "step", self.progress and self.state.is_main_process, leave=False)
+        bar = Bar(steps, name, "step", self.progress and self.state.is_main_process, leave=False, done=done)
         self._bars.callback(bar.close)
         return bar
 

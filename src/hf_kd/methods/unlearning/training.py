@@ -157,8 +157,10 @@ class TrainedMethod(UnlearningMethod):
             lambda step: self.lr_factor(step // per_epoch + step % per_epoch / per_epoch),
             last_epoch=done * per_epoch - 1,
         )
-        left = (self.epochs - done) * per_epoch
-        descent = GradientSteps(task, optimizer, clip_norm=clip_norm, steps=left, name=self.name)
+        steps = self.epochs * per_epoch
+        descent = GradientSteps(
+            task, optimizer, clip_norm=clip_norm, steps=steps, name=self.name, done=done * per_epoch
+        )
         descent.steps, descent.last_loss = kept.steps, kept.last_loss
         for epoch in range(done, self.epochs):
             with task.mode(self.bn_mode):
