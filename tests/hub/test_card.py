@@ -12,9 +12,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from hf_kd.audit import Score, Section
 from hf_kd.data.text import escape_markdown
 from hf_kd.errors import InvalidValueError
 from hf_kd.hub.card import BEGIN, END, CardValues, render, template
+from hf_kd.hub.card_results import results_table
 from hf_kd.hub.receipt import commands_of
 from hf_kd.hub.wording import METHODS, Request
 from tests.helpers.audited import audited
@@ -86,6 +88,24 @@ def test_the_verdict_comes_first_then_strongest_and_converged_and_the_papers_aft
     assert places == sorted(places)
     assert "Not audited" not in text
     assert "Not audited" in render(values())
+
+
+@pytest.mark.parametrize("attacked", [False, True])
+def test_who_publishes_weights_reads_in_the_card_s_table_what_they_give(report, attacked):
+    found = (Score("F", 61.0, "chance", "strongest attack"), Score("false_alarms", 7.0, "none", "strongest attack"))
+    section = Section("weight_access", "What a downloader finds", found)
+    context = {"weights": {"best": {"erased": 61.0, "name": "mlp at layer.3"}}}
+    given = replace(report, sections=(*report.sections, section), context=context) if attacked else report
+    rows = [line for line in results_table(given).splitlines() if "downloader" in line or "bare network" in line]
+    assert len(rows) == 2 * attacked
+    if attacked:
+        assert "mlp at layer.3" in rows[0]
+        assert [row.split(" | ")[1] for row in rows] == ["61.0", "7.0"]
+
+
+def test_where_weights_were_changed_the_table_names_them_so(report):
+    changed = replace(report, context={"changes": [{"method": "regrow"}], "erasures": []})
+    assert "erased" not in results_table(changed).replace("eraser", "")
 
 
 NO_ERASER = "There is no eraser to take away"

@@ -86,12 +86,12 @@ class CardValues:
 
 
 ALT = {
-    "recovery": "Forgotten test images that the best attacker, probes and the head read, original and erased",
+    "recovery": "Forgotten test images that the best attacker, probes and the head read, before and after forgetting",
     "label_efficiency": "Recall of the forgotten classes against the number of labelled images an attacker has",
-    "class_means": "Cosines between class means before and after erasing",
-    "norms": "Histograms of feature norms of forgotten and retained images, before and after erasing",
+    "class_means": "Cosines between class means before and after forgetting",
+    "norms": "Histograms of feature norms of forgotten and retained images, before and after forgetting",
     "layer_profile": "What a converged probe reads at every layer",
-    "tsne": "t-SNE of test features before and after erasing",
+    "tsne": "t-SNE of test features before and after forgetting",
     "weight_profile": "F and AUC of a converged probe, block by block, of this network, the original and references",
     "relearning": "AUC and recall of the forgotten classes while networks are trained on few of their images",
     "cut_scan": "What a probe read of the forgotten classes, by the last block that was kept, when the cut was chosen",

@@ -74,6 +74,11 @@ def results_table(report: RetentionReport) -> str:
     strongest = report.worst_case.group
     add(f"**Strongest attack ({table_cell(attackers(report.worst_case))}), recall**", "worst_case", "recall", strongest)
     add("Its false alarms", "worst_case", "false_alarms", strongest)
+    if any(section.key == "weight_access" for section in report.sections):
+        attack = ((report.context.get("weights") or {}).get("best") or {}).get("name")
+        named = f" ({table_cell(attack)})" if attack else ""
+        add(f"**What a downloader finds{named}, recall**", "weight_access", "F", "strongest attack")
+        add("Its false alarms, on the bare network", "weight_access", "false_alarms", "strongest attack")
     add("**Converged linear probe, forgotten (D_ft)**", "converged", "D_ft")
     add("Converged linear probe, retained (D_rt)", "converged", "D_rt")
     if report.treatment == "erased":
@@ -85,7 +90,7 @@ def results_table(report: RetentionReport) -> str:
     for score in report.section("label_efficiency").scores:
         if score.name == "recall" and (n := score.settings.get("n")) in (1, 5, 20):
             add(f"Recall from {n} labelled image{'s' * (n > 1)}", "label_efficiency", "recall", score.group)
-    add("Area between erased and reference (1 = nothing forgotten)", "label_efficiency", "area")
+    add(f"Area between {report.treatment} and reference (1 = nothing forgotten)", "label_efficiency", "area")
     add("Paper's probe, forgotten (D_ft)", "paper", "D_ft")
     add("Paper's probe, retained (D_rt)", "paper", "D_rt")
     add("The model's own head, forgotten (D_ft)", "head", "D_ft")
