@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints, is_typeddict
+from typing import Any, get_type_hints
 
 from hf_kd.methods import erasers, unlearning
-from hf_kd.methods.attribute_texts import attribute_texts
+from hf_kd.methods.attribute_texts import typed_texts
 from hf_kd.methods.concepts import ConceptMethod
 from hf_kd.methods.erasers.base import Eraser, Method
 from hf_kd.methods.registry import MethodInfo, about_of, options_of
@@ -77,16 +77,9 @@ def path(cls: type) -> str:
 
 def measured(method: type) -> Iterator[tuple[str, str, str]]:
     """(key, type, text) of everything that a method may measure."""
-    texts = attribute_texts(*typed_bases(method.measures))
+    texts = typed_texts(method.measures)
     for key, hint in get_type_hints(method.measures).items():
         yield key, hint.__name__ if isinstance(hint, type) else str(hint), texts[key]
-
-
-def typed_bases(typed: type) -> list[type]:
-    """A TypedDict and those it extends, nearest first; its MRO leaves them out, so: those whose keys it has."""
-    keys = get_type_hints(typed).keys()
-    found = [c for c in vars(inspect.getmodule(typed)).values() if is_typeddict(c) and get_type_hints(c).keys() <= keys]
-    return [typed, *sorted(found, key=lambda other: -len(get_type_hints(other)))]
 
 
 def docs_text() -> str:

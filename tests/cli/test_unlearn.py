@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shlex
 import shutil
 
 import pytest
 import torch
 from datasets import Value, load_dataset
+from rich.console import Console
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from hf_kd import ErasedModel, ReadOptions, unlearn
+from hf_kd import ErasedModel, ReadOptions, unlearn, unlearning_methods
 from hf_kd.cli._inputs import by_labels, without_classes
+from hf_kd.cli._tables import show_measured
+from hf_kd.methods.attribute_texts import typed_texts
 from hf_kd.methods.unlearning import cut_scan
 from tests.cli.runner import hf_kd
 from tests.helpers.small import make_dataset
@@ -449,3 +454,18 @@ def test_what_was_unlearned_in_python_gets_its_receipt_by_card(place, tmp_path):
     assert "`hf-kd card` writes one" in " ".join(hf_kd("verify", tmp_path, code=1).stderr.split())
     hf_kd("card", tmp_path)
     assert "matches the receipt" in " ".join(hf_kd("verify", tmp_path).stdout.split())
+
+
+def test_what_was_not_counted_says_why_and_words_hold_for_every_method(place, tmp_path):
+    """A module that is no counted block, as a stage, is named, and no row says that a number is None."""
+    arguments = ["--dataset", place / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]
+    more = ["--method", "regrow", "--keep", "vit.embeddings", "--epochs", "1"]
+    told = " ".join(re.sub("│", " ", hf_kd("unlearn", place / "model", *arguments, *more).stdout).split())
+    assert "None" not in told
+    assert "vit.embeddings" in told
+    assert "is not counted as" in told, "between columns"
+    for name, method in unlearning_methods().items():
+        shown = Console(width=400, record=True, file=io.StringIO())
+        show_measured(shown, dict.fromkeys(typed_texts(method.measures)), method.measures)
+        text = shown.export_text()
+        assert not re.search(r"`|None|_", text), f"{name}: words, not keys"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, is_typeddict
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hf_kd.data.text import one_line, terminal
 from hf_kd.hub.wording import FOLDED, GETS_THROUGH, folded_into
-from hf_kd.methods.attribute_texts import attribute_texts
+from hf_kd.methods.attribute_texts import typed_texts
 
 from ._verdict import show_verdict
 
@@ -58,17 +58,16 @@ def show_next(console: Console, why: str, command: str, lacks: str = "") -> None
     console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_measured(console: Console, measured: Mapping[str, Any]) -> None:
-    """What a method that changes weights measured while it worked, in the words of `hf_kd.methods.measured`."""
-    from hf_kd.methods import measured as described
-
-    common = (described.UnlearningMeasured, described.TrainedMeasured)
-    texts = attribute_texts(*common, *filter(is_typeddict, vars(described).values()))
+def show_measured(console: Console, measured: Mapping[str, Any], measures: type) -> None:
+    """What a method that changes weights measured while it worked, in the words of its `measures`."""
+    texts = typed_texts(measures)
     table = Table(show_header=False)
     for key, value in measured.items():
-        text = re.split(r"[.;](?: |$)", texts.get(key, key.replace("_", " ")))[0]
+        text = texts.get(key, key.replace("_", " ")).replace("`", "")
         text = text.replace("D_f", "the forget set").replace("D_r", "the retained set")
-        table.add_row(Text(one_line(text)), Text("\n".join(_plain(value))))
+        what, *more = re.split(r"[.;](?: |$)", text)
+        why = next((part.removeprefix("None where ") for part in more if part.startswith("None where ")), "not known")
+        table.add_row(Text(one_line(what)), Text("\n".join([why] if value is None else _plain(value))))
     if measured:
         console.print(table)
 

@@ -148,7 +148,7 @@ def unlearn(
     if shared.as_json:
         console.print_json(data=record)
     else:
-        _show(record, record_names(record, original.class_names), left_out, output)
+        _show(record, chosen, record_names(record, original.class_names), left_out, output)
 
 
 def _refuse_unread(method: UnlearningMethod, retain: str | None) -> None:
@@ -178,7 +178,7 @@ def _without_forgotten(
     return retained, left_out
 
 
-def _show(record: dict[str, Any], names: list[str], left_out: int, output: Path) -> None:
+def _show(record: dict[str, Any], method: UnlearningMethod, names: list[str], left_out: int, output: Path) -> None:
     show_verdict(console, record["verdict"], record.get("warnings") or ())
     console.print(
         f"[bold]{terminal(record['method'])}[/] was asked to forget {terminal(', '.join(names))}; "
@@ -189,7 +189,7 @@ def _show(record: dict[str, Any], names: list[str], left_out: int, output: Path)
         console.print(f"A sample: {part['drawn']:,} of {part['of']:,} images of the {name} set.", highlight=False)
     if left_out:
         console.print(f"{left_out:,} retained images had a label to forget, and were left out.", highlight=False)
-    show_measured(console, record["measured"][0])
+    show_measured(console, record["measured"][0], method.measures)
     show_accuracy(console, record["accuracy"], "before its weights were changed", ("original", "changed"))
     console.print(f"Written to [bold]{terminal(str(output))}[/]. Its weights changed.", highlight=False)
     show_next(console, "Measure what it still knows:", record["next"], record["next_lacks"])

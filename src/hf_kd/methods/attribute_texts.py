@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterable
+from typing import Any, is_typeddict
 
 
 def attribute_texts(*classes: type) -> dict[str, str]:
@@ -19,6 +21,20 @@ def attribute_texts(*classes: type) -> dict[str, str]:
         for name, text in _entries(lines):
             texts.setdefault(name, text)
     return texts
+
+
+def typed_texts(typed: Any) -> dict[str, str]:
+    """What a TypedDict and those that it extends say about each of their keys, the nearest first.
+
+    Its MRO leaves them out, so they are those of its module whose keys it has.
+    """
+    beside = vars(sys.modules[typed.__module__]).values() if typed.__module__ in sys.modules else ()
+    found = [other for other in beside if is_typeddict(other) and _keys(other) <= _keys(typed)]
+    return attribute_texts(typed, *sorted(found, key=lambda other: -len(_keys(other))))
+
+
+def _keys(typed: Any) -> frozenset[str]:
+    return typed.__required_keys__ | typed.__optional_keys__ if is_typeddict(typed) else frozenset()
 
 
 def _entries(lines: Iterable[str]) -> Iterable[tuple[str, str]]:

@@ -192,7 +192,7 @@ class LastLayersMeasured(TrainedMeasured, total=False):
 
     Attributes:
         layers: Names of the layers that were trained.
-        block: The last block that was kept, where `keep` says so.
+        block: The last block that was kept; with `keep` only.
     """
 
     layers: list[str]
@@ -248,8 +248,8 @@ class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
     """Of regrow.
 
     Attributes:
-        block: The last block that was kept.
-        blocks_kept: Blocks that were kept; None where `keep` named a module that is no block.
+        block: The block, or the module that `keep` named, up to which all was kept.
+        blocks_kept: Blocks that were kept; None where the module that `keep` named is not counted as a block.
         blocks: Blocks of the network, kept and new.
         scan: What `keep="auto"` tried: first nothing kept, then cuts from the top down; the last one was taken. With a
             reference: its blocks from the bottom up, to the one where both part.
