@@ -11,7 +11,8 @@ import typer
 import hf_kd.cli as hf_kd_cli
 from hf_kd.cli import app
 from hf_kd.cli._options import METHOD, PANEL_OF, PANELS
-from hf_kd.methods.registry import unlearning_methods
+from hf_kd.methods.choices import words_of
+from hf_kd.methods.registry import built_in_infos, method_info, unlearning_methods
 from tests.cli.runner import hf_kd
 
 COMMANDS = typer.main.get_command(app).commands
@@ -64,3 +65,18 @@ def test_the_group_of_an_option_is_told_in_one_place_for_all_commands():
     assert set(PANEL_OF.values()) <= set(PANELS)
     sources = [path for path in Path(hf_kd_cli.__file__).parent.glob("*.py") if "rich_help_panel=" in path.read_text()]
     assert not sources, "at no option"
+
+
+@pytest.mark.parametrize("command", ["unlearn", "train-original"])
+def test_words_that_an_option_takes_as_a_setting_are_told_and_completed(command):
+    """An option that is not listed among the settings, since another has its name, says what it takes as one."""
+    infos = {"unlearn": built_in_infos("weights"), "train-original": [method_info("retrain")]}[command]
+    known = {option.name: option for option in COMMANDS[command].params}
+    for info in infos:
+        for setting in info.options:
+            option, words = known[setting.name], words_of(setting.type)
+            if option.rich_help_panel == METHOD or not words:
+                continue
+            assert f"{' or '.join(words)} ({info.name})" in option.help
+            context = typer.Context(COMMANDS[command])
+            assert set(words) <= {found.value for found in option.shell_complete(context, "")}

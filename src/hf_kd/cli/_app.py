@@ -36,7 +36,7 @@ from hf_kd.methods.registry import MethodInfo
 
 from . import _choices, _inputs
 from ._help import ReadableCommand
-from ._options import METHOD, OF_DATA, Shared, grouped, method_flags
+from ._options import METHOD, OF_DATA, Shared, also_setting, grouped, method_flags
 
 app = typer.Typer(
     name="hf-kd",
@@ -96,6 +96,7 @@ def command(
         defaults = {f.name: f.default for f in fields(Shared)}
         extra = {key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=defaults[key],
                                         annotation=hints[key]) for key in takes}  # fmt: skip
+        extra = {key: also_setting(parameter, methods or ()) for key, parameter in extra.items()}
         flags = {key: p for key, p in method_flags(methods or ()).items() if key not in own and key not in extra}
         own = {key: p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for key, p in own.items()}
         parameters = grouped({**own, **extra}, flags)

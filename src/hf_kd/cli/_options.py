@@ -14,6 +14,7 @@ from typer.models import OptionInfo
 
 from hf_kd.data.paths import local_path
 from hf_kd.errors import InvalidValueError
+from hf_kd.methods.choices import words_of
 from hf_kd.methods.registry import MethodInfo, by_name_infos, method_infos
 
 from ._choices import CHOICES, DEVICES
@@ -238,9 +239,26 @@ def _described(parameter: inspect.Parameter, panel: str) -> inspect.Parameter:
     if not isinstance(option, OptionInfo):
         return parameter.replace(annotation=Annotated[hint, option])
     option.rich_help_panel = panel
-    if parameter.name in COMPLETED:
+    if parameter.name in COMPLETED and option.autocompletion is None:
         option.autocompletion = _completed(COMPLETED[parameter.name])
     option.metavar = option.metavar or next((VALUES[kind] for kind in kinds if kind in VALUES), "TEXT")
+    return parameter.replace(annotation=Annotated[hint, option])
+
+
+def also_setting(parameter: inspect.Parameter, methods: Sequence[MethodInfo]) -> inspect.Parameter:
+    """An option that is handed on as a setting where its value is a word of one: with these words, and whose they are."""
+    found = {
+        m.name: words for m in methods for o in m.options if o.name == parameter.name and (words := words_of(o.type))
+    }
+    if not found:
+        return parameter
+    hint, option = get_args(parameter.annotation)
+    option = copy(option)  # several commands share one
+    told = "; ".join(f"{' or '.join(words)} ({name})" for name, words in found.items())
+    option.help = f"{option.help} Also a setting: {told}."
+    option.autocompletion = _completed(
+        [*COMPLETED.get(parameter.name, ()), *(w for words in found.values() for w in words)]
+    )
     return parameter.replace(annotation=Annotated[hint, option])
 
 
