@@ -33,6 +33,7 @@ from hf_kd.errors import LabelMismatchError
 from hf_kd.hub.publish import UploadOptions, push
 from hf_kd.methods.registry import built_in_infos
 from hf_kd.methods.unlearning.regrow import SOFT
+from hf_kd.methods.unlearning.resume import FILE
 from hf_kd.model.verify import verify
 from tests.cli.runner import hf_kd as run
 
@@ -291,11 +292,18 @@ def test_an_interruption_is_said_and_how_the_command_goes_on(tmp_path, place, mo
     monkeypatch.setattr("hf_kd.cli._inputs.load_libraries", interrupt)
     arguments = [place / "model", "--dataset", place / "data", "--forget-labels", "cat", "--output", tmp_path / "out"]
     assert run("erase", *arguments, code=130).stderr.strip() == "Interrupted."
-    kept = run("unlearn", *arguments, "--method", "regrow", "--checkpoint", tmp_path / "state", code=130).stderr
-    assert "goes on from what --checkpoint kept" in " ".join(kept.split())
+    state = tmp_path / "state"
+    regrow = ["unlearn", *arguments, "--method", "regrow", "--checkpoint", state]
+    assert run(*regrow, code=130).stderr.strip() == "Interrupted.", "before the end of the first epoch"
+    (state / "grown").mkdir(parents=True)
+    (state / "grown" / f"{FILE}.7.unfinished").touch()
+    assert run(*regrow, code=130).stderr.strip() == "Interrupted.", "while that was written"
+    (state / "grown" / FILE).touch()
+    assert "goes on from what --checkpoint kept" in " ".join(run(*regrow, code=130).stderr.split())
     training = ["train-original", *arguments[:3], "--output", tmp_path / "out", "--recipe", "resnet18-cifar10"]
     assert run(*training, code=130).stderr.strip() == "Interrupted.", "before anything was kept, --resume is refused"
     (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training" / FILE).touch()
     assert "with --resume goes on" in " ".join(run(*training, "--resume", code=130).stderr.split())
 
 

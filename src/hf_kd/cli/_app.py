@@ -167,15 +167,20 @@ def kept_training(output: Path) -> Path:
     return output.parent / f"{output.name}.training"
 
 
+def _holds_state(folder: Path) -> bool:
+    """Whether something was kept in a folder as a whole: what a run that was killed was writing is nothing."""
+    return any(file.is_file() and file.suffix != ".unfinished" for file in folder.rglob("*"))
+
+
 def _goes_on() -> str:
     """How the running command goes on after an interruption, where it keeps its state."""
     context = RUNNING.get()
     given = {} if context is None else context.params
-    if given.get("checkpoint") is not None:
+    if given.get("checkpoint") is not None and _holds_state(given["checkpoint"]):
         return " The same command goes on from what --checkpoint kept."
     if "retry_failed" in given:
         return " The same command goes on behind the cells that are done."
-    if "resume" in given and kept_training(given["output"]).exists():
+    if "resume" in given and _holds_state(kept_training(given["output"])):
         return " The same command with --resume goes on from the last epoch that was kept."
     return ""
 
