@@ -171,6 +171,20 @@ def test_a_reading_is_of_held_out_images():
     assert cut_scan.read_class(task, bright, retain)[0] > 90
 
 
+def test_what_any_head_is_fed_with_is_read_and_nothing_from_what_all_images_share():
+    """DeiT's second head has a token of its own; of a layer that answers all images alike a scan is no reason to end."""
+    task = small_task("DeiTForImageClassificationWithTeacher")
+    forget = Samples(torch.full((60,), 2), {"pixel_values": torch.randn(60, 3, 32, 32) + 2})
+    retain = Samples(torch.zeros(200, dtype=torch.long), {"pixel_values": torch.randn(200, 3, 32, 32)})
+    for silent, told in (([0], True), ([1], True), ([0, 1], False)):
+        fed = lambda module, args, output, silent=silent: output.index_fill(1, torch.tensor(silent), 0.0)  # noqa: E731
+        with task.model.deit.layernorm.register_forward_hook(fed):
+            reading, sd = cut_scan.read_class(task, forget, retain)
+        assert (reading > 90) == told
+        assert sd > 0
+    assert reading == 0.0
+
+
 def test_the_noise_of_a_reading_is_that_of_the_images_that_were_asked():
     """Where all of 20 were recognised, whatever the number of others was."""
     task = Task(

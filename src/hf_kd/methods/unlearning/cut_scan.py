@@ -23,6 +23,7 @@ from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.measured import CutTried
 from hf_kd.metrics.linear_probe import fit_linear_probe
+from hf_kd.metrics.scaling import principal_scales
 
 from .cut import Cut, choose_block, hidden_at, nothing_kept
 from .resume import load_scan, save_scan
@@ -184,17 +185,20 @@ def read_class(
 ) -> tuple[float, float]:
     """Percent of held-out forgotten images that a converged linear probe on pooled features recognises, and its sd.
 
-    What stands before the first head is read unless `read` gives other features [n, d]. Two probes are fitted, each on every
-    second image, and each is asked for the others.
+    What all heads are fed with is read, side by side, unless `read` gives other features [n, d]. Two probes are fitted, each
+    on every second image, and each is asked for the others. From features that are the same for all images nothing is read.
     """
     with task.mode("eval"):
-        parts = [task.head_inputs(some)[0] if read is None else read(some) for some in (forget, retain)]
+        parts = [torch.cat(task.head_inputs(some), dim=1) if read is None else read(some) for some in (forget, retain)]
     features = torch.cat(parts).cpu()
     labels = torch.cat([forget.labels, retain.labels])
     hits, asked = torch.zeros(1, dtype=torch.float64), len(forget)
     for half in (0, 1):
         fits = torch.arange(len(labels)) % 2 == half
-        probe = fit_linear_probe(features[fits], labels[fits])
+        scales = principal_scales(features[fits])
+        if not scales["whitened"].rank:
+            continue
+        probe = fit_linear_probe(features[fits], labels[fits], scales=scales)
         rows = ~fits & (torch.arange(len(labels)) < asked)
         hits += (probe.predict(features[rows]) == labels[rows]).sum()
     # the mean over processes: what they decide by it has to be the same in all of them
