@@ -247,6 +247,15 @@ def test_no_text_ends_in_four_dots():
     assert not [text for text in [*about, *(text for _, text in texts_of_the_library())] if "...." in text]
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [("0.0", "0"), ("-1.0", "-1"), ("1.5", "1.5"), ("1e-05", "1e-05"), ("'1.0'", "1.0")]
+)
+def test_a_number_is_said_as_it_was_typed(value, shown):
+    assert in_options(f"budget={value} minutes: leave it out.", {"budget": ("--budget", None)}).startswith(
+        f"--budget {shown} m"
+    )
+
+
 def test_a_call_of_python_is_the_command_that_does_it():
     python = "use hf_kd.unlearn(model, images, 'regrow', ...), or hf-kd unlearn --method regrow on the command line."
     assert in_options(python, {}) == "use hf-kd unlearn --method regrow."

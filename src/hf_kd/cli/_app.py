@@ -295,6 +295,9 @@ TYPED = re.compile(r"""--[a-z][\w-]* (?:'[^']*'|"[^"]*"|\S+)|(?<![\w=])(?:'[^']*
 CODE = re.compile(rf"{ARGUMENT.pattern}|(?<![\w./])[A-Za-z_][\w.]*\((?!e?s\)|\d+\))")
 """What only Python has: arguments and calls; no plurals, "class(es)", and no copies of files, "photo(1).png"."""
 
+WHOLE = re.compile(r"^(-?\d+)\.0$")
+"""A whole number that an option took as one with digits behind the point: --budget 0 is 0.0 to Python."""
+
 FOUR_DOTS = re.compile(r"(?<!\.)\.{4}(?!\.)")
 """Of "[...]." and the like, where the end of the sentence has come to stand behind the three."""
 
@@ -313,6 +316,7 @@ def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str
         if (names := named(name)) is None:
             return match[0]
         yes, no = names
+        value = WHOLE.sub(r"\1", value)
         if value[0] == "[":
             with contextlib.suppress(ValueError, SyntaxError):
                 each = [shlex.quote(str(part)) for part in ast.literal_eval(value) if part is not ...]
