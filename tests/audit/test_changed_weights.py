@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from unittest import mock
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import ViTImageProcessorPil
 
 from hf_kd import AuditOptions, ErasedModel, Unseen
 from hf_kd.audit import hidden_states
+from hf_kd.data.progress import Steps
 from tests.audit.test_render import printed
 from tests.audit.test_weight_access import resnet
 from tests.helpers.small import make_dataset
@@ -65,6 +67,16 @@ def test_without_the_original_nothing_stands_in_its_place(changed):
     for words in ("bit for bit", "as it was", "takes the eraser off", "| original"):
         assert words not in said(report), words
     assert "changed" in report.to_markdown()
+
+
+def test_the_bar_calls_a_model_by_what_was_done_to_it(changed, monkeypatch):
+    begun = []
+    monkeypatch.setattr(Steps, "begin", lambda self, name: begun.append(name))
+    for model, word in ((changed, "changed"), (erased(wrapped(resnet())), "erased"), (wrapped(resnet()), "audited")):
+        begun.clear()
+        report = model.audit(TRAIN, TEST, "cat", options=options(access="weights", budget=1e-6), progress=False)
+        words = {word for name in begun for word in re.findall(r"\w+", name)} & {"changed", "erased", "audited"}
+        assert words == {word} == {report.treatment}
 
 
 def test_figures_of_changed_weights_without_their_original(changed, tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 from hf_kd.data.progress import Steps, working
 from hf_kd.errors import InvalidValueError
-from hf_kd.methods.records import installed
+from hf_kd.methods.records import installed, treatment
 from hf_kd.metrics._inputs import ArrayLike, as_features, as_forget_labels, as_labels, count_shared_rows
 from hf_kd.metrics.attack_data import AuditData
 from hf_kd.metrics.attacks import attack_names
@@ -31,8 +31,8 @@ from .sections.membership import membership_section
 VERSIONS = ("original", "erased", "before_projection")
 """Of feature matrices that may be given."""
 
-SHOWN_AS = {"original": "original", "erased": "erased", "before_projection": "changed", "reference": "reference"}
-"""What the bar calls each version."""
+SHOWN_AS = {"before_projection": "changed"}
+"""What the bar calls versions that it does not call by their name, but for the audited one, of which records say it."""
 
 Versions = ArrayLike | Mapping[str, ArrayLike]
 """One matrix [n, d], or one for each of `VERSIONS`."""
@@ -136,7 +136,9 @@ def audit_features(
             logits = {**(logits or {}), "reference": reference.logits}
     overlap = [*_not_measured(as_forget_labels(forget_labels), first), *_overlap(first)]
     fewer, drawn = of_fewer_classes(data if retrained is None else data | {"reference": retrained}, options.max_classes)
-    measurements, about = _measure(fewer, reference, options)
+    done = extras.context or {}
+    shown = SHOWN_AS | {"erased": treatment(done.get("changes"), done.get("erasures", True))}
+    measurements, about = _measure(fewer, reference, options, shown)
     notes = [*([NO_ORIGINAL] if original is None else ()), *overlap, *about]
     notes += [VARIES.format(seeds=options.seeds)] if options.seeds > 1 else []
     answers = {name: head.Answers(name, *pair, first, extras.several_labels) for name, pair in (logits or {}).items()}
@@ -186,9 +188,9 @@ def _counts(data: AuditData) -> dict[str, int]:
 
 
 def _measure(
-    data: Mapping[str, AuditData], reference: Reference, options: AuditOptions
+    data: Mapping[str, AuditData], reference: Reference, options: AuditOptions, shown: Mapping[str, str]
 ) -> tuple[Measurements, list[str]]:
-    """Every version measured, those that are the same object once; and notes on the reference."""
+    """Every version measured, those that are the same object once; and notes on the reference. `shown`: names on the bar."""
     bare, retrained = _first(data), data.get("reference")
     names = retention.attacks_to_run(attack_names(options.attacks, len(bare.train_views)))
     asked = {version: names if version != "reference" else _without_views(names) for version in data}
@@ -200,7 +202,7 @@ def _measure(
     with Steps(total, "attacks", options.progress) as bar:
         for version, part in data.items():
             if id(part) not in made:
-                begin = partial(_begin, bar, SHOWN_AS[version])
+                begin = partial(_begin, bar, shown.get(version, version))
                 made[id(part)] = measure(part, asked[version], options, begin)
         first, second, third = (made[id(data[version])] if version in data else None for version in VERSIONS)
         if retrained is not None:

@@ -13,7 +13,7 @@ from hf_kd.errors import LabelMismatchError
 from hf_kd.features.heads import several_labels
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ReadOptions
-from hf_kd.methods.records import weight_changes
+from hf_kd.methods.records import treatment, weight_changes
 from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.metrics.weight_signature import PartSignature, weight_signature
 
@@ -107,7 +107,15 @@ def measure_weight_access(
     networks = {name: Network.of(other, names, cut) for name, other in models.items()}
     _refuse_other_classes(networks, names, data)
     images = _images_of(models, data)
-    found = run_battery(networks, images, budget=budget, seed=seed, together=SHOWN, progress=data.reading.progress)
+    found = run_battery(
+        networks,
+        images,
+        budget=budget,
+        seed=seed,
+        together=SHOWN,
+        called={"erased": treatment(changed, model.erasures)},
+        progress=data.reading.progress,
+    )
     notes = [_sampled(images["erased"], data, blocks_read(model, networks["erased"].blocks))]
     if original is None and changed:
         notes.append("The weights were changed and no original was given: nothing of before stands beside them.")

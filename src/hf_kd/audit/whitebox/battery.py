@@ -90,6 +90,7 @@ def run_battery(
     attacks: Sequence[str] | None = None,
     found: Mapping[str, NetworkFindings] | None = None,
     together: Sequence[str] | None = None,
+    called: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> dict[str, NetworkFindings]:
     """Run each attack on every network before the next one, as long as there is time.
@@ -106,6 +107,7 @@ def run_battery(
         attacks: Names among `ATTACKS`; all by default.
         found: What was found before; attacks that have run there (`seconds`) do not run again.
         together: Names of the networks that are shown side by side; all by default.
+        called: What the bar calls networks, where that is another name.
         progress: Whether a bar is shown on a terminal.
 
     Returns:
@@ -131,7 +133,7 @@ def run_battery(
             beside = [name for name in due if together is None or name in together]
             took: list[float] = []
             for name, network in networks.items():
-                bar.begin(f"{attack.name}: {name}")
+                bar.begin(f"{attack.name}: {(called or {}).get(name, name)}")
                 if name not in due:
                     continue
                 result, begun = results[name], time.monotonic()
