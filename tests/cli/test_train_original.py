@@ -41,6 +41,8 @@ def test_a_reference_that_has_never_seen_a_label(place, tmp_path, caplog):
     assert "on 48 images of 4 labels" in shown
     assert "Of 24 images of test" in shown
     assert "It has never seen cat" in shown
+    audit = f"hf-kd audit MODEL --dataset {place / 'data'} --retrained {tmp_path / 'never'}"
+    assert shown.endswith(f"forget that with it: {audit}")
     assert "began with" not in caplog.text
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "never")
     assert model.config.num_labels == 5
@@ -53,6 +55,7 @@ def test_what_begins_with_weights_that_may_have_seen_a_label_is_not_called_one_t
     arguments = ["--dataset", place / "data", "--recipe", "vit-pretrained", "--output", tmp_path / "from-weights"]
     done = hf_kd("train-original", place / "model", *arguments, "--epochs", "1", "--limit", "20", "--without", "cat")
     assert "It was not trained on cat" in " ".join(done.stdout.split())
+    assert "hf-kd audit" not in done.stdout, "it is no reference"
     assert "it is no reference: --from-scratch begins with fresh ones" in " ".join(caplog.text.split())
     record = AutoModelForImageClassification.from_pretrained(tmp_path / "from-weights").config.hf_kd_trained
     assert any("own weights" in warning for warning in record["warnings"])

@@ -258,6 +258,15 @@ class ConvHead(PreTrainedModel):
         return ImageClassifierOutputWithNoAttention(logits=self.head(pooled).flatten(1))
 
 
+def test_a_label_to_leave_out_that_there_is_not_is_refused_before_images_are_read(vit, processor, data, monkeypatch):
+    def read(*args, **given):
+        raise AssertionError("images are read")
+
+    monkeypatch.setattr(ImageReader, "samples", read)
+    with pytest.raises(ValueError, match="Did you mean 'cat'"):
+        train_original(vit, data, processor=processor, without="cta", **QUICK)
+
+
 def test_labels_are_not_left_out_of_a_head_that_could_not_silence_them(processor, data):
     model = randomise(ConvHead(labelled(ConvConfig)))
     assert train_original(model, data, processor=processor, **QUICK).config.hf_kd_trained["without"] == []

@@ -19,6 +19,8 @@ from hf_kd.model.recipes import PRETRAINED, RECIPES
 from . import _inputs
 from ._app import command, console, kept_training, refuse_without_test
 from ._options import LIMITS, READING, Shared
+from ._tables import show_next
+from ._verdict import audit_command
 
 if TYPE_CHECKING:
     from hf_kd.features.reader import ReadOptions
@@ -103,6 +105,9 @@ def train_original(
         return  # another process of the same launch reports
     shutil.rmtree(kept, ignore_errors=True)
     facts = {"model": model, "output": str(output), "labels": trained.config.num_labels, **trained.config.hf_kd_trained}
+    if facts["without"] and facts["from_scratch"]:  # a reference
+        words = ["MODEL", dataset, "--retrained", str(output)]
+        facts["next"] = audit_command(*words, shared=shared, split=split, test_split=test_split)
     if shared.as_json:
         console.print_json(data=facts)
     else:
@@ -126,13 +131,13 @@ def _show(facts: dict[str, Any], names: dict[int, str], test_split: str | None) 
     came_from = "fresh weights" if facts["from_scratch"] else f"the weights of {facts['model']}"
     head = " and a new head" if facts["new_head"] and not facts["from_scratch"] else ""
     console.print(
-        f"Trained from {came_from}{head} on {facts['images']} images of {facts['labels'] - len(facts['without'])} labels; "
+        f"Trained from {came_from}{head} on {facts['images']:,} images of {facts['labels'] - len(facts['without'])} labels; "
         f"{measured['accuracy']:.1f} % of them are answered right. Written to [bold]{facts['output']}[/].",
         highlight=False,
     )
     if test_split is not None:
         console.print(
-            f"Of {measured['test_images']} images of {test_split}, {measured['test_accuracy']:.1f} % are answered right.",
+            f"Of {measured['test_images']:,} images of {test_split}, {measured['test_accuracy']:.1f} % are answered right.",
             markup=False,
             highlight=False,
         )
@@ -140,6 +145,8 @@ def _show(facts: dict[str, Any], names: dict[int, str], test_split: str | None) 
         without = ", ".join(one_line(names[label]) for label in facts["without"])
         trained = "It has never seen" if facts["from_scratch"] else "It was not trained on"
         console.print(f"{trained} {without}, and never answers so.", markup=False, highlight=False)
+    if "next" in facts:
+        show_next(console, "Compare a MODEL that was made to forget that with it:", facts["next"])
 
 
 def _state_folder(output: Path, resume: bool, overwrite: bool) -> Path:

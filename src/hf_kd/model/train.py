@@ -103,9 +103,9 @@ def train_original(
     if test is not None:
         readers["test"] = ImageReader(student, test, reading.of_test())
     share_mapping(readers)
+    left_out = _left_out(readers["train"], without)  # refused before images are read
     task = make_task(student, data, None, readers["train"].options)
     task.checkpoint = None if checkpoint is None else local_path(checkpoint)
-    left_out = _left_out(readers["train"], without)
     task.retain = task.forget = _seen(task.forget, left_out)
     tested = None if test is None else _seen(readers["test"].samples(), left_out)  # refused before the training
     _start_from(task, None if fresh else copy.deepcopy(student.inner), left_out)
