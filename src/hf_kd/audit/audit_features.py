@@ -314,8 +314,8 @@ def _overlap(data: AuditData) -> list[str]:
     if not shared:
         return []
     note = (
-        f"{shared} of {len(data.test)} test rows are exact copies of training rows: the splits overlap, and test scores are "
-        "too high."
+        f"{shared:,} of {len(data.test):,} test rows are exact copies of training rows: the splits overlap, and test scores "
+        "are too high."
     )
     warnings.warn(f"{note} Pass splits without common images.", stacklevel=3)
     return [note]

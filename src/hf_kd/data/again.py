@@ -64,7 +64,7 @@ class _SameLabels:
             count += len(known)
             yield batch
         if process_state().num_processes == 1 and count < len(self.labels):  # of several, each reads a part
-            raise other_samples(f"{count} samples and the first {len(self.labels)}")
+            raise other_samples(f"{count:,} samples and the first {len(self.labels):,}")
 
 
 def other_samples(what: str) -> InvalidValueError:

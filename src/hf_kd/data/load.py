@@ -360,7 +360,7 @@ def _from_image_folder(tree: Tree, split: str | None, streaming: bool) -> Datase
     if strays:
         logger.warning(
             f"{os.fspath(root)!r} is read as {'class folders' if classes else 'images without classes'}; "
-            f"{len(strays)} images elsewhere are left out: {listed(strays)}."
+            f"{len(strays):,} images elsewhere are left out: {listed(strays)}."
         )
     if tree.unread:
         logger.warning(f"{os.fspath(root)!r}:{tree.told_unread}")

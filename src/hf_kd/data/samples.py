@@ -214,7 +214,7 @@ def _class_ids(labels: Tensor, mapping: Callable[[Tensor], Tensor] | None, known
     missing = int((labels < 0).sum())
     if missing:
         raise LabelMismatchError(
-            f"{missing} of {len(labels)} samples have no label; training needs one for every image. Name the label "
+            f"{missing:,} of {len(labels):,} samples have no label; training needs one for every image. Name the label "
             "column with label_column=..., or filter these samples out."
         )
     return labels if mapping is None else mapping(labels)

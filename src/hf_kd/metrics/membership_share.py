@@ -227,7 +227,7 @@ def _member_share(
     size = min(len(retain), len(test), max_samples)
     if size < 4:
         raise InvalidValueError(
-            f"{len(retain)} retain and {len(test)} test images, max_samples={max_samples}: the attacker is fitted on "
+            f"{len(retain):,} retain and {len(test):,} test images, max_samples={max_samples}: the attacker is fitted on "
             "equally many of both and needs at least 4."
         )
     generator = np.random.default_rng(seed)

@@ -246,7 +246,7 @@ class ESC(Method):
             wanted = f"k={self.k}" if self.k is not None else f"p={self.p} (k = {k} of d = {dim})"
             way_out = f"Choose k of at most {limit - 1}, or add" if limit > 1 else "Add"
             raise InvalidValueError(
-                f"{wanted} removes {k} directions, but the {count} forget samples span only {rank} of d = {dim}: "
+                f"{wanted} removes {k} directions, but the {count:,} forget samples span only {rank} of d = {dim}: "
                 f"k has to be below {limit}. {way_out} forget samples: more than k are needed."
             )
 

@@ -286,8 +286,8 @@ class Regrow(UnlearningMethod):
         forgotten = int(torch.isin(retain.labels, task.forget_classes).sum())
         if forgotten:
             raise InvalidValueError(
-                f"{self.name}: {forgotten} of {len(retain)} retained images have a label that is to be forgotten, and the "
-                "network would be trained on them. Leave them out; whole classes are forgotten here, not single images."
+                f"{self.name}: {forgotten:,} of {len(retain):,} retained images have a label that is to be forgotten, and "
+                "the network would be trained on them. Leave them out; whole classes are forgotten here, not single images."
                 + ("" if self.labels == "data" else " If their labels mean something else, give them without labels.")
             )
         if any(head.bias is None for head in task.linear_heads()):
