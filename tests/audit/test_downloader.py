@@ -116,10 +116,10 @@ def test_ten_lines_stay_ten_the_last_ones_among_them_and_warnings_are_counted(re
     concepts = Section("concepts", "By name", (Score("recall, all templates", 20.0, "lower"),))
     lines = replace(warned, sections=(*warned.sections, concepts)).summary().splitlines()
     assert len(lines) == 10
-    assert lines[1] == "Warning: The rest fell. (and 2 more warnings: see how it was measured)"
+    assert lines[1] == "Warning: The rest fell. (and 2 more warnings: see the whole report)", "which is not below it"
     assert lines[-1].startswith("Not said here")
-    page = warned.to_markdown()
-    assert all(warning in page for warning in warnings)
+    for whole in (warned.to_markdown(), printed(warned)):
+        assert all(warning in whole for warning in warnings)
 
 
 def test_taking_the_eraser_away_reads_no_less_than_the_best_attacker(report):

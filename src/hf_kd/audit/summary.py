@@ -42,7 +42,7 @@ def summary_lines(report: ReportData) -> list[str]:
 def _warning(warnings: Sequence[str]) -> str:
     """The first warning, and how many more there are."""
     more = len(warnings) - 1
-    rest = f" (and {more} more warning{'s' * (more > 1)}: see how it was measured)" if more > 0 else ""
+    rest = f" (and {more} more warning{'s' * (more > 1)}: see the whole report)" if more > 0 else ""
     return f"Warning: {warnings[0]}{rest}" if warnings else ""
 
 
