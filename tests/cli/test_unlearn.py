@@ -469,3 +469,15 @@ def test_what_was_not_counted_says_why_and_words_hold_for_every_method(place, tm
         show_measured(shown, dict.fromkeys(typed_texts(method.measures)), method.measures)
         text = shown.export_text()
         assert not re.search(r"`|None|_", text), f"{name}: words, not keys"
+
+
+def test_blocks_are_called_by_their_names_in_a_table_of_what_was_measured():
+    scan = [
+        {"block": "none", "above": {"mobilenet_v2.layer.3": [71.5, 0.7]}, "retained": 80.0},
+        {"block": "mobilenet_v2.layer.3", "blocks_kept": 4, "above": {}, "excess": 1.0},
+    ]
+    shown = Console(width=400, record=True, file=io.StringIO())
+    show_measured(shown, {"scan": scan}, unlearning_methods()["regrow"].measures)
+    told = shown.export_text()
+    assert "block none, above mobilenet_v2.layer.3 71.5, 0.7, retained 80" in told
+    assert "block mobilenet_v2.layer.3, blocks kept 4, excess 1" in told

@@ -75,7 +75,9 @@ def show_measured(console: Console, measured: Mapping[str, Any], measures: type)
 def _plain(value: Any) -> list[str]:
     """A measured value in plain words, a line for each part of a list of several facts."""
     if isinstance(value, Mapping):
-        return [", ".join(f"{key.replace('_', ' ')} {' '.join(_plain(part))}" for key, part in value.items())]
+        # a key is of words unless it is the path of a module; what there is none of is not said
+        words = {key: key.replace("_", " ") if key.isidentifier() else one_line(key) for key in value}
+        return [", ".join(f"{words[key]} {' '.join(_plain(part))}" for key, part in value.items() if part != {})]
     if isinstance(value, list | tuple):
         parts = [" ".join(_plain(part)) for part in value]
         return parts if any(isinstance(part, Mapping) for part in value) else [", ".join(parts) or "none"]
