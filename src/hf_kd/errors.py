@@ -122,6 +122,10 @@ GIVE_RETAIN_DATA = "retain=... (--retain DATASET on the command line)"
 """The same where weights are changed: there the other labels of the data set are read anyhow, and there were none."""
 
 
+NO_WAITING = "HF_HUB_OFFLINE=1 asks no Hub, and waits for none."
+"""What the errors of a Hub that does not answer say of the half minute that huggingface_hub tries it."""
+
+
 def did_you_mean(value: object, known: Iterable[object], most: int = 3, called: Mapping[str, str] | None = None) -> str:
     """What a message about a word that is not among those known goes on with; nothing where none is like it.
 

@@ -16,8 +16,10 @@ from hf_kd.errors import InvalidValueError, UnreachableError
 from hf_kd.features.taps.find import find_taps
 from hf_kd.features.taps.inputs import probe_inputs
 from hf_kd.methods.unlearning.fresh import fresh_model
+from hf_kd.model import checkpoint_files
 from hf_kd.model.checkpoint_files import checkpoint_errors
 from hf_kd.model.loading import load_processor
+from hf_kd.model.stored_eraser import find_eraser
 from tests.helpers import zoo
 from tests.helpers.two_towers import two_towers
 from tests.model.test_erase import logits_of
@@ -257,6 +259,23 @@ def test_a_model_that_is_neither_here_nor_in_the_cache_is_named(tmp_path, monkey
         UnreachableError, match=r"^The model 'nobody/nothing' could not be fetched, and is no folder here\."
     ):
         ErasedModel.from_pretrained("nobody/nothing")
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_for_one_file_after_the_other(tmp_path, monkeypatch):
+    """Since each is tried for half a minute."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def find(name, file, **given):
+        asked.append((file, given.get("local_files_only")))
+
+    monkeypatch.setattr(checkpoint_files, "cached_file", find)
+    for look in (ErasedModel.from_pretrained, lambda name: find_eraser(name, {})):
+        asked.clear()
+        with pytest.raises(UnreachableError, match="HF_HUB_OFFLINE=1"):
+            look("nobody/nothing")
+        assert asked
+        assert all(local for _, local in asked)
 
 
 def test_a_revision_in_a_name_is_one_for_processors_and_for_weights_to_begin_with(vit, processor, monkeypatch):

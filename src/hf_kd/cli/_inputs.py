@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_kd.data.paths import refuse_missing_data, refuse_missing_model, refuse_no_model, with_revision
+from hf_kd.data.paths import local_path, refuse_missing_data, refuse_missing_model, refuse_no_model, with_revision
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError, MissingFileError
 
@@ -154,7 +154,8 @@ def mapping_words(shared: Shared, reading: ReadOptions) -> list[str] | None:
 
 def load_model(name: str, shared: Shared) -> ErasedModel:
     """The model, with the image processor that was asked for."""
-    with working("loading the model", not shared.quiet):
+    place = "" if Path(with_revision(name, {})[0]).exists() else " from the Hub"
+    with working(f"loading the model{place}", not shared.quiet):
         from hf_kd.model.erased_model import ErasedModel
 
         given = shared.chosen("tap", "revision", "eraser")
@@ -189,7 +190,8 @@ def device_of(shared: Shared) -> torch.device:
 
 def load_data(source: str, split: str, shared: Shared, argument: str = "split", streaming: bool = False) -> Any:
     """One split of a data set, named by `argument`; labels that are words in it become ids with names, but streamed."""
-    with working(f"opening {source}, {split}", not shared.quiet):
+    place = "" if local_path(source).exists() else " on the Hub"
+    with working(f"opening {source}{place}, {split}", not shared.quiet):
         from hf_kd.data.load import load_source
 
         try:

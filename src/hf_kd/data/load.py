@@ -34,7 +34,7 @@ from datasets.load import EmptyDatasetError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from hf_kd.errors import InvalidValueError, UnreachableError, shortened
+from hf_kd.errors import NO_WAITING, InvalidValueError, UnreachableError, shortened
 
 from .folder import Tree, configurations
 from .image_source import LABEL_KEYS, ImageSource, is_integer, is_string
@@ -201,7 +201,7 @@ def _from_hub(
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         raise UnreachableError(
             f"The data set {spec!r} could not be fetched, and is no file or folder here.{folder_meant(spec)} "
-            f"{str(error).rstrip('. ')}. Without a network give a local folder, or one that is in the cache."
+            f"{str(error).rstrip('. ')}. Without a network give a local folder, or one that is in the cache. {NO_WAITING}"
         ) from error
 
 

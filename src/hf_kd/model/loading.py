@@ -36,7 +36,7 @@ from hf_kd.data.paths import (
     refuse_missing_model,
     with_revision,
 )
-from hf_kd.errors import InvalidTypeError, InvalidValueError, UnreachableError, require
+from hf_kd.errors import NO_WAITING, InvalidTypeError, InvalidValueError, UnreachableError, require
 from hf_kd.features.taps.site import sites_on
 from hf_kd.hub.files import PROCESSORS
 
@@ -75,14 +75,18 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
     try:
         found = PreTrainedConfig.get_config_dict(name_or_path, **hub)[0]
     except OSError as error:
-        if any(find_file(name_or_path, file, hub) is not None for file in (ADAPTER_CONFIG, ERASER_CONFIG)):
+        silent = isinstance(
+            error.__cause__, LocalEntryNotFoundError
+        )  # a Hub that is asked again for half a minute a file
+        there = hub | ({"local_files_only": True} if silent else {})
+        if any(find_file(name_or_path, file, there) is not None for file in (ADAPTER_CONFIG, ERASER_CONFIG)):
             return None
-        if not isinstance(error.__cause__, LocalEntryNotFoundError):
+        if not silent:
             raise
         raise UnreachableError(
             f"The model {name_or_path!r} could not be fetched, and is no folder here.{folder_meant(name_or_path)} "
             f"{str(error).partition(chr(10))[0].rstrip('. ')}. Without a network give a local folder, or a model that is in "
-            "the cache."
+            f"the cache. {NO_WAITING}"
         ) from error
     except (RecursionError, TypeError, AttributeError) as error:
         raise InvalidValueError(

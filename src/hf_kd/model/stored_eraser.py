@@ -183,7 +183,7 @@ def find_eraser(name: str, hub: dict[str, Any]) -> bool:
     """Whether a folder or a repository holds an eraser on its own, and no model."""
     name, hub = with_revision(name, hub)
     refuse_missing_model(name)
-    return files.find_file(name, CONFIG_NAME, hub) is None and files.find_file(name, ERASER_CONFIG, hub) is not None
+    return loading.stored_config(name, hub) is None and files.find_file(name, ERASER_CONFIG, hub) is not None
 
 
 def read_eraser(source: str | os.PathLike[str], hub: dict[str, Any] | None = None) -> StoredEraser:
