@@ -183,6 +183,8 @@ def test_what_any_head_is_fed_with_is_read_and_nothing_from_what_all_images_shar
         assert (reading > 90) == told
         assert sd > 0
     assert reading == 0.0
+    with pytest.raises(InvalidValueError, match="not finite"):
+        cut_scan.read_class(task, forget, retain, lambda some: torch.full((len(some), 2), torch.inf))
 
 
 def test_the_noise_of_a_reading_is_that_of_the_images_that_were_asked():

@@ -22,6 +22,7 @@ from hf_kd.data.hidden_state import pooled
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.measured import CutTried
+from hf_kd.metrics._inputs import as_features
 from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.metrics.scaling import principal_scales
 
@@ -190,7 +191,7 @@ def read_class(
     """
     with task.mode("eval"):
         parts = [torch.cat(task.head_inputs(some), dim=1) if read is None else read(some) for some in (forget, retain)]
-    features = torch.cat(parts).cpu()
+    features = as_features(torch.cat(parts).cpu())
     labels = torch.cat([forget.labels, retain.labels])
     hits, asked = torch.zeros(1, dtype=torch.float64), len(forget)
     for half in (0, 1):
