@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 @command("eraser", "tap", "processor", "revision", "as_json")
 def inspect(model: ModelArgument, *, shared: Shared) -> None:
-    """Show where pooled features pass in MODEL, their d, the heads that read them, and what was erased.
+    """Show where pooled features pass in MODEL, their d, the heads that read them, its blocks, and what was erased.
 
     An eraser on its own is shown without its base, which is not loaded.
     """
     _inputs.load_libraries(shared)
+    from hf_kd.audit.hidden_states import blocks_of
     from hf_kd.model.stored_eraser import find_eraser, read_eraser
 
     hub = shared.chosen("revision")
@@ -38,7 +39,7 @@ def inspect(model: ModelArgument, *, shared: Shared) -> None:
     else:
         loaded = _inputs.load_model(model, shared)
         loaded.find_taps()
-        facts = _facts(model, loaded)
+        facts = _facts(model, loaded) | {"blocks": list(blocks_of(loaded, at_most=None))}
     if records := [*facts["changes"], *facts["folded"], *facts["erasures"]]:
         base = shared.at_revision(model) if shared.eraser else None
         facts["verdict"] = report_verdict(shared.documented(model), records, shared, base)
@@ -62,6 +63,11 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
         table.add_row(f"tap{suffix}", terminal(place["place"]))
         table.add_row(f"d{suffix}", str(place["d"]))
         table.add_row(f"head{suffix}", terminal(", ".join(place["heads"])) or "none (embedding model)")
+    if "blocks" in facts:
+        listed = ", ".join(facts["blocks"])
+        table.add_row(
+            "blocks, as for --keep", f"{len(facts['blocks'])}: {terminal(listed)}" if listed else "none found"
+        )
     if "base" in facts:
         table.add_row("an eraser, for", terminal(facts["base"]))
     table.add_row("labels", str(facts["num_labels"]) if facts["num_labels"] else "none")

@@ -82,9 +82,9 @@ class Regrow(UnlearningMethod):
 
     Attributes:
         keep: Which part is kept: a share of the blocks (rounded down to the end of a stage one block away), the name of
-            the last block, or, with labels="data", "auto": cuts are tried from the top down until a converged probe reads no
-            more of the class than where nothing is kept, neither before the head nor at blocks that were drawn anew. More is
-            cheaper and leaves more of the class.
+            the last block (`hf-kd inspect` lists them), or, with labels="data", "auto": cuts are tried from the top down
+            until a converged probe reads no more of the class than where nothing is kept, neither before the head nor at
+            blocks that were drawn anew. More is cheaper and leaves more of the class.
         epochs: Passes over D_r; unless given 8, or 4 where almost half of the blocks or more are kept.
         lr: Learning rate at its highest; 0.1 for sgd and 1e-3 for adamw unless given.
         batch_size: Images in each step, of all processes together.
