@@ -256,7 +256,7 @@ class RegrowMeasured(UnlearningMeasured, PhaseMeasured, total=False):
         share_of_weights_new: Share of all weights that were drawn anew.
         activations: Where activations of the kept part lay: "device", "memory" or "disk"; "none" where they were not kept.
         activation_bytes: Bytes that the activations of the kept part took.
-        activation_seconds: Seconds that reading the activations of the kept part took.
+        activation_seconds: Seconds that reading the activations of the kept part took; of several calls the last one's.
     """
 
     block: str

@@ -36,6 +36,7 @@ class Erasure:
     """In which the features were computed."""
     feature_seconds: float
     fit_seconds: float
+    """That the method took; of a training that was gone on with, with those of earlier calls up to what was kept of them."""
     processes: int = 1
     versions: dict[str, str] = field(default_factory=dict)
     n_retain: int | None = None

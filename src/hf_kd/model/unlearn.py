@@ -204,8 +204,9 @@ def _run(
     warnings = outcome.check_recognised(asked, student.class_names, mapping, earlier=earlier, refuse=refuse)
     retained = None if task.retain is None else _answers(task, task.retain)
     between = time.perf_counter()
+    task.begin()
     measured = method.run(task)
-    finished = time.perf_counter()
+    finished = between + task.seconds
     warnings += outcome.accuracy_warnings(
         (labels, answers, _answers(task, task.forget)[1]),
         None if retained is None else (*retained, _answers(task, task.retain)[1]),

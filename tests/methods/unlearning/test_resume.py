@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import os
+import time
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_kd import ReadOptions, unlearn
@@ -239,6 +242,40 @@ def test_a_resumed_training_says_what_the_whole_of_it_took(original, data, tmp_p
     done = measured(scanned(original, data, checkpoint=tmp_path, **settings))
     assert (done["steps"], done["last_loss"]) == (whole["steps"], whole["last_loss"])
     assert done["steps"] == 3 * math.ceil(24 / 16)
+
+
+@pytest.mark.parametrize("method", ["regrow", "scan", "retrain"])
+def test_the_seconds_of_a_resumed_training_are_those_of_all_calls_up_to_what_was_kept(
+    original, data, tmp_path, monkeypatch, method
+):
+    clock = itertools.count(0, 1000)  # that goes on by so much each time it is looked at
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    grown = {"keep": 1 / 3, "epochs": 2, "batch_size": 16}
+    settings, *saved = {
+        "regrow": (grown, regrow, "save_progress"),
+        "scan": (SCAN, cut_scan, "save_scan"),
+        "retrain": (RETRAIN, resume, "save_progress"),
+    }[method]
+    asked = settings | {"progress": False, "allow_unrecognised": True, "checkpoint": tmp_path}
+
+    def run():
+        name = "retrain" if method == "retrain" else "regrow"
+        return unlearn(original, data[0], name, retain=data[1], **asked).config.hf_kd_unlearned[-1]
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        dies_at(patched, *saved, 2)
+        run()
+    (file,) = tmp_path.rglob("scan.json" if method == "scan" else resume.FILE)
+    if method == "scan":
+        kept = json.loads(file.read_text())["seconds"]
+    else:
+        with safe_open(file, "pt") as opened:
+            kept = json.loads(opened.metadata()["about"])["seconds"]
+    begun = next(clock)
+    seconds = run()["fit_seconds"]
+    assert kept > 0
+    assert kept < seconds <= kept + next(clock) - begun
+    assert run()["fit_seconds"] > kept, "also where nothing is left to do"
 
 
 @pytest.mark.parametrize("method", ["regrow", "retrain"])

@@ -27,7 +27,7 @@ from hf_kd.metrics.linear_probe import fit_linear_probe
 from hf_kd.metrics.scaling import principal_scales
 
 from .cut import Cut, choose_block, hidden_at, nothing_kept
-from .resume import load_scan, save_scan
+from .resume import count_earlier, load_scan, save_scan
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,9 @@ def scan(
     forget, kept = _drawn(task, retain)
     start = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
     folder = task.checkpoint if same else None
-    tried: list[CutTried] = [] if folder is None else load_scan(folder, same).get("tried", [])
+    done = {} if folder is None else load_scan(folder, same)
+    count_earlier(task, done)
+    tried: list[CutTried] = done.get("tried", [])
     depths = [0, *_depths(len(blocks))]
     if [row["blocks_kept"] for row in tried] != depths[: len(tried)] or any("above" not in row for row in tried):
         logger.warning("What was kept of the scan is of an older version, which tried other cuts: it begins anew.")
@@ -100,7 +102,7 @@ def scan(
         tried.append(row)
         logger.info(f"{told}.")
         if folder is not None and task.state.is_main_process:
-            save_scan(folder, {**same, "tried": tried})
+            save_scan(folder, {**same, "tried": tried, "seconds": task.seconds})
     return choose_block(task, tried[-1]["block"]), tried, _reads_no_more(tried)
 
 

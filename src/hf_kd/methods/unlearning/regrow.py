@@ -30,7 +30,7 @@ from .activations import KeptActivations, Source, source_of
 from .base import UnlearningMethod
 from .cut import Cut, choose_block, gradients_above, only_heads_above, only_trainable, share_or_name, take_over
 from .cut_scan import refuse_few, scan, where_profiles_part
-from .resume import load_progress, run_identity, save_progress
+from .resume import count_earlier, load_progress, run_identity, save_progress
 from .steps import GradientSteps
 from .targets import answers_of, say_unknown
 from .task import NORMS, Task, check_range, soft_divergence
@@ -317,6 +317,7 @@ class Regrow(UnlearningMethod):
         own, rows, batch = targets[index::processes], len(targets) // processes, self.batch_size // processes
         folder = task.checkpoint / phase.name if task.checkpoint is not None and phase.same else None
         done = {} if folder is None else load_progress(folder, task.model, phase.optimizer, phase.same)
+        count_earlier(task, done)
         accuracies: list[float] = done.get("accuracies", [])
         steps = max(1, math.ceil(rows / batch))
         name, before = f"{self.name}: {phase.name}", steps * len(accuracies)
@@ -347,7 +348,8 @@ class Regrow(UnlearningMethod):
                 break
             if folder is not None and task.state.is_main_process:
                 about = {"accuracies": accuracies, "steps": descent.steps, "last_loss": descent.last_loss}
-                save_progress(folder, task.model, phase.names, phase.optimizer, {**phase.same, **about})
+                about |= {**phase.same, "seconds": task.seconds}
+                save_progress(folder, task.model, phase.names, phase.optimizer, about)
         torch.manual_seed(self.seed * 1_000_003 + phase.epochs)
         if self.bn_mode == "train":
             norms = [m for m in task.model.modules() if isinstance(m, NORMS) and m.track_running_stats]

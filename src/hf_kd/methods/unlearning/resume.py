@@ -159,6 +159,11 @@ def load_scan(folder: Path, same: Mapping[str, Any]) -> dict[str, Any]:
     return about
 
 
+def count_earlier(task: Task, done: Mapping[str, Any]) -> None:
+    """Count the seconds of earlier calls up to what was kept, of several states the latest; older files say none."""
+    task.seconds_before = max(task.seconds_before, done.get("seconds", 0.0))
+
+
 def _damaged(path: Path, error: Exception) -> InvalidValueError:
     return InvalidValueError(
         f"The training in {path} cannot be gone on with ({type(error).__name__}: {error}): it is damaged. Delete it to "
@@ -216,6 +221,7 @@ class KeptTraining:
         done = load_progress(self.task.checkpoint, self.task.model, self.optimizer, self.same)
         if not done:
             return 0
+        count_earlier(self.task, done)
         stored, here = done["generators"], self._generators()
         if isinstance(stored, list):  # older files: in order, with that of a GPU where there was one
             names = [name for name in here if name != "cuda"]
@@ -243,7 +249,8 @@ class KeptTraining:
             ]
             for name, generator in self._generators().items()
         }
-        about = {**self.same, "epoch": epoch, "steps": steps, "last_loss": last_loss, "generators": states}
+        about = {"epoch": epoch, "steps": steps, "last_loss": last_loss, "generators": states}
+        about |= {**self.same, "seconds": self.task.seconds}
         if self.task.state.is_main_process:
             save_progress(self.task.checkpoint, self.task.model, self.task.model.state_dict(), self.optimizer, about)
 

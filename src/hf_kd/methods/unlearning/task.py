@@ -9,6 +9,7 @@ import contextlib
 import copy
 import logging
 import re
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,17 @@ class Task:
     def __post_init__(self) -> None:
         refuse_fp16(precision_of(self.mixed_precision))
         self.state = process_state()
+        self.seconds_before, self._begun = 0.0, time.perf_counter()
         self._bars = contextlib.ExitStack()
+
+    def begin(self) -> None:
+        """From now on time counts as the method's."""
+        self.seconds_before, self._begun = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """That the method has taken, with those of earlier calls that it went on from (`seconds_before`)."""
+        return self.seconds_before + time.perf_counter() - self._begun
 
     @property
     def device(self) -> torch.device:
