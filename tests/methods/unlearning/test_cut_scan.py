@@ -17,7 +17,7 @@ from hf_kd.methods.unlearning.cut import Cut, choose_block, cut_behind, upper_pa
 from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.task import Task
 from hf_kd.testing.unlearning import loader, planted_images, trained_model
-from tests.methods.unlearning.test_regrow import FORGET, RETAINED, grown, measured, original, small_task
+from tests.methods.unlearning.test_regrow import FAMILIES, FORGET, RETAINED, grown, measured, original, small_task
 
 __all__ = ["original"]
 
@@ -57,6 +57,15 @@ def test_no_cut_is_looked_for_among_images_that_may_be_foreign(soft):
         Regrow(keep="auto", labels="teacher", soft=soft)
 
 
+def names_for_states(task, blocks, *sets):
+    """In place of what is read somewhere, where that is."""
+    return ((place, place) for place in (cut_scan.HEADS, *blocks))
+
+
+def read_before_heads(task, forget, retain):
+    return cut_scan.read_class(task, forget, retain, dict(cut_scan._states(task, [], forget, retain))[cut_scan.HEADS])
+
+
 def test_all_are_trained_as_far_as_the_network_of_which_nothing_is_kept(monkeypatch):
     task = small_task("ResNetForImageClassification")
     task.forget = Samples(torch.full((500,), 2), {"pixel_values": torch.randn(500, 3, 32, 32)})
@@ -66,9 +75,10 @@ def test_all_are_trained_as_far_as_the_network_of_which_nothing_is_kept(monkeypa
     for readings, noise, told in (([70.0, 80.0, 71.0], 1.0, True), ([70.0, 80.0, 81.0], 1.0, False)):
         before_head = iter(readings)
 
-        def read_class(task, forget, retain, read=None, before_head=before_head, noise=noise):
-            return (next(before_head) if read is None else 60.0), noise
+        def read_class(task, forget, retain, at, before_head=before_head, noise=noise):
+            return (next(before_head) if at == cut_scan.HEADS else 60.0), noise
 
+        monkeypatch.setattr(cut_scan, "_states", names_for_states)
         monkeypatch.setattr(cut_scan, "read_class", read_class)
         grown_at.clear()
         grow = lambda cut, level: grown_at.append((cut.block, set(cut.new) == every, level)) or 90.0  # noqa: E731
@@ -88,9 +98,10 @@ def scanned_by(monkeypatch, readings, noise=1.0, retained=lambda depth: 90.0, be
     at = []
     monkeypatch.setattr(cut_scan, "choose_block", lambda task, block: Cut(block, None, tuple(names), (), (), ()))
 
-    def read_class(task, forget, retain, read=None):
-        return (readings(at[-1]) if read is None else behind(at[-1], names.index(read.args[2]) + 1)), noise
+    def read_class(task, forget, retain, place):
+        return (readings(at[-1]) if place == cut_scan.HEADS else behind(at[-1], names.index(place) + 1)), noise
 
+    monkeypatch.setattr(cut_scan, "_states", names_for_states)
     monkeypatch.setattr(cut_scan, "read_class", read_class)
 
     def grow(cut, level):
@@ -159,16 +170,30 @@ def test_they_are_refused_before_retained_images_are_read(original, reference):
     assert len(read) <= 20  # a first batch says what is in it
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_and_blocks_are_read_in_one_pass_as_each_alone(name):
+    task = small_task(name)
+    blocks, sets = task.find_blocks(), (task.forget, task.retain)
+    passes = []
+    with task.model.register_forward_hook(lambda *_: passes.append(1)):
+        found = dict(cut_scan._states(task, blocks[:-1], *sets))
+    assert len(passes) == 2, "one batch of each"
+    assert list(found) == [cut_scan.HEADS, *blocks[:-1]]
+    alone = {block: cut_scan._pooled(task, task.model, block, *sets) for block in blocks[:-1]}
+    alone[cut_scan.HEADS] = torch.cat([torch.cat(task.head_inputs(some), dim=1) for some in sets])
+    assert all(torch.equal(found[place], states) for place, states in alone.items())
+
+
 def test_a_reading_is_of_held_out_images():
     """Noise in place of features gives no reading above the share of the class; a planted one gives all."""
     task = small_task("ViTForImageClassification")
     forget = Samples(torch.full((60,), 2), {"pixel_values": torch.randn(60, 3, 32, 32)})
     retain = Samples(torch.zeros(200, dtype=torch.long), {"pixel_values": torch.randn(200, 3, 32, 32)})
-    noise, sd = cut_scan.read_class(task, forget, retain)
+    noise, sd = read_before_heads(task, forget, retain)
     assert noise < 60
     assert sd > 0
     bright = Samples(forget.labels, {"pixel_values": torch.randn(60, 3, 32, 32) + 2})
-    assert cut_scan.read_class(task, bright, retain)[0] > 90
+    assert read_before_heads(task, bright, retain)[0] > 90
 
 
 def test_what_any_head_is_fed_with_is_read_and_nothing_from_what_all_images_share():
@@ -179,12 +204,12 @@ def test_what_any_head_is_fed_with_is_read_and_nothing_from_what_all_images_shar
     for silent, told in (([0], True), ([1], True), ([0, 1], False)):
         fed = lambda module, args, output, silent=silent: output.index_fill(1, torch.tensor(silent), 0.0)  # noqa: E731
         with task.model.deit.layernorm.register_forward_hook(fed):
-            reading, sd = cut_scan.read_class(task, forget, retain)
+            reading, sd = read_before_heads(task, forget, retain)
         assert (reading > 90) == told
         assert sd > 0
     assert reading == 0.0
     with pytest.raises(InvalidValueError, match="not finite"):
-        cut_scan.read_class(task, forget, retain, lambda some: torch.full((len(some), 2), torch.inf))
+        cut_scan.read_class(task, forget, retain, torch.full((260, 2), torch.inf))
 
 
 def test_the_noise_of_a_reading_is_that_of_the_images_that_were_asked():
@@ -194,7 +219,8 @@ def test_the_noise_of_a_reading_is_that_of_the_images_that_were_asked():
     )
     for others in (40, 4000):
         retain = Samples(torch.zeros(others).long(), {"x": torch.randn(others, 4)})
-        reading = cut_scan.read_class(task, task.forget, retain, lambda some: next(some.batches(10**6)).inputs["x"])
+        features = torch.cat([next(some.batches(10**6)).inputs["x"] for some in (task.forget, retain)])
+        reading = cut_scan.read_class(task, task.forget, retain, features)
         assert reading == (100.0, 2.5)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_kd.data.distributed import sum_over_processes
-from hf_kd.data.hidden_state import pooled
+from hf_kd.data.hidden_state import first_of, pooled
+from hf_kd.data.modes import hooked
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.measured import CutTried
@@ -40,6 +41,9 @@ IMAGES = {"forget": 4_000, "retain": 16_000}
 
 FEWEST = 500
 """Images of the forgotten classes: two readings of fewer are apart by more than `ALIKE` by chance."""
+
+HEADS = "heads"
+"""Stands among names of blocks for what the heads are fed with."""
 
 ALIKE = 3.2
 """Points that two readings which count as alike are apart at most, the noise of both included: at 50 %, where it is largest,
@@ -86,11 +90,11 @@ def scan(
         cut = choose_block(task, blocks[depth - 1]) if depth else nothing_kept(task.model)
         try:
             accuracy = grow(cut, tried[0].get("retained", 0.0) if tried else math.inf)
-            reading, noise = read_class(task, forget, kept)
             behind = [blocks[other - 1] for other in reversed(depths) if other > depth]
-            above = {at: list(read_class(task, forget, kept, partial(_pooled, task, task.model, at))) for at in behind}
+            read = {at: read_class(task, forget, kept, states) for at, states in _states(task, behind, forget, kept)}
         finally:
             task.model.load_state_dict(start)
+        (reading, noise), above = read.pop(HEADS), {at: list(found) for at, found in read.items()}
         row: CutTried = {
             "block": cut.block, "blocks_kept": depth, "reading": reading, "noise": noise, "above": above,
             "retained": accuracy,
@@ -156,8 +160,8 @@ def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tu
     tried: list[CutTried] = []
     below = 0
     for depth, block in enumerate(names, 1):
-        reading, noise = read_class(task, forget, kept, partial(_pooled, task, task.model, block))
-        level, spread = read_class(task, forget, kept, partial(_pooled, task, reference, block))
+        reading, noise = read_class(task, forget, kept, _pooled(task, task.model, block, forget, kept))
+        level, spread = read_class(task, forget, kept, _pooled(task, reference, block, forget, kept))
         tried.append({"block": block, "blocks_kept": depth, "reading": reading, "noise": noise, "reference": level})
         if reading - level > 2 * math.hypot(noise, spread):
             break
@@ -173,27 +177,52 @@ def _beside(blocks: Sequence[str], model: nn.Module) -> set[str]:
 
 
 @torch.no_grad()
-def _pooled(task: Task, model: nn.Module, block: str, samples: Samples) -> Tensor:
-    """The pooled hidden states of a block [n, channels]."""
+def _pooled(task: Task, model: nn.Module, block: str, *sets: Samples) -> Tensor:
+    """The pooled hidden states of a block for some sets of samples, one behind the other [n, channels]."""
     found = []
-    for batch in samples.batches(256):
-        with task.autocast():  # as `Task.head_inputs` reads
-            found.append(pooled(hidden_at(model, block, batch.to(task.device).inputs)).float())
+    with task.mode("eval"):
+        for batch in (batch for samples in sets for batch in samples.batches(256)):
+            with task.autocast():  # as `Task.head_inputs` reads
+                found.append(pooled(hidden_at(model, block, batch.to(task.device).inputs)).cpu())
     return torch.cat(found)
 
 
-@torch.no_grad()
-def read_class(
-    task: Task, forget: Samples, retain: Samples, read: Callable[[Samples], Tensor] | None = None
-) -> tuple[float, float]:
-    """Percent of held-out forgotten images that a converged linear probe on pooled features recognises, and its sd.
+def _states(task: Task, blocks: Sequence[str], *sets: Samples) -> Iterator[tuple[str, Tensor]]:
+    """What all heads are fed with, side by side, as `HEADS`, and the pooled hidden states of blocks: [n, d] each.
 
-    What all heads are fed with is read, side by side, unless `read` gives other features [n, d]. Two probes are fitted, each
-    on every second image, and each is asked for the others. From features that are the same for all images nothing is read.
+    All are read in one pass: images that lie on disk are decoded once, and nothing is run up to each block again.
     """
-    with task.mode("eval"):
-        parts = [torch.cat(task.head_inputs(some), dim=1) if read is None else read(some) for some in (forget, retain)]
-    features = as_features(torch.cat(parts).cpu())
+    here: dict[str, Tensor] = {}
+    kept: dict[str, list[Tensor]] = {block: [] for block in blocks}
+
+    def see(module: nn.Module, args: Any, output: Any, *, block: str) -> None:
+        here.setdefault(block, pooled(first_of(output)).cpu())  # the first, as `hidden_at`, where it runs again
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        for block, states in kept.items():
+            states.append(here.pop(block))
+
+    handles = [task.model.get_submodule(block).register_forward_hook(partial(see, block=block)) for block in blocks]
+    with hooked([*handles, task.model.register_forward_hook(keep)]):
+        heads = [torch.cat(task.head_inputs(samples), dim=1).cpu() for samples in sets]
+    yield HEADS, torch.cat(heads)
+    for block, states in kept.items():
+        yield block, torch.cat(states)
+
+
+def read_class(task: Task, forget: Samples, retain: Samples, features: Tensor) -> tuple[float, float]:
+    """Percent of held-out forgotten images that a converged linear probe recognises by their features, and its sd.
+
+    Two probes are fitted, each on every second image, and each is asked for the others. From features that are the same for
+    all images nothing is read.
+
+    Args:
+        task: Whose processes agree.
+        forget: D_f, or some of it.
+        retain: D_r, or some of it.
+        features: Of both, one behind the other [n, d].
+    """
+    features = as_features(features)
     labels = torch.cat([forget.labels, retain.labels])
     hits, asked = torch.zeros(1, dtype=torch.float64), len(forget)
     for half in (0, 1):
