@@ -81,3 +81,15 @@ def test_what_a_small_network_pays_is_said_alike():
     before, default, one = re.search(measured, said("benchmarks/RESULTS.md")).groups()
     for page in ("docs/which_method.md", "docs/howto/troubleshooting.md"):
         assert re.search(rf"from {before} to {default} % .*? to {one} % with `?k ?= ?1`?", said(page)), page
+
+
+def test_what_unlearn_returns_is_audited_with_the_processor_that_it_does_not_have():
+    fenced = re.compile(r"```(?:python|\{code-cell\} python)\n(.*?)```", re.DOTALL)
+    called = re.compile(r"^(\w+) = (?:hf_kd\.)?unlearn\(", re.MULTILINE)
+    blocks = [(page, block) for page in PAGES for block in fenced.findall(page.read_text(encoding="utf-8"))]
+    calls = [(page, block, name) for page, block in blocks for name in called.findall(block)]
+    assert calls
+    for page, block, name in calls:
+        assert re.search(rf"from_model\({name}, (?:\w+\.)?processor\)", block), f"{page.name}: {name}"
+    for function in (hf_kd.unlearn, hf_kd.train_original):
+        assert "image processor" in function.__doc__.partition("Returns:")[2]

@@ -88,7 +88,8 @@ def train_original(
         **options: Settings of the recipe.
 
     Returns:
-        A trained copy; what was done stands in `config.hf_kd_trained`.
+        A trained copy; what was done stands in `config.hf_kd_trained`. A stock model, without an image processor, as that of
+        `unlearn`.
 
     Raises:
         ValueError: For an unknown recipe, images without labels, a setting out of range, an erased model, a model without a

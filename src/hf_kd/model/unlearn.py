@@ -89,7 +89,8 @@ def unlearn(
         **method_options: Hyper-parameters of the method.
 
     Returns:
-        A stock model of the same class, changed; its record stands in `config.hf_kd_unlearned`.
+        A stock model of the same class, changed; its record stands in `config.hf_kd_unlearned`. It has no image processor,
+        as no stock model has: it is audited as `ErasedModel.from_model(changed, processor)`, and the processor saved beside it.
 
     Raises:
         ValueError: For an unknown method or option, missing labels or retained images, labels the model does not know or
