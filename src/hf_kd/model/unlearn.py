@@ -90,7 +90,8 @@ def unlearn(
 
     Returns:
         A stock model of the same class, changed; its record stands in `config.hf_kd_unlearned`. It has no image processor,
-        as no stock model has: it is audited as `ErasedModel.from_model(changed, processor)`, and the processor saved beside it.
+        as no stock model has: it is audited as `ErasedModel.from_model(changed, processor)`, and the processor is saved
+        beside it.
 
     Raises:
         ValueError: For an unknown method or option, missing labels or retained images, labels the model does not know or
