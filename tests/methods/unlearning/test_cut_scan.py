@@ -47,7 +47,9 @@ def test_as_many_images_as_are_asked_for_can_be_read_alike(share):
     ("keep", "said"), [("auto", "labels='teacher' and a share"), (0.33, "labels='teacher', as retain")]
 )
 def test_a_way_out_that_auto_does_not_take_comes_with_a_share(keep, said):
-    assert said in str(Regrow(keep=keep).missing_retain())
+    told = str(Regrow(keep=keep).missing_retain())
+    assert said in told
+    assert ("--retain" in told) == (keep != "auto"), "which refuses it"
 
 
 @pytest.mark.parametrize("soft", [False, True])

@@ -162,10 +162,13 @@ class Regrow(UnlearningMethod):
         return self.labels == "data"
 
     def missing_retain(self) -> InvalidValueError:
-        share = " and a share as keep, keep=0.33" if self.keep == "auto" else ""
+        share, give = "", GIVE_RETAIN_DATA
+        if self.keep == "auto":  # which takes no images of another data set
+            share = " and a share as keep, keep=0.33"
+            give = "retain=... (on the command line a --dataset that has other labels too)"
         return InvalidValueError(
             f"{self.name} trains the upper part of the network anew, on images of the classes that stay, and none were "
-            f"given: pass labelled images, or unlabelled ones with labels='teacher'{share}, as {GIVE_RETAIN_DATA}. From "
+            f"given: pass labelled images, or unlabelled ones with labels='teacher'{share}, as {give}. From "
             "the forget set alone no network was grown that answers the other classes and does not know this one; if those "
             "images are all there is and only features or answers are served, erase with method='esc'."
         )
