@@ -1,4 +1,4 @@
-"""The hidden state in what a module of a vision model returned, whatever that is wrapped in."""
+"""The hidden state, or the logits, in what a vision model or a module of it returned, whatever that is wrapped in."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def hidden_state(output: Any, images: int) -> Tensor | None:
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None
     return output if output.ndim in (3, 4) and output.shape[0] == images else None
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits [n, C] of a classifier; PPLCNet calls them `last_hidden_state`."""
+    logits = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
 
 
 def first_of(output: Any) -> Any:

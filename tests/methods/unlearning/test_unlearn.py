@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_kd import ErasedModel, unlearn, unlearning_methods
+from hf_kd.audit.whitebox.network import answer
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning import random_label
 from hf_kd.methods.unlearning.steps import GradientSteps
@@ -252,6 +253,21 @@ def test_defaults_that_depend_on_another_option_follow_it():
 @pytest.mark.parametrize("name", [name for name in METHODS if "epochs" in make_unlearning_method(name).settings()])
 def test_one_epoch_is_enough_for_every_method(name):
     assert make_unlearning_method(name, epochs=1).epochs == 1
+
+
+def test_a_classifier_that_calls_its_logits_otherwise_is_changed_and_attacked_like_others(processor):
+    """PPLCNet's stand in a field with the name of a hidden state."""
+    model = zoo.build("PPLCNetForImageClassification")
+    model.config.id2label, model.config.label2id = dict(enumerate(NAMES)), {name: n for n, name in enumerate(NAMES)}
+    processor.size = {"height": 32, "width": 32}
+    retain = make_dataset([0, 1, 3, 4] * 3)
+    for method in ("regrow", "neggrad"):
+        changed = unlearn(
+            model, make_dataset([2] * 6), method, retain=retain, processor=processor, progress=False,
+            allow_unrecognised=True, batch_size=4, epochs=1,
+        )  # fmt: skip
+        inputs = zoo.inputs("PPLCNetForImageClassification", batch=3)
+        assert answer(changed, inputs).shape == (3, len(NAMES))
 
 
 @pytest.mark.parametrize("method", ["random-label", "scrub", "ssd"])

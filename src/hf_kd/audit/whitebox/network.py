@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kd.audit.hidden_states import blocks_of
+from hf_kd.data.hidden_state import logits_of
 from hf_kd.data.labels import counterparts
 from hf_kd.data.masked_classes import SILENT_BIAS
 from hf_kd.data.modes import drop_caches, evaluating, hooked, mean_statistics, prefer_channels_last
@@ -272,7 +273,7 @@ class Network:
 
 def answer(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits [n, C] in float32, with a graph where gradients are on."""
-    return run(model, inputs).logits.float().flatten(1)
+    return logits_of(run(model, inputs)).float().flatten(1)
 
 
 def train_step(

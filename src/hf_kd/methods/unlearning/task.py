@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_kd.data.distributed import autocast, precision_of, process_state, reduce_tensor
+from hf_kd.data.hidden_state import logits_of
 from hf_kd.data.masked_classes import MASKED_LOGIT, silent_rows
 from hf_kd.data.modes import drop_caches, hooked, prefer_channels_last, set_memory_format
 from hf_kd.data.progress import Bar
@@ -176,7 +177,7 @@ class Task:
         drop_caches(model)
         with self.autocast():
             output = model(**in_dtype(model, inputs))
-        return output.logits.float()
+        return logits_of(output).float()
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         """Of the labels of a batch, its mean.
