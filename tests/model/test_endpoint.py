@@ -17,11 +17,14 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from hf_kd import ErasedModel
+from hf_kd.audit.splits import untrained_logits
 from hf_kd.errors import InvalidValueError
+from hf_kd.features.reader import ImageReader, ReadOptions
 from hf_kd.model import endpoint
 from hf_kd.model.endpoint import EndpointHandler
 from tests.conftest import image_processor, small_vit
-from tests.helpers.small import make_dataset, picture
+from tests.helpers import zoo
+from tests.helpers.small import NAMES, make_dataset, picture
 from tests.helpers.two_towers import two_towers
 
 
@@ -55,6 +58,21 @@ def saved(tmp_path_factory):
 def handler(saved):
     """One for all requests, as an endpoint has; a test that changes it makes its own."""
     return EndpointHandler(str(saved[1]))
+
+
+def test_a_classifier_that_calls_its_logits_otherwise_answers_too(tmp_path):
+    """PPLCNet's stand in a field with the name of a hidden state."""
+    processor = image_processor()
+    processor.size = {"height": 48, "width": 48}
+    inner = zoo.build("PPLCNetForImageClassification")
+    inner.config.id2label, inner.config.label2id = dict(enumerate(NAMES)), {name: n for n, name in enumerate(NAMES)}
+    model = ErasedModel.from_model(inner, processor)
+    model.erase(make_dataset([2] * 20), k=2, progress=False, allow_unrecognised=True)
+    model.save_pretrained(tmp_path / "model")
+    answers = EndpointHandler(str(tmp_path / "model"))({"inputs": encoded(picture(3, 5)), "parameters": {"top_k": 9}})
+    assert {answer["label"] for answer in answers} == set(NAMES)
+    reader = ImageReader(model, make_dataset([2] * 3), ReadOptions(progress=False))
+    assert untrained_logits(reader, [2]).shape == (3, len(NAMES))
 
 
 def test_labels_are_those_of_the_model_and_masked_ones_are_not_among_them(saved, handler, pixels):

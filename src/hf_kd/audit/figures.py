@@ -128,8 +128,8 @@ def draw_class_means(report: ReportData, figure_class: Any) -> Any:
     """Fig. 3: cosines between class means, original against original and against erased, with the means' lengths.
 
     The paper's right panel erases every class with an eraser of its own: the third, where the method allows it. Where
-    weights were changed the third is the changed model against itself: layers that were drawn anew have directions of
-    their own, and what these have in common with the original's says nothing.
+    weights were changed the third is the changed model against itself: its features have directions of their own, most where
+    layers were drawn anew, and what these have in common with the original's says little.
     """
     numbers = report.plots.get("cosines")
     if not numbers:
@@ -182,9 +182,9 @@ def draw_class_means(report: ReportData, figure_class: Any) -> Any:
         "where others lost something too, their diagonal is below 1. A probe may read what means do not show."
         if report.treatment == "erased"
         else "Each cell: the cosine between the mean test features of two classes; 1 is the same direction, 0 none in "
-        f"common. Layers that were drawn anew have directions of their own, whose cosines to the original's say nothing: "
-        f"compare how alike classes are in the original, and on the right in the {report.treatment} model. A probe may "
-        "read what means do not show."
+        "common. Where weights were changed, and most where they were drawn anew, features have directions of their own, "
+        "whose cosines to the original's say little: compare how alike classes are in the original, and on the right in the "
+        f"{report.treatment} model. A probe may read what means do not show."
     )
     figure.supxlabel(caption(figure, text), x=0.01, ha="left", fontsize=7, color="#555555")
     return figure

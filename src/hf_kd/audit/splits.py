@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_kd.data.again import ReadBefore, other_samples
 from hf_kd.data.distributed import gather_rows
+from hf_kd.data.hidden_state import logits_of
 from hf_kd.data.labels import has_no_names, in_numbering
 from hf_kd.data.progress import working
 from hf_kd.errors import InvalidValueError
@@ -145,8 +146,8 @@ class AuditSplits:
         """Features of another model behind its erasers."""
         return self.behind(other, self.read_again(other, view))
 
-    def untrained_logits(self, forget: Sequence[int]) -> Tensor | None:
-        """What the architecture answers on D_f before any training, [n, C]."""
+    def untrained_logits(self, forget: Sequence[int]) -> Tensor:
+        """What a classifier's architecture answers on D_f before any training, [n, C]."""
         reading = replace(self.reading, label_mapping=self._readers["train"].options.label_mapping)
         return untrained_logits(ImageReader(self.model, self._images["train"], reading), forget)
 
@@ -180,10 +181,10 @@ class AuditSplits:
         return replace(section, notes=(*section.notes, told))
 
 
-def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | None:
-    """What the model's architecture answers before any training: logits [n, C] of the samples with `labels`, in order.
+def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor:
+    """What a classifier's architecture answers before any training: logits [n, C] of the samples with `labels`, in order.
 
-    The weights are those the class initialises itself with, by a fixed seed. None where its output has no `logits`.
+    The weights are those the class initialises itself with, by a fixed seed.
     """
     inner = reader.model.inner
     with torch.random.fork_rng(devices=[]):
@@ -192,11 +193,8 @@ def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor | Non
     rows, answers = [torch.zeros(0, dtype=torch.long)], []
     with torch.no_grad():
         for inputs, numbers in reader.inputs_with_labels(labels):
-            output = run(untrained, inputs)
-            if getattr(output, "logits", None) is None:
-                return None
             rows.append(numbers)
-            answers.append(output.logits.float().cpu())
+            answers.append(logits_of(run(untrained, inputs)).float().cpu())
     numbers = gather_rows(torch.cat(rows), fill=-1)
     gathered = gather_rows(torch.cat(answers) if answers else torch.zeros(0, 1))
     present = numbers >= 0

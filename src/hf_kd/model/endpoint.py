@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hf_kd.data.hidden_state import logits_of
 from hf_kd.data.images import DECODER_ERRORS, to_rgb
 from hf_kd.data.samples import one_batch
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, shortened
@@ -131,7 +132,7 @@ class EndpointHandler:
             rows = features if isinstance(features, Tensor) else torch.cat(features, dim=1)
             return _finite(rows).tolist()
         with explaining(self.model.inner, inputs):
-            logits = self.model(**inputs).logits
+            logits = logits_of(self.model(**inputs))
         return [self._labels(row, top_k) for row in class_scores(self.model, _finite(logits))]
 
     def _labels(self, scores: Tensor, top_k: int) -> list[dict[str, Any]]:

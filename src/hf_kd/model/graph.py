@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from hf_kd.data.hidden_state import logits_of
 from hf_kd.data.modes import drop_caches, evaluating
 from hf_kd.data.samples import in_dtype, one_batch
 from hf_kd.errors import HfKdError, InvalidTypeError, InvalidValueError, out_of_memory
@@ -90,8 +91,7 @@ class TowerGraph(nn.Module):
             output = self._answer(named)
             features = take()
         if self.has_logits:
-            logits = output.get("logits")
-            features = [output["last_hidden_state"] if logits is None else logits, *features]  # PPLCNet calls them so
+            features = [logits_of(output), *features]
         return tuple(value.float() for value in features)
 
     @torch.no_grad()
