@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--augment", default="flip", choices=["none", "flip", "flip-crop"])
     parser.add_argument("--crops", type=int, default=0, help="shifted views that are kept, with --augment flip-crop")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, help="at its highest; the method's own unless given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--limit", type=int, help="images of each set, to try the whole way")
@@ -128,7 +129,7 @@ def _regrow(job: Job, train: Dataset, test: Dataset, foreign: Dataset | None, ar
     started = time.time()
     changed = unlearn(
         original, forget, "regrow", retain=retain, reading=reading, checkpoint=state, augment=arguments.augment,
-        crops=arguments.crops, batch_size=arguments.batch_size, **job.options(),
+        crops=arguments.crops, batch_size=arguments.batch_size, lr=arguments.lr, **job.options(),
     )  # fmt: skip
     seconds = time.time() - started
     regrown = ErasedModel.from_model(changed, original.processor)
