@@ -74,6 +74,12 @@ def test_claims_never_made():
     assert not [name for name, text in TEXTS.items() if claims.search(text)]
 
 
+def test_global_generators_are_seeded_at_one_place():
+    """`torch.manual_seed` seeds those of devices that nobody sets back."""
+    seeding = re.compile(r"torch\.manual_seed\(|fork_rng\(")
+    assert [name for name, text in TEXTS.items() if seeding.search(text)] == ["data/devices.py"]
+
+
 def test_nothing_is_read_or_written_that_runs_code():
     banned = re.compile(r"torch\.save\(|weights_only=False|trust_remote_code=True")
     assert not [name for name, text in TEXTS.items() if banned.search(text)]

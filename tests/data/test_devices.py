@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_kd.data.devices import chosen_device, refuse_missing_device
+from hf_kd.data.devices import chosen_device, own_generators, refuse_missing_device, seed_generators
 from hf_kd.errors import InvalidValueError
 
 
@@ -32,3 +32,39 @@ def test_the_device_asked_for_is_chosen():
     assert chosen_device("cpu") == torch.device("cpu")
     with pytest.raises(InvalidValueError, match="is not there"):
         chosen_device("gpu")
+
+
+def test_what_is_drawn_inside_follows_from_the_seed_and_nothing_outside_does():
+    before = torch.get_rng_state()
+    with own_generators(torch.device("cpu"), 7):
+        drawn = torch.rand(3)
+        seed_generators(torch.device("cpu"), 7)
+        assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(7)  # as torch.manual_seed does with the CPU's
+        assert torch.equal(torch.rand(3), drawn)
+
+
+def test_generators_of_other_devices_are_not_seeded(monkeypatch):
+    """torch.manual_seed seeds every CUDA device, also one that has not begun: what a user draws there later follows from it."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(torch.initial_seed())
+    assert seeded  # or this test would see nothing
+    seeded.clear()
+    with own_generators(torch.device("cpu"), 7):
+        seed_generators(torch.device("cpu"), 8)
+    assert not seeded
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_generator_of_a_gpu_is_seeded_as_torch_does_and_set_back():
+    device = torch.device("cuda")
+    before = torch.cuda.get_rng_state()
+    with own_generators(device, 7):
+        drawn = torch.rand(3, device=device)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        assert torch.equal(torch.rand(3, device=device), drawn)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_kd.data.again import ReadBefore, other_samples
+from hf_kd.data.devices import own_generators
 from hf_kd.data.distributed import gather_rows
 from hf_kd.data.hidden_state import logits_of
 from hf_kd.data.labels import has_no_names, in_numbering
@@ -187,8 +188,7 @@ def untrained_logits(reader: ImageReader, labels: Sequence[int]) -> Tensor:
     The weights are those the class initialises itself with, by a fixed seed.
     """
     inner = reader.model.inner
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with own_generators(torch.get_default_device(), 0):
         untrained = type(inner)(copy.deepcopy(inner.config)).eval().to(input_device(inner))
     rows, answers = [torch.zeros(0, dtype=torch.long)], []
     with torch.no_grad():

@@ -14,6 +14,9 @@ from hf_kd.errors import InvalidValueError
 
 from .distributed import process_state
 
+WITHOUT_GENERATOR = ("cpu", "meta")
+"""Kinds of devices that have none beside that of the CPU."""
+
 
 def chosen_device(name: str | None) -> torch.device:
     """The device of a name, by default CUDA if it is there; where there are several processes, that of this one.
@@ -57,10 +60,32 @@ def refuse_missing_device(name: str) -> None:
 
 @contextlib.contextmanager
 def own_generators(device: torch.device, seed: int) -> Iterator[None]:
-    """What is random inside (dropout) follows from `seed`; the global generators are as before afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    """What is random inside (dropout, weights that initialise themselves) follows from `seed`; afterwards torch's global
+    generators are as before.
+
+    Args:
+        device: That is computed on; for what draws where torch puts it, `torch.get_default_device()`.
+        seed: As torch takes it.
+    """
+    own = device.type not in WITHOUT_GENERATOR
+    with torch.random.fork_rng([device] if own else [], device_type=device.type if own else "cuda"):
+        seed_generators(device, seed)
         yield
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the global generators of the CPU and of a device, inside `own_generators` of it.
+
+    `torch.manual_seed` would seed those of all other devices too, which nobody sets back; of CUDA that has not begun yet, too.
+
+    Args:
+        device: That is computed on.
+        seed: As torch takes it.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type not in WITHOUT_GENERATOR:
+        state = torch.Generator(device).manual_seed(seed).get_state()
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def refuse_unreachable_weights(model: Any, what: str) -> None:

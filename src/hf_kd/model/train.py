@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_kd.audit.classes import resolved_labels
+from hf_kd.data.devices import own_generators
 from hf_kd.data.labels import match_labels
 from hf_kd.data.masked_classes import silence_rows
 from hf_kd.data.paths import local_path
@@ -241,8 +242,7 @@ def with_labels(model: PreTrainedModel, names: Sequence[str], seed: int = 0) -> 
     """A copy of a classifier for other labels: layers whose shape follows their number are fresh, the rest is kept."""
     with torch.device("meta"):
         one_more = type(model)(_config_for(model, [*names, "one more"])).state_dict()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_generators(torch.get_default_device(), seed):
         other = type(model)(_config_for(model, names))
     heads = {key.rpartition(".")[0] for key, value in other.state_dict().items() if one_more[key].shape != value.shape}
     kept = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] not in heads}

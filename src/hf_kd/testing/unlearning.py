@@ -20,6 +20,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from hf_kd.data.devices import own_generators
 from hf_kd.methods.records import WeightChange, weight_changes
 from hf_kd.methods.registry import NEEDS
 from hf_kd.methods.unlearning.base import UnlearningMethod
@@ -51,8 +52,7 @@ def loader(images: Tensor, labels: Tensor) -> DataLoader:
 @functools.lru_cache
 def trained_model(architecture: str) -> PreTrainedModel:
     """A tiny model that answers all five classes of `planted_images` right: a residual network or a transformer."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with own_generators(torch.get_default_device(), 0):
         if architecture == "convolutional":
             shape = {"embedding_size": 8, "hidden_sizes": [8, 24], "depths": [1, 1], "layer_type": "basic"}
             model: PreTrainedModel = ResNetForImageClassification(ResNetConfig(num_labels=CLASSES, **shape))
@@ -150,11 +150,12 @@ class UnlearningTester:
 
     def test_the_same_seed_gives_the_same_weights(self, original, changed):
         """Whatever state torch's generator is in, which stays as it is."""
-        torch.manual_seed(1234)
-        state = torch.get_rng_state()
-        again = self.run(original)
+        with own_generators(torch.get_default_device(), 1234):
+            before = torch.get_rng_state()
+            again = self.run(original)
+            after = torch.get_rng_state()
         expect(equal_states(changed.state_dict(), again.state_dict()), "another state of the generator, other weights")
-        expect(torch.equal(torch.get_rng_state(), state), "the method draws from torch's global generator")
+        expect(torch.equal(after, before), "the method draws from torch's global generator")
 
     def test_the_record_comes_back(self, changed, tmp_path):
         """Through a saved checkpoint that plain transformers loads: what was done, and what was measured."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_kd.data.devices import own_generators
 from hf_kd.data.paths import refuse_missing_model, with_revision
 from hf_kd.errors import InvalidValueError
 
@@ -32,8 +33,7 @@ def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> n
     if init is not None:
         init, hub = with_revision(os.path.expanduser(init), {})
         refuse_missing_model(init)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_generators(torch.get_default_device(), seed):
         config = copy.deepcopy(model.config)
         if init is None:
             other = type(model)(config)

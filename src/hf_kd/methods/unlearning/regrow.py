@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_kd.data.devices import seed_generators
 from hf_kd.data.distributed import reduce_tensor
 from hf_kd.data.masked_classes import silence_rows, silent_rows
 from hf_kd.data.modes import mean_statistics
@@ -231,7 +232,7 @@ class Regrow(UnlearningMethod):
 
     def _draw(self, task: Task, cut: Cut, targets: Tensor) -> list[nn.Parameter]:
         """Draw everything above a cut anew; these weights, which alone can be trained then."""
-        torch.manual_seed(self.seed)  # whatever was tried before, also by a process that was killed
+        seed_generators(task.device, self.seed)  # whatever was tried before, also by a process that was killed
         silent = [silent_rows(head) for head in task.linear_heads()]  # of earlier requests
         take_over(task.model, self.fresh_model(task), cut.new)
         for head, earlier in zip(task.linear_heads(), silent, strict=True):
@@ -329,7 +330,7 @@ class Regrow(UnlearningMethod):
         frozen = [task.model.get_submodule(name) for name in phase.frozen]
         recent, reached = deque[Tensor](maxlen=max(1, RECENT // self.batch_size)), False
         for epoch in range(len(accuracies), phase.epochs):
-            torch.manual_seed(self.seed * 1_000_003 + epoch)  # so that an epoch is the same after a resume
+            seed_generators(task.device, self.seed * 1_000_003 + epoch)  # so that an epoch is the same after a resume
             hits = torch.zeros((), dtype=torch.long, device=task.device)
             with task.mode(self.bn_mode):
                 for module in frozen:
@@ -353,7 +354,7 @@ class Regrow(UnlearningMethod):
                 about = {"accuracies": accuracies, "steps": descent.steps, "last_loss": descent.last_loss}
                 about |= {**phase.same, "seconds": task.seconds}
                 save_progress(folder, task.model, phase.names, phase.optimizer, about)
-        torch.manual_seed(self.seed * 1_000_003 + phase.epochs)
+        seed_generators(task.device, self.seed * 1_000_003 + phase.epochs)
         if self.bn_mode == "train":
             norms = [m for m in task.model.modules() if isinstance(m, NORMS) and m.track_running_stats]
             trained = [norm for norm in norms if norm not in set(frozen)]
