@@ -47,7 +47,7 @@ def test_what_is_drawn_inside_follows_from_the_seed_and_nothing_outside_does():
 
 
 def test_generators_of_other_devices_are_not_seeded(monkeypatch):
-    """torch.manual_seed seeds every CUDA device, also one that has not begun: what a user draws there later follows from it."""
+    """torch.manual_seed seeds every CUDA device, also before CUDA has begun: what a user draws there follows from it."""
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     torch.manual_seed(torch.initial_seed())

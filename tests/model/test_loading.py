@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, ViTModel
 
 from hf_kd import ErasedModel, unlearn
 from hf_kd.errors import InvalidValueError, UnreachableError
+from hf_kd.features.reader import noise_inputs
 from hf_kd.features.taps.find import find_taps
-from hf_kd.features.taps.inputs import probe_inputs
+from hf_kd.features.taps.inputs import probe_inputs, run
+from hf_kd.features.taps.site import record
 from hf_kd.methods.unlearning.fresh import fresh_model
 from hf_kd.model import checkpoint_files
 from hf_kd.model.checkpoint_files import checkpoint_errors
@@ -55,6 +57,48 @@ def test_weights_that_are_mostly_missing_are_refused(stock):
     save_file(tensors, stock / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="less than half of the weights"):
         ErasedModel.from_pretrained(stock)
+
+
+def without(folder, part):
+    """Take the tensors with this in their names out of a checkpoint."""
+    tensors = {k: v for k, v in load_file(folder / "model.safetensors").items() if part not in k}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_features_that_come_out_of_weights_drawn_at_random_are_refused(vit, processor, tmp_path, caplog):
+    """As of DINO's backbones, which have no pooler: each process would erase and measure other features."""
+    folder = tmp_path / "backbone"
+    ViTModel(vit.config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    ErasedModel.from_pretrained(folder)
+    assert "drawn at random" not in caplog.text
+    without(folder, "pooler.")
+    with pytest.raises(InvalidValueError, match="does not bring pooler.dense.*tap='pooler.dense'"):
+        ErasedModel.from_pretrained(folder)
+    first, second = (ErasedModel.from_pretrained(folder, tap="pooler.dense") for _ in range(2))
+    assert "pooler.dense.bias: drawn at random" in caplog.text
+    weights = [model.inner.pooler.dense.weight for model in (first, second)]
+    assert not torch.equal(*weights)
+    assert all(weight.requires_grad for weight in weights)
+    inputs = noise_inputs(first, 2)
+    found = [pooled_features(model, inputs) for model in (first, second)]
+    assert torch.equal(*found)
+
+
+def test_a_block_that_a_checkpoint_lacks_is_no_part_of_features_and_a_head_may_be_new(stock, caplog):
+    without(stock, "classifier.")
+    assert ErasedModel.from_pretrained(stock).find_taps()
+    assert "classifier.bias: drawn at random" in caplog.text
+    without(stock, "layer.1.")
+    with pytest.raises(InvalidValueError, match="vit.layers.1.*come out of them") as refused:
+        ErasedModel.from_pretrained(stock)
+    assert "tap=" not in str(refused.value)
+
+
+def pooled_features(model, inputs):
+    with record(list(model.sites)) as take, torch.no_grad():
+        run(model.inner, inputs)
+        return take()[0]
 
 
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty])

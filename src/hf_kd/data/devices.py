@@ -76,7 +76,7 @@ def own_generators(device: torch.device, seed: int) -> Iterator[None]:
 def seed_generators(device: torch.device, seed: int) -> None:
     """Seed the global generators of the CPU and of a device, inside `own_generators` of it.
 
-    `torch.manual_seed` would seed those of all other devices too, which nobody sets back; of CUDA that has not begun yet, too.
+    `torch.manual_seed` would seed those of all other devices too, which nobody sets back, also before CUDA has begun.
 
     Args:
         device: That is computed on.

@@ -20,6 +20,7 @@ from hf_kd.features.taps.inputs import keep_in_memory
 from . import checkpoint_files as files
 from . import consistency, loading
 from .configuration import MODEL_TYPE, ErasedConfig
+from .drawn_weights import refuse_drawn_features
 from .erase import weights_of
 from .eraser_on_base import put_on
 from .stored_eraser import StoredEraser, find_eraser, read_eraser
@@ -56,13 +57,15 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
             return _load_on_its_base(cls, read_eraser(name, hub), args, kwargs | given)
         if stored is None or stored.get("model_type") != MODEL_TYPE:
             with files.checkpoint_errors(name), files.bounded(name, kwargs):
-                inner = loading.load_inner(name, config, {k: v for k, v in kwargs.items() if not k.startswith("_")})
+                own = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+                inner, drawn = loading.load_inner(name, config, own)
             processor = processor or loading.load_processor(name, kwargs, whole=loading.reads_text(inner))
             if isinstance(inner, cls):  # an adapter that was trained on an erased model
                 if processor is not None:
                     loading.take_processor(inner, processor)
                 return inner
             model = cls.from_model(inner, processor, tap)
+            refuse_drawn_features(model, name, drawn)
             if stored is None:  # adapters were merged into a base: no checkpoint has these weights
                 return model
             model.name_or_path = model.config.name_or_path = name

@@ -51,6 +51,7 @@ from .checkpoint_files import (
     refuse_strange_weights,
 )
 from .configuration import ARCHITECTURE, MODEL_TYPE, ErasedConfig, refuse_strange_settings
+from .drawn_weights import drawn_weights
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +105,14 @@ def stored_config(name_or_path: str, hub: dict[str, Any]) -> dict[str, Any] | No
     return found
 
 
-def load_inner(name_or_path: str, config: PreTrainedConfig | None, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """A stock checkpoint or a PEFT adapter repository (adapters merged) as a plain transformers model."""
+def load_inner(
+    name_or_path: str, config: PreTrainedConfig | None, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A stock checkpoint or a PEFT adapter repository (adapters merged) as a model of transformers; its `drawn_weights`."""
     hub = hub_arguments(kwargs)
     stored = stored_config(name_or_path, hub)
     if stored is None:
-        return _load_adapter(name_or_path, kwargs)
+        return _load_adapter(name_or_path, kwargs), ()
     if config is None:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
     refuse_other_files(name_or_path, stored, kwargs)
@@ -138,7 +141,7 @@ def load_classifier(name: str, hub: dict[str, Any], fresh: bool) -> PreTrainedMo
                 "eraser. Train from the model that was erased."
             )
         if stored is None:
-            return load_inner(name, None, hub)
+            return load_inner(name, None, hub)[0]
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
         if type(config) not in AutoModelForImageClassification._model_mapping:
             raise InvalidValueError(
@@ -149,15 +152,15 @@ def load_classifier(name: str, hub: dict[str, Any], fresh: bool) -> PreTrainedMo
             return AutoModelForImageClassification.from_config(config, trust_remote_code=False)
         refuse_other_files(name, stored, hub)
         with bounded(name, hub):
-            return _load_class(AutoModelForImageClassification, name, config, hub | {"trust_remote_code": False})
+            return _load_class(AutoModelForImageClassification, name, config, hub | {"trust_remote_code": False})[0]
 
 
-def _load_class(cls: Any, name: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> Any:
+def _load_class(cls: Any, name: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
     # with label arguments the class has to build the configuration itself, or it would ignore them
     given = {} if set(LABEL_ARGUMENTS) & set(kwargs) else {"config": config}
     model, info = cls.from_pretrained(name, **given, **(kwargs | {"output_loading_info": True}))
     refuse_strange_weights(name, model, info)
-    return model
+    return model, drawn_weights(model, info)
 
 
 def class_for(config: PreTrainedConfig, name: str = "this model") -> type[PreTrainedModel]:
@@ -360,5 +363,5 @@ def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
         if not set(LABEL_ARGUMENTS) & set(options):
             labels = labels_of_adapter(name_or_path, adapter, cls, config, hub)
             options |= {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
-        model = _load_class(cls, base, config, options)
+        model, _ = _load_class(cls, base, config, options)
     return merge_adapters(with_adapter(model, name_or_path, base, hub))
