@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from datasets import Image as ImageFeature
@@ -497,3 +500,41 @@ def test_names_of_pictures_and_places_are_in_no_list_of_files(tmp_path):
     theirs.info.download_checksums = {str(tmp_path / "train.parquet"): {"num_bytes": 1, "checksum": None}}
     assert files_of(theirs) is None
     assert files_of([1, 2]) is None
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "kind", ["shards", "file", "no parquet", "saved", "state of saved", "no rows", "no rows saved"]
+)
+def test_files_that_are_damaged_or_hold_nothing_are_said_of_the_place(tmp_path, kind):
+    """Arrow and `datasets` name neither, and some of what they raise is no error of a value."""
+    place, data = tmp_path / "pets", dataset(0 if kind.startswith("no rows") else 6)
+    if "saved" in kind:
+        data.save_to_disk(place)
+    else:
+        place.mkdir()
+        data.to_parquet(place / "train.parquet")
+    if kind in ("shards", "file"):
+        cut_short(place / "train.parquet")
+    if kind == "no parquet":
+        (place / "train.parquet").write_text("<html>")
+    for file in place.glob({"saved": "*.arrow", "state of saved": "state.json"}.get(kind, "-")):
+        cut_short(file)
+    named = place / "train.parquet" if kind == "file" else place
+    with pytest.raises(InvalidValueError, match=re.escape(f"{str(named)!r} cannot be read as a data set: ")):
+        load_source(named, "train")
+
+
+def test_what_the_system_refuses_is_not_said_to_be_damaged(tmp_path, monkeypatch):
+    dataset().save_to_disk(tmp_path / "pets")
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hf_kd.data.load.load_from_disk", full)
+    with pytest.raises(OSError, match="No space left") as refused:
+        load_source(tmp_path / "pets")
+    assert refused.type is OSError

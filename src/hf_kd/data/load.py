@@ -6,10 +6,11 @@ foreign code.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import escape, has_magic
 from pathlib import Path
 from typing import Any, cast
@@ -29,12 +30,11 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
-from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
-from datasets.load import EmptyDatasetError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from hf_kd.errors import NO_WAITING, InvalidValueError, UnreachableError, shortened
+from hf_kd.errors import NO_WAITING, HfKdError, InvalidValueError, UnreachableError, shortened
 
 from .folder import Tree, configurations
 from .image_source import LABEL_KEYS, ImageSource, is_integer, is_string
@@ -79,8 +79,31 @@ def load_source(
             without data.
         ConnectionError: When the Hub cannot be reached.
     """
-    found = _open(spec, split, token, revision, streaming, config_name)
-    return found if streaming else with_class_labels(cast(Dataset, found), label_column)
+    with _readable(spec):
+        found = _open(spec, split, token, revision, streaming, config_name)
+        return found if streaming else with_class_labels(cast(Dataset, found), label_column)
+
+
+@contextlib.contextmanager
+def _readable(spec: str | os.PathLike[str]) -> Iterator[None]:
+    """What libraries raise of files here that are damaged or hold no rows, as one sentence that names the place.
+
+    What the system refuses (no rights, a full disk) stays as it is.
+    """
+    try:
+        yield
+    except HfKdError:
+        raise
+    except (DatasetsError, ValueError, LookupError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        if not local_path(spec).exists() or getattr(error, "errno", None) is not None:
+            raise
+        told = str(cause) if isinstance(cause, ValueError | OSError) else f"{type(cause).__name__}: {cause}"
+        told = "it has no rows" if "corresponds to no data" in told else shortened(told, 300)
+        raise InvalidValueError(
+            f"{os.fspath(spec)!r} cannot be read as a data set: {told}. Write a damaged file again, give the folder or file "
+            "of one configuration, or load it yourself and pass the data set."
+        ) from error
 
 
 def with_class_labels(dataset: Dataset, column: str | None = None) -> Dataset:
@@ -228,37 +251,30 @@ def _by_library(tree: Tree, split: str | None, streaming: bool, config_name: str
             f"{spec!r} has a README.md whose configurations name files elsewhere; nothing is fetched for a local folder. "
             "Download the files and name them by their paths, or give the data set's id on the Hub."
         )
-    try:
-        if has_magic(spec):
-            return _by_links(tree, split, streaming, config_name)
-        # all by one builder, as each function of `datasets` that takes a name looks through the folder again
-        names = get_dataset_config_names(spec) if (tree.root / "README.md").is_file() else []
-        if config_name is None and len(names) > 1 and "default" not in names:
-            raise InvalidValueError(
-                f"{spec!r} has several configurations: {', '.join(map(repr, names))}. Choose one with config_name=..., or "
-                "give its folder."
-            )
-        builder = load_dataset_builder(spec, config_name)
-        if isinstance(builder, ImageFolder) and tree.containers and not tree.has_metadata:
-            loose = next(iter(tree.images.values()))
-            raise InvalidValueError(
-                f"{spec!r} holds {listed(tree.containers)} and more pictures beside it ({listed(loose)}), so that these "
-                "would be read instead. Move them away, or name the file."
-            )
-        split = choose_split(list(map(str, builder.config.data_files or {})), split, spec)
-        files = log_read_files(tree.root, builder.config.data_files, split, tree.containers + tree.tables)
-        if streaming:
-            found = cast(IterableDataset, builder.as_streaming_dataset(split))
-        else:
-            builder.download_and_prepare()
-            found = cast(Dataset, builder.as_dataset(split))
-        return with_files(_with_own_names(found, files), tree.root, files)
-    except (DatasetGenerationError, DataFilesNotFoundError, EmptyDatasetError) as error:
-        cause = error.__cause__ or error
+    if has_magic(spec):
+        return _by_links(tree, split, streaming, config_name)
+    # all by one builder, as each function of `datasets` that takes a name looks through the folder again
+    names = get_dataset_config_names(spec) if (tree.root / "README.md").is_file() else []
+    if config_name is None and len(names) > 1 and "default" not in names:
         raise InvalidValueError(
-            f"{spec!r} cannot be read as a data set: {shortened(str(cause), 300)}. Give the folder or file of one "
-            "configuration, or load it yourself and pass the data set."
-        ) from error
+            f"{spec!r} has several configurations: {', '.join(map(repr, names))}. Choose one with config_name=..., or "
+            "give its folder."
+        )
+    builder = load_dataset_builder(spec, config_name)
+    if isinstance(builder, ImageFolder) and tree.containers and not tree.has_metadata:
+        loose = next(iter(tree.images.values()))
+        raise InvalidValueError(
+            f"{spec!r} holds {listed(tree.containers)} and more pictures beside it ({listed(loose)}), so that these "
+            "would be read instead. Move them away, or name the file."
+        )
+    split = choose_split(list(map(str, builder.config.data_files or {})), split, spec)
+    files = log_read_files(tree.root, builder.config.data_files, split, tree.containers + tree.tables)
+    if streaming:
+        found = cast(IterableDataset, builder.as_streaming_dataset(split))
+    else:
+        builder.download_and_prepare()
+        found = cast(Dataset, builder.as_dataset(split))
+    return with_files(_with_own_names(found, files), tree.root, files)
 
 
 def _by_links(tree: Tree, split: str | None, streaming: bool, config_name: str | None) -> Dataset | IterableDataset:
