@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -30,6 +31,7 @@ from transformers import (
 from hf_kd import ErasedModel
 from hf_kd.errors import InvalidValueError, OutputError
 from hf_kd.model.configuration import ErasedConfig
+from hf_kd.model.saving import atomic_directory
 from hf_kd.model.stored_eraser import read_eraser
 from hf_kd.model.verify import verify
 from tests.conftest import image_processor, small_resnet, small_vit
@@ -248,6 +250,23 @@ def test_a_failed_save_leaves_the_old_folder_whole(erased, saved, forget, monkey
         erased.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [p.name for p in saved.parent.iterdir()] == [saved.name], "nothing half written stays beside it"
+
+
+def test_a_folder_that_somebody_makes_while_a_save_puts_it_there_is_written_into(tmp_path, monkeypatch):
+    target, rename = tmp_path / "erased", os.rename
+
+    def rename_late(source, place):
+        target.mkdir()
+        (target / "notes.txt").write_text("mine")
+        monkeypatch.setattr(os, "rename", rename)
+        rename(source, place)
+
+    monkeypatch.setattr(os, "rename", rename_late)
+    with atomic_directory(target) as folder:
+        (folder / "config.json").write_text("{}")
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "notes.txt"]
+    assert not (target / "config.json").is_symlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["erased"]
 
 
 @pytest.mark.parametrize(

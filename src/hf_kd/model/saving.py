@@ -146,9 +146,12 @@ def _put_in_place(work: Path, target: Path) -> None:
         with open(work / NEW / file, "rb") as handle:
             os.fsync(handle.fileno())
     if not target.exists():
-        with contextlib.suppress(FileExistsError):  # unless somebody made it meanwhile
+        try:
             os.rename(work / NEW, target)
             return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # unless somebody made it meanwhile
+                raise
     with _locked(target):
         stale = superseded((path.name for path in target.iterdir()), map(str, files))
         names = [*files, *map(Path, sorted(stale))]
