@@ -160,6 +160,14 @@ def test_recall_counts_samples_by_their_weights():
     )
 
 
+@pytest.mark.parametrize("read", [area_under_roc, partial(recall_at, rate=0.1)])
+def test_scores_that_are_no_numbers_have_no_place_in_an_order_and_infinite_ones_have(read):
+    with pytest.raises(ValueError, match="1 of 3 values are NaN"):
+        read([3.0, float("nan"), 1.0], [True, False, False])
+    infinite = read(torch.tensor([float("inf"), 2.0, float("-inf")]), [True, True, False])
+    assert infinite == read([3.0, 2.0, 1.0], [True, True, False])
+
+
 @pytest.mark.parametrize("positive", [[True, True, True], [False, False, False], [True, False]])
 def test_a_curve_of_other_shapes_or_of_one_kind_alone_is_refused(positive):
     for read in (area_under_roc, partial(recall_at, rate=0.1)):

@@ -326,7 +326,7 @@ def area_under_roc(score: ArrayLike, positive: ArrayLike) -> float:
         positive: Bool [n], with at least one of each.
 
     Raises:
-        InvalidValueError: On shapes that differ, or where one of the two kinds is missing.
+        InvalidValueError: On shapes that differ, on NaN, or where one of the two kinds is missing.
 
     Example:
         >>> area_under_roc([3.0, 2.0, 2.0, 1.0], [True, True, False, False])
@@ -350,7 +350,7 @@ def recall_at(score: ArrayLike, positive: ArrayLike, rate: float, weights: Array
         weights: How much each sample counts [n]; 1 by default.
 
     Raises:
-        InvalidValueError: On shapes that differ, or where one of the two kinds is missing.
+        InvalidValueError: On shapes that differ, on NaN, or where one of the two kinds is missing.
 
     Example:
         >>> recall_at([3.0, 1.0, 2.0, 0.0], [True, True, False, False], rate=0.25)
@@ -381,6 +381,12 @@ def _roc(score: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None
 def _flat(values: ArrayLike, dtype: type) -> np.ndarray:
     """Values [n] as an array; infinite scores become the largest finite ones, which changes no order."""
     array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    array = array.astype(float)
+    if (missing := int(np.isnan(array).sum())) > 0:
+        raise InvalidValueError(
+            f"{missing:,} of {array.size:,} values are NaN, which have no place in an order. Leave these samples out, or "
+            "compute the scores in float32."
+        )
     return np.nan_to_num(array).astype(dtype)
 
 
