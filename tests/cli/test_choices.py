@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hf_kd import ReadOptions
 from hf_kd.audit.options import AuditOptions
 from hf_kd.cli import app
-from hf_kd.cli._choices import ATTACKS, CHOICES, SUITES, refuse_unknown
+from hf_kd.cli._choices import ATTACKS, CHOICES, SUITES, refuse_unknown, with_commas
 from hf_kd.data.devices import chosen_device
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.choices import words_of
@@ -187,6 +187,8 @@ def test_unknown_attacks_are_refused_in_one_wording_at_once_and_by_the_library(n
 def test_known_attacks_are_not_refused():
     refuse_unknown({"attacks": "linear,norm", "device": "cuda:1", "access": None}, {})
     refuse_unknown({"attacks": "full"}, {})
+    refuse_unknown({"attacks": "linear, norm"}, {})
+    assert with_commas(" linear, norm") == ["linear", "norm"]
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,14 @@ def refuse_unknown(given: Mapping[str, Any], settings: Mapping[str, Sequence[str
         if given.get(name) is not None:
             check_choice(name, given[name], (*choices, *settings.get(name, ())))
     if given.get("attacks") is not None and not given.get("imports"):
-        check_names("attacks", given["attacks"].split(","), ATTACKS, SUITES)
+        check_names("attacks", with_commas(given["attacks"]), ATTACKS, SUITES)
     if given.get("device") is not None:
         _refuse_device(given["device"])
+
+
+def with_commas(names: str) -> list[str]:
+    """Names with commas between them, and spaces where somebody typed them."""
+    return [name.strip() for name in names.split(",")]
 
 
 def _refuse_device(name: str) -> None:

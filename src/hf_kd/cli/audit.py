@@ -14,6 +14,7 @@ from hf_kd.errors import InvalidValueError, has_package
 
 from . import _inputs
 from ._app import command, console, elapsed
+from ._choices import with_commas
 from ._options import LIMITS, READING, ModelArgument, Shared
 from ._verdict import card_command
 
@@ -106,7 +107,7 @@ def audit(
     from hf_kd.features.readers import options_of
 
     options = AuditOptions(
-        attacks=attacks if attacks in ("standard", "full") else attacks.split(","),
+        attacks=attacks if attacks in ("standard", "full") else with_commas(attacks),
         seeds=seeds,
         membership_references=membership_references or (),
         identities=identities,

@@ -146,8 +146,9 @@ def test_settings_out_of_range(options, message):
 
 @pytest.mark.parametrize(("n", "k"), [(100, 16), (100, 20), (5, 5), (5, 9), (1, 1)])
 def test_k_has_to_stay_below_dimension_and_rank(n, k):
-    with pytest.raises(ValueError, match=rf"{n} forget samples span only {min(n, 16)} of d = 16"):
+    with pytest.raises(ValueError, match=rf"{n} forget samples span only {min(n, 16)} of d = 16") as refused:
         ESC(k=k).fit(features(n, 16))
+    assert ("dd forget samples" in str(refused.value)) == (k < 16), "more samples do not make more directions than d"
 
 
 # renorm: every feature as long as it was.

@@ -244,10 +244,13 @@ class ESC(Method):
         limit = min(dim, rank)
         if k >= limit:
             wanted = f"k={self.k}" if self.k is not None else f"p={self.p} (k = {k} of d = {dim})"
-            way_out = f"Choose k of at most {limit - 1}, or add" if limit > 1 else "Add"
+            ways = [f"choose k of at most {limit - 1}"] if limit > 1 else []
+            if k < dim or not ways:  # more samples span more directions, but no more than there are
+                ways.append("add forget samples: more than k are needed")
+            way_out = ", or ".join(ways)
             raise InvalidValueError(
                 f"{wanted} removes {k} directions, but the {count:,} forget samples span only {rank} of d = {dim}: "
-                f"k has to be below {limit}. {way_out} forget samples: more than k are needed."
+                f"k has to be below {limit}. {way_out[0].upper()}{way_out[1:]}."
             )
 
 
