@@ -9,6 +9,7 @@ from hf_kd import AuditOptions, ErasedModel
 from hf_kd.audit.class_maps import class_map
 from hf_kd.audit.hidden_states import blocks_of, blocks_read, class_maps, grad_cam, grid_of, sampled_rows
 from hf_kd.data.hidden_state import as_map, hidden_state
+from hf_kd.errors import InvalidValueError
 from hf_kd.features.reader import ImageReader
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import image_inputs, main_input
@@ -243,6 +244,11 @@ def test_tokens_without_a_place_in_the_image_have_no_map():
     assert grid_of(torch.zeros(1, 201, 8), (224, 224)) == (14, 14), "a class token and four registers"
     assert grid_of(torch.zeros(1, 141, 8), (160, 224)) == (10, 14)
     assert grid_of(torch.zeros(1, 512, 8), (224, 224)) is None
+
+
+def test_a_model_without_a_head_has_no_map_of_a_class(resnet, processor, pixels):
+    with pytest.raises(InvalidValueError, match="has no classification head"):
+        class_maps(ErasedModel.from_model(resnet.resnet, processor), {"pixel_values": pixels}, 2)
 
 
 def test_the_map_is_where_the_image_is(resnet, processor, forget):

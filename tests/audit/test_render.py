@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from hf_kd.audit import RetentionReport, Score, Section
+from hf_kd.audit.render import _shown
 from hf_kd.audit.schema import PAPER_NOTE
 from hf_kd.audit.sections.reference_level import ReadLevel, reference_level_section
 from tests.helpers.audited import audited
@@ -40,6 +41,15 @@ def test_verdict_strongest_attack_and_converged_number_come_first_in_text_and_ma
     assert "recall" in lines[6], "the first number of the table is the best attacker's"
     assert max(len(line.rstrip()) for line in printed(report, width=80).splitlines()) <= 80
     assert len(lines) <= 45
+
+
+def test_of_many_classes_those_that_moved_most_are_shown_also_beside_one_without_a_number():
+    def score(label: int) -> Score:
+        about = {"label": label, "forgotten": False}
+        return Score("accuracy", float(label) or None, "higher", f"class {label}", original=0.0, settings=about)
+
+    shown = _shown(Section("head", "Head", tuple(map(score, range(40)))))
+    assert [score.settings["label"] for score in shown] == list(range(10, 40))
 
 
 def test_screen_and_summary_have_the_level_of_references_at_equal_accuracy(report):

@@ -254,11 +254,11 @@ def _checked(
     train: Versions, train_labels: Any, test: Versions, test_labels: Any, forget_labels: Any, views: Mapping[str, Any]
 ) -> dict[str, AuditData]:
     """Checked data of each version; a version equal to an earlier one bit for bit is that very object."""
-    if isinstance(train, Mapping) != isinstance(test, Mapping):
+    if not isinstance(train, Mapping) and not isinstance(test, Mapping):
+        train, test = {"erased": train}, {"erased": test}
+    if not isinstance(train, Mapping) or not isinstance(test, Mapping):
         kinds = ["a dict of versions" if isinstance(split, Mapping) else "one matrix" for split in (train, test)]
         raise InvalidValueError(f"train is {kinds[0]} and test {kinds[1]}; give both in the same form.")
-    if not isinstance(train, Mapping):
-        train, test = {"erased": train}, {"erased": test}
     for name, versions in (("train", train), ("test", test)):
         if "erased" not in versions or not set(versions) <= set(VERSIONS):
             raise InvalidValueError(

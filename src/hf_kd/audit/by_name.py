@@ -39,7 +39,7 @@ class TextAudit:
         templates: Wordings with {}; eight of the package's unless given. Texts of more than four words stand alone.
     """
 
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -106,7 +106,7 @@ def panel(
             grey = picture.mean(axis=2)
             axes[row, 0].imshow(picture)
             for column, (_, drawn) in enumerate(columns, 1):
-                shown = _overlay(axes[row, column], grey, drawn[row])
+                _overlay(axes[row, column], grey, drawn[row])
             axes[row, -1].set_xlabel(f"answers {short(answers[row], 24)}", fontsize=7)
         for column, above in enumerate(["image", *(above for above, _ in columns)]):
             axes[0, column].set_title(above, fontsize=STATED)
@@ -114,7 +114,7 @@ def panel(
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
-        bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=35)
+        bar = figure.colorbar(axes[0, -1].images[-1], ax=axes, location="bottom", shrink=0.4, aspect=35)
         bar.set_label(
             caption(figure, NOTE.format(name=name) + ("." if maps.original is None else OF_ORIGINAL)), fontsize=7
         )
@@ -122,11 +122,11 @@ def panel(
         figure.savefig(path)
 
 
-def _overlay(ax: Any, grey: np.ndarray, drawn: Tensor) -> Any:
-    """A map over the grey image, whose size it is stretched to; what the colour bar is of."""
+def _overlay(ax: Any, grey: np.ndarray, drawn: Tensor) -> None:
+    """A map over the grey image, whose size it is stretched to."""
     ax.imshow(grey, cmap="gray", vmin=0, vmax=1.4)
     extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
-    return ax.imshow(drawn.numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear", extent=extent)
+    ax.imshow(drawn.numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear", extent=extent)
 
 
 def _picture(pixels: Tensor) -> np.ndarray:

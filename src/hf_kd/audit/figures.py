@@ -153,7 +153,7 @@ def draw_class_means(report: ReportData, figure_class: Any) -> Any:
     panels = figure.subplots(1, len(shown), sharey=True)
     low = min(0.0, *(float(matrix.min()) for matrix, *_ in shown))
     for axes, (matrix, lengths, title, columns) in zip(panels, shown, strict=True):
-        image = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1)
+        axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1)
         axes.set_title(title)
         axes.set_xticks(
             range(len(classes)),
@@ -175,7 +175,7 @@ def draw_class_means(report: ReportData, figure_class: Any) -> Any:
                 if label in report.forget_labels:
                     tick.set(fontweight="bold", color=ORANGE)
     panels[0].set_ylabel("mean of the original features")
-    figure.colorbar(image, ax=panels, label="cosine (not centred)", shrink=0.8)
+    figure.colorbar(panels[0].images[0], ax=panels, label="cosine (not centred)", shrink=0.8)
     text = (
         "Each cell: the cosine between the mean test feature of the row's class in the original and that of the column's "
         "class; 1 is the same direction, 0 none in common. Where a class is gone its column is near 0 and its mean short; "

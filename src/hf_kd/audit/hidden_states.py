@@ -24,12 +24,11 @@ from hf_kd.data.paths import local_path
 from hf_kd.data.progress import counted
 from hf_kd.data.samples import of_rows, one_batch
 from hf_kd.errors import InvalidValueError
-from hf_kd.features.heads import has_head
+from hf_kd.features.heads import has_head, own_head
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
 from hf_kd.features.taps.blocks import AT_MOST, find_blocks
 from hf_kd.features.taps.inputs import image_inputs, main_input, run
-from hf_kd.features.taps.site import head_function
 from hf_kd.methods.records import changes_of, treatment
 from hf_kd.metrics._inputs import first_rows
 
@@ -208,16 +207,15 @@ def class_maps(model: TappedModel, inputs: dict[str, Any], label: int) -> ClassM
             run(model.inner, inputs | {name: images})
             hidden = take(count)
         features = [keep.rows[0] for keep in passing]
-        head = head_function(model.inner, model.taps)
+        head = own_head(model)
         pairs = list(zip(model.sites, features, strict=True))
         with torch.enable_grad():
             original = head([rows.float() for rows in features])
             erased = head([(rows if site.eraser is None else site.eraser(rows)).float() for site, rows in pairs])
-        block, closed = _last_map(hidden, features, original, (height, width))
+        block, closed, (rows, columns) = _last_map(hidden, features, original, (height, width))
         last = hidden[block]
         predicted = masked_logits(erased, model.config.masked).argmax(dim=1)
         targets = torch.full_like(predicted, label)
-        rows, columns = grid_of(last, (height, width))
 
         def one(logits: Tensor, classes: Tensor) -> Tensor:
             picked = logits.gather(1, classes[:, None]).sum()
@@ -235,18 +233,18 @@ def class_maps(model: TappedModel, inputs: dict[str, Any], label: int) -> ClassM
 
 def _last_map(
     hidden: dict[str, Tensor], features: Sequence[Tensor], logits: Tensor, image: tuple[int, int]
-) -> tuple[str, bool]:
-    """The last map on which the answers depend at more than one place; whether the features are its mean."""
+) -> tuple[str, bool, tuple[int, int]]:
+    """The last map on which the answers depend at more than one place; whether the features are its mean; its grid."""
     for name in reversed(hidden):
-        places = math.prod(grid_of(hidden[name], image) or (0,))
-        if places < 2:
+        grid = grid_of(hidden[name], image)
+        if grid is None or (places := math.prod(grid)) < 2:
             continue
         mean, rows = pooled(hidden[name]), features[0].float()
         if len(features) == 1 and mean.shape == rows.shape and (mean - rows).abs().max() <= 1e-5 * rows.abs().max():
-            return name, True
+            return name, True, grid
         (gradient,) = torch.autograd.grad(logits.sum(), hidden[name], retain_graph=True, allow_unused=True)
         if gradient is not None and int((as_map(gradient)[:, :, -places:].abs().amax(dim=(0, 1)) > 0).sum()) > 1:
-            return name, False
+            return name, False, grid
     raise InvalidValueError(
         "No module hands on a map of the image that the answers depend on at more than one place: there is nothing to draw. "
         "Leave grad_cam out."

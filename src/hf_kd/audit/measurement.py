@@ -30,7 +30,7 @@ from hf_kd.metrics.linear_probe import Convergence, fit_paper_probe
 from hf_kd.metrics.scores import ForgetRetainScores
 
 from .options import AuditOptions
-from .schema import VERSIONS
+from .schema import VERSIONS, none_missing
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Measurement:
     def hits(self, attack: str) -> Tensor | None:
         """How often an attack reads each forgotten test sample [n_ft], over the seeds; None where it does not say."""
         found = [run[attack].hits for run in self.attacks]
-        return None if any(hits is None for hits in found) else torch.stack(found).mean(dim=0)
+        return torch.stack(found).mean(dim=0) if none_missing(found) else None
 
     def strongest(self, among: Sequence[str] | None = None) -> tuple[str, str]:
         """The attack with the highest recall minus false alarms, and the one with the highest recall."""
@@ -223,7 +223,7 @@ def mean_curve(curves: Sequence[LabelEfficiency]) -> LabelEfficiency:
     return LabelEfficiency(tuple(points), code, curves[0].seed)
 
 
-def _at(curve: LabelEfficiency, n: int) -> tuple[float, float]:
+def _at(curve: LabelEfficiency, n: int) -> tuple[float, ...]:
     """Recall and false alarms of a curve at n."""
     known = [(point.n, point.recall, point.attackers[point.best].false_alarms) for point in curve.points]
     for (a, *left), (b, *right) in pairwise(known):

@@ -97,7 +97,7 @@ class Retrained:
     """
 
     source: Any
-    test: ArrayLike | None = None
+    test: Any = None
     logits: tuple[ArrayLike, ArrayLike] | None = None
 
     @property
@@ -119,7 +119,7 @@ class Unseen:
     """
 
     source: Any
-    labels: ArrayLike | None = None
+    labels: Any = None
 
 
 Reference = Retrained | Unseen | None

@@ -16,7 +16,7 @@ def wrapped(model: TappedModel, source: Any) -> TappedModel:
         model: The audited model.
         source: An `ErasedModel`, any `PreTrainedModel`, or the name or folder of one.
     """
-    own = type(model)
+    own: Any = type(model)
     if isinstance(source, str | os.PathLike):
         source = own.from_pretrained(source).to(input_device(model.inner))
         source.processor = source.processor or model.processor

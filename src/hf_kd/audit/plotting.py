@@ -20,7 +20,7 @@ VERSIONS = {
 }
 """Colour, marker, line style and hatch of each version."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,

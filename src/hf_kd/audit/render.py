@@ -110,13 +110,15 @@ def number(value: float | None, unit: str = "%", sd: float | None = None) -> str
 def screen(report: ReportData) -> Group:
     """The console form: the verdict, the strongest attack and converged KR, the rest in brief; at most 80 columns wide."""
     beside = beside_column(report)
-    columns = [("", "left"), (report.treatment, "right"), *[(title, "right") for title, _ in beside]]
+    columns = ["", report.treatment, *(title for title, _ in beside)]
     if report.reference != "none":
-        columns.append((report.reference, "right"))
+        columns.append(report.reference)
     title = Text(one_line(f"Retention audit: what is left of {_forgotten(report)}"))
     table = Table(title=title, title_justify="left", width=WIDTH - 2, box=None, pad_edge=False)
-    for name, side in columns:
-        table.add_column(name, justify=side, no_wrap=bool(name), ratio=None if name else 1, overflow="fold")
+    for name in columns:
+        table.add_column(
+            name, justify="right" if name else "left", no_wrap=bool(name), ratio=None if name else 1, overflow="fold"
+        )
     for title, rows, *notes in _screen_rows(report):
         if rows or any(notes):
             table.add_row(Text(title, style="bold"))
@@ -349,7 +351,7 @@ def _shown(section: Section, most: int = 30) -> list[Score]:
     classes = [score for score in section.scores if score.name == "accuracy" and "forgotten" in score.settings]
     if len(classes) <= most:
         return list(section.scores)
-    moved = sorted(classes, key=lambda s: (not s.settings["forgotten"], -abs(s.value - (s.original or 0.0))))
+    moved = sorted(classes, key=lambda s: (not s.settings["forgotten"], -abs((s.value or 0.0) - (s.original or 0.0))))
     kept = {score.group for score in moved[:most]}
     return [score for score in section.scores if score not in classes or score.group in kept]
 

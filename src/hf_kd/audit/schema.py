@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
 from hf_kd.errors import InvalidValueError
 from hf_kd.metrics.scores import MeanAndSD, mean_and_sd
+
+_Value = TypeVar("_Value")
 
 SECTIONS = (
     "worst_case",
@@ -169,10 +171,15 @@ def scores_of(
     return found
 
 
+def none_missing(values: list[_Value | None]) -> TypeGuard[list[_Value]]:
+    """Whether there is a value at every place."""
+    return all(value is not None for value in values)
+
+
 def _mean(picked: float | Sequence[float | None] | None) -> MeanAndSD | None:
     """Mean and sd over seeds; None where there is no number."""
     numbers = list(picked) if isinstance(picked, Sequence) else [picked]
-    return mean_and_sd(numbers) if numbers and None not in numbers else None
+    return mean_and_sd(numbers) if numbers and none_missing(numbers) else None
 
 
 def json_ready(value: Any) -> Any:

@@ -88,7 +88,7 @@ class AuditSplits:
             for split, labels in self._all.items()
         }
         self.before = self._kept(read)
-        self.labels = tuple(self._all[split][rows] for split, rows in self._rows.items())
+        self.labels = self._all["train"][self._rows["train"]], self._all["test"][self._rows["test"]]
 
     def _numbered(self, split: str, labels: Tensor) -> Tensor:
         """Labels of a split, of its own ids, by the ids of the audit."""

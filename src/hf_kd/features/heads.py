@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +10,13 @@ from torch import Tensor, nn
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.taps.inputs import input_device
-from hf_kd.features.taps.site import TapSite, head_function
+from hf_kd.features.taps.site import HeadFunction, head_function
 
 
 def apply_erasers(model: TappedModel, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Features [n, d] at each tap behind the erasers that stand there."""
     with torch.no_grad():
-        pairs = zip(cast("list[TapSite]", model.sites), features, strict=True)
+        pairs = zip(model.sites, features, strict=True)
         return tuple(part if site.eraser is None else site.eraser(part) for site, part in pairs)
 
 
@@ -86,17 +85,26 @@ def answered(logits: Tensor, labels: Tensor | None = None) -> Tensor:
     return torch.where(logits.gather(1, own)[:, 0] > 0, own[:, 0], others)
 
 
+def own_head(model: TappedModel, masked: Collection[int] = ()) -> HeadFunction:
+    """The model's heads as a function of features; `masked`: classes that they never answer.
+
+    Raises ValueError for a model without a classification head.
+    """
+    head = head_function(model.inner, model.taps, masked)
+    if head is None:
+        raise InvalidValueError(
+            f"{type(model.inner).__name__} has no classification head: it gives no class to compare with."
+        )
+    return head
+
+
 def head_logits(model: TappedModel, features: Sequence[Tensor], masked: bool = True) -> Tensor:
     """What the model's heads answer for features [n, d] at each tap: float32 [n, C] on the CPU, C with dropped classes.
 
     masked: whether masked classes are never answered; False for what the original answers.
     Raises ValueError for a model without a classification head.
     """
-    head = head_function(model.inner, model.taps, model.config.masked if masked else ())
-    if head is None:
-        raise InvalidValueError(
-            f"{type(model.inner).__name__} has no classification head: it gives no class to compare with."
-        )
+    head = own_head(model, model.config.masked if masked else ())
     device = input_device(model.inner)
     batches = zip(*(torch.split(f, 4096) for f in features), strict=True)
     with torch.no_grad():

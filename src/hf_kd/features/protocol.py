@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
-
 from hf_kd.features.taps.places import Tap
+from hf_kd.features.taps.site import Sites
 
 
 @runtime_checkable
@@ -18,11 +17,10 @@ class TappedModel(Protocol):
     """Configuration, with `inner`, `erasures`, `masked` and `dropped`."""
     inner: Any
     """The model of transformers inside."""
-    sites: nn.ModuleList
+    sites: Sites
     """A `TapSite` at each tap, in order; empty until `find_taps` has looked."""
     processor: Any
     """Image processor, or any callable on an RGB image; None where there is none."""
-    name_or_path: str
 
     @property
     def taps(self) -> tuple[Tap, ...]: ...

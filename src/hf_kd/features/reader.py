@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ from hf_kd.features.forward import Consumer, FeatureStore, feature_pass
 from hf_kd.features.heads import apply_erasers, has_head
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.taps.inputs import channels_of, main_input, probe_inputs, probe_size
-from hf_kd.features.taps.site import TapSite
 
 
 @dataclass(frozen=True)
@@ -304,7 +303,7 @@ class ImageReader:
         self.find_taps()
         return feature_pass(
             self.model.inner,
-            cast("list[TapSite]", list(self.model.sites)),
+            list(self.model.sites),
             self.batches(view),
             consumer,
             stage=stage,

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from jinja2 import Environment, Template
 from yaml import YAMLError
 
@@ -21,7 +21,7 @@ from hf_kd.audit.report import RetentionReport
 from hf_kd.data.text import code, code_block, escape_markdown
 from hf_kd.errors import InvalidValueError
 
-from .card_results import OUR_SPLITS, eval_results, results_notes, results_table, verdict_text
+from .card_results import OUR_SPLITS, Card, eval_results, results_notes, results_table, verdict_text
 from .text import is_repo_id
 from .wording import FOLDED, Request, classes_of, cover_limits, folded_into, headline, methods_text, request_line
 
@@ -106,7 +106,7 @@ def render(values: CardValues, existing: str | None = None) -> str:
     Raises InvalidValueError for an existing README whose metadata is no mapping in YAML.
     """
     try:
-        card = ModelCard(existing, ignore_metadata_errors=True) if existing and has_metadata(existing) else None
+        card = Card(existing, ignore_metadata_errors=True) if existing and has_metadata(existing) else None
     except (ValueError, YAMLError) as error:
         raise InvalidValueError(
             f"The metadata of the README, between its first two lines of ---, is no mapping in YAML ({error}): mend it, or "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_kd.audit.render import attackers, beside_column, number, prose
 from hf_kd.audit.report import RetentionReport
@@ -17,6 +17,12 @@ from .text import is_repo_id
 OUR_SPLITS = ("test[forget]", "test[retain]")
 
 PAPER_METRIC = "Knowledge Retention, paper protocol (D_ft): stopped early, mostly measures how large features are"
+
+
+class Card(ModelCard):
+    """A README, whose metadata are a model's: `ModelCard` alone says so to no type checker."""
+
+    data: ModelCardData
 
 
 def eval_results(report: RetentionReport | None, datasets: Sequence[str]) -> list[EvalResult]:

@@ -132,7 +132,7 @@ def _commands(model: TappedModel, base: str | None, named: bool, saved_by: Seque
     return commands_of(
         [record.to_dict(names=True) for record, _ in records],
         base,
-        [[str(names.get(label, label)) for label in own] for own in asked] if named else None,
+        [[names[label] if label in names else str(label) for label in own] for own in asked] if named else None,
         own_class=has_own_class(model),
         saved_by=saved_by,
         folded=[gone for _, gone in records],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _answering(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir() if path.is_file() and is_answering(path.name)}
 
 
-def weight_files(files: dict[str, Path]) -> list[Path]:
+def weight_files(files: Mapping[str, Path]) -> list[Path]:
     """The safetensors files of the weights: those without a variant, or where there are none of the first variant.
 
     A whole file wins over shards, as in transformers. Of an eraser on its own the file that it is in.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from .card import BEGIN, END, TAGS, as_list, has_metadata
-from .card_results import OUR_SPLITS
+from .card_results import OUR_SPLITS, Card
 
 
 def joined(published: str | None, local: str) -> str:
@@ -35,7 +34,7 @@ def withdrawn(existing: str) -> str:
 
     Raises ValueError for metadata that are not YAML.
     """
-    card = ModelCard(existing, ignore_metadata_errors=True) if has_metadata(existing) else None
+    card = Card(existing, ignore_metadata_errors=True) if has_metadata(existing) else None
     body = card.text if card else existing
     first, last = body.find(BEGIN), body.find(END)
     if body.count(BEGIN) != 1 or body.count(END) != 1 or last < first:

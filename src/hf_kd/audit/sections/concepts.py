@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hf_kd.audit.schema import Score, Section
 
@@ -23,7 +24,7 @@ def concepts_section(versions: Mapping[str, Mapping[str, float]], classes: int, 
     erased = versions["erased"]
     scores = []
     for key, value in erased.items():
-        others = {version: found.get(key) for version, found in versions.items() if version != "erased"}
+        others: dict[str, Any] = {version: found.get(key) for version, found in versions.items() if version != "erased"}
         group, _, short = key.rpartition(": ")
         scores.append(
             Score(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_kd.audit.measurement import Measurement, Measurements
-from hf_kd.audit.schema import Quantity, Score, Section, scores_of
+from hf_kd.audit.schema import Quantity, Score, Section, none_missing, scores_of
 from hf_kd.metrics.attacks import ATTACKS
 from hf_kd.metrics.label_efficiency import RelativeArea, relative_area
 from hf_kd.metrics.scores import ForgetRetainScores, mean_and_sd, normalised_retention, recovery_ratio
@@ -89,8 +89,8 @@ def _converged_notes(measurements: Measurements) -> list[str]:
     if measurements.reference_labels is not None:
         notes.append(
             f"The reference had only {measurements.reference_labels:,} labelled samples, fewer than the forgotten class. "
-            f"Read with so few (converged D_ft {measurements.reference.converged.D_ft:.1f} %) it is no measure here, and "
-            "only attackers with equal numbers of labels are compared with it: see the label efficiency."
+            f"Read with so few (converged D_ft {measurements.versions['reference'].converged.D_ft:.1f} %) it is no measure "
+            "here, and only attackers with equal numbers of labels are compared with it: see the label efficiency."
         )
     if measurements.equal:
         notes.append("The features are the original's, bit for bit: nothing was erased from them.")
@@ -284,7 +284,7 @@ def _area(measurements: Measurements) -> tuple[Score, list[str]]:
     curves = (getattr(measurements, version).efficiency for version in ("erased", "original", "reference"))
     areas: list[RelativeArea] = [relative_area(*seed) for seed in zip(*curves, strict=True)]
     values = [area.value for area in areas]
-    summary = None if None in values else mean_and_sd(values)
+    summary = mean_and_sd(values) if none_missing(values) else None
     score = Score(
         "area",
         None if summary is None else summary.mean,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_kd.audit.schema import Score, Section
+from hf_kd.audit.schema import Score, Section, none_missing
 from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.digest import inner_digest
 from hf_kd.features.protocol import TappedModel
@@ -26,7 +26,7 @@ def of_other_weights(original: TappedModel, model: TappedModel) -> list[str]:
     known = [change.weights_before for change in changes] + [model.config.weights_erased] * bool(model.erasures)
     dtype = str(next(original.inner.parameters()).dtype).removeprefix("torch.")
     same_precision = dtype in {record.weights_dtype for record in (*changes, *model.erasures)}
-    if not changes or None in known or folded_erasures(model.config) or not same_precision:
+    if not changes or not none_missing(known) or folded_erasures(model.config) or not same_precision:
         return []
     found = inner_digest(original)
     if found is None or found in known:

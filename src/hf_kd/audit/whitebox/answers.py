@@ -25,7 +25,8 @@ def head_scores(logits: Tensor, data: WhiteBoxData) -> tuple[float, float, float
     columns, forgotten = logits.argmax(dim=1), data.test_forget
     right, flagged = (data.classes[columns] == data.test.labels).double(), data.forget_columns[columns].double()
     rates = right[forgotten].mean(), right[~forgotten].mean(), flagged[~forgotten].mean()
-    return area_under_roc(margin(logits, data), forgotten), *(100 * float(rate) for rate in rates)
+    found, kept, alarms = (100 * float(rate) for rate in rates)
+    return area_under_roc(margin(logits, data), forgotten), found, kept, alarms
 
 
 def answers_by_batchnorm(network: Network, data: WhiteBoxData) -> Iterator[AttackResult]:

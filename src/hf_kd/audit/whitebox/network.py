@@ -24,7 +24,6 @@ from hf_kd.features.heads import has_head, linear_heads
 from hf_kd.features.protocol import TappedModel
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.inputs import image_inputs, input_device, run
-from hf_kd.features.taps.site import TapSite
 from hf_kd.metrics._inputs import few_of_each
 
 logger = logging.getLogger(__name__)
@@ -142,8 +141,8 @@ class Network:
         blocks = blocks_of(model, also=cut)
         heads = tuple(head for tap in model.taps for head in tap.heads) if has_head(model) else ()
         drop_caches(model.inner)
-        bare = copy.deepcopy(cast(Any, model))
-        for site in cast("list[TapSite]", list(bare.sites)):
+        bare = copy.deepcopy(model)
+        for site in bare.sites:
             site.detach()
         inner = bare.inner.float().eval()
         if input_device(inner).type == "cpu":
@@ -168,7 +167,7 @@ class Network:
         return input_device(self.model)
 
     @property
-    def norms(self) -> list[nn.Module]:
+    def norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
         """Layers with statistics of batches."""
         return [
             module

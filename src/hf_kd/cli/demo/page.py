@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
@@ -27,13 +26,14 @@ from hf_kd.features.heads import class_scores
 from hf_kd.features.reader import preprocessor_of
 from hf_kd.features.taps.inputs import explaining, in_dtype_of, run
 from hf_kd.hub.card import BEGIN
+from hf_kd.hub.card_results import Card
 from hf_kd.hub.document import REPORT
 from hf_kd.hub.own_report import records_told, refuse_other_report, report_beside
 from hf_kd.methods.records import all_records, forgotten_classes
 from hf_kd.model.erased_model import ErasedModel
 
 if TYPE_CHECKING:
-    import gradio
+    import gradio  # pyright: ignore[reportMissingImports] - an extra, hf-kd[ui]
 
 TOP = 5
 
@@ -207,10 +207,10 @@ def numbers(source: str | Path) -> str:
     """The headline numbers of the model's card, as Markdown; nothing where it has none."""
     try:
         path = _beside(source, "README.md")
-        card = ModelCard("" if path is None else path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        card = Card("" if path is None else path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
     except OSError as error:
         return f"The model's card could not be read ({type(error).__name__}), so there are no numbers to show."
-    results: list[EvalResult] = card.data.eval_results or []
+    results = card.data.eval_results or []
     if not results:
         return ""
     lines = ["| What attackers get, from the model's card | percent |", "|---|---:|"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate.hooks import remove_hook_from_module
@@ -39,7 +39,8 @@ class TapSite(nn.Module):
     def __init__(self, tap: Tap) -> None:
         super().__init__()
         self.tap = tap
-        self.eraser: nn.Module | None = None
+        self.eraser: Any = None
+        """The module that acts; an `Eraser` wherever a request was carried out."""
         self.masked: tuple[int, ...] = ()
         """Classes that the heads never answer."""
         self._handles: list[Any] = []
@@ -233,13 +234,24 @@ class TapSite(nn.Module):
         return str(self.tap)
 
 
-def follow(model: nn.Module, sites: Sequence[TapSite]) -> None:
+if TYPE_CHECKING:
+
+    class Sites(nn.ModuleList):
+        """Those of one model, in the order of its taps."""
+
+        def __iter__(self) -> Iterator[TapSite]: ...
+        def __getitem__(self, idx: Any) -> Any: ...
+else:
+    Sites = nn.ModuleList
+
+
+def follow(model: nn.Module, sites: Iterable[TapSite]) -> None:
     """Let all sites stand where the model's modules are now; see `TapSite.follow`."""
     for site in sites:
         site.follow(model)
 
 
-def check_passed(sites: Sequence[TapSite]) -> None:
+def check_passed(sites: Iterable[TapSite]) -> None:
     """Raise NotErasedError where the last forward of this thread did not pass some eraser."""
     for site in sites:
         site.check_passed()
@@ -307,7 +319,7 @@ class HeadFunction:
     def __init__(
         self,
         heads: Sequence[tuple[int, tuple[int, ...], nn.Module]],
-        masked: Sequence[int] = (),
+        masked: Collection[int] = (),
         forgotten: Collection[int] = (),
     ) -> None:
         self._heads = heads
@@ -343,7 +355,7 @@ class OneHead:
 
 
 def head_function(
-    model: nn.Module, taps: Sequence[Tap], masked: Sequence[int] = (), forgotten: Collection[int] = ()
+    model: nn.Module, taps: Sequence[Tap], masked: Collection[int] = (), forgotten: Collection[int] = ()
 ) -> HeadFunction | None:
     """The logits of a model as a function of features; None when some tap has no head.
 

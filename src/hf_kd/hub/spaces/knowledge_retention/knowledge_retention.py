@@ -4,6 +4,8 @@ Features travel through the Arrow cache of `evaluate` as fixed-size float32 rows
 50,000 x 768 that peaks at 0.84 GB before the probe; the library's default, Python lists, at 2.2 GB.
 """
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -53,7 +55,7 @@ _CITATION = """\
 }
 """
 
-PROTOCOLS = {"default": "converged", "converged": "converged", "paper": "paper"}
+PROTOCOLS: dict[str, Any] = {"default": "converged", "converged": "converged", "paper": "paper"}
 PAIR = ("train_features", "train_labels", "test_features", "test_labels")
 
 
@@ -142,7 +144,7 @@ class KnowledgeRetention(evaluate.Metric):
             return None
         pair = [kwargs.pop(name) for name in PAIR]
         settings = {name: value for name, value in kwargs.items() if value is not None}
-        return self._measure(*pair, forget_labels, **settings)
+        return self._measure(*pair, forget_labels=forget_labels, **settings)
 
     def _compute(self, *, features, labels, split, forget_labels, **settings):
         features = np.asarray(features)
@@ -163,7 +165,7 @@ class KnowledgeRetention(evaluate.Metric):
             if rows[-1] - rows[0] + 1 == len(rows):  # one run: a view instead of a copy
                 rows = slice(rows[0], rows[-1] + 1)
             parts += [features[rows], labels[rows]]
-        return self._measure(*parts, forget_labels, **settings)
+        return self._measure(*parts, forget_labels=forget_labels, **settings)
 
     def _measure(self, train_features, train_labels, test_features, test_labels, forget_labels, protocol=None, seed=0):
         result = knowledge_retention(
@@ -185,10 +187,10 @@ class KnowledgeRetention(evaluate.Metric):
 
 def _matrix(values, name):
     """Finite float32 [n, d] from arrays, tensors (any device and dtype) or lists of rows."""
-    if not hasattr(values, "detach") and len(values) and hasattr(values[0], "detach"):
-        values = [row.detach().float().cpu().numpy() for row in values]
     if hasattr(values, "detach"):
         values = values.detach().float().cpu().numpy()
+    elif len(values) and hasattr(values[0], "detach"):
+        values = [row.detach().float().cpu().numpy() for row in values]
     try:
         matrix = np.asarray(values, dtype=np.float32)
     except (ValueError, TypeError) as error:
