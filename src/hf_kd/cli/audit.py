@@ -143,21 +143,25 @@ def audit(
     if not process_state().is_main_process:
         return
     report = _of_data(report, dataset, {split: train, test_split: test})
-    if output is not None:
-        _write(report, output, reading.progress)
-    if grad_cam:
-        of_test = options_of([test], [train], audited, reading)
-        _draw_grad_cam(audited, test, output, forgotten, original, grad_cam, of_test)
-    if shared.as_json:
-        print(report.to_json(indent=None))
-    elif summary:
-        console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
-    else:
-        _show(report, original, model, output, shared)
+    written: Path | None = None
+    try:  # before it is shown, which whoever reads through a pipe may end
+        if output is not None:
+            _write(report, output, reading.progress)
         if grad_cam:
-            console.print(
-                "grad_cam.png shows images of the forgotten class: do not publish it with the model.", style="bold"
-            )
+            of_test = options_of([test], [train], audited, reading)
+            _draw_grad_cam(audited, test, output, forgotten, original, grad_cam, of_test)
+        written = output
+    finally:  # what took minutes is shown, whatever came of the files
+        if shared.as_json:
+            print(report.to_json(indent=None))
+        elif summary:
+            console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
+        else:
+            _show(report, original, model, written, shared)
+    if grad_cam and not (shared.as_json or summary):
+        console.print(
+            "grad_cam.png shows images of the forgotten class: do not publish it with the model.", style="bold"
+        )
 
 
 def _of_data(report: RetentionReport, dataset: str, splits: dict[str, Any]) -> RetentionReport:
