@@ -15,6 +15,7 @@ from hf_kd.hub.receipt import RECEIPT, file_digest
 from hf_kd.model.train import RECIPES
 from tests.cli.runner import hf_kd
 from tests.helpers import processes
+from tests.helpers import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,6 +89,27 @@ def test_a_training_that_was_killed_goes_on_where_it_was(place, tmp_path, monkey
     )
     assert all(torch.equal(value, own[name]) for name, value in whole.items()), "bit for bit as in one run"
     assert "no training of" in hf_kd("train-original", *common, "--output", tmp_path / "new", "--resume", code=1).stderr
+
+
+STARTS_AGAIN = """
+import sys
+from pathlib import Path
+from hf_kd.cli.train_original import _state_folder
+kept = _state_folder(Path(sys.argv[1]), resume=False, overwrite=True)
+print(kept.exists())
+"""
+
+
+def test_of_several_processes_one_deletes_the_state_of_a_training_that_starts_again(tmp_path):
+    state = tmp_path / "trained.training"
+    state.mkdir()
+    for number in range(10_000):  # so many that both are at it at once
+        (state / str(number)).touch()
+    done = processes.run(
+        *[["-c", STARTS_AGAIN, tmp_path / "trained"]] * 2,
+        environments=[processes.surroundings(**told) for told in processes.launched()],
+    )
+    assert [(one.code, one.out.strip()) for one in done] == [(0, "False")] * 2, done[0].text + done[1].text
 
 
 @pytest.mark.usefixtures("few_draws")

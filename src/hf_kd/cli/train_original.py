@@ -151,14 +151,20 @@ def _show(facts: dict[str, Any], names: dict[int, str], test_split: str | None) 
 
 def _state_folder(output: Path, resume: bool, overwrite: bool) -> Path:
     """Folder of the state of the training, beside the output."""
-    kept = kept_training(output)
-    if kept.exists() and not resume:
+    from hf_kd.data.distributed import process_state
+
+    kept, state = kept_training(output), process_state()
+    there = kept.exists()
+    state.wait_for_everyone()  # all have looked before one deletes it
+    if there and not resume:
         if not overwrite:
             raise InvalidValueError(
                 f"A training of {output} was stopped, and {kept} has its state. Go on with --resume, or start again with "
                 "--overwrite."
             )
-        shutil.rmtree(kept)
-    if resume and not kept.exists():
+        if state.is_main_process:
+            shutil.rmtree(kept)
+        state.wait_for_everyone()
+    if resume and not there:
         raise InvalidValueError(f"--resume: there is no {kept}, so no training of {output} was stopped. Leave it out.")
     return kept
