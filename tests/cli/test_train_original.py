@@ -15,7 +15,6 @@ from hf_kd.hub.receipt import RECEIPT, file_digest
 from hf_kd.model.train import RECIPES
 from tests.cli.runner import hf_kd
 from tests.helpers import processes
-from tests.helpers import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
