@@ -15,6 +15,9 @@ from hf_kd.data.labels import LabelMapping
 from hf_kd.errors import LabelMismatchError
 from hf_kd.features.heads import class_scores
 from hf_kd.model.outcome import (
+    SAMPLE,
+    SAMPLE_OF_CLASS,
+    Witness,
     accuracy_warnings,
     changed_features,
     check_recognised,
@@ -215,3 +218,19 @@ def test_a_model_whose_labels_count_from_one_is_not_wrapped(vit, processor):
     vit.config.id2label, vit.config.label2id = {1: "cat", 2: "dog"}, {"cat": 1, "dog": 2}
     with pytest.raises(LabelMismatchError, match="it has no 2"):
         ErasedModel.from_model(vit, processor)
+
+
+@pytest.mark.parametrize(("classes", "each"), [(10, SAMPLE_OF_CLASS), (200, SAMPLE // 200)])
+@pytest.mark.parametrize("order", ["by class", "mixed"])
+def test_images_that_are_asked_about_again_are_of_all_classes_whatever_order_they_come_in(classes, each, order):
+    """Of the first 64 classes alone, a class beyond them could be lost without a word."""
+    labels = torch.arange(classes).repeat_interleave(SAMPLE_OF_CLASS + 6)
+    if order == "mixed":
+        labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    seen = Witness(classes=classes)
+    for part in labels.split(333):
+        seen.see([part[:, None].float()], [part[:, None].float()], part)
+    seen.gather(1)
+    found = seen.labels.bincount(minlength=classes)
+    assert found.tolist() == [each] * classes
+    assert torch.equal(seen.features[0].flatten().long(), seen.labels)

@@ -41,7 +41,8 @@ FELL = 5.0
 """Percentage points by which the accuracy on retained images may fall without a warning."""
 
 SAMPLE, SAMPLE_OF_CLASS = 4096, 64
-"""Images whose features are kept, of all classes and of each, to ask the head about them again after the fit."""
+"""Images whose features are kept, of all classes and of each, to ask the head about them again after the fit; of more
+classes so many fewer of each, that images in the order of their classes are not only of the first of them."""
 
 SAME = 1e-6
 """Relative change of features up to which nothing has changed: float32 rounding."""
@@ -57,15 +58,17 @@ class Witness:
         original: From features at each tap to the logits of the model before any erasure, which labels are judged by; None
             where it has none.
         several: Whether an image may be given several labels by them.
+        classes: How many there may be.
     """
 
-    def __init__(self, original: Any = None, several: bool = False):
+    def __init__(self, original: Any = None, several: bool = False, classes: int = 1):
         self.original, self.several = original, several
+        self._least = min(SAMPLE_OF_CLASS, max(1, SAMPLE // max(1, classes)))
         self.answers: Pairs = Counter()
         self.features: list[Tensor] = []
         self.labels = torch.zeros(0, dtype=torch.long)
         self._parts: list[tuple[list[Tensor], Tensor]] = []
-        self._kept: Counter[int] = Counter()
+        self._kept, self._taken = Counter[int](), 0
 
     def see(self, before: Sequence[Tensor], features: Sequence[Tensor], labels: Tensor) -> None:
         """One batch: features [b, d] at each tap before and behind earlier erasers, labels [b] (ids of the model, or -1)."""
@@ -82,11 +85,20 @@ class Witness:
             self.answers.update(zip(labels.tolist(), answers.tolist(), strict=True))
         rows = []
         for row, label in enumerate(labels.tolist()):
-            if self._kept[label] < SAMPLE_OF_CLASS and self._kept.total() < SAMPLE:
+            most = SAMPLE_OF_CLASS if self._taken < SAMPLE else self._least
+            if self._kept[label] < most:
                 self._kept[label] += 1
+                self._taken += 1
                 rows.append(row)
         if rows:
             self._parts.append(([part[rows].float().cpu() for part in features], labels[rows]))
+
+    def _alike(self, labels: Tensor) -> Tensor:
+        """Rows of as many images of each class as there is room for, ascending: those that came first had more kept."""
+        order = torch.argsort(labels, stable=True)
+        sizes = labels[order].unique_consecutive(return_counts=True)[1]
+        place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        return order[place < max(self._least, SAMPLE // max(1, len(sizes)))].sort().values
 
     def gather(self, taps: int) -> None:
         """What all processes have seen together."""
@@ -94,8 +106,10 @@ class Witness:
         parts = self._parts or [empty]
         own = [torch.cat([part[0][tap] for part in parts]) for tap in range(taps)]
         labels = gather_rows(torch.cat([part[1] for part in parts]), fill=ABSENT)
-        self.features = [gather_rows(part)[labels != ABSENT] for part in own]
-        self.labels = labels[labels != ABSENT]
+        present = torch.nonzero(labels != ABSENT).flatten()
+        rows = present[self._alike(labels[present])]
+        self.features = [gather_rows(part)[rows] for part in own]
+        self.labels = labels[rows]
         rows = torch.tensor([[*pair, n] for pair, n in self.answers.items()], dtype=torch.long).reshape(-1, 3)
         self.answers = Counter()
         for label, answer, n in gather_rows(rows, fill=ABSENT).tolist():
@@ -118,7 +132,8 @@ class Witnesses:
         if mapping is not None and not no_choice(model) and len(model.class_names) > 1:
             head = head_function(model.inner, model.taps, model.config.masked)  # an offloaded one is copied into memory
             original = head_function(model.inner, model.taps) if model.config.masked else head
-        return cls(Witness(original, several_labels(model)), Witness(), head)
+        classes = len(model.class_names)
+        return cls(Witness(original, several_labels(model), classes), Witness(classes=classes), head)
 
     def compare(self, model: TappedModel, method: str, fitted: Sequence[Eraser], masked: Collection[int]) -> list[str]:
         """What to say of the answers behind fitted erasers, `masked` classes never among them.
