@@ -116,3 +116,19 @@ def test_shares_of_replaced_features_are_told_where_some_stay_as_they_were():
         found = _change(model, after, (first, Features((before,), (before,))), problem_of(labels), labels == 1)
         shares.append((found.get("replaced D_ft"), found.get("replaced D_rt")))
     assert shares == [(100, 50), (None, None), (None, None)]
+
+
+def test_what_changed_is_read_from_all_retained_images_in_whatever_order_they_stand():
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat_interleave(500)  # as of folders
+    before = torch.nn.functional.one_hot(labels).float() + 0.1 * torch.randn(5_000, 10, generator=draws)
+    after = before.clone()
+    after[labels == 8] = torch.randn(500, 10, generator=draws)  # the last retained class is spoilt
+    inner, found = object(), []
+    model = SimpleNamespace(inner=inner)
+    for rows in (torch.arange(5_000), torch.randperm(5_000, generator=draws)):
+        original = (model, Features((before[rows],), (before[rows],)))
+        own = _change(model, after[rows], original, problem_of(labels[rows]), labels[rows] == 9)
+        found.append([own["CKA"], own["cosine"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert max(found[0]) < 0.95

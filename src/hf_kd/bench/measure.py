@@ -24,7 +24,6 @@ from hf_kd.model.erased_model import ErasedModel
 from .config import Measures
 from .protocols import Problem
 
-MOST_FOR_CKA = 4000
 FEWEST_FOR_MIA = 10
 
 
@@ -177,13 +176,12 @@ def _change(model, test: Tensor, original, problem: Problem, forget_test: Tensor
     """Weights moved, and how much the features of retained test images are still the original's."""
     first, features = original
     kept = torch.ones(len(test), dtype=torch.bool) if forget_test is None else ~forget_test
-    rows = torch.nonzero(kept).flatten()[:MOST_FOR_CKA]
     before = side_by_side(features.test)
     scores: dict[str, Any] = {"weights head": 0.0, "weights other": 0.0}
     if before.shape == test.shape:
         scores |= {
-            "CKA": linear_cka(before[rows], test[rows]),
-            "cosine": float(uncentred_cosine(before[rows], test[rows]).mean),
+            "CKA": linear_cka(before[kept], test[kept]),
+            "cosine": float(uncentred_cosine(before[kept], test[kept]).mean),
         }
         touched = (before != test).any(dim=1)
         if forget_test is not None and not bool(touched.all()) and bool(touched.any()):
