@@ -380,13 +380,9 @@ def _roc(score: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None
 
 def _flat(values: ArrayLike, dtype: type) -> np.ndarray:
     """Values [n] as an array; infinite scores become the largest finite ones, which changes no order."""
-    array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    array = array.astype(float)
-    if (missing := int(np.isnan(array).sum())) > 0:
-        raise InvalidValueError(
-            f"{missing:,} of {array.size:,} values are NaN, which have no place in an order. Leave these samples out, or "
-            "compute the scores in float32."
-        )
+    array = np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=float)
+    if missing := int(np.isnan(array).sum()):
+        raise InvalidValueError(f"{missing:,} of {array.size:,} values are NaN, which have no order: leave them out.")
     return np.nan_to_num(array).astype(dtype)
 
 
