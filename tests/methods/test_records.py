@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 
 from rich.console import Console
@@ -46,3 +48,13 @@ def test_a_change_of_weights_names_no_tap():
     assert repr(change) == (
         "<WeightChange: class 2 forgotten by scrub from 1,200 images and 80 retained ones; weights of bob/base changed>"
     )
+
+
+def test_what_was_measured_and_is_no_finite_number_costs_no_receipt():
+    measured = {"last_loss": math.nan, "scan": [{"reading": math.inf, "block": "a"}], "pair": (1.5, -math.inf), "k": 2}
+    told = replace(RECORD, measured=(measured,)).to_dict()
+    json.dumps(told, allow_nan=False)
+    assert told["measured"] == (
+        {"last_loss": None, "scan": [{"reading": None, "block": "a"}], "pair": (1.5, None), "k": 2},
+    )
+    assert Erasure.from_dict(told).to_dict() == told

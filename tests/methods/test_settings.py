@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from typing import Literal
 
@@ -25,6 +26,9 @@ def test_numbers_are_asked_for_before_anything_is_read(name):
                 with pytest.raises(
                     InvalidValueError, match=rf"{option.name}={re.escape(repr(value))} .* to be a number"
                 ):
+                    make(name, **{option.name: value})
+            for value in (math.inf, -math.inf, math.nan):  # --lr 1e999: no receipt could be written of it
+                with pytest.raises(InvalidValueError, match=rf"{option.name}={value!r} .* a finite number"):
                     make(name, **{option.name: value})
         if option.type in ("int", "int | None"):
             for value in (1.5, 2.0, True, "2"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Iterable, Mapping
 from numbers import Real
@@ -46,7 +47,7 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 def refuse_unfit(owner: str, types: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a setting that is no number, or no whole ones, where it has to be, and one that is none of the words it may be.
+    """Refuse a setting that is no finite number, or no whole ones, where it has to be, and one that is none of its words.
 
     Args:
         owner: Whose settings they are.
@@ -68,6 +69,8 @@ def refuse_unfit(owner: str, types: Mapping[str, Any], given: Mapping[str, Any])
             and (isinstance(value, bool) or not isinstance(value, Real))
         ):
             raise InvalidValueError(f"{owner}: {name}={value!r} is out of range: it has to be a number.")
+        if isinstance(value, float) and not math.isfinite(value):  # which no record can hold
+            raise InvalidValueError(f"{owner}: {name}={value!r} is out of range: it has to be a finite number.")
         if annotated(kind) in _WHOLE_NUMBERS and not all(hasattr(part, "__index__") for part in _several(value)):
             raise InvalidValueError(
                 f"{owner}: {name}={value!r} is out of range: expected whole numbers, one or a list."

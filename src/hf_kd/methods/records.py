@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
 from typing import Any, cast
 
 from hf_kd.errors import InvalidValueError
+
+
+def _finite(value: Any) -> Any:
+    """Plain values, with None for numbers that are not finite: a receipt that cannot be written would cost the model."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return type(value)(map(_finite, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,13 +148,13 @@ class Erasure:
         return f"**{type(self).__name__}**: {escape_markdown(self.summary, 300)}"
 
     def to_dict(self, names: bool = False, files: bool | None = None) -> dict[str, Any]:
-        """All fields, as plain values.
+        """All fields, as plain values. What was measured and is no finite number is None: JSON has no such numbers.
 
         Args:
             names: Whether `dataset_classes` is among them: for a configuration, and where names of classes are asked for.
             files: Whether `files` is; by default where `names` are.
         """
-        values = asdict(self)
+        values = asdict(self) | {"measured": _finite(self.measured)}
         if not names or self.dataset_classes is None:
             del values["dataset_classes"]
         if not (names if files is None else files) or self.files is None:
