@@ -64,7 +64,8 @@ def make(
     model = before if before is not None else _same_inner(original)
     wants = {"retain": retain} if method_info(row.name).needs_retain else {}
     # as the row gives them, since a method may refuse two settings that exclude each other
-    options = row.published.options(row.name, row.options, model) | ({"seed": seed} if row.has_seed else {})
+    own: dict[str, Any] = {"seed": seed} if row.has_seed else {}
+    options = row.published.options(row.name, row.options, model) | own
     with row.published.reading(model, seed):
         model.erase(
             forget,

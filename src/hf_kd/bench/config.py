@@ -126,10 +126,10 @@ class Measures:
     """Also how long a bare forward pass over D_f takes just before: the cost of a method as a ratio to it."""
     report: bool = False
     """Also the whole audit of the first seed, with its figures, in `reports/`."""
-    transfer: Mapping[str, Any] | None = None
+    transfer: Mapping[str, Any] = field(default_factory=dict)
     """Another labelled data set, as `dataset` and with `resize`, `classes`, `limit`: what a converged probe reads of it
     behind the eraser, for what the features are still good for."""
-    unseen: Mapping[str, Any] | None = None
+    unseen: Mapping[str, Any] = field(default_factory=dict)
     """One whose classes the model never saw, for the row `unseen`."""
     panels: tuple[str, ...] = ()
     """Labels of rows whose class means (Fig. 3) and t-SNE are drawn beside the original's, first seed, in `panels/`. The
@@ -349,7 +349,7 @@ def _row(entry: Any, seeds: tuple[int, ...], fixed: bool, folder: Path, experime
         raise ConfigError(
             f"A row of {experiment!r} is {entry!r}: write a method's name, or {{method: NAME, ...}}.", "methods"
         )
-    values = {"method": entry} if isinstance(entry, str) else dict(entry)
+    values: dict[str, Any] = {"method": entry} if isinstance(entry, str) else dict(entry)
     label = values.pop("label", None)
     own = {key: values[key] for key in ("checkpoint", "init", "reference") if key in values}  # others are the method's
     refuse_other_kinds(own, "methods", experiment)
@@ -364,9 +364,7 @@ def _row(entry: Any, seeds: tuple[int, ...], fixed: bool, folder: Path, experime
         )
     name = values.pop("method", None)
     if name is None:
-        raise ConfigError(
-            f"A row of {experiment!r} names no method: {dict(entry)}. Write {{method: NAME, ...}}.", "methods"
-        )
+        raise ConfigError(f"A row of {experiment!r} names no method: {entry}. Write {{method: NAME, ...}}.", "methods")
     if name in PLAIN_ROWS:
         refused = f"The row {name} takes a label alone, not {', '.join(values)}." if values else None
         label = str(label or default_label(name, values))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hf_kd.audit.schema import none_missing
 from hf_kd.metrics.scores import average_gap, mean_and_sd
 
 from .config import Experiment, Row
@@ -67,7 +68,8 @@ class Line:
         if not self.records or not self.row.is_method:
             return None
         took = [record["seconds"] for record in self.records]
-        return tuple(mean_and_sd([each[name] for each in took]).mean for name in ("features", "fit"))
+        features, fit = (mean_and_sd([each[name] for each in took]).mean for name in ("features", "fit"))
+        return features, fit
 
     def passes(self) -> float | None:
         """Seconds of the method over those of a bare pass in the same cell: median over seeds."""
@@ -133,7 +135,7 @@ def _with_gap(line: Line, reference: Line | None) -> Line:
     """Each seed's Avg Gap to the mean of the retrained models. Of those it is what their seeds differ by."""
     keys = ("D_f", "D_r", "D_t", "MIA")
     aim = [] if reference is None else [reference.mean(key) for key in keys]
-    if not aim or None in aim:
+    if not aim or not none_missing(aim):
         return line
     records = []
     for record in line.records:

@@ -13,7 +13,6 @@ from torch import Tensor
 from hf_kd.data.image_source import inspect_images
 from hf_kd.data.images import to_rgb
 from hf_kd.data.labels import resolve_forget_labels
-from hf_kd.data.load import load_source
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import apply_erasers, side_by_side
 from hf_kd.features.reader import ImageReader, ReadOptions
@@ -22,7 +21,7 @@ from hf_kd.model.erased_model import ErasedModel
 
 from .config import Measures
 from .measure import Features, read_quantities
-from .protocols import Problem, limited
+from .protocols import Problem, limited, open_split
 
 SplitFeatures = tuple[tuple[Tensor, ...], Tensor]
 """Features [n, d] at each tap before any eraser, and the data set's own class ids [n]."""
@@ -43,7 +42,7 @@ def open_other(where: Mapping[str, Any]) -> dict[str, Dataset]:
     """
     found = {}
     for split in ("train", "test"):
-        data = load_source(where["name"], split=where.get(split, split))
+        data = open_split(where, split)
         described = inspect_images(data, where.get("image_column"), where.get("label_column"))
         if described.label_column is None:
             raise InvalidValueError(f"{where['name']} has no single label column; name it: label_column: ...")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from hf_kd.errors import InvalidValueError
 from .config import Experiment
 from .shape import listed
 
+Both = tuple[Tensor, Tensor]
+"""Labels of both splits, train first."""
 LEAST = 2
 """Images of each class that a limit leaves: one to forget or to train on, and another."""
 
@@ -45,9 +47,9 @@ class Problem:
     """Rows of `train` to forget, request after request; the protocols but "incremental" have one."""
     classes: tuple[tuple[int, ...], ...]
     """What each stage forgets, in ids of `probe` labels; empty where it is no class."""
-    probe_train: Tensor | None = None
-    """What probes read [n]: the model's labels, or finer ones; None where forgetting has no class."""
-    probe_test: Tensor | None = None
+    probe_train: Tensor
+    """What probes read [n]: the model's labels, or finer ones."""
+    probe_test: Tensor
     names: Mapping[int, str] = field(default_factory=dict)
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     """Further masks of test images whose accuracy is of interest, such as the siblings of a forgotten fine class."""
@@ -89,7 +91,7 @@ class Problem:
         Args:
             stage: Up to and with this one, from 0.
         """
-        if self.probe_test is None or not self.forget_classes(stage):
+        if not self.forget_classes(stage):
             return None
         return torch.isin(self.probe_test, torch.tensor(self.forget_classes(stage)))
 
@@ -147,9 +149,9 @@ def make_problem(experiment: Experiment, class_names: Mapping[int, str]) -> Prob
     """
     protocol, where = experiment.protocol, experiment.dataset
     if protocol["kind"] == "identities":
-        train, test = split_identities(load_source(where["name"], split=where["train"]), where, protocol)
+        train, test = split_identities(open_split(where, "train"), where, protocol)
     else:
-        train, test = (load_source(where["name"], split=where[split]) for split in ("train", "test"))
+        train, test = (open_split(where, split) for split in ("train", "test"))
     columns = [_columns(part, where) for part in (train, test)]
     fine = protocol.get("fine_column")
     if fine is not None and not all(fine in part.column_names for part in (train, test)):
@@ -165,15 +167,15 @@ def make_problem(experiment: Experiment, class_names: Mapping[int, str]) -> Prob
         match_labels(own, class_names, own_mapping(mapping, own, [other]))
         for own, other in zip(names, reversed(names), strict=True)
     ]
-    labels = [
+    train_labels, test_labels = (
         in_model(torch.tensor(part[column]))
         for part, (column, _), in_model in zip((train, test), columns, to_model_ids, strict=True)
-    ]
+    )
     make = {"random": _random, "subclass": _subclass}.get(protocol["kind"], _classes)
-    return make(protocol, train, test, labels, names[0], to_model_ids[0])
+    return make(protocol, train, test, (train_labels, test_labels), names[0], to_model_ids[0])
 
 
-def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
+def _classes(protocol, train, test, labels: Both, names, to_model_ids) -> Problem:
     present = labels[0].unique().tolist()
     wanted = protocol.get("forget")
     if wanted is None:
@@ -200,14 +202,14 @@ def _classes(protocol, train, test, labels, names, to_model_ids) -> Problem:
     return Problem(protocol["kind"], train, test, *labels, stages, tuple(groups), *labels, names=titles)
 
 
-def _random(protocol, train, test, labels, names, to_model_ids) -> Problem:
+def _random(protocol, train, test, labels: Both, names, to_model_ids) -> Problem:
     share = protocol.get("share", 0.1)
     rows = random_rows(labels[0], share, protocol.get("seed", 0), protocol.get("stratified", True))
     if not 0 < len(rows) < len(train):
         raise InvalidValueError(
             f"share={share} of {len(train)} images leaves {len(rows)} to forget; some have to stay and some go."
         )
-    return Problem("random", train, test, *labels, (rows,), ((),))
+    return Problem("random", train, test, *labels, (rows,), ((),), *labels)
 
 
 def random_rows(labels: Tensor, share: float, seed: int = 0, stratified: bool = True) -> Tensor:
@@ -229,10 +231,10 @@ def random_rows(labels: Tensor, share: float, seed: int = 0, stratified: bool = 
     return torch.cat(drawn).sort().values
 
 
-def _subclass(protocol, train, test, labels, names, to_model_ids) -> Problem:
+def _subclass(protocol, train, test, labels: Both, names, to_model_ids) -> Problem:
     column = protocol["fine_column"]
     feature = train.features[column]
-    fine = [torch.tensor(part[column]) for part in (train, test)]
+    fine = torch.tensor(train[column]), torch.tensor(test[column])
     fine_names = feature.names if isinstance(feature, ClassLabel) else None
     ids = resolve_forget_labels(listed(protocol["forget"]), fine_names)
     rows = torch.nonzero(torch.isin(fine[0], torch.tensor(ids))).flatten()
@@ -308,6 +310,12 @@ def _renumbered(data: Dataset, column: str, people: Sequence[int]) -> Dataset:
     labels = [place[person] for person in data[column]]
     names = ClassLabel(names=[feature.names[person] for person in people])
     return data.remove_columns(column).add_column(column, labels, feature=names)
+
+
+def open_split(where: Mapping[str, Any], split: str) -> Dataset:
+    """The data set of one split of a data set's settings, "train" or "test", which may call it otherwise."""
+    # which is a stream only where one is asked for
+    return cast(Dataset, load_source(where["name"], split=where.get(split, split)))
 
 
 def _columns(data: Dataset, where: Mapping[str, Any]) -> tuple[str, tuple[str, ...] | None]:

@@ -254,13 +254,13 @@ def _measured(
             return make(row, seed, experiment, problem, shared.original, shared.settings, stage, before)
 
     stages: list[dict[str, Any]] = []
-    seconds, model, features = {"features": 0.0, "fit": 0.0}, None, None
+    seconds, (model, features) = {"features": 0.0, "fit": 0.0}, original
     last = len(problem.stages) - 1
     if timed and row.is_method:
         seconds["bare pass"] = round(bare_pass(row, seed, problem, shared.original, shared.settings), 3)
     for stage in range(last + 1):
-        if model is None or row.is_method:
-            model, took = made(stage, model)
+        if not stage or row.is_method:
+            model, took = made(stage, model if stage else None)
             seconds |= {name: round(seconds[name] + value, 3) for name, value in took.items()}
             features = shared.features if _keeps_weights(row) else shared.read(model)
         with working("measuring", shared.progress):

@@ -160,13 +160,14 @@ class Store:
         if not self.path.is_file():
             return
         lines = self.path.read_bytes().split(b"\n")
+        total = len(lines)
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                if number < len(lines):  # with its end: no interruption has cut it short
+                if number < total:  # with its end: no interruption has cut it short
                     raise InvalidValueError(
                         f"Line {number} of {self.path} is not JSON ({error}): the file was changed by something else. "
                         "Mend or remove that line; every other result is kept."
@@ -178,7 +179,7 @@ class Store:
                     f"Line {number} of {self.path} is no result of a bench: write to another folder."
                 )
             self.records[record["key"]] = record
-        if self.writes and (not lines or lines[-1] or len(lines) < number):
+        if self.writes and (not lines or lines[-1] or len(lines) < total):
             self._rewrite([line for line in lines if line])  # its last line was cut short, or before its end
 
     def done(self, key: str, retry_failed: bool = False) -> bool:

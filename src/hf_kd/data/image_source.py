@@ -39,9 +39,9 @@ class ImageSource:
     """The data, with the columns reduced to images and labels and the images left encoded where possible."""
     kind: str
     """"dataset" (datasets.Dataset), "stream" (IterableDataset), "rows" (any by number) or "loader" (a DataLoader)."""
-    image_column: str | int | None = None
-    """Key of the image in a row; None where a row is the image itself, or holds the model's inputs."""
-    label_column: str | int | None = None
+    image_column: Any = None
+    """Key of the image in a row, a name or a place; None where a row is the image itself, or holds the model's inputs."""
+    label_column: Any = None
     label_names: tuple[str, ...] | None = None
     """Name of each label id, where the data set knows them."""
     length: int | None = None
