@@ -271,6 +271,12 @@ def test_a_warning_of_a_record_is_said_once_beside_a_result_or_on_the_way_to_it(
     assert "Warning: Of an earlier request." in shown
 
 
+def test_a_file_that_is_imported_may_take_the_last_handler_away(monkeypatch):
+    monkeypatch.setattr(logging, "lastResort", None)
+    with logs_in_options({}):
+        logging.getLogger("hf_kd.model").warning("The head lost much.")
+
+
 def test_what_is_logged_names_options_as_well(caplog):
     with logs_in_options({"label_column": ("--label-column", None)}):
         logging.getLogger("hf_kd.data").warning("No labels: name %s", "label_column='breed'.")

@@ -112,6 +112,7 @@ def test_retain_limit_bounds_what_is_read_of_the_others(place, tmp_path):
         (["--forget-labels", "fox", "--dataset", "{place}/other"], "do not match the model's"),
         (["--forget-labels", "cat", "--label-column", "image"], "image"),
         (["--forget-labels", "cat", "--import", "{place}/nowhere.py"], "there is no such file"),
+        (["--forget-labels", "cat", "--import", "{place}/model/config.json"], "give one that ends in .py"),
         (["--forget-labels", "cat", "--mixed-precision", "fp8"], "fp8"),
     ],
 )

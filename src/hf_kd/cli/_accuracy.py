@@ -94,7 +94,7 @@ class HeadAccuracy:
         rows = is_in(labels, self.forgotten)
         hits, hits_before = answers == labels, self.answers == labels
 
-        def changes(own: Tensor) -> dict[str, int]:
+        def changes(own: Tensor) -> dict[str, Any]:
             lost, gained = hits_before & ~hits & own, hits & ~hits_before & own
             return {"samples": int(own.sum()), "lost": int(lost.sum()), "gained": int(gained.sum())}
 

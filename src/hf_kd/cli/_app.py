@@ -117,10 +117,11 @@ def command(
         words = {option.name: words_of(option.type) for method in methods or () for option in method.options}
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         parameters = {"context": context, **parameters}
-        run.__signature__ = inspect.Signature(list(parameters.values()))
-        run.__annotations__ = {key: p.annotation for key, p in parameters.items()}
-        del run.__wrapped__
-        app.command(name, cls=ReadableCommand)(run)
+        made: Any = run
+        made.__signature__ = inspect.Signature(list(parameters.values()))
+        made.__annotations__ = {key: p.annotation for key, p in parameters.items()}
+        del made.__wrapped__
+        app.command(name, cls=ReadableCommand)(made)
         return function
 
     return register
@@ -201,16 +202,17 @@ def logs_in_options(flags: Mapping[str, tuple[str, str | None]]) -> Iterator[Non
         return True
 
     LOGGED.clear()
-    handlers = [*logging.getLogger("hf_kd").handlers, *logging.getLogger().handlers, logging.lastResort]
+    last = logging.lastResort or logging.NullHandler()
+    handlers = [*logging.getLogger("hf_kd").handlers, *logging.getLogger().handlers, last]
     for handler in handlers:
         handler.addFilter(translate)
-    logging.lastResort.addFilter(wrap)  # behind the translation; the only handler that writes on the terminal for us
+    last.addFilter(wrap)  # behind the translation; the only handler that writes on the terminal for us
     try:
         yield
     finally:
         for handler in handlers:
             handler.removeFilter(translate)
-        logging.lastResort.removeFilter(wrap)
+        last.removeFilter(wrap)
 
 
 def _flags_of(context: typer.Context) -> dict[str, tuple[str, str | None]]:
@@ -234,10 +236,11 @@ def refuse_unused(names: Iterable[str], why: str) -> None:
     Raises:
         InvalidValueError: Naming the first that was typed.
     """
-    context = RUNNING.get()
-    flags = {} if context is None else _flags_of(context)
+    if (context := RUNNING.get()) is None:
+        return
+    flags = _flags_of(context)
     for name in names:
-        if name in flags and context.get_parameter_source(name).name == "COMMANDLINE":
+        if name in flags and getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":
             value, (yes, no) = context.params[name], flags[name]
             value = value[0] if isinstance(value, list | tuple) else value
             shown = (yes if value else no) if isinstance(value, bool) else f"{yes} {shell_word(str(value))}"
@@ -260,7 +263,8 @@ def refuse_without_test(test_split: str | None) -> None:
 
 def setting_flags(name: str) -> set[str]:
     """The settings of methods that are options of a command, under their own name."""
-    command = RUNNING.get().find_root().command.commands[name]
+    context: Any = RUNNING.get()
+    command = context.find_root().command.commands[name]
     return {option.name for option in command.params if getattr(option, "rich_help_panel", None) == METHOD}
 
 
@@ -322,8 +326,10 @@ def in_options(message: str, flags: Mapping[str, tuple[str, str | None]]) -> str
                 each = [shlex.quote(str(part)) for part in ast.literal_eval(value) if part is not ...]
                 return " ".join(f"{yes} {part}" for part in each or ["..."])
             return f"{yes} ..."
-        if value == "True" or (value == "False" and no):
-            return yes if value == "True" else no
+        if value == "True":
+            return yes
+        if value == "False" and no:
+            return no
         return f"{yes} {shlex.quote(value[1:-1]) if value[0] in chr(34) + chr(39) else value}"
 
     def pairs(match: re.Match[str]) -> str:

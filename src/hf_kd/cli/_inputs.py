@@ -99,11 +99,14 @@ def import_files(paths: Sequence[Path] | None, quiet: bool = False) -> None:
 
     Raises:
         MissingFileError: For one that is not there.
+        InvalidValueError: For one whose name is none of a Python file.
     """
     for path in paths or ():
         if not path.is_file():
             raise MissingFileError(f"--import {path}: there is no such file.")
         spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise InvalidValueError(f"--import {path}: Python imports no file of this name; give one that ends in .py.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
         new = "torch" not in sys.modules

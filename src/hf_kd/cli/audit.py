@@ -103,6 +103,7 @@ def audit(
     _inputs.check_output(output, shared.overwrite)
     _inputs.load_libraries(shared)
     from hf_kd.audit.options import AuditOptions, Retrained, Unseen
+    from hf_kd.data.devices import moved
     from hf_kd.data.distributed import process_state
     from hf_kd.features.readers import options_of
 
@@ -118,7 +119,7 @@ def audit(
         budget=budget,
     )
     reading = _inputs.read_options(shared)
-    audited = _inputs.load_model(model, shared).to(_inputs.device_of(shared))
+    audited = moved(_inputs.load_model(model, shared), _inputs.device_of(shared))
     train = _inputs.load_data(dataset, split, shared)
     test = _inputs.load_data(dataset, test_split, shared, "test_split")
     of_train = options_of([train], [test], audited, reading)
@@ -147,9 +148,9 @@ def audit(
     try:  # before it is shown, which whoever reads through a pipe may end
         if output is not None:
             _write(report, output, reading.progress)
-        if grad_cam:
-            of_test = options_of([test], [train], audited, reading)
-            _draw_grad_cam(audited, test, output, forgotten, original, grad_cam, of_test)
+            if grad_cam:
+                of_test = options_of([test], [train], audited, reading)
+                _draw_grad_cam(audited, test, output, forgotten, original, grad_cam, of_test)
         written = output
     finally:  # what took minutes is shown, whatever came of the files
         if shared.as_json:

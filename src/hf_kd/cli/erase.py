@@ -146,7 +146,7 @@ def erase(
 
     chosen = make_method(method or "esc", **shared.settings)  # refused before anything is loaded
     _refuse_at_odds(request, chosen)
-    _erase_by_images(request, chosen)
+    _erase_by_images(request, dataset, chosen)
 
 
 @dataclass(frozen=True)
@@ -175,19 +175,19 @@ class Request:
         return None if self.drop_label else ERASED if self.erased_label is None else self.erased_label
 
 
-def _erase_by_images(request: Request, method: Method) -> None:
+def _erase_by_images(request: Request, dataset: str, method: Method) -> None:
     from hf_kd.features.readers import options_of
 
     shared, reading = request.shared, _inputs.read_options(request.shared)
-    data = _inputs.load_data(request.dataset, request.split, shared)
-    test = _inputs.load_data(request.dataset, request.test_split, shared, "test_split") if request.test_split else None
+    data = _inputs.load_data(dataset, request.split, shared)
+    test = _inputs.load_data(dataset, request.test_split, shared, "test_split") if request.test_split else None
     parts = _inputs.by_labels(data, request.forget_labels, reading, method.needs_retain, request.retain_limit)
     erased = _loaded(request)
     _refuse_folded_labels(request, erased)
     of_test = options_of([test], [data], erased, reading)
     reading = options_of([data], [test], erased, reading)
     accuracy = None
-    if test is not None:
+    if request.test_split:
         accuracy = HeadAccuracy(erased, test, request.test_split, parts.in_model(erased, reading), of_test)
     erased.erase(
         parts.forget,
@@ -318,12 +318,13 @@ def _refuse_folded_labels(request: Request, model: ErasedModel) -> None:
 
 def _loaded(request: Request) -> ErasedModel:
     """The model, on its device; refused before the work where its eraser could not be saved alone."""
+    from hf_kd.data.devices import moved
     from hf_kd.model.stored_eraser import refuse_changed_weights
 
     loaded = _inputs.load_model(request.model, request.shared)
     if request.eraser_only:
         refuse_changed_weights(loaded)
-    return loaded.to(_inputs.device_of(request.shared))
+    return moved(loaded, _inputs.device_of(request.shared))
 
 
 def _save(request: Request, model: ErasedModel) -> bool:

@@ -35,7 +35,7 @@ def inspect(model: ModelArgument, *, shared: Shared) -> None:
     hub = shared.chosen("revision")
     if not shared.eraser and find_eraser(model, hub):
         loaded = read_eraser(model, hub)
-        facts = _facts(model, loaded) | {"base": loaded.base_in_words}
+        facts: dict[str, Any] = _facts(model, loaded) | {"base": loaded.base_in_words}
     else:
         loaded = _inputs.load_model(model, shared)
         loaded.find_taps()
@@ -92,6 +92,7 @@ def show(console: Console, facts: dict[str, Any], names: dict[int, str]) -> None
 
 def _facts(name: str, model: ErasedModel | StoredEraser) -> dict[str, Any]:
     from hf_kd.methods.records import weight_changes
+    from hf_kd.model.configuration import label_names
 
     changes = weight_changes(model.config)
     return {
@@ -106,7 +107,7 @@ def _facts(name: str, model: ErasedModel | StoredEraser) -> dict[str, Any]:
         "masked": {
             "classes": list(model.config.masked),
             "dropped": model.config.dropped,
-            "labels": [] if model.config.dropped else [model.config.id2label[c] for c in model.config.masked],
+            "labels": [] if model.config.dropped else [label_names(model.config)[c] for c in model.config.masked],
         },
         "folded": getattr(model.config.inner, "hf_kd_folded", None) or [],
     }

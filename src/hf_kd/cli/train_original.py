@@ -76,7 +76,9 @@ def train_original(
     refuse_method("retrain", "weights", shared.settings)
     refuse_fp16(shared.mixed_precision)
     _inputs.load_libraries(shared)
+    from hf_kd.data.devices import moved
     from hf_kd.data.paths import with_revision
+    from hf_kd.model.configuration import label_names
     from hf_kd.model.loading import load_classifier, load_processor
     from hf_kd.model.train import train_original as train
 
@@ -90,7 +92,7 @@ def train_original(
         start = load_classifier(name, hub, fresh)
     processor = load_processor(name, hub) if shared.processor is None else _inputs.load_processor(shared.processor)
     trained = train(
-        start.to(_inputs.device_of(shared)),
+        moved(start, _inputs.device_of(shared)),
         data,
         recipe,
         processor=processor,
@@ -111,7 +113,7 @@ def train_original(
     if shared.as_json:
         console.print_json(data=facts)
     else:
-        _show(facts, trained.config.id2label, test_split)
+        _show(facts, label_names(trained.config), test_split)
 
 
 def _refuse_unnamed(data: Any, reading: ReadOptions) -> None:

@@ -96,6 +96,7 @@ def unlearn(
     refuse_method(method, "weights", shared.settings)
     refuse_fp16(shared.mixed_precision)
     _inputs.load_libraries(shared)
+    from hf_kd.data.devices import moved
     from hf_kd.features.readers import options_of
     from hf_kd.methods.registry import make_unlearning_method
     from hf_kd.model.erased_model import ErasedModel
@@ -108,7 +109,7 @@ def unlearn(
     test = _inputs.load_data(dataset, test_split, shared, "test_split") if test_split else None
     parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain and retain is None)
     retained = parts.retain if retain is None else _retained_data(retain, split, shared)
-    original = _inputs.load_model(model, shared).to(device := _inputs.device_of(shared))
+    original = moved(_inputs.load_model(model, shared), device := _inputs.device_of(shared))
     audited = options_of([data, test], [retained], original, reading)
     of_test = options_of([test], [data, retained], original, reading)
     of_split = options_of([data], [test, retained], original, reading)
@@ -118,7 +119,7 @@ def unlearn(
         retained, left_out = _without_forgotten(retained, parts, original, reading, of_split)
     retained = _inputs.at_most(retained, retain_limit)
     accuracy = None
-    if test is not None:
+    if test_split:
         accuracy = HeadAccuracy(original, test, test_split, parts.in_model(original, of_split), of_test)
     changed = change_weights(
         original,
@@ -135,7 +136,7 @@ def unlearn(
     here = _inputs.save_once(lambda: _save(changed.cpu(), original.processor, output), reading.progress)
     measured = None
     if accuracy is not None:
-        measured = accuracy.measured(output, ErasedModel.from_model(changed.to(device), original.processor))
+        measured = accuracy.measured(output, ErasedModel.from_model(moved(changed, device), original.processor))
     if not here:
         return  # another process of the same launch reports
     record = changed.config.hf_kd_unlearned[-1] | {"accuracy": measured}

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
 
 from hf_kd.errors import InvalidValueError
 
@@ -16,6 +17,8 @@ from .distributed import process_state
 
 WITHOUT_GENERATOR = ("cpu", "meta")
 """Kinds of devices that have none beside that of the CPU."""
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 def chosen_device(name: str | None) -> torch.device:
@@ -33,6 +36,17 @@ def chosen_device(name: str | None) -> torch.device:
     if state.num_processes > 1:
         return cast(torch.device, state.device)
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def moved(model: _Model, device: torch.device, dtype: torch.dtype | None = None) -> _Model:
+    """The model on a device, as `model.to` has it, which transformers wraps in a way that loses its type.
+
+    Args:
+        model: Moved itself, no copy.
+        device: Where to.
+        dtype: Of its floating-point weights; None leaves them as they are.
+    """
+    return model.to(device, dtype)
 
 
 def refuse_missing_device(name: str) -> None:

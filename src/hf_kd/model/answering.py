@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
 
 from hf_kd.data.modes import evaluating
 from hf_kd.errors import InvalidTypeError
@@ -17,19 +17,12 @@ from hf_kd.features.taps.site import check_passed, follow, record
 
 from . import label_mask as masking
 from .signature import InnerSignature
-from .swap import Swap
+from .tapped import Tapped
 
 
-class Answering:
+class Answering(Tapped):
     """The calls of an `ErasedModel` that answer."""
 
-    config: Any
-    inner: Any
-    sites: nn.ModuleList
-    is_erased: bool
-    text_withheld: tuple[str, ...]
-    find_taps: Callable[..., Any]
-    _swap: Swap
     also_leaking: tuple[str, ...] = ()
     """Fields that bypass the erasers, found when the model was loaded and known to no record."""
 
@@ -69,7 +62,9 @@ class Answering:
         return output if return_dict or not isinstance(output, ModelOutput) else output.to_tuple()
 
     @torch.no_grad()
-    def pooled_features(self, pixel_values: Tensor | None = None, stage: str = "after", **inputs: Any) -> Any:
+    def pooled_features(
+        self, pixel_values: Tensor | None = None, stage: Literal["before", "after"] = "after", **inputs: Any
+    ) -> Any:
         """Pooled features [n, d] of images, in eval mode: what passes the tap behind (or "before") its eraser.
 
         A tuple of them for a model with several taps.

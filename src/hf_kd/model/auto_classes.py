@@ -81,7 +81,8 @@ class _ThenRegister(Loader):
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
         self._finder.executed.discard(name)  # while it is reloaded, its names are those from before
-        module.__spec__.loader = module.__loader__ = self._loader
+        spec: Any = module.__spec__
+        spec.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         self._finder.has_executed(name)
 

@@ -28,9 +28,8 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
-    cached_file,
 )
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_kd.data.paths import ADAPTER_CONFIG, CONFIG_NAME
 from hf_kd.errors import CheckpointError, HfKdError, InvalidValueError, out_of_memory

@@ -174,7 +174,8 @@ class ErasedConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    sub_configs = {"inner": AutoConfig}  # noqa: RUF012  (as transformers declares it)
+    # declared as a property for what transformers' own classes hold; this is how others name theirs
+    sub_configs = {"inner": AutoConfig}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ErasedConfig:
         auto_classes.register_model()  # here and not in __init__, which unpickling and copying pass by
@@ -190,7 +191,7 @@ class ErasedConfig(PreTrainedConfig):
     ):
         state = {name: kwargs.pop(name, None) for name in STATE}
         _refuse_damaged({"taps": taps, "erasers": erasers, **state}, inner_class)
-        self.inner = inner = _inner_configuration(inner)
+        self.inner: Any = _inner_configuration(inner)
         self.inner_class = inner_class
         self.taps = taps or []
         _ = self.tap_list  # which refuses taps at which nothing could be erased
@@ -205,15 +206,16 @@ class ErasedConfig(PreTrainedConfig):
         self.weights_erased = state["weights_erased"]
         self.text_tower = state["text_tower"]
         _refuse_damaged_tower(self.text_tower)
-        attention = getattr(inner, "_attn_implementation", None)
+        attention = getattr(self.inner, "_attn_implementation", None)
         refuse_strange_settings(kwargs)
         with config_errors("the labels and the rest", kwargs):
             super().__init__(**kwargs)
-        if "siglip" in str(getattr(inner, "model_type", "")):
-            self.model_type = f"{MODEL_TYPE}_siglip"  # by this word the zero-shot pipeline knows how to pad texts
-        if inner is not None and getattr(inner, "_attn_implementation", None) is None:
+        if "siglip" in str(getattr(self.inner, "model_type", "")):
+            # by this word the zero-shot pipeline knows how to pad texts; declared as the class's alone, and saved from here
+            self.model_type = f"{MODEL_TYPE}_siglip"  # pyright: ignore[reportAttributeAccessIssue]
+        if self.inner is not None and getattr(self.inner, "_attn_implementation", None) is None:
             # building the outer configuration resets the attention of every inner one; give it back
-            inner._attn_implementation = attention
+            self.inner._attn_implementation = attention
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> ErasedConfig:

@@ -68,15 +68,15 @@ def refuse_contradictions(config: ErasedConfig) -> None:
 def _refuse_labels(config: ErasedConfig, masked: Sequence[Any]) -> None:
     names = label_names(config.inner)
     wanted = len(names) - (len(config.masked) if config.dropped else 0)
-    shown = len(config.id2label or {})
-    if config.taps and shown != wanted:
+    shown = config.id2label or {}
+    if config.taps and len(shown) != wanted:
         raise InvalidValueError(
-            f"The configuration has {shown} labels, and the model answers {wanted}: an erased model keeps its labels: "
+            f"The configuration has {len(shown)} labels, and the model answers {wanted}: an erased model keeps its labels: "
             f"its records speak of them. {FRESH_HEAD}"
         )
     for record in masked:
         for c in record.classes or ():
-            if not config.dropped and config.id2label.get(c) == names.get(c) != record.erased_label:
+            if not config.dropped and shown.get(c) == names.get(c) != record.erased_label:
                 _refuse(f"class {c} is called {record.erased_label!r}, and the configuration calls it {names[c]!r}")
 
 

@@ -25,7 +25,7 @@ from hf_kd.features.readers import open_readers, options_of
 from hf_kd.features.taps.site import HeadFunction, head_function
 from hf_kd.methods.erasers.base import Eraser, Method
 from hf_kd.methods.records import Erasure, forgotten_classes, versions
-from hf_kd.methods.registry import MethodInfo, make_method, missing_retain
+from hf_kd.methods.registry import MethodInfo, missing_retain
 
 from . import outcome
 from .configuration import take_name
@@ -37,16 +37,14 @@ logger = logging.getLogger(__name__)
 def fit_erasers(
     model: TappedModel,
     forget: Any,
-    method: str | Method,
+    method: Method,
     options: ReadOptions,
-    method_options: Mapping[str, Any],
     whole_classes: bool = True,
     retain: Any = None,
     mask_head: bool | None = None,
     allow_unrecognised: bool = False,
 ) -> tuple[list[Eraser], Erasure]:
     """One fitted eraser for each tap, and the record of the request."""
-    method = make_method(method, **method_options)
     info = MethodInfo.of(type(method))
     _refuse_at_odds(method, info, whole_classes, retain)
     if not method.needs_retain:

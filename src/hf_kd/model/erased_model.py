@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.logging import warning_once
 
 from hf_kd.data.digest import inner_digest
 from hf_kd.data.labels import check_class_ids
 from hf_kd.errors import InvalidTypeError, InvalidValueError
-from hf_kd.features.reader import ReadOptions, probe_batch
-from hf_kd.features.taps.find import TapSearch, find_taps
+from hf_kd.features.reader import ReadOptions
 from hf_kd.features.taps.inputs import input_device
-from hf_kd.features.taps.places import Tap
-from hf_kd.features.taps.site import TapSite
-from hf_kd.methods.erasers.base import Method, build, describe
-from hf_kd.methods.records import Erasure
+from hf_kd.features.taps.site import Sites
+from hf_kd.methods.erasers.base import Method, build
+from hf_kd.methods.registry import make_method
 
 from . import consistency, loading
 from . import label_mask as masking
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
+class ErasedModel(Answering, TextTower, Summarised, Export):
     """A vision model that can be made to forget.
 
     Build one with `from_pretrained` or `from_model`, call `erase`, and use it like the model it wraps. What it returns is
@@ -63,14 +62,13 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         ValueError: Where neither says which model is inside.
     """
 
-    config_class = ErasedConfig
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ("sites", "text_sites")
+    _keep_in_fp32_modules_strict = ["sites", "text_sites"]  # noqa: RUF012  (as transformers declares it)
 
     def __init__(self, config: ErasedConfig, inner: PreTrainedModel | None = None):
         if inner is None and config.inner is None:
@@ -86,12 +84,11 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             config.inner._attn_implementation = attention
         self.inner = inner
         self.main_input_name = getattr(inner, "main_input_name", "pixel_values")
-        self.processor: Any | None = None
-        """Image processor, or any callable from an RGB PIL image to a tensor or a dict of tensors."""
+        self.processor = None
         self.whole_processor: Any | None = None
         """The processor that also reads texts, of a model that does."""
-        self.sites, self.text_sites = nn.ModuleList(), nn.ModuleList()
-        self.search: TapSearch | None = None
+        self.sites, self.text_sites = Sites(), Sites()
+        self.search = None
         self._swap = Swap()
         if config.taps:
             erasers = [
@@ -105,6 +102,7 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             self._stand_in_text_tower()
         consistency.refuse_contradictions(config)
         if given:  # its values stay; one built here is initialised by its own class, buffers outside checkpoints too
+            module: Any
             for module in self.modules():
                 module._is_hf_initialized = True
         self.post_init()
@@ -182,62 +180,6 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         put_on(self, read_eraser(eraser, hub))
         return self
 
-    # Taps
-
-    @property
-    def taps(self) -> tuple[Tap, ...]:
-        """Where pooled features pass; empty until `find_taps` or `erase` has looked."""
-        return tuple(site.tap for site in self.sites)
-
-    @property
-    def erasures(self) -> tuple[Erasure, ...]:
-        """One record for each request carried out, oldest first."""
-        return self.config.records
-
-    @property
-    def class_names(self) -> dict[int, str]:
-        """The classes of the model inside, masked ones included: data sets and records speak of these ids."""
-        return label_names(self.config.inner)
-
-    @property
-    def is_erased(self) -> bool:
-        return any(site.eraser is not None for site in self.sites)
-
-    def find_taps(self, inputs: Mapping[str, Any] | None = None, tap: str | None = None) -> tuple[Tap, ...]:
-        """Find the taps by one probe forward, once; later calls return what was found.
-
-        Args:
-            inputs: A batch of two or more samples to probe with, if the configuration does not say what the model takes.
-            tap: As in `from_model`.
-
-        Returns:
-            The taps; most models have one.
-
-        Raises:
-            ValueError: No tap is found, or another is asked for after erasing.
-        """
-        if not self.sites or tap is not None:
-            if self.is_erased:
-                raise InvalidValueError(
-                    f"tap={tap!r}: this model was erased already and its taps are part of it. Leave it out."
-                )
-            self._stand_at(find_taps(self.inner, probe_batch(self, inputs), tap))
-        return self.taps
-
-    def _hook_into(self, taps: Sequence[Tap]) -> None:
-        for site in self.sites:
-            site.detach()
-        self.sites = nn.ModuleList(TapSite(tap).attach(self.inner) for tap in taps)
-
-    def _stand_at(self, search: TapSearch) -> None:
-        self._hook_into(search.taps)
-        self.search = search
-        self.config.taps = [tap.to_dict() for tap in search.taps]
-        self.config.leaking = list(search.leaking)
-        self._describe_erasers()
-        if search.note:
-            logger.warning(f"Tap: {search.note}.")
-
     # Forgetting
 
     def erase(
@@ -286,10 +228,11 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             if "texts" in method_options:
                 refuse_settings_of_heads(whole_classes, mask_head, erased_label, allow_unrecognised)
             return self.erase_texts(images=forget, method=method, retain=retain, reading=reading, **method_options)
-        method, options = method or "esc", ReadOptions.given(reading, progress, method_options)
+        options = ReadOptions.given(reading, progress, method_options)
+        chosen = make_method(method or "esc", **method_options)
         seen = self._swap.changes
         fitted, erasure = fit_erasers(
-            self, forget, method, options, method_options, whole_classes, retain, mask_head, allow_unrecognised
+            self, forget, chosen, options, whole_classes, retain, mask_head, allow_unrecognised
         )
         fitted = [eraser.to(input_device(self.inner)) for eraser in fitted]
         weights = weights_found(self)
@@ -336,11 +279,6 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
             self._describe_erasers()
             leave_checkpoint(self)
         return self
-
-    def _describe_erasers(self) -> None:
-        self.config.erasers = [describe(site.eraser) if site.eraser is not None else None for site in self.sites]
-        self.config.eraser_sha256 = [consistency.eraser_digest(site.eraser) for site in self.sites]
-        self._describe_text_tower()
 
     def audit(
         self,
@@ -393,8 +331,9 @@ class ErasedModel(Answering, TextTower, Summarised, Export, PreTrainedModel):
         if mode and hasattr(self, "sites") and not self.is_erased:  # what is trained is not its base any more
             self.config.base_model = self.config.base_commit = None
         elif mode and hasattr(self, "sites"):
-            logger.warning_once(
+            warning_once(
+                logger,
                 "This model is erased and is being put into training mode: further training, on the forgotten images or "
-                "on related ones, can restore what was erased. Audit it again afterwards."
+                "on related ones, can restore what was erased. Audit it again afterwards.",
             )
         return super().train(mode)

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from hf_kd.data.devices import refuse_unreachable_weights
@@ -16,7 +15,7 @@ from hf_kd.data.paths import local_path
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.heads import problem_type
 from hf_kd.hub.files import save_processor
-from hf_kd.methods.records import Erasure, all_records, folded_erasures
+from hf_kd.methods.records import all_records, folded_erasures
 
 from . import consistency, loading
 from .adapters import refuse_adapters
@@ -25,6 +24,7 @@ from .erase import leave_other_base
 from .fold import fold_site, save_with_processor
 from .saving import atomic_directory, refuse_other_model
 from .stored_eraser import refuse_changed_base, refuse_model_there, write_eraser
+from .tapped import Tapped
 
 if TYPE_CHECKING:
     from hf_kd.hub.publish import Pushed
@@ -32,15 +32,8 @@ if TYPE_CHECKING:
     from .onnx_export import ExportedFile
 
 
-class Export:
+class Export(Tapped):
     """The calls of an `ErasedModel` after which it is somewhere else."""
-
-    config: Any
-    inner: Any
-    sites: nn.ModuleList
-    text_sites: nn.ModuleList
-    is_erased: bool
-    erasures: tuple[Erasure, ...]
 
     def fold(self) -> PreTrainedModel:
         """A stock model of the original class with the erasers written into its head weights.

@@ -44,7 +44,8 @@ class ErasedFeatureModel(ErasedModel):
         taps = self.find_taps()
         if not of_images and not any(tap.heads for tap in taps):
             return super().forward(**inputs)
-        return self._swap.unchanged_while(lambda: self._features_once(dict(inputs)))
+        answer: Any = self._features_once  # `torch.compiler.disable` says nothing of what it makes of a method
+        return self._swap.unchanged_while(lambda: answer(dict(inputs)))
 
     @torch.compiler.disable  # graphs do not record what passes a tap
     def _features_once(self, inputs: dict[str, Any]) -> Any:

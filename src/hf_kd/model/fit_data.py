@@ -207,7 +207,7 @@ def read_forget_set(
     return ForgetSet(count, data, labels, classes, dataset_classes)
 
 
-def forget_views(reader: ImageReader, wanted: int, features: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+def forget_views(reader: ImageReader, wanted: int, features: Sequence[Any]) -> list[tuple[Tensor, ...]]:
     """For each tap the features [n, d] of further views of the forget images, in the order of the images.
 
     Empty where inputs are no pictures [b, channels, height, width], and where the data cannot be read twice in one order.

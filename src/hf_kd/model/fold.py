@@ -23,7 +23,7 @@ from hf_kd.hub.files import save_processor
 from hf_kd.methods.erasers.base import Eraser
 
 
-def save_with_processor(stock: nn.Module, model: TappedModel) -> None:
+def save_with_processor(stock: Any, model: TappedModel) -> None:
     """Let `stock.save_pretrained` write the processor of the erased model too, without which no pipeline takes a folder."""
     source = SimpleNamespace(processor=model.processor, whole_processor=getattr(model, "whole_processor", None))
     stock.save_pretrained = partial(_save_pretrained, stock, source)  # which copies and pickles with the model
@@ -104,7 +104,7 @@ def _silence(model: nn.Module, name: str, classes: Sequence[int]) -> None:
 
 def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, constant: Tensor) -> None:
     head = plain_copy(model, name, torch.float64, torch.device("cpu"))
-    path, linear = _only_linear(head, name)
+    _, linear = _only_linear(head, name)
     seen: list[Tensor] = []
     # rows of the identity and zero give the affine map h -> h J + c from the features to the Linear
     probe = torch.cat([torch.eye(tap.dim, dtype=torch.float64), torch.zeros(1, tap.dim, dtype=torch.float64)])
@@ -126,7 +126,7 @@ def _fold_into_head(model: nn.Module, tap: Tap, name: str, matrix: Tensor, const
         + (constant @ inner + offset) @ linear.weight.T
         - offset @ weight.T
     )
-    target = model.get_submodule(f"{name}.{path}" if path else name)
+    _, target = _only_linear(model.get_submodule(name), name)
     target.weight.copy_(weight)
     if target.bias is not None:
         target.bias.copy_(bias)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hf_kd.errors import InvalidValueError
 from hf_kd.features.protocol import TappedModel

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.image_processing_utils import ImageProcessingMixin
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.initialization import no_init_weights
 
 from hf_kd.data.paths import (
@@ -171,7 +171,7 @@ def class_for(config: PreTrainedConfig, name: str = "this model") -> type[PreTra
         for auto in (AutoModelForImageClassification, AutoModel)
         if type(config) in auto._model_mapping
     ]
-    flat = [cls for entry in registered for cls in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    flat: list[Any] = [cls for entry in registered for cls in (entry if isinstance(entry, (list, tuple)) else [entry])]
     for cls in [getattr(transformers, wanted, None) if wanted else None, *flat]:
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and (wanted is None or cls.__name__ == wanted):
             return cls

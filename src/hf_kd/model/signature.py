@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ class InnerSignature:
 
     def __init__(self, function: Callable[..., Any]):
         self._function = function
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(cast(Any, self), function)  # which asks for a callable and only writes to it
 
     def __get__(self, instance: nn.Module | None, owner: type | None = None) -> Any:
         if instance is None:

@@ -23,7 +23,7 @@ from hf_kd.data.paths import CONFIG_NAME, ERASER_CONFIG, local_path, refuse_miss
 from hf_kd.data.text import one_line
 from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError
 from hf_kd.features.taps.places import Tap
-from hf_kd.features.taps.site import TapSite
+from hf_kd.features.taps.site import Sites, TapSite
 from hf_kd.hub.files import ERASER_WEIGHTS
 from hf_kd.hub.receipt import ERASERS
 from hf_kd.hub.text import is_repo_id
@@ -58,7 +58,7 @@ class StoredEraser(nn.Module):
     def __init__(self, name: str, config: ErasedConfig, base_weights: str, base_dtype: torch.dtype | None) -> None:
         super().__init__()
         self.name, self.config, self.base_weights, self.base_dtype = name, config, base_weights, base_dtype
-        self.sites, self.text_sites = nn.ModuleList(), nn.ModuleList()
+        self.sites, self.text_sites = Sites(), Sites()
         for tap, description in zip(config.tap_list, config.erasers, strict=True):
             self.sites.append(_site(tap, description))
         if config.text_tower:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from hf_kd.data.text import escape_markdown, one_line
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import all_records, class_list, classes_in
+
+from .tapped import Tapped
 
 
 def summary(model: TappedModel) -> str:
@@ -29,17 +31,17 @@ def summary(model: TappedModel) -> str:
     return one_line(f"{type(model.inner).__name__}, {done}; tap: {taps}{f', k = {k}' if k else ''}")
 
 
-class Summarised:
+class Summarised(Tapped):
     """A model that shows itself in that line."""
 
     def __repr__(self) -> str:
         """One line; `print(model.inner)` shows the modules."""
-        return f"<ErasedModel: {summary(cast(TappedModel, self))}>"
+        return f"<ErasedModel: {summary(self)}>"
 
     def __rich__(self) -> Any:
         from rich.text import Text
 
-        return Text(summary(cast(TappedModel, self)))
+        return Text(summary(self))
 
     def _repr_markdown_(self) -> str:
-        return f"**ErasedModel**: {escape_markdown(summary(cast(TappedModel, self)), 300)}"
+        return f"**ErasedModel**: {escape_markdown(summary(self), 300)}"

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from torch import nn
 
 from hf_kd.errors import InvalidTypeError, InvalidValueError
 from hf_kd.features.reader import probe_batch
 from hf_kd.features.taps.places import Tap, hidden_state_fields, without_fields
-from hf_kd.features.taps.site import TapSite, check_passed, follow
+from hf_kd.features.taps.site import Sites, TapSite, check_passed, follow
 from hf_kd.features.taps.text import find_text_tap
 from hf_kd.methods.erasers.base import build, describe
 from hf_kd.methods.records import config_errors
 
 from .consistency import eraser_digest
 from .label_mask import ERASED
-from .swap import Swap
+from .tapped import Tapped
 
 OF_HEADS = {"whole_classes": True, "mask_head": None, "erased_label": ERASED, "allow_unrecognised": False}
 """Arguments of `ErasedModel.erase` that no request by name reads, and what they are where nobody gives them."""
 
 
-class TextTower:
+class TextTower(Tapped):
     """What an `ErasedModel` has of its text tower; nothing where it has none or was only erased by images."""
-
-    config: Any
-    inner: Any
-    is_erased: bool
-    text_sites: nn.ModuleList
-    find_taps: Callable[..., Any]
-    _swap: Swap
-
-    @property
-    def text_withheld(self) -> tuple[str, ...]:
-        """Fields of the output that go around the eraser of the text tower."""
-        return tuple((self.config.text_tower or {}).get("withheld", ()))
 
     def find_text_tap(self) -> Tap:
         """Where text embeddings pass, found once by a probe forward.
@@ -46,7 +32,7 @@ class TextTower:
         """
         if not self.text_sites:
             self.find_taps()
-            tap, withheld = find_text_tap(self.inner, probe_batch(self))  # type: ignore[arg-type]
+            tap, withheld = find_text_tap(self.inner, probe_batch(self))
             self._hook_into_text(tap)
             self._text_leaks = withheld
         return self.text_sites[0].tap
@@ -113,16 +99,16 @@ class TextTower:
         if not self.config.text_tower:
             return self.inner.get_text_features(*args, **kwargs)
         as_dict = kwargs.pop("return_dict", None)
-        follow(self.inner, self.text_sites)  # type: ignore[arg-type]
+        follow(self.inner, self.text_sites)
         output = self.inner.get_text_features(*args, **kwargs, return_dict=True)
-        check_passed(self.text_sites)  # type: ignore[arg-type]
+        check_passed(self.text_sites)
         output = without_fields(output, [*self.text_withheld, *hidden_state_fields(output)])
         return output.to_tuple() if as_dict is False and hasattr(output, "to_tuple") else output
 
     def _hook_into_text(self, *taps: Tap) -> None:
         for site in self.text_sites:
             site.detach()
-        self.text_sites = nn.ModuleList(TapSite(tap).attach(self.inner) for tap in taps)
+        self.text_sites = Sites(TapSite(tap).attach(self.inner) for tap in taps)
 
     def _stand_in_text_tower(self) -> None:
         """Put an empty eraser where the configuration says that there is one."""
@@ -133,7 +119,8 @@ class TextTower:
             self._hook_into_text(Tap.from_dict(stored["tap"]))
             self.text_sites[0].eraser = build(stored["eraser"])
 
-    def _describe_text_tower(self) -> None:
+    def _describe_erasers(self) -> None:
+        super()._describe_erasers()
         eraser = self.text_sites[0].eraser if self.text_sites else None
         if eraser is None:
             self.config.text_tower = None

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_kd.audit.classes import resolved_labels
-from hf_kd.data.devices import own_generators
+from hf_kd.data.devices import moved, own_generators
 from hf_kd.data.labels import match_labels
 from hf_kd.data.masked_classes import silence_rows
 from hf_kd.data.paths import local_path
@@ -31,6 +31,7 @@ from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.methods.unlearning.task import Task
 
 from . import recipes
+from .configuration import label_names
 from .erase import sampled
 from .erased_model import ErasedModel
 from .recipes import PRETRAINED
@@ -248,7 +249,7 @@ def with_labels(model: PreTrainedModel, names: Sequence[str], seed: int = 0) -> 
     kept = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] not in heads}
     other.load_state_dict(kept, strict=False)
     parameter = next(model.parameters())
-    return other.to(parameter.device, parameter.dtype)
+    return moved(other, parameter.device, parameter.dtype)
 
 
 def _config_for(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedConfig:
@@ -257,7 +258,7 @@ def _config_for(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedConfi
         setattr(config, setting, value)
     for records in RECORDS:
         if getattr(config, records, None):
-            setattr(config, records, [_named(record, model.config.id2label) for record in getattr(config, records)])
+            setattr(config, records, [_named(record, label_names(model.config)) for record in getattr(config, records)])
     return config
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_kd.data.devices import refuse_unreachable_weights
+from hf_kd.data.devices import moved, refuse_unreachable_weights
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import precision_of, process_state
 from hf_kd.data.labels import LabelMapping
@@ -36,6 +36,7 @@ from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import sites_on
 from hf_kd.methods.choices import refuse_fp16
+from hf_kd.methods.measured import UnlearningMeasured
 from hf_kd.methods.records import WeightChange, folded_erasures, forgotten_classes
 from hf_kd.methods.registry import get_method, make_unlearning_method
 from hf_kd.methods.unlearning.base import UnlearningMethod
@@ -100,44 +101,44 @@ def unlearn(
     """
     own = [field.name for field in fields(get_method(method, "weights"))] if isinstance(method, str) else []
     options = ReadOptions.given(reading, progress, method_options, own=own)
-    method = make_unlearning_method(method, **method_options)
-    reference = None if reference_model is None else _reference_inside(reference_model, method)
+    chosen: UnlearningMethod = make_unlearning_method(method, **method_options)
+    reference = None if reference_model is None else _reference_inside(reference_model, chosen)
     student = student_of(model, processor)
     before = tensors_digest(student.inner.state_dict().values())
     started = time.perf_counter()
-    if method.needs_retain and retain is None:
-        raise method.missing_retain()
-    folder = _checkpoint_folder(checkpoint, method)
-    if not method.needs_retain:
+    if chosen.needs_retain and retain is None:
+        raise chosen.missing_retain()
+    folder = _checkpoint_folder(checkpoint, chosen)
+    if not chosen.needs_retain:
         retain, options = None, options_of([forget], [retain], student, options)
     readers = open_readers(student, options, forget=forget, retain=retain)
-    task = _task(student, readers, options, method)
+    task = _task(student, readers, options, chosen)
     if reference is not None:
         task.reference = _reference(reference, task)
     task.checkpoint = folder
-    refuse = "D_f" in method.needs and not allow_unrecognised
-    measured, warnings, (between, finished) = _run(method, task, student, readers["forget"].mapping, refuse)
+    refuse = "D_f" in chosen.needs and not allow_unrecognised
+    measured, warnings, (between, finished) = _run(chosen, task, student, readers["forget"].mapping, refuse)
     stock = unwrapped(student)
     after = tensors_digest(stock.state_dict().values())
-    outcome.refuse_unchanged(method.name, after != before, measured)
+    outcome.refuse_unchanged(chosen.name, after != before, measured)
     for text in warnings:
         logger.warning(text)
     dtype = next(stock.parameters()).dtype if task.mixed_precision == "no" else task.mixed_precision
     record = WeightChange(
-        method=method.name,
-        settings=method.settings(),
+        method=chosen.name,
+        settings=chosen.settings(),
         taps=(),
         n_forget=len(task.forget),
-        classes=_whole_classes(task, method),
-        measured=(measured,),
+        classes=_whole_classes(task, chosen),
+        measured=(dict(measured),),
         warnings=(*warnings, *task.warnings),  # which the method said already
         base_model=student.config.base_model,
         base_commit=student.config.base_commit,
         weights_before=before,
         weights_after=after,
         folded_before=len(folded_erasures(stock.config)),
-        needs=method.needs,
-        source=method.source or None,
+        needs=chosen.needs,
+        source=chosen.source or None,
         n_retain=None if task.retain is None else len(task.retain),
         **common_fields((), readers, dtype, (started, between, finished)),
     )
@@ -182,7 +183,7 @@ def _reference_inside(model: PreTrainedModel | ErasedModel, method: UnlearningMe
 
 def _reference(inner: PreTrainedModel, task: Task) -> nn.Module:
     """A copy of a reference model, in the precision of the model that is changed."""
-    made = copy.deepcopy(inner).to(task.device, torch.promote_types(inner.dtype, torch.float32)).eval()
+    made = moved(copy.deepcopy(inner), task.device, torch.promote_types(inner.dtype, torch.float32)).eval()
     try:
         with torch.no_grad(), task.autocast():
             made(**in_dtype(made, task.two_images()))  # whose logits nobody needs
@@ -198,20 +199,20 @@ def _reference(inner: PreTrainedModel, task: Task) -> nn.Module:
 
 def _run(
     method: UnlearningMethod, task: Task, student: ErasedModel, mapping: LabelMapping | None, refuse: bool
-) -> tuple[dict[str, Any], list[str], tuple[float, float]]:
+) -> tuple[UnlearningMeasured, list[str], tuple[float, float]]:
     """Change the weights: what was measured, what is to be said of answers before and after, when it began and ended."""
     labels, answers = _answers(task, task.forget)
     earlier = outcome.forgotten_before(student)
     asked = outcome.pairs(labels, answers)
     warnings = outcome.check_recognised(asked, student.class_names, mapping, earlier=earlier, refuse=refuse)
-    retained = None if task.retain is None else _answers(task, task.retain)
+    retained = None if task.retain is None else (task.retain, *_answers(task, task.retain))
     between = time.perf_counter()
     task.begin()
     measured = method.run(task)
     finished = between + task.seconds
     warnings += outcome.accuracy_warnings(
         (labels, answers, _answers(task, task.forget)[1]),
-        None if retained is None else (*retained, _answers(task, task.retain)[1]),
+        None if retained is None else (*retained[1:], _answers(task, retained[0])[1]),
     )
     return measured, warnings, (between, finished)
 

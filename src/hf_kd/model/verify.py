@@ -122,7 +122,7 @@ def _read(folder: Path) -> StoredEraser | Check:
 
 def _loaded(folder: Path, base: str | None, stored: StoredEraser | None, processor: Any = None) -> ErasedModel:
     """The model in a folder, or an eraser in it on its base; on the base that it names, at the commit that it names."""
-    if stored is None or stored.base[0] == base:
+    if stored is None or base is None or stored.base[0] == base:
         return ErasedModel.from_pretrained(folder, processor=processor)
     return ErasedModel.from_pretrained(base, eraser=folder, processor=processor)
 
@@ -270,9 +270,9 @@ def _again(
     if len(given) != len(readers):
         return _not_tried(f"{len(readers)} requests read retained images: pass a list of their {len(readers)} sets")
     stay = dict(zip(readers, given, strict=True))
-    if loaded is None and original is None:
-        return _not_tried("a folded checkpoint holds no eraser to take away: name the model before erasing, base=...")
     model = original if loaded is None else loaded
+    if model is None:
+        return _not_tried("a folded checkpoint holds no eraser to take away: name the model before erasing, base=...")
     published, labels = [site.eraser for site in model.sites], _labels(model)
     if loaded is not None:
         model.reset()
@@ -309,7 +309,7 @@ def _counts(records: Sequence[Erasure], again: Sequence[Erasure]) -> list[Check]
         for n, (old, new) in enumerate(zip(records, again, strict=True), 1)
         for what, told, found in (
             ("images", old.n_forget, new.n_forget),
-            ("retained images", old.n_retain, new.n_retain),
+            ("retained images", old.n_retain, new.n_retain or 0),
         )
         if told is not None
     ]

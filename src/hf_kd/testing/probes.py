@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import pytest
@@ -48,6 +48,8 @@ def _orthogonal(d: int) -> Tensor:
     return torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[0]
 
 
+_Result = TypeVar("_Result")
+
 INVARIANCES: dict[str, Callable[[Tensor], Tensor]] = {
     "shift": lambda x: x + 3.0,
     "scale": lambda x: 0.1 * x,
@@ -58,12 +60,16 @@ INVARIANCES: dict[str, Callable[[Tensor], Tensor]] = {
 """Maps of the features [n, d], the same for train and test, that may not change what a probe or attack reads."""
 
 
-def _undisturbed(run: Callable[[], object]) -> object:
+def _numpy_state() -> np.ndarray:
+    return np.random.get_state(legacy=False)["state"]["key"].copy()
+
+
+def _undisturbed(run: Callable[[], _Result]) -> _Result:
     """The result of `run`, which may not move the global generators."""
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    state, numpy_state = torch.get_rng_state(), _numpy_state()
     result = run()
     expect(torch.equal(state, torch.get_rng_state()), "the global generator of torch was moved")
-    expect(np.array_equal(numpy_state, np.random.get_state()[1]), "the global generator of numpy was moved")
+    expect(np.array_equal(numpy_state, _numpy_state()), "the global generator of numpy was moved")
     return result
 
 

@@ -43,7 +43,7 @@ def planted_images(classes: list[int], per_class: int = 16, seed: int = 0) -> tu
 
 def loader(images: Tensor, labels: Tensor) -> DataLoader:
     """Batches as `hf_kd.unlearn` takes them, of images that are preprocessed already."""
-    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels.tolist(), strict=True)]
+    rows: Any = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels.tolist(), strict=True)]
     return DataLoader(
         rows, batch_size=16, generator=torch.Generator()
     )  # iterating draws a seed: not from the global one
@@ -53,12 +53,13 @@ def loader(images: Tensor, labels: Tensor) -> DataLoader:
 def trained_model(architecture: str) -> PreTrainedModel:
     """A tiny model that answers all five classes of `planted_images` right: a residual network or a transformer."""
     with own_generators(torch.get_default_device(), 0):
+        shape: dict[str, Any] = {"num_labels": CLASSES}
         if architecture == "convolutional":
-            shape = {"embedding_size": 8, "hidden_sizes": [8, 24], "depths": [1, 1], "layer_type": "basic"}
-            model: PreTrainedModel = ResNetForImageClassification(ResNetConfig(num_labels=CLASSES, **shape))
+            shape |= {"embedding_size": 8, "hidden_sizes": [8, 24], "depths": [1, 1], "layer_type": "basic"}
+            model: PreTrainedModel = ResNetForImageClassification(ResNetConfig(**shape))
         else:
-            shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-            model = ViTForImageClassification(ViTConfig(num_labels=CLASSES, image_size=SIDE, patch_size=8, **shape))
+            shape |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+            model = ViTForImageClassification(ViTConfig(image_size=SIDE, patch_size=8, **shape))
         images, labels = planted_images(list(range(CLASSES)), seed=1)
         optimizer = torch.optim.Adam(model.parameters(), 3e-3)
         for _ in range(15):
@@ -115,7 +116,7 @@ class UnlearningTester:
         """
         forget = loader(*planted_images(list(self.forget_classes)))
         retained = [c for c in range(CLASSES) if c not in self.forget_classes]
-        given = {"retain": loader(*planted_images(retained))} | more
+        given: dict[str, Any] = {"retain": loader(*planted_images(retained))} | more
         return unlearn(model, forget, self.method, progress=False, **given)
 
     def test_the_model_that_was_given_stays_as_it_was(self, original, before, changed):

@@ -79,10 +79,11 @@ def digits() -> tuple[Dataset, Dataset]:
     rows = [PILImage.fromarray(image).resize((SIDE, SIDE), PILImage.Resampling.BICUBIC) for image in pixels]
     train, test = train_test_split(np.arange(len(rows)), test_size=0.25, stratify=labels, random_state=0)
     features = Features({"image": Image(), "label": ClassLabel(names=list(NAMES))})
-    return tuple(
+    train, test = (
         Dataset.from_dict({"image": [rows[i] for i in part], "label": labels[part].tolist()}, features=features)
         for part in (train, test)
     )
+    return train, test
 
 
 def train_classifier(train: Dataset) -> tuple[PreTrainedModel, ViTImageProcessorPil]:
