@@ -20,7 +20,7 @@ from hf_kd.cli._tables import show_measured
 from hf_kd.methods.attribute_texts import typed_texts
 from hf_kd.methods.unlearning import cut_scan
 from tests.cli.runner import hf_kd
-from tests.helpers.small import make_dataset
+from tests.helpers.small import NAMES, make_dataset
 
 
 @pytest.mark.usefixtures("few_draws", "no_figures")
@@ -69,6 +69,8 @@ def test_json_is_one_object_and_the_model_that_of_python(place, tmp_path):
     done = hf_kd("unlearn", place / "model", *arguments, *settings, "--output", tmp_path / "out", "--json")
     record = json.loads(done.stdout)
     assert (record["method"], record["classes"], record["n_forget"]) == ("random-label", [2, 4], 24)
+    said = [record[name] for name in ("model", "output", "class_names")]  # as erase says it
+    assert said == [str(place / "model"), str(tmp_path / "out"), {"2": NAMES[2], "4": NAMES[4]}]
     assert record["settings"]["seed"] == 3
     from hf_kd import unlearn
 

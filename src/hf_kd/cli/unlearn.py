@@ -139,7 +139,8 @@ def unlearn(
         measured = accuracy.measured(output, ErasedModel.from_model(moved(changed, device), original.processor))
     if not here:
         return  # another process of the same launch reports
-    record = changed.config.hf_kd_unlearned[-1] | {"accuracy": measured}
+    record = {"model": model, "output": str(output), **changed.config.hf_kd_unlearned[-1], "accuracy": measured}
+    record["class_names"] = {c: original.class_names[c] for c in record["classes"] or ()}  # as erase has them
     # regrow is for weights that are handed out: what their holder finds is what to ask
     words = ["--original", shared.at_revision(model), *(("--access", "weights") if method == "regrow" else ())]
     known = replace(shared, label_mapping=_inputs.mapping_words(shared, audited))
