@@ -7,9 +7,14 @@ import functools
 import gc
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.helpers.processes import SRC
+
+sys.path.insert(0, SRC)  # here, and in what tests start with this environment
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
 if "PYTEST_XDIST_WORKER" in os.environ:  # what tests start has one thread too: waiting threads spin on cores in use
     os.environ.setdefault("OMP_NUM_THREADS", "1")

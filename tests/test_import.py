@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hf_kd
+from tests.helpers import processes
 
 SAVED = Path(__file__).parent / "saved_0_1_0"
 
@@ -36,6 +37,17 @@ def python(code: str, code_wanted: int = 0) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == code_wanted, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.processes
+def test_tests_and_what_they_start_import_this_checkout(tmp_path):
+    told = "import hf_kd; print(hf_kd.__file__)"
+    (tmp_path / "told.py").write_text(told)
+    given = [processes.surroundings(), processes.surroundings(PYTHONPATH=str(tmp_path))]
+    ran = processes.run(["-c", told], ["-c", f"import told; {told}"], environments=given, folder=tmp_path)
+    found = [hf_kd.__file__, python(told), *(done.out for done in ran), processes.launch(tmp_path / "told.py")]
+    own = Path(__file__).parents[1] / "src" / "hf_kd" / "__init__.py"
+    assert {Path(line) for each in found for line in each.split()} == {own}, [done.err for done in ran]
 
 
 FORKED = """

@@ -33,6 +33,8 @@ PRELOADED = ["torch", "transformers", "datasets", "sklearn.linear_model", "matpl
              "tests.helpers.warm"]  # fmt: skip
 KEPT = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "SYSTEMROOT", "TMPDIR")
 """What a process has of the environment of the tests."""
+SRC = str(Path(__file__).resolve().parents[2] / "src")
+"""Of the checkout that the tests stand in, which they test whatever is installed."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ def empty_hub_home() -> None:
 
 
 def surroundings(**more: str) -> dict[str, str]:
-    """The environment of a process: the Hub is the one on loopback, and matrices are computed by one thread."""
+    """The environment of a process: the checkout's code, the Hub on loopback, and matrices are computed by one thread."""
     kept = {name: value for name, value in os.environ.items() if name in KEPT}
     return kept | {
         "HF_ENDPOINT": hub_server.address(),
@@ -73,6 +75,7 @@ def surroundings(**more: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",
         **more,
+        "PYTHONPATH": os.pathsep.join(filter(None, [SRC, more.get("PYTHONPATH")])),
     }
 
 
