@@ -371,6 +371,8 @@ class _Handler(BaseHTTPRequestHandler):
             key, value = item["key"], item["value"]
             if key == "header":
                 title = value["summary"]
+                if value.get("parentCommit") not in (None, parent.oid):
+                    raise _Refused(412, "A commit has happened since. Please refresh and try again.")
             elif key == "file":
                 files[value["path"]] = File(base64.b64decode(value["content"]), False)
             elif key == "lfsFile":

@@ -221,6 +221,30 @@ def test_what_goes_wrong_leaves_the_repository_as_it_was(hub, run_client, place)
     assert "Traceback" not in done.text
 
 
+def test_a_push_of_somebody_else_in_between_is_not_mixed_in(hub, run_client, place):
+    hub.write("ana/m", "generation_config.json", b"{}")
+    run_client(START + """
+from huggingface_hub import HfApi
+from hf_kd.hub import publish
+upload = publish.upload
+def later(*args, **kwargs):
+    for name in ("generation_config.json", "special_tokens_map.json"):
+        HfApi().upload_file(path_or_fileobj=b'{"of": "another"}', path_in_repo=name, repo_id="ana/m")
+    publish.upload = upload
+    return upload(*args, **kwargs)
+publish.upload = later
+text = refused(lambda: model.push_to_hub("ana/m"))
+assert text.startswith("PushError: Somebody else wrote to ana/m") and "Push again" in text, text
+assert HfApi().list_repo_files("ana/m") == ["generation_config.json", "special_tokens_map.json"]
+assert model.push_to_hub("ana/m").verified
+publish.upload = later
+assert model.push_to_hub("ana/m", create_pr=True, show_class_names=True).verified, "it overwrites nothing"
+""")  # fmt: skip
+    receipt = json.loads(hub.files("ana/m")[RECEIPT])["files"]
+    assert {"generation_config.json", "special_tokens_map.json"} <= set(receipt)
+    assert "Everything matches the receipt" in " ".join(run_client(["verify", "ana/m"]).out.split())
+
+
 def test_what_stays_in_the_repository_is_a_persons_and_what_changes_answers_is_in_the_receipt(hub, run_client, place):
     there = {
         "README.md": b"---\nlicense: mit\n---\n\n# Mine\n\n![teaser](figures/teaser.png)\n",
@@ -459,7 +483,7 @@ def test_the_data_sets_names_are_published_only_where_names_are_asked_for(vit, p
     for name, stand_in in (
         ("check_target", lambda *_: None),
         ("prepare", lambda repo_id, **_: repo_id),
-        ("files_in", lambda *_, **__: set()),
+        ("files_in", lambda *_, **__: (set(), None)),
         ("upload", upload),
     ):
         monkeypatch.setattr(publish, name, stand_in)

@@ -126,7 +126,8 @@ def push(
             an eraser on its own is refused (see `save_eraser`), or a handler is asked for a folded model (whose features
             are not erased), for an eraser on its own (which serves nothing), for a class that is none of transformers, or a
             repository that has one of its own.
-        PushError: The upload failed and left the repository as it was (an OSError).
+        PushError: The upload failed and left the repository as it was, as where somebody else wrote to it in the meantime
+            (an OSError).
         NotVerifiedError: It happened and what loads back is not this model, or nothing loads back (an OSError).
         TypeError: There is no such option.
     """
@@ -143,7 +144,7 @@ def push(
         if not show_class_names:
             _drop_names(folder / (ERASER_CONFIG if eraser_only else CONFIG_NAME))
         full = prepare(repo_id, private=target.private, **at)
-        published = files_in(full, **at)
+        published, parent = files_in(full, **at)
         _refuse_what_stays(full, published, eraser_only)
         new = set(os.listdir(folder))
         gone = _outdated(published, new)
@@ -168,7 +169,7 @@ def push(
             license=base_license(base_of(model)[0], target.token),
         )
         message = target.commit_message or _message(model)
-        sent = upload(folder, full, message=message, create_pr=target.create_pr, gone=gone, **at)
+        sent = upload(folder, full, message=message, create_pr=target.create_pr, gone=gone, parent=parent, **at)
     if verify:
         _compare(model, saved, sent, target.token, eraser_only)
     return Pushed(**asdict(sent), verified=verify)

@@ -144,6 +144,7 @@ def upload(
     revision: str | None = None,
     create_pr: bool = False,
     gone: Iterable[str] = (),
+    parent: str | None = None,
 ) -> Published:
     """Upload `folder` in one commit to a repository that is there (see `prepare`).
 
@@ -157,6 +158,8 @@ def upload(
         create_pr: Open a pull request instead of writing.
         gone: Files of the repository that are deleted in the same commit, unless `folder` brings them, so that the shards
             of an earlier checkpoint do not stay among those of the new one.
+        parent: The commit that `folder` was made for: if another one came after it, nothing is written. A pull request
+            overwrites nothing, and is made all the same.
 
     Returns:
         Where it went.
@@ -177,6 +180,7 @@ def upload(
             commit_message=message,
             ignore_patterns=list(IGNORED),
             delete_patterns=[glob.escape(name) for name in sorted(gone)] or None,
+            parent_commit=None if create_pr else parent,
         )
     return Published(repo_id, info.commit_url, info.oid, info.pr_revision or revision or "main", info.pr_url)
 
@@ -211,22 +215,24 @@ def fetch(
     return Path(path).read_bytes()
 
 
-def files_in(repo_id: str, *, revision: str | None = None, token: str | None = None) -> set[str]:
-    """Paths of all files of a repository that is there (see `prepare`).
+def files_in(repo_id: str, *, revision: str | None = None, token: str | None = None) -> tuple[set[str], str | None]:
+    """Paths of all files of a repository that is there (see `prepare`), and the commit that has them.
 
     Args:
         repo_id: USER/NAME.
-        revision: The branch; nothing is in one that is not there.
+        revision: The branch; nothing is in one that is not there, and no commit has it.
         token: By default that of `hf auth login`, or HF_TOKEN.
 
     Raises:
         PushError: They could not be listed, and nobody knows what an upload would overwrite.
     """
     with _explained(repo_id, reading="what is in it"):
+        api = HfApi(token=token)
         try:
-            return set(HfApi(token=token).list_repo_files(repo_id, revision=revision))
+            commit = api.repo_info(repo_id, revision=revision).sha
+            return set(api.list_repo_files(repo_id, revision=commit)), commit
         except RevisionNotFoundError:
-            return set()
+            return set(), None
 
 
 def _refuse_links(folder: Path) -> None:
@@ -281,6 +287,11 @@ def _reason(repo_id: str, error: HfHubHTTPError, doing: str, lost: str) -> str:
         return (
             f"This token may not write to {repo_id} (403). Use one with write access to that namespace, another repository, "
             f"or a pull request (create_pr). {UNCHANGED}"
+        )
+    if status == 412:
+        return (
+            f"Somebody else wrote to {repo_id} while this upload was made ready ({status}): its receipt would speak of "
+            "files that are no longer there. Nothing was written. Push again, which reads them anew."
         )
     if status == 404:
         return f"{repo_id}, or the revision asked for, is not there (404), or the token may not see it. {UNCHANGED}"
