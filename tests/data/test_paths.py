@@ -1,8 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_kd import ErasedModel
+from hf_kd.bench.store import Store
 from hf_kd.data import paths
 from hf_kd.data.load import load_source
 from hf_kd.data.paths import (
@@ -14,7 +17,10 @@ from hf_kd.data.paths import (
     with_revision,
 )
 from hf_kd.errors import CheckpointError, InvalidValueError, MissingFileError
+from hf_kd.methods.unlearning.resume import save_progress, save_scan
+from hf_kd.model import onnx_export
 
+LAYER = torch.nn.Linear(2, 2)
 PATHS = ("./nope", "../nope", "/nope", "~/nope", "a/b/c", r"a\b", "there/nope")
 """What can only be meant as a path, beside a folder called there."""
 
@@ -24,6 +30,46 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def cut_short(folder: Path) -> None:
+    (folder / "results.jsonl").write_bytes(b'{"key": "a", "seconds": {}, "status": "failed", "error": "x"}\n{"ke')
+    Store(folder)
+
+
+def trained(folder: Path) -> None:
+    save_progress(folder, LAYER, LAYER.state_dict(), torch.optim.SGD(LAYER.parameters(), 0.1), {})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        trained,
+        cut_short,
+        lambda folder: save_scan(folder, {"tried": []}),
+        lambda folder: onnx_export._write(b"model", folder / "model.onnx"),
+    ],
+)
+def test_what_takes_the_place_of_a_file_is_on_disk_before(place, monkeypatch, write):
+    on_disk, replaced = {}, []
+    sync, replace = os.fsync, os.replace
+
+    def syncs(handle):
+        sync(handle)
+        on_disk[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    def replaces(written, target):
+        there = os.stat(written)
+        assert on_disk.get(there.st_ino) == there.st_size, f"{written} was renamed before it was on disk"
+        replaced.append(target)
+        replace(written, target)
+
+    monkeypatch.setattr(os, "fsync", syncs)
+    monkeypatch.setattr(os, "replace", replaces)
+    monkeypatch.setattr(Path, "replace", replaces)
+    write(place / "there")
+    assert len(replaced) == 1
+    assert Path(replaced[0]).stat().st_size
 
 
 @pytest.mark.parametrize("name", [*PATHS, "nope", "my model"])

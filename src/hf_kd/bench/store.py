@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_kd.data.folder import IMAGE_SUFFIXES, files_below
-from hf_kd.data.paths import local_path
+from hf_kd.data.paths import local_path, replace_file
 from hf_kd.data.read_files import files_of_split
 from hf_kd.errors import InvalidValueError, OutputError
 from hf_kd.hub.files import checkpoint_files
@@ -235,7 +235,7 @@ class Store:
     def _rewrite(self, lines: list[bytes]) -> None:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_bytes(b"".join(line + b"\n" for line in lines))
-        temporary.replace(self.path)
+        replace_file(temporary, self.path)
 
 
 def _is_result(record: Any) -> bool:

@@ -49,6 +49,18 @@ def _is_no_name(path: str) -> bool:
     return False
 
 
+def sync_file(file: str | os.PathLike[str]) -> None:
+    """Wait until what was written to a file is on disk: after a power cut, one that was renamed before may be empty."""
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def replace_file(written: str | os.PathLike[str], place: str | os.PathLike[str]) -> None:
+    """Put a complete file in the place of another: whenever the power goes, one of both is there, whole."""
+    sync_file(written)
+    os.replace(written, place)
+
+
 def refuse_missing_model(name: str) -> None:
     """Refuse what can only be meant as a folder and is none; a Hub would be asked in vain.
 

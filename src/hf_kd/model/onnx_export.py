@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.modes import drop_caches
-from hf_kd.data.paths import local_path, refuse_other_suffix
+from hf_kd.data.paths import local_path, refuse_other_suffix, replace_file
 from hf_kd.errors import InvalidValueError, OutputError, out_of_memory, require
 from hf_kd.features.reader import ReadOptions
 from hf_kd.hub.document import base_of
@@ -309,11 +309,8 @@ def _write(data: bytes, place: Path) -> None:
     work = place.with_name(f".{place.name}-{secrets.token_hex(4)}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with open(work, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(work, place)
+        work.write_bytes(data)
+        replace_file(work, place)
     except OSError as error:
         raise OutputError(f"Cannot write {place} ({error.strerror}): choose a place you may write to.") from error
     finally:

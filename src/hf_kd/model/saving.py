@@ -22,7 +22,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from hf_kd.data.paths import local_path
+from hf_kd.data.paths import local_path, sync_file
 from hf_kd.errors import InvalidValueError, NotAFolderError, OutputError
 from hf_kd.hub.files import superseded, variant_of
 
@@ -143,8 +143,7 @@ def _put_in_place(work: Path, target: Path) -> None:
     if not files:  # entered only to see whether the place can be written to
         return
     for file in files:
-        with open(work / NEW / file, "rb") as handle:
-            os.fsync(handle.fileno())
+        sync_file(work / NEW / file)
     if not target.exists():
         try:
             os.rename(work / NEW, target)

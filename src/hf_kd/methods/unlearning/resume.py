@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hf_kd.data.digest import tensors_digest
 from hf_kd.data.distributed import gather_rows
+from hf_kd.data.paths import replace_file
 from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError, OutputError
 
@@ -85,7 +86,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        os.replace(unfinished, path)
+        replace_file(unfinished, path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
