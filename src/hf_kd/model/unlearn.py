@@ -84,7 +84,8 @@ def unlearn(
         progress: False shows no bar, whatever `reading` says.
         allow_unrecognised: Carry on where the model takes the images for other classes than their labels say.
         checkpoint: A folder in which a method that can be resumed (regrow, retrain) keeps its state after each epoch, and
-            regrow with keep="auto" after each cut it tried; the same call goes on from there.
+            regrow with keep="auto" after each cut it tried; the same call goes on from there. Data is known again by all its
+            labels and 16 images of each set.
         reference_model: For regrow with keep="auto": a model of the same class that never saw the classes. The cut is then
             where the two begin to differ.
         **method_options: Hyper-parameters of the method.

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from hf_kd import ReadOptions, unlearn
 from hf_kd.data.progress import Bar
+from hf_kd.data.samples import Samples
 from hf_kd.errors import DivergedError, InvalidValueError, OutputError
 from hf_kd.methods.unlearning import cut_scan, regrow, resume, task
 from hf_kd.methods.unlearning.cut_scan import scan
@@ -24,6 +26,8 @@ from hf_kd.methods.unlearning.resume import KeptTraining, save_progress
 from hf_kd.model.unlearn import _checkpoint_folder
 from hf_kd.testing.unlearning import CLASSES, SIDE, loader, planted_images
 from tests.methods.unlearning.test_regrow import FORGET, RETAINED, equal, measured, small_task
+
+ROOT = Path(__file__).resolve().parents[3]
 
 READINGS = [4, 1, 2, 3]
 """Of the class in a scan of four blocks: where nothing is kept, and above three, two and one of them."""
@@ -194,6 +198,24 @@ def test_a_retraining_on_other_images_with_the_same_labels_is_refused(original, 
     images, labels = planted_images(RETAINED, per_class=6)
     with pytest.raises(ValueError, match=r"another run \(other images to train on\)"):
         unlearn(original, data[0], "retrain", retain=loader(images.flip(-1), labels), checkpoint=tmp_path, **options)
+
+
+def test_a_set_is_known_again_by_all_labels_and_as_many_images_as_is_said():
+    labels, images = torch.arange(100) % 7, torch.randn(100, 3)
+    known = resume._digest_of(Samples(labels, {"pixel_values": images}))
+
+    def noticed(row, of):
+        changed = {"labels": labels.clone(), "images": images.clone()}
+        changed[of][row] += 1
+        return resume._digest_of(Samples(changed["labels"], {"pixel_values": changed["images"]})) != known
+
+    assert all(noticed(row, "labels") for row in range(100))
+    assert noticed([0, 1], "labels")
+    seen = [row for row in range(100) if noticed(row, "images")]
+    assert len(seen) == resume.LOOKED_AT
+    assert (seen[0], seen[-1]) == (0, 99)
+    for told in (ROOT / "docs" / "regrow.md").read_text(), unlearn.__doc__:
+        assert f"{resume.LOOKED_AT} images of each" in told
 
 
 @pytest.mark.parametrize("kept_on", ["cpu", "cuda"])
