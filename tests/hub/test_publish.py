@@ -245,6 +245,22 @@ assert model.push_to_hub("ana/m", create_pr=True, show_class_names=True).verifie
     assert "Everything matches the receipt" in " ".join(run_client(["verify", "ana/m"]).out.split())
 
 
+def test_a_licence_of_the_base_that_cannot_be_read_is_said(hub, run_client, place):
+    hub.write("bob/cardless", "config.json", b"{}")
+    hub.write("bob/stated", "README.md", b"---\nlicense: mit\n---\n")
+    hub.write("bob/silent", "README.md", b"# A model\n")
+    hub.write("bob/broken", "README.md", b"---\nlicense: mit\n---\n")
+    hub.fail("bob/broken/resolve", status=418, times=9)
+    done = run_client("""
+from hf_kd.hub.publish import base_license
+assert base_license("bob/stated") == "mit"
+for name in ("cardless", "silent", "broken", "gone"):
+    assert base_license(f"bob/{name}") is None
+""")
+    assert re.findall(r"licence of (\S+) could not be read", done.err) == ["bob/broken", "bob/gone"]
+    assert "`license: ...`" in done.err
+
+
 def test_what_stays_in_the_repository_is_a_persons_and_what_changes_answers_is_in_the_receipt(hub, run_client, place):
     there = {
         "README.md": b"---\nlicense: mit\n---\n\n# Mine\n\n![teaser](figures/teaser.png)\n",

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from huggingface_hub.utils import httpx
 from torch import Tensor
 
@@ -296,12 +296,18 @@ def _drop_names(config: Path) -> None:
 
 
 def base_license(base_model: str | None, token: str | None = None) -> str | None:
-    """The licence that the base model's card states; None where that cannot be read."""
+    """The licence that the card of the base states; None where it states none, or, with a warning, where it cannot be read."""
     if not base_model:
         return None
     try:
         return ModelCard.load(base_model, token=token, ignore_metadata_errors=True).data.get("license")
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError):
+    except RemoteEntryNotFoundError:  # it has no card
+        return None
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError) as error:
+        logger.warning(
+            f"The licence of {base_model} could not be read ({type(error).__name__}), so a card that has none gets none. Write "
+            f"`license: ...` into the metadata of {CARD}, or repeat the command when it can be read."
+        )
         return None
 
 
