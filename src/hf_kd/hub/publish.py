@@ -296,7 +296,7 @@ def _drop_names(config: Path) -> None:
 
 
 def base_license(base_model: str | None, token: str | None = None) -> str | None:
-    """The licence that the card of the base states; None where it states none, or, with a warning, where it cannot be read."""
+    """The licence that the card of the base states; None where it states none and, warned of, where it cannot be read."""
     if not base_model:
         return None
     try:
@@ -305,7 +305,7 @@ def base_license(base_model: str | None, token: str | None = None) -> str | None
         return None
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError) as error:
         logger.warning(
-            f"The licence of {base_model} could not be read ({type(error).__name__}), so a card that has none gets none. Write "
+            f"The licence of {base_model} could not be read ({type(error).__name__}), so a card without one stays so. Write "
             f"`license: ...` into the metadata of {CARD}, or repeat the command when it can be read."
         )
         return None
