@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 import torch
-from datasets import Value, load_dataset
+from datasets import Dataset, Value, load_dataset
 from rich.console import Console
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
@@ -124,6 +124,18 @@ def test_refusals_leave_nothing(place, tmp_path, arguments, message):
     done = hf_kd("unlearn", place / "model", *given, "--output", tmp_path / "out", code=1)
     assert message in " ".join(done.stderr.split())
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_block_that_is_not_there_is_refused_before_an_image_is_read(place, tmp_path):
+    whole = make_dataset([0, 2] * 10)
+    unreadable = [{"bytes": b"no image", "path": None}] * len(whole)
+    Dataset.from_dict({"image": unreadable, "label": whole["label"]}, features=whole.features).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    given = ["--dataset", tmp_path / "train.parquet", "--forget-labels", "cat", "--test-split", "train"]
+    regrow = ["--method", "regrow", "--keep", "nowhere"]
+    done = hf_kd("unlearn", place / "model", *given, *regrow, "--output", tmp_path / "out", code=1)
+    assert "nowhere is no block of this" in " ".join(done.stderr.split())
 
 
 def test_images_without_labels_are_refused(place, tmp_path):

@@ -100,6 +100,7 @@ def unlearn(
     from hf_kd.features.readers import options_of
     from hf_kd.methods.registry import make_unlearning_method
     from hf_kd.model.erased_model import ErasedModel
+    from hf_kd.model.unlearn import check_model
     from hf_kd.model.unlearn import unlearn as change_weights
 
     chosen = make_unlearning_method(method, **shared.settings)  # refused before anything is loaded
@@ -110,6 +111,7 @@ def unlearn(
     parts = _inputs.by_labels(data, forget_labels, reading, chosen.needs_retain and retain is None)
     retained = parts.retain if retain is None else _retained_data(retain, split, shared)
     original = moved(_inputs.load_model(model, shared), device := _inputs.device_of(shared))
+    check_model(chosen, original)
     audited = options_of([data, test], [retained], original, reading)
     of_test = options_of([test], [data, retained], original, reading)
     of_split = options_of([data], [test, retained], original, reading)

@@ -30,7 +30,7 @@ from hf_kd.data.progress import working
 from hf_kd.data.samples import Samples, in_dtype
 from hf_kd.errors import InvalidTypeError, InvalidValueError, LabelMismatchError, out_of_memory, shortened
 from hf_kd.features.heads import linear_heads, problem_type
-from hf_kd.features.reader import ImageReader, ReadOptions
+from hf_kd.features.reader import ImageReader, ReadOptions, probe_batch
 from hf_kd.features.readers import labels_of, open_readers, options_of
 from hf_kd.features.taps.blocks import find_blocks
 from hf_kd.features.taps.inputs import main_input
@@ -110,6 +110,7 @@ def unlearn(
     if chosen.needs_retain and retain is None:
         raise chosen.missing_retain()
     folder = _checkpoint_folder(checkpoint, chosen)
+    check_model(chosen, student)
     if not chosen.needs_retain:
         retain, options = None, options_of([forget], [retain], student, options)
     readers = open_readers(student, options, forget=forget, retain=retain)
@@ -145,6 +146,12 @@ def unlearn(
     )
     stock.config.hf_kd_unlearned = [*(getattr(stock.config, "hf_kd_unlearned", None) or []), record.to_dict(names=True)]
     return stock
+
+
+def check_model(method: UnlearningMethod, model: ErasedModel) -> None:
+    """Refuse, before any image is read, a method whose settings are not for this model (InvalidValueError)."""
+    inner = model.inner
+    method.check_model(inner, lambda: find_blocks(inner, probe_batch(model), main_input(inner), at_most=None))
 
 
 def _checkpoint_folder(checkpoint: str | Path | None, method: UnlearningMethod) -> Path | None:

@@ -253,6 +253,9 @@ def test_refusals(original, resnet):
         unlearn(original, loader(*planted_images(FORGET)), "regrow", progress=False)
     with pytest.raises(ValueError, match="Its blocks are"):
         grown(original, keep="nowhere")
+    for method in ("regrow", "eu-k"):
+        with pytest.raises(ValueError, match="Its blocks are"):  # where no image could be read
+            unlearn(original, None, method, retain=[], keep="nowhere")
     with pytest.raises(ValueError, match="fewer than all"):
         unlearn(original, loader(*planted_images([0, 1, 2, 3, 4])), "regrow", retain=loader(*planted_images([0])),
                 progress=False)  # fmt: skip

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -105,6 +105,17 @@ class UnlearningMethod(ABC):
     def reads_retained_labels(self) -> bool:
         """Whether retained images need labels."""
         return True
+
+    def check_model(self, model: nn.Module, blocks: Callable[[], Sequence[str]]) -> None:  # noqa: B027 - most take any
+        """Look at the model before any image is read.
+
+        Args:
+            model: The one to be changed.
+            blocks: Finds the names of its blocks, by a forward pass.
+
+        Raises:
+            InvalidValueError: Where it cannot be changed with these settings.
+        """
 
     def check_forget(self, forget: Samples) -> None:  # noqa: B027 - most take any
         """Look at D_f before retained images are read.

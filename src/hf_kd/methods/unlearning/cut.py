@@ -130,6 +130,19 @@ def share_or_name(keep: Any) -> float | str | None:
     return keep if isinstance(keep, str) or (isinstance(keep, int | float) and 0 < keep < 1) else None
 
 
+def refuse_no_module(model: nn.Module, keep: Any, blocks: Callable[[], Sequence[str]]) -> None:
+    """Refuse a `keep` that no module is called, for which no image has to be read; `blocks`: finds what it may be."""
+    if isinstance(keep, str) and keep != "auto" and keep not in dict(model.named_modules()):
+        raise _no_block(model, keep, blocks())
+
+
+def _no_block(model: nn.Module, keep: str, blocks: Sequence[str]) -> InvalidValueError:
+    return InvalidValueError(
+        f"keep={keep!r} is no block of this {type(model).__name__}.{did_you_mean(keep, blocks)} Its blocks are "
+        f"{', '.join(blocks)}. Give one of them, or a share of them such as keep=0.33."
+    )
+
+
 def choose_block(task: Task, keep: float | str) -> Cut:
     """The cut that `keep` asks for: a share of the blocks, or the name of the last one that is kept.
 
@@ -143,10 +156,7 @@ def choose_block(task: Task, keep: float | str) -> Cut:
     inputs = task.two_images()
     if isinstance(keep, str):
         if keep not in names and keep not in task.find_blocks(every=True):
-            raise InvalidValueError(
-                f"keep={keep!r} is no block of this {type(task.model).__name__}.{did_you_mean(keep, names)} Its blocks are "
-                f"{', '.join(names)}. Give one of them, or a share of them such as keep=0.33."
-            )
+            raise _no_block(task.model, keep, names)
         return cut_behind(task.model, keep, inputs, names)
     if len(names) < 2:
         raise InvalidValueError(

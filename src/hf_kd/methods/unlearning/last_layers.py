@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import LastLayersMeasured
 
-from .cut import choose_block, gradients_above, share_or_name, take_over
+from .cut import choose_block, gradients_above, refuse_no_module, share_or_name, take_over
 from .task import NORMS, Task, check_range, is_layer, parameters_from
 from .training import TrainedMethod
 
@@ -101,6 +102,9 @@ class ExactUnlearning(_LastLayers):
         holds = self.keep is None or keep is not None
         check_range(self.name, [("keep", self.keep, holds, "a share between 0 and 1, or the name of a block")])
         object.__setattr__(self, "keep", keep)
+
+    def check_model(self, model: nn.Module, blocks: Callable[[], Sequence[str]]) -> None:
+        refuse_no_module(model, self.keep, blocks)
 
     def change(self, task: Task) -> LastLayersMeasured:
         return self._train(task, True, self.keep)

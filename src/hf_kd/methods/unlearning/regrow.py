@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
@@ -29,7 +29,16 @@ from hf_kd.methods.measured import PhaseMeasured, RegrowMeasured
 
 from .activations import KeptActivations, Source, source_of
 from .base import UnlearningMethod
-from .cut import Cut, choose_block, gradients_above, only_heads_above, only_trainable, share_or_name, take_over
+from .cut import (
+    Cut,
+    choose_block,
+    gradients_above,
+    only_heads_above,
+    only_trainable,
+    refuse_no_module,
+    share_or_name,
+    take_over,
+)
 from .cut_scan import refuse_few, scan, where_profiles_part
 from .resume import count_earlier, load_progress, run_identity, save_progress
 from .steps import GradientSteps
@@ -173,6 +182,9 @@ class Regrow(UnlearningMethod):
             "the forget set alone no network was grown that answers the other classes and does not know this one; if those "
             "images are all there is and only features or answers are served, erase with method='esc'."
         )
+
+    def check_model(self, model: nn.Module, blocks: Callable[[], Sequence[str]]) -> None:
+        refuse_no_module(model, self.keep, blocks)
 
     def check_forget(self, forget: Samples) -> None:
         if self.keep == "auto":
