@@ -524,8 +524,16 @@ def test_files_that_are_damaged_or_hold_nothing_are_said_of_the_place(tmp_path, 
     for file in place.glob({"saved": "*.arrow", "state of saved": "state.json"}.get(kind, "-")):
         cut_short(file)
     named = place / "train.parquet" if kind == "file" else place
-    with pytest.raises(InvalidValueError, match=re.escape(f"{str(named)!r} cannot be read as a data set: ")):
+    told = "it has no rows. " if kind.startswith("no rows") else ""
+    with pytest.raises(InvalidValueError, match=re.escape(f"{str(named)!r} cannot be read as a data set: {told}")):
         load_source(named, "train")
+
+
+def test_a_saved_split_without_rows_is_named(tmp_path):
+    DatasetDict({"train": dataset(6), "validation": dataset(0)}).save_to_disk(tmp_path / "pets")
+    with pytest.raises(InvalidValueError, match="its split 'validation' has no rows"):
+        load_source(tmp_path / "pets", "train")
+    assert len(load_source(tmp_path / "pets" / "train")) == 6, "as is said"
 
 
 def test_what_the_system_refuses_is_not_said_to_be_damaged(tmp_path, monkeypatch):

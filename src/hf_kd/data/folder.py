@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import re
@@ -127,3 +129,13 @@ def configurations(root: Path) -> Any:
             f"{os.fspath(readme)!r} has a head that is no YAML of keys and values: {shortened(str(error), 300)} Correct "
             "what stands between its first two lines of ---, or remove the file."
         ) from error
+
+
+def rowless(saved: Path) -> str | None:
+    """What is wrong with a folder that `save_to_disk` wrote without a row, in it or in a split; None for all others."""
+    for state in (saved / "state.json", *sorted(saved.glob("*/state.json"))):
+        with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):  # it is damaged, or another file
+            if json.loads(state.read_text(encoding="utf-8")).get("_data_files") == []:
+                own = f"its split {state.parent.name!r} has no rows (name the folder of another one)"
+                return "it has no rows" if state.parent == saved else own
+    return None

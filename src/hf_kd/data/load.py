@@ -36,7 +36,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from hf_kd.errors import NO_WAITING, HfKdError, InvalidValueError, UnreachableError, shortened
 
-from .folder import Tree, configurations
+from .folder import Tree, configurations, rowless
 from .image_source import LABEL_KEYS, ImageSource, is_integer, is_string
 from .paths import folder_meant, local_path, refuse_missing_data
 from .read_files import choose_split, files_of_split, listed, log_read_files, with_files
@@ -99,7 +99,9 @@ def _readable(spec: str | os.PathLike[str]) -> Iterator[None]:
         if not local_path(spec).exists() or getattr(error, "errno", None) is not None:
             raise
         told = str(cause) if isinstance(cause, ValueError | OSError) else f"{type(cause).__name__}: {cause}"
-        told = "it has no rows" if "corresponds to no data" in told else shortened(told, 300)
+        told = (
+            "it has no rows" if "corresponds to no data" in told else rowless(local_path(spec)) or shortened(told, 300)
+        )
         raise InvalidValueError(
             f"{os.fspath(spec)!r} cannot be read as a data set: {told}. Write a damaged file again, give the folder or file "
             "of one configuration, or load it yourself and pass the data set."
