@@ -6,6 +6,7 @@ import contextlib
 import os
 from typing import Any, cast
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, pad_across_processes, reduce
@@ -26,6 +27,11 @@ def process_state() -> PartialState:
     one.
     """
     return PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
+
+
+def memory_room(share: float, processes: int) -> int:
+    """Bytes that each of the processes on this machine may take, for all of them to take a share of the free memory."""
+    return int(share * psutil.virtual_memory().available / processes)
 
 
 def reduce_tensor(tensor: Tensor, how: str) -> Tensor:

@@ -15,13 +15,17 @@ from torch import Tensor, nn
 
 from hf_kd.errors import InvalidValueError, LabelMismatchError
 
+from .distributed import memory_room, process_state
 from .image_source import ImageSource
 from .loader import BatchLoader, Collate, RowDataset, default_num_workers, make_loader
 from .preprocess import ImagePreprocessor
 from .progress import counted
 
 CACHE_BYTES = 4 << 30
-"""How large the inputs of one set may be to be kept in memory."""
+"""How large the inputs of one set may be at most to be kept in memory."""
+
+CACHE_SHARE = 0.25
+"""Share of the free memory that they may be at most: while batches are put together, they take twice as much."""
 
 Fetch = Callable[[Sequence[list[int]]], Iterator[dict[str, Tensor]]]
 """Lists of rows -> for each list the inputs of its rows."""
@@ -65,16 +69,19 @@ class Samples:
         *,
         batch_size: int = 64,
         num_workers: int | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | None = None,
         progress: bool = False,
         known: Mapping[int, int] | None = None,
     ) -> Samples:
         """Read a set that `inspect_images` has looked at; `mapping` puts its labels into the model's ids.
 
         Raises LabelMismatchError for a set without labels and with a sample without one, and ValueError for a stream or
-        DataLoader that is larger than `cache_bytes`: those cannot be read in another order. With `known` no labels are
-        needed: class ids by those labels of the set that are known, -1 for all others.
+        DataLoader that is larger than `cache_bytes` (by default `CACHE_BYTES`, or `CACHE_SHARE` of the free memory where
+        that is less): those cannot be read in another order. With `known` no labels are needed: class ids by those labels of
+        the set that are known, -1 for all others.
         """
+        if cache_bytes is None:
+            cache_bytes = min(CACHE_BYTES, memory_room(CACHE_SHARE, process_state().num_processes))
         if known is None and not described.has_labels:
             raise LabelMismatchError(
                 "This method needs the labels of its images, and there are none. Name their column with label_column=..."
@@ -99,8 +106,9 @@ class Samples:
             return cls(_class_ids(found, mapping, known), cached)
         if described.kind not in ("dataset", "rows"):
             raise InvalidValueError(
-                f"This {described.kind} holds more than {cache_bytes >> 20} MiB of inputs, and training has to read them in "
-                "random order. Pass a datasets.Dataset or a list, which can be read row by row."
+                f"This {described.kind} holds more than {cache_bytes >> 20} MiB of inputs, as many as are kept in memory "
+                "here, and training has to read them in random order. Pass a datasets.Dataset or a list, which can be read "
+                "row by row."
             )
         rows, collate = RowDataset(described), Collate(None if described.is_prepared else preprocessor)
         return cls(

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
+from hf_kd.data.distributed import memory_room
 from hf_kd.data.samples import Samples, consecutive
 
 from .cut import hidden_at, upper_part, upper_part_stands_alone
@@ -216,7 +216,7 @@ def _storage(
     if place != "disk":
         if device.type == "cuda" and size <= share * torch.cuda.mem_get_info(device)[0]:
             return "device", torch.empty(count, values, dtype=dtype, device=device)
-        if place == "memory" or size * processes <= share * psutil.virtual_memory().available:
+        if place == "memory" or size <= memory_room(share, processes):
             return "memory", torch.empty(count, values, dtype=dtype, pin_memory=device.type == "cuda")
     folder, why = tempfile.gettempdir(), "it has less free"
     wanted = os.environ.get("TMPDIR")
