@@ -25,9 +25,12 @@ def few_words(monkeypatch):
     """A tiny tower still reads thousands of sentences, letter by letter: a tenth of them says as well that the page runs."""
     lines = vocabulary._lines
     monkeypatch.setattr(vocabulary, "_lines", lambda name: lines(name)[::10])
-    vocabulary.objects.cache_clear()
+    caches = (vocabulary.objects, vocabulary.templates)
+    for cached in caches:
+        cached.cache_clear()
     yield
-    vocabulary.objects.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,12 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def of_a_library(monkeypatch):
+    """As `import hf_kd` leaves it: a command that ran in this process asked for lines, which stays."""
+    monkeypatch.setattr(progress, "_plain", False)
+
+
 def shown(monkeypatch, stream, visible=True):
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(progress, "DELAY", 0.05)
