@@ -160,7 +160,7 @@ def _put_in_place(work: Path, target: Path) -> None:
                 _copy_or_link(target / name, work / OLD / name)
         try:
             os.symlink(OLD, work / POINTER)
-        except (OSError, NotImplementedError):
+        except OSError:
             logger.warning(
                 f"{target} has no symbolic links, so files are moved in one by one: a save that is killed while they are "
                 "leaves a folder that may not load."
