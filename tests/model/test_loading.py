@@ -85,6 +85,36 @@ def test_features_that_come_out_of_weights_drawn_at_random_are_refused(vit, proc
     assert torch.equal(*found)
 
 
+def test_an_eraser_is_not_saved_alone_where_its_base_has_weights_drawn_at_random(stock, forget, tmp_path):
+    """It would know its base by these, which nobody loads again; the whole model brings them."""
+    without(stock, "classifier.")
+    erased = ErasedModel.from_pretrained(stock).erase(forget, k=2, progress=False, allow_unrecognised=True)
+    with pytest.raises(InvalidValueError, match="classifier.* drawn at random.*save_pretrained"):
+        erased.save_eraser(tmp_path / "eraser")
+    erased.save_pretrained(tmp_path / "whole")
+    ErasedModel.from_pretrained(tmp_path / "whole").save_eraser(tmp_path / "eraser")
+
+
+@pytest.mark.parametrize("brings", [None, ["pooler"]])
+def test_an_adapter_brings_what_its_base_lacks_or_is_refused(vit, processor, tmp_path, brings):
+    peft = pytest.importorskip("peft")
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    ViTModel(vit.config).save_pretrained(base)
+    without(base, "pooler.")
+    config = peft.LoraConfig(target_modules="all-linear", exclude_modules=["dense"], modules_to_save=brings)
+    peft.get_peft_model(ViTModel.from_pretrained(base), config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if brings:
+        first, second = (ErasedModel.from_pretrained(folder) for _ in range(2))
+        inputs = noise_inputs(first, 2)
+        assert [tap.places[0].module for tap in first.find_taps()] == ["pooler"]
+        second.find_taps()
+        assert torch.equal(pooled_features(first, inputs), pooled_features(second, inputs))
+    else:
+        with pytest.raises(InvalidValueError, match="does not bring pooler.dense"):
+            ErasedModel.from_pretrained(folder)
+
+
 def test_a_block_that_a_checkpoint_lacks_is_no_part_of_features_and_a_head_may_be_new(stock, caplog):
     without(stock, "classifier.")
     assert ErasedModel.from_pretrained(stock).find_taps()

@@ -66,6 +66,7 @@ def load(cls: Any, from_pretrained: Callable[..., Any], name: str, args: tuple, 
                 return inner
             model = cls.from_model(inner, processor, tap)
             refuse_drawn_features(model, name, drawn)
+            model.drawn = drawn
             if stored is None:  # adapters were merged into a base: no checkpoint has these weights
                 return model
             model.name_or_path = model.config.name_or_path = name

@@ -112,7 +112,7 @@ def load_inner(
     hub = hub_arguments(kwargs)
     stored = stored_config(name_or_path, hub)
     if stored is None:
-        return _load_adapter(name_or_path, kwargs), ()
+        return _load_adapter(name_or_path, kwargs)
     if config is None:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
     refuse_other_files(name_or_path, stored, kwargs)
@@ -333,7 +333,7 @@ def align_memory(model: nn.Module) -> None:
                 module._buffers[name] = buffer.clone()
 
 
-def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
+def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, tuple[str, ...]]:
     hub = hub_arguments(kwargs)
     adapter = adapter_config(name_or_path, hub)
     if adapter is None:
@@ -355,7 +355,7 @@ def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
         raise other_base(name_or_path, base, f"{wanted} is the class of the model that it stood on")
     if wanted and not erased:
         config.architectures = [wanted]
-    cls = class_for(config, base)
+    cls, drawn = class_for(config, base), ()
     if erased:  # trained behind the erasers of a model that keeps them
         model = cls.from_pretrained(base, **options)
     else:
@@ -363,5 +363,7 @@ def _load_adapter(name_or_path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
         if not set(LABEL_ARGUMENTS) & set(options):
             labels = labels_of_adapter(name_or_path, adapter, cls, config, hub)
             options |= {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
-        model, _ = _load_class(cls, base, config, options)
-    return merge_adapters(with_adapter(model, name_or_path, base, hub))
+        model, drawn = _load_class(cls, base, config, options)
+    saved = [f".{module}." for module in adapter.get("modules_to_save") or ()]  # which the adapter brings whole
+    drawn = tuple(key for key in drawn if not any(module in f".{key}" for module in saved))
+    return merge_adapters(with_adapter(model, name_or_path, base, hub)), drawn

@@ -158,7 +158,14 @@ WHOLE = "Save or publish the whole model instead: with save_pretrained or push_t
 
 
 def refuse_changed_weights(model: Any) -> None:
-    """Raise InvalidValueError for a model whose weights were changed by `unlearn` or `fold`, before a request too."""
+    """Raise InvalidValueError, before a request too, for a model whose weights are not those that others find in its base:
+    changed by `unlearn` or `fold`, or drawn where it was loaded.
+    """
+    if drawn := getattr(model, "drawn", ()):
+        raise InvalidValueError(
+            f"{drawn[0]} was not in the checkpoint and was drawn at random: an eraser on its own would stand beside a base "
+            f"that has other values each time it is loaded. {WHOLE}"
+        )
     changed = [change.method for change in weight_changes(model.config)]
     if changed or getattr(model.config.inner, "hf_kd_folded", None):
         how = f"were changed by {', '.join(map(one_line, changed))}" if changed else "have an earlier eraser folded in"

@@ -34,6 +34,8 @@ class Tapped(PreTrainedModel):
     processor: Any
     """Image processor, or any callable from an RGB PIL image to a tensor or a dict of tensors; None where there is none."""
     search: TapSearch | None
+    drawn: tuple[str, ...] = ()
+    """Weights that the checkpoint did not bring: no other process has the same."""
     _swap: Swap
 
     @property
