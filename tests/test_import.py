@@ -44,10 +44,10 @@ def test_tests_and_what_they_start_import_this_checkout(tmp_path):
     told = "import hf_kd; print(hf_kd.__file__)"
     (tmp_path / "told.py").write_text(told)
     given = [processes.surroundings(), processes.surroundings(PYTHONPATH=str(tmp_path))]
-    ran = processes.run(["-c", told], ["-c", f"import told; {told}"], environments=given, folder=tmp_path)
-    found = [hf_kd.__file__, python(told), *(done.out for done in ran), processes.launch(tmp_path / "told.py")]
+    ran = processes.run(["-c", told], ["-c", "import told"], environments=given, folder=tmp_path)
+    found = [hf_kd.__file__, python(told), *(done.out for done in ran), *processes.launch(tmp_path / "told.py")]
     own = Path(__file__).parents[1] / "src" / "hf_kd" / "__init__.py"
-    assert {Path(line) for each in found for line in each.split()} == {own}, [done.err for done in ran]
+    assert {Path(each.strip()) for each in found} == {own}, [done.err for done in ran]
 
 
 FORKED = """

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests.helpers import hub_server
+from tests.helpers import hub_server, own_stream
 
 PRELOADED = ["torch", "transformers", "datasets", "sklearn.linear_model", "matplotlib.pyplot", "hf_kd.cli", "hf_kd.bench",
              "hf_kd.audit", "hf_kd.hub.publish", "hf_kd.model.erased_model", "hf_kd.model.unlearn", "hf_kd.model.verify",
@@ -172,14 +172,16 @@ def launched() -> list[dict[str, str]]:
     return [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
 
 
-def launch(script: Path) -> str:
-    """What a script prints under `accelerate launch` on the CPU with two processes, each a fresh interpreter. (Its own
-    --cpu starts a single one unless there is MPI.)"""
+def launch(script: Path) -> list[str]:
+    """What each process prints of a script under `accelerate launch` on the CPU with two of them, fresh interpreters both.
+    (Its own --cpu starts a single one unless there is MPI.)"""
     command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}", script]
-    (done,) = run(command, environments=[surroundings(ACCELERATE_USE_CPU="true")])
-    assert done.code == 0, done.text[-3000:]
-    return done.out
+    command += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    with tempfile.TemporaryDirectory(prefix="hf-kd-launched-") as folder:
+        told = surroundings(ACCELERATE_USE_CPU="true", SAID=folder)
+        (done,) = run([*command, own_stream.__file__, script], environments=[told])
+        assert done.code == 0, done.text[-3000:]
+        return [Path(folder, rank).read_text() for rank in ("0", "1")]
 
 
 def free_port() -> int:
