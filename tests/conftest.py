@@ -69,7 +69,6 @@ SLOW = {
     "cli/test_train_original",
     "cli/test_unlearn",
     "cli/test_verdict",
-    "data/test_progress",
     "methods/unlearning/test_built_in",
     "methods/unlearning/test_properties",
     "methods/unlearning/test_regrow",

@@ -34,7 +34,7 @@ def test_what_an_accelerator_is_asked_runs_on_the_cpu(tmp_path):
     scripts = [shlex.split(line) for line in told.stdout.splitlines()]
     assert [script[0] for script in scripts] == ["benchmarks/gpu.py", "benchmarks/cifar/train.py"]
     given = processes.surroundings(PYTHONPATH=str(ROOT / "benchmarks" / "cifar"))
-    ran = processes.run(*scripts, environments=[given] * len(scripts), folder=ROOT, timeout=240)
+    ran = processes.run(*scripts, environments=[given] * len(scripts), folder=ROOT)
 
     assert [done.code for done in ran] == [0, 0], [done.err[-3000:] for done in ran]
     for part in ("Forward pass", "Erasing", "Audit of", "CPU and device"):

@@ -34,7 +34,7 @@ ABOVE = ("hf_kd.audit", "hf_kd.metrics", "hf_kd.bench", "hf_kd.hub", "hf_kd.meth
 
 def python(code: str, code_wanted: int = 0) -> str:
     """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=processes.LONG)
     assert done.returncode == code_wanted, done.stdout + done.stderr
     return done.stdout
 
@@ -89,7 +89,11 @@ PACKAGES = (
 def forked(programs: dict[str, tuple[str, str]]) -> dict[str, tuple[int, str]]:
     """Exit code and output of each program, which starts before transformers and hf_kd are imported."""
     done = subprocess.run(
-        [sys.executable, "-c", FORKED], input=json.dumps(programs), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", FORKED],
+        input=json.dumps(programs),
+        capture_output=True,
+        text=True,
+        timeout=processes.LONG,
     )
     assert done.returncode == 0, done.stderr
     return {name: tuple(found) for name, found in json.loads(done.stdout.splitlines()[-1]).items()}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.processes import LONG
 from tests.helpers.small import picture
 
 
@@ -31,13 +32,13 @@ def test_the_service_answers_what_the_model_answers(exported, processor):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/"
-        with urllib.request.urlopen(url, buffer.getvalue(), timeout=60) as reply:
+        with urllib.request.urlopen(url, buffer.getvalue(), timeout=LONG) as reply:
             answer = json.loads(reply.read())
         assert {each["label"] for each in answer} == {"ape", "bee", "dog", "elk"}
         for each in answer:
             assert each["score"] == pytest.approx(float(scores[model.config.label2id[each["label"]]]), abs=1e-4)
         with pytest.raises(urllib.error.HTTPError, match="400"):
-            urllib.request.urlopen(url, b"no image", timeout=60)
+            urllib.request.urlopen(url, b"no image", timeout=LONG)
     finally:
         server.shutdown()
         server.server_close()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.helpers.processes import LONG
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -53,5 +55,5 @@ def test_the_example_that_publishes_brings_its_own_hub():
             f"{environment['HF_ENDPOINT']}/api/whoami-v2",
             headers={"Authorization": f"Bearer {environment['HF_TOKEN']}"},
         )
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with urllib.request.urlopen(asked, timeout=LONG) as answer:
             assert answer.status == 200

@@ -36,6 +36,7 @@ from hf_kd.methods.unlearning.regrow import SOFT
 from hf_kd.methods.unlearning.resume import FILE
 from hf_kd.model.verify import verify
 from tests.cli.runner import hf_kd as run
+from tests.helpers.processes import LONG
 
 SOURCE = Path(hf_kd.__file__).parent
 COMMANDS = typer.main.get_command(app).commands
@@ -331,7 +332,7 @@ def test_completion_is_installed_and_needs_no_torch(tmp_path):
     def typed(*arguments, **given):
         # from a shell, which is asked for among the parents of the process
         command = ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-c", script, *arguments]
-        done = subprocess.run(command, env=plain | given, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=plain | given, capture_output=True, text=True, timeout=LONG, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 

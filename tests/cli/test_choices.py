@@ -23,6 +23,7 @@ from hf_kd.methods.registry import built_in_infos, make_method, make_unlearning_
 from hf_kd.metrics import attacks
 from hf_kd.model.onnx_export import TOLERANCE
 from hf_kd.model.recipes import RECIPES
+from tests.helpers.processes import LONG
 
 COMMANDS = typer.main.get_command(app).commands
 LISTED = {*CHOICES, "attacks", "device", "method"}
@@ -77,7 +78,7 @@ def test_a_mistyped_name_is_refused_with_those_there_are_before_torch_is_importe
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     done = subprocess.run([sys.executable, "-c", EVERY, json.dumps(lines)], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=60, check=False)  # fmt: skip
+                          timeout=LONG, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert len(told) == len(lines) > 20
@@ -106,7 +107,7 @@ def test_a_folder_that_a_command_cannot_take_is_refused_before_torch_is_imported
             lines.append([command, *("user/name" if each == "repo_id" else "plain" for each in arguments)])
     assert len(lines) > 15
     done = subprocess.run([sys.executable, "-c", REFUSED, json.dumps(lines)], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=60, check=False)  # fmt: skip
+                          timeout=LONG, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 

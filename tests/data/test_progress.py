@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import re
 import sys
-import time
+from time import monotonic, sleep
 
 import pytest
 
 from hf_kd.data import progress
 from hf_kd.data.progress import Steps, at_work, counted, working
+from tests.helpers.passing_time import PassingTime
+from tests.helpers.processes import LONG
 
 
 class Terminal(io.StringIO):
@@ -26,7 +28,12 @@ def of_a_library(monkeypatch):
     monkeypatch.setattr(progress, "_plain", False)
 
 
-def shown(monkeypatch, stream, visible=True):
+@pytest.fixture
+def time(monkeypatch):
+    return PassingTime(monkeypatch)
+
+
+def shown(monkeypatch, time, stream, visible=True):
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(progress, "DELAY", 0.05)
     with Steps(3, "attacks", visible) as bar:
@@ -40,18 +47,18 @@ def shown(monkeypatch, stream, visible=True):
     return stream.getvalue()
 
 
-def test_the_name_of_each_step_is_shown_on_a_terminal_and_cleared(monkeypatch):
-    text = shown(monkeypatch, Terminal())
+def test_the_name_of_each_step_is_shown_on_a_terminal_and_cleared(monkeypatch, time):
+    text = shown(monkeypatch, time, Terminal())
     assert all(name in text for name in ("linear", "mlp", "knn", "2/3", "saving ..."))
     assert text.split("\r")[-1].strip() == ""
 
 
 @pytest.mark.parametrize(("stream", "visible"), [(io.StringIO(), True), (Terminal(), False)])
-def test_nothing_is_written_to_pipes_or_where_nobody_asked(monkeypatch, stream, visible):
-    assert shown(monkeypatch, stream, visible) == ""
+def test_nothing_is_written_to_pipes_or_where_nobody_asked(monkeypatch, time, stream, visible):
+    assert shown(monkeypatch, time, stream, visible) == ""
 
 
-def test_the_first_of_few_long_items_is_not_silent(monkeypatch):
+def test_the_first_of_few_long_items_is_not_silent(monkeypatch, time):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress, "DELAY", 0.05)
     with pytest.raises(ArithmeticError), counted(range(2), "features", "batch") as items:
@@ -65,7 +72,7 @@ def test_the_first_of_few_long_items_is_not_silent(monkeypatch):
     assert sys.stderr.getvalue() == told, "and it ends where an error ends it"
 
 
-def test_nor_is_it_in_a_pipe_that_asked_for_lines(monkeypatch):
+def test_nor_is_it_in_a_pipe_that_asked_for_lines(monkeypatch, time):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     for name, value in (("DELAY", 0.05), ("_plain", True), ("_line_at", float("-inf")), ("_line", "")):
         monkeypatch.setattr(progress, name, value)
@@ -75,7 +82,7 @@ def test_nor_is_it_in_a_pipe_that_asked_for_lines(monkeypatch):
     assert sys.stderr.getvalue() == "features, 0 of 1 ...\n"
 
 
-def test_a_long_stage_in_a_pipe_says_how_far_it_is_now_and_then(monkeypatch):
+def test_a_long_stage_in_a_pipe_says_how_far_it_is_now_and_then(monkeypatch, time):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     settings = {"DELAY": 0.05, "AGAIN": 0.3, "_plain": True, "_line_at": float("-inf"), "_line": ""}
     for name, value in settings.items():
@@ -88,14 +95,24 @@ def test_a_long_stage_in_a_pipe_says_how_far_it_is_now_and_then(monkeypatch):
     assert all(re.fullmatch(r"features, \d+ of 42 \.\.\.", line) for line in told)
 
 
-def test_what_ends_at_once_shows_nothing(monkeypatch):
+def test_the_clock_of_the_machine_goes_on_while_something_takes_long(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "DELAY", 0.01)
+    end = monotonic() + LONG
+    with working("saving"):
+        while "saving ..." not in sys.stderr.getvalue():
+            assert monotonic() < end
+            sleep(0.01)
+
+
+def test_what_ends_at_once_shows_nothing(monkeypatch, time):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with working("saving"):
         pass
     assert sys.stderr.getvalue().strip() == ""
 
 
-def test_short_things_one_after_the_other_are_not_silent_for_long(monkeypatch):
+def test_short_things_one_after_the_other_are_not_silent_for_long(monkeypatch, time):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress, "DELAY", 0.4)
     monkeypatch.setattr(progress, "SHORTEST", 0.05)
@@ -118,16 +135,18 @@ def test_short_things_one_after_the_other_are_not_silent_for_long(monkeypatch):
         (0.0, False, []),
     ],
 )
-def test_a_program_says_stages_that_take_time_as_lines_where_nobody_looks_at_bars(monkeypatch, between, visible, said):
+def test_a_program_says_stages_that_take_time_as_lines_where_nobody_looks_at_bars(
+    monkeypatch, time, between, visible, said
+):
     for name, value in (("_plain", True), ("_line_at", float("-inf")), ("_line", ""), ("BETWEEN", between)):
         monkeypatch.setattr(progress, name, value)
     monkeypatch.setattr(progress, "SHORTEST", 0.02)
-    text = shown(monkeypatch, io.StringIO(), visible)
+    text = shown(monkeypatch, time, io.StringIO(), visible)
     assert text.splitlines() == said
     assert "\r" not in text
 
 
-def test_a_stage_shows_its_seconds_whenever_nothing_inside_it_shows_a_bar(monkeypatch):
+def test_a_stage_shows_its_seconds_whenever_nothing_inside_it_shows_a_bar(monkeypatch, time):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress, "DELAY", 0.1)
 
@@ -153,7 +172,7 @@ def test_a_stage_shows_its_seconds_whenever_nothing_inside_it_shows_a_bar(monkey
     assert progress._bars_open == 0
 
 
-def test_a_stage_that_nobody_looks_at_writes_nothing(monkeypatch):
+def test_a_stage_that_nobody_looks_at_writes_nothing(monkeypatch, time):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(progress, "DELAY", 0.05)
     with at_work("ssd"):

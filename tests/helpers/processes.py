@@ -14,6 +14,8 @@ import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import random
+import re
 import runpy
 import shutil
 import socket
@@ -33,6 +35,10 @@ PRELOADED = ["torch", "transformers", "datasets", "sklearn.linear_model", "matpl
              "tests.helpers.warm"]  # fmt: skip
 KEPT = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "SYSTEMROOT", "TMPDIR")
 """What a process has of the environment of the tests."""
+LONG = 1200
+"""Seconds after which a process hangs: ten times what any takes, also where other processes have most of the cores."""
+APART, EPHEMERAL = 32, 32768
+"""How many processes of tests choose different ports; the lowest that Linux gives to whoever asks for any."""
 SRC = str(Path(__file__).resolve().parents[2] / "src")
 """Of the checkout that the tests stand in, which they test whatever is installed."""
 
@@ -135,7 +141,7 @@ def run(
     *commands: Sequence[object],
     environments: Sequence[Mapping[str, str]],
     folder: Path | str = ".",
-    timeout: float = 120,
+    timeout: float = LONG,
 ) -> list[Done]:
     """Run `python COMMAND` for each at the same time, with an environment each, in one folder, and wait for all of them."""
     context = _context()
@@ -185,6 +191,14 @@ def launch(script: Path) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing takes before the process it is for listens there, seconds later.
+
+    The system gives those from `EPHEMERAL` on to whatever connects or asks for any; below, the processes of tests that run
+    at the same time choose among different ones.
+    """
+    own = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % APART
+    for port in random.SystemRandom().sample(range(EPHEMERAL // 2 // APART * APART + own, EPHEMERAL, APART), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"100 ports below {EPHEMERAL} are in use")

@@ -37,7 +37,7 @@ def run_client(hub, tmp_path):
     ) -> Done:
         given = processes.surroundings(**({} if token is None else {"HF_TOKEN": token}), **environment)
         command = ["-c", source] if isinstance(source, str) else ["-m", "hf_kd", *source]
-        (done,) = processes.run(command, environments=[given], folder=tmp_path, timeout=240)
+        (done,) = processes.run(command, environments=[given], folder=tmp_path)
         assert code is None or done.code == code, done.out[-3000:] + done.err[-6000:]
         return done
 

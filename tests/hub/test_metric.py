@@ -11,6 +11,7 @@ import torch
 
 from hf_kd.hub.spaces import KNOWLEDGE_RETENTION
 from hf_kd.metrics.knowledge_retention import knowledge_retention
+from tests.helpers.processes import LONG
 
 evaluate = pytest.importorskip("evaluate")
 
@@ -112,7 +113,7 @@ def test_combine_shows_both_protocols():
 
 
 def _take_part(rank: int, data: dict[str, np.ndarray], cache: str):
-    metric = load(num_process=2, process_id=rank, experiment_id="two", cache_dir=cache, timeout=30)
+    metric = load(num_process=2, process_id=rank, experiment_id="two", cache_dir=cache, timeout=LONG)
     metric.add_batch(**{name: column[rank::2] for name, column in data.items()})
     return metric.compute(forget_labels=[3] if rank == 0 else None)
 
@@ -131,8 +132,8 @@ def test_two_processes_measure_the_union(tmp_path):
     second = context.Process(target=_second_process, args=(data, str(tmp_path), result))
     second.start()
     assert _take_part(0, data, str(tmp_path)) == expected
-    assert result.get(timeout=60) is None
-    second.join(timeout=60)
+    assert result.get(timeout=LONG) is None
+    second.join(timeout=LONG)
     assert second.exitcode == 0
 
 

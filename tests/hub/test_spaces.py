@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import yaml
 
 from hf_kd import ErasedModel
 from hf_kd.hub.spaces.build import demo_space
+from tests.helpers.processes import LONG, free_port
 from tests.helpers.small import picture
 from tests.hub.conftest import ROOT
 
@@ -63,12 +63,6 @@ def test_the_demo_space_is_about_its_model_and_nothing_else(hub, run_client, tmp
         demo_space('x"); import os; os.system("id', tmp_path)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def page_at(vit, processor, forget, tmp_path):
     """The page of an erased model on loopback: its address; the photo beside it."""
@@ -82,7 +76,7 @@ def page_at(vit, processor, forget, tmp_path):
     server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}/"
     try:
-        for _ in range(120):
+        for _ in range(2 * LONG):
             time.sleep(0.5)
             if server.poll() is not None:
                 raise AssertionError(server.stdout.read().decode()[-3000:])
@@ -94,7 +88,7 @@ def page_at(vit, processor, forget, tmp_path):
         yield address
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(LONG)
 
 
 def test_the_page_shows_both_answers_and_the_cards_numbers(page_at, tmp_path):
@@ -114,9 +108,9 @@ def test_the_page_shows_both_answers_and_the_cards_numbers(page_at, tmp_path):
              "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
              "--window-size=1100,900", "--virtual-time-budget=15000"]  # fmt: skip
     shot = tmp_path / "page.png"
-    subprocess.run([chromium, *flags, f"--screenshot={shot}", page_at], capture_output=True, timeout=120, check=True)
+    subprocess.run([chromium, *flags, f"--screenshot={shot}", page_at], capture_output=True, timeout=LONG, check=True)
     assert shot.stat().st_size > 10_000
-    dom = subprocess.run([chromium, *flags, "--dump-dom", page_at], capture_output=True, text=True, timeout=120).stdout
+    dom = subprocess.run([chromium, *flags, "--dump-dom", page_at], capture_output=True, text=True, timeout=LONG).stdout
     assert "What does it still answer?" in dom
     assert "Original" in dom
     assert re.search("Not audited", dom)

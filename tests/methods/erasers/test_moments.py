@@ -11,6 +11,7 @@ import torch
 
 from hf_kd import SecondMoment
 from hf_kd.methods.erasers.moments import RetainMoments
+from tests.helpers.processes import LONG
 
 
 def features(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -21,7 +22,7 @@ def features(n: int, d: int, seed: int = 0) -> torch.Tensor:
 
 def in_processes(parts: Sequence, reduce: Callable) -> list:
     """What `reduce(part, sum_over_processes)` returns for each part, each in a thread that stands for a process."""
-    barrier, held = Barrier(len(parts), timeout=60), {}
+    barrier, held = Barrier(len(parts), timeout=LONG), {}
 
     def run(rank: int):
         def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import time
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from hf_kd.methods.unlearning.targets import answers_of
 from hf_kd.methods.unlearning.task import NORMS, Task, parameters_from, soft_divergence
 from hf_kd.model.unlearn import fresh_model, make_task
 from tests.data.test_progress import Terminal
+from tests.helpers.passing_time import PassingTime
 from tests.helpers.small import make_dataset, randomise
 from tests.helpers.unlearning import task_of
 
@@ -489,6 +489,7 @@ def test_the_bar_of_steps_ticks_while_one_takes_long_and_ends_where_an_error_end
         time.sleep(0.3)
         raise ArithmeticError
 
+    time = PassingTime(monkeypatch)
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(progress, "DELAY", 0.05)
     monkeypatch.setattr(GradientSteps, "step", slow)
