@@ -196,10 +196,13 @@ def test_a_rare_class_is_among_the_images_of_every_attack_that_reads_some(data, 
 def test_the_lower_part_is_kept_when_the_rest_is_drawn_anew(data, monkeypatch):
     net, images = network(data)
     net = recalibrated(net, images.train)
-    seen = []
+    seen, drawn = [], []
+    fresh = net.fresh
+    net = replace(net, fresh=lambda: drawn.append(torch.initial_seed()) or fresh())
     monkeypatch.setattr(regrowing, "head_answers", lambda made, *a: seen.append(made) or head_answers(made, *a))
     result = regrow_attack(net, images, epochs=1)
     assert result.settings["kept_to"] == "blocks.0"
+    assert drawn[0] != 0, "a training with the same seed began with these weights"
     before, after = (n.model.state_dict() for n in (net, seen[0]))
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in same if not name.endswith("num_batches_tracked")} == {

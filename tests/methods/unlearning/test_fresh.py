@@ -58,6 +58,38 @@ def test_methods_that_start_anew_take_it(method, head):
     assert changed.state_dict().keys() == model.state_dict().keys()
 
 
+def test_beside_a_kept_part_no_weights_are_drawn_with_which_it_was_trained_from_the_start():
+    """Whatever the seed of the training, the method with the same seed draws others: those would know what it was taught."""
+    forget, retain = (loader(*planted_images(classes)) for classes in ([2], [0, 1, 3, 4]))
+    for method, more in {"regrow": {}, "eu-k": {"keep": 0.5}, "layer-resets": {}}.items():
+        for seed in (0, 1, 42):
+            untrained = fresh_model(trained_model("transformer"), seed)
+            changed = unlearn(
+                untrained, forget, method, retain=retain, seed=seed, progress=False, epochs=1, lr=1e-12, batch_size=64,
+                allow_unrecognised=True, **more,
+            )  # fmt: skip
+            first, now = untrained.state_dict(), changed.state_dict()
+            layers = [name for name in first if name.startswith("vit.layers.1.") and first[name].ndim > 1]
+            assert any(not torch.allclose(first[name], now[name], atol=1e-3) for name in layers), (method, seed)
+
+
+def test_a_network_answers_no_class_that_it_was_not_shown_since_it_was_drawn_anew():
+    """One image of one class: what the others are could only be known from weights that were trained with the kept part."""
+    forget, (images, labels) = loader(*planted_images([2])), planted_images([0])
+    changed = unlearn(
+        trained_model("convolutional"),
+        forget,
+        "regrow",
+        retain=loader(images[:1], labels[:1]),
+        epochs=1,
+        progress=False,
+    )
+    others, names = planted_images([1, 3, 4], seed=9)
+    with torch.no_grad():
+        answered = changed(pixel_values=others).logits.argmax(dim=1)
+    assert float((answered == names).float().mean()) < 0.5
+
+
 class Scale(nn.Module):
     """Has a weight and no way to draw it."""
 

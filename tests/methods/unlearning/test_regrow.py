@@ -361,7 +361,7 @@ def test_a_mean_over_processes_that_agree_is_what_they_agree_on():
 
 def test_classes_of_earlier_requests_stay_unanswered(original):
     """The head is drawn anew; what was taken from it before is not to come back as a row of chance."""
-    first = grown(original)
+    first = grown(original, epochs=12)
     second = unlearn(
         first,
         loader(*planted_images([1])),

@@ -14,7 +14,7 @@ from hf_kd.data.devices import own_generators
 from hf_kd.data.samples import consecutive
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.unlearning.cut import cut_behind, gradients_above, only_trainable, take_over
-from hf_kd.methods.unlearning.fresh import initialised, take_replaced
+from hf_kd.methods.unlearning.fresh import initialised, seed_apart, take_replaced
 from hf_kd.metrics.attack_data import AttackResult
 
 from .answers import head_answers
@@ -54,7 +54,7 @@ def regrow_attack(
     model = made.model
     two = {name: value[:2].to(made.device) for name, value in data.train.inputs.items()}
     cut = cut_behind(model, block, two, network.blocks)
-    with own_generators(made.device, seed):
+    with own_generators(made.device, seed_apart(seed)):
         take_over(model, _fresh(network, made), cut.new)
     new = only_trainable(model, cut.new)
     few = data.train.rows(slice(images))

@@ -25,6 +25,7 @@ from hf_kd.methods.choices import annotated, check_fields
 from hf_kd.methods.measured import UnlearningMeasured
 from hf_kd.methods.registry import missing_retain
 
+from .fresh import seed_apart
 from .task import Task, check_range
 
 logger = logging.getLogger(__name__)
@@ -193,12 +194,14 @@ class UnlearningMethod(ABC):
         _check_finite(self.name, task)
         return measured
 
-    def fresh_model(self, task: Task, init: str | None = None) -> nn.Module:
+    def fresh_model(self, task: Task, init: str | None = None, beside_kept: bool = False) -> nn.Module:
         """A model like the task's whose weights have seen nothing.
 
         Args:
             task: Says how to make one.
             init: A checkpoint whose weights to take instead.
+            beside_kept: For weights that go beside some of the model's own, which must not meet again those that they
+                were trained with from the start: others are drawn than a training with the same seed begins with.
 
         Returns:
             The model, in eval mode, on the device of the task's.
@@ -210,7 +213,7 @@ class UnlearningMethod(ABC):
             raise InvalidValueError(
                 f"{self.name} needs a model with fresh weights: give the task `fresh`, a way to make one."
             )
-        return task.fresh(self.seed, init).to(task.device).eval()
+        return task.fresh(seed_apart(self.seed) if beside_kept else self.seed, init).to(task.device).eval()
 
     def _check_shares(self, task: Task, retain: Samples | None) -> None:
         """A batch with fewer samples than processes is left out by all of them: none would be left."""

@@ -16,6 +16,16 @@ from hf_kd.data.paths import refuse_missing_model, with_revision
 from hf_kd.errors import InvalidValueError
 
 
+def seed_apart(seed: int) -> int:
+    """Another seed for each seed, for what is drawn anew above a part that is kept.
+
+    By the seed that a training began with, its first weights would be drawn again: those that the kept part learnt together
+    with. Classes that a network so made was never shown were answered all the same. Of a seed torch takes the last 32 bits,
+    and the factor is odd and the summand too: no seed stays itself, and no two become one.
+    """
+    return (seed * 0x9E3779B1 + 0x7F4A7C15) % 2**32
+
+
 def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> nn.Module:
     """A model of the same class with weights as it initialises itself, or those of the checkpoint `init`.
 

@@ -46,7 +46,7 @@ class _LastLayers(TrainedMethod):
             owners = {name.rpartition(".")[0] for name in new}
             layers = [name for name, module in task.model.named_modules() if name in owners and is_layer(module)]
         if start_anew:
-            take_over(task.model, self.fresh_model(task), new)
+            take_over(task.model, self.fresh_model(task, beside_kept=True), new)
         for name, parameter in task.model.named_parameters():
             parameter.requires_grad_(name in names)
         frozen = [m for name, m in task.model.named_modules() if isinstance(m, NORMS) and name not in owners]

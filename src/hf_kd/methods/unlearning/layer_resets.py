@@ -50,7 +50,7 @@ class LayerResets(TrainedMethod):
 
     def change(self, task: Task) -> LastLayersMeasured:
         retain = task.needed_retain(self.name)
-        teacher, fresh = task.frozen_copy(), self.fresh_model(task)
+        teacher, fresh = task.frozen_copy(), self.fresh_model(task, beside_kept=True)
         names = [
             name
             for name, module in task.model.named_modules()

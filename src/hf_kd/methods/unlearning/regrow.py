@@ -246,7 +246,7 @@ class Regrow(UnlearningMethod):
         """Draw everything above a cut anew; these weights, which alone can be trained then."""
         seed_generators(task.device, self.seed)  # whatever was tried before, also by a process that was killed
         silent = [silent_rows(head) for head in task.linear_heads()]  # of earlier requests
-        take_over(task.model, self.fresh_model(task), cut.new)
+        take_over(task.model, self.fresh_model(task, beside_kept=True), cut.new)
         for head, earlier in zip(task.linear_heads(), silent, strict=True):
             # masked in the loss and in the answers: their gradient is 0. Those that were unless there are images of them
             silence_rows(head, torch.cat([task.forget_classes, earlier[~torch.isin(earlier, targets.cpu())]]))
