@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import tempfile
 import weakref
@@ -11,11 +12,13 @@ import psutil
 import pytest
 import torch
 
+from hf_kd import unlearn
 from hf_kd.data.samples import Samples
 from hf_kd.methods.unlearning import activations
 from hf_kd.methods.unlearning.activations import ThroughNetwork, source_of
 from hf_kd.methods.unlearning.cut import choose_block, upper_part_stands_alone
 from hf_kd.methods.unlearning.regrow import Regrow
+from hf_kd.testing.unlearning import loader, planted_images, trained_model
 from tests.methods.unlearning.test_regrow import small_task
 
 
@@ -62,6 +65,15 @@ def test_images_in_half_precision_are_read_by_a_network_in_full():
         with source_of(task, task.retain, block, "flip") as source:
             kept.append(source.store.clone())
     assert torch.equal(*kept)
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "transformer"])
+@pytest.mark.parametrize("method", ["regrow", "lau"])
+def test_what_is_read_once_in_full_precision_is_given_to_weights_that_are_doubles(method, kind):
+    forget, retain = (loader(*planted_images(classes)) for classes in ([2], [0, 1, 3, 4]))
+    model = copy.deepcopy(trained_model(kind)).double()
+    changed = unlearn(model, forget, method, retain=retain, epochs=1, progress=False)
+    assert changed.dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", ["ResNetForImageClassification", "ViTForImageClassification"])

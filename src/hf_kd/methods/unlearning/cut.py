@@ -232,12 +232,13 @@ def upper_part(task: Task, block: str) -> Iterator[Callable[[Tensor], Tensor]]:
     """
     one = {name: value[:1] for name, value in task.two_images().items()}
     given: list[Tensor] = []
+    precision = next(task.model.parameters()).dtype  # kept hidden states come in float32, and weights may be doubles
 
     def replace(module: nn.Module, args: Any, output: Any) -> Any:
         return with_hidden_state(output, given[0]) if given else None
 
     def forward(hidden: Tensor) -> Tensor:
-        given[:] = [hidden]
+        given[:] = [hidden.to(torch.promote_types(hidden.dtype, precision))]
         try:
             return task.logits(one)
         finally:

@@ -93,7 +93,7 @@ class LAU(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         labels = task.forget.labels.to(task.device)
         heads = zip(task.linear_heads(), task.head_inputs(task.forget), strict=True)
-        *_, last = [self._teach(task, head, features, labels) for head, features in heads]
+        *_, last = [self._teach(task, head, features.to(head.weight), labels) for head, features in heads]
         return {"n_forget": len(task.forget), **last}
 
     def _teach(self, task: Task, head: nn.Linear, features: Tensor, labels: Tensor) -> TrainedMeasured:
