@@ -35,7 +35,7 @@ from .report import RetentionReport
 from .schema import Section
 from .sections.features import class_fit
 from .sections.reference_level import ReadLevel, converged_point, reference_level_section
-from .sections.weights import moved_weights, of_other_weights, of_same_weights
+from .sections.weights import moved_weights, of_other_weights, of_same_weights, of_taught
 from .splits import AuditSplits, Split, complete
 from .weight_access import measure_weight_access
 
@@ -127,7 +127,7 @@ def audit_model(
             extra_sections=[*sections, *beside],
             sampled=data.sampled,
             several_labels=several_labels(model),
-            context={**_context(model, original, retrained.models), **weights},
+            context={**_context(data, retrained.models, forget), **weights},
         ),
     )
     return replace(report, seconds=round(time.perf_counter() - started, 2))
@@ -219,7 +219,8 @@ def _of_features(options: AuditOptions, data: AuditSplits, attacks: Sequence[str
     )
 
 
-def _context(model: TappedModel, original: TappedModel | None, references: Sequence[TappedModel]) -> dict[str, Any]:
+def _context(data: AuditSplits, references: Sequence[TappedModel], forget: Sequence[int]) -> dict[str, Any]:
+    model, original = data.model, data.original
     return {
         "architecture": type(model.inner).__name__,
         "taps": [str(tap) for tap in model.taps],
@@ -229,6 +230,7 @@ def _context(model: TappedModel, original: TappedModel | None, references: Seque
         "warnings": [
             *([] if original is None else of_other_weights(original, model)),
             *of_same_weights(references, model, original),
+            *of_taught(references, data.names, forget),
         ],
     }
 

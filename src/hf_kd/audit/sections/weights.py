@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hf_kd.audit.schema import Score, Section, none_missing
 from hf_kd.data.devices import refuse_unreachable_weights
 from hf_kd.data.digest import inner_digest
+from hf_kd.data.labels import counterparts
 from hf_kd.features.protocol import TappedModel
 from hf_kd.methods.records import folded_erasures, weight_changes
+from hf_kd.methods.unlearning.retrain import Retrain
 from hf_kd.metrics.weights import WeightDistance, weight_distance
 
 
@@ -58,6 +60,46 @@ def of_same_weights(
         "one. Audit again with a model trained without them (hf-kd train-original --without)."
         for name in sorted(found)
     ]
+
+
+def of_taught(references: Sequence[TappedModel], names: Mapping[int, str], forget: Sequence[int]) -> list[str]:
+    """A warning where a model given as one that never saw the classes did, by its own records.
+
+    Args:
+        references: Those that were given.
+        names: Of the class ids of the data.
+        forget: The forgotten ones among these.
+    """
+    seen = 0
+    for other in references:
+        same = dict(names) == dict(other.class_names)
+        found = {label: label for label in forget} if same else counterparts(names, other.class_names)
+        seen += bool({found[label] for label in forget if label in found} & _taught(other))
+    if not seen:
+        return []
+    which = "A reference was" if len(references) == 1 else f"{seen} of {len(references)} references were"
+    return [
+        f"{which} trained on images of what was to be forgotten, by the records in the configuration: what is said of a "
+        "model that never saw the classes is said of one that did. Audit again with a model trained without them "
+        "(hf-kd train-original --without)."
+    ]
+
+
+def _taught(model: TappedModel) -> set[int]:
+    """Ids of the classes that a model has seen images of, as far as its records say it."""
+    taught: set[int] = set()
+    trained = getattr(model.inner.config, "hf_kd_trained", None)  # of `train_original`, which says what it left out
+    if isinstance(trained, Mapping) and isinstance(trained.get("without"), list):
+        taught = set(model.class_names) - set(trained["without"])
+    past: set[int] = set()
+    for change in weight_changes(model.config):
+        own = set(change.classes or ())
+        past |= own  # a retraining leaves out what earlier requests name, too
+        if change.method != Retrain.name:
+            taught |= own
+        else:  # from fresh weights, or from some of which nothing is known
+            taught = set() if change.settings.get("init") else taught - past
+    return taught
 
 
 def moved_weights(original: TappedModel, model: TappedModel) -> list[Section]:
