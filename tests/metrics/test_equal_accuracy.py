@@ -37,3 +37,9 @@ def test_one_reference_or_several_alike():
     assert level_at(87.0, [(85.0, 64.0)]).level is None
     assert level_at(85.2, [(85.0, 64.0), (85.4, 66.0), (85.2, 68.0)]).level == 66.0
     assert level_at(85.0, []).reason == "no reference was given"
+
+
+def test_a_level_is_a_share():
+    """The line of references of which some are read whole, or not at all, goes on beyond 0 and 100 %."""
+    assert level_at(90.0, [(90.0, 100.0), (91.0, 100.0), (92.0, 90.0)]).level == 100.0
+    assert level_at(92.0, [(90.0, 9.0), (91.0, 0.0), (92.0, 0.0)], n_forget=100).level == 0.0

@@ -59,8 +59,8 @@ def level_at(
     flat = high - low <= ALONE
     slope = 0.0 if flat else math.fsum((x - mean_r) * (y - mean_f) for x, y in zip(r, f, strict=True)) / spread
     at = min(max(accuracy, low), high)  # no line is drawn beyond the references
-    level = mean_f + slope * (at - mean_r)
-    share = min(max(level / 100, 0.0), 1.0)
+    level = min(max(mean_f + slope * (at - mean_r), 0.0), 100.0)  # a line through points at its end may leave it
+    share = level / 100
     variance = 0.0 if n_forget is None else 1e4 * share * (1 - share) / n_forget
     free = count - (1 if flat else 2)
     if free > 0:
