@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -317,6 +318,10 @@ def test_the_template_reads_well_unfilled_and_makes_no_claims():
 
 def test_the_wheel_carries_the_template(tmp_path):
     pytest.importorskip("setuptools", "77", reason="nothing else can build a wheel here")
+    source = tmp_path / "source"  # building writes beside the source, which other tests read meanwhile
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     command = [
         sys.executable,
         "-m",
@@ -327,7 +332,7 @@ def test_the_wheel_carries_the_template(tmp_path):
         "--no-build-isolation",
         "-w",
         str(tmp_path),
-        str(ROOT),
+        str(source),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -19,6 +19,7 @@ from hf_kd.model.configuration import ErasedConfig
 from hf_kd.model.unlearn import unlearn
 from tests.conftest import make_dataset
 from tests.helpers import zoo
+from tests.helpers.processes import LONG
 from tests.model.test_architectures import images, loader
 from tests.model.test_erase import logits_of
 from tests.model.test_saving import edit_config, edit_weights
@@ -340,21 +341,22 @@ def test_every_branch_of_an_adapter_on_the_head_sees_erased_features(erased, pix
 
 def test_who_answers_meanwhile_never_answers_half_erased(vit, processor, pixels):
     erased = ErasedModel.from_model(vit, processor)
-    before, found, stop = logits_of(erased, pixels), [], threading.Event()
+    before, found, begun, stop = logits_of(erased, pixels), [], threading.Event(), threading.Event()
 
     def answer():
         while not stop.is_set():
             found.append(logits_of(erased, pixels))
+            begun.set()
 
     thread = threading.Thread(target=answer)
     thread.start()
     try:
+        assert begun.wait(LONG)
         erased.erase(make_dataset([2] * 20), k=2, mask_head=True, progress=False)
     finally:
         stop.set()
         thread.join()
     after = logits_of(erased, pixels)
-    assert found
     assert all(
         torch.allclose(logits, before, atol=1e-5) or torch.allclose(logits, after, atol=1e-5) for logits in found
     )

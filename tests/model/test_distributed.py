@@ -85,7 +85,7 @@ def test_two_processes_save_the_model_of_one(folders, vit, processor, method, fo
         assert torch.allclose(one["sites.0.eraser.operator"], two["sites.0.eraser.operator"], atol=1e-5)
     else:
         a, b = (state["sites.0.eraser.directions"].double() for state in (one, two))
-        assert float(torch.linalg.svdvals(a - b @ (b.T @ a))[0]) < 1e-6
+        assert float(torch.linalg.svdvals(a - b @ (b.T @ a))[0]) < 1e-5
     pixels = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         assert torch.allclose(alone(pixels).logits, together(pixels).logits, atol=1e-5)

@@ -114,10 +114,10 @@ def test_a_configuration_that_is_no_object_is_refused_in_words(tmp_path, content
 @pytest.mark.parametrize("name", ["projection", "unlearned", "sharded"])
 def test_a_depth_that_the_weights_do_not_have_is_refused_soon(tmp_path, name):
     folder = copied(name, tmp_path / "model", lambda config: config.update(num_hidden_layers=10**8))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(HfKdError, match="parts"):
         ErasedModel.from_pretrained(folder)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize("name", ["projection", "unlearned", "sharded"])
@@ -127,17 +127,17 @@ def test_a_depth_that_the_weights_do_not_have_is_refused_soon(tmp_path, name):
 def test_a_size_that_the_weights_do_not_have_is_refused_soon(tmp_path, name, setting):
     """It would be filled with random values for minutes, only to be found of another shape."""
     folder = copied(name, tmp_path / "model", lambda config: config.update(setting))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(HfKdError, match="values, and its weights have"):
         ErasedModel.from_pretrained(folder)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_images_that_only_a_configuration_asks_for_are_not_probed_for_minutes(tmp_path):
     folder = copied("resnet", tmp_path / "model", lambda config: config.update(image_size=10**5))
-    started = time.monotonic()
+    started = time.process_time()
     assert ErasedModel.from_pretrained(folder).is_erased
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize("erased", [True, False])
