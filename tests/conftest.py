@@ -7,24 +7,34 @@ import functools
 import gc
 import json
 import os
+import random
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.helpers.processes import SRC
+from tests.helpers.processes import LONG, SRC
 
 sys.path.insert(0, SRC)  # here, and in what tests start with this environment
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SRC, os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-kd-tests-")  # nor find or leave anything in the cache of a person
+os.environ.update(COLUMNS="80", TERM="xterm")  # wherever tests are started
+if coloured := {"FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE"} & os.environ.keys():
+    for name in coloured:  # read as if standard output were a terminal, or not
+        del os.environ[name]
 if "PYTEST_XDIST_WORKER" in os.environ:  # what tests start has one thread too: waiting threads spin on cores in use
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 if gc.isenabled():  # until all is collected: little of it is garbage, and looking takes a quarter of the time
     gc.disable()
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from filelock import FileLock
+from tqdm import tqdm
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -37,11 +47,14 @@ from hf_kd import ErasedModel
 from hf_kd.audit.options import AuditOptions
 from hf_kd.audit.report import RetentionReport
 from hf_kd.audit.sections import membership
+from hf_kd.data import progress
 from hf_kd.model.onnx_export import ExportedFile
 from tests.helpers.small import NAMES, labelled, make_dataset, picture, randomise  # noqa: F401
 
 # small models gain nothing from threads, and with several test processes they only get in each other's way
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
+
+tqdm.monitor_interval = 0  # no thread holds the lock of bars while a test forks: in the fork nobody would give it back
 
 PLACES = {"hub": "hub", "bench": "bench"}
 """Folders of tests whose tests all get a mark."""
@@ -175,6 +188,14 @@ def few_draws_of_members() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_takes_long() -> Iterator[None]:
+    """Commands say on standard error what takes more than a second, which depends on how busy the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "DELAY", LONG)
+        yield
+
+
 @pytest.fixture
 def few_draws(monkeypatch) -> None:
     """`hf-kd audit` asks few-label attackers once, for two numbers of labels: how often they are asked is no question of
@@ -229,6 +250,27 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of shared data and weights is not beside the project")
     return SHARED
+
+
+def seed() -> None:
+    """What draws from the generators that all share draws the same whichever tests this process ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    seed()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

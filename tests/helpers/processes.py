@@ -112,6 +112,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str], folder: str, sa
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
+    from hf_kd.data import progress
+
     for descriptor, path in zip((1, 2), said, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.environ.clear()
@@ -125,6 +127,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], folder: str, sa
     constants.ENDPOINT = environment["HF_ENDPOINT"]
     constants.HF_HUB_OFFLINE = environment.get("HF_HUB_OFFLINE") == "1"
     _http.time = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # between two tries of a request
+    progress.DELAY = LONG  # what takes long is not said: it depends on how busy the machine is
     first, *arguments = command
     if first == "-c":
         sys.argv = ["-c", *arguments[1:]]
