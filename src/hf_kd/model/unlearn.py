@@ -53,6 +53,11 @@ logger = logging.getLogger(__name__)
 ASKED = 1024
 """Samples of each set that the model answers for before and after."""
 
+SAME_REFERENCE = (
+    "The reference has the very weights of the model that is changed: it saw the classes, and the two differ nowhere. Give "
+    "one that was trained without them (hf-kd train-original --without), or leave it out."
+)
+
 
 def unlearn(
     model: PreTrainedModel | ErasedModel,
@@ -117,6 +122,8 @@ def unlearn(
     task = _task(student, readers, options, chosen)
     if reference is not None:
         task.reference = _reference(reference, task)
+        if tensors_digest(reference.state_dict().values()) == before:
+            task.warn(SAME_REFERENCE)
     task.checkpoint = folder
     refuse = "D_f" in chosen.needs and not allow_unrecognised
     measured, warnings, (between, finished) = _run(chosen, task, student, readers["forget"].mapping, refuse)

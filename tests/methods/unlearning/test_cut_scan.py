@@ -14,6 +14,7 @@ from hf_kd.data.samples import Samples
 from hf_kd.errors import InvalidValueError
 from hf_kd.methods.unlearning import cut_scan, regrow
 from hf_kd.methods.unlearning.cut import Cut, choose_block, cut_behind, upper_part_stands_alone
+from hf_kd.methods.unlearning.fresh import fresh_model
 from hf_kd.methods.unlearning.regrow import Regrow
 from hf_kd.methods.unlearning.task import Task
 from hf_kd.testing.unlearning import loader, planted_images, trained_model
@@ -238,7 +239,7 @@ def test_a_reference_of_another_depth_is_refused(depth):
 
 
 def test_with_a_reference_the_cut_is_where_both_begin_to_differ(original):
-    """A reference that is the model itself differs nowhere."""
+    """A reference that is the model itself differs nowhere, and is no reference: the record says so."""
     many = loader(*planted_images(FORGET, per_class=500)), loader(*planted_images(RETAINED, per_class=30))
 
     def cut_by(reference):
@@ -246,7 +247,10 @@ def test_with_a_reference_the_cut_is_where_both_begin_to_differ(original):
                        reference_model=reference)  # fmt: skip
 
     alike = cut_by(original)
-    assert any("do not part" in text for text in alike.config.hf_kd_unlearned[-1]["warnings"])
+    said = alike.config.hf_kd_unlearned[-1]["warnings"]
+    assert [any(what in text for text in said) for what in ("do not part", "very weights")] == [True, True]
+    untaught = cut_by(fresh_model(original, seed=3)).config.hf_kd_unlearned[-1]["warnings"]
+    assert not any("very weights" in text for text in untaught)
     tried = measured(alike)["scan"]
     assert all(one["reading"] == one["reference"] for one in tried)
     with pytest.raises(ValueError, match="keep='auto'"):

@@ -66,7 +66,7 @@ def scan(
 
     Returns:
         The cut, what was read at each and where nothing was kept, and whether the scan could tell: where the class was read
-        better at every cut, or its noise could hide that, the last one is taken.
+        better at every cut, its noise could hide that, or fewer retained images were answered, the last one is taken.
 
     Raises:
         InvalidValueError: Where there are too few images of the forgotten classes to read anything, and where what was kept

@@ -227,8 +227,8 @@ class Regrow(UnlearningMethod):
             grow = partial(self._tried, task, retain, targets)
             cut, found["scan"], told = scan(task, retain, grow, same)
             text = (
-                "The scan could not tell where to cut: at each cut the class was read better than where nothing is kept, or "
-                "noise could hide that. The deepest was taken."
+                "The scan could not tell where to cut: at each cut the class was read better than where nothing is kept, "
+                "noise could hide that, or fewer retained images were answered. The deepest was taken."
             )
         if not told:
             task.warn(text)
