@@ -253,6 +253,7 @@ def test_with_a_reference_the_cut_is_where_both_begin_to_differ(original):
     assert not any("very weights" in text for text in untaught)
     tried = measured(alike)["scan"]
     assert all(one["reading"] == one["reference"] for one in tried)
+    assert measured(alike)["block"] == tried[0]["block"], "what cannot be told is cut deeper"
     with pytest.raises(ValueError, match="keep='auto'"):
         grown(original, reference_model=original)
     other = trained_model("transformer" if type(original).__name__.startswith("ResNet") else "convolutional")

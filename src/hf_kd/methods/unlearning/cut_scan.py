@@ -135,7 +135,8 @@ def _excess(level: CutTried, row: CutTried) -> float:
 def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tuple[Cut, list[CutTried], bool]:
     """The last block up to which the class is read no better than from a network that never saw it.
 
-    Nothing is trained: the pooled hidden states of each block of both networks are probed, from the bottom up.
+    Nothing is trained: the pooled hidden states of each block of both networks are probed, from the bottom up. Where they
+    part at the first block, or nowhere, this tells no cut, and the deepest is taken.
 
     Args:
         task: Its model is the one to change.
@@ -143,7 +144,7 @@ def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tu
         reference: Of the same class and depth; it stays as it is.
 
     Returns:
-        The cut, what was read at each block up to the one where they part, and whether they part at all.
+        The cut, what was read at each block up to the one where they part, and whether that told it.
 
     Raises:
         InvalidValueError: For a reference of another class or depth, and too few images of the forgotten classes.
@@ -166,8 +167,8 @@ def where_profiles_part(task: Task, retain: Samples, reference: nn.Module) -> tu
         if reading - level > 2 * math.hypot(noise, spread):
             break
         below = depth
-    parted = below < len(names)
-    return choose_block(task, names[min(max(below, 1), len(names) - 1) - 1]), tried, parted and below > 0
+    told = 0 < below < len(names)
+    return choose_block(task, names[below - 1 if told else 0]), tried, told
 
 
 def _beside(blocks: Sequence[str], model: nn.Module) -> set[str]:

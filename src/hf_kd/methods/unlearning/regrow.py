@@ -222,7 +222,7 @@ class Regrow(UnlearningMethod):
         """The cut that a scan finds; what it read goes into `found`."""
         if task.reference is not None:
             cut, found["scan"], told = where_profiles_part(task, retain, task.reference)
-            text = "The profiles of model and reference do not part where one could cut; the nearest cut was taken."
+            text = "The profiles of model and reference do not part where one could cut. The deepest cut was taken."
         else:
             grow = partial(self._tried, task, retain, targets)
             cut, found["scan"], told = scan(task, retain, grow, same)
