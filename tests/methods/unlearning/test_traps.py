@@ -16,6 +16,7 @@ from hf_kd.data.masked_classes import MASKED_LOGIT, silence_rows
 from hf_kd.features.reader import ReadOptions
 from hf_kd.methods.registry import make_unlearning_method
 from hf_kd.methods.unlearning import bad_teaching, boundary, delete, lau, noise_distill, spotter
+from hf_kd.methods.unlearning.fresh import seed_apart
 from hf_kd.methods.unlearning.kodge import editable, projection_of
 from hf_kd.methods.unlearning.steps import GradientSteps
 from hf_kd.methods.unlearning.targets import answers_of
@@ -474,7 +475,7 @@ def test_exact_unlearning_knows_nothing_of_what_the_last_layers_were(task, monke
     before, (_, trained) = weights(task), parameters_from(task.model, 2)
     owners = {key.rpartition(".")[0] for key in trained}
     make_unlearning_method("eu-k", k=2, epochs=1, bn_mode="eval").run(task)
-    fresh = fresh_model(task.model, 0).state_dict()
+    fresh = fresh_model(task.model, seed_apart(0)).state_dict()
     for key, tensor in weights(task).items():
         assert torch.equal(tensor, (fresh if key.rpartition(".")[0] in owners else before)[key]), key
 
