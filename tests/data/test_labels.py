@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,6 +102,7 @@ def test_requested_labels():
     assert resolve_forget_labels(["zero", "1", "3"], ["zero", "3", "1"]) == [0, 2, 1]  # a name before a number
     assert resolve_forget_labels("dog", MODEL) == [5]
     assert resolve_forget_labels([2, "7"], None) == [2, 7]
+    assert resolve_forget_labels(2.0, MODEL) == resolve_forget_labels(np.int64(2), MODEL) == [2]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,9 @@ def test_requested_labels():
         (["cat"], None, "no label names"),
         (["x"], ["x, 1", "X, 2"], r"is ambiguous.*0 .*1 "),
         ([], MODEL, "No label to forget"),
+        ([2.5], MODEL, "No label is called 2.5"),
+        ([None], MODEL, "No label is called None"),
+        (float("inf"), None, "inf: there are no label names"),
     ],
 )
 def test_requested_labels_that_do_not_exist(wanted, names, message):

@@ -38,4 +38,4 @@ def resolved_labels(given: Any, names: Any) -> list[int]:
     """Ids of labels given as names or ids, one or several."""
     if isinstance(given, Tensor):
         given = given.tolist()
-    return resolve_forget_labels([given] if isinstance(given, int | str) else given, names)
+    return resolve_forget_labels(given, names)

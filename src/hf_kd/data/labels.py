@@ -218,7 +218,7 @@ def check_class_ids(id2label: Mapping[Any, str]) -> None:
     )
 
 
-def resolve_forget_labels(wanted: Iterable[str | int], names: Sequence[str] | Mapping[Any, str] | None) -> list[int]:
+def resolve_forget_labels(wanted: Iterable[str | int] | int, names: Sequence[str] | Mapping[Any, str] | None) -> list[int]:
     """The ids of requested labels, in the order of the request and without repetitions.
 
     Args:
@@ -230,7 +230,7 @@ def resolve_forget_labels(wanted: Iterable[str | int], names: Sequence[str] | Ma
         LabelMismatchError: For a name that is unknown (with the closest ones) or ambiguous, for an id out of range, and for
             an empty request.
     """
-    if isinstance(wanted, (str, int)):
+    if isinstance(wanted, str) or not isinstance(wanted, Iterable):
         wanted = [wanted]
     labels = None
     if names is not None:
@@ -259,11 +259,11 @@ def _resolve(label: str | int, labels: dict[int, str] | None) -> int:
             raise LabelMismatchError(f"Label {label!r} is ambiguous; give the id instead: {choices}.")
     try:
         number = int(label)
-    except ValueError:
+        if number != label and not isinstance(label, str):
+            raise ValueError("part of an id")
+    except (ValueError, TypeError, OverflowError):
         if not labels:
-            raise LabelMismatchError(
-                f"Label {label!r}: this data set has no label names; give the integer id."
-            ) from None
+            raise LabelMismatchError(f"Label {label!r}: there are no label names; give the integer id.") from None
         near = _did_you_mean(str(label), labels) or _for_example(labels)
         raise LabelMismatchError(f"No label is called {label!r}.{near}") from None
     if number < 0 or (labels and number not in labels):
