@@ -218,7 +218,7 @@ def check_class_ids(id2label: Mapping[Any, str]) -> None:
     )
 
 
-def resolve_forget_labels(wanted: Iterable[str | int] | int, names: Sequence[str] | Mapping[Any, str] | None) -> list[int]:
+def resolve_forget_labels(wanted: Iterable[str | int], names: Sequence[str] | Mapping[Any, str] | None) -> list[int]:
     """The ids of requested labels, in the order of the request and without repetitions.
 
     Args:
