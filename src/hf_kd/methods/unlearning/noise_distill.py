@@ -12,6 +12,7 @@ from hf_kd.data.masked_classes import masked_logits
 from hf_kd.data.samples import Batch
 from hf_kd.methods.measured import TrainedMeasured
 
+from .fresh import seed_apart
 from .task import Task, check_range, soft_divergence
 from .training import TrainedMethod
 
@@ -51,9 +52,10 @@ class NoiseDistill(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
         teacher, gone = task.frozen_copy(), torch.cat([task.gone_classes, task.earlier_classes])
+        noise = torch.Generator().manual_seed(seed_apart(self.seed))  # not what the first weights were drawn from
         with torch.no_grad():
             for weight in (p for p in task.model.parameters() if p.ndim > 1):
-                drawn = torch.randn(weight.shape).to(weight) * weight.std(correction=0)
+                drawn = torch.randn(weight.shape, generator=noise).to(weight) * weight.std(correction=0)
                 weight.mul_((1 - self.noise**2) ** 0.5).add_(self.noise * drawn)
 
         def loss(batch: Batch) -> Tensor:
