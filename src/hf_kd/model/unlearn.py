@@ -37,7 +37,7 @@ from hf_kd.features.taps.inputs import main_input
 from hf_kd.features.taps.site import sites_on
 from hf_kd.methods.choices import refuse_fp16
 from hf_kd.methods.measured import UnlearningMeasured
-from hf_kd.methods.records import WeightChange, folded_erasures, forgotten_classes
+from hf_kd.methods.records import WeightChange, folded_erasures, forgotten_classes, weight_changes
 from hf_kd.methods.registry import get_method, make_unlearning_method
 from hf_kd.methods.unlearning.base import UnlearningMethod
 from hf_kd.methods.unlearning.fresh import fresh_model
@@ -286,6 +286,7 @@ def _task(
         fresh=lambda seed, init: fresh_model(student.inner, seed, init),
         blocks=lambda inputs, every: find_blocks(student.inner, inputs, main_input(student.inner), every, at_most=None),
         forgotten_before=earlier,
+        changed_before=len(weight_changes(student.config)),
         pixel_mean=mean,
         pixel_std=std,
         mixed_precision=precision,

@@ -73,6 +73,20 @@ def test_beside_a_kept_part_no_weights_are_drawn_with_which_it_was_trained_from_
             assert any(not torch.allclose(first[name], now[name], atol=1e-3) for name in layers), (method, seed)
 
 
+def test_nor_those_of_an_earlier_change_with_the_same_seed():
+    """What lies between two cuts was trained with what the first of them drew above."""
+    images, model, drawn = planted_images, trained_model("transformer"), []
+    for gone, kept in ((2, [0, 1, 3, 4]), (1, [0, 3, 4])):
+        model = unlearn(
+            model, loader(*images([gone])), "regrow", retain=loader(*images(kept)), progress=False, epochs=1, lr=1e-12,
+            batch_size=64, allow_unrecognised=True,
+        )  # fmt: skip
+        drawn.append({name: value for name, value in model.state_dict().items() if name.startswith("vit.layers.1.")})
+    matrices = [name for name, value in drawn[0].items() if value.ndim > 1]
+    assert matrices
+    assert not any(torch.allclose(drawn[0][name], drawn[1][name], atol=1e-3) for name in matrices)
+
+
 def test_a_network_answers_no_class_that_it_was_not_shown_since_it_was_drawn_anew():
     """One image of one class: what the others are could only be known from weights that were trained with the kept part."""
     forget, (images, labels) = loader(*planted_images([2])), planted_images([0])

@@ -368,7 +368,7 @@ def test_classes_of_earlier_requests_stay_unanswered(original):
         "regrow",
         retain=loader(*planted_images([0, 3, 4])),
         progress=False,
-        **QUICK,
+        **QUICK | {"epochs": 12},
     )
     assert not second.config.hf_kd_unlearned[-1]["warnings"]
     with torch.no_grad():

@@ -201,7 +201,7 @@ class UnlearningMethod(ABC):
             task: Says how to make one.
             init: A checkpoint whose weights to take instead.
             beside_kept: For weights that go beside some of the model's own, which must not meet again those that they
-                were trained with from the start: others are drawn than a training with the same seed begins with.
+                were trained with from the start: others are drawn than a training or an earlier change with the same seed.
 
         Returns:
             The model, in eval mode, on the device of the task's.
@@ -213,7 +213,8 @@ class UnlearningMethod(ABC):
             raise InvalidValueError(
                 f"{self.name} needs a model with fresh weights: give the task `fresh`, a way to make one."
             )
-        return task.fresh(seed_apart(self.seed) if beside_kept else self.seed, init).to(task.device).eval()
+        seed = seed_apart(self.seed, task.changed_before) if beside_kept else self.seed
+        return task.fresh(seed, init).to(task.device).eval()
 
     def _check_shares(self, task: Task, retain: Samples | None) -> None:
         """A batch with fewer samples than processes is left out by all of them: none would be left."""

@@ -16,14 +16,21 @@ from hf_kd.data.paths import refuse_missing_model, with_revision
 from hf_kd.errors import InvalidValueError
 
 
-def seed_apart(seed: int) -> int:
+def seed_apart(seed: int, changes: int = 0) -> int:
     """Another seed for each seed, for what is drawn anew above a part that is kept.
 
     By the seed that a training began with, its first weights would be drawn again: those that the kept part learnt together
-    with. Classes that a network so made was never shown were answered all the same. Of a seed torch takes the last 32 bits,
-    and the factor is odd and the summand too: no seed stays itself, and no two become one.
+    with. Classes that a network so made was never shown were answered all the same. So is it with what an earlier change
+    drew. Of a seed torch takes the last 32 bits, of which this step goes through all before it comes back (Hull and Dobell,
+    1962).
+
+    Args:
+        seed: Of the method, as it may have been of the training and of the earlier changes.
+        changes: How many there were before.
     """
-    return (seed * 0x9E3779B1 + 0x7F4A7C15) % 2**32
+    for _ in range(changes + 1):
+        seed = (seed * 0x9E3779B1 + 0x7F4A7C15) % 2**32
+    return seed
 
 
 def fresh_model(model: PreTrainedModel, seed: int, init: str | None = None) -> nn.Module:

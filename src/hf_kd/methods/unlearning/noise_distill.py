@@ -52,7 +52,8 @@ class NoiseDistill(TrainedMethod):
     def change(self, task: Task) -> TrainedMeasured:
         retain = task.needed_retain(self.name)
         teacher, gone = task.frozen_copy(), torch.cat([task.gone_classes, task.earlier_classes])
-        noise = torch.Generator().manual_seed(seed_apart(self.seed))  # not what the first weights were drawn from
+        # not what the first weights were drawn from
+        noise = torch.Generator().manual_seed(seed_apart(self.seed, task.changed_before))
         with torch.no_grad():
             for weight in (p for p in task.model.parameters() if p.ndim > 1):
                 drawn = torch.randn(weight.shape, generator=noise).to(weight) * weight.std(correction=0)

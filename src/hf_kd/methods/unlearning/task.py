@@ -56,6 +56,8 @@ class Task:
     hands on a hidden state."""
     forgotten_before: Collection[int] = ()
     """Ids of the classes that earlier requests forgot, by their records."""
+    changed_before: int = 0
+    """How many changes of its weights the records tell of."""
     reference: nn.Module | None = None
     """A model of the same class that never saw the classes of D_f, where there is one."""
     checkpoint: Path | None = None
